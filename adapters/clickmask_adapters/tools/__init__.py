@@ -1,0 +1,1 @@
+"""One package a labeling tool; each offers `router(workbench, settings) -> APIRouter`."""

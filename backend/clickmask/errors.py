@@ -1,0 +1,43 @@
+"""What can go wrong, in the caller's words. Messages are shown to annotators: no paths, no tokens."""
+
+from __future__ import annotations
+
+
+class ClickmaskError(Exception):
+    """Base of every error that clickmask raises on purpose."""
+
+
+class InvalidPrompt(ClickmaskError):
+    """The prompt cannot be: no positive part, not finite, or outside of the image."""
+
+
+class InvalidImage(ClickmaskError):
+    """The bytes are not an image that clickmask reads."""
+
+
+class ImageTooLarge(InvalidImage):
+    """The image has more bytes or pixels than the configured cap."""
+
+
+class ImageRefused(ClickmaskError):
+    """The address of the image is one that clickmask must not read from."""
+
+
+class ImageUnavailable(ClickmaskError):
+    """The image could not be fetched: unreachable, timed out, refused by its server, or gone."""
+
+
+class UnknownSegmenter(ClickmaskError):
+    """No segmenter of this name is installed."""
+
+
+class SegmenterNotReady(ClickmaskError):
+    """The segmenter is known but cannot run, for want of weights or of a package."""
+
+
+class Busy(ClickmaskError):
+    """A bounded queue is full; the same request may succeed later."""
+
+    def __init__(self, message: str, retry_after: float = 2.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after  # seconds

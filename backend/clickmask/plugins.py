@@ -1,0 +1,28 @@
+"""A plugin is a module: its file name is its name, and nothing has to be registered.
+
+Packages from elsewhere bring theirs by an entry point in the group of the folder's full name,
+e.g. `[project.entry-points."clickmask.segmenters"] mine = "my_package.mine"`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from importlib.metadata import entry_points
+from types import ModuleType
+
+
+def names(package: ModuleType) -> list[str]:
+    """Names of the plugins in `package` and of those that other distributions bring, sorted."""
+    inside = {module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_"}
+    return sorted(inside | {point.name for point in entry_points(group=package.__name__)})
+
+
+def load(package: ModuleType, name: str) -> ModuleType:
+    """The module of the plugin `name`; KeyError if there is none. Ours win over foreign ones."""
+    if name in {module.name for module in pkgutil.iter_modules(package.__path__)}:
+        return importlib.import_module(f"{package.__name__}.{name}")
+    for point in entry_points(group=package.__name__):
+        if point.name == name:
+            return point.load()
+    raise KeyError(name)

@@ -1,0 +1,1 @@
+"""One module a family of segmenters; each offers `load(variant, **options) -> Segmenter`."""

@@ -1,0 +1,136 @@
+"""The vocabulary.
+
+Frame, for every coordinate in clickmask: continuous pixels of the upright (EXIF-transposed)
+image, origin at the outer corner of the top-left pixel, x right, y down; pixel (r, c) covers
+[c, c+1] x [r, r+1]. Sizes are (height, width); points (x, y); boxes (x0, y0, x1, y1).
+A pixel is in a polygon if its centre is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.errors import InvalidPrompt
+
+Pixels = NDArray[np.uint8]  # (H, W, 3), RGB, upright
+Mask = NDArray[np.bool_]  # (H, W), whole image
+Ring = NDArray[np.float64]  # (N, 2) of (x, y); outer rings and holes have opposite signed area
+Size = tuple[int, int]
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Where an image is: data:, http(s)://, file:// or a digest that is already known.
+
+    `headers` are sent to the origin of `uri` and to no other; they may hold a token,
+    so they are never compared, printed or stored.
+    """
+
+    uri: str
+    headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False, compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """Upright RGB pixels, read-only, and the digest that names them and their decoder."""
+
+    pixels: Pixels
+    digest: str
+
+    @property
+    def size(self) -> Size:
+        height, width = self.pixels.shape[:2]
+        return height, width
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What an annotator pointed at: points, at most one box, at most one mask of the whole image.
+
+    Raises InvalidPrompt where nothing positive was pointed at (background points alone say
+    only where the object is not), a number is not finite, or a box has no area.
+    """
+
+    foreground: tuple[Point, ...] = ()
+    background: tuple[Point, ...] = ()
+    box: Box | None = None
+    mask: Mask | None = None
+
+    def __post_init__(self) -> None:
+        if not self.foreground and self.box is None and self.mask is None:
+            raise InvalidPrompt("a prompt needs a foreground point, a box or a mask")
+        for point in self.foreground + self.background:
+            if len(point) != 2 or not all(map(math.isfinite, point)):
+                raise InvalidPrompt(f"point {point} is not a pair of finite numbers")
+        if self.box is not None:
+            if len(self.box) != 4 or not all(map(math.isfinite, self.box)):
+                raise InvalidPrompt(f"box {self.box} is not four finite numbers")
+            x0, y0, x1, y1 = self.box
+            if not (x0 < x1 and y0 < y1):
+                raise InvalidPrompt(f"box {self.box} has no area; it is (x0, y0, x1, y1)")
+        if self.mask is not None and self.mask.ndim != 2:
+            raise InvalidPrompt(f"a mask prompt has two dimensions, not {self.mask.ndim}")
+
+    def require_inside(self, size: Size) -> None:
+        """Raise InvalidPrompt unless all of the prompt lies in an image of `size`, edges included."""
+        height, width = size
+        for x, y in self.foreground + self.background:
+            if not (0 <= x <= width and 0 <= y <= height):
+                raise InvalidPrompt(f"point ({x:g}, {y:g}) lies outside the {width}x{height} image")
+        if self.box is not None:
+            x0, y0, x1, y1 = self.box
+            if not (0 <= x0 and x1 <= width and 0 <= y0 and y1 <= height):
+                raise InvalidPrompt(f"box {self.box} lies outside the {width}x{height} image")
+        if self.mask is not None and self.mask.shape != size:
+            raise InvalidPrompt(f"a mask of shape {self.mask.shape} does not fit the {width}x{height} image")
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """One answer of a segmenter. `mask` may be empty: nothing was found there."""
+
+    mask: Mask
+    score: float  # the segmenter's own estimate of the IoU, in [0, 1]
+    segmenter: str
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.score <= 1.0:
+            raise ValueError(f"score {self.score} is outside [0, 1]")
+
+
+class Embedding(Protocol):
+    """What `encode` gives: never mutated, and of a known size, so that a cache can be bounded."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+EmbeddingT = TypeVar("EmbeddingT", bound=Embedding)
+
+
+class Segmenter(Protocol[EmbeddingT]):
+    """A promptable segmenter, in two halves.
+
+    The slow half sees only the image, so that its result can be computed once and kept; the fast
+    half sees only that result and a prompt. Both MUST be free of state and callable from any
+    thread: an object that remembers "the current image" hands one annotator another's mask.
+    `decode` MUST give at least one prediction, best first, with masks of the whole image that
+    the caller owns. It is only called with prompts that passed `Prompt.require_inside`.
+    """
+
+    @property
+    def name(self) -> str:
+        """`family` or `family:variant`, as users write it."""
+        ...
+
+    def encode(self, image: Image) -> EmbeddingT: ...
+
+    def decode(self, embedding: EmbeddingT, prompt: Prompt) -> list[Prediction]: ...

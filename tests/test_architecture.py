@@ -1,0 +1,75 @@
+"""The rules of the house that can be read off the imports."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BACKEND = ROOT / "backend" / "clickmask"
+ADAPTERS = ROOT / "adapters" / "clickmask_adapters"
+MODULES = sorted([*BACKEND.rglob("*.py"), *ADAPTERS.rglob("*.py")])
+TOP_LEVEL = set("pyproject.toml backend adapters tests docker-compose.yml Dockerfile README.md".split())
+USUAL = set("LICENSE CHANGELOG.md Makefile constraints.txt".split())
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def imported_roots(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_rules_of_the_house(path: Path) -> None:
+    roots = imported_roots(path)
+    if path.is_relative_to(BACKEND):
+        assert not roots & {"clickmask_adapters", "fastapi", "pydantic", "starlette", "typer"}
+    torch_may_live_here = path.is_relative_to(BACKEND / "training") or path.is_relative_to(BACKEND / "segmenters")
+    if not torch_may_live_here:
+        assert not roots & {"torch", "segment_anything", "torchvision"}
+
+
+@pytest.mark.parametrize("path", sorted((ADAPTERS / "tools").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_tools_never_import_each_other(path: Path) -> None:
+    own = path.relative_to(ADAPTERS / "tools").parts[0].removesuffix(".py")
+    for name in imports(path):
+        match = re.match(r"clickmask_adapters\.tools\.(\w+)", name)
+        assert match is None or match[1] == own
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    readers = {path for path in MODULES if re.search(r"os\.(environ|getenv)", path.read_text())}
+    assert readers <= {ADAPTERS / "settings.py"}
+
+
+def test_translators_are_pure() -> None:
+    for path in (ADAPTERS / "tools").rglob("translate.py"):
+        assert not imported_roots(path) & {"fastapi", "requests", "sqlite3", "threading"}, path
+
+
+def test_no_module_holds_mutable_state() -> None:
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(
+                node.value, ast.List | ast.Set | ast.ListComp | ast.SetComp
+            ):
+                assert path.name == "__init__.py" or "__all__" in ast.unparse(node), f"{path}: {ast.unparse(node)}"
+
+
+def test_the_top_level_is_fixed() -> None:
+    import subprocess
+
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split("\n")
+    top = {name.split("/")[0] for name in tracked if name} if tracked != [""] else set()
+    assert {name for name in top if not name.startswith(".")} <= TOP_LEVEL | USUAL
