@@ -1,0 +1,71 @@
+"""The settings: CLICKMASK_* variables, and the names that the labeling tools' own backends use.
+
+The only reader of the environment.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="CLICKMASK_", populate_by_name=True, extra="ignore")
+
+    home: Path = Path("~/.clickmask")
+    """Holds everything that clickmask writes."""
+    segmenter: str = "grabcut"
+    """`family` or `family:variant`; the default of every surface."""
+
+    token: SecretStr | None = None
+    """The secret: `Authorization: Token …` or `Bearer …`, or the password of basic auth."""
+    username: str = "clickmask"
+    """The user name that basic auth must give beside the token."""
+    trusted_networks: Annotated[tuple[Network, ...], NoDecode] = ()
+    """Networks whose labeling tools need no secret (they send none); comma separated."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names under which this server may be reached, beside loopback and addresses; comma separated."""
+
+    image_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts with private addresses from which images may be read; comma separated, `host` or `host:port`."""
+    image_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Folders from which file:// images may be read; comma separated."""
+    max_image_bytes: int = 200 * 2**20
+    max_image_pixels: int = 100_000_000
+    max_body_bytes: int = 300 * 2**20
+    max_points: int = 1000
+    """Points of one prompt, foreground and background together."""
+
+    embedding_bytes: int = 2**30
+    """Memory for embeddings."""
+    image_bytes: int = 256 * 2**20
+    """Memory for decoded images."""
+    queue_length: int = 64
+    """Images that may wait to be encoded; one more is answered 503."""
+    min_iou: float = Field(0.98, gt=0, le=1)
+    """The IoU with the mask that outlines must reach, in as few points as that takes."""
+
+    label_studio_url: str | None = Field(None, validation_alias=AliasChoices("LABEL_STUDIO_URL", "LABEL_STUDIO_HOST"))
+    label_studio_api_key: SecretStr | None = Field(None, validation_alias="LABEL_STUDIO_API_KEY")
+    """A legacy token or a personal access token; the token that /setup carries is refused by default installations."""
+
+    @field_validator("trusted_networks", "allowed_hosts", "image_hosts", "image_roots", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("home", mode="after")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser()
+
+    @field_validator("label_studio_url", mode="after")
+    @classmethod
+    def _strip_slash(cls, value: str | None) -> str | None:
+        return value.rstrip("/") if value else None
