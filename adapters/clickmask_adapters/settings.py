@@ -51,14 +51,20 @@ class Settings(BaseSettings):
     min_iou: float = Field(0.98, gt=0, le=1)
     """The IoU with the mask that outlines must reach, in as few points as that takes."""
 
-    label_studio_url: str | None = Field(None, validation_alias=AliasChoices("LABEL_STUDIO_URL", "LABEL_STUDIO_HOST"))
+    label_studio_url: str | None = Field(
+        None, validation_alias=AliasChoices("LABEL_STUDIO_URL", "LABEL_STUDIO_HOST")
+    )
     label_studio_api_key: SecretStr | None = Field(None, validation_alias="LABEL_STUDIO_API_KEY")
     """A legacy token or a personal access token; the token that /setup carries is refused by default installations."""
 
     @field_validator("trusted_networks", "allowed_hosts", "image_hosts", "image_roots", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        return (
+            tuple(part.strip() for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+        )
 
     @field_validator("home", mode="after")
     @classmethod
