@@ -1,0 +1,111 @@
+// The page at /status: what the server holds and what went wrong last, asked for again and again.
+
+import { call, tokenDialog } from "./api.js";
+
+const EVERY = 3000; // ms
+
+const part = (id) => document.getElementById(id);
+const number = new Intl.NumberFormat("en");
+const askToken = tokenDialog(part("login"), part("login-form"), part("token"), part("login-cancel"));
+
+function size(bytes) {
+  if (bytes < 1024) return `${bytes} B`;
+  const power = Math.min(Math.floor(Math.log2(bytes) / 10), 4);
+  return `${number.format(Number((bytes / 1024 ** power).toPrecision(3)))} ${" KMGT"[power]}iB`;
+}
+
+function count(n, one, many) {
+  return `${number.format(n)} ${n === 1 ? one : many}`;
+}
+
+function duration(seconds) {
+  const days = Math.floor(seconds / 86400);
+  const hours = Math.floor((seconds % 86400) / 3600);
+  const minutes = Math.floor((seconds % 3600) / 60);
+  if (days) return `${count(days, "day", "days")} ${hours} h`;
+  if (hours) return `${hours} h ${minutes} min`;
+  return minutes ? `${minutes} min` : `${Math.floor(seconds)} s`;
+}
+
+/** Who asked for what, as far as the path tells. */
+function asked({ method, path }) {
+  const known = {
+    "/predict": "Label Studio asked for a mask",
+    "/setup": "Label Studio set the project up",
+    "/webhook": "Label Studio sent an event",
+    "/versions": "Label Studio asked for model versions",
+    "/v1/proposals": "The page or a program asked for a mask",
+    "/v1/images": "The page or a program sent a photo",
+  }[path];
+  if (known) return `${known} (${method} ${path})`;
+  return path.startsWith("/api/") ? `CVAT asked for ${method} ${path}` : `${method} ${path}`;
+}
+
+function item(title, meta, kind = "") {
+  const element = document.createElement("li");
+  const first = Object.assign(document.createElement("span"), { textContent: title, className: kind });
+  element.append(first);
+  if (meta) element.append(Object.assign(document.createElement("span"), { textContent: meta, className: "meta" }));
+  return element;
+}
+
+function sentence(text) {
+  const start = text ? text[0].toUpperCase() + text.slice(1) : "No reason was given";
+  return /[.!?]$/.test(start) ? start : `${start}.`;
+}
+
+function show({ version, segmenter, uptime_s, cache, queue, inbox, errors }, segmenters) {
+  part("version").textContent = `clickmask ${version}`;
+  part("uptime").textContent = `${segmenter} by default, up for ${duration(uptime_s)}`;
+  const asks = cache.hits + cache.misses;
+  part("cache").textContent = `${size(cache.bytes)} of ${size(cache.capacity)}`;
+  part("cache-meter").max = cache.capacity;
+  part("cache-meter").value = cache.bytes;
+  part("cache-note").textContent =
+    `${count(cache.entries, "photo", "photos")}` +
+    (asks ? `; ${number.format(cache.hits)} of ${count(asks, "request", "requests")} found theirs there` : "");
+  part("queue").textContent = queue.waiting ? count(queue.waiting, "photo", "photos") : "none";
+  part("queue-meter").max = queue.capacity;
+  part("queue-meter").value = queue.waiting;
+  part("queue-note").textContent = `${count(queue.capacity, "place", "places")}; when all are taken, requests are answered “busy”`;
+  part("inbox").textContent = number.format(inbox);
+  part("segmenters").replaceChildren(
+    ...segmenters.segmenters.map(({ name, ready, reason }) =>
+      item(
+        name === segmenters.default ? `${name} (default)` : name,
+        ready ? "" : sentence(reason || "not ready"),
+        ready ? "ready" : "not-ready",
+      ),
+    ),
+  );
+  const failures = errors.map((failure) =>
+    item(
+      sentence(failure.error),
+      `${new Date(failure.at).toLocaleString()} · ${asked(failure)} · answered ${failure.status}`,
+      failure.status >= 500 ? "trouble" : "",
+    ),
+  );
+  part("errors").replaceChildren(...(failures.length ? failures : [item("Nothing, since the server was started.", "")]));
+  for (const id of ["cards", "segmenters-part", "errors-part"]) part(id).hidden = false;
+}
+
+let timer = 0;
+
+async function refresh() {
+  clearTimeout(timer);
+  try {
+    const [status, segmenters] = await Promise.all([
+      call("/v1/status", { askToken }),
+      call("/v1/segmenters", { askToken }),
+    ]);
+    show(status, segmenters);
+    part("fresh").textContent = `as of ${new Date().toLocaleTimeString()}`;
+  } catch (error) {
+    part("fresh").textContent = `${error.message} Asking again …`;
+    if (error.status === 401) return; // the person did not give the token
+  }
+  if (!document.hidden) timer = setTimeout(refresh, EVERY);
+}
+
+document.addEventListener("visibilitychange", () => document.hidden || refresh());
+refresh();
