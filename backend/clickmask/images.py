@@ -1,0 +1,162 @@
+"""Encoded bytes -> upright RGB pixels, and the digest that names them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from clickmask.errors import ImageTooLarge, InvalidImage
+from clickmask.types import Image, Pixels
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+
+# The name and version of the recipe below, part of each digest: raise the number when the same file
+# would give other pixels on purpose. Pillow's own version is left out, as the pixels are hashed.
+DECODER = b"clickmask.images 1"
+
+# EXIF 2.32, tag 0x0112: the turn that makes the stored pixels upright.
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+
+# What Pillow's plugins raise on bytes that are cut short or not what they claim to be.
+_CORRUPT = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+
+_WINDOW = (0.5, 99.5)  # percent of the pixels
+_WINDOW_PIXELS = 4_000_000  # above this the window is taken from evenly spaced rows and columns
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """Caps that are checked before pixels are decoded: bytes of the file, pixels by its header."""
+
+    max_bytes: int = 200 * 2**20
+    max_pixels: int = 100_000_000
+
+    def require_bytes(self, count: int) -> None:
+        """Raise ImageTooLarge for a file of more than `max_bytes`."""
+        if count > self.max_bytes:
+            raise ImageTooLarge(f"the image has more bytes than {self.max_bytes}, the most that is read")
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
+    """The upright RGB pixels of a JPEG, PNG, WebP, BMP, TIFF or GIF (the first frame or page).
+
+    EXIF orientation is applied. Transparent pixels are shown over white, as a viewer shows them.
+    CMYK is converted without its profile. Grey of more than 8 bits (integer or float) is stretched
+    so that its 0.5th to 99.5th percentile becomes 0 to 255. The pixels are read-only for good.
+    Raises ImageTooLarge over `limits`, InvalidImage for anything that is not a whole image.
+    """
+    limits.require_bytes(len(raw))
+    # Pillow's own cap only warns up to its double, through filters that all threads share.
+    # Ours is stricter and stands before each decode.
+    PIL.Image.MAX_IMAGE_PIXELS = None
+    try:
+        with PIL.Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
+            width, height = opened.size
+            if width * height > limits.max_pixels:
+                raise ImageTooLarge(
+                    f"the image has {width}x{height} pixels; the most that is read is {limits.max_pixels}"
+                )
+            opened.load()
+            pixels = _upright_rgb(opened)
+    except PIL.UnidentifiedImageError:
+        raise InvalidImage(
+            f"this is not an image that clickmask reads; it reads {', '.join(FORMATS)}"
+        ) from None
+    except _CORRUPT as error:
+        raise InvalidImage(
+            "the image is damaged, cut short, or of a kind that clickmask does not read"
+        ) from error
+    except MemoryError:
+        raise ImageTooLarge("the image needs more memory than there is") from None
+    return Image(pixels, pixels_digest(pixels))
+
+
+def pixels_digest(pixels: Pixels) -> str:
+    """SHA-256 (hex) of the decoder's name, the shape and the pixels."""
+    height, width = pixels.shape[:2]
+    digest = hashlib.sha256(b"%s %dx%d\n" % (DECODER, height, width))
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def _upright_rgb(loaded: PIL.Image.Image) -> Pixels:
+    orientation = _orientation(loaded)
+    rgb = _rgb(loaded)
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    # An array over immutable bytes: nobody can make it writeable again.
+    return np.frombuffer(rgb.tobytes(), np.uint8).reshape(rgb.height, rgb.width, 3)
+
+
+def _orientation(loaded: PIL.Image.Image) -> int:
+    """1 to 8; 1 where the EXIF block is damaged, as browsers have it.
+
+    Asked after loading: Pillow turns a TIFF itself while it loads it, and a PNG may carry
+    its EXIF behind the pixels.
+    """
+    try:
+        return int(loaded.getexif().get(_ORIENTATION, 1))
+    except _CORRUPT:
+        return 1
+
+
+def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return PIL.Image.fromarray(_windowed(np.asarray(image))).convert("RGB")
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        over_white = PIL.Image.new("RGB", rgba.size, "white")
+        over_white.paste(rgba, mask=rgba)
+        return over_white
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _windowed(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Grey values of any type -> uint8, `_WINDOW` stretched over 0 to 255; (H, W) both.
+
+    One value everywhere is black. Values that are not finite are black and do not count.
+    """
+    step = max(1, int(np.ceil((values.size / _WINDOW_PIXELS) ** 0.5)))
+    sample = values[::step, ::step]
+    sample = sample[np.isfinite(sample)]
+    if sample.size == 0:
+        return np.zeros(values.shape, np.uint8)
+    low, high = (float(value) for value in np.percentile(sample, _WINDOW))
+    if low == high:  # nearly everything is background: keep the rest visible
+        low, high = float(sample.min()), float(sample.max())
+    if low == high:
+        return np.zeros(values.shape, np.uint8)
+    stretched = (values.astype(np.float64) - low) / (high - low)
+    return np.rint(np.clip(np.nan_to_num(stretched, nan=0.0), 0.0, 1.0) * 255).astype(np.uint8)
