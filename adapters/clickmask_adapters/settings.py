@@ -9,7 +9,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -48,14 +48,12 @@ class Settings(BaseSettings):
     """Memory for decoded images."""
     queue_length: int = 64
     """Images that may wait to be encoded; one more is answered 503."""
-    min_iou: float = Field(0.98, gt=0, le=1)
+    min_iou: float = Field(default=0.98, gt=0, le=1)
     """The IoU with the mask that outlines must reach, in as few points as that takes."""
 
-    label_studio_url: str | None = Field(
-        None, validation_alias=AliasChoices("LABEL_STUDIO_URL", "LABEL_STUDIO_HOST")
-    )
-    label_studio_api_key: SecretStr | None = Field(None, validation_alias="LABEL_STUDIO_API_KEY")
-    """A legacy token or a personal access token; the token that /setup carries is refused by default installations."""
+    label_studio_url: str | None = Field(default=None, validation_alias="LABEL_STUDIO_URL")
+    label_studio_api_key: SecretStr | None = Field(default=None, validation_alias="LABEL_STUDIO_API_KEY")
+    """A legacy or a personal access token; default installations refuse the one that /setup carries."""
 
     @field_validator("trusted_networks", "allowed_hosts", "image_hosts", "image_roots", mode="before")
     @classmethod

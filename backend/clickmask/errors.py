@@ -7,6 +7,10 @@ class ClickmaskError(Exception):
     """Base of every error that clickmask raises on purpose."""
 
 
+class InvalidRequest(ClickmaskError):
+    """The request is not what its endpoint expects: broken JSON, a wrong type, a missing part."""
+
+
 class InvalidPrompt(ClickmaskError):
     """The prompt cannot be: no positive part, not finite, or outside of the image."""
 
@@ -21,6 +25,10 @@ class ImageTooLarge(InvalidImage):
 
 class ImageRefused(ClickmaskError):
     """The address of the image is one that clickmask must not read from."""
+
+
+class ImageUnknown(ClickmaskError):
+    """The image was named by its digest alone, and is not in memory (any more): send it again."""
 
 
 class ImageUnavailable(ClickmaskError):

@@ -1,1 +1,6 @@
-"""One module a family of segmenters; each offers `load(variant, **options) -> Segmenter`."""
+"""One module a family of segmenters.
+
+A module offers `load(variant: str, **options) -> Segmenter`. Where a family has several
+variants it lists them in `VARIANTS`; where it may lack something (weights, a package),
+`missing(variant: str) -> str` gives the sentence that says what, or "" if nothing is missing.
+"""

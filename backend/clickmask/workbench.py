@@ -1,0 +1,154 @@
+"""The use cases: what the adapters of every tool call."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from clickmask.catalogue import Catalogue, SegmenterStatus
+from clickmask.embeddings import CacheStatus, EmbeddingCache, EmbeddingKey
+from clickmask.errors import ClickmaskError, ImageUnavailable, InvalidPrompt
+from clickmask.image_source import ImageIdentity, ImageSource
+from clickmask.inbox import Inbox
+from clickmask.store import Store
+from clickmask.types import Embedding, ImageRef, Prediction, Prompt, Segmenter
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A prediction that an annotator may accept; the id is unguessable and remembered with it."""
+
+    id: str
+    digest: str
+    prediction: Prediction
+
+
+class Workbench:
+    """Every method is safe from any thread. Close it to stop the threads that prepare images."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        images: ImageSource,
+        cache: EmbeddingCache,
+        store: Store,
+        inbox: Inbox,
+        *,
+        default_segmenter: str,
+        max_points: int = 1000,
+        max_preparations: int = 64,
+    ) -> None:
+        self.default_segmenter = default_segmenter
+        self._catalogue = catalogue
+        self._images = images
+        self._cache = cache
+        self._store = store
+        self._inbox = inbox
+        self._max_points = max_points
+        self._preparations = threading.BoundedSemaphore(max_preparations)
+        self._preparers = ThreadPoolExecutor(2, thread_name_prefix="prepare")
+
+    def identify(self, ref: ImageRef) -> ImageIdentity:
+        """Digest and size of the image; a known image is neither downloaded nor decoded."""
+        return self._images.identify(ref)
+
+    def propose(
+        self, ref: ImageRef, prompt: Prompt, segmenter: str | None = None, tool: str = "api"
+    ) -> list[Proposal]:
+        """What the segmenter makes of the prompt, best first, never empty; a mask may be empty.
+
+        `segmenter` None is the default; `tool` is for the log. Raises InvalidPrompt, the image
+        errors, UnknownSegmenter, SegmenterNotReady and Busy.
+        """
+        if len(prompt.foreground) + len(prompt.background) > self._max_points:
+            raise InvalidPrompt(f"a prompt has at most {self._max_points} points")
+        chosen = self._catalogue.get(segmenter or self.default_segmenter)
+        identity = self._images.identify(ref)
+        prompt.require_inside(identity.size)
+        started = time.perf_counter()
+        embedding, was_there = self._embedding(chosen, ref, identity)
+        encoded = time.perf_counter()
+        predictions = chosen.decode(embedding, prompt)
+        decoded = time.perf_counter()
+        log.info(
+            "%s: image %s, %s, embedding %s in %.0f ms, decoded in %.0f ms",
+            tool,
+            identity.digest[:8],
+            chosen.name,
+            "kept" if was_there else "made",
+            1000 * (encoded - started),
+            1000 * (decoded - encoded),
+        )
+        return [self._remember(identity, prompt, prediction) for prediction in predictions]
+
+    def prepare(self, ref: ImageRef, segmenter: str | None = None) -> bool:
+        """Fetch and encode the image in the background. Returns at once; False if too many wait."""
+        if not self._preparations.acquire(blocking=False):
+            log.info("no room to prepare another image")
+            return False
+        self._preparers.submit(self._prepare, ref, segmenter or self.default_segmenter)
+        return True
+
+    def keep_event(self, source: str, body: bytes) -> None:
+        """Keep a tool's raw event; it is durable when this returns."""
+        self._inbox.keep(source, body)
+
+    def segmenters(self) -> list[SegmenterStatus]:
+        return self._catalogue.statuses()
+
+    def set_project(self, tool: str, project: str, segmenter: str | None) -> None:
+        """Remember which segmenter the project wants; None: the default. Raises UnknownSegmenter."""
+        if segmenter is not None:
+            self._catalogue.require(segmenter)
+        if segmenter != self._store.project_segmenter(tool, project):
+            self._store.set_project_segmenter(tool, project, segmenter)
+
+    def project_segmenter(self, tool: str, project: str) -> str | None:
+        return self._store.project_segmenter(tool, project)
+
+    def cache_status(self) -> CacheStatus:
+        return self._cache.status()
+
+    def kept_events(self) -> int:
+        return self._inbox.count()
+
+    def close(self) -> None:
+        self._preparers.shutdown(wait=True, cancel_futures=True)
+        self._cache.close()
+        self._store.close()
+        self._inbox.close()
+
+    def _embedding(
+        self, segmenter: Segmenter[Any], ref: ImageRef, identity: ImageIdentity
+    ) -> tuple[Embedding, bool]:
+        key = EmbeddingKey(segmenter.name, identity.digest)
+        return self._cache.get(key, lambda: self._encode(segmenter, ref, identity))
+
+    def _encode(self, segmenter: Segmenter[Any], ref: ImageRef, identity: ImageIdentity) -> Embedding:
+        image = self._images.load(ref)
+        if image.digest != identity.digest:
+            raise ImageUnavailable("the image was replaced by another just now; click again")
+        return segmenter.encode(image)
+
+    def _prepare(self, ref: ImageRef, name: str) -> None:
+        try:
+            segmenter = self._catalogue.get(name)
+            identity = self._images.identify(ref)
+            key = EmbeddingKey(segmenter.name, identity.digest)
+            self._cache.prepare(key, lambda: self._encode(segmenter, ref, identity))
+        except ClickmaskError as error:
+            log.info("an image could not be prepared: %s", error)
+        finally:
+            self._preparations.release()
+
+    def _remember(self, identity: ImageIdentity, prompt: Prompt, prediction: Prediction) -> Proposal:
+        proposal = Proposal(secrets.token_urlsafe(12), identity.digest, prediction)
+        self._store.remember_proposal(proposal.id, proposal.digest, prompt, prediction)
+        return proposal

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from clickmask.errors import InvalidPrompt
+from clickmask.types import ImageRef, Prediction, Prompt
+
+SIZE = (30, 40)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"background": ((1.0, 1.0),)},
+        {"foreground": ((math.nan, 1.0),)},
+        {"foreground": ((1.0, math.inf),)},
+        {"foreground": ((1.0,),)},
+        {"foreground": ((1.0, 1.0),), "background": ((1.0, -math.inf),)},
+        {"box": (0.0, 0.0, math.nan, 1.0)},
+        {"box": (5.0, 0.0, 5.0, 1.0)},
+        {"box": (5.0, 0.0, 4.0, 1.0)},
+        {"box": (0.0, 0.0, 1.0)},
+        {"mask": np.zeros((2, 2, 3), bool)},
+    ],
+    ids=str,
+)
+def test_a_wrong_prompt_cannot_be_written(wrong: dict) -> None:
+    with pytest.raises(InvalidPrompt):
+        Prompt(**wrong)
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        {"foreground": ((0.0, 0.0), (40.0, 30.0))},  # the image's own corners
+        {"box": (0.0, 0.0, 40.0, 30.0)},
+        {"mask": np.ones(SIZE, bool)},
+    ],
+    ids=["corners", "whole image", "mask"],
+)
+def test_a_prompt_may_touch_the_edges_of_the_image(inside: dict) -> None:
+    Prompt(**inside).require_inside(SIZE)
+
+
+@pytest.mark.parametrize(
+    "outside",
+    [
+        {"foreground": ((40.1, 1.0),)},
+        {"foreground": ((1.0, -0.1),)},
+        {"foreground": ((1.0, 1.0),), "background": ((1.0, 30.5),)},
+        {"box": (-1.0, 0.0, 10.0, 10.0)},
+        {"box": (0.0, 0.0, 10.0, 31.0)},
+        {"mask": np.ones((40, 30), bool)},
+    ],
+    ids=str,
+)
+def test_a_prompt_outside_of_the_image_is_refused_with_its_size(outside: dict) -> None:
+    with pytest.raises(InvalidPrompt, match="40x30"):
+        Prompt(**outside).require_inside(SIZE)
+
+
+def test_a_token_in_a_reference_is_neither_printed_nor_compared() -> None:
+    ref = ImageRef("https://example.com/a.jpg", {"Authorization": "Token secret"})
+    assert "secret" not in repr(ref)
+    assert ref == ImageRef("https://example.com/a.jpg")
+
+
+@pytest.mark.parametrize("score", [-0.01, 1.01, math.nan])
+def test_a_score_outside_of_0_to_1_is_refused(score: float) -> None:
+    with pytest.raises(ValueError, match="score"):
+        Prediction(np.zeros(SIZE, bool), score, "disc")
