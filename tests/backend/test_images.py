@@ -31,9 +31,9 @@ UPRIGHT = {
 }
 
 
-def encoded(image: PIL.Image.Image, format: str, **options: object) -> bytes:
+def encoded(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
-    image.save(file, format, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -76,9 +76,9 @@ def test_pillow_here_reads_every_promised_format() -> None:
 @pytest.mark.parametrize("kind", LOSSLESS)
 @given(height=st.integers(1, 12), width=st.integers(1, 12), seed=st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
-def test_lossless_formats_give_back_the_very_pixels(format: str, height: int, width: int, seed: int) -> None:
+def test_lossless_formats_give_back_the_very_pixels(kind: str, height: int, width: int, seed: int) -> None:
     pixels = noise(height, width, seed=seed)
-    image = decode_image(encoded(PIL.Image.fromarray(pixels), format, **LOSSLESS[format]))
+    image = decode_image(encoded(PIL.Image.fromarray(pixels), kind, **LOSSLESS[kind]))
     assert image.size == (height, width)
     assert image.pixels.dtype == np.uint8
     np.testing.assert_array_equal(image.pixels, pixels)
@@ -87,10 +87,10 @@ def test_lossless_formats_give_back_the_very_pixels(format: str, height: int, wi
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})])
 def test_each_exif_orientation_is_made_upright(
-    format: str, options: dict[str, object], orientation: int
+    kind: str, options: dict[str, object], orientation: int
 ) -> None:
     pixels = noise()
-    raw = encoded(PIL.Image.fromarray(pixels), format, exif=exif(orientation), **options)
+    raw = encoded(PIL.Image.fromarray(pixels), kind, exif=exif(orientation), **options)
     np.testing.assert_array_equal(decode_image(raw).pixels, UPRIGHT[orientation](pixels))
 
 
@@ -155,13 +155,13 @@ def test_opaque_alpha_changes_nothing() -> None:
 
 @pytest.mark.parametrize("transparency", [1, bytes([255, 0, 128])])
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
-def test_palettes_with_transparency_are_shown_over_white(format: str, transparency: int | bytes) -> None:
-    if format == "GIF" and isinstance(transparency, bytes):
+def test_palettes_with_transparency_are_shown_over_white(kind: str, transparency: int | bytes) -> None:
+    if kind == "GIF" and isinstance(transparency, bytes):
         pytest.skip("a GIF has one transparent index")
     image = PIL.Image.new("P", (3, 1))
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     image.putdata([0, 1, 2])
-    seen = decode_image(encoded(image, format, transparency=transparency)).pixels[0].tolist()
+    seen = decode_image(encoded(image, kind, transparency=transparency)).pixels[0].tolist()
     third = [127, 127, 255] if isinstance(transparency, bytes) else [0, 0, 255]
     assert seen == [[255, 0, 0], [255, 255, 255], third]
 
@@ -182,8 +182,8 @@ def test_palette_without_transparency_gives_its_colours() -> None:
     image = PIL.Image.new("P", (2, 1))
     image.putpalette([1, 2, 3, 200, 100, 50])
     image.putdata([1, 0])
-    for format in ("PNG", "GIF", "BMP", "TIFF"):
-        assert decode_image(encoded(image, format)).pixels[0].tolist() == [[200, 100, 50], [1, 2, 3]]
+    for kind in ("PNG", "GIF", "BMP", "TIFF"):
+        assert decode_image(encoded(image, kind)).pixels[0].tolist() == [[200, 100, 50], [1, 2, 3]]
 
 
 def test_cmyk_means_the_same_in_inverted_jpeg_and_in_tiff() -> None:
@@ -243,22 +243,22 @@ def test_a_few_bright_pixels_on_a_flat_deep_background_stay_visible() -> None:
 
 def test_animations_give_their_first_frame() -> None:
     frames = [PIL.Image.new("RGB", (4, 3), colour) for colour in ("red", "blue")]
-    for format in ("GIF", "WEBP", "TIFF", "PNG"):
-        raw = encoded(frames[0], format, save_all=True, append_images=frames[1:])
+    for kind in ("GIF", "WEBP", "TIFF", "PNG"):
+        raw = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
         assert decode_image(raw).pixels[0, 0].tolist() == pytest.approx([255, 0, 0], abs=2)
 
 
 @pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "EPS", "PDF", "JPEG2000", "DDS", "PCX", "SGI"])
-def test_formats_beyond_the_list_are_never_opened(format: str) -> None:
-    raw = encoded(PIL.Image.fromarray(noise(64, 64)), format)
+def test_formats_beyond_the_list_are_never_opened(kind: str) -> None:
+    raw = encoded(PIL.Image.fromarray(noise(64, 64)), kind)
     with pytest.raises(InvalidImage, match="JPEG, PNG, WEBP"):
         decode_image(raw)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("part", [0.03, 0.5, 0.9])
-def test_truncated_files_are_refused(format: str, part: float) -> None:
-    raw = encoded(PIL.Image.fromarray(noise(64, 64)), format)
+def test_truncated_files_are_refused(kind: str, part: float) -> None:
+    raw = encoded(PIL.Image.fromarray(noise(64, 64)), kind)
     with pytest.raises(InvalidImage), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libtiff's notes on the tags
         decode_image(raw[: int(len(raw) * part)])
@@ -273,12 +273,12 @@ def test_what_is_no_image_is_refused(raw: bytes) -> None:
 
 
 @given(
-    format=st.sampled_from(FORMATS),
+    kind=st.sampled_from(FORMATS),
     edits=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=8),
 )
 @settings(max_examples=150, deadline=None)
-def test_damaged_bytes_are_an_image_or_are_refused(format: str, edits: list[tuple[int, int]]) -> None:
-    raw = bytearray(encoded(PIL.Image.fromarray(noise(12, 12)), format, exif=exif(6)))
+def test_damaged_bytes_are_an_image_or_are_refused(kind: str, edits: list[tuple[int, int]]) -> None:
+    raw = bytearray(encoded(PIL.Image.fromarray(noise(12, 12)), kind, exif=exif(6)))
     for position, value in edits:
         raw[position % len(raw)] = value
     with warnings.catch_warnings():
@@ -325,7 +325,7 @@ def test_pixels_can_never_be_written() -> None:
 
 def test_digest_is_of_the_pixels_not_of_the_file() -> None:
     pixels = noise()
-    png, bmp = (decode_image(encoded(PIL.Image.fromarray(pixels), format)) for format in ("PNG", "BMP"))
+    png, bmp = (decode_image(encoded(PIL.Image.fromarray(pixels), kind)) for kind in ("PNG", "BMP"))
     turned = decode_image(
         encoded(PIL.Image.fromarray(np.ascontiguousarray(np.rot90(pixels))), "PNG", exif=exif(6))
     )
