@@ -1,0 +1,158 @@
+"""Connections to addresses that were checked, within a total time.
+
+A name is resolved once, here; the connection is then made to those very addresses, so that a name
+server that answers differently the second time (DNS rebinding) is never asked. Everything above
+the socket still sees the name: Host header, SNI and certificate are the name's.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from requests.adapters import HTTPAdapter
+from urllib3.connectionpool import HTTPConnectionPool
+
+from clickmask.errors import ImageUnavailable
+
+# What the ipaddress module takes for public (3.11.7): protocol assignments, among them a cloud's
+# metadata (RFC 6890); 6to4 relays (RFC 7526); Azure's metadata and agent.
+_NOT_PUBLIC = tuple(map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")))
+# IPv6 addresses that lead to an IPv4 one: NAT64 (RFC 6052, RFC 8215), 6to4.
+_IPV4_INSIDE = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16")))
+
+
+class Address:
+    """One address of a name, as the socket module wants it."""
+
+    def __init__(self, family: int, sockaddr: tuple[Any, ...]) -> None:
+        self.family = family
+        self.sockaddr = sockaddr
+
+    @property
+    def ip(self) -> str:
+        return str(self.sockaddr[0])
+
+
+def addresses_of(host: str, port: int) -> list[Address]:
+    """All addresses of `host`, in the resolver's order. Raises ImageUnavailable if there are none."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise ImageUnavailable(f"the name {host} is not known: check the image's address") from None
+    return [Address(family, sockaddr) for family, _, _, _, sockaddr in found]
+
+
+def is_public(address: str) -> bool:
+    """Whether `address` is a plain one of the open internet.
+
+    Not private, loopback, link-local, shared (100.64.0.0/10), reserved, multicast, unspecified or a
+    cloud's metadata; nor an IPv6 address that stands for an IPv4 one.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address) and (
+        ip.ipv4_mapped is not None or ip.is_site_local or any(ip in network for network in _IPV4_INSIDE)
+    ):
+        return False
+    return ip.is_global and not (
+        ip.is_private
+        or ip.is_loopback
+        or ip.is_link_local
+        or ip.is_reserved
+        or ip.is_multicast
+        or ip.is_unspecified
+        or any(ip in network for network in _NOT_PUBLIC)
+    )
+
+
+class Deadline:
+    """A total time for all that is received over the sockets that it watches.
+
+    Timeouts of sockets start anew with each byte; a server that drips would hold a thread for
+    ever. Use as a context manager; afterwards `passed` says whether the time was up.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+        self._lock = threading.Lock()
+        self._watched: list[socket.socket] = []
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self._end - time.monotonic())
+
+    @property
+    def passed(self) -> bool:
+        return self.left == 0.0
+
+    def watch(self, connected: socket.socket) -> None:
+        """Cut this connection when the time is up. TLS takes a socket over, so a duplicate is kept."""
+        with self._lock:
+            self._watched.append(connected.dup())
+
+    def _cut(self) -> None:
+        with self._lock:
+            for watched in self._watched:
+                try:
+                    watched.shutdown(socket.SHUT_RDWR)  # wakes a blocked reader; close would not
+                except OSError:  # the other side was quicker
+                    continue
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        with self._lock:
+            for watched in self._watched:
+                watched.close()
+            self._watched.clear()
+
+
+class PinnedAdapter(HTTPAdapter):
+    """Connects to the first of `addresses` that answers, whatever the URL's name means by then."""
+
+    def __init__(self, addresses: Sequence[Address], deadline: Deadline) -> None:
+        super().__init__(pool_connections=1, pool_maxsize=1)
+        self._addresses = addresses
+        self._deadline = deadline
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> HTTPConnectionPool:
+        pool = super().get_connection_with_tls_context(*args, **kwargs)
+
+        def new_connection(connection: Any) -> socket.socket:
+            return self._connect(connection.timeout)
+
+        # Only the socket is ours: urllib3 sends the name as Host and SNI and verifies the certificate by it.
+        made: Any = type("PinnedConnection", (pool.ConnectionCls,), {"_new_conn": new_connection})
+        pool.ConnectionCls = made
+        return pool
+
+    def _connect(self, timeout: float | None) -> socket.socket:
+        failure = OSError("no address")
+        for address in self._addresses:
+            if self._deadline.passed:
+                raise TimeoutError
+            connected = socket.socket(address.family, socket.SOCK_STREAM)
+            try:
+                connected.settimeout(min(timeout or self._deadline.left, self._deadline.left))
+                connected.connect(address.sockaddr)
+                self._deadline.watch(connected)
+            except OSError as error:
+                connected.close()
+                failure = error
+            else:
+                connected.settimeout(timeout)
+                return connected
+        raise failure
