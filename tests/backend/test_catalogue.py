@@ -12,7 +12,7 @@ from clickmask.errors import SegmenterNotReady, UnknownSegmenter
 PLUGINS = {
     "plain": "def load(variant): return object()",
     "sized": "VARIANTS = ('large', 'small')\ndef load(variant): return variant",
-    "unready": "def missing(variant): return 'its weights are not here'\ndef load(variant): raise AssertionError",
+    "unready": "def missing(variant): return 'no weights here'\ndef load(variant): raise AssertionError",
     "bereft": "import a_package_that_nobody_has",
     "_private": "raise AssertionError",
 }
@@ -36,7 +36,7 @@ def test_every_module_of_the_folder_is_listed_with_its_variants_and_its_state(pa
         SegmenterStatus("plain", True, ""),
         SegmenterStatus("sized:large", True, ""),
         SegmenterStatus("sized:small", True, ""),
-        SegmenterStatus("unready", False, "its weights are not here"),
+        SegmenterStatus("unready", False, "no weights here"),
     ]
 
 
@@ -52,7 +52,9 @@ def test_names_that_are_not_installed_are_refused_with_those_that_are(package: M
         Catalogue(package).get(name)
 
 
-@pytest.mark.parametrize(("name", "reason"), [("unready", "weights"), ("bereft", "a_package_that_nobody_has")])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("unready", "weights"), ("bereft", "a_package_that_nobody_has")]
+)
 def test_a_segmenter_that_lacks_something_says_what(package: ModuleType, name: str, reason: str) -> None:
     with pytest.raises(SegmenterNotReady, match=reason):
         Catalogue(package).get(name)

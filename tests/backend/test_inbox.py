@@ -66,6 +66,6 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
         poster.stdout.close()
         acknowledged = int(rest[-1]) if rest else acknowledged
         with sqlite3.connect(path) as connection:
-            kept = {id for (id,) in connection.execute("SELECT id FROM events")}
+            kept = {number for (number,) in connection.execute("SELECT id FROM events")}
         connection.close()
         assert kept >= set(range(1, acknowledged + 1))

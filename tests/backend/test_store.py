@@ -39,7 +39,13 @@ def test_the_oldest_proposals_leave_first(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.sqlite", kept_proposals=3)
     for number in range(5):
         store.remember_proposal(f"id{number}", "digest", PROMPT, prediction())
-    assert [store.proposal(f"id{number}") is not None for number in range(5)] == [False, False, True, True, True]
+    assert [store.proposal(f"id{number}") is not None for number in range(5)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
     store.close()
 
 

@@ -50,7 +50,7 @@ def test_a_click_becomes_a_proposal_that_is_remembered(workbench: Workbench, sto
 def test_ids_of_equal_proposals_differ_and_cannot_be_guessed(workbench: Workbench) -> None:
     ids = [workbench.propose(ImageRef(data_uri()), CLICK)[0].id for _ in range(5)]
     assert len(set(ids)) == 5
-    assert all(len(id) >= 16 for id in ids)
+    assert all(len(identifier) >= 16 for identifier in ids)
 
 
 def test_an_image_is_encoded_once_however_it_is_named(workbench: Workbench, disc: DiscSegmenter) -> None:

@@ -1,0 +1,56 @@
+# make serve      install and serve at http://127.0.0.1:9090
+# make test       the quick tests: no network, no browser
+# make test-slow  the real Label Studio, Chromium, SDK oracles
+# make check      ruff and pyright
+# make bench      measure again, into tests/benchmarks/RESULTS.md
+
+PYTHON ?= python3
+VENV ?= .venv
+LABEL_STUDIO_VENV ?= .venv-ls
+LABEL_STUDIO ?= label-studio==1.23.2
+PYTEST_ARGS ?=
+
+run = $(VENV)/bin
+pip_install = $(run)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: serve install test test-slow check format bench
+
+serve: $(VENV)/serving
+	$(run)/clickmask serve
+
+install: $(VENV)/everything
+
+test: $(VENV)/everything
+	$(run)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/everything $(LABEL_STUDIO_VENV)/installed
+	CLICKMASK_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV)) $(run)/python -m pytest -m slow $(PYTEST_ARGS)
+
+check: $(VENV)/everything
+	$(run)/ruff check .
+	$(run)/ruff format --check .
+	$(run)/pyright
+
+format: $(VENV)/everything
+	$(run)/ruff check --fix .
+	$(run)/ruff format .
+
+bench: $(VENV)/everything
+	cd tests && ../$(run)/python -m benchmarks
+
+$(run)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/serving: $(run)/python pyproject.toml constraints.txt
+	$(pip_install) -e .
+	@touch $@
+
+$(VENV)/everything: $(VENV)/serving
+	$(pip_install) -e '.[torch,label-studio,dev]'
+	@touch $@
+
+# Label Studio pins what clickmask does not, so it lives in an environment of its own.
+$(LABEL_STUDIO_VENV)/installed:
+	$(PYTHON) -m venv $(LABEL_STUDIO_VENV)
+	$(LABEL_STUDIO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(LABEL_STUDIO)'
+	@touch $@

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.testclient import TestClient
+
+from clickmask_adapters.auth import Gate
+from clickmask_adapters.failures import RecentFailures
+from clickmask_adapters.settings import Settings
+
+SECRET = "sécret-with-ümlauts"
+LOOPBACK, LAN, STRANGER = "127.0.0.1", "172.20.0.5", "203.0.113.9"
+JSON = {"Content-Type": "application/json"}
+EVERY_PATH = [
+    "/",
+    "/status",
+    "/v1/status",
+    "/v1/proposals",
+    "/health",
+    "/setup",
+    "/predict",
+    "/webhook",
+    "/api/x",
+]
+
+
+def client(address: str = LOOPBACK, host: str = "127.0.0.1:9090", **settings: Any) -> TestClient:
+    inner = FastAPI()
+
+    @inner.api_route("/{path:path}", methods=["GET", "POST", "DELETE"])
+    async def echo(request: Request) -> dict[str, int]:
+        return {"bytes": len(await request.body())}
+
+    recent = RecentFailures()
+    gate = Gate(inner, Settings(**settings), recent)
+    made = TestClient(gate, f"http://{host}", client=(address, 5000))
+    made.recent = recent  # type: ignore[attr-defined]
+    return made
+
+
+def basic(user: str, password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("CLICKMASK_TOKEN", "CLICKMASK_TRUSTED_NETWORKS", "CLICKMASK_ALLOWED_HOSTS"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+
+
+@pytest.mark.parametrize("path", EVERY_PATH)
+def test_without_a_secret_this_machine_is_served_and_nobody_else(path: str) -> None:
+    assert client(LOOPBACK).get(path).status_code == 200
+    assert client("::1", host="[::1]:9090").get(path).status_code == 200
+    assert client("::ffff:127.0.0.1").get(path).status_code == 200
+    for other in (LAN, STRANGER, "not an address"):
+        refused = client(other).get(path)
+        assert refused.status_code == 403
+        assert "CLICKMASK_TOKEN" in refused.json()["error"]
+
+
+@pytest.mark.parametrize("path", EVERY_PATH)
+def test_a_trusted_network_reaches_the_tools_endpoints_and_no_others(path: str) -> None:
+    trusted = {"trusted_networks": "10.0.0.0/8, 172.20.0.0/16", "allowed_hosts": "clickmask"}
+    for_tools = not path.startswith("/v1") and path not in {"/", "/status"}
+    for secret in ({}, {"token": SECRET}):
+        answer = client(LAN, "clickmask:9090", **trusted, **secret).get(path)
+        assert answer.status_code == (200 if for_tools else 401 if secret else 403)
+        assert client(STRANGER, "clickmask:9090", **trusted, **secret).get(path).status_code in {401, 403}
+
+
+@pytest.mark.parametrize("path", EVERY_PATH)
+@pytest.mark.parametrize("address", [LOOPBACK, STRANGER])
+def test_with_a_secret_every_request_must_carry_it(path: str, address: str) -> None:
+    guarded = client(address, token=SECRET)
+    refused = guarded.get(path)
+    assert refused.status_code == 401
+    assert refused.headers["www-authenticate"].startswith("Basic")
+    encoded = SECRET.encode()
+    assert guarded.get(path, headers={"Authorization": b"Token " + encoded}).status_code == 200
+    assert guarded.get(path, headers={"Authorization": b"Bearer " + encoded}).status_code == 200
+    assert guarded.get(path, headers=basic("clickmask", SECRET)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": "Token wrong"},
+        {"Authorization": "Token "},
+        {"Authorization": "Token"},
+        {"Authorization": ""},
+        {"Authorization": "Digest " + SECRET.encode("ascii", "ignore").decode()},
+        {"Authorization": "Basic not base64!"},
+        basic("clickmask", "wrong"),
+        basic("somebody", SECRET),
+        basic("", ""),
+        {"Authorization": b"Token \xff\xfe"},
+    ],
+    ids=str,
+)
+def test_a_wrong_secret_is_no_secret(headers: dict[str, Any]) -> None:
+    assert client(token=SECRET).get("/v1/status", headers=headers).status_code == 401
+
+
+def test_a_secret_makes_a_host_name_known() -> None:
+    guarded = client(STRANGER, host="gpu-box:9090", token="secret")
+    assert guarded.get("/", headers={"Authorization": "Token secret"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example:9090", "127.0.0.1.evil.example", ""]
+)
+def test_a_name_that_was_rebound_to_this_machine_is_refused(host: str) -> None:
+    for method in ("GET", "POST"):
+        refused = client().request(method, "/v1/status", headers={"Host": host})
+        assert refused.status_code == 421
+        assert "CLICKMASK_ALLOWED_HOSTS" in refused.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:9090", "127.0.0.1", "[::1]:9090", "192.168.1.5:80", "box."]
+)
+def test_loopback_names_addresses_and_listed_names_are_served(host: str) -> None:
+    assert client(allowed_hosts="box").get("/", headers={"Host": host}).status_code == 200
+
+
+def test_behind_a_proxy_a_secret_is_needed() -> None:
+    for header in ("X-Forwarded-For", "Forwarded", "X-Real-IP"):
+        assert client().get("/", headers={header: "127.0.0.1"}).status_code == 403
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": ""},
+        {"Origin": "http://127.0.0.1:8080"},
+        {"Origin": "http://127.0.0.1:9090", "Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+    ids=str,
+)
+def test_a_foreign_page_cannot_post(method: str, headers: dict[str, str]) -> None:
+    for secret in ({}, {"Authorization": "Token secret"}):
+        guarded = client(token="secret") if secret else client()
+        assert guarded.request(method, "/v1/proposals", headers=headers | JSON | secret).status_code == 403
+
+
+def test_our_own_page_and_programs_can_post() -> None:
+    own = {"Origin": "http://127.0.0.1:9090", "Sec-Fetch-Site": "same-origin"}
+    assert client().post("/v1/proposals", content=b"{}", headers=JSON | own).json() == {"bytes": 2}
+    assert client().post("/v1/proposals", content=b"{}", headers=JSON).json() == {"bytes": 2}
+    assert client().post("/setup").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "multipart/form-data", "application/x-www-form-urlencoded", ""]
+)
+def test_only_json_is_taken(kind: str) -> None:
+    refused = client().post("/predict", content=b"{}", headers={"Content-Type": kind})
+    assert refused.status_code == 415
+    assert (
+        client().post("/predict", content=b"{}", headers={"Content-Type": "application/json; x=y"}).is_success
+    )
+
+
+def test_a_body_over_the_cap_is_refused_announced_or_not() -> None:
+    small = client(max_body_bytes=1000)
+    assert small.post("/predict", content=b" " * 1000, headers=JSON).json() == {"bytes": 1000}
+    assert small.post("/predict", content=b" " * 1001, headers=JSON).status_code == 413
+    assert small.post("/predict", content=iter([b" " * 600] * 2), headers=JSON).status_code == 413
+    assert small.post("/predict", content=b"", headers=JSON | {"Content-Length": "-1"}).status_code == 413
+
+
+def test_refusals_are_kept_for_the_status_page() -> None:
+    guarded = client(token="secret")
+    guarded.post("/webhook", content=b"{}", headers=JSON)
+    (failure,) = guarded.recent.all()  # type: ignore[attr-defined]
+    assert (failure.method, failure.path, failure.status) == ("POST", "/webhook", 401)
