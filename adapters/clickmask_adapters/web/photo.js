@@ -46,13 +46,13 @@ export class Photo {
   }
 
   /**
-   * POST `body` about this photo to `path` by `send(path, body)`. The bytes travel once; after that
-   * the digest stands for them, unless the server no longer knows it.
+   * POST `body`, which names the segmenter, about this photo to `path` by `send(path, body)`. The
+   * bytes travel once; after that the digest stands for them, unless the server no longer knows it.
    */
   async ask(send, path, body) {
     for (let again = true; ; again = false) {
       try {
-        return await send(path, { image: { digest: await this.digest(send) }, ...body });
+        return await send(path, { image: { digest: await this.digest(send, body.segmenter) }, ...body });
       } catch (error) {
         if (error.status !== UNKNOWN_TO_SERVER || !again) throw error;
         this.known = null;
@@ -60,10 +60,10 @@ export class Photo {
     }
   }
 
-  /** The server's name for this photo; asked for once, which also makes it start to encode. */
-  digest(send) {
+  /** The server's name for this photo; asked for once, which also lets `segmenter` start to encode. */
+  digest(send, segmenter) {
     if (!this.known) {
-      const known = this.upload(send);
+      const known = this.upload(send, segmenter);
       known.catch(() => {
         if (this.known === known) this.known = null; // the next one tries anew
       });
@@ -72,8 +72,8 @@ export class Photo {
     return this.known;
   }
 
-  async upload(send) {
-    const answer = await send("/v1/images", { image: { data: await base64(this.file) } });
+  async upload(send, segmenter) {
+    const answer = await send("/v1/images", { image: { data: await base64(this.file) }, segmenter });
     if (answer.width !== this.width || answer.height !== this.height) {
       throw new Failure(
         `The server sees ${answer.width} × ${answer.height} pixels where the browser shows ` +

@@ -77,16 +77,18 @@ function sender(signal) {
   return (path, body) => call(path, { body, signal, askToken, onWait });
 }
 
-/** Let the server encode the photo before the first click; a failure is told when it matters. */
+function segmenter() {
+  return part("segmenter").value || null; // null until they are listed: the server's default
+}
+
+/** Let the server encode the photo before the first click. */
 async function prepare() {
   const of = photo;
   try {
-    await of.digest(sender());
-    if (of === photo && part("segmenter").value) {
-      await of.ask(sender(), "/v1/images", { segmenter: part("segmenter").value });
-    }
+    if (of.known) await of.ask(sender(), "/v1/images", { segmenter: segmenter() });
+    else await of.digest(sender(), segmenter());
   } catch (error) {
-    if (of === photo) say(error.message, prepareAgain);
+    if (of === photo && present === NOTHING) say(error.message, prepareAgain);
   }
 }
 
@@ -112,7 +114,7 @@ async function propose() {
   try {
     const body = {
       prompt: present,
-      segmenter: part("segmenter").value || null,
+      segmenter: segmenter(),
       want: ["rle", "polygons"],
       min_iou: Number(checked("quality")),
     };

@@ -60,6 +60,7 @@ export class Stage {
     this.photo.src = url;
     this.photo.style.width = `${width}px`;
     this.photo.style.height = `${height}px`;
+    this.element.style.setProperty("--aspect", String(width / height));
     this.fit();
   }
 
