@@ -121,13 +121,15 @@ def _upright_rgb(loaded: PIL.Image.Image) -> Pixels:
 
 
 def _orientation(loaded: PIL.Image.Image) -> int:
-    """1 to 8; 1 where the EXIF block is damaged, as browsers have it.
+    """1 to 8, by the EXIF block; 1 where it is missing or damaged, as browsers have it.
 
-    Asked after loading: Pillow turns a TIFF itself while it loads it, and a PNG may carry
-    its EXIF behind the pixels.
+    Asked after loading: Pillow turns a TIFF itself while it loads it, and a PNG may carry its EXIF
+    behind the pixels. Pillow's own `getexif` would also believe XMP, which Chromium 156 does not.
     """
+    exif = PIL.Image.Exif()
     try:
-        return int(loaded.getexif().get(_ORIENTATION, 1))
+        exif.load(loaded.info.get("exif", b""))
+        return int(exif.get(_ORIENTATION, 1))
     except _CORRUPT:
         return 1
 

@@ -182,6 +182,17 @@ def test_eight_threads_share_one_download_and_one_decode(
     assert fetcher.downloads == (1 if kind == "address" else 0)
 
 
+def test_a_flight_that_starts_when_another_has_just_landed_asks_nothing(decoded: list[bytes]) -> None:
+    fetcher = FakeFetcher({A.uri: png()})
+    source = ImageSource(fetcher)
+    image = source.load(A)
+    (key,) = source._by_address._entries  # pyright: ignore
+    # What a thread does that looked before the landing and leads a flight after it.
+    assert source._ask(A, key) == ImageIdentity(image.digest, image.size)  # pyright: ignore
+    assert source._load_again(A, key) is image  # pyright: ignore
+    assert (fetcher.downloads, fetcher.confirmations, len(decoded)) == (1, 0, 1)
+
+
 def test_threads_that_wait_for_a_failing_download_all_hear_of_it_and_it_is_not_kept() -> None:
     fetcher = FakeFetcher({})
     fetcher.gate.clear()
