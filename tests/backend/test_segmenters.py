@@ -84,8 +84,9 @@ def test_neither_half_writes_into_what_it_is_given(segmenter: Segmenter[Any], sc
 
 def test_a_prompt_never_depends_on_the_one_before(segmenter: Segmenter[Any], scene: Image) -> None:
     embedding = segmenter.encode(scene)
-    alone = [segmenter.decode(embedding, prompt)[0].mask for prompt in PROMPTS.values()]
-    backwards = [segmenter.decode(embedding, prompt)[0].mask for prompt in reversed(PROMPTS.values())]
+    prompts = [PROMPTS[name] for name in ("a click", "a box", "a click and a negative", "three clicks")]
+    alone = [segmenter.decode(embedding, prompt)[0].mask for prompt in prompts]
+    backwards = [segmenter.decode(embedding, prompt)[0].mask for prompt in reversed(prompts)]
     for mask, other in zip(alone, reversed(backwards), strict=True):
         assert (mask == other).all()
 

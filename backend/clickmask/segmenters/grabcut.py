@@ -22,7 +22,7 @@ EMBEDDING_SIDE = 1024  # px; longest side of the pixels that are kept
 WINDOW_SIDE = 192  # px; longest side of what is cut: 256 takes twice the time and finds no more
 ITERATIONS = 3
 MARGIN = 0.3  # of a box's sides, on each side: the background that its inside is compared to
-RADII = (0.07, 0.1, 0.14, 0.24)  # of sqrt(height * width): guesses at how far the object round a click goes
+RADII = (0.07, 0.14, 0.24)  # of sqrt(height * width): guesses at how far the object round a click goes
 REACH = 0.64  # of sqrt(height * width); what is further from every click is background
 DECIDED = 0.02  # of the window's sqrt(height * width): radius of what a click decides for good
 COLLAPSED = 0.2  # a cut in a box that leaves less than this part of the first guess has failed
@@ -208,7 +208,7 @@ def _cut(window: Window, trimap: Trimap) -> Mask:
     cv2.setRNGSeed(0)
     cut = trimap.copy()
     models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(window.pixels, cut, None, *models, ITERATIONS, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(window.pixels, cut, (0, 0, 0, 0), *models, ITERATIONS, cv2.GC_INIT_WITH_MASK)
     found = (cut & 1).astype(np.bool_)
     failed = window.box is not None and found.sum() < COLLAPSED * guess.sum()
     return guess if failed else found
@@ -282,7 +282,8 @@ def _framed(found: Mask) -> float:
 
 def _centres(size: Size) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """x (1, w) and y (h, 1) of the pixel centres."""
-    return np.arange(size[1])[None] + 0.5, np.arange(size[0])[:, None] + 0.5
+    height, width = size
+    return np.arange(width, dtype=np.float64)[None] + 0.5, np.arange(height, dtype=np.float64)[:, None] + 0.5
 
 
 def _in_box(size: Size, box: Box) -> Mask:
