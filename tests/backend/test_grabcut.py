@@ -161,8 +161,10 @@ def test_a_large_image_gets_a_smooth_outline_of_its_own_size(segmenter: GrabCut)
 def test_answers_do_not_depend_on_the_state_of_opencvs_random_numbers(
     segmenter: GrabCut, objects: list[Outlined]
 ) -> None:
-    embedding = encoded(segmenter, objects[0].pixels)
-    prompt = Prompt(box=tight_box(objects[0].mask))
+    # unseeded, the cup's answers differ in 14 and 230 pixels
+    cup = next(each for each in objects if each.name == "coffee: cup")
+    embedding = encoded(segmenter, cup.pixels)
+    prompt = Prompt(box=tight_box(cup.mask))
     answers = []
     for seed in (1, 2, 3):
         cv2.setRNGSeed(seed)

@@ -240,7 +240,7 @@ def _credibility(pixels: Pixels, found: Mask) -> float:
     """An estimate of the IoU of `found` with what was meant, from four things that can be seen.
 
     A good cut runs along strong edges, has other colours inside than just outside, does not lean
-    on the frame and is not nearly all of the window. Weights: least squares over 316 cuts of 79
+    on the frame and is not most of the window. Weights: least squares over 316 cuts of 79
     objects in photographs (none of them in the tests), correlation with the true IoU .68.
     """
     if found.all() or not found.any():
