@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -17,11 +16,12 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from PIL import Image, ImageOps
+from playwright.sync_api import Browser, Page, expect
 from pycocotools import mask as coco
 
+from clicking import chromium, click_at, open_sample, outline, wait_for_outline
 from clickmask_adapters import web
 
-playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.slow
 
 
@@ -145,15 +145,13 @@ def origin(fake: FakeServer) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture
-def page(browser: Any, origin: str) -> Iterator[Any]:
+def page(browser: Browser, origin: str) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1000, "height": 700})
     page = context.new_page()
     page.set_default_timeout(10_000)
@@ -162,25 +160,8 @@ def page(browser: Any, origin: str) -> Iterator[Any]:
     context.close()
 
 
-def open_cat(page: Any) -> None:
-    page.click("[data-sample='cat.jpg']")
-    page.wait_for_selector("body[data-photo=shown]")
-
-
-def click_at(page: Any, x: float, y: float, **options: Any) -> None:
-    """Click on (x, y) of the photo."""
-    photo = page.locator("#photo").bounding_box()
-    width = page.evaluate("document.getElementById('photo').naturalWidth")
-    scale = photo["width"] / width
-    page.mouse.click(photo["x"] + x * scale, photo["y"] + y * scale, **options)
-
-
-def outline(page: Any) -> str:
-    return page.get_attribute("#outline", "d") or ""
-
-
-def wait_for_outline(page: Any) -> None:
-    playwright.expect(page.locator("#outline")).to_have_attribute("d", re.compile("^M"))
+def open_cat(page: Page) -> None:
+    open_sample(page, "cat")
 
 
 MASKS = {
@@ -195,7 +176,7 @@ MASKS = {
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_rle_of_pycocotools_decodes_to_the_same_mask(page: Any, name: str) -> None:
+def test_rle_of_pycocotools_decodes_to_the_same_mask(page: Page, name: str) -> None:
     mask = MASKS[name]
     rle: Any = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
     rle = {"size": rle["size"], "counts": rle["counts"].decode()}
@@ -218,23 +199,21 @@ def test_rle_of_pycocotools_decodes_to_the_same_mask(page: Any, name: str) -> No
     assert np.array_equal(decoded, mask)
 
 
-def test_the_photo_travels_once_and_again_only_if_the_server_forgot_it(page: Any, fake: FakeServer) -> None:
+def test_the_photo_travels_once_and_again_only_if_the_server_forgot_it(page: Page, fake: FakeServer) -> None:
     open_cat(page)
     click_at(page, 100, 100)
-    wait_for_outline(page)
-    first = outline(page)
+    first = wait_for_outline(page)
     click_at(page, 120, 100)
-    playwright.expect(page.locator("#outline")).not_to_have_attribute("d", first)
+    second = wait_for_outline(page, other_than=first)
     assert fake.uploads == 1
-    second = outline(page)
     fake.sizes.clear()
     click_at(page, 300, 200)
-    playwright.expect(page.locator("#outline")).not_to_have_attribute("d", second)
+    wait_for_outline(page, other_than=second)
     assert fake.uploads == 2
     assert all("digest" in body["image"] for body in fake.asked)
 
 
-def test_only_the_answer_to_the_last_click_is_drawn(page: Any, fake: FakeServer) -> None:
+def test_only_the_answer_to_the_last_click_is_drawn(page: Page, fake: FakeServer) -> None:
     open_cat(page)
     fake.delays = [1.0, 0.0]
     click_at(page, 60, 60)
@@ -247,7 +226,7 @@ def test_only_the_answer_to_the_last_click_is_drawn(page: Any, fake: FakeServer)
     assert page.is_hidden("#message")
 
 
-def test_a_busy_server_is_asked_again_by_itself(page: Any, fake: FakeServer) -> None:
+def test_a_busy_server_is_asked_again_by_itself(page: Page, fake: FakeServer) -> None:
     open_cat(page)
     fake.busy = 1
     click_at(page, 100, 100)
@@ -256,7 +235,7 @@ def test_a_busy_server_is_asked_again_by_itself(page: Any, fake: FakeServer) -> 
     assert page.is_hidden("#message")
 
 
-def test_an_unreachable_server_is_named_and_can_be_asked_again(page: Any) -> None:
+def test_an_unreachable_server_is_named_and_can_be_asked_again(page: Page) -> None:
     open_cat(page)
     page.wait_for_timeout(200)
     page.context.set_offline(True)
@@ -268,7 +247,7 @@ def test_an_unreachable_server_is_named_and_can_be_asked_again(page: Any) -> Non
     wait_for_outline(page)
 
 
-def test_the_token_is_asked_for_once_and_kept_for_the_tab(page: Any, fake: FakeServer, origin: str) -> None:
+def test_the_token_is_asked_for_once_and_kept_for_the_tab(page: Page, fake: FakeServer, origin: str) -> None:
     fake.token = "open sesame"
     page.goto(origin)
     page.wait_for_selector("#login[open]")
@@ -277,7 +256,7 @@ def test_the_token_is_asked_for_once_and_kept_for_the_tab(page: Any, fake: FakeS
     page.wait_for_selector("#login[open]")
     page.fill("#token", "open sesame")
     page.keyboard.press("Enter")
-    playwright.expect(page.locator("#segmenter option")).to_have_count(2)
+    expect(page.locator("#segmenter option")).to_have_count(2)
     open_cat(page)
     click_at(page, 100, 100)
     wait_for_outline(page)
@@ -285,7 +264,7 @@ def test_the_token_is_asked_for_once_and_kept_for_the_tab(page: Any, fake: FakeS
     assert page.evaluate("localStorage.length") == 0
 
 
-def test_keys_switch_between_several_proposals(page: Any, fake: FakeServer) -> None:
+def test_keys_switch_between_several_proposals(page: Page, fake: FakeServer) -> None:
     fake.proposals = 3
     open_cat(page)
     click_at(page, 100, 100)
@@ -300,19 +279,19 @@ def test_keys_switch_between_several_proposals(page: Any, fake: FakeServer) -> N
     assert page.inner_text("#figure-area") == areas[2]
 
 
-def test_segmenters_that_are_not_ready_cannot_be_chosen(page: Any) -> None:
+def test_segmenters_that_are_not_ready_cannot_be_chosen(page: Page) -> None:
     page.wait_for_selector("#segmenter option", state="attached")
     options = page.eval_on_selector_all("#segmenter option", "all => all.map(o => [o.text, o.disabled])")
     assert options == [["fake", False], ["sam (not ready)", True]]
 
 
-def test_a_file_that_is_no_picture_is_refused_in_words(page: Any) -> None:
+def test_a_file_that_is_no_picture_is_refused_in_words(page: Page) -> None:
     page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"})
     page.wait_for_selector("#refusal:has-text('cannot show “notes.txt”')")
     assert page.get_attribute("body", "data-photo") == "none"
 
 
-def test_status_shows_the_last_errors_as_text(page: Any, origin: str) -> None:
+def test_status_shows_the_last_errors_as_text(page: Page, origin: str) -> None:
     page.goto(f"{origin}/status")
     page.wait_for_selector("#errors li")
     assert "<b>the image</b> could not be fetched." in page.inner_text("#errors")
