@@ -36,6 +36,8 @@ class FakeServer:
         self.busy = 0
         self.delays: list[float] = []
         self.proposals = 1
+        self.refusal: tuple[int, str] | None = None
+        self.wider = 0  # pixels by which it misjudges photos
         self.app = FastAPI()
         self.app.include_router(web.router(None, None))
         self.app.middleware("http")(self.guard)
@@ -62,11 +64,13 @@ class FakeServer:
         return digest, self.sizes[digest]
 
     def images(self, body: dict[str, Any]) -> Any:
+        if self.refusal:
+            return JSONResponse({"error": self.refusal[1]}, self.refusal[0])
         known = self.size_of(body["image"])
         if known is None:
             return JSONResponse({"error": "send the image again"}, 410)
         digest, (height, width) = known
-        return {"digest": digest, "width": width, "height": height}
+        return {"digest": digest, "width": width + self.wider, "height": height}
 
     def propose(self, body: dict[str, Any]) -> Any:
         self.asked.append(body)
@@ -277,6 +281,45 @@ def test_keys_switch_between_several_proposals(page: Page, fake: FakeServer) -> 
     assert page.is_checked("#candidate-list label:nth-child(3) input")
     page.keyboard.press("4")
     assert page.inner_text("#figure-area") == areas[2]
+
+
+def test_another_quality_keeps_the_chosen_proposal_and_another_click_does_not(
+    page: Page, fake: FakeServer
+) -> None:
+    fake.proposals = 3
+    open_cat(page)
+    click_at(page, 100, 100)
+    first = wait_for_outline(page)
+    page.keyboard.press("2")
+    chosen = wait_for_outline(page, other_than=first)
+    page.check("input[name=quality][value='0.9']", force=True)
+    finer = wait_for_outline(page, other_than=chosen)
+    assert page.is_checked("#candidate-list label:nth-child(2) input")
+    click_at(page, 200, 100)
+    wait_for_outline(page, other_than=finer)
+    assert page.is_checked("#candidate-list label:nth-child(1) input")
+
+
+def test_a_refused_photo_is_told_in_the_words_of_the_server(page: Page, fake: FakeServer) -> None:
+    fake.refusal = (413, "a request has at most 1 MiB")
+    open_cat(page)
+    expect(page.locator("#message-text")).to_have_text("A request has at most 1 MiB.")
+    fake.refusal = None
+    page.click("#again")
+    expect(page.locator("#message")).to_be_hidden()
+    click_at(page, 100, 100)
+    wait_for_outline(page)
+
+
+def test_a_server_that_sees_another_size_is_not_clicked_on(page: Page, fake: FakeServer) -> None:
+    fake.wider = 1
+    open_cat(page)
+    expect(page.locator("#message-text")).to_contain_text(
+        "sees 452 × 300 pixels where the browser shows 451 × 300"
+    )
+    click_at(page, 100, 100)
+    expect(page.locator(".mark")).to_have_count(1)
+    assert fake.asked == []
 
 
 def test_segmenters_that_are_not_ready_cannot_be_chosen(page: Page) -> None:

@@ -20,6 +20,7 @@ let present = NOTHING;
 let future = [];
 let asking = null; // AbortController of the question under way: only the last one is answered
 let answer = null; // {segmenter, proposals}
+let answered = NOTHING; // the prompt that it answers
 let chosen = 0; // which of its proposals is drawn
 
 const stage = new Stage({
@@ -137,8 +138,10 @@ function busy(waiting) {
 // ---- the answer
 
 function showAnswer(given, milliseconds) {
+  // Another outline of the same prompt: the person's choice among the proposals still stands.
+  chosen = given && answer && present === answered ? Math.min(chosen, given.proposals.length - 1) : 0;
   answer = given;
-  chosen = 0;
+  answered = present;
   part("figure-time").textContent = given ? `${number.format(Math.round(milliseconds))} ms` : "–";
   const several = given !== null && given.proposals.length > 1;
   part("candidates").hidden = !several;
@@ -260,7 +263,7 @@ async function listSegmenters() {
       return option;
     });
     select.replaceChildren(...options);
-    select.disabled = options.length < 2;
+    select.disabled = false;
   } catch (error) {
     refuse(error.message);
   }

@@ -25,6 +25,20 @@ function dotsOf(rings) {
   return rings.map((ring) => ring.map(([x, y]) => `M${x} ${y}h0`).join("")).join("");
 }
 
+/** The mean distance between neighbouring vertices, in pixels of the image. */
+function meanSide(rings) {
+  let length = 0;
+  let sides = 0;
+  for (const ring of rings) {
+    ring.forEach(([x, y], index) => {
+      const [nextX, nextY] = ring[(index + 1) % ring.length];
+      length += Math.hypot(nextX - x, nextY - y);
+      sides++;
+    });
+  }
+  return sides ? length / sides : 0;
+}
+
 export class Stage {
   /**
    * `onPoint(kind, [x, y])` and `onBox([x0, y0, x1, y1])` tell what was pointed at, in the image's
@@ -46,6 +60,7 @@ export class Stage {
     this.width = this.height = 0;
     this.view = { scale: 1, left: 0, top: 0 };
     this.fitted = true;
+    this.spacing = 0;
     this.prompt = { foreground: [], background: [], box: null };
     this.draft = null; // the box that is being drawn
     this.corner = null; // its first corner, if the keyboard draws it
@@ -74,6 +89,7 @@ export class Stage {
     const rings = (proposal?.polygons ?? []).flatMap(({ outer, holes }) => [outer, ...holes]);
     for (const path of this.outlines) path.setAttribute("d", pathOf(rings));
     for (const path of this.vertices) path.setAttribute("d", dotsOf(rings));
+    this.spacing = meanSide(rings);
     const mask = proposal && maskInBox(proposal.rle);
     this.mask.hidden = !mask?.width;
     this.maskBox = mask ?? null;
@@ -152,6 +168,7 @@ export class Stage {
     if (!this.width) return;
     const { scale, left, top } = this.view;
     this.element.classList.toggle("pixels", scale >= 3);
+    this.element.classList.toggle("dense", this.spacing * scale < 10); // large dots would hide the outline
     this.photo.style.transform = `translate(${left}px, ${top}px) scale(${scale})`;
     if (this.maskBox) {
       const [x, y] = this.toStage([this.maskBox.x, this.maskBox.y]);
@@ -258,7 +275,7 @@ export class Stage {
     if (pointer.dragged && pointer.button === 0) {
       if (box) this.onBox(box);
     } else if (this.onPhoto(pointer.from)) {
-      const other = event.altKey || pointer.button === 2;
+      const other = event.altKey || event.ctrlKey || pointer.button === 2; // Ctrl+click: a Mac's right click
       this.onPoint(other ? "background" : this.kind(), this.toImage(pointer.from));
     }
   }
