@@ -252,7 +252,7 @@ def _reason(answer: requests.Response) -> str:
     found: dict[str, Any] = said  # pyright: ignore[reportUnknownVariableType]
     errors: dict[str, Any] = found.get("validation_errors") or {}
     words = "; ".join(f"{field}: {', '.join(map(str, lines))}" for field, lines in errors.items())
-    return (words or str(found.get("detail", "no reason given")))[:_MAX_ANSWER]
+    return re.sub(r"<[^>]*>", "", words or str(found.get("detail", "no reason given")))[:_MAX_ANSWER]
 
 
 def _lifetime(token: str) -> float:
