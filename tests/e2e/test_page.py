@@ -340,6 +340,22 @@ def test_status_tells_of_the_server_and_its_errors(page: Page, origin: str) -> N
     assert "Traceback" not in first.inner_text()
 
 
+def test_the_secret_given_to_the_browser_opens_the_page_and_its_requests(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with serving(tmp_path, CLICKMASK_TOKEN="open sesame") as server:
+        stranger = browser.new_page()
+        for path in ("/", "/static/playground.js", "/v1/segmenters"):
+            assert stranger.request.get(f"{server.url}{path}").status == 401
+        stranger.close()
+        page = browser.new_page(http_credentials={"username": "clickmask", "password": "open sesame"})
+        page.goto(server.url)
+        open_sample(page, "cat")
+        click_at(page, 150, 120)
+        wait_for_outline(page)
+        page.close()
+
+
 @pytest.mark.skipif(
     "CLICKMASK_SCREENSHOTS" not in os.environ, reason="screenshots go to CLICKMASK_SCREENSHOTS"
 )
