@@ -1,1 +1,5 @@
 """Label Studio (recorded with 1.23.2): the routes of its machine learning backends."""
+
+from clickmask_adapters.tools.label_studio.routes import router
+
+__all__ = ["router"]
