@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     """Hosts with private addresses from which images may be read; comma separated, `host` or `host:port`."""
     image_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders from which file:// images may be read; comma separated."""
+    ca_bundle: Path | None = None
+    """A PEM file of the authorities that images' servers are verified with, instead of certifi's."""
     max_image_bytes: int = 200 * 2**20
     max_image_pixels: int = 100_000_000
     max_body_bytes: int = 300 * 2**20

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
-import PIL.Image
 import pytest
 
 from clickmask.errors import ImageUnavailable, ImageUnknown, InvalidPrompt, UnknownSegmenter
@@ -19,12 +16,7 @@ from clickmask.store import Store
 from clickmask.types import Image, ImageRef, Prompt
 from clickmask.workbench import Workbench
 from fakes import DiscSegmenter, disc_mask
-
-
-def data_uri(shade: int = 100, size: tuple[int, int] = (60, 80)) -> str:
-    raw = io.BytesIO()
-    PIL.Image.fromarray(np.full((*size, 3), shade, np.uint8)).save(raw, "png")
-    return "data:image/png;base64," + base64.b64encode(raw.getvalue()).decode()
+from pictures import png_data_uri
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -38,24 +30,24 @@ CLICK = Prompt(foreground=((40.0, 30.0),))
 
 
 def test_a_click_becomes_a_proposal_that_is_remembered(workbench: Workbench, store: Store) -> None:
-    (proposal,) = workbench.propose(ImageRef(data_uri()), CLICK)
+    (proposal,) = workbench.propose(ImageRef(png_data_uri()), CLICK)
     expected = disc_mask((60, 80), [(40.0, 30.0)])
     assert np.array_equal(proposal.prediction.mask, expected)
     remembered = store.proposal(proposal.id)
     assert remembered is not None
-    assert remembered.digest == proposal.digest == workbench.identify(ImageRef(data_uri())).digest
+    assert remembered.digest == proposal.digest == workbench.identify(ImageRef(png_data_uri())).digest
     assert np.array_equal(rle_to_mask(remembered.rle), expected)
 
 
 def test_ids_of_equal_proposals_differ_and_cannot_be_guessed(workbench: Workbench) -> None:
-    ids = [workbench.propose(ImageRef(data_uri()), CLICK)[0].id for _ in range(5)]
+    ids = [workbench.propose(ImageRef(png_data_uri()), CLICK)[0].id for _ in range(5)]
     assert len(set(ids)) == 5
     assert all(len(identifier) >= 16 for identifier in ids)
 
 
 def test_an_image_is_encoded_once_however_it_is_named(workbench: Workbench, disc: DiscSegmenter) -> None:
-    (first,) = workbench.propose(ImageRef(data_uri()), CLICK)
-    workbench.propose(ImageRef(data_uri()), CLICK)
+    (first,) = workbench.propose(ImageRef(png_data_uri()), CLICK)
+    workbench.propose(ImageRef(png_data_uri()), CLICK)
     workbench.propose(ImageRef(f"digest:{first.digest}"), CLICK)
     assert disc.encoded == [first.digest]
 
@@ -68,7 +60,7 @@ def test_a_digest_that_is_not_known_asks_for_the_image(workbench: Workbench) -> 
 def test_a_prepared_image_is_not_encoded_again_by_the_first_click(
     workbench: Workbench, disc: DiscSegmenter
 ) -> None:
-    ref = ImageRef(data_uri())
+    ref = ImageRef(png_data_uri())
     assert workbench.prepare(ref)
     until(lambda: workbench.cache_status().entries == 1)
     workbench.propose(ref, CLICK)
@@ -81,7 +73,7 @@ def test_preparing_never_raises_and_never_waits(workbench: Workbench, disc: Disc
     until(lambda: workbench.prepare(ImageRef("file:///etc/passwd")))
     disc.hold = threading.Event()
     for shade in range(2):
-        until(lambda shade=shade: workbench.prepare(ImageRef(data_uri(shade))))
+        until(lambda shade=shade: workbench.prepare(ImageRef(png_data_uri(shade))))
     disc.hold.set()
     until(lambda: workbench.cache_status().entries == 2)
 
@@ -89,18 +81,18 @@ def test_preparing_never_raises_and_never_waits(workbench: Workbench, disc: Disc
 def test_too_many_preparations_are_dropped(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     hold = threading.Event()
     monkeypatch.setattr(workbench, "_prepare", lambda ref, name: hold.wait(5))
-    assert [workbench.prepare(ImageRef(data_uri())) for _ in range(3)] == [True, True, False]
+    assert [workbench.prepare(ImageRef(png_data_uri())) for _ in range(3)] == [True, True, False]
     hold.set()
 
 
 def test_a_prompt_outside_of_the_image_is_refused(workbench: Workbench) -> None:
     with pytest.raises(InvalidPrompt, match="80x60"):
-        workbench.propose(ImageRef(data_uri()), Prompt(foreground=((81.0, 5.0),)))
+        workbench.propose(ImageRef(png_data_uri()), Prompt(foreground=((81.0, 5.0),)))
 
 
 def test_a_prompt_of_too_many_points_is_refused(workbench: Workbench) -> None:
     with pytest.raises(InvalidPrompt, match="at most 20 points"):
-        workbench.propose(ImageRef(data_uri()), Prompt(foreground=((1.0, 1.0),) * 21))
+        workbench.propose(ImageRef(png_data_uri()), Prompt(foreground=((1.0, 1.0),) * 21))
 
 
 def test_an_image_that_changes_between_two_looks_is_never_kept_under_the_wrong_digest(
@@ -109,7 +101,7 @@ def test_an_image_that_changes_between_two_looks_is_never_kept_under_the_wrong_d
     other = Image(np.zeros((60, 80, 3), np.uint8), "another digest")
     monkeypatch.setattr(ImageSource, "load", lambda self, ref: other)
     with pytest.raises(ImageUnavailable, match="replaced"):
-        workbench.propose(ImageRef(data_uri()), CLICK)
+        workbench.propose(ImageRef(png_data_uri()), CLICK)
     assert disc.encoded == []
 
 
@@ -131,8 +123,8 @@ def test_an_event_is_kept_as_it_came(workbench: Workbench, inbox: Inbox) -> None
 
 def test_a_click_is_one_line_in_the_log(workbench: Workbench, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        (proposal,) = workbench.propose(ImageRef(data_uri()), CLICK, tool="label_studio")
-        workbench.propose(ImageRef(data_uri()), CLICK)
+        (proposal,) = workbench.propose(ImageRef(png_data_uri()), CLICK, tool="label_studio")
+        workbench.propose(ImageRef(png_data_uri()), CLICK)
     first, second = caplog.messages
     assert first.startswith(f"label_studio: image {proposal.digest[:8]}, disc, embedding made")
     assert "embedding kept" in second

@@ -1,0 +1,89 @@
+"""The composition root: settings in, one FastAPI application out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio.to_thread
+import cv2
+from fastapi import FastAPI
+
+import clickmask
+from clickmask import plugins
+from clickmask.catalogue import Catalogue
+from clickmask.embeddings import EmbeddingCache
+from clickmask.fetch import Fetcher
+from clickmask.image_source import ImageSource
+from clickmask.images import ImageLimits
+from clickmask.inbox import Inbox
+from clickmask.store import Store
+from clickmask.workbench import Workbench
+from clickmask_adapters import api, failures, tools, web
+from clickmask_adapters.auth import Gate
+from clickmask_adapters.settings import Settings
+
+COMPUTE_THREADS = 16
+
+
+def create_app(settings: Settings, workbench: Workbench | None = None) -> FastAPI:
+    """All surfaces on one application: the tools' paths at the root, the API under /v1/, the pages at /.
+
+    The application closes the workbench when it shuts down; None: one made by the settings.
+    """
+    workbench = workbench or create_workbench(settings)
+    recent = failures.RecentFailures()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = COMPUTE_THREADS
+        yield
+        workbench.close()
+
+    app = FastAPI(
+        title="clickmask",
+        version=clickmask.__version__,
+        description="Clicks and boxes become masks.",
+        openapi_url="/v1/openapi.json",
+        docs_url=None,  # it would load scripts from outside
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    failures.install(app, recent)
+    app.include_router(api.router(workbench, settings, recent))
+    for name in plugins.names(tools):
+        app.include_router(plugins.load(tools, name).router(workbench, settings))
+    app.include_router(web.router(workbench, settings))
+    app.add_middleware(Gate, settings=settings, recent=recent)
+    return app
+
+
+def create_workbench(settings: Settings) -> Workbench:
+    """The tool-agnostic core. Raises UnknownSegmenter if the default is not installed."""
+    cv2.setNumThreads(1)  # requests run side by side; OpenCV's own threads would only fight them
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    catalogue = Catalogue()
+    catalogue.require(settings.segmenter)
+    return Workbench(
+        catalogue,
+        create_images(settings),
+        EmbeddingCache(settings.embedding_bytes, settings.queue_length),
+        Store(settings.home / "store.sqlite"),
+        Inbox(settings.home / "inbox.sqlite"),
+        default_segmenter=settings.segmenter,
+        max_points=settings.max_points,
+        max_preparations=settings.queue_length,
+    )
+
+
+def create_images(settings: Settings) -> ImageSource:
+    """Images from everywhere that the settings allow."""
+    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+    fetcher = Fetcher(
+        limits=limits,
+        roots=settings.image_roots,
+        hosts=settings.image_hosts,
+        trusted_origins=[settings.label_studio_url] if settings.label_studio_url else [],
+        ca_bundle=settings.ca_bundle,
+    )
+    return ImageSource(fetcher, settings.image_bytes, limits)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from clickmask.errors import UnknownSegmenter
+from clickmask.inbox import Inbox
+from clickmask.workbench import Workbench
+from clickmask_adapters.app import COMPUTE_THREADS, create_app
+from clickmask_adapters.settings import Settings
+from fakes import DiscSegmenter
+from pictures import png_base64
+
+OTHER_PATHS = {
+    *("/", "/status", "/static/playground.js", "/v1/openapi.json", "/docs"),
+    *("/health", "/setup", "/versions", "/predict", "/webhook", "/nowhere"),
+}
+CLICK = {"foreground": [[40, 30]]}
+
+
+@pytest.fixture
+def app(workbench: Workbench, tmp_path: Path) -> FastAPI:
+    return create_app(Settings(home=tmp_path), workbench)
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[TestClient]:
+    with TestClient(app, "http://127.0.0.1:9090", client=("127.0.0.1", 5000)) as client:
+        yield client
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def click(client: TestClient, shade: int) -> Any:
+    return client.post("/v1/proposals", json={"image": {"data": png_base64(shade)}, "prompt": CLICK})
+
+
+def test_health_and_webhooks_wait_for_no_encode(
+    client: TestClient, disc: DiscSegmenter, inbox: Inbox
+) -> None:
+    disc.hold = threading.Event()
+    with ThreadPoolExecutor(COMPUTE_THREADS + 8) as pool:
+        clicks = [pool.submit(click, client, 7) for _ in range(COMPUTE_THREADS + 8)]
+        until(lambda: client.get("/v1/status").json()["cache"]["misses"] == COMPUTE_THREADS)
+        assert client.get("/health").json()["status"] == "UP"
+        assert client.post("/webhook", json={"action": "ANNOTATION_CREATED"}).status_code == 200
+        assert client.post("/setup", json={"project": "1.5", "schema": ""}).status_code == 200
+        assert inbox.count() == 1
+        assert not any(each.done() for each in clicks)
+        disc.hold.set()
+        assert {each.result(10).status_code for each in clicks} == {200}
+    assert len(disc.encoded) == 1
+
+
+def test_a_full_queue_is_503_with_retry_after_and_shown_in_the_status(
+    client: TestClient, disc: DiscSegmenter
+) -> None:
+    disc.hold = threading.Event()
+    with ThreadPoolExecutor(12) as pool:
+        clicks = [pool.submit(click, client, shade) for shade in range(10)]
+        # one is encoded, four wait; the others are turned away at once
+        until(lambda: sum(each.done() for each in clicks) == 5)
+        for each in clicks:
+            if each.done():
+                assert each.result().status_code == 503
+                assert int(each.result().headers["retry-after"]) > 0
+        disc.hold.set()
+        assert sorted(each.result(10).status_code for each in clicks) == [200] * 5 + [503] * 5
+    errors = client.get("/v1/status").json()["errors"]
+    assert [error["status"] for error in errors] == [503] * 5
+    assert "images wait" in errors[0]["error"]
+
+
+def test_all_surfaces_are_on_one_port(client: TestClient) -> None:
+    assert "<title>" in client.get("/").text
+    assert "<title>" in client.get("/status").text
+    assert client.get("/versions").status_code == 200
+    assert client.get("/v1/segmenters").status_code == 200
+    assert "/v1/proposals" in client.get("/v1/openapi.json").json()["paths"]
+
+
+def test_every_route_stands_behind_the_gate(app: FastAPI) -> None:
+    with TestClient(app, "http://127.0.0.1:9090", client=("203.0.113.9", 5000)) as stranger:
+        for path in set(app.openapi()["paths"]) | OTHER_PATHS:
+            for method in ("GET", "POST", "DELETE", "OPTIONS"):
+                assert stranger.request(method, path).status_code == 403
+
+
+def test_a_default_that_is_not_installed_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(UnknownSegmenter, match="grabcut"):
+        create_app(Settings(home=tmp_path / "home", segmenter="nothing"))

@@ -1,0 +1,22 @@
+"""Small encoded pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import PIL.Image
+
+SIZE = (60, 80)  # height, width
+
+
+def png_base64(shade: int = 100, size: tuple[int, int] = SIZE) -> str:
+    """A PNG of one grey; another shade is another image."""
+    raw = io.BytesIO()
+    PIL.Image.fromarray(np.full((*size, 3), shade, np.uint8)).save(raw, "png")
+    return base64.b64encode(raw.getvalue()).decode()
+
+
+def png_data_uri(shade: int = 100, size: tuple[int, int] = SIZE) -> str:
+    return "data:image/png;base64," + png_base64(shade, size)
