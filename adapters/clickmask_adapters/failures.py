@@ -27,6 +27,7 @@ STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = MappingProxyType(
         errors.ImageRefused: HTTPStatus.FORBIDDEN,
         errors.ImageUnknown: HTTPStatus.GONE,
         errors.ImageUnavailable: HTTPStatus.BAD_GATEWAY,
+        errors.ToolUnavailable: HTTPStatus.BAD_GATEWAY,
         errors.UnknownSegmenter: HTTPStatus.NOT_FOUND,
         errors.SegmenterNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.Busy: HTTPStatus.SERVICE_UNAVAILABLE,

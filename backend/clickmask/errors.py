@@ -35,6 +35,10 @@ class ImageUnavailable(ClickmaskError):
     """The image could not be fetched: unreachable, timed out, refused by its server, or gone."""
 
 
+class ToolUnavailable(ClickmaskError):
+    """A labeling tool cannot be reached, or refuses what clickmask asks of it."""
+
+
 class UnknownSegmenter(ClickmaskError):
     """No segmenter of this name is installed."""
 

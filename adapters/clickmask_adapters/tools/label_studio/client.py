@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 import orjson
 import requests
 
-from clickmask.errors import ClickmaskError, ImageRefused
+from clickmask.errors import ImageRefused, ToolUnavailable
 from clickmask.fetch import origin_of
 from clickmask.types import ImageRef
 
@@ -32,7 +32,7 @@ _RENEW_BEFORE = 60.0  # seconds of an access token's 300 that are left unused, f
 _MAX_ANSWER = 200  # characters of Label Studio's own words in an error
 
 
-class LabelStudioError(ClickmaskError):
+class LabelStudioError(ToolUnavailable):
     """Label Studio cannot be reached, or refuses what clickmask asks; `status` is None or its HTTP status."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
