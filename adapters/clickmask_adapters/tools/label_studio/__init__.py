@@ -2,4 +2,4 @@
 
 from clickmask_adapters.tools.label_studio.routes import router
 
-__all__ = ["router"]
+__all__ = ("router",)
