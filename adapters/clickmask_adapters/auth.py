@@ -115,7 +115,9 @@ class Gate:
         if for_tools and address is not None and _in(address, self._networks):
             return
         if self._secret is not None:
-            challenge = {"WWW-Authenticate": 'Basic realm="clickmask", charset="UTF-8"'}
+            challenge = {
+                "WWW-Authenticate": 'Basic realm="clickmask: user clickmask, the secret as password", charset="UTF-8"'
+            }
             raise Refusal(
                 HTTPStatus.UNAUTHORIZED,
                 "this server has a secret: send it as the token, or as the password of basic auth",
