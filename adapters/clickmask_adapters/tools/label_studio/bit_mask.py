@@ -9,13 +9,11 @@ import numpy as np
 
 from clickmask.types import Mask
 
-# Runs are all there is in a mask: looking for more takes ten times as long.
-PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
-
 
 def mask_to_bit_mask(mask: Mask) -> str:
     """RGBA of the mask's size, as the UI of Label Studio 1.23.2 saves it."""
     pixels = np.zeros((*mask.shape, 4), np.uint8)
     pixels[..., 3] = mask.view(np.uint8) * np.uint8(255)
-    _, png = cv2.imencode(".png", pixels, PNG)
+    # OpenCV's defaults: other compression levels took 3.5 times as long.
+    _, png = cv2.imencode(".png", pixels)
     return "data:image/png;base64," + base64.b64encode(png.tobytes()).decode("ascii")
