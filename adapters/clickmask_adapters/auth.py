@@ -116,7 +116,7 @@ class Gate:
             return
         if self._secret is not None:
             challenge = {
-                "WWW-Authenticate": 'Basic realm="clickmask: user clickmask, the secret as password", charset="UTF-8"'
+                "WWW-Authenticate": 'Basic realm="user clickmask, password the secret", charset="UTF-8"'
             }
             raise Refusal(
                 HTTPStatus.UNAUTHORIZED,
