@@ -158,12 +158,18 @@ def ring_toggles(rings: Sequence[Ring], size: Size) -> Indices:
     Pairs of it are the runs of pixels inside. Sorted together, the toggles of two sets of rings
     are those of their symmetric difference, which makes IoUs without drawing.
     """
+    return np.sort(ring_crossings(rings, size)[1])
+
+
+def ring_crossings(rings: Sequence[Ring], size: Size) -> tuple[Indices, Indices]:
+    """The toggles, unsorted: the index of the ring that makes each, and where it is."""
     height, width = size
-    ends = [ring for ring in rings if len(ring)]
-    if not ends:
-        return np.zeros(0, np.int64)
-    start = np.concatenate(ends).T
-    lengths = np.array([len(ring) for ring in ends])
+    lengths = np.array([len(ring) for ring in rings], np.int64)
+    owner = np.repeat(np.arange(len(rings)), lengths)
+    if not len(owner):
+        return owner, owner
+    start = np.concatenate(rings).T
+    lengths = lengths[lengths > 0]
     after = np.arange(1, len(start[0]) + 1)
     after[np.cumsum(lengths) - 1] -= lengths
     (x0, y0), (x1, y1) = start, start[:, after]
@@ -178,7 +184,7 @@ def ring_toggles(rings: Sequence[Ring], size: Size) -> Indices:
     edge = np.repeat(np.arange(len(count)), count)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
     column = _crossed_columns(x0, y0, x1, y1, edge, row, width)
-    return np.sort(row * width + column)
+    return owner[edge], row * width + column
 
 
 def ring_area(ring: Ring) -> float:
