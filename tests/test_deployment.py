@@ -20,7 +20,9 @@ def compose() -> dict[str, Any]:
 
 
 def known_variables() -> set[str]:
-    aliases = {str(field.validation_alias) for field in Settings.model_fields.values() if field.validation_alias}
+    aliases = {
+        str(field.validation_alias) for field in Settings.model_fields.values() if field.validation_alias
+    }
     return aliases | {f"CLICKMASK_{name.upper()}" for name in Settings.model_fields}
 
 
@@ -41,7 +43,9 @@ def test_compose_lets_label_studio_reach_a_private_backend(compose: dict[str, An
 
 
 def test_every_volume_is_declared(compose: dict[str, Any]) -> None:
-    mounted = {mount.partition(":")[0] for service in compose["services"].values() for mount in service["volumes"]}
+    mounted = {
+        mount.partition(":")[0] for service in compose["services"].values() for mount in service["volumes"]
+    }
     assert mounted == set(compose["volumes"])
 
 
