@@ -9,7 +9,7 @@ COPY backend backend
 COPY adapters adapters
 RUN pip install --no-cache-dir -c constraints.txt .
 
-USER clickmask
+USER 1000
 ENV CLICKMASK_HOME=/data
 VOLUME /data
 EXPOSE 9090

@@ -1,7 +1,7 @@
 # make serve      install and serve at http://127.0.0.1:9090
 # make test       the quick tests: no network, no browser
 # make test-slow  the real Label Studio, Chromium, SDK oracles
-# make check      ruff and pyright
+# make check      ruff, pyright, the Docker files' linters
 # make bench      measure again, into tests/benchmarks/RESULTS.md
 
 PYTHON ?= python3
@@ -30,6 +30,8 @@ check: $(VENV)/everything
 	$(run)/ruff check .
 	$(run)/ruff format --check .
 	$(run)/pyright
+	$(run)/hadolint Dockerfile
+	$(run)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
 
 format: $(VENV)/everything
 	$(run)/ruff check --fix .

@@ -54,7 +54,7 @@ def test_the_image_serves_as_an_ordinary_user_and_copies_only_what_is_there() ->
     instructions = re.findall(r"^([A-Z]+) (.*(?:\\\n.*)*)", text, re.MULTILINE)
     names = [name for name, _ in instructions]
     assert names.index("USER") < names.index("CMD")
-    assert dict(instructions)["USER"] == "clickmask"
+    assert dict(instructions)["USER"] == "1000"
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     for name, arguments in instructions:
         if name == "COPY":
