@@ -132,14 +132,14 @@ def test_blocked_webhooks_are_noticed_though_the_backend_is_there() -> None:
     fake = FakeLabelStudio(webhooks_blocked=True)
     for _ in range(2):
         with pytest.raises(
-            LabelStudioError, match="accepted labels never arrive.*SSRF_PROTECTION_ENABLED=false"
+            LabelStudioError, match=r"accepted labels never arrive.*SSRF_PROTECTION_ENABLED=false"
         ):
             sentences(fake)
         assert len(fake.rows) == 1
 
 
 def test_a_label_studio_that_cannot_reach_us_is_said() -> None:
-    with pytest.raises(LabelStudioError, match="does not reach clickmask at http://10.0.0.5:9090"):
+    with pytest.raises(LabelStudioError, match=r"does not reach clickmask at http://10\.0\.0\.5:9090"):
         sentences(FakeLabelStudio(reachable=False))
 
 
@@ -148,7 +148,7 @@ def test_an_image_that_cannot_be_read_is_said() -> None:
         raise ImageUnavailable("labels.example answered 404")
 
     with pytest.raises(
-        LabelStudioError, match="cannot read the image of task 7: labels.example answered 404"
+        LabelStudioError, match=r"cannot read the image of task 7: labels\.example answered 404"
     ):
         list(connect(FakeLabelStudio(), 3, CLICKMASK, None, read))
 
