@@ -27,7 +27,7 @@ from clickmask.workbench import Workbench
 from clickmask_adapters import failures
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.label_studio import client as label_studio_client
-from clickmask_adapters.tools.label_studio import router
+from clickmask_adapters.tools.label_studio import router, routes
 from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
 from fakes import DiscSegmenter, disc_mask
 
@@ -224,6 +224,29 @@ def test_opening_a_task_prepares_its_image_and_stores_nothing(
         time.sleep(0.01)
     assert disc.encoded
     assert images.asked[0][0] == body["tasks"][0]["id"]
+
+
+def test_preparations_that_wait_are_bounded_and_leave_when_done(
+    http: TestClient, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    hold = threading.Event()
+
+    def prepare(*_: object) -> None:
+        begun.append("")
+        assert hold.wait(10)
+
+    monkeypatch.setattr(routes.Backend, "prepare", prepare)
+    for _ in range(routes.MOST_PREPARED + 5):
+        assert send(http, recorded("04")) == {"results": []}
+    hold.set()
+    until = time.monotonic() + 10
+    while len(begun) < routes.MOST_PREPARED and time.monotonic() < until:
+        time.sleep(0.01)
+    assert send(http, recorded("04")) == {"results": []}
+    while len(begun) <= routes.MOST_PREPARED and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(begun) == routes.MOST_PREPARED + 1
 
 
 def test_health_says_up(http: TestClient) -> None:

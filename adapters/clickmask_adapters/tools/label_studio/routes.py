@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from threading import BoundedSemaphore
 from typing import Annotated, Any, TypeVar, cast
 
 import orjson
@@ -26,7 +27,7 @@ from clickmask_adapters.tools.label_studio.label_config import LabelConfig
 log = logging.getLogger(__name__)
 
 TOOL = "label-studio"
-MOST_PREPARED = 64  # images of one request: a whole project may be sent at once
+MOST_PREPARED = 64  # images of one request, and requests that wait: a whole project may be sent at once
 EVENT_HEAD = 200  # bytes of an event in which its action stands
 
 Json = Mapping[str, Any]
@@ -48,6 +49,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         settings.min_iou,
     )
     short = ThreadPoolExecutor(2, thread_name_prefix="label-studio")  # one transaction each, never more
+    waiting = BoundedSemaphore(MOST_PREPARED)
     preparing = ThreadPoolExecutor(1, thread_name_prefix="label-studio-prepare")
 
     @asynccontextmanager
@@ -78,8 +80,11 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         asked = _parsed(body)
         context = _object(asked.get("params"), "params", empty=True).get("context")
         if context is None:
+            images, segmenter = _images(asked), backend.segmenter(asked)
+            if waiting.acquire(blocking=False):  # else too many wait; a click will fetch its image itself
+                job = preparing.submit(backend.prepare, images, segmenter)
+                job.add_done_callback(lambda _: waiting.release())
             # An empty list stores nothing; anything else would be stored as a prediction.
-            preparing.submit(backend.prepare, _images(asked), backend.segmenter(asked))
             return _json({"results": []})
         return _json({"results": [backend.answer(asked, context)]})
 
