@@ -47,6 +47,10 @@ class SegmenterNotReady(ClickmaskError):
     """The segmenter is known but cannot run, for want of weights or of a package."""
 
 
+class WeightsUnavailable(SegmenterNotReady):
+    """Weights could not be fetched, or are not the official file."""
+
+
 class Busy(ClickmaskError):
     """A bounded queue is full; the same request may succeed later."""
 

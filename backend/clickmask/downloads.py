@@ -1,0 +1,176 @@
+"""Large files over HTTP: resumed where they broke off, by any server, through any proxy."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+
+from clickmask.errors import WeightsUnavailable
+
+Progress = Callable[[int, int], None]  # bytes that are here, bytes of the whole file
+
+_CHUNK = 2**16
+_TIMEOUTS = (10.0, 60.0)  # seconds: to connect, between two pieces of the body
+
+
+class _BrokenOff(Exception):
+    """The body ended before its end."""
+
+
+class PartialFile:
+    """`target`.part: the beginning of a file of `total` bytes, and beside it the validator (ETag or
+    date) that its server gave, so that it is never continued with another file's end.
+
+    Whether the whole is what was wanted is for the caller to say, by its hash, before `finish`.
+    """
+
+    def __init__(self, target: Path, total: int) -> None:
+        self.path = target.with_name(target.name + ".part")
+        self._target = target
+        self._total = total
+        self._validator_path = target.with_name(target.name + ".part.etag")
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self._validator_path.unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """Rename it to its target: the bytes are durable before, the name after."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+        self.path.replace(self._target)
+        self._validator_path.unlink(missing_ok=True)
+        handle = os.open(self._target.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def copy(self, source: Path, progress: Progress) -> None:
+        """Fill it from a file. Raises WeightsUnavailable if there is none, OSError."""
+        if not source.is_file():
+            raise WeightsUnavailable(f"the mirror has no {source.name}")
+        self._validator_path.unlink(missing_ok=True)
+        with source.open("rb") as file:
+            self._write(iter(lambda: file.read(_CHUNK), b""), 0, progress)
+
+    def download(self, address: str, progress: Progress) -> None:
+        """Complete it from `address`, through the proxies that the environment names.
+
+        Raises WeightsUnavailable; what was received stays for the next time. OSError: the disk.
+        """
+        try:
+            host = urlsplit(address).hostname or "the mirror"
+        except ValueError:
+            raise WeightsUnavailable("the mirror's address is none that can be downloaded from") from None
+        furthest = -1
+        with requests.Session() as session:
+            while furthest < self.size < self._total:  # as long as each attempt gets further
+                furthest = self.size
+                with suppress(_BrokenOff):
+                    self._transfer(session, address, host, progress)
+        if self.size < self._total:
+            raise WeightsUnavailable(
+                f"{host} broke off after {megabytes(self.size)} of {megabytes(self._total)}: "
+                "the same command goes on from there"
+            )
+
+    def _transfer(self, session: requests.Session, address: str, host: str, progress: Progress) -> None:
+        have, validator = self.size, self._validator()
+        headers = {"User-Agent": "clickmask", "Accept-Encoding": "identity"}
+        if have:
+            headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
+        try:
+            response = session.get(address, headers=headers, stream=True, timeout=_TIMEOUTS)
+        except requests.RequestException as error:
+            raise _unreachable(host, error, self._target.name) from error
+        with response:
+            offered = _Offer.of(response)
+            goes_on = have and offered.start == have and validator in ("", offered.validator)
+            if offered.start != 0 and not goes_on:  # 416, another part than asked for, or another file
+                if not have:
+                    raise WeightsUnavailable(f"{host} answered {response.status_code} to a plain download")
+                self.remove()
+                return self._transfer(session, address, host, progress)
+            if offered.total not in (None, self._total):
+                raise WeightsUnavailable(
+                    f"{host} offers {offered.total:,} bytes as {self._target.name}; "
+                    f"the official file has {self._total:,}"
+                )
+            if not goes_on:
+                self._validator_path.write_text(offered.validator)
+            try:
+                self._write(response.iter_content(_CHUNK), have if goes_on else 0, progress)
+            except requests.RequestException as error:
+                raise _BrokenOff from error
+        return None
+
+    def _write(self, chunks: Iterator[bytes], done: int, progress: Progress) -> None:
+        """Append to what is `done`, or begin anew where that is 0."""
+        progress(done, self._total)
+        with self.path.open("ab" if done else "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+                done += len(chunk)
+                if done > self._total:
+                    break  # it cannot be what was wanted any more: its hash will say so
+                progress(done, self._total)
+
+    def _validator(self) -> str:
+        try:
+            written = self._validator_path.read_text("ascii")
+        except (OSError, ValueError):
+            return ""
+        return written if written.isprintable() else ""
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What an answer's headers say about its body: where it starts (-1: nowhere), and of what."""
+
+    start: int
+    total: int | None
+    validator: str
+
+    @classmethod
+    def of(cls, response: requests.Response) -> _Offer:
+        """Raises WeightsUnavailable for an answer that has no file."""
+        if response.status_code not in (200, 206, 416):
+            host = urlsplit(response.url).hostname
+            later = response.status_code in (408, 429) or response.status_code >= 500
+            advice = "try again later" if later else "check the mirror, or the proxy"
+            raise WeightsUnavailable(f"{host} answered {response.status_code}: {advice}")
+        start, total = 0, response.headers.get("Content-Length", "")
+        if response.status_code != 200:
+            part = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+            start, total = (int(part[1]), part[2]) if part else (-1, "")
+        etag = response.headers.get("ETag", "")
+        # A weak ETag may not be sent back in If-Range (RFC 9110, 13.1.5).
+        validator = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
+        return cls(start, int(total) if re.fullmatch(r"\d{1,18}", total) else None, validator)
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+def _unreachable(host: str, error: requests.RequestException, file: str) -> WeightsUnavailable:
+    if isinstance(error, requests.exceptions.SSLError):
+        return WeightsUnavailable(f"the certificate of {host} cannot be verified")
+    if isinstance(error, requests.exceptions.InvalidSchema | requests.exceptions.InvalidURL):
+        return WeightsUnavailable(f"the address at {host} is none that can be downloaded from")
+    return WeightsUnavailable(
+        f"{host} cannot be reached: check the network, set CLICKMASK_WEIGHTS_MIRROR, "
+        f"or put {file} into the folder that `clickmask weights list` names"
+    )
