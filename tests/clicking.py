@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +11,17 @@ from typing import Any
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 SHOWN = "body[data-photo=shown]"
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+QUIET = (  # of its own accord Chromium asks for updates, and as root it has no sandbox
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--disable-quic", "--no-first-run"),
+)
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
     with sync_playwright() as running:
-        browser = running.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield browser
         browser.close()
 
