@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from clickmask import segmenters
 from clickmask.catalogue import Catalogue
 from clickmask.embeddings import EmbeddingCache
 from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
 from clickmask.inbox import Inbox
 from clickmask.store import Store
+from clickmask.weights import WeightsFolder
 from clickmask.workbench import Workbench
 from fakes import DiscSegmenter
 
@@ -19,7 +21,7 @@ class OneSegmenter(Catalogue):
     """A catalogue in which one loaded segmenter stands beside what is installed."""
 
     def __init__(self, segmenter: DiscSegmenter) -> None:
-        super().__init__()
+        super().__init__(segmenters, WeightsFolder(Path("no weights")))
         self._loaded[segmenter.name] = segmenter
 
     def require(self, name: str) -> None:

@@ -10,7 +10,7 @@ import cv2
 from fastapi import FastAPI
 
 import clickmask
-from clickmask import plugins
+from clickmask import plugins, segmenters
 from clickmask.catalogue import Catalogue
 from clickmask.embeddings import EmbeddingCache
 from clickmask.fetch import Fetcher
@@ -18,6 +18,7 @@ from clickmask.image_source import ImageSource
 from clickmask.images import ImageLimits
 from clickmask.inbox import Inbox
 from clickmask.store import Store
+from clickmask.weights import WeightsFolder
 from clickmask.workbench import Workbench
 from clickmask_adapters import api, failures, tools, web
 from clickmask_adapters.auth import Gate
@@ -59,11 +60,13 @@ def create_app(settings: Settings, workbench: Workbench | None = None) -> FastAP
 
 
 def create_workbench(settings: Settings) -> Workbench:
-    """The tool-agnostic core. Raises UnknownSegmenter if the default is not installed."""
+    """The tool-agnostic core. Raises UnknownSegmenter or SegmenterNotReady if the default cannot run."""
     cv2.setNumThreads(1)  # requests run side by side; OpenCV's own threads would only fight them
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    catalogue = Catalogue()
-    catalogue.require(settings.segmenter)
+    weights = create_weights(settings)
+    weights.verify_new()
+    catalogue = Catalogue(segmenters, weights)
+    catalogue.require_ready(settings.segmenter)
     return Workbench(
         catalogue,
         create_images(settings),
@@ -74,6 +77,10 @@ def create_workbench(settings: Settings) -> Workbench:
         max_points=settings.max_points,
         max_preparations=settings.queue_length,
     )
+
+
+def create_weights(settings: Settings) -> WeightsFolder:
+    return WeightsFolder(settings.home / "weights", settings.weights_mirror)
 
 
 def create_images(settings: Settings) -> ImageSource:

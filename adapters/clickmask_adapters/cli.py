@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import socket
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 import uvicorn
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from clickmask import segmenters as installed
 from clickmask.catalogue import Catalogue
 from clickmask.errors import ClickmaskError
-from clickmask_adapters.app import create_app, create_images
+from clickmask_adapters.app import create_app, create_images, create_weights
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.connect import connect
@@ -24,8 +28,21 @@ connect_app = typer.Typer(
     no_args_is_help=True, help="Connect a labeling tool's project with a running server."
 )
 app.add_typer(connect_app, name="connect")
+weights_app = typer.Typer(no_args_is_help=True, help="The files that segmenters have learned into.")
+app.add_typer(weights_app, name="weights")
+WeightsName = Annotated[str, typer.Argument(metavar="NAME", help="As in `clickmask weights list`.")]
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(highlight=False, soft_wrap=True, stderr=True)
+
+
+@contextmanager
+def sentence_on_failure() -> Generator[None]:
+    """End with status 1 and one line where something expected goes wrong."""
+    try:
+        yield
+    except ClickmaskError as error:
+        errors.print(str(error), markup=False)
+        raise typer.Exit(1) from error
 
 
 class AnnouncingServer(uvicorn.Server):
@@ -89,21 +106,50 @@ def connect_label_studio(
     client = LabelStudioClient(settings.label_studio_url, key.get_secret_value() if key else None)
     secret = settings.token.get_secret_value() if settings.token else None
     read = create_images(settings).identify
-    try:
+    with sentence_on_failure():
         for done in connect(client, project, backend_url, secret, read, settings.username):
             console.print(done, markup=False)
-    except ClickmaskError as error:
-        errors.print(str(error), markup=False)
-        raise typer.Exit(1) from error
 
 
 @app.command()
 def segmenters() -> None:
     """List what is installed, and what is ready."""
     table = Table("segmenter", "ready", box=None)
-    for status in Catalogue().statuses():
+    for status in Catalogue(installed, create_weights(Settings())).statuses():
         table.add_row(status.name, "yes" if status.ready else status.reason)
     console.print(table)
+
+
+@weights_app.command("list")
+def list_weights() -> None:
+    """List the official files, and which are here."""
+    weights = create_weights(Settings())
+    console.print(f"folder: {weights.folder}", markup=False)
+    for name, checkpoint in weights.checkpoints.items():
+        state = weights.missing(name) or "here"
+        console.print(f"\n{name}: {state}", markup=False)
+        console.print(f"  {checkpoint.address}", markup=False)
+        console.print(f"  {checkpoint.bytes:,} bytes, licence {checkpoint.licence}", markup=False)
+        console.print(f"  sha256 {checkpoint.sha256}", markup=False)
+
+
+@weights_app.command("fetch")
+def fetch_weights(name: WeightsName) -> None:
+    """Download a file, or go on with it, and verify it; CLICKMASK_WEIGHTS_MIRROR says from where else."""
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    weights = create_weights(Settings())
+    with sentence_on_failure():
+        with Progress(*columns, console=errors, transient=True) as bar:
+            task = bar.add_task(name, total=None)
+            path = weights.fetch(name, lambda done, total: bar.update(task, completed=done, total=total))
+        console.print(str(path), markup=False)
+
+
+@weights_app.command("path")
+def weights_path(name: WeightsName) -> None:
+    """Print where a file is, once it is verified; that may be one that was put there by hand."""
+    with sentence_on_failure():
+        console.print(str(create_weights(Settings()).verify(name)), markup=False)
 
 
 if __name__ == "__main__":

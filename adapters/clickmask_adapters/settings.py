@@ -22,6 +22,8 @@ class Settings(BaseSettings):
     """Holds everything that clickmask writes."""
     segmenter: str = "grabcut"
     """`family` or `family:variant`; the default of every surface."""
+    weights_mirror: str | None = None
+    """The folder, or http(s) address of one, that weights are fetched from instead of officially."""
 
     token: SecretStr | None = None
     """The secret: `Authorization: Token …` or `Bearer …`, or the password of basic auth."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import threading
@@ -19,6 +20,8 @@ from types import MappingProxyType
 
 from clickmask.downloads import PartialFile, Progress, megabytes
 from clickmask.errors import UnknownSegmenter, WeightsUnavailable
+
+log = logging.getLogger(__name__)
 
 _SEGMENT_ANYTHING = "https://dl.fbaipublicfiles.com/segment_anything/"
 
@@ -110,6 +113,8 @@ class WeightsFolder:
 
     def missing(self, name: str) -> str:
         """Why `find` has no file, as a sentence with its remedy; empty if it has one."""
+        if name not in self.checkpoints:
+            return "no weights are known for it"
         path = self._path(name)
         if not path.is_file():
             return f"its weights are not here: clickmask weights fetch {name}"
@@ -120,15 +125,24 @@ class WeightsFolder:
 
     def verify(self, name: str) -> Path:
         """The complete file; hashed if it is new or changed. Raises WeightsUnavailable."""
-        checkpoint, path = self.checkpoint(name), self._path(name)
+        path = self._path(name)
         if path.is_file() and self._digest_seen(path) is None:
             with _explained(f"{path.name} cannot be read"):
                 before = path.stat()  # what changes meanwhile is hashed again
                 self._remember(path, before, _sha256(path))
         if reason := self.missing(name):
-            reason = reason.removeprefix("its ")
-            raise WeightsUnavailable(f"{checkpoint.segmenter}: {reason}")
+            raise WeightsUnavailable(f"{name}: {reason}")
         return path
+
+    def verify_new(self) -> None:
+        """Verify the files that came or changed since; for the start of a server, before requests."""
+        for name in self.checkpoints:
+            if self._path(name).is_file() and self._digest_seen(self._path(name)) is None:
+                log.info("verifying the weights of %s", name)
+                try:
+                    self.verify(name)
+                except WeightsUnavailable as error:
+                    log.warning("%s", error)
 
     def fetch(self, name: str, progress: Progress = lambda done, total: None) -> Path:
         """The file, downloaded if it is not here: resumed, verified, then renamed into place.
@@ -153,7 +167,7 @@ class WeightsFolder:
             raise WeightsUnavailable(
                 f"{checkpoint.file} needs {megabytes(missing)}, and the disk has {megabytes(free)} left"
             )
-        if self._mirror is None:
+        if not self._mirror:
             part.download(checkpoint.address, progress)
         elif self._mirror.startswith(("http://", "https://")):
             part.download(f"{self._mirror.rstrip('/')}/{checkpoint.file}", progress)

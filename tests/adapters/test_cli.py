@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import signal
+import socket
 import sqlite3
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pytest
 import requests
 from typer.testing import CliRunner
 
+from clickmask.weights import CHECKPOINTS
 from clickmask_adapters.cli import app
 from served import serving
 
@@ -68,3 +72,69 @@ def test_a_segmenter_that_is_not_installed_is_refused_with_those_that_are(tmp_pa
 def test_segmenters_are_listed() -> None:
     result = CliRunner().invoke(app, ["segmenters"])
     assert re.search(r"grabcut\s+yes", result.output)
+
+
+def test_segmenters_say_what_they_lack_and_how_to_get_it(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["segmenters"], env={"CLICKMASK_HOME": str(tmp_path)})
+    for line in result.output.splitlines():
+        if line.startswith("sam:") and "package" not in line:
+            name = line.split()[0]
+            assert line.rstrip().endswith(f"its weights are not here: clickmask weights fetch {name}")
+
+
+def test_weights_are_listed_with_address_size_hash_and_licence(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["weights", "list"], env={"CLICKMASK_HOME": str(tmp_path)})
+    assert result.exit_code == 0
+    assert f"folder: {tmp_path / 'weights'}" in result.output
+    for name, checkpoint in CHECKPOINTS.items():
+        entry = result.output.partition(f"\n{name}: ")[2].partition("\n\n")[0]
+        assert "its weights are not here" in entry
+        for fact in (checkpoint.address, f"{checkpoint.bytes:,} bytes", checkpoint.sha256, "Apache-2.0"):
+            assert fact in entry
+    assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize("command", ["fetch", "path"])
+def test_weights_that_are_not_known_are_one_line(tmp_path: Path, command: str) -> None:
+    result = CliRunner().invoke(app, ["weights", command, "grabcut"], env={"CLICKMASK_HOME": str(tmp_path)})
+    assert result.exit_code == 1
+    assert result.stderr.strip() == "there are no weights named 'grabcut'; known: " + ", ".join(CHECKPOINTS)
+
+
+def test_fetching_weights_offline_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        mirror = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        environment = {"CLICKMASK_HOME": str(tmp_path), "CLICKMASK_WEIGHTS_MIRROR": mirror, "NO_PROXY": "*"}
+        result = CliRunner().invoke(app, ["weights", "fetch", "sam:vit_b"], env=environment)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "127.0.0.1 cannot be reached: check the network" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_weights_that_are_there_are_printed_as_a_path(tmp_path: Path) -> None:
+    environment = {"CLICKMASK_HOME": str(tmp_path)}
+    official = CHECKPOINTS["sam:vit_b"]
+    path = tmp_path / "weights" / official.file
+    result = CliRunner().invoke(app, ["weights", "path", "sam:vit_b"], env=environment)
+    assert result.exit_code == 1
+    assert result.stderr.strip() == ("sam:vit_b: its weights are not here: clickmask weights fetch sam:vit_b")
+    path.parent.mkdir()
+    path.write_bytes(b"something else")
+    for command in ("path", "fetch"):
+        result = CliRunner().invoke(app, ["weights", command, "sam:vit_b"], env=environment)
+        assert result.exit_code == 1
+        assert "sam_vit_b_01ec64.pth is not the official file" in result.stderr
+    _pretend_verified(path, official.sha256)
+    for command in ("path", "fetch"):
+        result = CliRunner().invoke(app, ["weights", command, "sam:vit_b"], env=environment)
+        assert (result.exit_code, result.stdout.strip()) == (0, str(path))
+    assert "sam:vit_b: here" in CliRunner().invoke(app, ["weights", "list"], env=environment).output
+
+
+def _pretend_verified(path: Path, digest: str) -> None:
+    """The memo of a file that nobody can have here: half a gigabyte from outside."""
+    status = path.stat()
+    memo = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": digest}
+    path.with_name(path.name + ".verified").write_text(json.dumps(memo))

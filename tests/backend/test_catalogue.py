@@ -1,21 +1,52 @@
 from __future__ import annotations
 
+import hashlib
 import importlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from clickmask import plugins, segmenters
 from clickmask.catalogue import Catalogue, SegmenterStatus
 from clickmask.errors import SegmenterNotReady, UnknownSegmenter
+from clickmask.weights import Checkpoint, WeightsFolder
 
 PLUGINS = {
-    "plain": "def load(variant): return object()",
-    "sized": "VARIANTS = ('large', 'small')\ndef load(variant): return variant",
-    "unready": "def missing(variant): return 'no weights here'\ndef load(variant): raise AssertionError",
+    "plain": "def load(variant, **options): return object()",
+    "sized": "VARIANTS = ('large', 'small')\ndef load(variant, **options): return variant",
+    "unready": (
+        "def missing(variant, weights): return 'no package here'\n"
+        "def load(variant, weights): raise AssertionError"
+    ),
+    "weighty": (
+        "VARIANTS = ('small',)\n"
+        "def missing(variant, weights): return weights.missing('weighty:' + variant)\n"
+        "def load(variant, weights): return weights.find('weighty:' + variant)"
+    ),
+    "slow": (
+        "import threading\n"
+        "started, released, loads = threading.Event(), threading.Event(), []\n"
+        "def load(variant, **options):\n"
+        "    started.set()\n"
+        "    assert released.wait(10)\n"
+        "    loads.append(1)\n"
+        "    return object()"
+    ),
     "bereft": "import a_package_that_nobody_has",
     "_private": "raise AssertionError",
 }
+
+
+CONTENT = b"what a network has learned"
+CHECKPOINT = Checkpoint(
+    "weighty:small",
+    "http://127.0.0.1:9/small.pth",  # nobody listens: a download would fail
+    len(CONTENT),
+    hashlib.sha256(CONTENT).hexdigest(),
+    "MIT",
+)
 
 
 @pytest.fixture
@@ -30,35 +61,92 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module(name)
 
 
-def test_every_module_of_the_folder_is_listed_with_its_variants_and_its_state(package: ModuleType) -> None:
-    assert Catalogue(package).statuses() == [
+@pytest.fixture
+def weights(tmp_path: Path) -> WeightsFolder:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    return WeightsFolder(folder, None, {CHECKPOINT.segmenter: CHECKPOINT})
+
+
+@pytest.fixture
+def catalogue(package: ModuleType, weights: WeightsFolder) -> Catalogue:
+    return Catalogue(package, weights)
+
+
+def test_every_module_of_the_folder_is_listed_with_its_variants_and_its_state(catalogue: Catalogue) -> None:
+    assert catalogue.statuses() == [
         SegmenterStatus("bereft", False, "it needs the package a_package_that_nobody_has"),
         SegmenterStatus("plain", True, ""),
         SegmenterStatus("sized:large", True, ""),
         SegmenterStatus("sized:small", True, ""),
-        SegmenterStatus("unready", False, "no weights here"),
+        SegmenterStatus("slow", True, ""),
+        SegmenterStatus("unready", False, "no package here"),
+        SegmenterStatus(
+            "weighty:small", False, "its weights are not here: clickmask weights fetch weighty:small"
+        ),
     ]
 
 
-def test_a_segmenter_is_loaded_once(package: ModuleType) -> None:
-    catalogue = Catalogue(package)
+def test_a_segmenter_is_loaded_once(catalogue: Catalogue) -> None:
     assert catalogue.get("plain") is catalogue.get("plain")
     assert catalogue.get("sized:small") == "small"
 
 
 @pytest.mark.parametrize("name", ["nothing", "plain:huge", "sized", "sized:huge", "", "_private", "../plain"])
-def test_names_that_are_not_installed_are_refused_with_those_that_are(package: ModuleType, name: str) -> None:
+def test_names_that_are_not_installed_are_refused_with_those_that_are(
+    catalogue: Catalogue, name: str
+) -> None:
     with pytest.raises(UnknownSegmenter, match=r"installed: .*plain|it has: "):
-        Catalogue(package).get(name)
+        catalogue.get(name)
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("unready", "weights"), ("bereft", "a_package_that_nobody_has")]
+    ("name", "reason"),
+    [
+        ("unready", "no package here"),
+        ("weighty:small", "clickmask weights fetch weighty:small"),
+        ("bereft", "a_package_that_nobody_has"),
+    ],
 )
-def test_a_segmenter_that_lacks_something_says_what(package: ModuleType, name: str, reason: str) -> None:
+def test_a_segmenter_that_lacks_something_says_what(catalogue: Catalogue, name: str, reason: str) -> None:
     with pytest.raises(SegmenterNotReady, match=reason):
-        Catalogue(package).get(name)
+        catalogue.get(name)
 
 
-def test_our_own_folder_holds_the_default() -> None:
-    assert "grabcut" in {status.name for status in Catalogue().statuses() if status.ready}
+def test_weights_are_used_once_they_were_verified_and_not_before(
+    catalogue: Catalogue, weights: WeightsFolder
+) -> None:
+    (weights.folder / "small.pth").write_bytes(CONTENT)
+    with pytest.raises(SegmenterNotReady, match="not verified yet: clickmask weights path weighty:small"):
+        catalogue.get("weighty:small")
+    weights.verify_new()
+    catalogue.require_ready("weighty:small")
+    assert catalogue.get("weighty:small") == weights.folder / "small.pth"
+
+
+def test_wrong_weights_are_told_at_the_start_and_not_used(
+    catalogue: Catalogue, weights: WeightsFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    (weights.folder / "small.pth").write_bytes(CONTENT[::-1])
+    weights.verify_new()
+    assert "small.pth is not the official file" in caplog.text
+    with pytest.raises(SegmenterNotReady, match="not the official file"):
+        catalogue.require_ready("weighty:small")
+
+
+def test_a_segmenter_that_takes_long_to_load_is_loaded_once_and_holds_up_no_other(
+    package: ModuleType, catalogue: Catalogue
+) -> None:
+    slow = plugins.load(package, "slow")
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(catalogue.get, "slow") for _ in range(4)]
+        assert slow.started.wait(10)
+        assert catalogue.get("plain")
+        slow.released.set()
+        assert len({id(each.result(10)) for each in waiting}) == 1
+    assert slow.loads == [1]
+
+
+def test_our_own_folder_holds_the_default(weights: WeightsFolder) -> None:
+    statuses = {status.name: status for status in Catalogue(segmenters, weights).statuses()}
+    assert statuses["grabcut"].ready

@@ -36,6 +36,9 @@ class FileServer(ThreadingHTTPServer):
         self.cuts: list[int] = []  # the bytes after which the next answers break off
         self.asked: list[tuple[str, str, str]] = []  # path, Range, If-Range
 
+    def handle_error(self, *_: object) -> None:
+        """A client that hangs up in the middle is part of what is tested."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
@@ -423,6 +426,8 @@ def test_two_processes_do_not_write_one_part(weights: WeightsFolder, server: Fil
 
 
 def test_names_without_weights_are_refused_with_those_that_have_them(weights: WeightsFolder) -> None:
-    for call in (weights.find, weights.missing, weights.verify, weights.fetch):
+    assert weights.find("grabcut") is None
+    assert weights.missing("grabcut") == "no weights are known for it"
+    for call in (weights.verify, weights.fetch):
         with pytest.raises(UnknownSegmenter, match="known: fake:small"):
             call("grabcut")
