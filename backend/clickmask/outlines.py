@@ -14,11 +14,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.types import Ring
+from clickmask.types import Ring, Size
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Points = NDArray[np.float64]  # (N, 2) of (x, y)
+Complexes = NDArray[np.complex128]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +31,46 @@ class Chain:
     at: Floats  # (N,) where on the boundary the vertex stands, in samples from its ring's first
     spent: Floats  # (R,) area that collapses displaced, of each ring
 
+    def snapped(self, grid: int, size: Size) -> Chain:
+        """On multiples of 1/grid px, in the image of `size`, and no two vertices alike in a row."""
+        points = np.clip(np.rint(self.points * grid) / grid, 0, size[::-1])
+        moved = (points != points[_after(self.ring)]).any(axis=1)
+        return Chain(points[moved], self.ring[moved], self.at[moved], self.spent)
+
     def rings(self) -> list[Ring]:
-        """One array a ring; of rings that have lost all vertices, an empty one."""
+        """One array a ring."""
         return np.split(self.points, np.searchsorted(self.ring, np.arange(1, len(self.spent))))
+
+    def spliced(self, other: Chain, taken: NDArray[np.bool_], boundary: Boundary) -> Chain:
+        """This chain with those stretches of `boundary` that are `taken`, (samples,), as in the other."""
+        own, others = ~taken[self.samples(boundary)], taken[other.samples(boundary)]
+        ring = np.concatenate((self.ring[own], other.ring[others]))
+        points = np.concatenate((self.points[own], other.points[others]))
+        at = np.concatenate((self.at[own], other.at[others]))
+        order = np.lexsort((at, ring))
+        return Chain(points[order], ring[order], at[order], self.spent)
+
+    def samples(self, boundary: Boundary) -> Indices:
+        """The sample of `boundary` that each vertex stands at."""
+        return np.minimum(
+            boundary.first[self.ring] + self.at.astype(np.int64), boundary.first[self.ring + 1] - 1
+        )
+
+    def stretches(self, vertices: Indices, wider: int, boundary: Boundary) -> NDArray[np.bool_]:
+        """The samples along the edges that start at `vertices`, and along `wider` edges on both sides."""
+        taken = np.zeros(len(boundary.ring), np.bool_)
+        samples, after = self.samples(boundary), _after(self.ring)
+        before = np.empty_like(after)
+        before[after] = np.arange(len(after))
+        starts, ends = vertices, after[vertices]
+        for _ in range(wider):
+            starts, ends = before[starts], after[ends]
+        for ring, start, end in zip(self.ring[vertices], samples[starts], samples[ends], strict=True):
+            if start <= end:
+                taken[start : end + 1] = True
+            else:
+                taken[start : boundary.first[ring + 1]] = taken[boundary.first[ring] : end + 1] = True
+        return taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,33 +102,41 @@ def mid_edges(rings: Sequence[Ring], stride: int = 1) -> Boundary:
     return Boundary(points, ring, np.searchsorted(ring, np.arange(len(rings) + 1)))
 
 
-def subset(boundary: Boundary, epsilon: float) -> Chain:
-    """The samples of `boundary` that Douglas and Peucker keep at `epsilon` px; of short rings, all."""
+def subset(boundary: Boundary, epsilon: float | None) -> Chain:
+    """The samples of `boundary` that Douglas and Peucker keep at `epsilon` px; of short rings, or
+    without `epsilon`, all."""
     places: list[Indices] = []
     for start, end in pairwise(boundary.first.tolist()):
+        if epsilon is None or end - start <= 60:
+            places.append(np.arange(start, end))
+            continue
         own = boundary.points[start:end]
-        place: Indices = np.arange(end - start)
-        if len(own) > 60:
-            few = cv2.approxPolyDP(own.astype(np.float32), epsilon, True)[:, 0].astype(np.float64)
-            keys = own[:, 1] * 2**20 + own[:, 0]  # no sample occurs twice
-            order = np.argsort(keys)
-            found = cast("Indices", np.searchsorted(keys[order], few[:, 1] * 2**20 + few[:, 0]))
-            place = np.sort(order[found])
-        places.append(place + start)
+        few = cv2.approxPolyDP(own.astype(np.float32), epsilon, True)[:, 0].astype(np.float64)
+        keys = own[:, 1] * 2**20 + own[:, 0]  # no sample occurs twice
+        order = np.argsort(keys)
+        found = cast("Indices", np.searchsorted(keys[order], few[:, 1] * 2**20 + few[:, 0]))
+        places.append(start + np.sort(order[found]))
     chosen = np.concatenate(places)
     ring = boundary.ring[chosen]
     at = (chosen - boundary.first[ring]).astype(np.float64)
     return Chain(boundary.points[chosen], ring, at, np.zeros(len(boundary.first) - 1))
 
 
-def collapse(chain: Chain, target: int, budget: float, ring_budget: Floats) -> Chain:
+def collapse(
+    chain: Chain,
+    target: int,
+    budget: float,
+    ring_budget: Floats,
+    locked: NDArray[np.bool_],
+    boundary: Boundary,
+) -> Chain:
     """`chain` with edges collapsed to a vertex, cheapest first, until `target` vertices are left,
     `budget` (area displaced in all) is used up, or nothing may collapse further.
 
     Each collapse keeps the ring's area (Kronenfeld, Stanislawski, Buttenfield and Brockmeyer,
     "Simplification of polylines by segment collapse: minimizing areal displacement while preserving
     area", 2020); many that do not concern each other happen at once. A ring keeps three vertices
-    and never displaces more than its `ring_budget`.
+    and never displaces more than its `ring_budget`; edges on samples of `boundary` that are `locked` stay.
     """
     while len(chain.points) > target:
         after = _after(chain.ring)
@@ -99,7 +145,8 @@ def collapse(chain: Chain, target: int, budget: float, ring_budget: Floats) -> C
         merged, cost = _collapsed(chain.points, before, after)
         count = np.bincount(chain.ring, minlength=len(chain.spent))
         open_ = (count[chain.ring] > 3) & (chain.spent[chain.ring] + cost <= ring_budget[chain.ring])
-        cost = np.where(open_, cost, np.inf)
+        stays = locked[chain.samples(boundary)]
+        cost = np.where(open_ & ~(stays & stays[after]), cost, np.inf)
         # Those cheaper than all that share a vertex with them; of equals, the first.
         rank = np.empty(len(cost))
         rank[np.argsort(cost, kind="stable")] = np.arange(len(cost))
@@ -110,8 +157,9 @@ def collapse(chain: Chain, target: int, budget: float, ring_budget: Floats) -> C
             near, far = after[near], before[far]
         chosen = np.flatnonzero(least)
         chosen = chosen[np.argsort(rank[chosen])]
-        most = min(max(1, len(cost) // (20 if len(cost) < 80 else 6)), len(cost) - target)
-        chosen = chosen[:most]
+        most = min(max(1, len(cost) // 8), len(cost) - target)
+        # None that would not be among the cheapest when they are taken one at a time.
+        chosen = chosen[rank[chosen] < 2 * most][:most]
         chosen = chosen[np.cumsum(cost[chosen]) <= budget - chain.spent.sum()]
         # Several at once may not take a ring below three vertices, nor over its budget.
         chosen = chosen[_firsts(chain.ring[chosen], count)]
@@ -124,20 +172,19 @@ def collapse(chain: Chain, target: int, budget: float, ring_budget: Floats) -> C
 def fit(chain: Chain, boundary: Boundary, rounds: int) -> Chain:
     """`chain` with its vertices moved so that the edges run along `boundary` as closely as possible
     (least absolute distance, by reweighted least squares, one vertex at a time, all in parallel)."""
-    points, at = chain.points.copy(), chain.at.copy()
+    vertices, at = _plane(chain.points).copy(), chain.at
     after = _after(chain.ring)
+    samples = _plane(boundary.points)
     lengths = np.diff(boundary.first).astype(np.float64)[chain.ring]
     for _ in range(rounds):
         edge = _edges_of_samples(chain.ring, at, boundary)
-        start, step = points[edge], points[after[edge]] - points[edge]
-        square = np.maximum((step**2).sum(axis=1), 1e-9)
-        offset = boundary.points - start
-        t = (offset * step).sum(axis=1) / square
-        distance = (offset[:, 1] * step[:, 0] - offset[:, 0] * step[:, 1]) / np.sqrt(square)
+        steps = vertices[after] - vertices
+        square = np.maximum(steps.real**2 + steps.imag**2, 1e-9)
+        across = (samples - vertices[edge]) * (steps.conj() / square)[edge]
+        t, distance = across.real, across.imag * np.sqrt(square)[edge]
         weight = 1 / (np.abs(distance) + 0.3)
         inner = np.clip(t, 0, 1)
-        move = _moves(points, after, edge, inner, distance, weight)
-        points += move
+        vertices += _moves(steps, after, edge, inner, distance, weight)
         # Samples beyond an edge's end belong to its neighbour.
         early = np.bincount(edge[t < 0], minlength=len(at))
         late = np.bincount(edge[t > 1], minlength=len(at))
@@ -147,7 +194,7 @@ def fit(chain: Chain, boundary: Boundary, rounds: int) -> Chain:
         gap_before = np.empty_like(gap)
         gap_before[after] = gap
         at = (at + np.clip(early - behind, -0.4 * gap_before, 0.4 * gap)) % lengths
-    return Chain(points, chain.ring, at, chain.spent)
+    return Chain(_points(vertices), chain.ring, at, chain.spent)
 
 
 def contacts(rings: Sequence[Ring]) -> list[tuple[int, int]]:
@@ -156,13 +203,19 @@ def contacts(rings: Sequence[Ring]) -> list[tuple[int, int]]:
     Exact for vertices at multiples of 1/16 px up to 2**15 px. Edges that follow each other
     meet in their common vertex and nowhere else, or the ring is in contact with itself.
     """
-    if not rings or not sum(map(len, rings)):
-        return []
     ring = np.repeat(np.arange(len(rings)), [len(r) for r in rings])
-    start = np.concatenate(list(rings))
+    if not len(ring):
+        return []
+    i, j = meeting_edges(np.concatenate(list(rings)), ring)
+    found = np.unique(np.sort(np.stack((ring[i], ring[j]), axis=1), axis=1), axis=0)
+    return [(int(p), int(q)) for p, q in found]
+
+
+def meeting_edges(points: Points, ring: Indices) -> tuple[Indices, Indices]:
+    """The vertices at which the two edges start of each pair that is in contact."""
     after = _after(ring)
-    end = start[after]
-    low, high = np.minimum(start, end), np.maximum(start, end)
+    end = points[after]
+    low, high = np.minimum(points, end), np.maximum(points, end)
     order = np.argsort(low[:, 0], kind="stable")
     within = cast("Indices", np.searchsorted(low[order, 0], high[order, 0], side="right"))
     reach = within - np.arange(len(order)) - 1
@@ -171,16 +224,15 @@ def contacts(rings: Sequence[Ring]) -> list[tuple[int, int]]:
     i, j = order[i], order[j]
     near = (low[i, 1] <= high[j, 1]) & (low[j, 1] <= high[i, 1])
     i, j = i[near], j[near]
-    a, b, c, d = start[i], end[i], start[j], end[j]
-    side_c, side_d, side_a, side_b = _side(a, b, c), _side(a, b, d), _side(c, d, a), _side(c, d, b)
+    a, b, c, d = (_plane(p) for p in (points[i], end[i], points[j], end[j]))
     # With overlapping boxes, segments meet unless one lies strictly on one side of the other.
+    side_c, side_d, side_a, side_b = _side(a, b, c), _side(a, b, d), _side(c, d, a), _side(c, d, b)
     meet = (side_c * side_d <= 0) & (side_a * side_b <= 0)
-    follows, leads = after[i] == j, after[j] == i
     # Two edges in a row share a vertex; they touch elsewhere only if they fold back on each other.
-    back = (side_c == 0) & (side_d == 0) & (((b - a) * (d - c)).sum(axis=1) < 0)
-    meet &= ~(follows | leads) | back
-    found = np.unique(np.sort(np.stack((ring[i[meet]], ring[j[meet]]), axis=1), axis=1), axis=0)
-    return [(int(p), int(q)) for p, q in found]
+    in_a_row = (after[i] == j) | (after[j] == i)
+    back = (side_c == 0) & (side_d == 0) & (((b - a).conj() * (d - c)).real < 0)
+    meet &= ~in_a_row | back
+    return i[meet], j[meet]
 
 
 def _after(ring: Indices) -> Indices:
@@ -191,34 +243,48 @@ def _after(ring: Indices) -> Indices:
     return after
 
 
-def _cross(a: Points, b: Points) -> Floats:
-    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+def _plane(points: Points) -> Complexes:
+    """The points as complex numbers x + iy, in which everything takes fewer and faster steps."""
+    return np.ascontiguousarray(points).view(np.complex128)[:, 0]
 
 
-def _side(a: Points, b: Points, p: Points) -> Floats:
+def _points(plane: Complexes) -> Points:
+    return plane.view(np.float64).reshape(-1, 2)
+
+
+def _cross(a: Complexes, b: Complexes) -> Floats:
+    return (a.conj() * b).imag
+
+
+def _side(a: Complexes, b: Complexes, p: Complexes) -> Floats:
     """1, 0 or -1 where p is on one side of the line from a to b, on it, or on the other."""
     return np.sign(_cross(b - a, p - a))
 
 
 def _collapsed(points: Points, before: Indices, after: Indices) -> tuple[Points, Floats]:
     """What the edge from each vertex to the next would become, and the area that this displaces."""
-    a, b, c, d = points[before], points, points[after], points[after[after]]
-    base_b, base_c = _cross(b - a, d - a), _cross(c - a, d - a)
-    area = _cross(b - a, c - a) + base_c
-    best, least = (b + c) / 2, np.abs(_cross(b - a, c - b)) + np.abs(_cross(c - b, d - c))
+    b = _plane(points)
+    a, c = b[before], b[after]
+    d = c[after]
+    ab, ac, ad, bc = b - a, c - a, d - a, c - b
+    base_b, base_c = _cross(ab, ad), _cross(ac, ad)
+    area = _cross(ab, ac) + base_c
+    best, least = (b + c) / 2, np.abs(_cross(ab, bc)) + np.abs(_cross(bc, d - c))
+    near_enough = 9 * (bc.real**2 + bc.imag**2)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        for near, far, base, origin in ((b, c, base_b, a), (c, b, base_c, d)):
-            vertex = origin + (area / base)[:, None] * (near - origin)
-            other = d if origin is a else a
-            # The new edge from `vertex` to `other` cuts the old one at a share u of it.
-            old, new = far - near, other - vertex
-            u = _cross(vertex - near, new) / _cross(old, new)
-            cost = np.abs(_cross(vertex - near, old) * u)
+        for near, old, share, origin, other in ((b, bc, area / base_b, a, d), (c, -bc, area / base_c, d, a)):
+            # The vertex is where the line from `origin` through `near` keeps the area. The new edge
+            # from it to `other` cuts the old one at a share u of it.
+            vertex = origin + share * (near - origin)
+            beyond, new = vertex - near, other - vertex
+            u = _cross(beyond, new) / _cross(old, new)
+            cost = np.abs(_cross(beyond, old) * u)
             # A vertex far off stands on a sliver, whose area says nothing of how far it reaches.
-            close = ((vertex - (b + c) / 2) ** 2).sum(axis=1) <= 9 * (old**2).sum(axis=1)
-            better = close & (u >= 0) & (u <= 1) & (area / base > 0) & (cost < least)
-            best, least = np.where(better[:, None], vertex, best), np.where(better, cost, least)
-    return best, least
+            reach = vertex - (b + c) / 2
+            close = reach.real**2 + reach.imag**2 <= near_enough
+            better = close & (u >= 0) & (u <= 1) & (share > 0) & (cost < least)
+            best, least = np.where(better, vertex, best), np.where(better, cost, least)
+    return _points(best), least
 
 
 def _firsts(ring: Indices, count: Indices) -> NDArray[np.bool_]:
@@ -255,25 +321,24 @@ def _edges_of_samples(ring: Indices, at: Floats, boundary: Boundary) -> Indices:
 
 
 def _moves(
-    points: Points, after: Indices, edge: Indices, t: Floats, distance: Floats, weight: Floats
-) -> Points:
+    steps: Complexes, after: Indices, edge: Indices, t: Floats, distance: Floats, weight: Floats
+) -> Complexes:
     """How far each vertex moves towards the weighted least squares, the others standing still."""
-    count = len(points)
-    step = points[after] - points
-    normal = np.stack((-step[:, 1], step[:, 0]), axis=1) / np.maximum(np.hypot(*step.T), 1e-9)[:, None]
-    products = np.einsum("ni,nj->nij", normal, normal)
-    s = 1 - t
-    starts = np.bincount(edge, weight * s * s, count)[:, None, None] * products
-    ends = np.bincount(edge, weight * t * t, count)[:, None, None] * products
-    matrix, vector = starts, np.bincount(edge, weight * s * distance, count)[:, None] * normal
-    matrix[after] += ends
-    vector[after] += np.bincount(edge, weight * t * distance, count)[:, None] * normal
-    trace = matrix[:, 0, 0] + matrix[:, 1, 1]
-    matrix[:, 0, 0] += 0.02 * trace + 1e-6
-    matrix[:, 1, 1] += 0.02 * trace + 1e-6
-    move = 0.6 * cast("Points", np.linalg.solve(matrix, vector[:, :, None])[:, :, 0])
+    count = len(steps)
+    reach = np.abs(steps)
+    normal = 1j * steps / np.maximum(reach, 1e-9)
+    # The sum of w n n^T over a vertex's two edges, n being their normals, is the map
+    # v -> (trace * v + twist * conj(v)) / 2 with trace = sum of w, twist = sum of w n^2.
+    pull, pull_after = weight * (1 - t), weight * t
+    trace, trace_after = np.bincount(edge, pull * (1 - t), count), np.bincount(edge, pull_after * t, count)
+    twist, twist_after = trace * normal**2, trace_after * normal**2
+    target = np.bincount(edge, pull * distance, count) * normal
+    trace[after] += trace_after
+    twist[after] += twist_after
+    target[after] += np.bincount(edge, pull_after * distance, count) * normal
+    trace = 1.04 * trace + 1e-6
+    move = 0.6 * 2 * (trace * target - twist * target.conj()) / (trace**2 - np.abs(twist) ** 2)
     # Not beyond a neighbour: rings fold over where vertices stand closely.
-    reach = np.hypot(*step.T)
     shortest = reach.copy()
     shortest[after] = np.minimum(shortest[after], reach)
-    return move * np.minimum(1, 0.3 * shortest / np.maximum(np.hypot(*move.T), 1e-9))[:, None]
+    return move * np.minimum(1, 0.3 * shortest / np.maximum(np.abs(move), 1e-9))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.masks import group_rings, mask_to_polygons, ring_crossings
-from clickmask.outlines import Chain, collapse, contacts, fit, mid_edges, subset
+from clickmask.outlines import Chain, collapse, contacts, fit, meeting_edges, mid_edges, subset
 from clickmask.types import Mask, Ring, Size
 
 Indices = NDArray[np.int64]
@@ -18,7 +18,8 @@ Floats = NDArray[np.float64]
 GRID = 16  # vertices lie on multiples of 1/16 px, which makes every test on them exact
 SPECK = 1e-3  # a ring of less than this share of the mask's area may be left out
 SPECKS = (0.25, 0.5)  # and all those left out cost at most this share of what the IoU may lose: either
-ROUNDS = 6  # of fitting
+ROUNDS = 5  # of fitting
+TRIES = 40  # a mask of many ragged parts could go on for long, for the last few points
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,106 +113,120 @@ class _Search:
         exact = [truth.exact[int(index)] for index in kept]
         perimeter = sum(float(np.abs(np.diff(ring, axis=0)).sum()) for ring in exact)
         tolerance = (1 - truth.min_iou) * truth.area / perimeter  # px, if spread evenly
-        self._boundary = mid_edges(exact, max(1, int(tolerance / 2)))
+        self._boundary = mid_edges(exact, max(1, int(2 * tolerance)))
+        self._all = subset(self._boundary, None)
         self._start = subset(self._boundary, max(0.3 * tolerance, 0.3))
+        self._unlocked = np.zeros(len(self._boundary.ring), np.bool_)
         self._areas = truth.ring_areas[kept].astype(np.float64)
-        self._fixed: set[int] = set()
 
     def fewest(self) -> list[Ring]:
         """As many vertices as the bounds ask for, found by taking away from enough of them."""
         best = self._enough()
-        budget = np.full(len(self._kept), np.inf)
-        budget[np.searchsorted(self._kept, sorted(self._fixed))] = 0
-        step, skipped = max(1, len(best.points) // 5), 0
-        while step:
-            target = len(best.points) - step - skipped
-            chain, failing = self._with_fewer(best, target, budget)
-            if chain is not None:
-                best, skipped = chain, 0
-            elif failing is None or not failing:
-                step, skipped = step // 2, 0
-            elif skipped < 3:
-                skipped += 1  # a knot often goes with its last vertices
+        if best is None:
+            return [ring if index in self._kept else ring[:0] for index, ring in enumerate(self._truth.exact)]
+        plain, locked = [best], self._unlocked
+        step = len(best.points) // 2
+        for _ in range(TRIES):
+            if not step:
+                break
+            found = self._with_fewer(best, plain, len(best.points) - step, locked)
+            if isinstance(found, Chain):
+                best, step = found, min(step, max(1, len(found.points) // 2))
+            elif step <= len(best.points) // 8 and (found & ~locked).any() and not found.all():
+                locked = locked | found  # these rings have as few vertices as they can
             else:
-                local = np.searchsorted(self._kept, sorted(failing))
-                step, skipped = (step if budget[local].max() > 0 and len(budget) > 1 else step // 2), 0
-                budget[local] = 0
-        return self.rings(best)
+                step //= 2
+        return self._aligned(best)
 
     def at_most(self, limit: int) -> list[Ring]:
         """At most `limit` vertices, whatever the bounds: the largest rings, as far as they keep apart."""
         order = np.argsort(-self._areas, kind="stable")
         for count in range(min(len(order), limit // 3), 0, -1):
-            kept = np.sort(order[:count])
-            search = _Search(self._truth, self._kept[kept])
-            unbound = np.full(count, np.inf)
+            search = _Search(self._truth, self._kept[np.sort(order[:count])])
+            unlocked = search._unlocked
             for target in range(limit, 2, -1) if count == 1 else (limit,):
-                chain = collapse(search._start, target, np.inf, unbound)
+                chain = search._collapse(search._start, target, unlocked)
                 for rounds in (ROUNDS, 0):
-                    rings = search.rings(fit(chain, search._boundary, rounds))
+                    rings = search._aligned(fit(chain, search._boundary, rounds))
                     if _count(rings) <= limit and not contacts(rings) and _nested(rings):
                         return rings
         raise AssertionError("a triangle crosses nothing")
 
-    def _with_fewer(self, best: Chain, target: int, budget: Floats) -> tuple[Chain | None, set[int] | None]:
-        """At most `target` vertices that keep the bounds; or what fails of the last that were tried."""
-        failing: set[int] | None = None
-        if target < 3:
-            return None, failing
-        fewer = collapse(best, target, np.inf, budget)
-        plain = collapse(self._plain, target, np.inf, budget)
-        for chain, rounds in ((fewer, ROUNDS), (plain, ROUNDS), (plain, 0), (fewer, 0)):
-            if len(chain.points) >= len(best.points):
-                continue
-            chain = fit(chain, self._boundary, rounds)
-            failing = self._failing(self.rings(chain))
-            if failing == set():
-                return chain, failing
-        return None, failing
-
-    def rings(self, chain: Chain) -> list[Ring]:
-        """On the grid and in the image, aligned with the exact rings; those left out are empty."""
-        height, width = self._truth.size
-        points = np.clip(np.rint(chain.points * GRID) / GRID, 0, (width, height))
+    def _aligned(self, chain: Chain) -> list[Ring]:
+        """As the exact rings are; those left out are empty."""
         rings = [np.zeros((0, 2)) for _ in self._truth.exact]
-        for index, ring in zip(self._kept, replace(chain, points=points).rings(), strict=True):
-            rings[index] = self._truth.exact[index] if int(index) in self._fixed else ring
+        for index, ring in zip(self._kept, chain.snapped(GRID, self._truth.size).rings(), strict=True):
+            rings[index] = ring
         return rings
 
-    def _enough(self) -> Chain:
-        """Vertices enough for all bounds. Rings that resist are fixed: they stay as they are."""
+    def _enough(self) -> Chain | None:
+        """Vertices enough for all bounds; None if only the exact rings are."""
         spared = (1 - self._truth.min_iou) * self._truth.area * 0.7
         ring_budget = (1 - self._truth.min_ring_iou) * self._areas
-        for attempt in range(24):
-            plain = collapse(self._start, 3, spared, ring_budget)
-            failing: set[int] | None = None
-            self._plain = plain
+        for _ in range(6):
+            plain = collapse(self._start, 3, spared, ring_budget, self._unlocked, self._boundary)
             for chain in (fit(plain, self._boundary, ROUNDS), plain):
-                failing = self._failing(self.rings(chain))
-                if failing == set():
-                    return chain
-            if failing and attempt < 3:
-                ring_budget[np.searchsorted(self._kept, sorted(failing))] /= 4
-            elif failing:
-                self._fixed |= failing
-            elif attempt < 8:
-                spared /= 2
-            else:
-                break
-        self._fixed = set(self._kept.tolist())
-        return self._start
+                mended = self._mended(chain, self._all, len(self._all.points) + 1)
+                if isinstance(mended, Chain):
+                    return mended
+            spared /= 2
+        return None
 
-    def _failing(self, rings: Sequence[Ring]) -> set[int] | None:
-        """The rings that are too far from theirs or in contact; None if all together are too far."""
-        truth = self._truth
-        if truth.iou(rings) < truth.min_iou:
-            return None
-        # Exact rings may touch, but they do not cross.
-        pairs = [pair for pair in contacts(rings) if not self._fixed.issuperset(pair)]
-        failing = {ring for pair in pairs for ring in pair}
-        if len(self._kept) > 1 or truth.min_ring_iou > truth.min_iou:
-            failing |= set(np.flatnonzero(truth.ring_ious(rings) < truth.min_ring_iou).tolist())
-        return failing - self._fixed
+    def _collapse(self, chain: Chain, target: int, locked: NDArray[np.bool_]) -> Chain:
+        return collapse(chain, target, np.inf, np.full(len(self._areas), np.inf), locked, self._boundary)
+
+    def _with_fewer(
+        self, best: Chain, plain: list[Chain], target: int, locked: NDArray[np.bool_]
+    ) -> Chain | NDArray[np.bool_]:
+        """About `target` vertices, fewer than `best`, that keep the bounds; if none were found, the
+        samples of those rings that have too few.
+
+        `plain` are the chains so far that were collapsed and never fitted, and gets another one.
+        """
+        far = self._unlocked
+        if target < 3:
+            return far
+        finer = min((chain for chain in plain if len(chain.points) >= target), key=lambda c: len(c.points))
+        plain.append(self._collapse(finer, target, locked))
+        fewer = self._collapse(best, target, locked)
+        # Where much had to be mended, smaller steps find a better place for the same points.
+        step = len(best.points) - target
+        limit = len(best.points) if step <= len(best.points) // 16 else target + (step + 1) // 2
+        ways = ((fewer, ROUNDS), (plain[-1], ROUNDS), (plain[-1], 0))
+        for chain, rounds in ways if step <= len(best.points) // 8 + 2 else ways[:1]:
+            mended = self._mended(fit(chain, self._boundary, rounds), best, limit)
+            if isinstance(mended, Chain):
+                return mended
+            far = far | mended
+        return far
+
+    def _mended(self, chain: Chain, finer: Chain, limit: int) -> Chain | NDArray[np.bool_]:
+        """`chain`, of fewer than `limit` vertices, with what fails in places as it is in `finer`.
+
+        If it cannot be mended: the samples of those rings alone that are too far from theirs, none
+        where all together is too far.
+        """
+        taken, apart = self._unlocked, self._unlocked
+        for attempt in range(6):
+            mended = chain.spliced(finer, taken, self._boundary).snapped(GRID, self._truth.size)
+            rings = self._aligned(mended)
+            if self._truth.iou(rings) < self._truth.min_iou:
+                return self._unlocked
+            if len(mended.points) >= limit:
+                break
+            meeting = np.concatenate(meeting_edges(mended.points, mended.ring))
+            far = self._too_far(rings)
+            if not len(meeting) and not far.any():
+                return mended
+            apart = apart | far[self._boundary.ring]
+            taken = apart | taken | mended.stretches(meeting, attempt, self._boundary)
+        return apart
+
+    def _too_far(self, rings: Sequence[Ring]) -> NDArray[np.bool_]:
+        """Which of the rings that are kept do not keep their own bound."""
+        if len(self._truth.exact) == 1 and self._truth.min_ring_iou <= self._truth.min_iou:
+            return np.zeros(1, np.bool_)
+        return self._truth.ring_ious(rings)[self._kept] < self._truth.min_ring_iou
 
 
 def _nested(rings: Sequence[Ring]) -> bool:
