@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from clickmask.errors import InvalidPrompt
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB, upright
 Mask = NDArray[np.bool_]  # (H, W), whole image
+Logits = NDArray[np.float32]  # (n, h, w), masks before thresholding at 0, in a segmenter's own frame
 Ring = NDArray[np.float64]  # (N, 2) of (x, y); outer rings and holes have opposite signed area
 Size = tuple[int, int]
 Point = tuple[float, float]
@@ -134,3 +135,18 @@ class Segmenter(Protocol[EmbeddingT]):
     def encode(self, image: Image) -> EmbeddingT: ...
 
     def decode(self, embedding: EmbeddingT, prompt: Prompt) -> list[Prediction]: ...
+
+
+@runtime_checkable
+class Refining(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
+    """A segmenter that can be shown its previous mask again, and corrects it.
+
+    `decode_from` MUST be as free of state as `decode` is. `logits` are those of one earlier
+    prediction, (1, h, w), from the same embedding, or None at the first step; they are not written
+    to. It gives the predictions, best first, and their logits (n, h, w) in the same order.
+    `decode` MUST be `clickmask.refinement.replay`.
+    """
+
+    def decode_from(
+        self, embedding: EmbeddingT, prompt: Prompt, logits: Logits | None
+    ) -> tuple[list[Prediction], Logits]: ...

@@ -15,6 +15,7 @@ from clickmask.embeddings import CacheStatus, EmbeddingCache, EmbeddingKey
 from clickmask.errors import ClickmaskError, ImageUnavailable, InvalidPrompt
 from clickmask.image_source import ImageIdentity, ImageSource
 from clickmask.inbox import Inbox
+from clickmask.refinement import Refinement
 from clickmask.store import Store
 from clickmask.types import Embedding, ImageRef, Prediction, Prompt, Segmenter
 
@@ -51,6 +52,7 @@ class Workbench:
         self._cache = cache
         self._store = store
         self._inbox = inbox
+        self._refinement = Refinement()
         self._max_points = max_points
         self._preparations = threading.BoundedSemaphore(max_preparations)
         self._preparers = ThreadPoolExecutor(2, thread_name_prefix="prepare")
@@ -64,6 +66,8 @@ class Workbench:
     ) -> list[Proposal]:
         """What the segmenter makes of the prompt, best first, never empty; a mask may be empty.
 
+        A foreground click that repeats the one before asks for the next candidate: that is the
+        first then, and those that were passed over are last. See `clickmask.refinement`.
         `segmenter` None is the default; `tool` is for the log. Raises InvalidPrompt, the image
         errors, UnknownSegmenter, SegmenterNotReady and Busy.
         """
@@ -75,7 +79,7 @@ class Workbench:
         started = time.perf_counter()
         embedding, was_there = self._embedding(chosen, ref, identity)
         encoded = time.perf_counter()
-        predictions = chosen.decode(embedding, prompt)
+        predictions = self._refinement.decode(chosen, embedding, prompt, identity.digest, identity.size)
         decoded = time.perf_counter()
         log.info(
             "%s: image %s, %s, embedding %s in %.0f ms, decoded in %.0f ms",
