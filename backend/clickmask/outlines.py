@@ -106,9 +106,10 @@ def subset(boundary: Boundary, epsilon: float | None) -> Chain:
     """The samples of `boundary` that Douglas and Peucker keep at `epsilon` px; of short rings, or
     without `epsilon`, all."""
     places: list[Indices] = []
-    for start, end in pairwise(boundary.first.tolist()):
+    every = np.arange(len(boundary.ring))
+    for start, end in pairwise(boundary.first):
         if epsilon is None or end - start <= 60:
-            places.append(np.arange(start, end))
+            places.append(every[start:end])
             continue
         own = boundary.points[start:end]
         few = cv2.approxPolyDP(own.astype(np.float32), epsilon, True)[:, 0].astype(np.float64)

@@ -150,7 +150,11 @@ class _Search:
                     rings = search._aligned(fit(chain, search._boundary, rounds))
                     if _count(rings) <= limit and not contacts(rings) and _nested(rings):
                         return rings
-        raise AssertionError("a triangle crosses nothing")
+        # A sliver, of which the grid left nothing: half of its box.
+        largest = int(self._kept[order[0]])
+        (x0, y0), (x1, y1) = self._truth.exact[largest].min(axis=0), self._truth.exact[largest].max(axis=0)
+        triangle = np.array([(x0, y0), (x1, y0), (x1, y1)])
+        return [triangle if i == largest else ring[:0] for i, ring in enumerate(self._truth.exact)]
 
     def _aligned(self, chain: Chain) -> list[Ring]:
         """As the exact rings are; those left out are empty."""
