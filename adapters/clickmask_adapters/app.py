@@ -12,6 +12,7 @@ from fastapi import FastAPI
 import clickmask
 from clickmask import plugins, segmenters
 from clickmask.catalogue import Catalogue
+from clickmask.disk_embeddings import DiskEmbeddings
 from clickmask.embeddings import EmbeddingCache
 from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
@@ -67,10 +68,13 @@ def create_workbench(settings: Settings) -> Workbench:
     weights.verify_new()
     catalogue = Catalogue(segmenters, weights)
     catalogue.require_ready(settings.segmenter)
+    disk = None
+    if settings.disk_bytes:
+        disk = DiskEmbeddings(settings.home / "embeddings", settings.disk_bytes, catalogue.get, weights)
     return Workbench(
         catalogue,
         create_images(settings),
-        EmbeddingCache(settings.embedding_bytes, settings.queue_length),
+        EmbeddingCache(settings.embedding_bytes, settings.queue_length, disk=disk),
         Store(settings.home / "store.sqlite"),
         Inbox(settings.home / "inbox.sqlite"),
         default_segmenter=settings.segmenter,

@@ -48,6 +48,8 @@ class Settings(BaseSettings):
 
     embedding_bytes: int = 2**30
     """Memory for embeddings."""
+    disk_bytes: int = 10 * 2**30
+    """Room for embeddings under `home`, where they survive a restart; 0: none are kept there."""
     image_bytes: int = 256 * 2**20
     """Memory for decoded images."""
     queue_length: int = 64

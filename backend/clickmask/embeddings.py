@@ -1,4 +1,4 @@
-"""Each image is encoded once: a cache of embeddings in memory, and the queue in front of it."""
+"""Each image is encoded once: a cache of embeddings in memory, over one on disk, and a queue for the rest."""
 
 from __future__ import annotations
 
@@ -10,19 +10,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from clickmask.disk_embeddings import DiskEmbeddings, DiskStatus, EmbeddingKey
 from clickmask.errors import Busy, ClickmaskError
 from clickmask.types import Embedding
 
 log = logging.getLogger(__name__)
 
 CLICK, PREPARATION = 0, 1  # order in the queue: an annotator who waits comes first
-
-
-class EmbeddingKey(NamedTuple):
-    segmenter: str
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -34,6 +29,7 @@ class CacheStatus:
     misses: int
     waiting: int
     queue_length: int
+    disk: DiskStatus | None
 
 
 @dataclass(eq=False)
@@ -52,12 +48,21 @@ class EmbeddingCache:
     One worker computes what is missing, clicks before preparations, so that encodes never fight
     for the cores. At most `queue_length` images wait; a click takes the place of a waiting
     preparation. An embedding that alone exceeds the capacity is handed out but not kept.
+    What is not in memory is looked for on the disk by whoever asks: that takes milliseconds, and
+    no place in the queue. The cache closes its `disk`.
     """
 
-    def __init__(self, capacity: int, queue_length: int = 64, patience: float = 95.0) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        queue_length: int = 64,
+        patience: float = 95.0,
+        disk: DiskEmbeddings | None = None,
+    ) -> None:
         self._capacity = capacity  # bytes
         self._queue_length = queue_length
         self._patience = patience  # seconds; the tools give up after 100
+        self._disk = disk
         self._kept: OrderedDict[EmbeddingKey, Embedding] = OrderedDict()
         self._bytes = self._hits = self._misses = 0
         self._under_way: dict[EmbeddingKey, _Encoding] = {}
@@ -75,12 +80,15 @@ class EmbeddingCache:
         Raises what `compute` raises, and Busy if the queue is full or the wait too long.
         """
         with self._changed:
-            kept = self._kept.get(key)
-            if kept is not None:
-                self._kept.move_to_end(key)
+            if (kept := self._recall(key)) is not None:
                 self._hits += 1
                 return kept, True
             self._misses += 1
+        if (stored := self._read_back(key)) is not None:
+            return stored, True
+        with self._changed:
+            if (kept := self._recall(key)) is not None:  # finished since
+                return kept, True
             future = self._enqueue(key, compute, CLICK).future
         try:
             return future.result(self._patience), False
@@ -88,7 +96,11 @@ class EmbeddingCache:
             raise Busy("the image is still being encoded; click again in a moment") from None
 
     def prepare(self, key: EmbeddingKey, compute: Callable[[], Embedding]) -> bool:
-        """Have the embedding computed when no click waits; False if the queue has no room for it."""
+        """Have the embedding computed when no click waits; False if the queue has no room for it.
+
+        One that is on the disk is in memory when this returns.
+        """
+        self._read_back(key)
         with self._changed:
             if key not in self._kept:
                 try:
@@ -107,6 +119,7 @@ class EmbeddingCache:
                 misses=self._misses,
                 waiting=len(self._waiting),
                 queue_length=self._queue_length,
+                disk=self._disk.status() if self._disk else None,
             )
 
     def close(self) -> None:
@@ -118,6 +131,23 @@ class EmbeddingCache:
             self._waiting.clear()
             self._changed.notify_all()
         self._worker.join()
+        if self._disk:
+            self._disk.close()
+
+    def _recall(self, key: EmbeddingKey) -> Embedding | None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def _read_back(self, key: EmbeddingKey) -> Embedding | None:
+        """The embedding from the disk, now in memory; None if it is there or on its way already."""
+        with self._changed:
+            known = key in self._kept or key in self._under_way or key in self._waiting
+        if self._disk is None or known or (stored := self._disk.load(key)) is None:
+            return None
+        with self._changed:
+            self._keep(key, stored)
+            return self._kept.get(key, stored)
 
     def _enqueue(self, key: EmbeddingKey, compute: Callable[[], Embedding], priority: int) -> _Encoding:
         encoding = self._under_way.get(key) or self._waiting.get(key)
@@ -157,6 +187,8 @@ class EmbeddingCache:
         while (encoding := self._next()) is not None:
             try:
                 embedding = encoding.compute()
+                if self._disk:
+                    embedding = self._disk.store(encoding.key, embedding)
             except BaseException as error:  # noqa: BLE001 - a plugin may raise anything; whoever waits gets it
                 with self._changed:
                     del self._under_way[encoding.key]
@@ -171,7 +203,7 @@ class EmbeddingCache:
                 encoding.future.set_result(embedding)
 
     def _keep(self, key: EmbeddingKey, embedding: Embedding) -> None:
-        if embedding.nbytes > self._capacity:
+        if embedding.nbytes > self._capacity or key in self._kept:
             return
         self._kept[key] = embedding
         self._bytes += embedding.nbytes

@@ -37,6 +37,8 @@ def test_serve_prints_its_address_when_it_answers_and_no_other(tmp_path: Path) -
         (best, *_) = answer.json()["proposals"]
         assert abs(best["area"] - 40 * 60) < 240
         requests.get(server.url + "/nowhere", timeout=5)
+        disk = requests.get(server.url + "/v1/status", timeout=5).json()["cache"]["disk"]
+        assert disk == {"bytes": 0, "capacity": 10 * 2**30, "entries": 0, "hits": 0}  # GrabCut stores nothing
         server.stop()
         assert re.findall(r"https?://[^/\s]+:\d+", server.output) == [server.url]
         assert "Traceback" not in server.output
