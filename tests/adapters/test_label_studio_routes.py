@@ -226,6 +226,41 @@ def test_opening_a_task_prepares_its_image_and_stores_nothing(
     assert images.asked[0][0] == body["tasks"][0]["id"]
 
 
+def test_new_tasks_are_prepared_after_their_event_was_answered(
+    http: TestClient, images: Images, disc: DiscSegmenter
+) -> None:
+    disc.hold = threading.Event()
+    event = recorded("19")
+    assert http.post("/webhook", json=event).json() == {"status": "kept"}  # though nothing can be encoded yet
+    disc.hold.set()
+    until = time.monotonic() + 10
+    while not disc.encoded and time.monotonic() < until:
+        time.sleep(0.01)
+    assert disc.encoded
+    assert images.asked == [(event["tasks"][0]["id"], event["tasks"][0]["data"]["image"])]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"tasks": None}, {"tasks": [7]}, {"project": None}, {"project": {"id": 1, "label_config": "<"}}],
+)
+def test_an_event_of_new_tasks_that_makes_no_sense_is_kept_all_the_same(
+    changes: dict[str, Any],
+    http: TestClient,
+    images: Images,
+    inbox: Inbox,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    assert http.post("/webhook", json=recorded("19") | changes).json() == {"status": "kept"}
+    assert inbox.count() == 1
+    until = time.monotonic() + 10
+    while "new tasks are not prepared" not in caplog.text and time.monotonic() < until:
+        time.sleep(0.01)
+    assert "new tasks are not prepared" in caplog.text
+    assert images.asked == []
+
+
 def test_preparations_that_wait_are_bounded_and_leave_when_done(
     http: TestClient, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 TOOL = "label-studio"
 MOST_PREPARED = 64  # images of one request, and requests that wait: a whole project may be sent at once
 EVENT_HEAD = 200  # bytes of an event in which its action stands
+LARGEST_PREPARED = 4 * 2**20  # bytes of an event that is read again for its images
 
 Json = Mapping[str, Any]
 T = TypeVar("T")
@@ -61,6 +62,11 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
     async def shortly(call: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(short, call, *arguments)
 
+    def prepare_soon(call: Callable[..., None], *arguments: object) -> None:
+        if waiting.acquire(blocking=False):  # else too many wait; a click will fetch its image itself
+            job = preparing.submit(call, *arguments)
+            job.add_done_callback(lambda _: waiting.release())
+
     routes = APIRouter(include_in_schema=False, lifespan=lifespan)
 
     @routes.get("/health")
@@ -80,10 +86,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         asked = _parsed(body)
         context = _object(asked.get("params"), "params", empty=True).get("context")
         if context is None:
-            images, segmenter = _images(asked), backend.segmenter(asked)
-            if waiting.acquire(blocking=False):  # else too many wait; a click will fetch its image itself
-                job = preparing.submit(backend.prepare, images, segmenter)
-                job.add_done_callback(lambda _: waiting.release())
+            prepare_soon(backend.prepare, images_of(asked), backend.segmenter(asked))
             # An empty list stores nothing; anything else would be stored as a prediction.
             return _json({"results": []})
         return _json({"results": [backend.answer(asked, context)]})
@@ -93,6 +96,8 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         if not body.lstrip().startswith(b"{"):
             raise InvalidRequest("an event is a JSON object")
         await shortly(workbench.keep_event, TOOL, body)
+        if b'"TASKS_CREATED"' in body[:EVENT_HEAD] and len(body) <= LARGEST_PREPARED:
+            prepare_soon(backend.prepare_created, body)
         if b'"START_TRAINING"' in body[:EVENT_HEAD]:
             return _json({"status": "kept; training is not offered by this version of clickmask"})
         return _json({"status": "kept"})
@@ -160,6 +165,17 @@ class Backend:
             except ClickmaskError as error:
                 log.info("%s: task %d could not be prepared: %s", TOOL, task, error)
 
+    def prepare_created(self, event: bytes) -> None:
+        """Start on the first images of new tasks: whoever imports them will label them."""
+        try:
+            created = _parsed(event, "the event")
+            project = _object(created.get("project"), "the project of the event")
+            asked = {"project": project.get("id"), "label_config": project.get("label_config")}
+            images = images_of({**asked, "tasks": created.get("tasks")})
+            self.prepare(images, self.segmenter(asked))
+        except ClickmaskError as error:
+            log.info("%s: new tasks are not prepared: %s", TOOL, error)
+
     def segmenter(self, asked: Json) -> str:
         chosen = self._workbench.project_segmenter(TOOL, _project(asked))
         return chosen or self._workbench.default_segmenter
@@ -180,7 +196,7 @@ def _label_config(asked: Json) -> LabelConfig:
     return label_config.parse(xml)
 
 
-def _images(asked: Json) -> list[tuple[int, str]]:
+def images_of(asked: Json) -> list[tuple[int, str]]:
     """Task and address of the first images that the tasks show; a task without image is left out."""
     config = _label_config(asked)
     found: list[tuple[int, str]] = []
