@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 LABEL_STUDIO_VENV ?= .venv-ls
 LABEL_STUDIO ?= label-studio==1.23.2
+LABEL_STUDIO_ML_VENV ?= .venv-ls-ml
 PYTEST_ARGS ?=
 
 run = $(VENV)/bin
@@ -23,8 +24,10 @@ install: $(VENV)/everything
 test: $(VENV)/everything
 	$(run)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-slow: $(VENV)/everything $(LABEL_STUDIO_VENV)/installed
-	CLICKMASK_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV)) $(run)/python -m pytest -m slow $(PYTEST_ARGS)
+test-slow: $(VENV)/everything $(LABEL_STUDIO_VENV)/installed $(LABEL_STUDIO_ML_VENV)/installed
+	CLICKMASK_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV)) \
+	CLICKMASK_TEST_LABEL_STUDIO_ML=$(abspath $(LABEL_STUDIO_ML_VENV)) \
+	$(run)/python -m pytest -m slow $(PYTEST_ARGS)
 
 check: $(VENV)/everything
 	$(run)/ruff check .
@@ -55,4 +58,10 @@ $(VENV)/everything: $(VENV)/serving
 $(LABEL_STUDIO_VENV)/installed:
 	$(PYTHON) -m venv $(LABEL_STUDIO_VENV)
 	$(LABEL_STUDIO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(LABEL_STUDIO)'
+	@touch $@
+
+# label-studio-ml pins a Flask of 2020 and what that needs.
+$(LABEL_STUDIO_ML_VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(LABEL_STUDIO_ML_VENV)
+	$(LABEL_STUDIO_ML_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[label-studio-ml]'
 	@touch $@

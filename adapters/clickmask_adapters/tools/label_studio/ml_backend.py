@@ -1,0 +1,100 @@
+"""clickmask inside `label-studio-ml start`, for those who run their backends with it.
+
+It needs the package label-studio-ml, so nothing of clickmask imports this module: a `model.py` does.
+Written for version 2, which is on no index, and for 1.0.9, which is; the comments say what they do
+differently. `clickmask serve` is quicker, asks for its secret, and hears every event.
+"""
+
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import atexit
+import functools
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flask
+import orjson
+from label_studio_ml.exceptions import AnswerException
+from label_studio_ml.model import LabelStudioMLBase
+
+from clickmask.errors import ClickmaskError
+from clickmask.workbench import Workbench
+from clickmask_adapters import failures
+from clickmask_adapters.app import create_workbench
+from clickmask_adapters.settings import Settings
+from clickmask_adapters.tools.label_studio.client import LabelStudioClient
+from clickmask_adapters.tools.label_studio.routes import TOOL, Backend, images_of
+
+Json = Mapping[str, Any]
+
+_opening = threading.Lock()
+
+
+class Opened(NamedTuple):
+    workbench: Workbench
+    backend: Backend
+
+
+@functools.cache
+def _open() -> Opened:
+    settings = Settings()
+    key = settings.label_studio_api_key
+    client = LabelStudioClient(settings.label_studio_url, key.get_secret_value() if key else None)
+    workbench = create_workbench(settings)
+    atexit.register(workbench.close)
+    return Opened(workbench, Backend(workbench, client, settings.min_iou))
+
+
+def opened() -> Opened:
+    """One of the process: label-studio-ml makes a model for every request, from several threads."""
+    with _opening:
+        return _open()
+
+
+class ClickmaskModel(LabelStudioMLBase):
+    """Answers clicks and boxes with what CLICKMASK_* and LABEL_STUDIO_* variables configure."""
+
+    def setup(self) -> None:
+        """Version 2, for each request. 1.0.9 calls it never, and names its versions itself."""
+        segmenter = opened().backend.segmenter({"project": self.project_id})
+        if str(self.model_version) != segmenter:
+            self.set("model_version", segmenter)
+
+    def predict(
+        self, tasks: list[dict[str, Any]], context: Json | None = None, **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        """The answer to a click; without a context nothing, but the tasks' images are prepared."""
+        asked = {"tasks": tasks, **self._project()}
+        backend = opened().backend
+        try:
+            if not context:
+                backend.prepare(images_of(asked), backend.segmenter(asked))
+                return []
+            answer = backend.answer(asked, context)
+        except ClickmaskError as error:
+            # Otherwise both versions answer with a traceback.
+            raise AnswerException(failures.status_of(error), str(error), {"traceback": None}) from error
+        return [orjson.loads(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))]
+
+    def fit(self, event: str, data: Json, **kwargs: Any) -> None:
+        """Keep the event. Version 2 calls it inside of the annotator's request."""
+        opened().workbench.keep_event(TOOL, orjson.dumps({"action": event, **data}))
+
+    def process_event(self, event: str, data: Json, job_id: str, additional_params: Json) -> dict[str, Any]:
+        """1.0.9, in a process of its own: forked from one with open databases, it must not use them.
+
+        The event is not kept, then. Without a result 1.0.9 would log a traceback for each earlier
+        event at every setup.
+        """
+        return {}
+
+    def _project(self) -> dict[str, Any]:
+        if hasattr(self, "project_id"):
+            return {"project": self.project_id, "label_config": self.label_config}
+        # 1.0.9 has one model for all projects, with the label config of the last that was set up.
+        body = flask.request.get_json()
+        return {"project": body.get("project"), "label_config": body.get("label_config")}
