@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,19 +12,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clickmask import plugins, segmenters
+from clickmask.catalogue import Catalogue
+from clickmask.errors import SegmenterNotReady
 from clickmask.types import Image, Pixels, Prediction, Prompt, Segmenter
+from clickmask.weights import WeightsFolder
 from scenes import drawn_scene
 
 NAMES = plugins.names(segmenters)
 
 
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    """What is installed, and a small SAM with random weights as if it were the official file."""
+    folder = tmp_path_factory.mktemp("weights")
+    if importlib.util.find_spec("torch") is None:
+        return Catalogue(segmenters, WeightsFolder(folder))
+    import checkpoints
+
+    return Catalogue(
+        segmenters, checkpoints.weights_of(checkpoints.write_checkpoint(folder / "sam.pth", checkpoints.TINY))
+    )
+
+
 @pytest.fixture(params=NAMES, scope="module")
-def segmenter(request: pytest.FixtureRequest) -> Segmenter[Any]:
-    module = plugins.load(segmenters, request.param)
-    variant = getattr(module, "VARIANTS", [""])[0]
-    if reason := getattr(module, "missing", lambda _: "")(variant):
-        pytest.skip(f"{request.param}: {reason}")
-    return module.load(variant)
+def segmenter(request: pytest.FixtureRequest, catalogue: Catalogue) -> Segmenter[Any]:
+    variant = getattr(plugins.load(segmenters, request.param), "VARIANTS", [""])[0]
+    try:
+        return catalogue.get(f"{request.param}:{variant}" if variant else request.param)
+    except SegmenterNotReady as error:
+        pytest.skip(str(error))
 
 
 def image(pixels: Pixels) -> Image:
@@ -92,6 +109,8 @@ def test_a_prompt_never_depends_on_the_one_before(segmenter: Segmenter[Any], sce
 
 
 def test_a_background_click_is_not_in_the_answer(segmenter: Segmenter[Any]) -> None:
+    if segmenter.name.startswith("sam:"):
+        pytest.skip("its weights are random here")
     pixels, masks = drawn_scene(2)
     rectangle = masks[1]
     rows = np.flatnonzero(rectangle.any(1))

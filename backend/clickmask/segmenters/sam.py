@@ -1,0 +1,188 @@
+"""Segment Anything, from the official checkpoints.
+
+Kirillov et al., "Segment Anything", arXiv 2304.02643, with the networks of segment-anything 1.0.
+Its SamPredictor keeps the image on itself, so it cannot be shared by threads; here both halves
+are functions. Which answer a prompt gets is SamPredictor's, to the pixel.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from clickmask.errors import SegmenterNotReady
+from clickmask.refinement import replay
+from clickmask.types import Box, Image, Logits, Mask, Pixels, Point, Prediction, Prompt, Size
+from clickmask.weights import WeightsFolder
+
+VARIANTS = ("vit_b", "vit_l", "vit_h")
+PACKAGES = {"torch": "torch", "segment_anything": "segment-anything"}  # as imported, as installed
+CERTAIN = 8.0  # logit of a pixel that a given mask covers, its negative outside: what SAM's own masks reach
+
+
+@dataclass(frozen=True, eq=False)
+class SamEmbedding:
+    """What the image encoder sees of an image of `size`, padding included."""
+
+    features: NDArray[np.float32]  # (256, 64, 64), read-only
+    size: Size
+
+    @property
+    def nbytes(self) -> int:
+        return self.features.nbytes
+
+    def arrays(self) -> Mapping[str, NDArray[np.generic]]:
+        """All of it, to be stored; `Sam.restore` is the way back."""
+        return {"features": self.features, "size": np.asarray(self.size, np.int64)}
+
+
+class Networks(Protocol):
+    """SAM's networks on some runtime; `_sam_torch.TorchSam` says what each method gives."""
+
+    @property
+    def side(self) -> int: ...
+
+    def encode(self, pixels: Pixels) -> NDArray[np.float32]: ...
+
+    def decode(
+        self,
+        features: NDArray[np.float32],
+        points: NDArray[np.float32],
+        labels: NDArray[np.int32],
+        box: Box | None,
+        logits: Logits | None,
+        multimask: bool,
+    ) -> tuple[Logits, NDArray[np.float32]]: ...
+
+    def upscale(self, logits: NDArray[np.float32], resized: Size, size: Size) -> Mask: ...
+
+
+class Sam:
+    """See the module. It holds the networks, which never change, and nothing of any image."""
+
+    def __init__(self, name: str, networks: Networks) -> None:
+        self.name = name
+        self._networks = networks
+
+    def encode(self, image: Image) -> SamEmbedding:
+        pixels, (height, width) = image.pixels, resized_size(image.size, self._networks.side)
+        # Pillow's antialiased filter, as the reference: OpenCV's give other pixels.
+        small = PillowImage.fromarray(pixels).resize((width, height), PillowImage.Resampling.BILINEAR)
+        return _embedding(self._networks.encode(np.asarray(small)), image.size)
+
+    def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> SamEmbedding:
+        """The embedding that gave these arrays, be they rounded. ValueError if none of this SAM did."""
+        features, side = arrays["features"], self._networks.side // 16
+        height, width = (int(length) for length in arrays["size"])
+        if features.ndim != 3 or features.shape[1:] != (side, side):
+            raise ValueError(f"features of shape {features.shape} are not of {self.name}")
+        return _embedding(features.astype(np.float32), (height, width))
+
+    def decode(self, embedding: SamEmbedding, prompt: Prompt) -> list[Prediction]:
+        """Three predictions for a single click, which is ambiguous, else one."""
+        return replay(self, embedding, prompt)
+
+    def decode_from(
+        self, embedding: SamEmbedding, prompt: Prompt, logits: Logits | None
+    ) -> tuple[list[Prediction], Logits]:
+        """`logits` stand for `prompt.mask` where both are given: it is part of them already."""
+        candidates, scores = self.candidates(embedding, prompt, logits)
+        resized = resized_size(embedding.size, self._networks.side)
+        predictions = [
+            Prediction(
+                self._networks.upscale(candidate, resized, embedding.size),
+                min(max(float(score), 0.0), 1.0),
+                self.name,
+            )
+            for candidate, score in zip(candidates, scores, strict=True)
+        ]
+        return predictions, candidates
+
+    def candidates(
+        self, embedding: SamEmbedding, prompt: Prompt, logits: Logits | None
+    ) -> tuple[Logits, NDArray[np.float32]]:
+        """Low-resolution masks, best first, and the scores as the network gives them, unclipped."""
+        side = self._networks.side
+        if logits is None and prompt.mask is not None:
+            logits = mask_to_logits(prompt.mask, side)
+        clicks = prompt.foreground + prompt.background
+        box = None
+        if prompt.box is not None:
+            (x0, y0), (x1, y1) = _to_sam([prompt.box[:2], prompt.box[2:]], embedding.size, side).tolist()
+            box = (x0, y0, x1, y1)
+        masks, scores = self._networks.decode(
+            embedding.features,
+            _to_sam(clicks, embedding.size, side),
+            np.asarray([1] * len(prompt.foreground) + [0] * len(prompt.background), np.int32),
+            box,
+            logits,
+            multimask=len(clicks) == 1 and box is None and logits is None,
+        )
+        order = np.argsort(-scores, kind="stable")
+        return masks[order], scores[order]
+
+
+def missing(variant: str, weights: WeightsFolder) -> str:
+    """Why this variant cannot be loaded; empty if it can. Imports nothing."""
+    for module, package in PACKAGES.items():
+        if importlib.util.find_spec(module) is None:
+            return f"it needs the package {package}"
+    return weights.missing(f"sam:{variant}")
+
+
+def load(variant: str, weights: WeightsFolder) -> Sam:
+    """Raises SegmenterNotReady. torch is imported here and not before: it takes a second."""
+    name = f"sam:{variant}"
+    checkpoint = weights.find(name)
+    if checkpoint is None:
+        raise SegmenterNotReady(f"{name} cannot run: {weights.missing(name)}")
+    from clickmask.segmenters._sam_torch import TorchSam
+
+    return Sam(name, TorchSam(checkpoint))
+
+
+def resized_size(size: Size, side: int) -> Size:
+    """Size of an image whose long side is scaled to `side`, rounded as the reference does.
+
+    The reference fails where a side is rounded to nothing; here it keeps one pixel.
+    """
+    scale = side / max(size)
+    height, width = (max(1, int(length * scale + 0.5)) for length in size)
+    return height, width
+
+
+def mask_to_logits(mask: Mask, side: int) -> Logits:
+    """`mask` as the decoder takes masks: (1, side / 4, side / 4), padded as the image is.
+
+    CERTAIN inside, -CERTAIN outside, in between where a pixel of this coarse grid is partly
+    covered, so that the outline stays where it is.
+    """
+    height, width = resized_size((mask.shape[0], mask.shape[1]), side)
+    coverage = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    padded = np.zeros((side, side), np.float32)
+    padded[:height, :width] = coverage
+    quarter = padded.reshape(side // 4, 4, side // 4, 4).mean(axis=(1, 3))
+    return ((2 * quarter - 1) * CERTAIN)[None]
+
+
+def _to_sam(points: Sequence[Point], size: Size, side: int) -> NDArray[np.float32]:
+    """(N, 2) points in SAM's frame, where pixel centres are whole numbers.
+
+    The half is taken off after scaling, because SAM adds it there. The scales are those of the
+    rounded size, one for each axis.
+    """
+    height, width = resized_size(size, side)
+    scale = width / size[1], height / size[0]
+    return (np.asarray(points, np.float64).reshape(-1, 2) * scale - 0.5).astype(np.float32)
+
+
+def _embedding(features: NDArray[np.float32], size: Size) -> SamEmbedding:
+    features.flags.writeable = False
+    return SamEmbedding(features, size)
