@@ -58,7 +58,7 @@ class Catalogue:
             raise SegmenterNotReady(f"{name} cannot run: {reason}")
 
     def statuses(self) -> list[SegmenterStatus]:
-        """Every segmenter, sorted by name; loads no model."""
+        """Every segmenter, sorted by family; loads no model."""
         found: list[SegmenterStatus] = []
         for family in plugins.names(self._package):
             try:

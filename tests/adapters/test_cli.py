@@ -7,7 +7,9 @@ import re
 import signal
 import socket
 import sqlite3
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import PIL.Image
@@ -68,6 +70,21 @@ def test_a_segmenter_that_is_not_installed_is_refused_with_those_that_are(tmp_pa
     )
     assert result.exit_code == 2
     assert "grabcut" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_default_that_cannot_run_is_refused_before_anybody_clicks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = ModuleType("plugins")
+    package.__path__ = [str(tmp_path)]
+    (tmp_path / "heavy.py").write_text("def missing(variant, weights): return 'no weights here'")
+    monkeypatch.setitem(sys.modules, "plugins", package)
+    monkeypatch.setattr("clickmask_adapters.app.segmenters", package)
+    environment = {"CLICKMASK_HOME": str(tmp_path / "home"), "COLUMNS": "200"}
+    result = CliRunner().invoke(app, ["serve", "--segmenter", "heavy", "--port", "0"], env=environment)
+    assert result.exit_code == 2
+    assert "heavy cannot run: no weights here" in result.output
     assert "Traceback" not in result.output
 
 

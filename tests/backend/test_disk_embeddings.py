@@ -319,6 +319,17 @@ def test_an_embedding_over_the_capacity_is_not_stored(tmp_path: Path) -> None:
     assert stored(tmp_path) == set()
 
 
+def test_a_file_is_replaced_and_never_written_to_in_place(tmp_path: Path) -> None:
+    write(tmp_path, "a")
+    (path,) = stored(tmp_path)
+    with path.open("rb") as reader:
+        first_half = reader.read(MIB)
+        write(tmp_path, "a")
+        assert path.stat().st_ino != os.fstat(reader.fileno()).st_ino
+        assert first_half + reader.read() == path.read_bytes()
+    assert set(tmp_path.iterdir()) == {path}
+
+
 def test_drafts_of_killed_processes_are_removed_and_young_ones_are_not(tmp_path: Path) -> None:
     old, young = tmp_path / "old.draft", tmp_path / "young.draft"
     for path in (old, young):

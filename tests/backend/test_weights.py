@@ -165,6 +165,17 @@ def test_a_file_that_changed_is_not_used_until_it_is_verified_again(weights: Wei
     assert weights.missing("fake:small") == ""
 
 
+def test_what_another_process_verified_since_is_believed(weights: WeightsFolder) -> None:
+    path = weights.fetch("fake:small")
+    path.write_bytes(OTHER)
+    assert weights.find("fake:small") is None
+    path.write_bytes(CONTENT)
+    os.utime(path, ns=(1, 1))
+    assert weights.find("fake:small") is None
+    assert weights_in(weights.folder).verify("fake:small") == path
+    assert weights.find("fake:small") == path
+
+
 def test_a_file_put_there_by_hand_is_accepted_once_it_is_verified(tmp_path: Path) -> None:
     weights = weights_in(tmp_path)
     (tmp_path / FILE).write_bytes(CONTENT)
