@@ -123,7 +123,8 @@ class FakeServer:
             "version": "0.1",
             "segmenter": "fake",
             "uptime_s": 4000,
-            "cache": {"bytes": 3 << 20, "capacity": 1 << 30, "entries": 1, "hits": 3, "misses": 1},
+            "cache": {"bytes": 3 << 20, "capacity": 1 << 30, "entries": 1, "hits": 3, "misses": 1}
+            | {"disk": {"bytes": 2 << 20, "capacity": 10 << 30, "entries": 7, "hits": 0}},
             "queue": {"waiting": 0, "capacity": 64},
             "inbox": 7,
             "errors": [error | {"error": "<b>the image</b> could not be fetched"}],
@@ -342,3 +343,4 @@ def test_status_shows_the_last_errors_as_text(page: Page, origin: str) -> None:
     assert page.inner_text("#uptime") == "fake by default, up for 1 h 6 min"
     assert "No weights." in page.inner_text("#segmenters")
     assert page.inner_text("#cache") == "3 MiB of 1 GiB"
+    assert page.inner_text("#cache-note").endswith("On disk: 7 photos, 2 MiB of 10 GiB")

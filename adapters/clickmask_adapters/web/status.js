@@ -63,7 +63,11 @@ function show({ version, segmenter, uptime_s, cache, queue, inbox, errors }, seg
   part("cache-meter").value = cache.bytes;
   part("cache-note").textContent =
     `${count(cache.entries, "photo", "photos")}` +
-    (asks ? `; ${number.format(cache.hits)} of ${count(asks, "request", "requests")} found theirs there` : "");
+    (asks ? `; ${number.format(cache.hits)} of ${count(asks, "request", "requests")} found theirs there` : "") +
+    (cache.disk
+      ? `. On disk: ${count(cache.disk.entries, "photo", "photos")}, ` +
+        `${size(cache.disk.bytes)} of ${size(cache.disk.capacity)}`
+      : "");
   part("queue").textContent = queue.waiting ? count(queue.waiting, "photo", "photos") : "none";
   part("queue-meter").max = queue.capacity;
   part("queue-meter").value = queue.waiting;
