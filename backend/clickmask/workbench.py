@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clickmask.catalogue import Catalogue, SegmenterStatus
+from clickmask.disk_embeddings import Restoring
 from clickmask.embeddings import CacheStatus, EmbeddingCache, EmbeddingKey
 from clickmask.errors import ClickmaskError, ImageUnavailable, InvalidPrompt
 from clickmask.image_source import ImageIdentity, ImageSource
@@ -99,6 +100,16 @@ class Workbench:
             return False
         self._preparers.submit(self._prepare, ref, segmenter or self.default_segmenter)
         return True
+
+    def encode(self, ref: ImageRef, segmenter: str | None = None) -> bool:
+        """Have the embedding of the image, now; whether it was there already. Raises as `propose` does."""
+        chosen = self._catalogue.get(segmenter or self.default_segmenter)
+        return self._embedding(chosen, ref, self._images.identify(ref))[1]
+
+    def stores(self, segmenter: str | None = None) -> bool:
+        """Whether embeddings of the segmenter outlast this process; loads it. Raises as `propose` does."""
+        chosen = self._catalogue.get(segmenter or self.default_segmenter)
+        return self._cache.status().disk is not None and isinstance(chosen, Restoring)
 
     def keep_event(self, source: str, body: bytes) -> None:
         """Keep a tool's raw event; it is durable when this returns."""

@@ -6,10 +6,11 @@ As Label Studio 1.23.2 has it.
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urlencode, urlsplit
 
@@ -148,6 +149,19 @@ class LabelStudioClient:
         """The first `count` tasks: their id and data."""
         found = self._send("GET", "/api/tasks", params={"project": project, "page_size": count, "page": 1})
         return found.get("tasks", [])
+
+    def all_tasks(self, project: int, page_size: int = 200) -> Iterator[dict[str, Any]]:
+        """Every task that the project has while its pages are read: id and data."""
+        seen: set[int] = set()
+        for page in itertools.count(1):
+            found = self._send(
+                "GET", "/api/tasks", params={"project": project, "page_size": page_size, "page": page}
+            )
+            tasks = [task for task in found.get("tasks", []) if task["id"] not in seen]
+            yield from tasks
+            seen |= {task["id"] for task in tasks}
+            if not tasks or len(seen) >= found.get("total", 0):  # a page behind the last one is a 404
+                return
 
     def backends(self, project: int) -> list[dict[str, Any]]:
         """The project's ML backends; listing makes Label Studio ask each for its health and setup."""
