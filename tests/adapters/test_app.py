@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from clickmask_adapters.app import COMPUTE_THREADS, create_app
 from clickmask_adapters.settings import Settings
 from fakes import DiscSegmenter
 from pictures import png_base64
+from waiting import until
 
 OTHER_PATHS = {
     *("/", "/status", "/static/playground.js", "/v1/openapi.json", "/docs"),
@@ -35,13 +35,6 @@ def app(workbench: Workbench, tmp_path: Path) -> FastAPI:
 def client(app: FastAPI) -> Iterator[TestClient]:
     with TestClient(app, "http://127.0.0.1:9090", client=("127.0.0.1", 5000)) as client:
         yield client
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def click(client: TestClient, shade: int) -> Any:

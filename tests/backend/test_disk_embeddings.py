@@ -31,6 +31,7 @@ from clickmask.disk_embeddings import (
 from clickmask.embeddings import EmbeddingCache
 from clickmask.segmenters.grabcut import GrabCut
 from clickmask.weights import Checkpoint, WeightsFolder
+from waiting import until
 
 MIB = 2**20
 IDENTITY = {"segmenter": "counting", "weights": "", "digest": "a"}
@@ -82,13 +83,6 @@ def disk_in(folder: Path, segmenter: object, capacity: int = 100 * MIB, weights:
 
 def key(digest: str) -> EmbeddingKey:
     return EmbeddingKey("counting", digest)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def stored(folder: Path) -> set[Path]:

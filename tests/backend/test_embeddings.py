@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 
 from clickmask.embeddings import EmbeddingCache, EmbeddingKey
 from clickmask.errors import Busy
+from waiting import until
 
 KIB = 1024
 
@@ -27,13 +27,6 @@ def cache() -> Iterator[EmbeddingCache]:
     cache = EmbeddingCache(capacity=10 * KIB, queue_length=3)
     yield cache
     cache.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 class Blocker:

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,14 +15,7 @@ from clickmask.types import Image, ImageRef, Prompt
 from clickmask.workbench import Workbench
 from fakes import DiscSegmenter, disc_mask
 from pictures import png_data_uri
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
+from waiting import until
 
 CLICK = Prompt(foreground=((40.0, 30.0),))
 
