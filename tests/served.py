@@ -8,20 +8,30 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 READY = re.compile(r"http://\S+")
+SERVE = ("-m", "clickmask_adapters.cli", "serve")
 
 
 class Server:
-    """`clickmask serve` on a free port; `url` once it printed its address, `output` what it said so far."""
+    """`clickmask serve` on a free port; `url` once it printed its address, `output` what it said so far.
 
-    def __init__(self, home: Path, environment: Mapping[str, str], arguments: list[str]) -> None:
+    `program` is what Python runs, and may be another server that takes --port and prints its address.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        environment: Mapping[str, str],
+        arguments: list[str],
+        program: Sequence[str] = SERVE,
+    ) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CLICKMASK_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "clickmask_adapters.cli", "serve", "--port", "0", *arguments],
+            [sys.executable, *program, "--port", "0", *arguments],
             env={**inherited, "CLICKMASK_HOME": str(home), "PYTHONUNBUFFERED": "1", **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
