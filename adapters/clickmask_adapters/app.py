@@ -39,6 +39,7 @@ def create_app(settings: Settings, workbench: Workbench | None = None) -> FastAP
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = COMPUTE_THREADS
+        workbench.warm_up()
         yield
         workbench.close()
 

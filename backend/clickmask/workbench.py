@@ -106,6 +106,10 @@ class Workbench:
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
         return self._embedding(chosen, ref, self._images.identify(ref))[1]
 
+    def warm_up(self) -> None:
+        """Load the default segmenter in the background, so that no click has to wait for that."""
+        self._preparers.submit(self._load_default)
+
     def stores(self, segmenter: str | None = None) -> bool:
         """Whether embeddings of the segmenter outlast this process; loads it. Raises as `propose` does."""
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
@@ -162,6 +166,12 @@ class Workbench:
             log.info("an image could not be prepared: %s", error)
         finally:
             self._preparations.release()
+
+    def _load_default(self) -> None:
+        try:
+            self._catalogue.get(self.default_segmenter)
+        except ClickmaskError as error:  # every click says so too
+            log.warning("the default segmenter cannot be loaded: %s", error)
 
     def _remember(self, identity: ImageIdentity, prompt: Prompt, prediction: Prediction) -> Proposal:
         proposal = Proposal(secrets.token_urlsafe(12), identity.digest, prediction)

@@ -106,6 +106,23 @@ def test_a_project_may_choose_its_segmenter(workbench: Workbench) -> None:
     assert workbench.project_segmenter("label_studio", "7") is None
 
 
+def test_the_default_segmenter_is_loaded_before_the_first_click(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(workbench._catalogue, "get", loaded.append)
+    workbench.warm_up()
+    until(lambda: loaded == ["disc"])
+
+
+def test_a_default_segmenter_that_cannot_be_loaded_is_said_in_the_log(
+    workbench: Workbench, caplog: pytest.LogCaptureFixture
+) -> None:
+    workbench.default_segmenter = "nothing"
+    workbench.warm_up()
+    until(lambda: "cannot be loaded: there is no segmenter 'nothing'" in caplog.text)
+
+
 def test_an_event_is_kept_as_it_came(workbench: Workbench, inbox: Inbox) -> None:
     workbench.keep_event("label_studio", b"\xff{")
     assert [(event.source, event.body) for event in inbox.events()] == [("label_studio", b"\xff{")]
