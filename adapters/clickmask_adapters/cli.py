@@ -33,7 +33,9 @@ connect_app = typer.Typer(
     no_args_is_help=True, help="Connect a labeling tool's project with a running server."
 )
 app.add_typer(connect_app, name="connect")
-weights_app = typer.Typer(no_args_is_help=True, help="Checkpoints of segmenters: list, fetch and verify them.")
+weights_app = typer.Typer(
+    no_args_is_help=True, help="Checkpoints of segmenters: list, fetch and verify them."
+)
 app.add_typer(weights_app, name="weights")
 WeightsName = Annotated[str, typer.Argument(metavar="NAME", help="As in `clickmask weights list`.")]
 console = Console(highlight=False, soft_wrap=True)
