@@ -28,18 +28,20 @@ EVERY_PATH = [
 ]
 
 
-def client(address: str = LOOPBACK, host: str = "127.0.0.1:9090", **settings: Any) -> TestClient:
+def client(
+    address: str = LOOPBACK,
+    host: str = "127.0.0.1:9090",
+    recent: RecentFailures | None = None,
+    **settings: Any,
+) -> TestClient:
     inner = FastAPI()
 
     @inner.api_route("/{path:path}", methods=["GET", "POST", "DELETE"])
     async def echo(request: Request) -> dict[str, int]:
         return {"bytes": len(await request.body())}
 
-    recent = RecentFailures()
-    gate = Gate(inner, Settings(**settings), recent)
-    made = TestClient(gate, f"http://{host}", client=(address, 5000))
-    made.recent = recent  # type: ignore[attr-defined]
-    return made
+    gate = Gate(inner, Settings(**settings), recent or RecentFailures())
+    return TestClient(gate, f"http://{host}", client=(address, 5000))
 
 
 def basic(user: str, password: str) -> dict[str, str]:
@@ -180,7 +182,7 @@ def test_a_body_over_the_cap_is_refused_announced_or_not() -> None:
 
 
 def test_refusals_are_kept_for_the_status_page() -> None:
-    guarded = client(token="secret")
-    guarded.post("/webhook", content=b"{}", headers=JSON)
-    (failure,) = guarded.recent.all()  # type: ignore[attr-defined]
+    recent = RecentFailures()
+    client(recent=recent, token="secret").post("/webhook", content=b"{}", headers=JSON)
+    (failure,) = recent.all()
     assert (failure.method, failure.path, failure.status) == ("POST", "/webhook", 401)

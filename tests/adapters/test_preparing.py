@@ -225,11 +225,11 @@ def test_an_interrupt_ends_it_at_once_and_what_was_encoded_stays(
         prepared.close()
         raise KeyboardInterrupt
 
-    out, err = Console(file=io.StringIO()), Console(file=io.StringIO())
-    assert not follow(interrupted(), 4, out, err)
+    out, err = io.StringIO(), io.StringIO()
+    assert not follow(interrupted(), 4, Console(file=out), Console(file=err))
     bench.close()
-    assert out.file.getvalue().startswith("1 encoded, 0 there already, 0 failed")  # type: ignore[attr-defined]
-    assert "interrupted" in err.file.getvalue()  # type: ignore[attr-defined]
+    assert out.getvalue().startswith("1 encoded, 0 there already, 0 failed")
+    assert "interrupted" in err.getvalue()
     assert 1 <= len(disc.encoded) <= 1 + AT_ONCE
     again = StoredDisc()
     bench = open_bench(again)
