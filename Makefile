@@ -51,7 +51,7 @@ $(VENV)/serving: $(run)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/everything: $(VENV)/serving
-	$(pip_install) -e '.[torch,label-studio,dev]'
+	$(pip_install) -e '.[torch,openvino,label-studio,cvat,plot,dev]'
 	@touch $@
 
 # Label Studio pins what clickmask does not, so it lives in an environment of its own.
