@@ -24,6 +24,7 @@ from clickmask.types import Image, ImageRef, Prediction, Prompt
 from clickmask.weights import WeightsFolder
 from clickmask.workbench import Workbench
 from clickmask_adapters import cli
+from clickmask_adapters.commands import prepare as prepare_command
 from clickmask_adapters.preparing import AT_ONCE, Prepared, Wanted, folder_images, prepare_images
 from clickmask_adapters.preparing_progress import follow
 from clickmask_adapters.settings import Settings
@@ -104,7 +105,7 @@ def prepare(
         def create(settings: Settings) -> Workbench:
             return open_bench(segmenter, capacity)
 
-        monkeypatch.setattr(cli, "create_workbench", create)
+        monkeypatch.setattr(prepare_command, "create_workbench", create)
         environment = {"CLICKMASK_HOME": str(tmp_path), "CLICKMASK_SEGMENTER": "disc"}
         return CliRunner().invoke(cli.app, ["prepare", *arguments], env=environment)
 
@@ -300,7 +301,7 @@ def test_a_project_gives_its_images_and_leaves_out_tasks_without() -> None:
 def test_a_project_is_prepared_with_its_own_segmenter(
     photos: Path, prepare: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, store: Store
 ) -> None:
-    monkeypatch.setattr(cli, "label_studio_client", lambda _: PagesOfTasks(1))
+    monkeypatch.setattr(prepare_command, "client_of", lambda _: PagesOfTasks(1))
     monkeypatch.setattr(PagesOfTasks, "data", lambda *_: {"image": (photos / "b.png").as_uri()})
     monkeypatch.setattr(LabelStudioClient, "image_ref", lambda _, task, uri: ImageRef(uri))
     result = prepare(StoredDisc(), "label-studio", "1")

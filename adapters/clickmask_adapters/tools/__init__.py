@@ -1,1 +1,5 @@
-"""One package a labeling tool; each offers `router(workbench, settings) -> APIRouter`."""
+"""One package a labeling tool.
+
+Each offers `router(workbench, settings) -> APIRouter`, and may offer `connect_command`, a function that
+is the command `clickmask connect TOOL`.
+"""

@@ -1,5 +1,6 @@
 """Label Studio (recorded with 1.23.2): the routes of its machine learning backends."""
 
+from clickmask_adapters.tools.label_studio.commands import connect_command
 from clickmask_adapters.tools.label_studio.routes import router
 
-__all__ = ("router",)
+__all__ = ("connect_command", "router")

@@ -20,6 +20,7 @@ import requests
 from clickmask.errors import ImageRefused, ToolUnavailable
 from clickmask.fetch import origin_of
 from clickmask.types import ImageRef
+from clickmask_adapters.settings import Settings
 
 URL_VARIABLE = "LABEL_STUDIO_URL"
 KEY_VARIABLE = "LABEL_STUDIO_API_KEY"
@@ -227,6 +228,12 @@ class LabelStudioClient:
                 raise LabelStudioError(
                     f"Label Studio does not answer at {self.url}: is it running, and is {URL_VARIABLE} right?"
                 ) from error
+
+
+def client_of(settings: Settings) -> LabelStudioClient:
+    """The Label Studio that the settings name."""
+    key = settings.label_studio_api_key
+    return LabelStudioClient(settings.label_studio_url, key.get_secret_value() if key else None)
 
 
 def _parsed(answer: requests.Response) -> Any:

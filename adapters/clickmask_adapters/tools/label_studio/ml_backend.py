@@ -26,7 +26,7 @@ from clickmask.workbench import Workbench
 from clickmask_adapters import failures
 from clickmask_adapters.app import create_workbench
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools.label_studio.client import LabelStudioClient
+from clickmask_adapters.tools.label_studio.client import client_of
 from clickmask_adapters.tools.label_studio.routes import TOOL, Backend, images_of
 
 Json = Mapping[str, Any]
@@ -42,8 +42,7 @@ class Opened(NamedTuple):
 @functools.cache
 def _open() -> Opened:
     settings = Settings()
-    key = settings.label_studio_api_key
-    client = LabelStudioClient(settings.label_studio_url, key.get_secret_value() if key else None)
+    client = client_of(settings)
     workbench = create_workbench(settings)
     atexit.register(workbench.close)
     return Opened(workbench, Backend(workbench, client, settings.min_iou))

@@ -21,7 +21,7 @@ from clickmask.errors import ClickmaskError, InvalidRequest
 from clickmask.workbench import Workbench
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.label_studio import label_config, translate
-from clickmask_adapters.tools.label_studio.client import LabelStudioClient
+from clickmask_adapters.tools.label_studio.client import LabelStudioClient, client_of
 from clickmask_adapters.tools.label_studio.label_config import LabelConfig
 
 log = logging.getLogger(__name__)
@@ -43,10 +43,9 @@ Body = Annotated[bytes, Depends(_body)]
 
 
 def router(workbench: Workbench, settings: Settings) -> APIRouter:
-    key = settings.label_studio_api_key
     backend = Backend(
         workbench,
-        LabelStudioClient(settings.label_studio_url, key.get_secret_value() if key else None),
+        client_of(settings),
         settings.min_iou,
     )
     short = ThreadPoolExecutor(2, thread_name_prefix="label-studio")  # one transaction each, never more

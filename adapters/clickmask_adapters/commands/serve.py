@@ -1,0 +1,63 @@
+"""`clickmask serve`."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from clickmask.errors import ClickmaskError
+from clickmask_adapters.app import create_app
+from clickmask_adapters.console import console
+from clickmask_adapters.settings import Settings
+
+
+class AnnouncingServer(uvicorn.Server):
+    """Prints the address once it answers, so that scripts and people can wait for that line."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in getattr(self, "servers", []):
+            for bound in server.sockets:
+                host, port = bound.getsockname()[:2]
+                console.print(f"clickmask is ready: http://{f'[{host}]' if ':' in host else host}:{port}")
+                return
+
+
+def add_to(cli: typer.Typer) -> None:
+    cli.command()(serve)
+
+
+def serve(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond loopback set CLICKMASK_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any free port.")] = 9090,
+    segmenter: Annotated[
+        str | None, typer.Option(help="Default segmenter; overrides CLICKMASK_SEGMENTER.")
+    ] = None,
+) -> None:
+    """Serve Label Studio, the API and the page."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = Settings(segmenter=segmenter) if segmenter else Settings()
+    try:
+        application = create_app(settings)
+    except ClickmaskError as error:
+        raise typer.BadParameter(str(error)) from error
+    # Without proxy_headers: whoever may set X-Forwarded-For could otherwise claim to be this machine.
+    config = uvicorn.Config(
+        application,
+        host,
+        port,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+    )
+    server = AnnouncingServer(config)
+    server.run()
+    sys.exit(0 if server.started else 1)

@@ -1,0 +1,51 @@
+"""`clickmask weights list|fetch|path`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from clickmask_adapters.app import create_weights
+from clickmask_adapters.console import console, errors, sentence_on_failure
+from clickmask_adapters.settings import Settings
+
+WeightsName = Annotated[str, typer.Argument(metavar="NAME", help="As in `clickmask weights list`.")]
+
+
+def add_to(cli: typer.Typer) -> None:
+    group = typer.Typer(no_args_is_help=True, help="Checkpoints of segmenters: list, fetch and verify them.")
+    group.command("list")(list_weights)
+    group.command("fetch")(fetch_weights)
+    group.command("path")(weights_path)
+    cli.add_typer(group, name="weights")
+
+
+def list_weights() -> None:
+    """List the official files, and which are here."""
+    weights = create_weights(Settings())
+    console.print(f"folder: {weights.folder}", markup=False)
+    for name, checkpoint in weights.checkpoints.items():
+        state = weights.missing(name) or "here"
+        console.print(f"\n{name}: {state}", markup=False)
+        console.print(f"  {checkpoint.address}", markup=False)
+        console.print(f"  {checkpoint.bytes:,} bytes, licence {checkpoint.licence}", markup=False)
+        console.print(f"  sha256 {checkpoint.sha256}", markup=False)
+
+
+def fetch_weights(name: WeightsName) -> None:
+    """Download a file, or go on with it, and verify it; CLICKMASK_WEIGHTS_MIRROR says from where else."""
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    weights = create_weights(Settings())
+    with sentence_on_failure():
+        with Progress(*columns, console=errors, transient=True) as bar:
+            task = bar.add_task(name, total=None)
+            path = weights.fetch(name, lambda done, total: bar.update(task, completed=done, total=total))
+        console.print(str(path), markup=False)
+
+
+def weights_path(name: WeightsName) -> None:
+    """Print where a file is, once it is verified; that may be one that was put there by hand."""
+    with sentence_on_failure():
+        console.print(str(create_weights(Settings()).verify(name)), markup=False)
