@@ -1,0 +1,237 @@
+"""Accepted labels: what an annotator drew, in the house's frame, and who submitted it where.
+
+A tool's translation ends in these words. `Geometry` is as drawn; `rasterise` says which pixels that
+are. Tools, projects, tasks, annotations and regions are named by text, as their tool writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.masks import Rle, polygons_to_mask, rle_to_mask
+from clickmask.types import Box, Mask, Point, Size
+
+
+@dataclass(frozen=True)
+class LabelKey:
+    """Names one label. A region id alone does not: two annotators may accept the same proposal."""
+
+    tool: str
+    project: str
+    task: str
+    annotation: str
+    region: str
+
+
+@dataclass(frozen=True)
+class Brush:
+    """A mask that was painted, or accepted as one; bit masks too."""
+
+    rle: Rle
+
+
+@dataclass(frozen=True)
+class Polygon:
+    """Closed rings, the first point not repeated; by the even-odd rule, so a hole is a ring in a ring."""
+
+    rings: tuple[tuple[Point, ...], ...]
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """`box` turned clockwise about its centre by `rotation` degrees."""
+
+    box: Box
+    rotation: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ellipse:
+    """Semi-axes `radii` along x and y, turned clockwise about `centre` by `rotation` degrees."""
+
+    centre: Point
+    radii: tuple[float, float]
+    rotation: float = 0.0
+
+
+Geometry = Brush | Polygon | Rectangle | Ellipse
+
+
+@dataclass(frozen=True)
+class Region:
+    """One object that an annotator marked."""
+
+    id: str
+    category: str
+    geometry: Geometry
+    proposal: str | None = None  # id of the proposal that it was accepted from
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The whole set of regions of one annotation on one image; what is missing was withdrawn.
+
+    `address` is the image's, as the tool writes it, and never leaves its tool. `size` is that of
+    the image as the tool displays it, upright; None where the tool does not say.
+    """
+
+    tool: str
+    project: str
+    task: str
+    annotation: str
+    address: str
+    name: str  # the image's original basename
+    size: Size | None
+    regions: tuple[Region, ...]
+    updated_at: float  # seconds since 1970, by the tool's clock
+    author: str = ""
+    item: int = 0  # which of the task's images: Label Studio's item_index, CVAT's frame
+    ground_truth: bool = False
+    skipped: bool = False  # no labels, whatever the regions are
+
+
+@dataclass(frozen=True)
+class AnnotationDeleted:
+    tool: str
+    annotation: str
+
+
+@dataclass(frozen=True)
+class TaskDeleted:
+    tool: str
+    task: str
+
+
+@dataclass(frozen=True)
+class ProjectDescribed:
+    """What a tool says about a project: its title, and its categories in the tool's order."""
+
+    tool: str
+    project: str
+    title: str
+    categories: tuple[str, ...]
+
+
+Change = Submission | AnnotationDeleted | TaskDeleted | ProjectDescribed
+
+
+@dataclass(frozen=True)
+class AcceptedLabel:
+    """One label that stands: `image` is the digest of its image, `size` that image's size."""
+
+    key: LabelKey
+    image: str
+    size: Size
+    category: str
+    geometry: Geometry
+    rle: Rle
+    accepted_at: float  # seconds since 1970, by the tool's clock
+    proposal: str | None
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image of a task that an annotation which stands is on, with or without labels."""
+
+    digest: str
+    name: str
+    size: Size
+    task: str
+    item: int
+
+
+def rasterise(geometry: Geometry, size: Size) -> Mask:
+    """The pixels of an image of `size` whose centre is in `geometry`, a new array.
+
+    What lies outside of the image is cut off. Raises ValueError where a brush is of another size
+    or is damaged.
+    """
+    match geometry:
+        case Brush(rle):
+            if tuple(rle["size"]) != size:
+                raise ValueError(f"a brush of size {rle['size']} does not fit an image of {list(size)}")
+            return rle_to_mask(rle)
+        case Polygon(rings):
+            return polygons_to_mask([np.array(ring, np.float64).reshape(-1, 2) for ring in rings], size)
+        case Rectangle():
+            return polygons_to_mask([np.array(rectangle_corners(geometry))], size)
+        case Ellipse():
+            return _ellipse_to_mask(geometry, size)
+
+
+def rectangle_corners(rectangle: Rectangle) -> list[Point]:
+    """Its four corners, clockwise, from the one that is top left while it is not turned."""
+    x0, y0, x1, y1 = rectangle.box
+    corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+    if rectangle.rotation:
+        centre = np.array([(x0 + x1) / 2, (y0 + y1) / 2])
+        corners = centre + (corners - centre) @ _clockwise(rectangle.rotation).T
+    return [(float(x), float(y)) for x, y in corners]
+
+
+def one_label_a_proposal(regions: Sequence[Region]) -> list[Region]:
+    """`regions` without those whose proposal was accepted as a brush too: the brush wins."""
+    brushed = {region.proposal for region in regions if isinstance(region.geometry, Brush)} - {None}
+    return [
+        region for region in regions if isinstance(region.geometry, Brush) or region.proposal not in brushed
+    ]
+
+
+def geometry_to_json(geometry: Geometry) -> dict[str, Any]:
+    """Plain lists, numbers and text under `kind` and the names of the fields."""
+    match geometry:
+        case Brush(rle):
+            return {"kind": "brush", "rle": {"size": list(rle["size"]), "counts": rle["counts"]}}
+        case Polygon(rings):
+            return {"kind": "polygon", "rings": [[list(point) for point in ring] for ring in rings]}
+        case Rectangle(box, rotation):
+            return {"kind": "rectangle", "box": list(box), "rotation": rotation}
+        case Ellipse(centre, radii, rotation):
+            return {"kind": "ellipse", "centre": list(centre), "radii": list(radii), "rotation": rotation}
+
+
+def geometry_from_json(written: Mapping[str, Any]) -> Geometry:
+    """What `geometry_to_json` wrote. Raises ValueError for a kind that it does not write."""
+    match written["kind"]:
+        case "brush":
+            return Brush(cast("Rle", written["rle"]))
+        case "polygon":
+            return Polygon(tuple(tuple((x, y) for x, y in ring) for ring in written["rings"]))
+        case "rectangle":
+            x0, y0, x1, y1 = written["box"]
+            return Rectangle((x0, y0, x1, y1), written["rotation"])
+        case "ellipse":
+            (x, y), (across, down) = written["centre"], written["radii"]
+            return Ellipse((x, y), (across, down), written["rotation"])
+        case kind:
+            raise ValueError(f"{kind!r} is no kind of geometry")
+
+
+def _ellipse_to_mask(ellipse: Ellipse, size: Size) -> Mask:
+    mask = np.zeros(size, np.bool_)
+    (centre_x, centre_y), (across, down) = ellipse.centre, ellipse.radii
+    if across <= 0 or down <= 0:
+        return mask
+    turn = _clockwise(ellipse.rotation)
+    reach_x, reach_y = np.hypot(*(turn * (across, down)).T)  # half the upright box round it
+    rows, columns = (
+        slice(max(0, int(np.floor(at - reach))), max(0, min(length, int(np.ceil(at + reach)))))
+        for at, reach, length in ((centre_y, reach_y, size[0]), (centre_x, reach_x, size[1]))
+    )
+    y = np.arange(rows.start, max(rows.start, rows.stop))[:, None] + 0.5 - centre_y
+    x = np.arange(columns.start, max(columns.start, columns.stop))[None, :] + 0.5 - centre_x
+    u, v = turn[0, 0] * x + turn[1, 0] * y, turn[0, 1] * x + turn[1, 1] * y
+    mask[rows, columns] = (u / across) ** 2 + (v / down) ** 2 <= 1
+    return mask
+
+
+def _clockwise(degrees: float) -> NDArray[np.float64]:
+    """The matrix that turns (x, y), y down, clockwise on the screen."""
+    angle = np.deg2rad(degrees)
+    cos, sin = float(np.cos(angle)), float(np.sin(angle))
+    return np.array([[cos, -sin], [sin, cos]])
