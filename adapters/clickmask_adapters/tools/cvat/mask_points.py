@@ -1,0 +1,79 @@
+"""CVAT's masks: run lengths of a crop, row by row, and the box that was cropped.
+
+`points` of a shape of type "mask" is `[runs..., left, top, right, bottom]`. The first run counts
+zeros and may be 0; the box is inclusive, in whole pixels. COCO's RLE is another: column by column,
+of the whole image. As CVAT 2.73.0 and `cvat_sdk.masks` 2.80.0 have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.masks import mask_box
+from clickmask.types import Mask, Size
+
+InclusiveBox = tuple[int, int, int, int]  # left, top, right, bottom: the last column and row are in it
+
+
+def mask_to_points(mask: Mask) -> list[int]:
+    """`mask` as CVAT stores it, cropped to its box; number for number what `cvat_sdk.masks` gives.
+
+    An empty mask is one unset pixel, the first: CVAT has no other way, and draws nothing.
+    Raises ValueError for a mask without pixels.
+    """
+    crop, box = mask_to_crop(mask)
+    flat = crop.reshape(-1).view(np.uint8)
+    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
+    runs: list[int] = np.diff(ends, prepend=0).tolist()
+    return [*([0] if flat[0] else []), *runs, *box]
+
+
+def points_to_mask(points: Sequence[float], size: Size) -> Mask:
+    """The mask, a new array of `size`. CVAT gives the numbers back as floats.
+
+    Never takes more memory than the mask and a small multiple of `points`. Raises ValueError where
+    they are no whole numbers, the box is not in the image, or the runs do not fill the box.
+    """
+    numbers = _whole_numbers(points)
+    if len(numbers) < 5:
+        raise ValueError(f"{len(numbers)} numbers are too few for a mask: at least one run and a box")
+    height, width = size
+    runs = numbers[:-4]
+    left, top, right, bottom = (int(side) for side in numbers[-4:])
+    if not (0 <= left <= right < width and 0 <= top <= bottom < height):
+        raise ValueError(f"the box {(left, top, right, bottom)} is not in the {width}x{height} image")
+    area = (right - left + 1) * (bottom - top + 1)
+    if runs.min() < 0 or runs.max() > area or runs.sum() != area:
+        raise ValueError(f"the runs do not fill the {area} pixels of their box")
+    mask = np.zeros(size, np.bool_)
+    crop = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    mask[top : bottom + 1, left : right + 1] = crop.reshape(bottom - top + 1, right - left + 1)
+    return mask
+
+
+def mask_to_crop(mask: Mask) -> tuple[Mask, InclusiveBox]:
+    """The part of `mask` in its box, contiguous, and that box; of an empty mask the first pixel.
+
+    Raises ValueError for a mask without pixels.
+    """
+    if mask.ndim != 2 or not mask.size:
+        raise ValueError(f"a mask of shape {mask.shape} has no pixels to crop")
+    left, top, right, bottom = (int(side) for side in mask_box(mask) or (0, 0, 1, 1))
+    crop = np.ascontiguousarray(mask[top:bottom, left:right])
+    return crop, (left, top, right - 1, bottom - 1)
+
+
+def _whole_numbers(points: Sequence[float]) -> NDArray[np.int64]:
+    try:
+        numbers = np.asarray(points)
+    except (ValueError, OverflowError) as error:
+        raise ValueError("a mask is a list of numbers") from error
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iuf"):
+        raise ValueError("a mask is a list of numbers")
+    # Beyond 2**53 floats have gaps; no image has so many pixels. NaN compares as false.
+    if not (np.abs(numbers) < 2**53).all() or not (numbers == np.floor(numbers)).all():
+        raise ValueError("a mask has a number that is not whole")
+    return numbers.astype(np.int64)
