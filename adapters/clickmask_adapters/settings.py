@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -24,6 +24,13 @@ class Settings(BaseSettings):
     """`family` or `family:variant`; the default of every surface."""
     weights_mirror: str | None = None
     """The folder, or http(s) address of one, that weights are fetched from instead of officially."""
+
+    runtime: Literal["auto", "openvino", "onnxruntime", "torch"] = "auto"
+    """What runs the networks; auto: torch on a GPU, elsewhere what was measured to be the fastest."""
+    precision: Literal["auto", "f32"] = "auto"
+    """auto: image encoders compute in bf16 where the processor has it; f32: everything in float32."""
+    threads: int | None = Field(default=None, ge=1)
+    """Cores for the networks; default: all that this process may use."""
 
     token: SecretStr | None = None
     """The secret: `Authorization: Token …` or `Bearer …`, or the password of basic auth."""
@@ -61,6 +68,14 @@ class Settings(BaseSettings):
     label_studio_api_key: SecretStr | None = Field(default=None, validation_alias="LABEL_STUDIO_API_KEY")
     """A legacy or a personal access token; default installations refuse the one that /setup carries."""
 
+    cvat_url: str | None = Field(default=None, validation_alias="CVAT_URL")
+    cvat_access_token: SecretStr | None = Field(default=None, validation_alias="CVAT_ACCESS_TOKEN")
+    """A personal access token; or else a user name and password."""
+    cvat_username: str | None = Field(default=None, validation_alias="CVAT_USERNAME")
+    cvat_password: SecretStr | None = Field(default=None, validation_alias="CVAT_PASSWORD")
+    cvat_webhook_secret: SecretStr | None = Field(default=None, validation_alias="CVAT_WEBHOOK_SECRET")
+    """What CVAT signs its webhooks with; without it they are refused."""
+
     @field_validator("trusted_networks", "allowed_hosts", "image_hosts", "image_roots", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -75,7 +90,7 @@ class Settings(BaseSettings):
     def _expand(cls, value: Path) -> Path:
         return value.expanduser()
 
-    @field_validator("label_studio_url", mode="after")
+    @field_validator("label_studio_url", "cvat_url", mode="after")
     @classmethod
     def _strip_slash(cls, value: str | None) -> str | None:
         return value.rstrip("/") if value else None

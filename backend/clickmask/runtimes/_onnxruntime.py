@@ -1,0 +1,44 @@
+"""ONNX Runtime, on the CPU."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime  # pyright: ignore[reportMissingTypeStubs] - it has none
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class OnnxRuntimeSession:
+    runtime = "onnxruntime"
+    precision = "f32"  # its CPU kernels have no bf16
+
+    def __init__(self, session: Any, at_once: int) -> None:
+        self._session = session
+        self._room = threading.BoundedSemaphore(at_once)
+        self._outputs: list[str] = [output.name for output in session.get_outputs()]
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        with self._room:
+            found: list[NDArray[Any]] = self._session.run(self._outputs, dict(feeds))
+        return dict(zip(self._outputs, found, strict=True))
+
+
+def open_session(model: Path | bytes, threads: int, at_once: int, precision: str) -> OnnxRuntimeSession:
+    library: Any = onnxruntime
+    library.disable_telemetry_events()  # which only Windows builds have; ours to say nevertheless
+    options = library.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Its threads would keep a core busy for a while after each run, waiting for the next.
+    for pool in ("intra_op", "inter_op"):
+        options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
+    source = str(model) if isinstance(model, Path) else model
+    return OnnxRuntimeSession(
+        library.InferenceSession(source, options, providers=["CPUExecutionProvider"]), at_once
+    )
