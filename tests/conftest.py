@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from clickmask import segmenters
-from clickmask.catalogue import Catalogue
+from clickmask import annotators, segmenters
+from clickmask.catalogue import AnnotatorCatalogue, AnnotatorStatus, Catalogue
 from clickmask.embeddings import EmbeddingCache
 from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
@@ -14,7 +14,7 @@ from clickmask.inbox import Inbox
 from clickmask.store import Store
 from clickmask.weights import WeightsFolder
 from clickmask.workbench import Workbench
-from fakes import DiscSegmenter
+from fakes import DiscSegmenter, DrawnAnnotator
 
 
 class OneSegmenter(Catalogue):
@@ -27,6 +27,24 @@ class OneSegmenter(Catalogue):
     def require(self, name: str) -> None:
         if name not in self._loaded:
             super().require(name)
+
+
+class OneAnnotator(AnnotatorCatalogue):
+    """A catalogue in which one loaded annotator stands beside what is installed."""
+
+    def __init__(self, annotator: DrawnAnnotator, segmenters: Catalogue, embeddings: EmbeddingCache) -> None:
+        super().__init__(annotators, segmenters, embeddings)
+        self._annotator = annotator
+        self._loaded[annotator.name] = annotator
+
+    def statuses(self) -> list[AnnotatorStatus]:
+        drawn = AnnotatorStatus(self._annotator.name, True, "", self._annotator.labels)
+        return [*super().statuses(), drawn]
+
+
+@pytest.fixture
+def drawn() -> DrawnAnnotator:
+    return DrawnAnnotator()
 
 
 @pytest.fixture
@@ -45,12 +63,14 @@ def inbox(tmp_path: Path) -> Inbox:
 
 
 @pytest.fixture
-def workbench(disc: DiscSegmenter, store: Store, inbox: Inbox) -> Iterator[Workbench]:
-    """The real workbench over a segmenter that draws discs."""
+def workbench(disc: DiscSegmenter, drawn: DrawnAnnotator, store: Store, inbox: Inbox) -> Iterator[Workbench]:
+    """The real workbench over a segmenter that draws discs and an annotator that knows drawn scenes."""
+    catalogue, embeddings = OneSegmenter(disc), EmbeddingCache(100 * 2**20, queue_length=4)
     bench = Workbench(
-        OneSegmenter(disc),
+        catalogue,
+        OneAnnotator(drawn, catalogue, embeddings),
         ImageSource(Fetcher()),
-        EmbeddingCache(100 * 2**20, queue_length=4),
+        embeddings,
         store,
         inbox,
         default_segmenter="disc",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -114,6 +115,12 @@ MASKS: Mapping[str, Callable[[], Mask]] = {
 }  # fmt: skip
 
 
+GROUND = (96, 92, 104)
+COLOURS = MappingProxyType(
+    {"disc": (214, 62, 48), "ellipse": (52, 122, 206), "block": (66, 168, 84), "ring": (232, 190, 44)}
+)  # of the objects in `scene`
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
     """A picture and, by name, the masks of the objects in it."""
@@ -137,16 +144,10 @@ def scene(size: Size = (240, 320), seed: int = 0, noise: float = 12.0) -> Scene:
         ),
         "ring": ring(size, (0.70 * width, 0.74 * height), 48 * unit, 22 * unit),
     }
-    colours = {
-        "disc": (214, 62, 48),
-        "ellipse": (52, 122, 206),
-        "block": (66, 168, 84),
-        "ring": (232, 190, 44),
-    }
     pixels = np.empty((height, width, 3))
-    pixels[:] = (96, 92, 104)
+    pixels[:] = GROUND
     for name, mask in objects.items():
-        pixels[mask] = colours[name]
+        pixels[mask] = COLOURS[name]
     pixels += np.random.default_rng(seed).normal(0, noise, pixels.shape)
     return Scene(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), objects)
 

@@ -10,8 +10,8 @@ import cv2
 from fastapi import FastAPI
 
 import clickmask
-from clickmask import plugins, segmenters
-from clickmask.catalogue import Catalogue
+from clickmask import annotators, plugins, segmenters
+from clickmask.catalogue import AnnotatorCatalogue, Catalogue
 from clickmask.disk_embeddings import DiskEmbeddings
 from clickmask.embeddings import EmbeddingCache
 from clickmask.fetch import Fetcher
@@ -72,10 +72,12 @@ def create_workbench(settings: Settings) -> Workbench:
     disk = None
     if settings.disk_bytes:
         disk = DiskEmbeddings(settings.home / "embeddings", settings.disk_bytes, catalogue.get, weights)
+    embeddings = EmbeddingCache(settings.embedding_bytes, settings.queue_length, disk=disk)
     return Workbench(
         catalogue,
+        AnnotatorCatalogue(annotators, catalogue, embeddings),
         create_images(settings),
-        EmbeddingCache(settings.embedding_bytes, settings.queue_length, disk=disk),
+        embeddings,
         Store(settings.home / "store.sqlite"),
         Inbox(settings.home / "inbox.sqlite"),
         default_segmenter=settings.segmenter,

@@ -30,6 +30,8 @@ STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = MappingProxyType(
         errors.ToolUnavailable: HTTPStatus.BAD_GATEWAY,
         errors.UnknownSegmenter: HTTPStatus.NOT_FOUND,
         errors.SegmenterNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.UnknownAnnotator: HTTPStatus.NOT_FOUND,
+        errors.AnnotatorNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.WeightsUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.Busy: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.ClickmaskError: HTTPStatus.INTERNAL_SERVER_ERROR,

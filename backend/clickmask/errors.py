@@ -47,6 +47,14 @@ class SegmenterNotReady(ClickmaskError):
     """The segmenter is known but cannot run, for want of weights or of a package."""
 
 
+class UnknownAnnotator(ClickmaskError):
+    """No annotator of this name is installed."""
+
+
+class AnnotatorNotReady(ClickmaskError):
+    """The annotator is known but cannot run, for want of a segmenter, of a model or of a package."""
+
+
 class WeightsUnavailable(SegmenterNotReady):
     """Weights could not be fetched, or are not the official file."""
 

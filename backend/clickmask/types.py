@@ -150,3 +150,22 @@ class Refining(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
     def decode_from(
         self, embedding: EmbeddingT, prompt: Prompt, logits: Logits | None
     ) -> tuple[list[Prediction], Logits]: ...
+
+
+class Annotator(Protocol):
+    """What labels a whole image by itself: no prompt, any number of objects.
+
+    `annotate` MUST be callable from any thread, and MUST NOT write into the image. It gives each
+    object with its label, best first, and nothing at all where there is nothing. A label MUST be
+    one of `labels`; a mask MUST be of the whole image and not empty, and is the caller's.
+    """
+
+    @property
+    def name(self) -> str:
+        """`family` or `family:variant`, as users write it."""
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    def annotate(self, image: Image) -> list[tuple[str, Prediction]]: ...

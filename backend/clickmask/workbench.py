@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from clickmask.catalogue import Catalogue, SegmenterStatus
+from clickmask.catalogue import AnnotatorCatalogue, AnnotatorStatus, Catalogue, SegmenterStatus
 from clickmask.disk_embeddings import Restoring
 from clickmask.embeddings import CacheStatus, EmbeddingCache, EmbeddingKey
-from clickmask.errors import ClickmaskError, ImageUnavailable, InvalidPrompt
+from clickmask.errors import Busy, ClickmaskError, ImageUnavailable, InvalidPrompt
 from clickmask.image_source import ImageIdentity, ImageSource
 from clickmask.inbox import Inbox
 from clickmask.refinement import Refinement
@@ -38,6 +38,7 @@ class Workbench:
     def __init__(
         self,
         catalogue: Catalogue,
+        annotators: AnnotatorCatalogue,
         images: ImageSource,
         cache: EmbeddingCache,
         store: Store,
@@ -46,9 +47,11 @@ class Workbench:
         default_segmenter: str,
         max_points: int = 1000,
         max_preparations: int = 64,
+        max_annotations: int = 2,
     ) -> None:
         self.default_segmenter = default_segmenter
         self._catalogue = catalogue
+        self._annotators = annotators
         self._images = images
         self._cache = cache
         self._store = store
@@ -56,6 +59,7 @@ class Workbench:
         self._refinement = Refinement()
         self._max_points = max_points
         self._preparations = threading.BoundedSemaphore(max_preparations)
+        self._annotations = threading.BoundedSemaphore(max_annotations)
         self._preparers = ThreadPoolExecutor(2, thread_name_prefix="prepare")
 
     def identify(self, ref: ImageRef) -> ImageIdentity:
@@ -93,6 +97,28 @@ class Workbench:
         )
         return [self._remember(identity, prompt, prediction) for prediction in predictions]
 
+    def annotate(self, ref: ImageRef, annotator: str, tool: str = "api") -> list[tuple[str, Prediction]]:
+        """Every object that the annotator finds, with its label, best first; there may be none.
+
+        It takes seconds to minutes in the thread of the caller, so only a few run at a time and
+        the next is Busy; clicks wait for none of them. Raises the image errors, UnknownAnnotator,
+        AnnotatorNotReady and Busy.
+        """
+        if not self._annotations.acquire(blocking=False):
+            raise Busy("other images are being annotated; try again in a moment", retry_after=5.0)
+        try:
+            chosen = self._annotators.get(annotator)
+            image = self._images.load(ref)
+            started = time.perf_counter()
+            found = chosen.annotate(image)
+        finally:
+            self._annotations.release()
+        seconds = time.perf_counter() - started
+        log.info(
+            "%s: image %s, %s, %d objects in %.1f s", tool, image.digest[:8], annotator, len(found), seconds
+        )
+        return found
+
     def prepare(self, ref: ImageRef, segmenter: str | None = None) -> bool:
         """Fetch and encode the image in the background. Returns at once; False if too many wait."""
         if not self._preparations.acquire(blocking=False):
@@ -121,6 +147,9 @@ class Workbench:
 
     def segmenters(self) -> list[SegmenterStatus]:
         return self._catalogue.statuses()
+
+    def annotators(self) -> list[AnnotatorStatus]:
+        return self._annotators.statuses()
 
     def set_project(self, tool: str, project: str, segmenter: str | None) -> None:
         """Remember which segmenter the project wants; None: the default. Raises UnknownSegmenter."""

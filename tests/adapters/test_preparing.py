@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from clickmask import annotators
+from clickmask.catalogue import AnnotatorCatalogue
 from clickmask.disk_embeddings import DiskEmbeddings
 from clickmask.embeddings import EmbeddingCache
 from clickmask.fetch import Fetcher
@@ -83,10 +85,12 @@ def open_bench(tmp_path: Path, photos: Path) -> Callable[..., Workbench]:
         catalogue = OneSegmenter(segmenter)
         weights = WeightsFolder(tmp_path / "weights")
         disk = DiskEmbeddings(tmp_path / "embeddings", capacity, catalogue.get, weights)
+        embeddings = EmbeddingCache(2**20, queue_length=4, patience=0.2, disk=disk)
         return Workbench(
             catalogue,
+            AnnotatorCatalogue(annotators, catalogue, embeddings),
             ImageSource(Fetcher(roots=[photos])),
-            EmbeddingCache(2**20, queue_length=4, patience=0.2, disk=disk),
+            embeddings,
             Store(tmp_path / "store.sqlite"),
             Inbox(tmp_path / "inbox.sqlite"),
             default_segmenter="disc",

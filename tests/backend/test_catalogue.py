@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -9,8 +10,9 @@ from types import ModuleType
 import pytest
 
 from clickmask import plugins, segmenters
-from clickmask.catalogue import Catalogue, SegmenterStatus
-from clickmask.errors import SegmenterNotReady, UnknownSegmenter
+from clickmask.catalogue import AnnotatorCatalogue, AnnotatorStatus, Catalogue, SegmenterStatus
+from clickmask.embeddings import EmbeddingCache
+from clickmask.errors import AnnotatorNotReady, SegmenterNotReady, UnknownAnnotator, UnknownSegmenter
 from clickmask.weights import Checkpoint, WeightsFolder
 
 PLUGINS = {
@@ -150,3 +152,62 @@ def test_a_segmenter_that_takes_long_to_load_is_loaded_once_and_holds_up_no_othe
 def test_our_own_folder_holds_the_default(weights: WeightsFolder) -> None:
     statuses = {status.name: status for status in Catalogue(segmenters, weights).statuses()}
     assert statuses["grabcut"].ready
+
+
+ANNOTATOR = """
+def variants(segmenters, **options):
+    return tuple(status.name for status in segmenters.statuses() if ":" in status.name)
+
+def missing(variant, **options):
+    return "too large" if variant == "sized:large" else ""
+
+def labels(variant, **options):
+    return (variant, "other")
+
+def load(variant, segmenters, embeddings):
+    return segmenters.get(variant), embeddings
+"""
+
+
+@pytest.fixture
+def embeddings() -> Iterator[EmbeddingCache]:
+    cache = EmbeddingCache(2**20)
+    yield cache
+    cache.close()
+
+
+@pytest.fixture
+def annotators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, catalogue: Catalogue, embeddings: EmbeddingCache
+) -> AnnotatorCatalogue:
+    name = f"annotators_{tmp_path.name}"
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "over.py").write_text(ANNOTATOR)
+    (folder / "bereft.py").write_text("import a_package_that_nobody_has")
+    monkeypatch.syspath_prepend(tmp_path)
+    return AnnotatorCatalogue(importlib.import_module(name), catalogue, embeddings)
+
+
+def test_annotators_are_listed_with_the_labels_that_they_give(annotators: AnnotatorCatalogue) -> None:
+    assert annotators.statuses() == [
+        AnnotatorStatus("bereft", False, "it needs the package a_package_that_nobody_has", ()),
+        AnnotatorStatus("over:sized:large", False, "too large", ()),
+        AnnotatorStatus("over:sized:small", True, "", ("sized:small", "other")),
+        AnnotatorStatus("over:weighty:small", True, "", ("weighty:small", "other")),
+    ]
+
+
+def test_an_annotator_may_stand_on_a_segmenter_and_the_embeddings_of_clicks(
+    annotators: AnnotatorCatalogue, embeddings: EmbeddingCache
+) -> None:
+    assert annotators.get("over:sized:small") == ("small", embeddings)
+    assert annotators.get("over:sized:small") is annotators.get("over:sized:small")
+
+
+def test_annotators_that_cannot_be_had_are_told_from_segmenters(annotators: AnnotatorCatalogue) -> None:
+    with pytest.raises(AnnotatorNotReady, match="over:sized:large cannot run: too large"):
+        annotators.get("over:sized:large")
+    with pytest.raises(UnknownAnnotator, match="there is no annotator 'plain'; installed: bereft, over"):
+        annotators.get("plain")

@@ -2,19 +2,29 @@ from __future__ import annotations
 
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from clickmask.errors import ImageUnavailable, ImageUnknown, InvalidPrompt, UnknownSegmenter
+from clickmask.errors import (
+    Busy,
+    ImageUnavailable,
+    ImageUnknown,
+    InvalidImage,
+    InvalidPrompt,
+    UnknownAnnotator,
+    UnknownSegmenter,
+)
 from clickmask.image_source import ImageSource
 from clickmask.inbox import Inbox
-from clickmask.masks import rle_to_mask
+from clickmask.masks import mask_iou, rle_to_mask
 from clickmask.store import Store
 from clickmask.types import Image, ImageRef, Prompt
 from clickmask.workbench import Workbench
-from fakes import DiscSegmenter, disc_mask
-from pictures import png_data_uri
+from drawn import scene
+from fakes import DiscSegmenter, DrawnAnnotator, disc_mask
+from pictures import data_uri, png_data_uri
 from waiting import until
 
 CLICK = Prompt(foreground=((40.0, 30.0),))
@@ -137,3 +147,43 @@ def test_a_click_is_one_line_in_the_log(workbench: Workbench, caplog: pytest.Log
     assert first.startswith(f"label_studio: image {proposal.digest[:8]}, disc, embedding made")
     assert "embedding kept" in second
     assert "base64" not in caplog.text
+
+
+def test_an_annotator_finds_every_object_with_its_label(workbench: Workbench) -> None:
+    drawn = scene()
+    found = workbench.annotate(ImageRef(data_uri(drawn.pixels)), "drawn")
+    assert {label for label, _ in found} == set(drawn.objects)
+    for label, prediction in found:
+        assert mask_iou(prediction.mask, drawn.objects[label]) > 0.9
+    assert workbench.annotate(ImageRef(png_data_uri()), "drawn") == []
+
+
+def test_annotators_are_listed_with_their_labels(workbench: Workbench) -> None:
+    (status,) = [status for status in workbench.annotators() if status.name == "drawn"]
+    assert status.ready
+    assert set(status.labels) == set(scene().objects)
+
+
+def test_few_images_are_annotated_at_a_time_and_clicks_wait_for_none(
+    workbench: Workbench, drawn: DrawnAnnotator
+) -> None:
+    drawn.hold = threading.Event()
+    ref = ImageRef(png_data_uri())
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(workbench.annotate, ref, "drawn") for _ in range(2)]
+        until(lambda: len(drawn.annotated) == 2)
+        with pytest.raises(Busy, match="being annotated"):
+            workbench.annotate(ref, "drawn")
+        assert workbench.propose(ref, CLICK)
+        drawn.hold.set()
+        assert [each.result(10) for each in running] == [[], []]
+    assert workbench.annotate(ref, "drawn") == []
+
+
+def test_a_failed_annotation_makes_room_for_the_next(workbench: Workbench) -> None:
+    for _ in range(3):
+        with pytest.raises(UnknownAnnotator):
+            workbench.annotate(ImageRef(png_data_uri()), "no-such-thing")
+        with pytest.raises(InvalidImage):
+            workbench.annotate(ImageRef("data:;base64,AAAA"), "drawn")
+    assert workbench.annotate(ImageRef(png_data_uri()), "drawn") == []
