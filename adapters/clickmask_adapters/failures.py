@@ -33,6 +33,8 @@ STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = MappingProxyType(
         errors.UnknownAnnotator: HTTPStatus.NOT_FOUND,
         errors.AnnotatorNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.WeightsUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.OriginRefused: HTTPStatus.CONFLICT,
         errors.Busy: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.ClickmaskError: HTTPStatus.INTERNAL_SERVER_ERROR,
     }

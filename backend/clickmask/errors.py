@@ -65,3 +65,11 @@ class Busy(ClickmaskError):
     def __init__(self, message: str, retry_after: float = 2.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after  # seconds
+
+
+class StoreUnavailable(ClickmaskError):
+    """The database cannot be opened, or is none that clickmask can use."""
+
+
+class OriginRefused(ClickmaskError):
+    """This home holds the labels of another Label Studio or CVAT than the one that is configured."""

@@ -1,0 +1,30 @@
+"""What clickmask remembers across restarts, in one database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clickmask.store.accepted import Accepted
+from clickmask.store.database import Database
+from clickmask.store.progress import Progress, SetAside
+from clickmask.store.projects import Project, Projects
+from clickmask.store.proposals import KEPT_PROPOSALS, Proposals, RememberedProposal
+from clickmask.store.splits import Splits
+
+__all__ = ["Project", "RememberedProposal", "SetAside", "Store"]
+
+
+class Store(Proposals, Projects, Accepted, Splits, Progress):
+    """Proposals, projects, accepted labels, sides of a split, and how far events were read.
+
+    `where` is the path of an SQLite file, or the URL of a database that SQLAlchemy knows
+    (`postgresql+psycopg://…`). For any thread, and for several processes at once. Migrations run
+    when it is opened. Raises StoreUnavailable where the database cannot be used.
+    """
+
+    def __init__(self, where: Path | str, kept_proposals: int = KEPT_PROPOSALS) -> None:
+        super().__init__(Database(where))
+        self._kept_proposals = kept_proposals
+
+    def close(self) -> None:
+        self._database.close()

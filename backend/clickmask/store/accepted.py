@@ -1,0 +1,267 @@
+"""Accepted labels: each annotation's whole set of regions, replaced at once and settled by its time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from clickmask.image_source import ImageIdentity
+from clickmask.labels import (
+    AcceptedLabel,
+    AnnotationDeleted,
+    Brush,
+    Geometry,
+    LabelKey,
+    LabelledImage,
+    Region,
+    Submission,
+    TaskDeleted,
+    geometry_from_json,
+    geometry_to_json,
+)
+from clickmask.masks import Rle
+from clickmask.store.database import Database
+from clickmask.store.schema import annotations, labels, tombstones
+
+MOST_ROWS = 200  # of one write transaction, so that no click waits longer than milliseconds for it
+MOST_CHARACTERS = 2**20
+
+Drawn = tuple[Region, Rle]
+Condition = sa.ColumnElement[bool]
+
+
+class Accepted:
+    """Of an annotation on one image the newest submission stands, whatever order they arrive in."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def is_news(self, submission: Submission) -> bool:
+        """Whether it would change anything: it is not deleted, and newer than what is known."""
+        with self._database.reading() as connection:
+            return _is_news(connection, submission)
+
+    def accept(self, submission: Submission, image: ImageIdentity | None, drawn: Sequence[Drawn]) -> bool:
+        """Let `drawn`, its regions and their masks, stand for the annotation; False if it is no news.
+
+        `image` is None for a skip, which has no labels. However many labels there are, each write
+        transaction is short, and readers see the old set or the new one.
+        """
+        revision = secrets.token_hex(12)
+        for rows in _chunks(_label_rows(revision, drawn)):
+            with self._database.writing() as connection:
+                connection.execute(labels.insert(), rows)
+        row = _annotation_row(submission, image, revision)
+        with self._database.writing() as connection:
+            is_news = _is_news(connection, submission)
+            replaced: str | None = revision
+            if is_news:
+                this = _this(submission)
+                replaced = connection.scalar(sa.select(annotations.c.revision).where(*this))
+                connection.execute(annotations.delete().where(*this))
+                connection.execute(annotations.insert(), row)
+        if replaced:
+            self._forget_labels([replaced])
+        return is_news
+
+    def delete(self, deleted: AnnotationDeleted | TaskDeleted) -> None:
+        """Withdraw all labels of the annotation or the task, for good: no later event brings them back."""
+        if isinstance(deleted, TaskDeleted):
+            kind, name, column = "task", deleted.task, annotations.c.task
+        else:
+            kind, name, column = "annotation", deleted.annotation, annotations.c.annotation
+        stone = {"tool": deleted.tool, "kind": kind, "name": name}
+        with self._database.writing() as connection:
+            if not connection.scalar(sa.select(tombstones.c.kind).filter_by(**stone)):
+                connection.execute(tombstones.insert(), stone)
+        of = (annotations.c.tool == deleted.tool, column == name)
+        some = sa.select(annotations.c.revision).where(*of).limit(MOST_ROWS)
+        while True:
+            with self._database.writing() as connection:
+                revisions = list(connection.scalars(some))
+                connection.execute(annotations.delete().where(*of, annotations.c.revision.in_(revisions)))
+            if not revisions:
+                return
+            self._forget_labels(revisions)
+
+    def labels(self, tool: str, project: str, all_annotations: bool = False) -> list[AcceptedLabel]:
+        """The labels that stand, by task, item and annotation, each annotation's in its own order.
+
+        Of several annotations of one task's image it is the ground truth's, else the newest one's;
+        `all_annotations`: of every one.
+        """
+        chosen = _chosen(tool, project, all_annotations)
+        joined = sa.select(
+            chosen.c.project,
+            chosen.c.task,
+            chosen.c.annotation,
+            chosen.c.digest,
+            chosen.c.height,
+            chosen.c.width,
+            chosen.c.updated_at,
+            labels.c.region,
+            labels.c.category,
+            labels.c.geometry,
+            labels.c.counts,
+            labels.c.proposal,
+        ).join(labels, labels.c.revision == chosen.c.revision)
+        ordered = joined.order_by(chosen.c.task, chosen.c.item, chosen.c.annotation, labels.c.position)
+        with self._database.reading() as connection:
+            return [_label(tool, row) for row in connection.execute(ordered).mappings()]
+
+    def images(self, tool: str, project: str) -> list[LabelledImage]:
+        """The images that an annotation which stands is on, by task and item; some without labels."""
+        chosen = _chosen(tool, project, all_annotations=False)
+        columns = (chosen.c.digest, chosen.c.name, chosen.c.height, chosen.c.width, chosen.c.task)
+        ordered = sa.select(*columns, chosen.c.item).order_by(chosen.c.task, chosen.c.item)
+        with self._database.reading() as connection:
+            return [
+                LabelledImage(digest, name, (height, width), task, item)
+                for digest, name, height, width, task, item in connection.execute(ordered)
+            ]
+
+    def known_image(self, submission: Submission) -> ImageIdentity | None:
+        """The image at the submission's address, if an annotation of the same task was made on it."""
+        chosen = sa.select(annotations.c.digest, annotations.c.height, annotations.c.width).where(
+            annotations.c.tool == submission.tool,
+            annotations.c.task == submission.task,
+            annotations.c.item == submission.item,
+            annotations.c.address == _hashed(submission.address),
+            annotations.c.digest.is_not(None),
+        )
+        with self._database.reading() as connection:
+            row = connection.execute(chosen.order_by(annotations.c.updated_at.desc()).limit(1)).first()
+        return ImageIdentity(row[0], (row[1], row[2])) if row else None
+
+    def is_labelled(self, digest: str) -> bool:
+        """Whether any annotation that stands is on the image."""
+        chosen = sa.select(sa.literal(1)).where(annotations.c.digest == digest).limit(1)
+        with self._database.reading() as connection:
+            return connection.scalar(chosen) is not None
+
+    def _forget_labels(self, revisions: Sequence[str]) -> None:
+        """A crash before this leaves rows that nobody sees."""
+        of = labels.c.revision.in_(revisions)
+        some = sa.select(labels.c.revision, labels.c.position).where(of).limit(MOST_ROWS)
+        key = sa.tuple_(labels.c.revision, labels.c.position)
+        while True:
+            with self._database.writing() as connection:
+                rows = [tuple(row) for row in connection.execute(some)]
+                connection.execute(labels.delete().where(key.in_(rows)))
+            if len(rows) < MOST_ROWS:
+                return
+
+
+def _is_news(connection: sa.Connection, submission: Submission) -> bool:
+    buried = sa.select(tombstones.c.kind).where(
+        tombstones.c.tool == submission.tool,
+        sa.or_(
+            sa.and_(tombstones.c.kind == "annotation", tombstones.c.name == submission.annotation),
+            sa.and_(tombstones.c.kind == "task", tombstones.c.name == submission.task),
+        ),
+    )
+    if connection.scalar(buried):
+        return False
+    known = connection.scalar(sa.select(annotations.c.updated_at).where(*_this(submission)))
+    return known is None or submission.updated_at > known
+
+
+def _this(submission: Submission) -> tuple[Condition, Condition, Condition]:
+    return (
+        annotations.c.tool == submission.tool,
+        annotations.c.annotation == submission.annotation,
+        annotations.c.item == submission.item,
+    )
+
+
+def _annotation_row(submission: Submission, image: ImageIdentity | None, revision: str) -> dict[str, Any]:
+    return {
+        "tool": submission.tool,
+        "annotation": submission.annotation,
+        "item": submission.item,
+        "project": submission.project,
+        "task": submission.task,
+        "author": submission.author,
+        "updated_at": submission.updated_at,
+        "ground_truth": submission.ground_truth,
+        "skipped": submission.skipped,
+        "address": _hashed(submission.address),
+        "digest": image.digest if image else None,
+        "name": submission.name,
+        "height": image.size[0] if image else None,
+        "width": image.size[1] if image else None,
+        "revision": revision,
+    }
+
+
+def _label_rows(revision: str, drawn: Sequence[Drawn]) -> Iterator[dict[str, Any]]:
+    for position, (region, rle) in enumerate(drawn):
+        written = geometry_to_json(region.geometry)
+        if isinstance(region.geometry, Brush):
+            del written["rle"]  # it is the mask's
+        yield {
+            "revision": revision,
+            "position": position,
+            "region": region.id,
+            "category": region.category,
+            "geometry": json.dumps(written),
+            "counts": rle["counts"],
+            "proposal": region.proposal,
+        }
+
+
+def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """At most MOST_ROWS rows, and MOST_CHARACTERS unless one row alone has more."""
+    chunk: list[dict[str, Any]] = []
+    characters = 0
+    for row in rows:
+        length = len(row["counts"]) + len(row["geometry"])
+        if chunk and (len(chunk) == MOST_ROWS or characters + length > MOST_CHARACTERS):
+            yield chunk
+            chunk, characters = [], 0
+        chunk.append(row)
+        characters += length
+    if chunk:
+        yield chunk
+
+
+def _chosen(tool: str, project: str, all_annotations: bool) -> sa.Subquery:
+    """The annotations that stand; of one task's image only the one that counts."""
+    of = (annotations.c.tool == tool, annotations.c.project == project, annotations.c.skipped.is_(False))
+    place = sa.func.row_number().over(
+        partition_by=(annotations.c.task, annotations.c.item),
+        order_by=(
+            annotations.c.ground_truth.desc(),
+            annotations.c.updated_at.desc(),
+            annotations.c.annotation.desc(),
+        ),
+    )
+    ranked = sa.select(annotations, place.label("place")).where(*of).subquery()
+    chosen = sa.select(ranked)
+    return (chosen if all_annotations else chosen.where(ranked.c.place == 1)).subquery()
+
+
+def _label(tool: str, row: sa.RowMapping) -> AcceptedLabel:
+    size = (row["height"], row["width"])
+    rle: Rle = {"size": list(size), "counts": row["counts"]}
+    written = json.loads(row["geometry"])
+    geometry: Geometry = Brush(rle) if written["kind"] == "brush" else geometry_from_json(written)
+    return AcceptedLabel(
+        LabelKey(tool, row["project"], row["task"], row["annotation"], row["region"]),
+        row["digest"],
+        size,
+        row["category"],
+        geometry,
+        rle,
+        row["updated_at"],
+        row["proposal"],
+    )
+
+
+def _hashed(address: str) -> str:
+    return hashlib.sha256(address.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,95 @@
+"""One engine for readers and writers: SQLite's settings, its transactions, and its migrations."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+
+from clickmask.errors import StoreUnavailable
+from clickmask.store.schema import HEAD
+
+# What SQLite must answer to each PRAGMA. NORMAL: no fsync a transaction, which a click would wait
+# for; a power cut may take the last transactions, but in their order, so that none is half there.
+PRAGMAS: Mapping[str, str | int] = MappingProxyType(
+    {"journal_mode": "wal", "synchronous": 1, "busy_timeout": 5000}
+)
+
+
+class Database:
+    """Transactions on `where`, the path of an SQLite file or a URL. For any thread."""
+
+    def __init__(self, where: Path | str) -> None:
+        self._write_lock = threading.Lock()  # SQLite's own waiting is by sleeping: that costs clicks
+        url = where if isinstance(where, str) else sa.URL.create("sqlite", database=str(where))
+        try:
+            self.engine = sa.create_engine(url)
+        except (ArgumentError, NoSuchModuleError) as error:
+            raise StoreUnavailable("CLICKMASK_DATABASE is not the address of a known database") from error
+        except ModuleNotFoundError as error:
+            raise StoreUnavailable(f"CLICKMASK_DATABASE needs the package {error.name}") from error
+        if self.engine.dialect.name == "sqlite":
+            event.listen(self.engine, "connect", _set_up)
+            event.listen(self.engine, "begin", _begin)
+        self._writer = self.engine.execution_options(writes=True)
+        try:
+            self._migrate()
+        except OperationalError as error:
+            self.close()
+            raise StoreUnavailable(
+                "the database of CLICKMASK_DATABASE or CLICKMASK_HOME cannot be used"
+            ) from error
+        except StoreUnavailable:
+            self.close()
+            raise
+
+    @contextmanager
+    def reading(self) -> Generator[sa.Connection]:
+        """A transaction that sees one state of the database."""
+        with self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Generator[sa.Connection]:
+        """A transaction that is committed at its end, and undone by an exception. Keep it short."""
+        with self._write_lock, self._writer.begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def _migrate(self) -> None:
+        with self.reading() as connection:
+            there = sa.inspect(connection).has_table("alembic_version")
+            version = connection.scalar(sa.text("SELECT version_num FROM alembic_version")) if there else None
+        if version == HEAD:
+            return
+        from clickmask.store import migrating  # alembic takes half a second to import
+
+        with self.writing() as connection:
+            migrating.upgrade(connection)
+
+
+def _set_up(connection: Any, record: object) -> None:
+    """Runs for each new connection to SQLite."""
+    connection.isolation_level = None  # transactions begin where we say so, not where sqlite3 guesses
+    for name, value in PRAGMAS.items():
+        connection.execute(f"PRAGMA {name} = {value}")
+        (found,) = connection.execute(f"PRAGMA {name}").fetchone()
+        if found != value:
+            raise StoreUnavailable(
+                f"SQLite refuses {name} = {value} in CLICKMASK_HOME: is it on a network drive?"
+            )
+
+
+def _begin(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get("writes", False)
+    # Two readers that both want to write next would wait for each other until one fails.
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

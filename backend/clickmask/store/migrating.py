@@ -1,0 +1,20 @@
+"""Brings a database to the newest schema with alembic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+
+def upgrade(connection: sa.Connection) -> None:
+    """Run what is missing inside of the transaction of `connection`; another process may be first."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(7250614)"))  # any number, but always this
+    command.upgrade(config, "head")

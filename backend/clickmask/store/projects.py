@@ -1,0 +1,111 @@
+"""The projects of the tools, and which Label Studio and which CVAT they are in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from clickmask.errors import OriginRefused
+from clickmask.labels import ProjectDescribed
+from clickmask.store.database import Database
+from clickmask.store.schema import annotations, labels, origins, projects
+
+
+@dataclass(frozen=True)
+class Project:
+    """`images` and `labels` are those that stand, of all annotators."""
+
+    tool: str
+    project: str
+    title: str
+    categories: tuple[str, ...]  # as the tool lists them; a label may have another
+    images: int
+    labels: int
+    updated_at: float | None  # of the newest annotation, seconds since 1970
+
+
+class Projects:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def set_project_segmenter(self, tool: str, project: str, segmenter: str | None) -> None:
+        """None: the project has no wish of its own any more."""
+        self._set(tool, project, {"segmenter": segmenter})
+
+    def project_segmenter(self, tool: str, project: str) -> str | None:
+        chosen = sa.select(projects.c.segmenter).where(*_of(tool, project))
+        with self._database.reading() as connection:
+            return connection.scalar(chosen)
+
+    def describe_project(self, described: ProjectDescribed) -> None:
+        """Remember its title and its categories."""
+        values = {"title": described.title, "categories": json.dumps(described.categories)}
+        chosen = sa.select(projects.c.title, projects.c.categories)
+        with self._database.reading() as connection:
+            there = connection.execute(chosen.where(*_of(described.tool, described.project))).first()
+        if there is None or tuple(there) != tuple(values.values()):  # each event says it again
+            self._set(described.tool, described.project, values)
+
+    def projects(self) -> list[Project]:
+        """Those with annotations that stand, and those that were described; by tool and name."""
+        of = (annotations.c.tool, annotations.c.project)
+        stands = annotations.c.skipped.is_(False)
+        counted = (
+            sa.select(
+                *of,
+                sa.func.count(sa.distinct(annotations.c.digest)),
+                sa.func.max(annotations.c.updated_at),
+            )
+            .where(stands)
+            .group_by(*of)
+        )
+        joined = annotations.join(labels, labels.c.revision == annotations.c.revision)
+        drawn = sa.select(*of, sa.func.count()).select_from(joined).where(stands).group_by(*of)
+        described = sa.select(projects.c.tool, projects.c.project, projects.c.title, projects.c.categories)
+        with self._database.reading() as connection:
+            told = {(tool, name): rest for tool, name, *rest in connection.execute(described)}
+            images = {(tool, name): rest for tool, name, *rest in connection.execute(counted)}
+            number = {(tool, name): count for tool, name, count in connection.execute(drawn)}
+        found: list[Project] = []
+        for tool, name in sorted(told.keys() | images.keys()):
+            title, categories = told.get((tool, name), ("", "[]"))
+            count, updated_at = images.get((tool, name), (0, None))
+            drawn_here = number.get((tool, name), 0)
+            found.append(
+                Project(tool, name, title, tuple(json.loads(categories)), count, drawn_here, updated_at)
+            )
+        return found
+
+    def categories(self, tool: str, project: str) -> tuple[str, ...]:
+        """As the tool lists them; empty where it has not said so yet."""
+        chosen = sa.select(projects.c.categories).where(*_of(tool, project))
+        with self._database.reading() as connection:
+            return tuple(json.loads(connection.scalar(chosen) or "[]"))
+
+    def require_origin(self, tool: str, origin: str) -> None:
+        """The first origin of a tool is remembered; raises OriginRefused for another.
+
+        Numbers of projects, tasks and annotations are only unique within one.
+        """
+        with self._database.writing() as connection:
+            there = connection.scalar(sa.select(origins.c.origin).where(origins.c.tool == tool))
+            if there is None:
+                connection.execute(origins.insert(), {"tool": tool, "origin": origin})
+        if there not in (None, origin):
+            raise OriginRefused(
+                f"this home holds the labels of {there}, not of {origin}: set CLICKMASK_HOME to a folder "
+                "of its own for each"
+            )
+
+    def _set(self, tool: str, project: str, values: Mapping[str, str | None]) -> None:
+        with self._database.writing() as connection:
+            changed = connection.execute(projects.update().where(*_of(tool, project)).values(values))
+            if not changed.rowcount:
+                connection.execute(projects.insert(), {"tool": tool, "project": project, **values})
+
+
+def _of(tool: str, project: str) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+    return projects.c.tool == tool, projects.c.project == project
