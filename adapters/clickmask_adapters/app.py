@@ -54,10 +54,13 @@ def create_app(settings: Settings, workbench: Workbench | None = None) -> FastAP
     )
     failures.install(app, recent)
     app.include_router(api.router(workbench, settings, recent))
+    signed: set[str] = set()
     for name in plugins.names(tools):
-        app.include_router(plugins.load(tools, name).router(workbench, settings))
+        tool = plugins.load(tools, name)
+        app.include_router(tool.router(workbench, settings))
+        signed.update(getattr(tool, "signed_paths", ()))
     app.include_router(web.router(workbench, settings))
-    app.add_middleware(Gate, settings=settings, recent=recent)
+    app.add_middleware(Gate, settings=settings, recent=recent, signed_paths=signed)
     return app
 
 
@@ -97,7 +100,7 @@ def create_images(settings: Settings) -> ImageSource:
         limits=limits,
         roots=settings.image_roots,
         hosts=settings.image_hosts,
-        trusted_origins=[settings.label_studio_url] if settings.label_studio_url else [],
+        trusted_origins=[url for url in (settings.label_studio_url, settings.cvat_url) if url],
         ca_bundle=settings.ca_bundle,
     )
     return ImageSource(fetcher, settings.image_bytes, limits)

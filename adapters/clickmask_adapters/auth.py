@@ -3,7 +3,8 @@
 With a secret (CLICKMASK_TOKEN) every request must carry it, except that labeling tools in a
 trusted network may reach their own endpoints without. Without a secret only this machine and
 those tools are served. Browsers are told apart by Host and Origin, so that a foreign page
-can neither rebind its name to this server nor post to it.
+can neither rebind its name to this server nor post to it. What a tool signs (`signed_paths`) is
+let through to the route that checks the signature, and to no other.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import base64
 import binascii
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -26,6 +27,7 @@ TOOL_PREFIXES = ("/api/", "/webhooks/")
 UNCOUNTED = frozenset({"/setup", "/webhook"})  # answered without computing: never turned away for load
 LOOPBACK_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+MAX_SIGNED_BODY = 2**20  # bytes that a stranger may send before anybody has looked at the signature
 
 
 class Refusal(Exception):
@@ -38,7 +40,12 @@ class Gate:
     """Authentication, Host, Origin, content type, body size and the number of requests at work."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, recent: failures.RecentFailures, most_at_work: int = 128
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        recent: failures.RecentFailures,
+        most_at_work: int = 128,
+        signed_paths: Collection[str] = (),
     ) -> None:
         self._app = app
         self._recent = recent
@@ -47,6 +54,7 @@ class Gate:
         self._networks = settings.trusted_networks
         self._hosts = LOOPBACK_NAMES | {host.lower() for host in settings.allowed_hosts}
         self._max_body = settings.max_body_bytes
+        self._signed_paths = frozenset(signed_paths)
         self._most_at_work = most_at_work
         self._at_work = 0
 
@@ -63,12 +71,13 @@ class Gate:
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if not self._carries_secret(headers.get("authorization", "")):
+        signed = scope["method"] == "POST" and scope["path"] in self._signed_paths
+        if not signed and not self._carries_secret(headers.get("authorization", "")):
             self._require_trusted_client(scope, headers)
             self._require_known_host(headers)
         if scope["method"] not in {"GET", "HEAD", "OPTIONS"}:
             _require_same_origin(headers)
-            body = await self._body(headers, receive)
+            body = await self._body(headers, receive, MAX_SIGNED_BODY if signed else self._max_body)
             if (
                 body
                 and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json"
@@ -77,7 +86,7 @@ class Gate:
                     HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send JSON, with Content-Type: application/json"
                 )
             receive = _replay(body, receive)
-        if scope["method"] != "POST" or scope["path"] in UNCOUNTED:
+        if scope["method"] != "POST" or scope["path"] in UNCOUNTED or signed:
             await self._app(scope, receive, send)
             return
         if self._at_work >= self._most_at_work:
@@ -139,10 +148,10 @@ class Gate:
                 f"this server is not known as {name[:80]!r}: add the name to CLICKMASK_ALLOWED_HOSTS",
             )
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+    async def _body(self, headers: Headers, receive: Receive, most: int) -> bytes:
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self._max_body:
-            raise self._too_large()
+        if not length.isdecimal() or int(length) > most:
+            raise _too_large(most)
         chunks: list[bytes] = []
         size, more = 0, True
         while more:
@@ -151,17 +160,17 @@ class Gate:
                 raise Refusal(HTTPStatus.BAD_REQUEST, "the request broke off")
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
-            if size > self._max_body:
-                raise self._too_large()
+            if size > most:
+                raise _too_large(most)
             more = message.get("more_body", False)
         return b"".join(chunks)
 
-    def _too_large(self) -> Refusal:
-        megabytes = self._max_body / 2**20
-        return Refusal(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"a request has at most {megabytes:.0f} MiB (CLICKMASK_MAX_BODY_BYTES)",
-        )
+
+def _too_large(most: int) -> Refusal:
+    return Refusal(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"a request has at most {most / 2**20:.0f} MiB here (CLICKMASK_MAX_BODY_BYTES, except for webhooks)",
+    )
 
 
 def _require_same_origin(headers: Headers) -> None:

@@ -28,9 +28,23 @@ def test_label_studio_is_named_as_its_own_backends_name_it(monkeypatch: pytest.M
     assert settings.label_studio_api_key.get_secret_value() == "key"
 
 
+def test_cvat_is_named_as_its_command_line_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CVAT_URL", "http://localhost:8080/")
+    monkeypatch.setenv("CVAT_ACCESS_TOKEN", "token")
+    monkeypatch.setenv("CVAT_USERNAME", "annotator")
+    settings = Settings()
+    assert settings.cvat_url == "http://localhost:8080"
+    assert settings.cvat_access_token is not None
+    assert settings.cvat_access_token.get_secret_value() == "token"
+    assert settings.cvat_username == "annotator"
+
+
+SECRETS = "CLICKMASK_TOKEN LABEL_STUDIO_API_KEY CVAT_ACCESS_TOKEN CVAT_PASSWORD CVAT_WEBHOOK_SECRET".split()
+
+
 def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLICKMASK_TOKEN", "hush-hush")
-    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "hush-hush")
+    for name in SECRETS:
+        monkeypatch.setenv(name, "hush-hush")
     assert "hush" not in repr(Settings())
 
 

@@ -1,5 +1,6 @@
 """One package a labeling tool.
 
 Each offers `router(workbench, settings) -> APIRouter`, and may offer `connect_command`, a function that
-is the command `clickmask connect TOOL`.
+is the command `clickmask connect TOOL`, and `signed_paths`, the paths of POSTs that carry a signature instead
+of the server's secret: their routes check it.
 """
