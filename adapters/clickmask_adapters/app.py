@@ -18,6 +18,7 @@ from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
 from clickmask.images import ImageLimits
 from clickmask.inbox import Inbox
+from clickmask.runtimes import Runtimes
 from clickmask.store import Store
 from clickmask.weights import WeightsFolder
 from clickmask.workbench import Workbench
@@ -70,7 +71,7 @@ def create_workbench(settings: Settings) -> Workbench:
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     weights = create_weights(settings)
     weights.verify_new()
-    catalogue = Catalogue(segmenters, weights)
+    catalogue = Catalogue(segmenters, weights, create_runtimes(settings))
     catalogue.require_ready(settings.segmenter)
     disk = None
     if settings.disk_bytes:
@@ -91,6 +92,15 @@ def create_workbench(settings: Settings) -> Workbench:
 
 def create_weights(settings: Settings) -> WeightsFolder:
     return WeightsFolder(settings.home / "weights", settings.weights_mirror)
+
+
+def create_runtimes(settings: Settings) -> Runtimes:
+    return Runtimes(
+        settings.runtime,
+        exact=settings.precision == "f32",
+        threads=settings.threads,
+        memory=settings.home / "runtimes.json",
+    )
 
 
 def create_images(settings: Settings) -> ImageSource:

@@ -18,6 +18,7 @@ from clickmask.errors import (
     UnknownAnnotator,
     UnknownSegmenter,
 )
+from clickmask.runtimes import Runtimes
 from clickmask.types import Annotator, Segmenter
 from clickmask.weights import WeightsFolder
 
@@ -130,10 +131,15 @@ class _Installed(Generic[LoadedT]):
 
 
 class Catalogue(_Installed[Segmenter[Any]]):
-    """Segmenters; their plugins are given `weights`."""
+    """Segmenters; their plugins are given `weights` and `runtimes`."""
 
-    def __init__(self, package: ModuleType, weights: WeightsFolder) -> None:
-        super().__init__(package, _Kind("segmenter", UnknownSegmenter, SegmenterNotReady), weights=weights)
+    def __init__(self, package: ModuleType, weights: WeightsFolder, runtimes: Runtimes | None = None) -> None:
+        super().__init__(
+            package,
+            _Kind("segmenter", UnknownSegmenter, SegmenterNotReady),
+            weights=weights,
+            runtimes=runtimes or Runtimes(),
+        )
 
     def statuses(self) -> list[SegmenterStatus]:
         """Every segmenter, sorted by family; loads no model."""
