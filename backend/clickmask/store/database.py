@@ -41,25 +41,23 @@ class Database:
         self._writer = self.engine.execution_options(writes=True)
         try:
             self._migrate()
-        except OperationalError as error:
-            self.close()
-            raise StoreUnavailable(
-                "the database of CLICKMASK_DATABASE or CLICKMASK_HOME cannot be used"
-            ) from error
         except StoreUnavailable:
             self.close()
             raise
 
     @contextmanager
     def reading(self) -> Generator[sa.Connection]:
-        """A transaction that sees one state of the database."""
-        with self.engine.connect() as connection:
+        """A transaction that sees one state of the database. Raises StoreUnavailable."""
+        with _sentence(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Generator[sa.Connection]:
-        """A transaction that is committed at its end, and undone by an exception. Keep it short."""
-        with self._write_lock, self._writer.begin() as connection:
+        """A transaction that is committed at its end, and undone by an exception. Keep it short.
+
+        Raises StoreUnavailable.
+        """
+        with _sentence(), self._write_lock, self._writer.begin() as connection:
             yield connection
 
     def close(self) -> None:
@@ -75,6 +73,17 @@ class Database:
 
         with self.writing() as connection:
             migrating.upgrade(connection)
+
+
+@contextmanager
+def _sentence() -> Generator[None]:
+    """The driver's words name paths and passwords: they stay in the log's traceback."""
+    try:
+        yield
+    except OperationalError as error:
+        raise StoreUnavailable(
+            "the database cannot be used just now: is it there, and is there room?"
+        ) from error
 
 
 def _set_up(connection: Any, record: object) -> None:

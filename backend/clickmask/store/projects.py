@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from clickmask.errors import OriginRefused
-from clickmask.labels import ProjectDescribed
+from clickmask.labels import ProjectDescribed, Unlabelled
 from clickmask.store.database import Database
 from clickmask.store.schema import annotations, labels, origins, projects
 
@@ -39,6 +39,15 @@ class Projects:
         chosen = sa.select(projects.c.segmenter).where(*_of(tool, project))
         with self._database.reading() as connection:
             return connection.scalar(chosen)
+
+    def set_unlabelled(self, tool: str, project: str, unlabelled: Unlabelled) -> None:
+        """What area without a label is: background, or unknown and to be ignored."""
+        self._set(tool, project, {"unlabelled": unlabelled})
+
+    def unlabelled(self, tool: str, project: str) -> Unlabelled:
+        chosen = sa.select(projects.c.unlabelled).where(*_of(tool, project))
+        with self._database.reading() as connection:
+            return "ignore" if connection.scalar(chosen) == "ignore" else "background"
 
     def describe_project(self, described: ProjectDescribed) -> None:
         """Remember its title and its categories."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD = "0001"
+HEAD = "0002"
 
 metadata = sa.MetaData()
 
@@ -32,6 +32,7 @@ projects = sa.Table(
     sa.Column("segmenter", sa.Text),
     sa.Column("title", sa.Text, nullable=False, server_default=""),
     sa.Column("categories", sa.Text, nullable=False, server_default="[]"),  # JSON, the tool's order
+    sa.Column("unlabelled", sa.Text, nullable=False, server_default="background"),  # or ignore
 )
 
 origins = sa.Table(
@@ -94,6 +95,17 @@ sides = sa.Table(
     sa.Column("project", sa.Text, primary_key=True),
     sa.Column("digest", sa.Text, primary_key=True),
     sa.Column("side", sa.Text, nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False),  # of clickmask.near_duplicates.Fingerprint
+    sa.Column("thumbnail", sa.LargeBinary, nullable=False),
+)
+
+# What of a picture is compared with others: it outlasts the picture.
+fingerprints = sa.Table(
+    "fingerprints",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("hash", sa.LargeBinary, nullable=False),
+    sa.Column("thumbnail", sa.LargeBinary, nullable=False),
 )
 
 # How far the events of an inbox were read: beside the labels, so that both survive or neither does.

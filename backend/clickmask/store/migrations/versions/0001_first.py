@@ -87,6 +87,8 @@ def _create_labels() -> None:
         sa.Column("project", sa.Text, primary_key=True),
         sa.Column("digest", sa.Text, primary_key=True),
         sa.Column("side", sa.Text, nullable=False),
+        sa.Column("hash", sa.LargeBinary, nullable=False),
+        sa.Column("thumbnail", sa.LargeBinary, nullable=False),
     )
 
 
