@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,7 @@ class Ellipse:
 
 
 Geometry = Brush | Polygon | Rectangle | Ellipse
+Unlabelled = Literal["background", "ignore"]  # what the area of an image is that no label covers
 
 
 @dataclass(frozen=True)

@@ -99,15 +99,6 @@ sides = sa.Table(
     sa.Column("thumbnail", sa.LargeBinary, nullable=False),
 )
 
-# What of a picture is compared with others: it outlasts the picture.
-fingerprints = sa.Table(
-    "fingerprints",
-    metadata,
-    sa.Column("digest", sa.Text, primary_key=True),
-    sa.Column("hash", sa.LargeBinary, nullable=False),
-    sa.Column("thumbnail", sa.LargeBinary, nullable=False),
-)
-
 # How far the events of an inbox were read: beside the labels, so that both survive or neither does.
 inboxes = sa.Table(
     "inboxes",
