@@ -7,6 +7,7 @@ package imagehash computes it, but with area averaging) and the correlation of s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -56,6 +57,29 @@ def neighbours(one: Fingerprint, others: Sequence[Fingerprint]) -> list[int]:
     close = [int(index) for index in np.flatnonzero(distance <= MOST_BITS)]
     alike = sorted((-_correlation(one, others[index]), index) for index in close)
     return [index for negated, index in alike if -negated >= LEAST_CORRELATION]
+
+
+def neighbouring_pairs(prints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
+    """All pairs of indices, the smaller first, of pictures that are neighbours; sorted."""
+    hashes = [int.from_bytes(each.hash, "big") for each in prints]
+    candidates: set[tuple[int, int]] = set()
+    # Of MOST_BITS + 1 stretches of the hash at least one has no bit that differs.
+    length = -(-BITS * BITS // (MOST_BITS + 1))
+    for shift in range(0, BITS * BITS, length):
+        alike: dict[int, list[int]] = {}
+        for index, code in enumerate(hashes):
+            alike.setdefault(code >> shift & (1 << length) - 1, []).append(index)
+        for group in alike.values():
+            candidates.update(
+                pair
+                for pair in itertools.combinations(group, 2)
+                if (hashes[pair[0]] ^ hashes[pair[1]]).bit_count() <= MOST_BITS
+            )
+    return sorted(pair for pair in candidates if _alike(prints[pair[0]], prints[pair[1]]))
+
+
+def _alike(a: Fingerprint, b: Fingerprint) -> bool:
+    return _correlation(a, b) >= LEAST_CORRELATION
 
 
 def _correlation(a: Fingerprint, b: Fingerprint) -> float:

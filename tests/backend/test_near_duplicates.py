@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import photographs
-from clickmask.near_duplicates import Fingerprint, fingerprint, neighbours
+from clickmask.near_duplicates import Fingerprint, fingerprint, neighbouring_pairs, neighbours
 from clickmask.types import Pixels
 from drawn import scene
 
@@ -74,6 +74,25 @@ def test_the_most_alike_comes_first_and_of_equals_the_first() -> None:
 def test_being_neighbours_is_mutual(seed: int, other: int) -> None:
     a, b = (fingerprint(scene((30, 40), seed, noise=60.0).pixels) for seed in (seed, other))
     assert neighbours(a, [b]) == neighbours(b, [a])
+
+
+@given(st.lists(st.integers(0, 3), max_size=6))
+def test_pairs_are_those_that_are_neighbours_of_each_other(levels: list[int]) -> None:
+    prints = [fingerprint(scene((30, 40), 7, noise=10.0 + 60 * level).pixels) for level in levels]
+    found = {(a, b) for a, one in enumerate(prints) for b in neighbours(one, prints) if a < b}
+    assert neighbouring_pairs(prints) == sorted(found)
+
+
+@given(st.binary(min_size=8, max_size=8), st.lists(st.integers(0, 63), max_size=6, unique=True))
+def test_hashes_four_bits_apart_are_close_wherever_the_bits_are(code: bytes, flipped: list[int]) -> None:
+    other = int.from_bytes(code, "big")
+    for bit in flipped:
+        other ^= 1 << bit
+    grey = fingerprint(SCENE).thumbnail
+    pair = [Fingerprint(code, grey), Fingerprint(other.to_bytes(8, "big"), grey)]
+    close = len(flipped) <= 4
+    assert neighbouring_pairs(pair) == ([(0, 1)] if close else [])
+    assert neighbours(pair[0], pair[1:]) == ([0] if close else [])
 
 
 def test_what_is_no_fingerprint_is_refused() -> None:
