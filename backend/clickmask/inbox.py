@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import logging
+import queue
+import secrets
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from clickmask.errors import StoreUnavailable
+
+# What SQLite must answer to each PRAGMA. FULL: a commit returns when the event is on the disk.
+PRAGMAS: Mapping[str, str | int] = MappingProxyType(
+    {"journal_mode": "wal", "synchronous": 2, "busy_timeout": 500}
+)
+MOST_AT_ONCE = 256  # events of one transaction
+KEPT_FOR = 30 * 24 * 3600.0  # seconds that an event is kept after it was read, for those who look back
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, received_at REAL NOT NULL, body BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS inbox (id TEXT NOT NULL);
+"""
+_FORGET = (
+    "DELETE FROM events WHERE id IN "
+    "(SELECT id FROM events WHERE id <= ? AND received_at < ? ORDER BY id LIMIT 500)"
+)
+_CLOSED = "clickmask is shutting down"
+_FULL = "the event could not be kept: is there room in CLICKMASK_HOME?"
+
+log = logging.getLogger(__name__)
 
 
 class Event(NamedTuple):
@@ -16,48 +45,143 @@ class Event(NamedTuple):
     body: bytes
 
 
-class Inbox:
-    """Raw webhook bodies in an SQLite file of their own, in the order of their arrival.
+class _Arrival(NamedTuple):
+    source: str
+    received_at: float
+    body: bytes
+    kept: Future[int]
 
-    `keep` returns when the event is on the disk (WAL, synchronous=FULL): what was acknowledged
-    survives a kill and a power cut. Nothing is parsed here, so nothing can be refused.
+
+class Inbox:
+    """Raw webhook bodies in an SQLite file of their own, in the order of their arrival. For any thread.
+
+    One thread writes. What arrives while it waits for the disk is kept by its next transaction, all at
+    once, so that many callers share one fsync. Nothing is parsed here, so nothing can be refused.
+    Raises StoreUnavailable where SQLite does not take its settings.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
-        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.execute("PRAGMA busy_timeout = 500")
-        self._connection.execute(
-            "CREATE TABLE IF NOT EXISTS events ("
-            "id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, received_at REAL NOT NULL, "
-            "body BLOB NOT NULL)"
+    def __init__(self, path: Path, kept_for: float = KEPT_FOR) -> None:
+        self._kept_for = kept_for
+        self._writer, self._reader = _connect(path), _connect(path)
+        self._reading = threading.Lock()
+        self._writer.executescript(_SCHEMA)
+        self._writer.execute(
+            "INSERT INTO inbox SELECT ? WHERE NOT EXISTS (SELECT * FROM inbox)", (secrets.token_hex(8),)
         )
+        (self.id,) = self._writer.execute("SELECT id FROM inbox").fetchone()
+        """Names this file for good: the ids of its events start anew in another one."""
+        self._closed = False
+        self._forget_to = 0
+        self._arrivals: queue.SimpleQueue[_Arrival | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="inbox", daemon=True)
+        self._thread.start()
 
     def keep(self, source: str, body: bytes) -> int:
-        """The new event's id, once it is durable."""
-        with self._lock:
-            cursor = self._connection.execute(
-                "INSERT INTO events (source, received_at, body) VALUES (?, ?, ?)", (source, time.time(), body)
-            )
-        if cursor.lastrowid is None:
-            raise sqlite3.DatabaseError("SQLite gave no id for an inserted event")
-        return cursor.lastrowid
+        """The new event's id, once it is durable: it survives a kill and a power cut."""
+        return self.keep_soon(source, body).result()
+
+    def keep_soon(self, source: str, body: bytes) -> Future[int]:
+        """The new event's id when it is durable; until then nobody may be told that it is kept."""
+        arrival = _Arrival(source, time.time(), body, Future())
+        arrival.kept.set_running_or_notify_cancel()  # whoever hangs up has told us all the same
+        if self._closed:
+            raise StoreUnavailable(_CLOSED)
+        self._arrivals.put(arrival)
+        return arrival.kept
 
     def events(self, after: int = 0, limit: int = 100) -> list[Event]:
         """At most `limit` events with an id above `after`, oldest first."""
-        with self._lock:
-            rows = self._connection.execute(
-                "SELECT id, source, received_at, body FROM events WHERE id > ? ORDER BY id LIMIT ?",
-                (after, limit),
-            ).fetchall()
-        return [Event(*row) for row in rows]
+        rows = self._read(
+            "SELECT id, source, received_at, body FROM events WHERE id > ? ORDER BY id LIMIT ?",
+            (after, limit),
+        )
+        return [_event(row) for row in rows]
+
+    def event(self, id: int) -> Event | None:  # noqa: A002
+        rows = self._read("SELECT id, source, received_at, body FROM events WHERE id = ?", (id,))
+        return _event(rows[0]) if rows else None
+
+    def forget_to(self, id: int) -> None:  # noqa: A002
+        """Events up to this one need not be kept once they are old; they go with later arrivals."""
+        self._forget_to = id
 
     def count(self) -> int:
-        with self._lock:
-            return self._connection.execute("SELECT count(*) FROM events").fetchone()[0]
+        return self._read("SELECT count(*) FROM events")[0][0]
 
     def close(self) -> None:
-        with self._lock:
-            self._connection.close()
+        """Keep what has arrived, and stop."""
+        self._closed = True
+        self._arrivals.put(None)
+        self._thread.join()
+        while not self._arrivals.empty():
+            late = self._arrivals.get()
+            if late:
+                late.kept.set_exception(StoreUnavailable(_CLOSED))
+        self._writer.close()
+        with self._reading:
+            self._reader.close()
+
+    def _read(self, sql: str, values: Sequence[int] = ()) -> list[tuple[Any, ...]]:
+        with self._reading:
+            return self._reader.execute(sql, values).fetchall()
+
+    def _write(self) -> None:
+        for together in self._together():
+            try:
+                ids = self._insert(together)
+            except sqlite3.Error as error:
+                log.error("events could not be kept: %s", error)
+                for arrival in together:
+                    arrival.kept.set_exception(StoreUnavailable(_FULL))
+            else:
+                for arrival, number in zip(together, ids, strict=True):
+                    arrival.kept.set_result(number)
+
+    def _together(self) -> Iterator[list[_Arrival]]:
+        """What has arrived, at least one event at a time, until the inbox is closed."""
+        closed = False
+        while not closed:
+            together: list[_Arrival] = []
+            while not closed and len(together) < MOST_AT_ONCE:
+                try:
+                    arrival = self._arrivals.get(block=not together)
+                except queue.Empty:
+                    break
+                closed = arrival is None
+                together += [arrival] if arrival else []
+            if together:
+                yield together
+
+    def _insert(self, together: Sequence[_Arrival]) -> list[int]:
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            ids = [
+                self._writer.execute(
+                    "INSERT INTO events (source, received_at, body) VALUES (?, ?, ?)", arrival[:3]
+                ).lastrowid
+                or 0
+                for arrival in together
+            ]
+            self._writer.execute(_FORGET, (self._forget_to, time.time() - self._kept_for))
+            self._writer.execute("COMMIT")
+        except sqlite3.Error:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            raise
+        return ids
+
+
+def _event(row: tuple[Any, ...]) -> Event:
+    return Event(*row)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    for name, value in PRAGMAS.items():
+        connection.execute(f"PRAGMA {name} = {value}")
+        if connection.execute(f"PRAGMA {name}").fetchone() != (value,):
+            connection.close()
+            raise StoreUnavailable(
+                f"SQLite refuses {name} = {value} in CLICKMASK_HOME: is it on a network drive?"
+            )
+    return connection
