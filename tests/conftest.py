@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from clickmask import annotators, segmenters
-from clickmask.catalogue import AnnotatorCatalogue, AnnotatorStatus, Catalogue
+from clickmask.catalogue import AnnotatorCatalogue, AnnotatorStatus, Catalogue, SegmenterStatus
 from clickmask.embeddings import EmbeddingCache
 from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
@@ -22,11 +22,15 @@ class OneSegmenter(Catalogue):
 
     def __init__(self, segmenter: DiscSegmenter) -> None:
         super().__init__(segmenters, WeightsFolder(Path("no weights")))
+        self._segmenter = segmenter
         self._loaded[segmenter.name] = segmenter
 
     def require(self, name: str) -> None:
         if name not in self._loaded:
             super().require(name)
+
+    def statuses(self) -> list[SegmenterStatus]:
+        return [*super().statuses(), SegmenterStatus(self._segmenter.name, True, "")]
 
 
 class OneAnnotator(AnnotatorCatalogue):

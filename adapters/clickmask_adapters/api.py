@@ -200,7 +200,10 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
 
     @routes.get("/segmenters", response_model=SegmentersOut, summary="What is installed, and what is ready")
     def segmenters() -> Response:
-        found = [asdict(status) for status in workbench.segmenters()]
+        found = [
+            {"name": status.name, "ready": status.ready, "reason": status.reason}
+            for status in workbench.segmenters()
+        ]
         return _json({"default": workbench.default_segmenter, "segmenters": found})
 
     @routes.get("/status", summary="How the server is doing, with its last 50 errors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from clickmask.runtimes import Runtimes
 from clickmask.types import Annotator, Segmenter
 from clickmask.weights import WeightsFolder
 
+log = logging.getLogger(__name__)
+
 LoadedT = TypeVar("LoadedT")
 
 
@@ -30,6 +33,7 @@ class SegmenterStatus:
     name: str
     ready: bool
     reason: str  # why it is not ready; empty if it is
+    decoder: str = ""  # the SAM whose own decoder can read this one's embeddings; empty: none
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class _Installed(Generic[LoadedT]):
         self._lock = threading.Lock()
         self._loading: dict[str, threading.Lock] = {}
         self._loaded: dict[str, LoadedT] = {}
+        self._broken: set[str] = set()
 
     def get(self, name: str) -> LoadedT:
         """Raises as `require` and `require_ready` do."""
@@ -94,11 +99,9 @@ class _Installed(Generic[LoadedT]):
         if family not in plugins.names(self._package):
             known = ", ".join(plugins.names(self._package))
             raise self._kind.unknown(f"there is no {self._kind.noun} {name[:80]!r}; installed: {known}")
-        try:
-            module = plugins.load(self._package, family)
-        except ImportError as error:
-            raise self._kind.not_ready(f"{family} cannot run: it needs the package {error.name}") from error
-        variants = self._variants(module)
+        module, variants, reason = self._family(family)
+        if module is None:
+            raise self._kind.not_ready(f"{family} cannot run: {reason}")
         if variant not in variants:
             raise self._kind.unknown(
                 f"{family} has no variant {variant[:80]!r}; it has: {', '.join(variants) or 'none'}"
@@ -108,13 +111,29 @@ class _Installed(Generic[LoadedT]):
     def _reasons(self) -> Iterator[tuple[str, str]]:
         """Every name, sorted by family, with what it lacks; loads no model."""
         for family in plugins.names(self._package):
-            try:
-                module = plugins.load(self._package, family)
-            except ImportError as error:
-                yield family, f"it needs the package {error.name}"
+            module, variants, reason = self._family(family)
+            if module is None:
+                yield family, reason
                 continue
-            for variant in self._variants(module):
+            for variant in variants:
                 yield f"{family}:{variant}" if variant else family, self._missing(module, variant)
+
+    def _family(self, family: str) -> tuple[ModuleType | None, tuple[str, ...], str]:
+        """The module and its variants; or None, and why it cannot be imported."""
+        try:
+            module = plugins.load(self._package, family)
+            return module, self._variants(module), ""
+        except ModuleNotFoundError as error:
+            return None, (), f"it needs the package {error.name}"
+        except Exception as error:  # noqa: BLE001  # foreign code: one that is broken must not hide the others
+            return None, (), self._broken_by(error, family)
+
+    def _broken_by(self, error: Exception, name: str) -> str:
+        """A reason to show: without the error's text, which may hold paths. The log has that, once."""
+        if name not in self._broken:
+            self._broken.add(name)
+            log.error("the %s %s is broken", self._kind.noun, name, exc_info=error)
+        return f"it is broken ({type(error).__name__}); clickmask's log has the details"
 
     def _variants(self, module: ModuleType) -> tuple[str, ...]:
         if hasattr(module, "variants"):
@@ -122,7 +141,10 @@ class _Installed(Generic[LoadedT]):
         return getattr(module, "VARIANTS", ("",))
 
     def _missing(self, module: ModuleType, variant: str) -> str:
-        return self._call(module.missing, variant) if hasattr(module, "missing") else ""
+        try:
+            return self._call(module.missing, variant) if hasattr(module, "missing") else ""
+        except Exception as error:  # noqa: BLE001  # as above
+            return self._broken_by(error, f"{module.__name__} {variant}")
 
     def _call(self, function: Callable[..., Any], *variant: str) -> Any:
         """With those of the options that its parameters name."""
@@ -143,7 +165,17 @@ class Catalogue(_Installed[Segmenter[Any]]):
 
     def statuses(self) -> list[SegmenterStatus]:
         """Every segmenter, sorted by family; loads no model."""
-        return [SegmenterStatus(name, not reason, reason) for name, reason in self._reasons()]
+        return [
+            SegmenterStatus(name, False, reason) if reason else self._ready(name)
+            for name, reason in self._reasons()
+        ]
+
+    def _ready(self, name: str) -> SegmenterStatus:
+        module, variant = self.plugin(name)
+        try:
+            return SegmenterStatus(name, True, "", getattr(module, "DECODERS", {}).get(variant, ""))
+        except Exception as error:  # noqa: BLE001  # as above
+            return SegmenterStatus(name, False, self._broken_by(error, name))
 
 
 class AnnotatorCatalogue(_Installed[Annotator]):
@@ -160,10 +192,13 @@ class AnnotatorCatalogue(_Installed[Annotator]):
     def statuses(self) -> list[AnnotatorStatus]:
         """Every annotator, sorted by family; loads no model."""
         return [
-            AnnotatorStatus(name, not reason, reason, () if reason else self._labels(name))
+            AnnotatorStatus(name, False, reason, ()) if reason else self._ready(name)
             for name, reason in self._reasons()
         ]
 
-    def _labels(self, name: str) -> tuple[str, ...]:
+    def _ready(self, name: str) -> AnnotatorStatus:
         module, variant = self.plugin(name)
-        return self._call(module.labels, variant)
+        try:
+            return AnnotatorStatus(name, True, "", tuple(map(str, self._call(module.labels, variant))))
+        except Exception as error:  # noqa: BLE001  # as above
+            return AnnotatorStatus(name, False, self._broken_by(error, name), ())

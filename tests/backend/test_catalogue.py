@@ -89,6 +89,43 @@ def test_every_module_of_the_folder_is_listed_with_its_variants_and_its_state(ca
     ]
 
 
+BROKEN = {
+    "raises_when_imported": "raise RuntimeError('/a/path/of/this/machine')",
+    "does_not_parse": "def load(:",
+    "has_lost_a_name": "from math import no_such_name",
+    "cannot_say_what_it_lacks": "def missing(variant): raise OSError('/a/path/of/this/machine')",
+    "has_odd_decoders": "DECODERS = ['vit_h']",
+    "cannot_list_its_variants": "def variants(): raise OSError",
+}
+
+
+@pytest.mark.parametrize("plugin", BROKEN)
+def test_a_broken_plugin_is_listed_as_such_and_hides_no_other(
+    plugin: str, package: ModuleType, catalogue: Catalogue, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = catalogue.statuses()
+    (tmp_path / package.__name__ / f"{plugin}.py").write_text(BROKEN[plugin])
+    for _ in range(2):
+        (broken,) = [status for status in catalogue.statuses() if status not in whole]
+        assert (broken.name, broken.ready) == (plugin, False)
+        assert "broken" in broken.reason and "/a/path" not in broken.reason
+    assert len(caplog.records) == 1  # not at each look
+    if plugin != "has_odd_decoders":
+        with pytest.raises(SegmenterNotReady, match="broken"):
+            catalogue.get(plugin)
+
+
+def test_a_plugin_says_whose_decoder_reads_its_embeddings(
+    package: ModuleType, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    (tmp_path / package.__name__ / "imitation.py").write_text(
+        "VARIANTS = ('close', 'far')\nDECODERS = {'close': 'sam:vit_h'}"
+    )
+    decoders = {status.name: status.decoder for status in catalogue.statuses()}
+    assert decoders["imitation:close"] == "sam:vit_h"
+    assert decoders["imitation:far"] == decoders["plain"] == ""
+
+
 def test_a_segmenter_is_loaded_once(catalogue: Catalogue) -> None:
     assert catalogue.get("plain") is catalogue.get("plain")
     assert catalogue.get("sized:small") == "small"
@@ -197,6 +234,17 @@ def test_annotators_are_listed_with_the_labels_that_they_give(annotators: Annota
         AnnotatorStatus("over:sized:small", True, "", ("sized:small", "other")),
         AnnotatorStatus("over:weighty:small", True, "", ("weighty:small", "other")),
     ]
+
+
+@pytest.mark.parametrize("labels", ["def labels(variant): raise OSError", "labels = None", ""])
+def test_an_annotator_that_cannot_say_its_labels_hides_no_other(
+    labels: str, annotators: AnnotatorCatalogue, tmp_path: Path
+) -> None:
+    whole = annotators.statuses()
+    (tmp_path / f"annotators_{tmp_path.name}" / "dumb.py").write_text(labels)
+    (broken,) = [status for status in annotators.statuses() if status not in whole]
+    assert (broken.name, broken.ready, broken.labels) == ("dumb", False, ())
+    assert "broken" in broken.reason
 
 
 def test_an_annotator_may_stand_on_a_segmenter_and_the_embeddings_of_clicks(
