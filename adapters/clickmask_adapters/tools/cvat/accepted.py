@@ -1,0 +1,182 @@
+"""What CVAT's API says of an accepted job, in the domain's words. Pure; as CVAT 2.73.0 has it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import PurePosixPath
+from typing import Any
+
+from clickmask.labels import Brush, Ellipse, Geometry, Polygon, Rectangle, Region, Submission
+from clickmask.masks import mask_to_rle
+from clickmask.types import Size
+from clickmask_adapters.tools.cvat.events import TOOL, is_accepted, timestamp
+from clickmask_adapters.tools.cvat.mask_points import points_to_mask
+
+log = logging.getLogger(__name__)
+
+AREAS = frozenset({"mask", "polygon", "rectangle", "ellipse"})  # the others have no pixels
+COUNTED_JOBS = frozenset({None, "annotation", "ground_truth"})  # a consensus replica is no result yet
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class JobContent:
+    """The answers of CVAT's API about one job, as they came."""
+
+    job: Json
+    meta: Json
+    labels: Sequence[Json]
+    annotations: Json
+
+
+@dataclass(frozen=True)
+class Frame:
+    """`number` counts in the task, as shapes do; `size` is upright, as displayed."""
+
+    number: int
+    name: str
+    size: Size
+    deleted: bool
+
+
+def submissions(content: JobContent) -> list[Submission]:
+    """One Submission for each frame of an accepted job, also where nothing was marked on it.
+
+    A job that is not accepted gives nothing at all, so neither what a model drew into it. Deleted
+    frames are skipped; so are those on which a track is seen without a keyframe: CVAT keeps the
+    keyframes alone, and an image that lacks an object would teach that there is none. What marks
+    no area (tags, points, lines, cuboids, skeletons) and what is damaged is left out, and logged.
+    """
+    job = content.job
+    if not is_accepted(job) or job.get("type") not in COUNTED_JOBS or job.get("dimension") == "3d":
+        return []
+    names = {label["id"]: str(label["name"]) for label in content.labels}
+    assignee: Json | None = job.get("assignee")
+    shapes, incomplete = _shapes(content.annotations, job["stop_frame"])
+    left_out = Counter[str]()
+    found: list[Submission] = []
+    for frame in frames(content):
+        skipped = frame.deleted or frame.number in incomplete
+        drawn = [] if skipped else shapes[frame.number]
+        found.append(
+            Submission(
+                tool=TOOL,
+                project=project_of(job),
+                task=str(job["task_id"]),
+                annotation=str(job["id"]),
+                address=frame_address(job["id"], frame.number),
+                name=frame.name,
+                size=frame.size,
+                regions=tuple(_regions(drawn, names, frame.size, left_out)),
+                updated_at=timestamp(job),
+                author=assignee["username"] if assignee else "",
+                item=frame.number,
+                ground_truth=job.get("type") == "ground_truth",
+                skipped=skipped,
+            )
+        )
+    if left_out:
+        log.info("%s: job %s: left out %s", TOOL, job["id"], dict(left_out))
+    return found
+
+
+def project_of(row: Json) -> str:
+    """The project of a job or a task, `task-<id>` where there is none."""
+    project = row.get("project_id")
+    return str(project) if project is not None else f"task-{row.get('task_id', row.get('id'))}"
+
+
+def frame_address(job: int, frame: int) -> str:
+    """Where CVAT gives the frame as it was uploaded, turned upright."""
+    return f"/api/jobs/{job}/data?type=frame&number={frame}&quality=original"
+
+
+def frames(content: JobContent) -> Iterator[Frame]:
+    """The frames of the job. A video is described once for all of them; a job may lack some in between."""
+    job, meta = content.job, content.meta
+    first, last = job["start_frame"], job["stop_frame"]
+    described = meta["frames"]
+    included = _included(meta, first)
+    deleted: set[int] = set(meta.get("deleted_frames") or ())
+    for number in range(first, last + 1):
+        if included is not None and number not in included:
+            continue
+        of_video = len(described) == 1 and last > first
+        about = described[0 if of_video else number - first]
+        path = PurePosixPath(about["name"])
+        name = f"{path.stem}-{number:06d}.png" if of_video else path.name
+        yield Frame(number, name, (about["height"], about["width"]), number in deleted)
+
+
+def _included(meta: Json, first: int) -> set[int] | None:
+    """Which frames a job has that has not all; CVAT counts these in the uploaded data, before its step."""
+    included = meta.get("included_frames")
+    if included is None:
+        return None
+    stepped = re.search(r"step=(\d+)", meta.get("frame_filter") or "")
+    step = int(stepped[1]) if stepped else 1
+    return {first + (number - meta["start_frame"]) // step for number in included}
+
+
+def _shapes(annotations: Json, last: int) -> tuple[dict[int, list[Json]], set[int]]:
+    """Shapes and keyframes by frame, and the frames on which a track is seen without a keyframe."""
+    found: defaultdict[int, list[Json]] = defaultdict(list)
+    incomplete: set[int] = set()
+    for shape in annotations.get("shapes") or ():
+        found[shape["frame"]].append({**shape, "id": str(shape["id"])})
+    for track in annotations.get("tracks") or ():
+        keyframes: list[Json] = sorted(track.get("shapes") or (), key=lambda shape: shape["frame"])
+        for keyframe, after in zip_longest(keyframes, keyframes[1:]):
+            if keyframe.get("outside") or keyframe["type"] not in AREAS:
+                continue
+            # Keyframes are numbered apart from shapes, so that one number may stand for both.
+            named = {"id": f"track-{keyframe['id']}", "label_id": track["label_id"]}
+            found[keyframe["frame"]].append({**keyframe, **named})
+            incomplete.update(range(keyframe["frame"] + 1, after["frame"] if after else last + 1))
+    return found, incomplete
+
+
+def _regions(
+    shapes: Sequence[Json], names: Mapping[int, str], size: Size, left_out: Counter[str]
+) -> Iterator[Region]:
+    """Lowest first: what lies above another in CVAT comes after it."""
+    for shape in sorted(shapes, key=lambda shape: shape.get("z_order") or 0):
+        if shape["type"] not in AREAS:
+            left_out[shape["type"]] += 1
+        elif shape["label_id"] not in names:
+            left_out["without a label"] += 1
+        elif (drawn := geometry(shape, size)) is None:
+            left_out[f"{shape['type']} without area"] += 1
+        else:
+            yield Region(shape["id"], names[shape["label_id"]], drawn)
+
+
+def geometry(shape: Json, size: Size) -> Geometry | None:
+    """What was drawn, in an image of `size`; None where it has no area or is damaged.
+
+    CVAT's coordinates are in our frame already: pixels from the outer corner of the image's first.
+    """
+    points: list[float] = shape["points"]
+    rotation = float(shape.get("rotation") or 0.0)
+    match shape["type"], points:
+        case "mask", _:
+            try:
+                mask = points_to_mask(points, size)
+            except ValueError as error:  # CVAT 2.73 stores a wrong box as it comes
+                log.info("%s: mask %s: %s", TOOL, shape["id"], error)
+                return None
+            return Brush(mask_to_rle(mask)) if mask.any() else None
+        case "polygon", [_, _, _, _, _, _, *_]:
+            return Polygon((tuple(zip(points[::2], points[1::2], strict=False)),))
+        case "rectangle", [x0, y0, x1, y1] if x0 != x1 and y0 != y1:
+            return Rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), rotation)
+        case "ellipse", [x, y, right, top] if x != right and y != top:
+            return Ellipse((x, y), (abs(right - x), abs(y - top)), rotation)
+        case _:
+            return None
