@@ -1,0 +1,70 @@
+"""How far to believe an outline that was found without a network: what can be seen of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.types import Mask, Pixels
+
+WEIGHTS = (-0.11, 0.60, 0.35, -0.49, -0.48)  # see credibility
+
+
+def most_credible(pixels: Pixels, candidates: Iterable[Mask]) -> tuple[Mask, float]:
+    """The first of the most credible masks, and its score in [0, 1]; an empty one where there is none."""
+    best, believed = np.zeros(pixels.shape[:2], np.bool_), -math.inf
+    for found in candidates:
+        estimate = credibility(pixels, found)
+        if estimate > believed:
+            best, believed = found, estimate
+    return best, min(max(believed, 0.0), 1.0)
+
+
+def credibility(pixels: Pixels, found: Mask) -> float:
+    """An estimate of the IoU of `found` with what was meant, from four things that can be seen.
+
+    A good mask ends along strong edges, has other colours inside than just outside, does not lean
+    on the frame and is not most of what is seen. Weights: least squares over 316 GrabCut masks of
+    79 objects in photographs (none of them in the tests), correlation with the true IoU .68.
+    The estimate may lie a little outside of [0, 1]; -1 is all of the picture, -2 nothing.
+    """
+    if not found.any():
+        return -2.0
+    if found.all():
+        return -1.0
+    seen = (1.0, edge_strength(pixels, found), colour_contrast(pixels, found), framed(found), found.mean())
+    return float(sum(weight * value for weight, value in zip(WEIGHTS, seen, strict=True)))
+
+
+def edge_strength(pixels: Pixels, found: Mask) -> float:
+    """Mean over the outline of 1 - exp(-d2 / (2 mean d2)), d2 squared colour differences of neighbours."""
+    colours = pixels.astype(np.float32)
+    across: list[NDArray[np.float32]] = []
+    everywhere: list[NDArray[np.float32]] = []
+    for axis in (0, 1):
+        squares = np.square(np.diff(colours, axis=axis)).sum(axis=2)
+        everywhere.append(squares.ravel())
+        across.append(squares[np.diff(found, axis=axis)])
+    scale = 2 * float(np.concatenate(everywhere).mean()) + 1e-6
+    return float(np.mean(1 - np.exp(-np.concatenate(across) / scale)))
+
+
+def colour_contrast(pixels: Pixels, found: Mask) -> float:
+    """1 - Bhattacharyya coefficient of the colours inside and in a ring outside, 8 bins a channel."""
+    width = max(2, int(0.35 * math.sqrt(found.sum())))
+    kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    outside = (cv2.dilate(found.view(np.uint8), kernel) > 0) & ~found
+    bins = (pixels >> 5).astype(np.intp) @ np.array([64, 8, 1])
+    inner = np.bincount(bins[found], minlength=512) / found.sum()
+    outer = np.bincount(bins[outside], minlength=512) / max(1, outside.sum())
+    return float(1 - np.sqrt(inner * outer).sum())
+
+
+def framed(found: Mask) -> float:
+    """The part of the frame of the picture that `found` touches."""
+    edges = np.concatenate([found[0], found[-1], found[:, 0], found[:, -1]])
+    return float(edges.mean())

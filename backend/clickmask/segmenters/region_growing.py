@@ -1,0 +1,128 @@
+"""Seeded region growing: what is connected with a click and of about its colour.
+
+Adams, Bischof: Seeded Region Growing, IEEE TPAMI 1994. How far the colour may differ is not
+asked: a region is grown at each tolerance, and the one that differs most from what lies round it
+is taken, the contrast criterion of Hojjatoleslami, Kittler: Region Growing: A New Approach, IEEE
+TIP 1998. Good for what has one colour; on photographs GrabCut finds more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.segmenters._credibility import most_credible
+from clickmask.segmenters._small_image import (
+    SmallImage,
+    disc,
+    in_box,
+    lab,
+    parts_touching,
+    shrink,
+    size_of,
+    without_rejected,
+)
+from clickmask.types import Image, Mask, Point, Prediction, Prompt
+
+SIDE = 256  # px; longest side of what is looked at
+SMOOTHING = 5  # px; median filter before colours are compared, against noise
+SEED_RADIUS = 2.0  # px; a click's colour is the median of such a disc
+TOLERANCES = (5.0, 7.0, 10.0, 14.0, 19.0, 25.0, 33.0, 43.0)  # of the distance in L*a*b*
+COLOURS = 4  # of the frame of a box, and of a mask
+
+Distances = NDArray[np.float32]  # (h, w), of each pixel's colour to the nearest of some colours
+
+
+class RegionGrowing:
+    """See the module. It holds nothing.
+
+    From a click the object grows. In a box the background does, from the box's frame inwards, and
+    the object is what it does not reach. From a mask grows what has the mask's colours.
+    """
+
+    name = "region_growing"
+
+    def encode(self, image: Image) -> SmallImage:
+        return shrink(image, SIDE)
+
+    def decode(self, embedding: SmallImage, prompt: Prompt) -> list[Prediction]:
+        """One prediction, that of the tolerance whose region is the most credible."""
+        pixels, own = embedding.pixels, embedding.framed(prompt)
+        smooth = np.asarray(cv2.medianBlur(pixels, SMOOTHING), np.uint8)
+        regions = _regions(lab(smooth), own)
+        kept = (without_rejected(region, own.foreground, own.background) for region in regions)
+        best, score = most_credible(smooth, kept)
+        return [Prediction(embedding.enlarged(best), score, self.name)]
+
+
+def load(variant: str = "", **options: object) -> RegionGrowing:
+    return RegionGrowing()
+
+
+def _regions(colours: NDArray[np.float32], prompt: Prompt) -> Iterator[Mask]:
+    """A region for each tolerance, the smallest first."""
+    size = size_of(colours)
+    seeds = np.zeros(size, np.bool_)
+    for point in prompt.foreground:
+        seeds |= disc(size, point, SEED_RADIUS)
+    accepted = _distance_to_clicks(colours, prompt.foreground)
+    rejected = _distance_to_clicks(colours, prompt.background)
+    if prompt.mask is not None:
+        accepted = np.minimum(accepted, _distance(colours, prompt.mask, COLOURS))
+    inside = np.ones(size, np.bool_) if prompt.box is None else in_box(size, prompt.box)
+    if prompt.box is not None and prompt.mask is None:
+        frame = _around(inside)
+        rejected = np.minimum(rejected, _distance(colours, frame, COLOURS))
+        for tolerance in reversed(TOLERANCES):
+            reached = parts_touching((rejected <= tolerance) & (rejected <= accepted) | frame, frame)
+            yield _opened(inside & ~reached) | seeds & inside
+    else:
+        start = seeds if prompt.mask is None else seeds | prompt.mask
+        for tolerance in TOLERANCES:
+            similar = (accepted <= tolerance) & (accepted <= rejected) & inside
+            yield parts_touching(_filled(similar | seeds), start)
+
+
+def _distance_to_clicks(colours: NDArray[np.float32], points: Sequence[Point]) -> Distances:
+    distance = np.full(colours.shape[:2], np.inf, np.float32)
+    for point in points:
+        seed = disc(size_of(colours), point, SEED_RADIUS)
+        np.minimum(distance, _distance(colours, seed, 1), out=distance)
+    return distance
+
+
+def _distance(colours: NDArray[np.float32], of: Mask, count: int) -> Distances:
+    """To the nearest of `count` colours that stand for those of the pixels `of`."""
+    found = colours[of]
+    if not len(found):
+        return np.full(colours.shape[:2], np.inf, np.float32)
+    if count == 1 or len(found) <= count:
+        centres = np.median(found, axis=0, keepdims=True)
+    else:
+        cv2.setRNGSeed(0)  # k-means++ draws; seeded here the answer is the same at every call
+        stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 10, 1.0)
+        _, _, centres = cv2.kmeans(found, count, np.empty(0, np.int32), stop, 1, cv2.KMEANS_PP_CENTERS)
+    differences = colours[:, :, None] - np.asarray(centres, np.float32)[None, None]  # (h, w, count, 3)
+    return np.sqrt(np.square(differences).sum(axis=3)).min(axis=2)
+
+
+def _around(inside: Mask) -> Mask:
+    """The pixels just outside of a box; those of the box's own frame where the image ends there."""
+    padded = np.pad(inside, 1)
+    core = cv2.erode(padded.view(np.uint8), np.ones((3, 3), np.uint8))[1:-1, 1:-1] > 0
+    wider = cv2.dilate(inside.view(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    outside = wider & ~inside
+    return outside if outside.any() else inside & ~core
+
+
+def _filled(mask: Mask) -> Mask:
+    """`mask` with gaps of a pixel closed, which noise leaves."""
+    return cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0
+
+
+def _opened(mask: Mask) -> Mask:
+    """`mask` without threads of a pixel, which edges leave that are of neither colour."""
+    return cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0

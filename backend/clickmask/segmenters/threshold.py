@@ -1,0 +1,123 @@
+"""Otsu's threshold, in a box or round a click.
+
+Otsu: A Threshold Selection Method from Gray-Level Histograms, IEEE Trans. SMC 1979. The grey is
+the one of L*, a*, b* whose two classes lie furthest apart for their spread, which is Otsu's own
+measure of goodness. Meant for what is bright on dark, or dark on bright: nuclei, parts on a
+table, print. Photographs of scenes are not that; other segmenters find more in them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.masks import mask_box
+from clickmask.segmenters._credibility import most_credible
+from clickmask.segmenters._small_image import (
+    SmallImage,
+    disc,
+    in_box,
+    lab,
+    shrink,
+    size_of,
+    without_rejected,
+)
+from clickmask.types import Box, Image, Mask, Prediction, Prompt, Size
+
+SIDE = 512  # px; longest side of what is looked at
+SMOOTHING = 5  # px; median filter, against noise
+SEED_RADIUS = 2.0  # px; which class a click is of is what most of such a disc is of
+RADII = (0.08, 0.16, 0.32)  # of sqrt(height * width): how far round a click is looked
+MARGIN = 0.15  # of a box's sides, on each side: the background that its inside is told from
+
+SPANS = ((0.0, 100.0), (-100.0, 100.0), (-100.0, 100.0))  # of L*, a* and b*, made 0 .. 255
+
+Grey = NDArray[np.uint8]  # (h, w)
+Window = tuple[slice, slice]  # rows, columns
+
+
+class Threshold:
+    """See the module. It holds nothing. A mask prompt says no more than its box."""
+
+    name = "threshold"
+
+    def encode(self, image: Image) -> SmallImage:
+        return shrink(image, SIDE)
+
+    def decode(self, embedding: SmallImage, prompt: Prompt) -> list[Prediction]:
+        """One prediction: of several surroundings of a click, the one with the most credible mask."""
+        own = embedding.framed(prompt)
+        smooth = np.asarray(cv2.medianBlur(embedding.pixels, SMOOTHING), np.uint8)
+        colours = lab(smooth)
+        greys = [_grey(colours[..., channel], *span) for channel, span in enumerate(SPANS)]
+        parts = (_part(greys, window, own) for window in _windows(own, embedding.size))
+        kept = (without_rejected(part, own.foreground, own.background) for part in parts)
+        best, score = most_credible(smooth, kept)
+        return [Prediction(embedding.enlarged(best), score, self.name)]
+
+
+def load(variant: str = "", **options: object) -> Threshold:
+    return Threshold()
+
+
+def _windows(prompt: Prompt, size: Size) -> Iterator[Window]:
+    """What is looked at: round a box (a mask's, where there is none), or round the first click."""
+    box = prompt.box or (mask_box(prompt.mask) if prompt.mask is not None else None)
+    if box is not None:
+        across, down = MARGIN * (box[2] - box[0]), MARGIN * (box[3] - box[1])
+        yield _window((box[0] - across, box[1] - down, box[2] + across, box[3] + down), size)
+        return
+    xs, ys = zip(*prompt.foreground, strict=True) if prompt.foreground else ((), ())
+    for radius in (share * math.sqrt(size[0] * size[1]) for share in RADII):
+        if xs:
+            yield _window((min(xs) - radius, min(ys) - radius, max(xs) + radius, max(ys) + radius), size)
+
+
+def _window(box: Box, size: Size) -> Window:
+    """The pixels that `box` touches, at least one."""
+    left, top = (min(max(int(low), 0), length - 1) for low, length in zip(box[:2], size[::-1], strict=True))
+    right, bottom = (math.ceil(high) for high in box[2:])
+    return slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
+
+
+def _part(greys: list[Grey], window: Window, prompt: Prompt) -> Mask:
+    """The class that is meant, in the grey whose classes are told best apart in `window`.
+
+    The threshold is found in the window and holds for the whole picture, so that an object may
+    reach further than was looked.
+    """
+    splits = [_otsu(grey[window]) for grey in greys]
+    best = max(range(len(greys)), key=lambda index: splits[index][0])
+    bright = greys[best] > splits[best][1]
+    found = bright if _is_meant(bright, window, prompt) else ~bright
+    return found if prompt.box is None else found & in_box(size_of(found), prompt.box)
+
+
+def _is_meant(bright: Mask, window: Window, prompt: Prompt) -> bool:
+    """Whether the clicks are on the bright class; without any, whether it is less at the window's frame."""
+    if prompt.foreground:
+        clicked = np.zeros_like(bright)
+        for point in prompt.foreground:
+            clicked |= disc(size_of(bright), point, SEED_RADIUS)
+        return bool(bright[clicked].mean() > 0.5)
+    seen = bright[window]
+    frame = np.concatenate([seen[0], seen[-1], seen[:, 0], seen[:, -1]])
+    return bool(frame.mean() < seen.mean())
+
+
+def _otsu(grey: Grey) -> tuple[float, float]:
+    """Otsu's goodness of the best threshold, in [0, 1], and that threshold: bright is above it."""
+    level, _ = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    bright, values = grey > level, grey.astype(np.float64)
+    if bright.all() or not bright.any():
+        return 0.0, level
+    above, below, share = values[bright].mean(), values[~bright].mean(), bright.mean()
+    return float(share * (1 - share) * (above - below) ** 2 / values.var()), level
+
+
+def _grey(channel: NDArray[np.float32], low: float, high: float) -> Grey:
+    return np.rint((channel - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
