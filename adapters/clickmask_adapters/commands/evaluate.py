@@ -1,0 +1,177 @@
+"""`clickmask evaluate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from clickmask import segmenters as installed
+from clickmask.catalogue import Catalogue
+from clickmask.coco_folder import CocoSample, sample_objects
+from clickmask.errors import InvalidRequest
+from clickmask.evaluation import TARGETS, Summary, Trial, evaluate, summarise, summarise_categories
+from clickmask_adapters.app import create_weights
+from clickmask_adapters.console import console, errors, sentence_on_failure
+from clickmask_adapters.evaluation_plot import plot_summaries, require_matplotlib
+from clickmask_adapters.settings import Settings
+
+Trials = Mapping[str, Sequence[Trial]]  # by segmenter
+
+
+def add_to(cli: typer.Typer) -> None:
+    cli.command("evaluate")(evaluate_segmenters)
+
+
+def evaluate_segmenters(
+    dataset: Annotated[
+        list[str], typer.Argument(metavar="[SEGMENTER]... DATASET", help="A COCO folder or annotation file.")
+    ],
+    clicks: Annotated[int, typer.Option(min=1, max=50, help="Clicks on each object.")] = 5,
+    objects: Annotated[int, typer.Option(min=1, help="At most so many, chosen by the seed.")] = 100,
+    seed: Annotated[int, typer.Option(help="The same seed takes the same objects.")] = 0,
+    smallest: Annotated[int, typer.Option(min=1, help="Pixels of the smallest object that counts.")] = 64,
+    everything: Annotated[bool, typer.Option("--all", help="Every segmenter that is ready.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write mIoU against clicks to a .png, .svg, .pdf.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers here.")] = None,
+) -> None:
+    """Compare segmenters on a COCO dataset, by clicks and boxes of a simulated annotator.
+
+    The first click is in the middle of the true mask, each other one in the middle of the larger
+    error; the box is the tight one. Without a SEGMENTER the default one is evaluated.
+    """
+    *named, folder = dataset
+    settings = Settings()
+    catalogue = Catalogue(installed, create_weights(settings))
+    with sentence_on_failure():
+        names = _chosen(catalogue, named or [settings.segmenter], bool(named), everything)
+        if plot:
+            require_matplotlib(plot)  # now, not after an hour
+        sample = sample_objects(Path(folder), objects, seed, smallest)
+        trials = _try(catalogue, names, sample, clicks)
+        summaries = {name: summarise(trials[name]) for name in names}
+        _print_sample(sample, len(trials[names[0]]))
+        console.print(_table(summaries))
+        if len({each.category for each in sample.objects}) > 1:
+            console.print(_category_table(trials))
+        if json_file:
+            _write_json(json_file, trials, sample, {"clicks": clicks, "seed": seed, "smallest": smallest})
+        if plot:
+            plot_summaries(summaries, f"{len(trials[names[0]])} objects of {Path(folder).name}", plot)
+
+
+def _chosen(catalogue: Catalogue, names: Sequence[str], given: bool, everything: bool) -> list[str]:
+    """Names of segmenters that can run, each once."""
+    if everything:
+        if given:
+            raise InvalidRequest("--all takes every segmenter that is ready: name none beside it")
+        return [status.name for status in catalogue.statuses() if status.ready]
+    for name in names:
+        catalogue.require_ready(name)
+    return list(dict.fromkeys(names))
+
+
+def _try(catalogue: Catalogue, names: Sequence[str], sample: CocoSample, clicks: int) -> Trials:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    trials: dict[str, list[Trial]] = {}
+    with Progress(*columns, console=errors, transient=True) as bar:
+        for name in names:
+            task = bar.add_task(name, total=len(sample.objects))
+            trials[name] = []
+            for trial in evaluate(catalogue.get(name), sample.objects, clicks):
+                trials[name].append(trial)
+                bar.advance(task)
+            bar.update(task, completed=len(sample.objects))
+    if not all(trials.values()):
+        raise InvalidRequest("none of the pictures can be read in the size that its annotations give")
+    return trials
+
+
+def _print_sample(sample: CocoSample, tried: int) -> None:
+    left_out = dict(sample.left_out)
+    if unread := len(sample.objects) - tried:
+        left_out["whose picture cannot be read"] = unread
+    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+    said = f"{tried} objects of {sample.annotations.name}" + (f"; left out: {reasons}" if reasons else "")
+    console.print(said, markup=False)
+
+
+def _table(summaries: Mapping[str, Summary]) -> Table:
+    """A column a segmenter. NoC counts all the clicks for an object that never got there."""
+    table = _columns_of("", summaries)
+    each = summaries.values()
+    for count in _counts(len(next(iter(each)).miou)):
+        table.add_row(f"mIoU @{count}", *(f"{summary.miou[count - 1]:.3f}" for summary in each))
+    table.add_row("mIoU by box", *(f"{summary.box_miou:.3f}" for summary in each))
+    for target in TARGETS:
+        table.add_row(f"NoC @{target * 100:.0f}", *(f"{summary.noc[target]:.2f}" for summary in each))
+    for target in TARGETS:
+        table.add_row(f"never at {target * 100:.0f}", *(str(summary.failures[target]) for summary in each))
+    table.add_row("encode, ms", *(f"{summary.encode_ms or 0:.1f}" for summary in each))
+    table.add_row("decode, ms", *(f"{summary.decode_ms:.1f}" for summary in each))
+    return table
+
+
+def _category_table(trials: Trials) -> Table:
+    """A row a category: how many objects, then each segmenter's mIoU."""
+    by_segmenter = {name: summarise_categories(each) for name, each in trials.items()}
+    table = _columns_of("mIoU @1, @last, box", by_segmenter)
+    for category, first in next(iter(by_segmenter.values())).items():
+        cells = [categories[category] for categories in by_segmenter.values()]
+        table.add_row(
+            Text(f"{category} ({first.objects})"),
+            *(f"{cell.miou[0]:.2f} {cell.miou[-1]:.2f} {cell.box_miou:.2f}" for cell in cells),
+        )
+    return table
+
+
+def _columns_of(title: str, names: Iterable[str]) -> Table:
+    table = Table(title, box=None)
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    return table
+
+
+def _counts(clicks: int) -> list[int]:
+    """The numbers of clicks that a table has rows for."""
+    return [count for count in range(1, clicks + 1) if count <= 5 or count in (10, 15, 20, 30, 40, clicks)]
+
+
+def _write_json(file: Path, trials: Trials, sample: CocoSample, options: Mapping[str, int]) -> None:
+    content = {
+        "annotations": sample.annotations.name,
+        **options,
+        "left_out": dict(sample.left_out),
+        "segmenters": {
+            name: {
+                **_plain(summarise(each)),
+                "categories": {
+                    category: _plain(summary) for category, summary in summarise_categories(each).items()
+                },
+            }
+            for name, each in trials.items()
+        },
+    }
+    file.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _plain(summary: Summary) -> dict[str, Any]:
+    """Targets are given as 85 and 90."""
+    fields = dataclasses.asdict(summary)
+    for name in ("noc", "failures"):
+        fields[name] = {f"{target * 100:.0f}": value for target, value in fields[name].items()}
+    return fields
