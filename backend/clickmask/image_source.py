@@ -90,6 +90,20 @@ class ImageSource:
         key = _key(ref)
         return image or self._loading.run(key, lambda: self._load_again(ref, key))
 
+    def known(self, ref: ImageRef) -> ImageIdentity | None:
+        """What `identify` gives where it need not ask; None where it has to."""
+        return None if ref.uri[:5].lower() == "data:" else self._believed(_key(ref))
+
+    def read(self, ref: ImageRef) -> tuple[ImageIdentity, bytes]:
+        """The image that `ref` shows now and its original bytes, fetched. Raises as `identify` does."""
+        asked_at = self._clock()
+        answer = self._fetch(ref)
+        identity = self.identify_bytes(answer.raw)
+        if ref.uri[:5].lower() != "data:":
+            seen = _Seen(identity, asked_at + answer.trusted_for, answer.validator)
+            self._by_address.put(_key(ref), seen)
+        return identity, answer.raw
+
     def identify_bytes(self, raw: bytes) -> ImageIdentity:
         """Digest and size of an encoded image; decoded only if these bytes were never seen."""
         known = self._by_bytes.get(hashlib.sha256(raw).hexdigest())

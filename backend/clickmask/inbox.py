@@ -70,6 +70,8 @@ class Inbox:
         )
         (self.id,) = self._writer.execute("SELECT id FROM inbox").fetchone()
         """Names this file for good: the ids of its events start anew in another one."""
+        self.arrived = threading.Event()
+        """Set when an event was kept; whoever waits for it clears it before looking."""
         self._closed = False
         self._forget_to = 0
         self._arrivals: queue.SimpleQueue[_Arrival | None] = queue.SimpleQueue()
@@ -105,8 +107,9 @@ class Inbox:
         """Events up to this one need not be kept once they are old; they go with later arrivals."""
         self._forget_to = id
 
-    def count(self) -> int:
-        return self._read("SELECT count(*) FROM events")[0][0]
+    def count(self, after: int = 0) -> int:
+        """How many events with an id above `after` are kept."""
+        return self._read("SELECT count(*) FROM events WHERE id > ?", (after,))[0][0]
 
     def close(self) -> None:
         """Keep what has arrived, and stop."""
@@ -134,6 +137,7 @@ class Inbox:
                 for arrival in together:
                     arrival.kept.set_exception(StoreUnavailable(_FULL))
             else:
+                self.arrived.set()
                 for arrival, number in zip(together, ids, strict=True):
                     arrival.kept.set_result(number)
 

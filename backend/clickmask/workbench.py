@@ -18,14 +18,15 @@ from clickmask.image_source import ImageIdentity, ImageSource
 from clickmask.inbox import Inbox
 from clickmask.refinement import Refinement
 from clickmask.store import Store
-from clickmask.types import Embedding, ImageRef, Prediction, Prompt, Segmenter
+from clickmask.types import Embedding, ImageRef, Mask, Prediction, Prompt, Segmenter
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """A prediction that an annotator may accept; the id is unguessable and remembered with it."""
+    """A prediction that an annotator may accept; the id is unguessable, and remembered with the mask
+    once that was looked at."""
 
     id: str
     digest: str
@@ -52,10 +53,10 @@ class Workbench:
         self.default_segmenter = default_segmenter
         self._catalogue = catalogue
         self._annotators = annotators
-        self._images = images
+        self.images = images
+        self.store = store
+        self.inbox = inbox
         self._cache = cache
-        self._store = store
-        self._inbox = inbox
         self._refinement = Refinement()
         self._max_points = max_points
         self._preparations = threading.BoundedSemaphore(max_preparations)
@@ -64,7 +65,7 @@ class Workbench:
 
     def identify(self, ref: ImageRef) -> ImageIdentity:
         """Digest and size of the image; a known image is neither downloaded nor decoded."""
-        return self._images.identify(ref)
+        return self.images.identify(ref)
 
     def propose(
         self, ref: ImageRef, prompt: Prompt, segmenter: str | None = None, tool: str = "api"
@@ -79,7 +80,7 @@ class Workbench:
         if len(prompt.foreground) + len(prompt.background) > self._max_points:
             raise InvalidPrompt(f"a prompt has at most {self._max_points} points")
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
-        identity = self._images.identify(ref)
+        identity = self.images.identify(ref)
         prompt.require_inside(identity.size)
         started = time.perf_counter()
         embedding, was_there = self._embedding(chosen, ref, identity)
@@ -108,7 +109,7 @@ class Workbench:
             raise Busy("other images are being annotated; try again in a moment", retry_after=5.0)
         try:
             chosen = self._annotators.get(annotator)
-            image = self._images.load(ref)
+            image = self.images.load(ref)
             started = time.perf_counter()
             found = chosen.annotate(image)
         finally:
@@ -130,7 +131,12 @@ class Workbench:
     def encode(self, ref: ImageRef, segmenter: str | None = None) -> bool:
         """Have the embedding of the image, now; whether it was there already. Raises as `propose` does."""
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
-        return self._embedding(chosen, ref, self._images.identify(ref))[1]
+        return self._embedding(chosen, ref, self.images.identify(ref))[1]
+
+    def embedding(self, ref: ImageRef, segmenter: str | None = None) -> Embedding:
+        """The embedding of the image, made now if it has to be; not to be written to. Raises as `propose` does."""
+        chosen = self._catalogue.get(segmenter or self.default_segmenter)
+        return self._embedding(chosen, ref, self._images.identify(ref))[0]
 
     def warm_up(self) -> None:
         """Load the default segmenter in the background, so that no click has to wait for that."""
@@ -142,8 +148,8 @@ class Workbench:
         return self._cache.status().disk is not None and isinstance(chosen, Restoring)
 
     def keep_event(self, source: str, body: bytes) -> None:
-        """Keep a tool's raw event; it is durable when this returns."""
-        self._inbox.keep(source, body)
+        """Keep a tool's raw event; it is durable when this returns. Raises StoreUnavailable."""
+        self.inbox.keep(source, body)
 
     def segmenters(self) -> list[SegmenterStatus]:
         return self._catalogue.statuses()
@@ -155,23 +161,23 @@ class Workbench:
         """Remember which segmenter the project wants; None: the default. Raises UnknownSegmenter."""
         if segmenter is not None:
             self._catalogue.require(segmenter)
-        if segmenter != self._store.project_segmenter(tool, project):
-            self._store.set_project_segmenter(tool, project, segmenter)
+        if segmenter != self.store.project_segmenter(tool, project):
+            self.store.set_project_segmenter(tool, project, segmenter)
 
     def project_segmenter(self, tool: str, project: str) -> str | None:
-        return self._store.project_segmenter(tool, project)
+        return self.store.project_segmenter(tool, project)
 
     def cache_status(self) -> CacheStatus:
         return self._cache.status()
 
     def kept_events(self) -> int:
-        return self._inbox.count()
+        return self.inbox.count()
 
     def close(self) -> None:
         self._preparers.shutdown(wait=True, cancel_futures=True)
         self._cache.close()
-        self._store.close()
-        self._inbox.close()
+        self.store.close()
+        self.inbox.close()
 
     def _embedding(
         self, segmenter: Segmenter[Any], ref: ImageRef, identity: ImageIdentity
@@ -180,7 +186,7 @@ class Workbench:
         return self._cache.get(key, lambda: self._encode(segmenter, ref, identity))
 
     def _encode(self, segmenter: Segmenter[Any], ref: ImageRef, identity: ImageIdentity) -> Embedding:
-        image = self._images.load(ref)
+        image = self.images.load(ref)
         if image.digest != identity.digest:
             raise ImageUnavailable("the image was replaced by another just now; click again")
         return segmenter.encode(image)
@@ -188,7 +194,7 @@ class Workbench:
     def _prepare(self, ref: ImageRef, name: str) -> None:
         try:
             segmenter = self._catalogue.get(name)
-            identity = self._images.identify(ref)
+            identity = self.images.identify(ref)
             key = EmbeddingKey(segmenter.name, identity.digest)
             self._cache.prepare(key, lambda: self._encode(segmenter, ref, identity))
         except ClickmaskError as error:
@@ -203,6 +209,12 @@ class Workbench:
             log.warning("the default segmenter cannot be loaded: %s", error)
 
     def _remember(self, identity: ImageIdentity, prompt: Prompt, prediction: Prediction) -> Proposal:
-        proposal = Proposal(secrets.token_urlsafe(12), identity.digest, prediction)
-        self._store.remember_proposal(proposal.id, proposal.digest, prompt, prediction)
-        return proposal
+        """A proposal that is remembered when its mask is first looked at: nobody accepts what nobody saw."""
+        id = secrets.token_urlsafe(12)  # noqa: A001 - its name everywhere
+
+        def look() -> Mask:
+            mask = prediction.mask
+            self._store.remember_proposal(id, identity.digest, prompt, prediction)
+            return mask
+
+        return Proposal(id, identity.digest, Prediction(look, prediction.score, prediction.segmenter))

@@ -63,6 +63,12 @@ class Progress:
         with self._database.reading() as connection:
             return connection.scalar(counted) or 0
 
+    def retry_set_aside(self, inbox: str, now: float) -> None:
+        """Let all events that were set aside be due."""
+        with self._database.writing() as connection:
+            of = set_aside.update().where(set_aside.c.inbox == inbox)
+            connection.execute(of.values(retry_at=now))
+
     def due(self, inbox: str, now: float) -> SetAside | None:
         """The event that has waited longest past its time."""
         chosen = sa.select(*_COLUMNS).where(set_aside.c.inbox == inbox, set_aside.c.retry_at <= now)

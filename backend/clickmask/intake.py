@@ -1,0 +1,111 @@
+"""From what a tool submits to labels that are stored: the one way in, for webhooks and pulls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from clickmask.errors import InvalidRequest
+from clickmask.image_source import ImageIdentity, ImageSource
+from clickmask.kept_images import KeptImages
+from clickmask.labels import (
+    AnnotationDeleted,
+    Brush,
+    Change,
+    ProjectDescribed,
+    Region,
+    Submission,
+    TaskDeleted,
+    one_label_a_proposal,
+    rasterise,
+)
+from clickmask.masks import Rle, mask_to_rle
+from clickmask.store import Store
+from clickmask.types import ImageRef, Size
+
+
+class Accepting(Protocol):
+    """What a tool brings so that its labels can be taken in. Called from one thread at a time.
+
+    `changes` is lazy where it has to ask the tool: what it gave before it raised was taken in, and
+    stays. It MUST raise InvalidRequest for an event that will never be readable, and ToolUnavailable
+    for one that may be later.
+    """
+
+    @property
+    def origin(self) -> str | None:
+        """The address that the tool is configured at; None where it is not."""
+        ...
+
+    def changes(self, event: bytes) -> Iterable[Change]:
+        """What an event means; nothing, for most kinds."""
+        ...
+
+    def locate(self, submission: Submission) -> ImageRef:
+        """Where the submission's image is, with what it takes to read it."""
+        ...
+
+
+class Intake:
+    """Takes changes in, one at a time or from many threads. Doing it twice changes nothing."""
+
+    def __init__(self, store: Store, images: ImageSource, kept: KeptImages) -> None:
+        self._store = store
+        self._images = images
+        self._kept = kept
+
+    def take(self, change: Change, tool: Accepting) -> bool:
+        """Store the change, its image first; whether labels were changed by it.
+
+        Raises InvalidRequest where a region does not fit its image, and what `tool.locate` and
+        reading the image raise. StoreUnavailable where it cannot be stored.
+        """
+        match change:
+            case Submission():
+                return self._submit(change, tool)
+            case ProjectDescribed():
+                self._store.describe_project(change)
+                return False
+            case AnnotationDeleted() | TaskDeleted():
+                self._store.delete(change)
+                return True
+
+    def _submit(self, submission: Submission, tool: Accepting) -> bool:
+        if not self._store.is_news(submission):
+            return False
+        if submission.skipped:
+            return self._store.accept(submission, None, [])
+        image = self._image(submission, tool)
+        if submission.size not in (None, image.size):
+            raise InvalidRequest(
+                f"task {submission.task}: the image has {_pixels(image.size)} pixels, but it was "
+                f"annotated as one of {_pixels(submission.size or image.size)}"
+            )
+        drawn = [(region, _rle(region, image.size)) for region in one_label_a_proposal(submission.regions)]
+        return self._store.accept(submission, image, drawn)
+
+    def _image(self, submission: Submission, tool: Accepting) -> ImageIdentity:
+        """Fetched once: not again for another annotation of the task, nor after a restart."""
+        known = self._store.known_image(submission)
+        if known and self._kept.holds(known.digest):
+            return known
+        ref = tool.locate(submission)
+        seen = self._images.known(ref)
+        if seen and self._kept.holds(seen.digest):
+            return seen
+        image, raw = self._images.read(ref)
+        self._kept.keep(image.digest, raw)
+        return image
+
+
+def _rle(region: Region, size: Size) -> Rle:
+    if isinstance(region.geometry, Brush) and tuple(region.geometry.rle["size"]) == size:
+        return region.geometry.rle
+    try:
+        return mask_to_rle(rasterise(region.geometry, size))
+    except ValueError as error:
+        raise InvalidRequest(f"region {region.id[:40]!r}: {error}") from error
+
+
+def _pixels(size: Size) -> str:
+    return f"{size[1]}x{size[0]}"

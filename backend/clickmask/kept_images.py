@@ -1,0 +1,109 @@
+"""The images that labels are on, kept as their original bytes: later work needs no labeling tool."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from clickmask.errors import ImageUnknown
+
+log = logging.getLogger(__name__)
+
+YOUNG = 3600.0  # seconds for which an image stays, labelled or not: its labels may be on their way
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class KeptStatus:
+    images: int
+    bytes: int
+    capacity: int
+    refused: int  # images for which there was no room, since the start
+
+
+class KeptImages:
+    """Files named by the digest of their pixels, at most `capacity` bytes. For any thread.
+
+    When it is full, images that `is_labelled` denies go, the longest unused first; one that finds no
+    room even so is not kept. Several processes may share the folder.
+    """
+
+    def __init__(self, folder: Path, capacity: int, is_labelled: Callable[[str], bool]) -> None:
+        self._folder = folder
+        self._capacity = capacity
+        self._is_labelled = is_labelled
+        self._lock = threading.Lock()
+        self._refused = 0
+        self._bytes = sum(path.stat().st_size for path in self._files())
+
+    def holds(self, digest: str) -> bool:
+        return self._path(digest).exists()
+
+    def keep(self, digest: str, raw: bytes) -> bool:
+        """Keep the image's original bytes; False where there is no room for them. Durable on return."""
+        path = self._path(digest)
+        with self._lock:
+            if path.exists():
+                path.touch()
+                return True
+            if self._bytes + len(raw) > self._capacity:
+                self._make_room(len(raw))
+            if self._bytes + len(raw) > self._capacity:
+                self._refused += 1
+                log.warning("image %s is not kept: %d bytes are full", digest[:8], self._capacity)
+                return False
+            _write(path, raw)
+            self._bytes += len(raw)
+        return True
+
+    def read(self, digest: str) -> bytes:
+        """The original bytes. Raises ImageUnknown if they are not kept."""
+        try:
+            return self._path(digest).read_bytes()
+        except FileNotFoundError:
+            raise ImageUnknown(f"image {digest[:8]} is not kept: CLICKMASK_KEPT_BYTES was full") from None
+
+    def status(self) -> KeptStatus:
+        with self._lock:
+            count = sum(1 for _ in self._files())
+            return KeptStatus(count, self._bytes, self._capacity, self._refused)
+
+    def _path(self, digest: str) -> Path:
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError(f"{digest[:80]!r} is no digest of an image")
+        return self._folder / digest[:2] / digest
+
+    def _files(self) -> list[Path]:
+        return [path for path in self._folder.glob("??/*") if _DIGEST.fullmatch(path.name)]
+
+    def _make_room(self, wanted: int) -> None:
+        """Another process may have kept and removed images too: count anew, then remove what may go."""
+        found = [(path.stat(), path) for path in self._files()]
+        self._bytes = sum(stat.st_size for stat, _ in found)
+        for stat, path in sorted(found, key=lambda each: each[0].st_mtime):
+            if self._bytes + wanted <= self._capacity or stat.st_mtime > time.time() - YOUNG:
+                return
+            if not self._is_labelled(path.name):
+                path.unlink(missing_ok=True)
+                self._bytes -= stat.st_size
+
+
+def _write(path: Path, raw: bytes) -> None:
+    """Whole or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    try:
+        with beside.open("xb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from accepting import TOOL, FakeTool, box, event, submitted
+from clickmask.errors import ImageUnavailable, InvalidRequest, StoreUnavailable, ToolUnavailable
+from clickmask.fetch import Fetcher
+from clickmask.image_source import ImageSource
+from clickmask.inbox import Inbox
+from clickmask.inbox_reader import FIRST_RETRY, LONGEST_RETRY, MOST_ATTEMPTS, InboxReader
+from clickmask.intake import Intake
+from clickmask.kept_images import KeptImages
+from clickmask.store import SetAside, Store
+from waiting import until
+
+Open = Callable[[], InboxReader]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def tool() -> FakeTool:
+    return FakeTool()
+
+
+@pytest.fixture
+def open_reader(store: Store, inbox: Inbox, tool: FakeTool, clock: Clock, tmp_path: Path) -> Iterator[Open]:
+    """Opens a reader, as a restart would; the one before it is closed."""
+    readers: list[InboxReader] = []
+
+    def open_it() -> InboxReader:
+        if readers:
+            readers[-1].close()
+        kept = KeptImages(tmp_path / "images", 2**20, store.is_labelled)
+        intake = Intake(store, ImageSource(Fetcher()), kept)
+        readers.append(InboxReader(inbox, store, intake, {TOOL: tool}, clock))
+        readers[-1].start()
+        return readers[-1]
+
+    yield open_it
+    readers[-1].close()
+    store.close()
+    inbox.close()
+
+
+def tasks_of(store: Store) -> list[str]:
+    return [label.key.task for label in store.labels(TOOL, "1")]
+
+
+def read_all(reader: InboxReader, inbox: Inbox, store: Store) -> None:
+    until(lambda: store.read_to(inbox.id) == inbox.count())
+
+
+def test_events_become_labels_in_their_order(open_reader: Open, store: Store, inbox: Inbox) -> None:
+    inbox.keep(TOOL, event(submitted(box(), task="1", annotation="1")))
+    reader = open_reader()
+    inbox.keep(
+        TOOL, event(submitted(box(), task="2", annotation="2"), submitted(box(), task="3", annotation="3"))
+    )
+    inbox.keep(TOOL, event())
+    inbox.keep("another tool", b"whatever")
+    read_all(reader, inbox, store)
+    assert tasks_of(store) == ["1", "2", "3"]
+    status = reader.status()
+    assert (status.waiting, status.set_aside, status.newest_set_aside) == (0, 0, [])
+
+
+def test_a_restart_reads_nothing_twice_and_leaves_nothing_out(
+    open_reader: Open, store: Store, inbox: Inbox, tool: FakeTool
+) -> None:
+    reader = open_reader()
+    inbox.keep(TOOL, event(submitted(box(), task="1", annotation="1")))
+    read_all(reader, inbox, store)
+    reader.close()
+    inbox.keep(TOOL, event(submitted(box(), task="2", annotation="2")))
+    assert reader.status().waiting == 1
+    read_all(open_reader(), inbox, store)
+    assert tasks_of(store) == ["1", "2"]
+    assert [submission.task for submission in tool.located] == ["1", "2"]
+
+
+def test_an_event_that_is_read_again_after_a_crash_changes_nothing(
+    open_reader: Open, store: Store, inbox: Inbox
+) -> None:
+    inbox.keep(TOOL, event(submitted(box())))
+    read_all(open_reader(), inbox, store)
+    before = store.labels(TOOL, "1")
+    store.mark_read(inbox.id, 0)  # as if the crash came between the labels and this note
+    read_all(open_reader(), inbox, store)
+    assert store.labels(TOOL, "1") == before
+
+
+@pytest.mark.parametrize(
+    ("poison", "reason"),
+    [
+        (InvalidRequest("an event without a task"), "an event without a task"),
+        (
+            KeyError("secret path"),
+            "something went wrong inside clickmask (KeyError); its log has the details",
+        ),
+    ],
+)
+def test_a_poisonous_event_is_set_aside_and_the_others_go_on(
+    open_reader: Open, store: Store, inbox: Inbox, clock: Clock, poison: Exception, reason: str
+) -> None:
+    inbox.keep(TOOL, event(submitted(box(), task="1", annotation="1"), poison))
+    inbox.keep(TOOL, event(submitted(box(), task="2", annotation="2")))
+    reader = open_reader()
+    read_all(reader, inbox, store)
+    assert tasks_of(store) == ["1", "2"]
+    assert reader.status().newest_set_aside == [SetAside(1, TOOL, reason, 1000.0, 1, None)]
+    assert reader.status().set_aside == 1
+
+
+def test_what_cannot_be_read_is_tried_once_more_after_a_restart(
+    open_reader: Open, store: Store, inbox: Inbox, tool: FakeTool
+) -> None:
+    tool.failing = InvalidRequest("set LABEL_STUDIO_API_KEY")
+    inbox.keep(TOOL, event(submitted(box())))
+    reader = open_reader()
+    read_all(reader, inbox, store)
+    until(lambda: reader.status().set_aside == 1)
+    tool.failing = None
+    reader = open_reader()
+    until(lambda: reader.status().set_aside == 0)
+    assert tasks_of(store) == ["1"]
+
+
+@pytest.mark.parametrize(
+    "failure", [ToolUnavailable("Label Studio does not answer"), ImageUnavailable("503")]
+)
+def test_what_may_pass_is_tried_again_later_and_later(
+    open_reader: Open, store: Store, inbox: Inbox, tool: FakeTool, clock: Clock, failure: Exception
+) -> None:
+    tool.failing = failure
+    inbox.keep(TOOL, event(submitted(box())))
+    reader = open_reader()
+    until(lambda: reader.status().set_aside == 1)
+    (aside,) = reader.status().newest_set_aside
+    assert (aside.reason, aside.attempts, aside.retry_at) == (str(failure), 1, clock.now + FIRST_RETRY)
+    clock.now += FIRST_RETRY
+    inbox.arrived.set()
+    until(lambda: reader.status().newest_set_aside[0].attempts == 2)
+    assert reader.status().newest_set_aside[0].retry_at == clock.now + 2 * FIRST_RETRY
+    tool.failing = None
+    clock.now += 2 * FIRST_RETRY
+    inbox.arrived.set()
+    until(lambda: reader.status().set_aside == 0)
+    assert tasks_of(store) == ["1"]
+
+
+def test_after_a_day_of_failures_an_event_is_given_up(
+    open_reader: Open, store: Store, inbox: Inbox, tool: FakeTool, clock: Clock
+) -> None:
+    tool.failing = ToolUnavailable("gone")
+    inbox.keep(TOOL, event(submitted(box())))
+    reader = open_reader()
+    began = clock.now
+    for attempt in range(1, MOST_ATTEMPTS):
+        until(lambda attempt=attempt: [each.attempts for each in store.set_aside(inbox.id)] == [attempt])
+        retry_at = store.set_aside(inbox.id)[0].retry_at
+        assert retry_at is not None
+        assert retry_at - clock.now <= LONGEST_RETRY
+        clock.now = retry_at
+        inbox.arrived.set()
+    until(lambda: store.set_aside(inbox.id)[0].attempts == MOST_ATTEMPTS)
+    assert store.set_aside(inbox.id)[0].retry_at is None
+    assert clock.now - began > 20 * 3600
+    assert reader.status().set_aside == 1
+
+
+def test_an_event_that_is_no_longer_kept_is_not_tried_again(
+    open_reader: Open, store: Store, inbox: Inbox
+) -> None:
+    store.put_aside(inbox.id, SetAside(7, TOOL, "long ago", 0.0, 3, None))
+    reader = open_reader()
+    until(lambda: reader.status().set_aside == 0)
+
+
+def test_a_late_retry_does_not_undo_what_came_after_it(
+    open_reader: Open, store: Store, inbox: Inbox, tool: FakeTool, clock: Clock
+) -> None:
+    tool.failing = ImageUnavailable("later")
+    inbox.keep(TOOL, event(submitted(box(region="old"), at=1.0)))
+    reader = open_reader()
+    until(lambda: reader.status().set_aside == 1)
+    tool.failing = None
+    inbox.keep(TOOL, event(submitted(box(region="new"), at=2.0)))
+    read_all(reader, inbox, store)
+    clock.now += FIRST_RETRY
+    inbox.arrived.set()
+    until(lambda: reader.status().set_aside == 0)
+    assert [label.key.region for label in store.labels(TOOL, "1")] == ["new"]
+
+
+def test_while_the_store_is_away_everything_waits(
+    open_reader: Open, store: Store, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = threading.Event()
+    accept = store.accept
+
+    def away(*arguments: object) -> bool:
+        tried.set()
+        raise StoreUnavailable("no room")
+
+    monkeypatch.setattr(store, "accept", away)
+    inbox.keep(TOOL, event(submitted(box())))
+    reader = open_reader()
+    assert tried.wait(10)
+    assert reader.status().waiting == 1
+    assert reader.status().set_aside == 0
+    monkeypatch.setattr(store, "accept", accept)
+    inbox.arrived.set()
+    read_all(reader, inbox, store)
+    assert tasks_of(store) == ["1"]
+
+
+def test_a_reader_that_never_started_can_be_closed(store: Store, inbox: Inbox, tmp_path: Path) -> None:
+    kept = KeptImages(tmp_path / "images", 2**20, store.is_labelled)
+    InboxReader(inbox, store, Intake(store, ImageSource(Fetcher()), kept), {}).close()
+    store.close()
+    inbox.close()
