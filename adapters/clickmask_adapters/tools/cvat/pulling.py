@@ -1,0 +1,114 @@
+"""Labels out of CVAT: what an event means, and everything that a project has accepted."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import orjson
+
+from clickmask.errors import InvalidRequest
+from clickmask.labels import Change, ProjectDescribed, Submission
+from clickmask.types import ImageRef
+from clickmask_adapters.tools.cvat.accepted import AREAS, project_of, submissions
+from clickmask_adapters.tools.cvat.client import CvatClient, CvatError
+from clickmask_adapters.tools.cvat.events import TOOL, JobAccepted, is_accepted, meaning, timestamp
+
+log = logging.getLogger(__name__)
+
+MOST_REMEMBERED = 10_000  # jobs
+DRAWABLE = AREAS | {"any", "unknown"}  # types of a label: a tag or a skeleton is no category of pixels
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What one accepted job says, and the position at which a pull goes on once it was taken in."""
+
+    changes: list[Change]
+    position: str
+    job: int
+
+
+class CvatLabels:
+    """The labels of one CVAT, for `clickmask.intake`. Called from one thread at a time."""
+
+    def __init__(self, client: CvatClient) -> None:
+        self._client = client
+        self._taken: dict[int, float] = {}  # the date with which a job was read to its end
+
+    @property
+    def origin(self) -> str | None:
+        return self._client.url
+
+    def locate(self, submission: Submission) -> ImageRef:
+        return self._client.image_ref(submission.address)
+
+    def changes(self, event: bytes) -> Iterator[Change]:
+        """What the event means. A job is read again only if it was saved since it was read.
+
+        Raises InvalidRequest for what is no event, CvatError where CVAT cannot be asked now.
+        """
+        means = meaning(_parsed(event))
+        if not isinstance(means, JobAccepted):
+            if means is not None:
+                yield means
+            return
+        if self._taken.get(means.job, 0.0) >= means.updated_at:
+            return
+        try:
+            changes, updated_at = self._read(means.job)
+        except CvatError as error:
+            if error.status != 404:
+                raise
+            log.info("%s: job %d is gone", TOOL, means.job)  # its deletion is an event of its own
+            return
+        yield from changes
+        # Only now: whoever takes them may have failed in between, and will ask again.
+        if len(self._taken) >= MOST_REMEMBERED:
+            self._taken.clear()
+        self._taken[means.job] = updated_at
+
+    def pull(self, project: str, position: str | None = None) -> Iterator[Pulled]:
+        """The accepted jobs of a project, or of `task-<id>`, from `position` on, oldest update first.
+
+        To be stopped at any time: `Pulled.position` says where to go on. A job that is saved
+        meanwhile comes again. Raises InvalidRequest for what names no project, and CvatError.
+        """
+        for job in self._client.jobs(container_of(project), position):
+            if is_accepted(job):
+                yield Pulled(self._read(job["id"])[0], job["updated_date"], job["id"])
+
+    def _read(self, job: int) -> tuple[list[Change], float]:
+        content = self._client.read_job(job)
+        drawn = submissions(content)
+        described = [self._describe(content.job, content.labels)] if drawn else []
+        return [*described, *drawn], timestamp(content.job)
+
+    def _describe(self, job: Json, labels: Sequence[Json]) -> ProjectDescribed:
+        number = job["project_id"]
+        row = self._client.project(number) if number is not None else self._client.task(job["task_id"])
+        categories = [str(label["name"]) for label in labels if label.get("type", "any") in DRAWABLE]
+        return ProjectDescribed(TOOL, project_of(job), str(row["name"]), tuple(categories))
+
+
+def container_of(project: str) -> dict[str, int]:
+    """What CVAT's API filters by: {"project_id": 3} for 3, {"task_id": 7} for task-7."""
+    named = re.fullmatch(r"(task-)?(\d{1,9})", project)
+    if not named:
+        raise InvalidRequest(f"{project[:40]!r} is neither the number of a CVAT project nor task-NUMBER")
+    return {"task_id" if named[1] else "project_id": int(named[2])}
+
+
+def _parsed(event: bytes) -> Json:
+    try:
+        parsed = orjson.loads(event)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest("the event is not JSON") from error
+    if not isinstance(parsed, dict):
+        raise InvalidRequest("an event of CVAT is a JSON object")
+    return cast("Json", parsed)

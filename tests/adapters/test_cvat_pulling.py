@@ -1,0 +1,195 @@
+"""Labels out of CVAT, by its events and all at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from clickmask.errors import InvalidRequest
+from clickmask.labels import AnnotationDeleted, ProjectDescribed, Submission, TaskDeleted
+from clickmask_adapters.tools.cvat import client as client_module
+from clickmask_adapters.tools.cvat.client import CvatClient, CvatError
+from clickmask_adapters.tools.cvat.pulling import MOST_REMEMBERED, CvatLabels, container_of
+from cvat_server import TOKEN, CvatServer, picture
+
+
+@pytest.fixture
+def cvat() -> Iterator[CvatServer]:
+    server = CvatServer()
+    server.add_project(1)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def labels(cvat: CvatServer) -> CvatLabels:
+    return CvatLabels(CvatClient(cvat.url, f"Bearer {TOKEN}"))
+
+
+def raw(event: dict[str, Any]) -> bytes:
+    return json.dumps(event).encode()
+
+
+def reads(cvat: CvatServer) -> int:
+    return sum(path.endswith("/annotations/") for _, path, _ in cvat.asked)
+
+
+# --- events
+
+
+def test_an_accepted_job_is_read_and_described(cvat: CvatServer, labels: CvatLabels) -> None:
+    cvat.add_job(3, frames=[picture(), picture(80)])
+    cvat.draw(3, "rectangle", [10, 10, 30, 20])
+    project, first, second = labels.changes(raw(cvat.complete(3)))
+    assert project == ProjectDescribed("cvat", "1", "project 1", ("cat", "dog"))
+    assert isinstance(first, Submission)
+    assert isinstance(second, Submission)
+    assert [len(first.regions), len(second.regions)] == [1, 0]
+    assert labels.locate(first).uri == f"{cvat.url}/api/jobs/3/data?type=frame&number=0&quality=original"
+    assert labels.origin == cvat.url
+
+
+def test_tags_and_skeletons_are_no_categories(cvat: CvatServer, labels: CvatLabels) -> None:
+    cvat.add_job(3)
+    for row, kind in zip(cvat.labels.values(), ("mask", "tag"), strict=True):
+        row["type"] = kind
+    project, *_ = labels.changes(raw(cvat.complete(3)))
+    assert isinstance(project, ProjectDescribed)
+    assert project.categories == ("cat",)
+
+
+def test_a_save_is_no_reason_to_ask_cvat_anything(cvat: CvatServer, labels: CvatLabels) -> None:
+    cvat.add_job(3)
+    assert list(labels.changes(raw(cvat.save(3)))) == []
+    assert cvat.asked == []
+
+
+def test_a_save_after_the_acceptance_is_read_again(cvat: CvatServer, labels: CvatLabels) -> None:
+    cvat.add_job(3)
+    *_, before = labels.changes(raw(cvat.complete(3)))
+    cvat.draw(3, "rectangle", [10, 10, 30, 20])
+    *_, after = labels.changes(raw(cvat.save(3)))
+    assert isinstance(before, Submission)
+    assert isinstance(after, Submission)
+    assert after.updated_at > before.updated_at
+    assert len(after.regions) == 1
+
+
+def test_an_event_that_comes_twice_or_late_is_read_once(cvat: CvatServer, labels: CvatLabels) -> None:
+    cvat.add_job(3)
+    accepted, saved = cvat.complete(3), cvat.save(3)
+    assert len(list(labels.changes(raw(accepted)))) == 2
+    for event in (accepted, saved, accepted):  # what was read first held the save already
+        assert list(labels.changes(raw(event))) == []
+    assert reads(cvat) == 1
+
+
+def test_what_was_not_taken_to_its_end_is_read_again(cvat: CvatServer, labels: CvatLabels) -> None:
+    cvat.add_job(3)
+    event = raw(cvat.complete(3))
+    assert next(iter(labels.changes(event)))  # and then its reader failed
+    assert len(list(labels.changes(event))) == 2
+    assert reads(cvat) == 2
+
+
+def test_what_is_remembered_is_bounded(cvat: CvatServer, labels: CvatLabels) -> None:
+    cvat.add_job(3)
+    remembered = labels._taken
+    remembered.update(dict.fromkeys(range(100, 100 + MOST_REMEMBERED), 1.0))
+    assert list(labels.changes(raw(cvat.complete(3))))
+    assert list(remembered) == [3]
+
+
+def test_a_job_that_was_reopened_meanwhile_gives_nothing(cvat: CvatServer, labels: CvatLabels) -> None:
+    cvat.add_job(3)
+    event = cvat.complete(3)
+    cvat.update_job(3, stage="annotation", state="in progress")
+    assert list(labels.changes(raw(event))) == []
+
+
+def test_deletions_are_passed_on(cvat: CvatServer, labels: CvatLabels) -> None:
+    assert list(labels.changes(b'{"event": "delete:job", "job": {"id": 3}}')) == [
+        AnnotationDeleted("cvat", "3")
+    ]
+    assert list(labels.changes(b'{"event": "delete:task", "task": {"id": 4}}')) == [TaskDeleted("cvat", "4")]
+    assert cvat.asked == []
+
+
+def test_a_job_that_is_gone_is_nothing(cvat: CvatServer, labels: CvatLabels) -> None:
+    cvat.add_job(3)
+    event = cvat.complete(3)
+    del cvat.jobs[3]
+    assert list(labels.changes(raw(event))) == []
+
+
+def test_a_cvat_that_is_away_is_an_error_that_may_pass(cvat: CvatServer) -> None:
+    cvat.add_job(3)
+    event = raw(cvat.complete(3))
+    for client in (
+        CvatClient("http://127.0.0.1:1", "Bearer x"),
+        CvatClient(None, None),
+        CvatClient(cvat.url, "Bearer x"),
+    ):
+        with pytest.raises(CvatError):
+            list(CvatLabels(client).changes(event))
+
+
+@pytest.mark.parametrize("event", [b"", b"{", b"[]", b"3"])
+def test_what_is_no_event_is_refused(labels: CvatLabels, event: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        list(labels.changes(event))
+
+
+# --- all at once
+
+
+def test_a_pull_gives_the_accepted_jobs_of_a_project(cvat: CvatServer, labels: CvatLabels) -> None:
+    cvat.add_project(2)
+    for number in range(1, 6):
+        cvat.add_job(number, project=2 if number == 2 else 1)
+    for number in (4, 2, 1):
+        cvat.complete(number)
+    assert [pulled.job for pulled in labels.pull("1")] == [4, 1]
+    assert [type(change) for change in next(labels.pull("1")).changes] == [ProjectDescribed, Submission]
+
+
+def test_a_task_without_a_project_can_be_pulled(cvat: CvatServer, labels: CvatLabels) -> None:
+    cvat.add_job(4, project=None)
+    cvat.complete(4)
+    (pulled,) = labels.pull("task-40")
+    described, submission = pulled.changes
+    assert described == ProjectDescribed("cvat", "task-40", "task 40", ("cat", "dog"))
+    assert isinstance(submission, Submission)
+    assert submission.project == "task-40"
+
+
+def test_a_pull_goes_on_where_it_was_stopped(
+    cvat: CvatServer, labels: CvatLabels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "PAGE_SIZE", 2)
+    for number in range(1, 8):
+        cvat.add_job(number)
+        cvat.complete(number)
+    position, found = None, list[int]()
+    while True:
+        pulled = next((pulled for pulled in labels.pull("1", position) if pulled.job not in found), None)
+        if pulled is None:
+            break
+        found.append(pulled.job)
+        position = pulled.position  # and stopped there
+    assert found == list(range(1, 8))
+    assert [pulled.job for pulled in labels.pull("1", position)] == [7]
+
+
+@pytest.mark.parametrize("project", ["", "x", "task-", "-1", "1.5", "task-1-2", "1" * 10, "1\n"])
+def test_a_project_that_is_none_is_refused(labels: CvatLabels, project: str) -> None:
+    with pytest.raises(InvalidRequest):
+        next(labels.pull(project))
+
+
+def test_projects_are_named_as_the_labels_name_them() -> None:
+    assert container_of("3") == {"project_id": 3}
+    assert container_of("task-7") == {"task_id": 7}
