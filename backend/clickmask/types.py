@@ -9,9 +9,10 @@ A pixel is in a polygon if its centre is.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Final, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,17 +95,29 @@ class Prompt:
             raise InvalidPrompt(f"a mask of shape {self.mask.shape} does not fit the {width}x{height} image")
 
 
-@dataclass(frozen=True, eq=False)
 class Prediction:
-    """One answer of a segmenter. `mask` may be empty: nothing was found there."""
+    """One answer of a segmenter; it does not change. `mask` may be empty: nothing was found there.
 
-    mask: Mask
-    score: float  # the segmenter's own estimate of the IoU, in [0, 1]
-    segmenter: str
+    Of several candidates mostly one is looked at, so a segmenter may hand over a function instead
+    of the mask: it is called at most once, by whichever thread looks first.
+    """
 
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.score <= 1.0:
-            raise ValueError(f"score {self.score} is outside [0, 1]")
+    __slots__ = ("_lock", "_mask", "score", "segmenter")
+
+    def __init__(self, mask: Mask | Callable[[], Mask], score: float, segmenter: str) -> None:
+        if not 0.0 <= score <= 1.0:
+            raise ValueError(f"score {score} is outside [0, 1]")
+        self._mask = mask
+        self._lock = threading.Lock()
+        self.score: Final = score  # the segmenter's own estimate of the IoU, in [0, 1]
+        self.segmenter: Final = segmenter
+
+    @property
+    def mask(self) -> Mask:
+        with self._lock:
+            if callable(self._mask):
+                self._mask = self._mask()
+            return self._mask
 
 
 class Embedding(Protocol):
@@ -112,6 +125,16 @@ class Embedding(Protocol):
 
     @property
     def nbytes(self) -> int: ...
+
+
+@runtime_checkable
+class SamFeatures(Embedding, Protocol):
+    """An embedding that the decoder of a SAM reads, wherever that runs: in CVAT's page, for one."""
+
+    @property
+    def features(self) -> NDArray[np.float32]:
+        """(256, 64, 64), of the image with its long side at 1024 px and padded below or on the right."""
+        ...
 
 
 EmbeddingT = TypeVar("EmbeddingT", bound=Embedding)
@@ -150,6 +173,22 @@ class Refining(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
     def decode_from(
         self, embedding: EmbeddingT, prompt: Prompt, logits: Logits | None
     ) -> tuple[list[Prediction], Logits]: ...
+
+
+@runtime_checkable
+class Sweeping(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
+    """A segmenter that can be clicked all over an image at little cost; its module says `SWEEPS = True`.
+
+    `decode_clicks` answers N foreground points (N, 2), each on its own, with logits (N, n, h, w) in
+    the segmenter's frame and its scores (N, n), as the network gives them. `enlarge` makes one
+    of these, (1, h, w), the mask of the pixels above `threshold`, of the whole image at any `size`.
+    """
+
+    def decode_clicks(
+        self, embedding: EmbeddingT, points: NDArray[np.float64]
+    ) -> tuple[Logits, NDArray[np.float32]]: ...
+
+    def enlarge(self, embedding: EmbeddingT, logits: Logits, size: Size, threshold: float = 0.0) -> Mask: ...
 
 
 class Annotator(Protocol):

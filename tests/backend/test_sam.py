@@ -26,6 +26,7 @@ from clickmask.errors import SegmenterNotReady
 from clickmask.masks import mask_iou
 from clickmask.refinement import Refinement
 from clickmask.segmenters import sam
+from clickmask.segmenters._logits import logits_to_mask
 from clickmask.segmenters._torchvision import batched_nms, box_area, import_segment_anything
 from clickmask.types import Box, Image, Point, Prediction, Prompt, Refining, Size
 from clickmask.weights import WeightsFolder
@@ -194,6 +195,29 @@ def test_a_conversation_is_that_of_the_reference_fed_with_its_own_logits(encoded
         prompt = Prompt((first,) * (1 + repeats) + (second,), (third,))
         answer = Refinement().decode(encoded.pair.ours, encoded.embedding, prompt, "", size)
         assert np.array_equal(answer[0].mask, masks[0])
+
+
+def test_only_masks_that_are_looked_at_are_made_at_full_size(
+    tiny: sam.Sam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Size] = []
+
+    def counted(logits: Any, side: int, resized: Size, size: Size) -> Any:
+        made.append(size)
+        return logits_to_mask(logits, side, resized, size)
+
+    monkeypatch.setattr(sam, "logits_to_mask", counted)
+    image = picture((240, 320))
+    embedding = tiny.encode(image)
+    first, second, third = relative(image.size, (0.5, 0.4), (0.21, 0.65), (0.9, 0.9))
+    candidates = tiny.decode(embedding, Prompt((first,)))
+    assert (len(candidates), made) == (3, [])
+    assert all(candidate.mask.shape == image.size for candidate in candidates)
+    assert made == [image.size] * 3
+    made.clear()
+    (answer,) = tiny.decode(embedding, Prompt((first, second), (third,)))  # two steps are replayed
+    assert answer.mask is answer.mask
+    assert len(made) == 1
 
 
 def test_two_threads_on_two_images_get_the_reference_answers(pair: Pair) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from clickmask.errors import InvalidPrompt
-from clickmask.types import ImageRef, Prediction, Prompt
+from clickmask.types import ImageRef, Mask, Prediction, Prompt
 
 SIZE = (30, 40)
 
@@ -73,3 +75,33 @@ def test_a_token_in_a_reference_is_neither_printed_nor_compared() -> None:
 def test_a_score_outside_of_0_to_1_is_refused(score: float) -> None:
     with pytest.raises(ValueError, match="score"):
         Prediction(np.zeros(SIZE, bool), score, "disc")
+
+
+def test_a_mask_is_computed_when_it_is_first_looked_at_and_once() -> None:
+    made: list[int] = []
+
+    def compute() -> Mask:
+        made.append(1)
+        threading.Event().wait(0.02)  # long enough for the others to come
+        return np.eye(3, dtype=bool)
+
+    prediction = Prediction(compute, 0.5, "disc")
+    assert made == []
+    with ThreadPoolExecutor(4) as pool:
+        masks = list(pool.map(lambda _: prediction.mask, range(4)))
+    assert made == [1]
+    assert all(mask is masks[0] for mask in masks) and masks[0].sum() == 3
+
+
+def test_a_mask_that_could_not_be_computed_is_tried_again() -> None:
+    failures = [MemoryError()]
+
+    def compute() -> Mask:
+        if failures:
+            raise failures.pop()
+        return np.eye(3, dtype=bool)
+
+    prediction = Prediction(compute, 0.5, "disc")
+    with pytest.raises(MemoryError):
+        _ = prediction.mask
+    assert prediction.mask.sum() == 3

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clickmask.errors import SegmenterNotReady
 from clickmask.segmenters._torchvision import import_segment_anything
-from clickmask.types import Box, Logits, Mask, Pixels, Size
+from clickmask.types import Box, Logits, Pixels
 
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of the training pixels, RGB
 DECODER_HEADS, PROMPT_DIM = 8, 256  # the same in every published SAM, and not to be read off a file
@@ -23,11 +23,9 @@ State = Mapping[str, torch.Tensor]
 
 
 class TorchSam:
-    """The networks, on the best device that torch finds, in float32. Nothing in it changes.
+    """`clickmask.segmenters.sam.Networks` on the best device that torch finds, in float32."""
 
-    All coordinates are in pixels of the image as it was resized to `side`, with pixel centres
-    at whole numbers, which is SAM's convention.
-    """
+    precision = "f32"
 
     def __init__(self, checkpoint: Path) -> None:
         """Raises SegmenterNotReady if `checkpoint` is not a SAM. Nothing in it is executed."""
@@ -36,7 +34,7 @@ class TorchSam:
         for network in networks:
             network.to(self.device).eval().requires_grad_(False)
         self._image_encoder, self._prompt_encoder, self._mask_decoder = networks
-        self.side = int(self._image_encoder.img_size)  # pixels of the padded input: 1024
+        self.side = int(self._image_encoder.img_size)
         self._mean, self._deviation = (
             torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (MEAN, DEVIATION)
         )
@@ -44,7 +42,6 @@ class TorchSam:
             self._positions = self._prompt_encoder.get_dense_pe()
 
     def encode(self, pixels: Pixels) -> NDArray[np.float32]:
-        """(256, side / 16, side / 16) features of an image whose long side is `side`."""
         with torch.inference_mode():
             chw = torch.tensor(pixels, device=self.device).permute(2, 0, 1).contiguous()[None]
             normal = (chw - self._mean) / self._deviation
@@ -52,26 +49,25 @@ class TorchSam:
             padded = torch.nn.functional.pad(normal, (0, self.side - width, 0, self.side - height))
             return _array(self._image_encoder(padded)[0])
 
+    def place(self, features: NDArray[np.float32]) -> torch.Tensor:
+        return cast("Any", torch).from_numpy(features)[None].to(self.device)
+
     def decode(
         self,
-        features: NDArray[np.float32],
-        points: NDArray[np.float32],  # (N, 2)
-        labels: NDArray[np.int32],  # (N,): 1 foreground, 0 background
+        placed: torch.Tensor,
+        points: NDArray[np.float32],
+        labels: NDArray[np.int32],
         box: Box | None,
-        logits: Logits | None,  # (1, side / 4, side / 4)
+        logits: Logits | None,
         multimask: bool,
     ) -> tuple[Logits, NDArray[np.float32]]:
-        """Masks (n, side / 4, side / 4) before thresholding, and what the network thinks their IoUs are.
-
-        Three masks if `multimask`, else one, in the decoder's order.
-        """
         with torch.inference_mode():
             clicks = (self._tensor(points)[None], self._tensor(labels)[None]) if len(points) else None
             corners = None if box is None else self._tensor(np.asarray([box], np.float32))
             dense = None if logits is None else self._tensor(logits)[None]
             sparse_prompt, dense_prompt = self._prompt_encoder(clicks, corners, dense)
             masks, scores = self._mask_decoder(
-                image_embeddings=self._tensor(features)[None],
+                image_embeddings=placed,
                 image_pe=self._positions,
                 sparse_prompt_embeddings=sparse_prompt,
                 dense_prompt_embeddings=dense_prompt,
@@ -79,15 +75,21 @@ class TorchSam:
             )
             return _array(masks[0]), _array(scores[0])
 
-    def upscale(self, logits: NDArray[np.float32], resized: Size, size: Size) -> Mask:
-        """One of `decode`'s masks (h, w) at the `size` of the image, without the padding."""
+    def decode_clicks(
+        self, placed: torch.Tensor, points: NDArray[np.float32]
+    ) -> tuple[Logits, NDArray[np.float32]]:
         with torch.inference_mode():
-            interpolate = functools.partial(
-                torch.nn.functional.interpolate, mode="bilinear", align_corners=False
+            foreground = torch.ones((len(points), 1), dtype=torch.int32, device=self.device)
+            clicks = self._tensor(points)[:, None], foreground  # (N, 1, 2), (N, 1)
+            sparse_prompt, dense_prompt = self._prompt_encoder(clicks, None, None)
+            masks, scores = self._mask_decoder(
+                image_embeddings=placed,
+                image_pe=self._positions,
+                sparse_prompt_embeddings=sparse_prompt,
+                dense_prompt_embeddings=dense_prompt,
+                multimask_output=True,
             )
-            padded = interpolate(self._tensor(logits)[None, None], (self.side, self.side))
-            inside = padded[..., : resized[0], : resized[1]]
-            return _array(interpolate(inside, size)[0, 0] > 0)
+            return _array(masks), _array(scores)
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.tensor(array, device=self.device)  # a copy: arrays may be read-only

@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -19,10 +20,13 @@ from PIL import Image as PillowImage
 
 from clickmask.errors import SegmenterNotReady
 from clickmask.refinement import replay
+from clickmask.segmenters._logits import logits_to_mask
 from clickmask.types import Box, Image, Logits, Mask, Pixels, Point, Prediction, Prompt, Size
 from clickmask.weights import WeightsFolder
 
 VARIANTS = ("vit_b", "vit_l", "vit_h")
+SWEEPS = True
+DECODERS = {"vit_h": "sam:vit_h"}  # that of CVAT's page was published for ViT-H alone
 PACKAGES = {"torch": "torch", "segment_anything": "segment-anything"}  # as imported, as installed
 CERTAIN = 8.0  # logit of a pixel that a given mask covers, its negative outside: what SAM's own masks reach
 
@@ -33,6 +37,7 @@ class SamEmbedding:
 
     features: NDArray[np.float32]  # (256, 64, 64), read-only
     size: Size
+    placed: Any  # the features as the networks take them: the same memory, or a copy on the GPU
 
     @property
     def nbytes(self) -> int:
@@ -44,24 +49,53 @@ class SamEmbedding:
 
 
 class Networks(Protocol):
-    """SAM's networks on some runtime; `_sam_torch.TorchSam` says what each method gives."""
+    """SAM's networks on some runtime. Nothing in them changes; any thread may call.
+
+    All coordinates are in pixels of the image as it was resized to `side`, with pixel centres
+    at whole numbers, which is SAM's convention.
+    """
 
     @property
-    def side(self) -> int: ...
+    def side(self) -> int:
+        """Pixels of the padded input: 1024."""
+        ...
 
-    def encode(self, pixels: Pixels) -> NDArray[np.float32]: ...
+    @property
+    def precision(self) -> str:
+        """What the image encoder computes in."""
+        ...
+
+    def encode(self, pixels: Pixels) -> NDArray[np.float32]:
+        """(256, side / 16, side / 16) features of an image whose long side is `side`."""
+        ...
+
+    def place(self, features: NDArray[np.float32]) -> Any:
+        """`features`, still writeable, where and how `decode` takes them; copied to a GPU at most."""
+        ...
 
     def decode(
         self,
-        features: NDArray[np.float32],
-        points: NDArray[np.float32],
-        labels: NDArray[np.int32],
+        placed: Any,
+        points: NDArray[np.float32],  # (N, 2)
+        labels: NDArray[np.int32],  # (N,): 1 foreground, 0 background
         box: Box | None,
-        logits: Logits | None,
+        logits: Logits | None,  # (1, side / 4, side / 4)
         multimask: bool,
-    ) -> tuple[Logits, NDArray[np.float32]]: ...
+    ) -> tuple[Logits, NDArray[np.float32]]:
+        """Masks (n, side / 4, side / 4) before thresholding, and what the network thinks their IoUs are.
 
-    def upscale(self, logits: NDArray[np.float32], resized: Size, size: Size) -> Mask: ...
+        Three masks if `multimask`, else one, in the decoder's order.
+        """
+        ...
+
+
+@runtime_checkable
+class BatchNetworks(Networks, Protocol):
+    """Networks that answer many clicks at a time in less than many times the time."""
+
+    def decode_clicks(self, placed: Any, points: NDArray[np.float32]) -> tuple[Logits, NDArray[np.float32]]:
+        """`decode` with `multimask` for each of N foreground points (N, 2): (N, 3, h, w) and (N, 3)."""
+        ...
 
 
 class Sam:
@@ -71,11 +105,15 @@ class Sam:
         self.name = name
         self._networks = networks
 
+    @property
+    def precision(self) -> str:
+        return self._networks.precision
+
     def encode(self, image: Image) -> SamEmbedding:
         pixels, (height, width) = image.pixels, resized_size(image.size, self._networks.side)
         # Pillow's antialiased filter, as the reference: OpenCV's give other pixels.
         small = PillowImage.fromarray(pixels).resize((width, height), PillowImage.Resampling.BILINEAR)
-        return _embedding(self._networks.encode(np.asarray(small)), image.size)
+        return self._embedding(self._networks.encode(np.asarray(small)), image.size)
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> SamEmbedding:
         """The embedding that gave these arrays, be they rounded. ValueError if none of this SAM did."""
@@ -83,7 +121,7 @@ class Sam:
         height, width = (int(length) for length in arrays["size"])
         if features.ndim != 3 or features.shape[1:] != (side, side):
             raise ValueError(f"features of shape {features.shape} are not of {self.name}")
-        return _embedding(features.astype(np.float32), (height, width))
+        return self._embedding(features.astype(np.float32), (height, width))
 
     def decode(self, embedding: SamEmbedding, prompt: Prompt) -> list[Prediction]:
         """Three predictions for a single click, which is ambiguous, else one."""
@@ -94,10 +132,10 @@ class Sam:
     ) -> tuple[list[Prediction], Logits]:
         """`logits` stand for `prompt.mask` where both are given: it is part of them already."""
         candidates, scores = self.candidates(embedding, prompt, logits)
-        resized = resized_size(embedding.size, self._networks.side)
+        side, size = self._networks.side, embedding.size
         predictions = [
             Prediction(
-                self._networks.upscale(candidate, resized, embedding.size),
+                partial(logits_to_mask, candidate, side, resized_size(size, side), size),
                 min(max(float(score), 0.0), 1.0),
                 self.name,
             )
@@ -118,7 +156,7 @@ class Sam:
             (x0, y0), (x1, y1) = _to_sam([prompt.box[:2], prompt.box[2:]], embedding.size, side).tolist()
             box = (x0, y0, x1, y1)
         masks, scores = self._networks.decode(
-            embedding.features,
+            embedding.placed,
             _to_sam(clicks, embedding.size, side),
             np.asarray([1] * len(prompt.foreground) + [0] * len(prompt.background), np.int32),
             box,
@@ -127,6 +165,29 @@ class Sam:
         )
         order = np.argsort(-scores, kind="stable")
         return masks[order], scores[order]
+
+    def _embedding(self, features: NDArray[np.float32], size: Size) -> SamEmbedding:
+        placed = self._networks.place(features)
+        features.flags.writeable = False
+        return SamEmbedding(features, size, placed)
+
+    def decode_clicks(
+        self, embedding: SamEmbedding, points: NDArray[np.float64]
+    ) -> tuple[Logits, NDArray[np.float32]]:
+        """Three candidates (N, 3, side / 4, side / 4) for each point, in the decoder's order."""
+        clicks = _to_sam(points, embedding.size, self._networks.side)
+        if isinstance(self._networks, BatchNetworks):
+            return self._networks.decode_clicks(embedding.placed, clicks)
+        foreground = np.ones(1, np.int32)
+        answers = [
+            self._networks.decode(embedding.placed, click[None], foreground, None, None, multimask=True)
+            for click in clicks
+        ]
+        return np.stack([masks for masks, _ in answers]), np.stack([scores for _, scores in answers])
+
+    def enlarge(self, embedding: SamEmbedding, logits: Logits, size: Size, threshold: float = 0.0) -> Mask:
+        side = self._networks.side
+        return logits_to_mask(logits[0] - threshold, side, resized_size(embedding.size, side), size)
 
 
 def missing(variant: str, weights: WeightsFolder) -> str:
@@ -172,7 +233,7 @@ def mask_to_logits(mask: Mask, side: int) -> Logits:
     return ((2 * quarter - 1) * CERTAIN)[None]
 
 
-def _to_sam(points: Sequence[Point], size: Size, side: int) -> NDArray[np.float32]:
+def _to_sam(points: Sequence[Point] | NDArray[np.float64], size: Size, side: int) -> NDArray[np.float32]:
     """(N, 2) points in SAM's frame, where pixel centres are whole numbers.
 
     The half is taken off after scaling, because SAM adds it there. The scales are those of the
@@ -181,8 +242,3 @@ def _to_sam(points: Sequence[Point], size: Size, side: int) -> NDArray[np.float3
     height, width = resized_size(size, side)
     scale = width / size[1], height / size[0]
     return (np.asarray(points, np.float64).reshape(-1, 2) * scale - 0.5).astype(np.float32)
-
-
-def _embedding(features: NDArray[np.float32], size: Size) -> SamEmbedding:
-    features.flags.writeable = False
-    return SamEmbedding(features, size)

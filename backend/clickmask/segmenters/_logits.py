@@ -1,0 +1,96 @@
+"""From a decoder's coarse logits to a mask of the image, in two steps, as SAM's reference does it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.types import Mask, Size
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+
+
+class Taps(NamedTuple):
+    """For each of some pixels along one axis of the answer: the source pixels on both sides of it."""
+
+    low: Indices  # not decreasing
+    high: Indices
+    weight: Floats  # of the higher one
+    first: int  # the pixel that the first entry is of
+
+    def counted_from(self, source: int) -> Taps:
+        return self._replace(low=self.low - source, high=self.high - source)
+
+
+def logits_to_mask(logits: Floats, side: int, resized: Size, size: Size) -> Mask:
+    """Where `logits` (h, w) of the padded square are positive, in the image of `size`.
+
+    They are enlarged to the square of `side` pixels, cut to the `resized` image in its corner, and
+    brought to `size`: bilinear, pixel centres on pixel centres, to the bit as torch's `interpolate`
+    does it on a CPU. The second step is taken inside the box of what is positive after the first,
+    and interpolates only between pixels of both signs: between others there is nothing to decide.
+    """
+    padded = np.asarray(cv2.resize(logits, (side, side), interpolation=cv2.INTER_LINEAR), np.float32)
+    inside = padded[: resized[0], : resized[1]]
+    positive = inside > 0
+    if resized == size:
+        return positive
+    mask = np.zeros(size, np.bool_)
+    rows, columns = (np.flatnonzero(positive.any(axis=axis)) for axis in (1, 0))
+    if rows.size:
+        down, across = _taps(resized[0], size[0], rows), _taps(resized[1], size[1], columns)
+        top, left = int(down.low[0]), int(across.low[0])
+        box = slice(top, int(down.high[-1]) + 1), slice(left, int(across.high[-1]) + 1)
+        part = mask[down.first : down.first + len(down.low), across.first : across.first + len(across.low)]
+        _interpolate(inside[box], positive[box], down.counted_from(top), across.counted_from(left), part)
+    return mask
+
+
+def _taps(source: int, target: int, positive: Indices) -> Taps:
+    """From `source` to `target` pixels, for those that have a tap in the `positive` (sorted) ones.
+
+    Computed in float32, as torch does: in float64 one pixel in millions falls on the other side.
+    """
+    scale = np.float32(source) / np.float32(target)
+    at = np.maximum(scale * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
+    low = at.astype(np.int64)
+    high = np.minimum(low + 1, source - 1)
+    begin = int(np.searchsorted(high, positive[0]))
+    end = int(np.searchsorted(low, positive[-1], side="right"))
+    return Taps(low[begin:end], high[begin:end], (at - low)[begin:end].astype(np.float32), begin)
+
+
+def _interpolate(source: Floats, positive: Mask, down: Taps, across: Taps, mask: Mask) -> None:
+    """Fill `mask`, which has a row for each of `down` and a column for each of `across`."""
+    pairs = positive & _next(positive, 0), positive | _next(positive, 0)
+    everywhere, somewhere = pairs[0] & _next(pairs[0], 1), pairs[1] | _next(pairs[1], 1)
+    np.take(np.take(everywhere, across.low, axis=1), down.low, axis=0, out=mask)
+    cells = np.flatnonzero(somewhere & ~everywhere)  # each lies between a pixel and its next two
+    cell, x = _between(cells % source.shape[1], across.low)
+    cell, y = _between((cells // source.shape[1])[cell], down.low)
+    x = x[cell]
+    flat, width = source.ravel(), source.shape[1]
+    above, below = down.low[y] * width, down.high[y] * width
+    left, right, share = across.low[x], across.high[x], across.weight[x]
+    upper = flat[above + left] * (1 - share) + flat[above + right] * share
+    lower = flat[below + left] * (1 - share) + flat[below + right] * share
+    share = down.weight[y]
+    mask[y, x] = upper * (1 - share) + lower * share > 0
+
+
+def _next(positive: Mask, axis: int) -> Mask:
+    """What each pixel's neighbour to the right or below is; beyond the edge, the edge again."""
+    last = positive[-1:] if axis == 0 else positive[:, -1:]
+    return np.concatenate((positive[1:] if axis == 0 else positive[:, 1:], last), axis=axis)
+
+
+def _between(starts: Indices, low: Indices) -> tuple[Indices, Indices]:
+    """For every pixel whose lower tap is one of `starts`: the index into `starts`, and the pixel."""
+    first = np.searchsorted(low, starts)
+    count = np.searchsorted(low, starts, side="right") - first
+    which = np.repeat(np.arange(len(starts)), count)
+    return which, np.arange(len(which)) - (np.cumsum(count) - count - first)[which]
