@@ -120,7 +120,12 @@ class Gate:
     def _require_trusted_client(self, scope: Scope, headers: Headers) -> None:
         address = _client_address(scope)
         path = scope["path"]
-        for_tools = path in TOOL_PATHS or path.startswith(TOOL_PREFIXES)
+        # CVAT's nuclio method `direct` posts to the root; the page there is for people.
+        for_tools = (
+            path in TOOL_PATHS
+            or path.startswith(TOOL_PREFIXES)
+            or (path == "/" and scope["method"] == "POST")
+        )
         if for_tools and address is not None and _in(address, self._networks):
             return
         if self._secret is not None:

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from clickmask import errors
+from clickmask_adapters.reason_phrases import HEADER, reason
 
 STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = MappingProxyType(
     {
@@ -73,7 +74,8 @@ def status_of(error: errors.ClickmaskError) -> HTTPStatus:
 
 
 def answer(status: int, error: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": error}, status, headers)
+    """The sentence as JSON, and as the reason phrase."""
+    return JSONResponse({"error": error}, status, {**(headers or {}), HEADER: reason(error)})
 
 
 def install(app: FastAPI, failures: RecentFailures) -> None:

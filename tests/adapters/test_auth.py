@@ -76,6 +76,14 @@ def test_a_trusted_network_reaches_the_tools_endpoints_and_no_others(path: str) 
         assert client(STRANGER, "clickmask:9090", **trusted, **secret).get(path).status_code in {401, 403}
 
 
+def test_a_trusted_network_may_post_to_the_root_but_not_see_the_page() -> None:
+    lan = client(LAN, trusted_networks="172.20.0.0/16")
+    assert lan.post("/", json={}).status_code == 200
+    for method in ("GET", "HEAD", "PUT"):
+        assert lan.request(method, "/").status_code == 403
+    assert client(STRANGER, trusted_networks="172.20.0.0/16").post("/", json={}).status_code == 403
+
+
 @pytest.mark.parametrize("path", EVERY_PATH)
 @pytest.mark.parametrize("address", [LOOPBACK, STRANGER])
 def test_with_a_secret_every_request_must_carry_it(path: str, address: str) -> None:

@@ -13,6 +13,7 @@ import uvicorn
 from clickmask.errors import ClickmaskError
 from clickmask_adapters.app import create_app
 from clickmask_adapters.console import console
+from clickmask_adapters.reason_phrases import ReasonPhrases
 from clickmask_adapters.settings import Settings
 
 
@@ -55,6 +56,7 @@ def serve(
         port,
         log_level="warning",
         access_log=False,
+        http=ReasonPhrases,
         proxy_headers=False,
         server_header=False,
     )
