@@ -1,0 +1,173 @@
+"""How good a segmentation of labelled images is, from ONE confusion matrix over all of their pixels.
+
+A label map is (H, W) of integers: 0 is the background, k the k-th label class. Pixels that are
+`ignore` in the truth do not count. What holds for one matrix holds for a stack of them: every
+function takes (..., K, K), so that images, and resamples of images, need no loop.
+
+A class that is absent from truth and prediction alike has no IoU and no Dice: NaN. It is left out
+of means, and `absent_classes` says which that are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LabelMap = NDArray[np.integer]  # (H, W)
+Confusion = NDArray[np.int64]  # (..., K, K) pixels: [true class, predicted class], background first
+Values = NDArray[np.float64]
+Metric = Callable[[Confusion], Values]  # (..., K, K) -> (...)
+
+ROUNDS = 1000  # resamples of an interval
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What was measured, and the percentiles of what other images of the same kind would have given."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def confusion_matrix(
+    truth: LabelMap, prediction: LabelMap, classes: int, ignore: int | None = None
+) -> Confusion:
+    """(classes, classes) pixels; `classes` counts the background.
+
+    Raises ValueError for maps of different shapes, or with a number that is no class.
+    """
+    if truth.shape != prediction.shape:
+        raise ValueError(f"a prediction of shape {prediction.shape} does not fit the truth's {truth.shape}")
+    counted = np.ones(truth.shape, np.bool_) if ignore is None else truth != ignore
+    true, predicted = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
+    for numbers in (true, predicted):
+        if numbers.size and not (numbers.min() >= 0 and numbers.max() < classes):
+            raise ValueError(f"labels {numbers.min()} to {numbers.max()} are not all below {classes} classes")
+    return np.bincount(true * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def iou(matrix: Confusion) -> Values:
+    """(..., K) intersection over union of each class, background first."""
+    both, true, predicted = _counts(matrix)
+    return ratio(both, true + predicted - both)
+
+
+def dice(matrix: Confusion) -> Values:
+    """(..., K) Dice (F1) of each class, background first; of identical masks it is 1, whatever the class."""
+    both, true, predicted = _counts(matrix)
+    return ratio(2 * both, true + predicted)
+
+
+def pixel_accuracy(matrix: Confusion) -> Values:
+    """(...) share of the pixels, background and all, whose class is right; NaN where there are none."""
+    return ratio(_counts(matrix)[0].sum(axis=-1), matrix.sum(axis=(-2, -1)))
+
+
+def miou(matrix: Confusion, classes: Sequence[int] | None = None) -> Values:
+    """(...) mean IoU of the label classes that are in truth or prediction; NaN where none is.
+
+    `classes`: numbers of the classes that count, all but the background by default.
+    """
+    chosen = range(1, matrix.shape[-1]) if classes is None else classes
+    return mean_of_present(iou(matrix)[..., list(chosen)])
+
+
+def miou_with_background(matrix: Confusion) -> Values:
+    """As `miou`, with the background as one more class. It flatters where objects are small."""
+    return mean_of_present(iou(matrix))
+
+
+def mean_dice(matrix: Confusion) -> Values:
+    """(...) mean Dice of the label classes that are in truth or prediction; NaN where none is."""
+    return mean_of_present(dice(matrix)[..., 1:])
+
+
+def absent_classes(matrix: Confusion) -> list[int]:
+    """Numbers of the label classes of one (K, K) that are in neither truth nor prediction."""
+    return [number for number, value in enumerate(iou(matrix)) if number and np.isnan(value)]
+
+
+def per_image_miou(matrices: Confusion) -> float:
+    """Mean over images of each image's own `miou`; `matrices` is (images, K, K).
+
+    Images without any object, true or predicted, are left out. Small objects weigh more here than
+    in the matrix of all pixels.
+    """
+    return float(mean_of_present(miou(matrices)))
+
+
+def bootstrap(
+    matrices: Confusion, metric: Metric = miou, *, seed: int = 0, rounds: int = ROUNDS, level: float = 0.95
+) -> Interval:
+    """`metric` of all images, and its percentile interval when images are drawn anew with replacement.
+
+    `matrices` is (images, K, K). Efron: Bootstrap Methods, Annals of Statistics 1979.
+    """
+    samples = metric(_resampled(matrices, _draws(len(matrices), rounds, seed)))
+    return _interval(float(metric(matrices.sum(axis=0))), samples, level)
+
+
+def paired_difference(
+    candidate: Confusion,
+    served: Confusion,
+    metric: Metric = miou,
+    *,
+    seed: int = 0,
+    rounds: int = ROUNDS,
+    level: float = 0.95,
+) -> Interval:
+    """By how much `candidate` is better than `served` on the same images, both (images, K, K).
+
+    Both are resampled with the same images, so that what is hard for both cancels out.
+    """
+    if candidate.shape != served.shape:
+        raise ValueError(
+            f"matrices of shapes {candidate.shape} and {served.shape} are not of the same images"
+        )
+    draws = _draws(len(candidate), rounds, seed)
+    samples = metric(_resampled(candidate, draws)) - metric(_resampled(served, draws))
+    estimate = float(metric(candidate.sum(axis=0)) - metric(served.sum(axis=0)))
+    return _interval(estimate, samples, level)
+
+
+def _counts(matrix: Confusion) -> tuple[Confusion, Confusion, Confusion]:
+    """(..., K) pixels of each class: in both, in the truth, in the prediction."""
+    return np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(axis=-1), matrix.sum(axis=-2)
+
+
+def ratio(part: NDArray[Any], whole: NDArray[Any]) -> Values:
+    """NaN where there is no whole."""
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+
+
+def mean_of_present(values: Values) -> Values:
+    """Mean over the last axis of what is not NaN; NaN where all is."""
+    present = ~np.isnan(values)
+    return ratio(np.where(present, values, 0.0).sum(axis=-1), present.sum(axis=-1))
+
+
+def _draws(images: int, rounds: int, seed: int) -> Confusion:
+    """(rounds, images): how often each image is drawn."""
+    if images == 0:
+        raise ValueError("there are no images to draw from")
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=rounds)
+
+
+def _resampled(matrices: Confusion, draws: Confusion) -> Confusion:
+    """(rounds, K, K), the matrices of the drawn images summed."""
+    images, classes, _ = matrices.shape
+    return (draws @ matrices.reshape(images, classes**2)).reshape(-1, classes, classes)
+
+
+def _interval(estimate: float, samples: Values, level: float) -> Interval:
+    """Samples without any class say nothing and are left out."""
+    known = samples[~np.isnan(samples)]
+    if not known.size:
+        return Interval(estimate, float("nan"), float("nan"))
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimate, float(low), float(high))

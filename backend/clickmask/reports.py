@@ -1,0 +1,82 @@
+"""All the numbers about one model on one side of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clickmask import metrics
+from clickmask.boundary_metrics import boundary_f1, boundary_overlap
+from clickmask.metrics import Confusion, Interval, LabelMap, Values
+
+
+@dataclass(frozen=True)
+class Report:
+    """Numbers by category lack those that are absent from truth and prediction alike."""
+
+    images: int
+    miou: float  # from one confusion matrix; NaN where no category is present
+    interval: Interval  # of `miou`, over images
+    miou_with_background: float
+    per_image_miou: float
+    iou: Mapping[str, float]
+    dice: Mapping[str, float]
+    pixel_accuracy: float
+    boundary_f1: float  # mean over categories of the means over images; the tolerance is TOLERANCE
+    boundary_iou: float
+    absent: tuple[str, ...]  # categories that no number is about
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A report, and the confusion matrix of each image, by which models are compared."""
+
+    report: Report
+    matrices: Confusion  # (images, K, K)
+
+
+def measure(
+    pairs: Iterable[tuple[LabelMap, LabelMap]],
+    categories: Sequence[str],
+    *,
+    ignore: int | None = None,
+    seed: int = 0,
+) -> Measured:
+    """Measure (truth, prediction) pairs; label k of a map is the k-th of `categories`, 0 is background.
+
+    Raises ValueError where there is no pair.
+    """
+    classes = len(categories) + 1
+    matrices: list[Confusion] = []
+    f1: list[Values] = []
+    overlap = np.zeros((classes, 2), np.int64)
+    for truth, prediction in pairs:
+        matrices.append(metrics.confusion_matrix(truth, prediction, classes, ignore))
+        f1.append(boundary_f1(truth, prediction, classes, ignore))
+        overlap += boundary_overlap(truth, prediction, classes, ignore)
+    if not matrices:
+        raise ValueError("there is nothing to measure")
+    by_image = np.stack(matrices)
+    whole = by_image.sum(axis=0)
+    absent = metrics.absent_classes(whole)
+    present = [number for number in range(1, classes) if number not in absent]
+    report = Report(
+        images=len(matrices),
+        miou=float(metrics.miou(whole)),
+        interval=metrics.bootstrap(by_image, seed=seed),
+        miou_with_background=float(metrics.miou_with_background(whole)),
+        per_image_miou=metrics.per_image_miou(by_image),
+        iou=_named(metrics.iou(whole), categories, present),
+        dice=_named(metrics.dice(whole), categories, present),
+        pixel_accuracy=float(metrics.pixel_accuracy(whole)),
+        boundary_f1=float(metrics.mean_of_present(metrics.mean_of_present(np.stack(f1).T)[1:])),
+        boundary_iou=float(metrics.mean_of_present(metrics.ratio(overlap[1:, 0], overlap[1:, 1]))),
+        absent=tuple(categories[number - 1] for number in absent),
+    )
+    return Measured(report, by_image)
+
+
+def _named(values: Values, categories: Sequence[str], present: Sequence[int]) -> dict[str, float]:
+    return {categories[number - 1]: float(values[number]) for number in present}
