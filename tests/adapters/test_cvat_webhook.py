@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clickmask.errors import InvalidRequest
@@ -20,6 +20,7 @@ from clickmask.inbox import Inbox
 from clickmask.labels import AnnotationDeleted, TaskDeleted
 from clickmask.workbench import Workbench
 from clickmask_adapters import failures
+from clickmask_adapters.app import create_app
 from clickmask_adapters.auth import MAX_SIGNED_BODY, Gate
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat import webhook
@@ -40,12 +41,12 @@ def signed(body: bytes, secret: str = SECRET) -> dict[str, str]:
     return {"X-Signature-256": f"sha256={digest}", "Content-Type": "application/json"}
 
 
-def client(workbench: Workbench, address: str = STRANGER, **settings: Any) -> TestClient:
+def client(workbench: Workbench, address: str = STRANGER, **configuration: Any) -> TestClient:
     """The route behind the gate, for a caller that nothing else admits."""
     app = FastAPI()
     recent = failures.RecentFailures()
     failures.install(app, recent)
-    configured = Settings(**settings)
+    configured = Settings(**configuration)
     app.include_router(webhook.router(workbench, configured))
     app.add_middleware(Gate, settings=configured, recent=recent, signed_paths=webhook.signed_paths)
     return TestClient(app, "http://unknown-name:9090", client=(address, 5000), raise_server_exceptions=False)
@@ -182,6 +183,15 @@ def test_a_page_in_a_browser_may_not_post_a_webhook(workbench: Workbench) -> Non
         assert http.post(webhook.PATH, content=body, headers=headers).status_code == 403
 
 
+def test_the_application_lets_a_signed_webhook_in(workbench: Workbench, inbox: Inbox, tmp_path: Path) -> None:
+    configured = Settings.model_validate({"home": tmp_path, "token": "s", "cvat_webhook_secret": SECRET})
+    body = json.dumps(delivery("job_accepted")).encode()
+    with TestClient(create_app(configured, workbench), client=(STRANGER, 5000)) as http:
+        assert http.post(webhook.PATH, content=body, headers=signed(body)).status_code == 202
+        assert http.post(webhook.PATH, content=body, headers=signed(body, "wrong")).status_code == 401
+        assert http.get("/api/functions", headers=signed(b"")).status_code == 401
+
+
 # --- what they mean
 
 
@@ -272,6 +282,7 @@ def test_changes_that_are_no_object_name_no_change(changes: object) -> None:
     assert meaning(event) == JobAccepted(3, 1795370131.709655, again=True)
 
 
+@settings(deadline=None)
 @given(
     event=st.dictionaries(st.sampled_from(["event", "job", "task", "changes"]), JSON),
     name=st.sampled_from(["update:job", "delete:job", "delete:task", "update:task", ""]),
