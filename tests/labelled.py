@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import PIL.Image
 
+from clickmask.errors import ImageUnknown
 from clickmask.image_source import ImageIdentity
 from clickmask.labels import (
     AcceptedLabel,
@@ -35,6 +38,28 @@ def noise(seed: int, size: Size = SIZE) -> Pixels:
     """A picture of coarse noise: unlike that of any other seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
     return np.kron(coarse, np.ones((size[0] // 8, size[1] // 8, 1), np.uint8))
+
+
+def png(pixels: Pixels) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+class FilesInMemory:
+    """Files by the digest of a name, as `digest_of` makes it."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self.files = {digest_of(name): raw for name, raw in files.items()}
+        self.missing: set[str] = set()
+
+    def holds(self, digest: str) -> bool:
+        return digest in self.files and digest not in self.missing
+
+    def read(self, digest: str) -> bytes:
+        if not self.holds(digest):
+            raise ImageUnknown("it is not kept")
+        return self.files[digest]
 
 
 def polygon(*points: tuple[float, float]) -> Polygon:

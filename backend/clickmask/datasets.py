@@ -17,25 +17,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.errors import ClickmaskError, InvalidRequest
+from clickmask.errors import ClickmaskError, ImageUnknown, InvalidRequest
+from clickmask.images import DEFAULT_LIMITS, ImageLimits, decode_image
 from clickmask.labels import AcceptedLabel, LabelledImage, Unlabelled, geometry_to_json
 from clickmask.masks import mask_area, rle_to_mask
 from clickmask.near_duplicates import fingerprint, neighbouring_pairs
 from clickmask.sides import ENOUGH, HELD_OUT, SIDES, Placed, Side, choose_side, quarantined
 from clickmask.store import Store
-from clickmask.types import Pixels, Size
+from clickmask.types import Size
 
 IGNORED = 255  # in a class map
 FOLDS = 5
 Pixel = NDArray[np.uint8]
+
+
+class Pictures(Protocol):
+    """Images by digest, as `clickmask.kept_images` has them."""
+
+    def holds(self, digest: str) -> bool: ...
+
+    def read(self, digest: str) -> bytes:
+        """The original file. Raises ImageUnknown where it is not kept."""
+        ...
+
+
+class NoPictures:
+    def holds(self, digest: str) -> bool:
+        return False
+
+    def read(self, digest: str) -> bytes:
+        raise ImageUnknown(f"image {digest[:8]} is not kept")
 
 
 @dataclass(frozen=True)
@@ -66,9 +84,7 @@ class Dataset:
     unlabelled: Unlabelled
     samples: tuple[Sample, ...]
     digest: str
-    pictures: Mapping[str, Path] = field(
-        compare=False, repr=False
-    )  # the files, of those images that are kept
+    pictures: Pictures = field(compare=False, repr=False)
 
     def split(self, side: Side) -> list[Sample]:
         """The images of that side that may be used."""
@@ -82,13 +98,12 @@ class Dataset:
 
 
 def place_images(
-    store: Store, tool: str, project: str, pixels_of: Callable[[str], Pixels]
+    store: Store, tool: str, project: str, pictures: Pictures, limits: ImageLimits = DEFAULT_LIMITS
 ) -> dict[str, ClickmaskError]:
     """Assign a side to each labelled image that has none, in the order in which they were accepted.
 
-    To be called whenever labels were accepted. `pixels_of` gives the pixels of a digest, and raises
-    a ClickmaskError where they are not at hand: such images are returned with their errors, and
-    get their side when they are.
+    To be called whenever labels were accepted. Images that are not kept, or cannot be read, are
+    returned with their errors, and get their side when they can.
     """
     known = {assigned.digest for assigned in store.sides(tool, project)}
     images = {image.digest for image in store.images(tool, project)} - known
@@ -103,7 +118,7 @@ def place_images(
     placed = _placed(store, tool, project, labels)
     for digest in sorted(images, key=lambda image: (since[image], image)):
         try:
-            shown = fingerprint(pixels_of(digest))
+            shown = fingerprint(decode_image(pictures.read(digest), limits).pixels)
         except ClickmaskError as error:
             missing[digest] = error
             continue
@@ -114,13 +129,8 @@ def place_images(
     return missing
 
 
-def snapshot(
-    store: Store, tool: str, project: str, pictures: Mapping[str, Path] = MappingProxyType({})
-) -> Dataset:
-    """What counts now. `pictures` are the files of images by digest, for exports.
-
-    Raises InvalidRequest for a project without an accepted annotation.
-    """
+def snapshot(store: Store, tool: str, project: str, pictures: Pictures | None = None) -> Dataset:
+    """What counts now. Raises InvalidRequest for a project without an accepted annotation."""
     images, labels = store.images(tool, project), store.labels(tool, project)
     if not images:
         raise InvalidRequest(f"the {tool.replace('_', ' ')} project {project[:80]!r} has no accepted labels")
@@ -145,7 +155,7 @@ def create_dataset(
     project: str,
     declared: Sequence[str] = (),
     unlabelled: Unlabelled = "background",
-    pictures: Mapping[str, Path] = MappingProxyType({}),
+    pictures: Pictures | None = None,
 ) -> Dataset:
     """The dataset of these, in whatever order they are given. `declared` are the tool's categories."""
     apart = quarantined(placed)
@@ -172,7 +182,7 @@ def create_dataset(
         unlabelled,
         tuple(sorted(samples, key=lambda sample: (sample.name, sample.image))),
         digest="",
-        pictures=MappingProxyType(dict(pictures)),
+        pictures=pictures or NoPictures(),
     )
     return replace(unnamed, digest=_digest(unnamed))
 
