@@ -134,9 +134,9 @@ class Workbench:
         return self._embedding(chosen, ref, self.images.identify(ref))[1]
 
     def embedding(self, ref: ImageRef, segmenter: str | None = None) -> Embedding:
-        """The embedding of the image, made now if it has to be; not to be written to. Raises as `propose` does."""
+        """The embedding of the image, made now if need be; not to be written to. Raises as `propose` does."""
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
-        return self._embedding(chosen, ref, self._images.identify(ref))[0]
+        return self._embedding(chosen, ref, self.images.identify(ref))[0]
 
     def warm_up(self) -> None:
         """Load the default segmenter in the background, so that no click has to wait for that."""
@@ -214,7 +214,7 @@ class Workbench:
 
         def look() -> Mask:
             mask = prediction.mask
-            self._store.remember_proposal(id, identity.digest, prompt, prediction)
+            self.store.remember_proposal(id, identity.digest, prompt, prediction)
             return mask
 
         return Proposal(id, identity.digest, Prediction(look, prediction.score, prediction.segmenter))
