@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from clickmask.errors import InvalidRequest
@@ -24,6 +25,19 @@ from clickmask.store import Store
 from clickmask.types import ImageRef, Size
 
 
+@dataclass(frozen=True)
+class Pulled:
+    """A part of a pull, and the position at which the pull goes on once it was taken in.
+
+    `left_out` are sentences about what could not be read.
+    """
+
+    changes: Sequence[Change]
+    position: str
+    left_out: Sequence[str] = ()
+    remaining: int | None = None  # parts after this one; None: unknown
+
+
 class Accepting(Protocol):
     """What a tool brings so that its labels can be taken in. Called from one thread at a time.
 
@@ -43,6 +57,17 @@ class Accepting(Protocol):
 
     def locate(self, submission: Submission) -> ImageRef:
         """Where the submission's image is, with what it takes to read it."""
+        ...
+
+    def pull(self, project: str, position: str | None = None) -> Iterator[Pulled]:
+        """All that the project has accepted, from `position` on, in an order that can be gone on with."""
+        ...
+
+    def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
+        """The deletions of those of `annotations`, (task, annotation), that the tool no longer has.
+
+        It MUST ask the tool for each: what a pull did not show may only have moved meanwhile.
+        """
         ...
 
 

@@ -125,6 +125,14 @@ class Accepted:
                 for digest, name, height, width, task, item in connection.execute(ordered)
             ]
 
+    def annotations(self, tool: str, project: str) -> list[tuple[str, str]]:
+        """Task and name of every annotation that stands or is a skip, each once."""
+        of = (annotations.c.tool == tool, annotations.c.project == project)
+        chosen = sa.select(annotations.c.task, annotations.c.annotation).where(*of).distinct()
+        with self._database.reading() as connection:
+            ordered = chosen.order_by(annotations.c.task, annotations.c.annotation)
+            return [row.tuple() for row in connection.execute(ordered)]
+
     def known_image(self, submission: Submission) -> ImageIdentity | None:
         """The image at the submission's address, if an annotation of the same task was made on it."""
         chosen = sa.select(annotations.c.digest, annotations.c.height, annotations.c.width).where(

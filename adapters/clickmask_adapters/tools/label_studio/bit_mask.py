@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import binascii
 
 import cv2
 import numpy as np
 
-from clickmask.types import Mask
+from clickmask.types import Mask, Size
+
+PREFIX = "data:image/png;base64,"
+OPAQUE = 128  # the alpha from which a pixel counts, as for brushes
 
 
 def mask_to_bit_mask(mask: Mask) -> str:
@@ -16,4 +20,25 @@ def mask_to_bit_mask(mask: Mask) -> str:
     pixels[..., 3] = mask.view(np.uint8) * np.uint8(255)
     # OpenCV's defaults: other compression levels took 3.5 times as long.
     _, png = cv2.imencode(".png", pixels)
-    return "data:image/png;base64," + base64.b64encode(png.tobytes()).decode("ascii")
+    return PREFIX + base64.b64encode(png.tobytes()).decode("ascii")
+
+
+def bit_mask_to_mask(written: str, size: Size) -> Mask:
+    """The mask, a new array of `size`, of the pixels whose alpha is at least half.
+
+    Raises ValueError for what is no PNG with alpha of that size.
+    """
+    if not written.startswith(PREFIX):
+        raise ValueError("a bit mask is a PNG in a data: address")
+    try:
+        png = base64.b64decode(written[len(PREFIX) :], validate=True)
+    except binascii.Error as error:
+        raise ValueError("the bit mask's base64 is damaged") from error
+    # Its header tells the size before anything is unpacked: PNG 1.2, 11.2.2 IHDR.
+    width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+    if (height, width) != size:
+        raise ValueError(f"the bit mask has {width}x{height} pixels, its image {size[1]}x{size[0]}")
+    pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 4 or pixels.dtype != np.uint8:
+        raise ValueError("the bit mask is no PNG of 8 bits with alpha")
+    return pixels[..., 3] >= OPAQUE

@@ -164,6 +164,28 @@ class LabelStudioClient:
             if not tasks or len(seen) >= found.get("total", 0):  # a page behind the last one is a 404
                 return
 
+    def annotated_tasks(
+        self, project: int, after: int = 0, page_size: int = 50
+    ) -> tuple[list[dict[str, Any]], int]:
+        """The next tasks with a number above `after`, by number, each with its annotations and its data
+        as it was imported; and how many there are above `after`."""
+        above = {"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": after}
+        query = {"filters": {"conjunction": "and", "items": [above]}, "ordering": ["tasks:id"]}
+        parameters = {
+            "project": project,
+            "fields": "all",
+            "resolve_uri": "false",
+            "page": 1,
+            "page_size": page_size,
+            "query": orjson.dumps(query).decode(),
+        }
+        found = self._send("GET", "/api/tasks", params=parameters)
+        return found.get("tasks", []), found.get("total", 0)
+
+    def get(self, path: str) -> Any:
+        """What a path of the API answers; LabelStudioError with status 404 where there is nothing."""
+        return self._send("GET", path)
+
     def backends(self, project: int) -> list[dict[str, Any]]:
         """The project's ML backends; listing makes Label Studio ask each for its health and setup."""
         return self._send("GET", "/api/ml", params={"project": project})
