@@ -34,7 +34,7 @@ def content(cvat: CvatServer, number: int) -> JobContent:
 
 def accepted(cvat: CvatServer, number: int) -> list[Submission]:
     cvat.complete(number)
-    return submissions(content(cvat, number))
+    return submissions(content(cvat, number))[0]
 
 
 def shape(kind: str, points: list[float], **fields: Any) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def test_a_job_that_is_not_accepted_gives_nothing_and_so_nothing_that_a_model_dr
     cvat.add_job(3, stage="annotation", state="in progress")
     cvat.draw(3, "rectangle", [10, 10, 30, 20], source="auto")
     cvat.draw(3, "rectangle", [10, 10, 30, 20])
-    assert submissions(content(cvat, 3)) == []
+    assert submissions(content(cvat, 3)) == ([], [])
     (submission,) = accepted(cvat, 3)
     assert len(submission.regions) == 2  # whoever accepts the job accepts what the model drew
 
@@ -110,26 +110,25 @@ def test_frames_of_a_video_share_a_description_and_get_names_of_their_own(cvat: 
     ]
 
 
-def test_what_marks_no_area_is_left_out_and_said(cvat: CvatServer, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
+def test_what_marks_no_area_is_left_out_and_said(cvat: CvatServer) -> None:
     cvat.add_job(3)
     cvat.draw(3, "points", [1, 1])
-    cvat.draw(3, "polyline", [1, 1, 9, 9])
+    cvat.draw(3, "points", [2, 2])
     cvat.draw(3, "skeleton", [])
     cvat.draw(3, "polygon", [1, 1, 9, 9])
     cvat.draw(3, "mask", [0, 100, 70, 50, 80, 60])  # an exclusive box: stored by CVAT 2.73 as it comes
     cvat.draw(3, "rectangle", [1, 1, 9, 9], label_id=99)
     kept = cvat.draw(3, "rectangle", [1, 1, 9, 9])
-    (submission,) = accepted(cvat, 3)
+    cvat.complete(3)
+    (submission,), said = submissions(content(cvat, 3))
     assert [region.id for region in submission.regions] == [str(kept["id"])]
-    for said in (
-        "'points': 1",
-        "'polyline': 1",
-        "'skeleton': 1",
-        "'polygon without area': 1",
-        "'without a label': 1",
-    ):
-        assert said in caplog.text
+    assert said == [
+        "job 3: 2 x points",
+        "job 3: 1 x skeleton",
+        "job 3: 1 x polygon without area",
+        "job 3: 1 x mask without area",
+        "job 3: 1 x without a label",
+    ]
 
 
 def test_what_lies_above_comes_after(cvat: CvatServer) -> None:

@@ -71,9 +71,18 @@ def test_jobs_come_oldest_update_first_and_each_once(
         cvat.add_job(number)
     cvat.add_project(2)
     cvat.add_job(20, project=2)
-    assert [job["id"] for job in client.jobs({"project_id": 1})] == list(range(1, 9))
+    assert [job["id"] for job, _ in client.jobs({"project_id": 1})] == list(range(1, 9))
     since = cvat.jobs[5]["updated_date"]
-    assert [job["id"] for job in client.jobs({"project_id": 1}, since)] == [5, 6, 7, 8]
+    assert [job["id"] for job, _ in client.jobs({"project_id": 1}, since)] == [5, 6, 7, 8]
+
+
+def test_how_many_jobs_are_left_is_said_across_pages(
+    cvat: CvatServer, client: CvatClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "PAGE_SIZE", 3)
+    for number in range(1, 9):
+        cvat.add_job(number)
+    assert [left for _, left in client.jobs({"project_id": 1})] == [7, 6, 5, 4, 3, 2, 1, 0]
 
 
 def test_a_job_that_moves_while_pages_are_read_hides_no_other(
@@ -83,7 +92,7 @@ def test_a_job_that_moves_while_pages_are_read_hides_no_other(
     for number in range(1, 9):
         cvat.add_job(number)
     found: list[int] = []
-    for job in client.jobs({"project_id": 1}):
+    for job, _ in client.jobs({"project_id": 1}):
         if len(found) == 2:
             cvat.save(1)  # it goes to the end, and by number every later page would lose one
         found.append(job["id"])
@@ -96,13 +105,13 @@ def test_more_jobs_than_a_page_holds_may_be_of_one_time(
     monkeypatch.setattr(client_module, "PAGE_SIZE", 2)
     for number in range(1, 8):
         cvat.add_job(number, updated_date="2026-11-22T18:00:00.000000Z")
-    assert [job["id"] for job in client.jobs({"project_id": 1})] == list(range(1, 8))
+    assert [job["id"] for job, _ in client.jobs({"project_id": 1})] == list(range(1, 8))
 
 
 def test_jobs_of_a_task_without_a_project_are_found(cvat: CvatServer, client: CvatClient) -> None:
     cvat.add_job(4, project=None)
     cvat.add_job(5)
-    assert [job["id"] for job in client.jobs({"task_id": 40})] == [4]
+    assert [job["id"] for job, _ in client.jobs({"task_id": 40})] == [4]
     assert [label["name"] for label in client.labels({"task_id": 40})] == ["cat", "dog"]
 
 
@@ -292,6 +301,7 @@ def test_cvat_sdk_reads_the_same_from_the_stand_in(cvat: CvatServer, client: Cva
             assert np.array_equal(decoded, drawn)
             assert np.array_equal(points_to_mask(own["points"], (60, 80)), decoded)
     assert [len(track.shapes) for track in annotations.tracks] == [2]
-    first, second = submissions(ours)
+    (first, second), left_out = submissions(ours)
+    assert left_out == []
     assert [region.category for region in first.regions] == ["cat", "cat", "cat", "cat", "dog"]
     assert [region.category for region in second.regions] == ["dog"]

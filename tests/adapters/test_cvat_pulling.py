@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from clickmask.errors import InvalidRequest
+from clickmask.intake import Pulled
 from clickmask.labels import AnnotationDeleted, ProjectDescribed, Submission, TaskDeleted
 from clickmask_adapters.tools.cvat import client as client_module
 from clickmask_adapters.tools.cvat.client import CvatClient, CvatError
@@ -35,6 +36,11 @@ def raw(event: dict[str, Any]) -> bytes:
 
 def reads(cvat: CvatServer) -> int:
     return sum(path.endswith("/annotations/") for _, path, _ in cvat.asked)
+
+
+def job_of(pulled: Pulled) -> int:
+    (job,) = {change.annotation for change in pulled.changes if isinstance(change, Submission)}
+    return int(job)
 
 
 # --- events
@@ -152,7 +158,7 @@ def test_a_pull_gives_the_accepted_jobs_of_a_project(cvat: CvatServer, labels: C
         cvat.add_job(number, project=2 if number == 2 else 1)
     for number in (4, 2, 1):
         cvat.complete(number)
-    assert [pulled.job for pulled in labels.pull("1")] == [4, 1]
+    assert [job_of(pulled) for pulled in labels.pull("1")] == [4, 1]
     assert [type(change) for change in next(labels.pull("1")).changes] == [ProjectDescribed, Submission]
 
 
@@ -175,13 +181,51 @@ def test_a_pull_goes_on_where_it_was_stopped(
         cvat.complete(number)
     position, found = None, list[int]()
     while True:
-        pulled = next((pulled for pulled in labels.pull("1", position) if pulled.job not in found), None)
+        pulled = next((pulled for pulled in labels.pull("1", position) if job_of(pulled) not in found), None)
         if pulled is None:
             break
-        found.append(pulled.job)
+        found.append(job_of(pulled))
         position = pulled.position  # and stopped there
     assert found == list(range(1, 8))
-    assert [pulled.job for pulled in labels.pull("1", position)] == [7]
+    assert [job_of(pulled) for pulled in labels.pull("1", position)] == [7]
+
+
+def test_a_pull_says_how_much_is_left_and_what_could_not_be_read(
+    cvat: CvatServer, labels: CvatLabels
+) -> None:
+    for number in (1, 2, 3):
+        cvat.add_job(number)
+        cvat.complete(number)
+    cvat.draw(2, "points", [1, 1])
+    pulled = list(labels.pull("1"))
+    assert [part.remaining for part in pulled] == [2, 1, 0]
+    assert [list(part.left_out) for part in pulled] == [[], ["job 2: 1 x points"], []]
+
+
+def test_a_job_that_is_reopened_while_it_is_pulled_gives_nothing(
+    cvat: CvatServer, labels: CvatLabels
+) -> None:
+    for number in (1, 2):
+        cvat.add_job(number)
+        cvat.complete(number)
+    pulling = labels.pull("1")
+    next(pulling)
+    cvat.jobs[2]["state"], cvat.jobs[2]["stage"] = "new", "annotation"  # between its listing and its reading
+    assert [list(part.changes) for part in pulling] == [[]]
+
+
+def test_what_cvat_no_longer_has_is_gone(cvat: CvatServer, labels: CvatLabels) -> None:
+    for number in (1, 2, 3):
+        cvat.add_job(number)
+    del cvat.jobs[2], cvat.jobs[3], cvat.tasks[30]
+    known = [("10", "1"), ("20", "2"), ("30", "3")]
+    assert list(labels.gone(known)) == [AnnotationDeleted("cvat", "2"), TaskDeleted("cvat", "30")]
+    assert list(labels.gone([])) == []
+
+
+def test_what_cannot_be_asked_is_not_gone(cvat: CvatServer) -> None:
+    with pytest.raises(CvatError):
+        list(CvatLabels(CvatClient(cvat.url, "Bearer wrong")).gone([("10", "1")]))
 
 
 @pytest.mark.parametrize("project", ["", "x", "task-", "-1", "1.5", "task-1-2", "1" * 10, "1\n"])

@@ -45,17 +45,17 @@ class Frame:
     deleted: bool
 
 
-def submissions(content: JobContent) -> list[Submission]:
+def submissions(content: JobContent) -> tuple[list[Submission], list[str]]:
     """One Submission for each frame of an accepted job, also where nothing was marked on it.
 
     A job that is not accepted gives nothing at all, so neither what a model drew into it. Deleted
     frames are skipped; so are those on which a track is seen without a keyframe: CVAT keeps the
     keyframes alone, and an image that lacks an object would teach that there is none. What marks
-    no area (tags, points, lines, cuboids, skeletons) and what is damaged is left out, and logged.
+    no area (points, lines, cuboids, skeletons) and what is damaged is left out; the sentences say so.
     """
     job = content.job
     if not is_accepted(job) or job.get("type") not in COUNTED_JOBS or job.get("dimension") == "3d":
-        return []
+        return [], []
     names = {label["id"]: str(label["name"]) for label in content.labels}
     assignee: Json | None = job.get("assignee")
     shapes, incomplete = _shapes(content.annotations, job["stop_frame"])
@@ -81,9 +81,7 @@ def submissions(content: JobContent) -> list[Submission]:
                 skipped=skipped,
             )
         )
-    if left_out:
-        log.info("%s: job %s: left out %s", TOOL, job["id"], dict(left_out))
-    return found
+    return found, [f"job {job['id']}: {count} x {what}" for what, count in left_out.items()]
 
 
 def project_of(row: Json) -> str:

@@ -93,8 +93,8 @@ class CvatClient:
         """The labels of {"project_id": …}, {"task_id": …} or {"job_id": …}, in CVAT's order."""
         return list(self._pages("/api/labels", container))
 
-    def jobs(self, container: Mapping[str, int], since: str | None = None) -> Iterator[Json]:
-        """The jobs of {"project_id": …} or {"task_id": …}, oldest update first.
+    def jobs(self, container: Mapping[str, int], since: str | None = None) -> Iterator[tuple[Json, int]]:
+        """The jobs of {"project_id": …} or {"task_id": …}, oldest update first, and how many are left.
 
         `since`: those updated then or later, as their updated_date has it. A job that is updated
         while its pages are read moves to the end and comes (again), and none is passed over: each
@@ -109,15 +109,16 @@ class CvatClient:
                 rules.append({">=": [{"var": "updated_date"}, since]})
             asked = {"filter": orjson.dumps({"and": rules}).decode(), "sort": "updated_date"}
             found = self._page("/api/jobs", asked, page)
-            fresh = [row for row in found["results"] if (row["id"], row["updated_date"]) not in seen]
-            yield from fresh
-            seen |= {(row["id"], row["updated_date"]) for row in fresh}
+            before = len(seen)
+            for place, row in enumerate(found["results"], (page - 1) * PAGE_SIZE + 1):
+                if (row["id"], row["updated_date"]) not in seen:
+                    seen.add((row["id"], row["updated_date"]))
+                    since = row["updated_date"]
+                    yield row, max(0, found["count"] - place)
             if not found.get("next"):
                 return
-            if fresh:
-                since, page = fresh[-1]["updated_date"], 1
-            else:  # more jobs than a page holds were updated at one time
-                page += 1
+            # Nothing new: more jobs than a page holds were updated at one time.
+            page = 1 if len(seen) > before else page + 1
 
     def functions(self) -> list[Json]:
         """The models that CVAT sees behind CVAT_NUCLIO_HOST: itself asks them for that."""

@@ -116,9 +116,10 @@ def _ping(client: CvatClient, webhook: int, url: str) -> Iterator[str]:
 
 
 def _first_job(client: CvatClient, project: int) -> JobContent | None:
-    """The job that was updated first and has a frame."""
-    job = next(client.jobs({"project_id": project}), None)
-    return client.read_job(job["id"]) if job else None
+    """The job that was updated first."""
+    for job, _ in client.jobs({"project_id": project}):
+        return client.read_job(job["id"])
+    return None
 
 
 def _look_from_cvat(client: CvatClient, content: JobContent | None) -> Iterator[str]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import orjson
 
 from clickmask.errors import InvalidRequest
-from clickmask.labels import Change, ProjectDescribed, Submission
+from clickmask.intake import Pulled
+from clickmask.labels import AnnotationDeleted, Change, ProjectDescribed, Submission, TaskDeleted
 from clickmask.types import ImageRef
 from clickmask_adapters.tools.cvat.accepted import AREAS, project_of, submissions
 from clickmask_adapters.tools.cvat.client import CvatClient, CvatError
@@ -23,15 +24,6 @@ MOST_REMEMBERED = 10_000  # jobs
 DRAWABLE = AREAS | {"any", "unknown"}  # types of a label: a tag or a skeleton is no category of pixels
 
 Json = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Pulled:
-    """What one accepted job says, and the position at which a pull goes on once it was taken in."""
-
-    changes: list[Change]
-    position: str
-    job: int
 
 
 class CvatLabels:
@@ -61,12 +53,14 @@ class CvatLabels:
         if self._taken.get(means.job, 0.0) >= means.updated_at:
             return
         try:
-            changes, updated_at = self._read(means.job)
+            changes, left_out, updated_at = self._read(means.job)
         except CvatError as error:
             if error.status != 404:
                 raise
             log.info("%s: job %d is gone", TOOL, means.job)  # its deletion is an event of its own
             return
+        if left_out:
+            log.info("%s: left out: %s", TOOL, "; ".join(left_out))
         yield from changes
         # Only now: whoever takes them may have failed in between, and will ask again.
         if len(self._taken) >= MOST_REMEMBERED:
@@ -79,15 +73,27 @@ class CvatLabels:
         To be stopped at any time: `Pulled.position` says where to go on. A job that is saved
         meanwhile comes again. Raises InvalidRequest for what names no project, and CvatError.
         """
-        for job in self._client.jobs(container_of(project), position):
+        for job, remaining in self._client.jobs(container_of(project), position):
             if is_accepted(job):
-                yield Pulled(self._read(job["id"])[0], job["updated_date"], job["id"])
+                changes, left_out, _ = self._read(job["id"])
+                yield Pulled(changes, job["updated_date"], left_out, remaining)
 
-    def _read(self, job: int) -> tuple[list[Change], float]:
+    def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
+        """The deletions of those of `annotations`, (task, job), that CVAT no longer has."""
+        for task in dict.fromkeys(task for task, _ in annotations):
+            if _is_gone(partial(self._client.task, int(task))):
+                yield TaskDeleted(TOOL, task)
+                continue
+            for job in (job for of, job in annotations if of == task):
+                if _is_gone(partial(self._client.job, int(job))):
+                    yield AnnotationDeleted(TOOL, job)
+
+    def _read(self, job: int) -> tuple[list[Change], list[str], float]:
+        """What the job says, what could not be read of it, and when it was updated."""
         content = self._client.read_job(job)
-        drawn = submissions(content)
+        drawn, left_out = submissions(content)
         described = [self._describe(content.job, content.labels)] if drawn else []
-        return [*described, *drawn], timestamp(content.job)
+        return [*described, *drawn], left_out, timestamp(content.job)
 
     def _describe(self, job: Json, labels: Sequence[Json]) -> ProjectDescribed:
         number = job["project_id"]
@@ -102,6 +108,16 @@ def container_of(project: str) -> dict[str, int]:
     if not named:
         raise InvalidRequest(f"{project[:40]!r} is neither the number of a CVAT project nor task-NUMBER")
     return {"task_id" if named[1] else "project_id": int(named[2])}
+
+
+def _is_gone(ask: Callable[[], object]) -> bool:
+    try:
+        ask()
+    except CvatError as error:
+        if error.status == 404:
+            return True
+        raise
+    return False
 
 
 def _parsed(event: bytes) -> Json:
