@@ -1,0 +1,67 @@
+"""A small U-Net.
+
+Ronneberger, Fischer, Brox: U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI
+2015. As there: four poolings, two 3 x 3 convolutions a level, channels doubled on the way down,
+2 x 2 up-convolutions, and the features of the way down joined in on the way up. Unlike there: 16
+channels at first instead of 64 (1.9 instead of 31 million weights), padded convolutions, so that
+the answer is as large as the picture, and batch normalisation, which came out that year too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+BASE = 16  # channels at full resolution
+LEVELS = 4  # poolings
+STRIDE = 2**LEVELS  # height and width are multiples of it
+
+
+def build(classes: int) -> UNet:
+    """A U-Net of `classes`, the background among them, with random weights."""
+    return UNet(classes)
+
+
+class DoubleConvolution(nn.Sequential):
+    """(B, inputs, h, w) -> (B, outputs, h, w)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        )
+
+
+class UNet(nn.Module):
+    """(B, 3, H, W) of RGB in [0, 1] -> logits (B, classes, H, W); H and W are multiples of STRIDE."""
+
+    def __init__(self, classes: int, base: int = BASE, levels: int = LEVELS) -> None:
+        super().__init__()
+        widths = [base * 2**level for level in range(levels + 1)]  # 16, 32, 64, 128, 256
+        inputs = [3, *widths[:-1]]
+        self.contracting = nn.ModuleList(
+            DoubleConvolution(before, after) for before, after in zip(inputs, widths, strict=True)
+        )
+        self.upsampling = nn.ModuleList(
+            nn.ConvTranspose2d(width, width // 2, 2, stride=2) for width in reversed(widths[1:])
+        )
+        self.expanding = nn.ModuleList(DoubleConvolution(width, width // 2) for width in reversed(widths[1:]))
+        self.classifier = nn.Conv2d(base, classes, 1)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        features = pixels - 0.5
+        skipped: list[torch.Tensor] = []
+        for level, convolve in enumerate(self.contracting):
+            if level:
+                features = nn.functional.max_pool2d(features, 2)
+            features = convolve(features)  # (B, 16 * 2**level, H / 2**level, W / 2**level)
+            skipped.append(features)
+        skipped.pop()  # the lowest level has nothing to be joined with
+        for upsample, convolve in zip(self.upsampling, self.expanding, strict=True):
+            finer = upsample(features)  # (B, c / 2, 2h, 2w)
+            features = convolve(torch.cat((skipped.pop(), finer), dim=1))  # (B, c, 2h, 2w) -> (B, c / 2, …)
+        return self.classifier(features)

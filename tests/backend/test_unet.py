@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clickmask import plugins
+from clickmask.training import networks
+from clickmask.training.networks import unet
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    torch.manual_seed(0)
+
+
+def test_every_network_answers_in_the_size_of_the_picture() -> None:
+    for name in plugins.names(networks):
+        module = plugins.load(networks, name)
+        network = module.build(3).eval()
+        for height, width in ((module.STRIDE, module.STRIDE), (3 * module.STRIDE, 5 * module.STRIDE)):
+            assert network(torch.rand(2, 3, height, width)).shape == (2, 3, height, width)
+
+
+def test_it_is_the_paper_with_a_quarter_of_its_channels() -> None:
+    network = unet.build(2)
+    assert [block[0].out_channels for block in network.contracting] == [16, 32, 64, 128, 256]
+    assert [block[0].in_channels for block in network.expanding] == [256, 128, 64, 32]
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    assert weights == 1_942_594
+    # With 64 channels it has the paper's 31 million (without the batch normalisation's and with biases).
+    assert sum(p.numel() for p in unet.UNet(2, base=64).parameters()) == pytest.approx(31.0e6, rel=0.01)
+
+
+def test_a_pixel_is_judged_by_its_surroundings_of_188_pixels() -> None:
+    # The receptive field of the paper's contracting path is 140 px; with the way up it is 188.
+    network = unet.build(2).double().eval()
+    pixels = torch.rand(1, 3, 256, 256, dtype=torch.double, requires_grad=True)
+    network(pixels)[0, 0, 127, 127].backward()
+    assert pixels.grad is not None
+    seen = pixels.grad.abs().sum(dim=(0, 1)) > 0
+    rows = seen.any(dim=1).nonzero()
+    assert 150 <= int(rows[-1] - rows[0]) + 1 <= 200
+
+
+def test_every_weight_takes_part() -> None:
+    network = unet.build(2)
+    network(torch.rand(2, 3, 32, 32)).square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    first = unet.build(2).state_dict()
+    torch.manual_seed(0)
+    again = unet.build(2).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
