@@ -209,6 +209,7 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
     @routes.get("/status", summary="How the server is doing, with its last 50 errors")
     async def status() -> Response:
         cache = asdict(workbench.cache_status())
+        intake = workbench.intake_status()
         queue = {"waiting": cache.pop("waiting"), "capacity": cache.pop("queue_length")}
         return _json(
             {
@@ -218,6 +219,10 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
                 "cache": cache,
                 "queue": queue,
                 "inbox": workbench.kept_events(),
+                "intake": asdict(intake)
+                | {"newest_set_aside": [each._asdict() for each in intake.newest_set_aside]}
+                if intake
+                else None,
                 "errors": [asdict(failure) for failure in recent.all()],
             }
         )

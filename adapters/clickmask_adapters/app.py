@@ -18,11 +18,13 @@ from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
 from clickmask.images import ImageLimits
 from clickmask.inbox import Inbox
+from clickmask.intake import Accepting
+from clickmask.kept_images import KeptImages
 from clickmask.runtimes import Runtimes
 from clickmask.store import Store
 from clickmask.weights import WeightsFolder
 from clickmask.workbench import Workbench
-from clickmask_adapters import api, failures, tools, web
+from clickmask_adapters import api, failures, projects, tools, web
 from clickmask_adapters.auth import Gate
 from clickmask_adapters.settings import Settings
 
@@ -32,15 +34,20 @@ COMPUTE_THREADS = 16
 def create_app(settings: Settings, workbench: Workbench | None = None) -> FastAPI:
     """All surfaces on one application: the tools' paths at the root, the API under /v1/, the pages at /.
 
-    The application closes the workbench when it shuts down; None: one made by the settings.
+    The application closes the workbench when it shuts down; None: one made by the settings. Raises
+    OriginRefused where this home holds the labels of another Label Studio or CVAT.
     """
     workbench = workbench or create_workbench(settings)
+    for name, tool in accepting_tools(settings).items():
+        if tool.origin:
+            workbench.store.require_origin(name, tool.origin)
     recent = failures.RecentFailures()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = COMPUTE_THREADS
         workbench.warm_up()
+        read_events(settings, workbench)
         yield
         workbench.close()
 
@@ -55,6 +62,7 @@ def create_app(settings: Settings, workbench: Workbench | None = None) -> FastAP
     )
     failures.install(app, recent)
     app.include_router(api.router(workbench, settings, recent))
+    app.include_router(projects.router(workbench, settings))
     signed: set[str] = set()
     for name in plugins.names(tools):
         tool = plugins.load(tools, name)
@@ -82,12 +90,35 @@ def create_workbench(settings: Settings) -> Workbench:
         AnnotatorCatalogue(annotators, catalogue, embeddings),
         create_images(settings),
         embeddings,
-        Store(settings.home / "store.sqlite"),
+        create_store(settings),
         Inbox(settings.home / "inbox.sqlite"),
         default_segmenter=settings.segmenter,
         max_points=settings.max_points,
         max_preparations=settings.queue_length,
     )
+
+
+def read_events(settings: Settings, workbench: Workbench) -> None:
+    """Begin to take in what the tools' webhooks leave in the inbox."""
+    workbench.read_events(create_kept_images(settings, workbench.store), accepting_tools(settings))
+
+
+def accepting_tools(settings: Settings) -> dict[str, Accepting]:
+    """The tools whose labels can be taken in, by the name of their package."""
+    found = {name: plugins.load(tools, name) for name in plugins.names(tools)}
+    return {name: tool.accepting(settings) for name, tool in found.items() if hasattr(tool, "accepting")}
+
+
+def create_store(settings: Settings) -> Store:
+    """Raises StoreUnavailable."""
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Store(
+        settings.database.get_secret_value() if settings.database else settings.home / "store.sqlite"
+    )
+
+
+def create_kept_images(settings: Settings, store: Store) -> KeptImages:
+    return KeptImages(settings.home / "images", settings.kept_bytes, store.is_labelled)
 
 
 def create_weights(settings: Settings) -> WeightsFolder:
@@ -99,7 +130,7 @@ def create_runtimes(settings: Settings) -> Runtimes:
         settings.runtime,
         exact=settings.precision == "f32",
         threads=settings.threads,
-        memory=settings.home / "runtimes.json",
+        folder=settings.home / "runtimes",
     )
 
 

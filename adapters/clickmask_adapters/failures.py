@@ -35,8 +35,10 @@ STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = MappingProxyType(
         errors.AnnotatorNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.WeightsUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.UnknownProject: HTTPStatus.NOT_FOUND,
         errors.OriginRefused: HTTPStatus.CONFLICT,
         errors.Busy: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.ExportTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         errors.ClickmaskError: HTTPStatus.INTERNAL_SERVER_ERROR,
     }
 )

@@ -57,6 +57,10 @@ class Settings(BaseSettings):
     """Memory for embeddings."""
     disk_bytes: int = 10 * 2**30
     """Room for embeddings under `home`, where they survive a restart; 0: none are kept there."""
+    kept_bytes: int = 50 * 2**30
+    """Room under `home` for the images that labels are on, so that later work needs no labeling tool."""
+    database: SecretStr | None = None
+    """The URL of a database instead of an SQLite file in `home`: postgresql+psycopg://user:password@host/name."""
     image_bytes: int = 256 * 2**20
     """Memory for decoded images."""
     queue_length: int = 64
@@ -73,6 +77,10 @@ class Settings(BaseSettings):
     """A personal access token; or else a user name and password."""
     cvat_username: str | None = Field(default=None, validation_alias="CVAT_USERNAME")
     cvat_password: SecretStr | None = Field(default=None, validation_alias="CVAT_PASSWORD")
+    cvat_candidates: bool = False
+    """Answer a click in CVAT with all the masks that the segmenter considers, not with the best alone."""
+    cvat_direct_function: str | None = None
+    """The function that CVAT means where it calls without a name: its nuclio method `direct`."""
     cvat_webhook_secret: SecretStr | None = Field(default=None, validation_alias="CVAT_WEBHOOK_SECRET")
     """What CVAT signs its webhooks with; without it they are refused."""
 

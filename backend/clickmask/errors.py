@@ -73,3 +73,15 @@ class StoreUnavailable(ClickmaskError):
 
 class OriginRefused(ClickmaskError):
     """This home holds the labels of another Label Studio or CVAT than the one that is configured."""
+
+
+class ExportFailed(ClickmaskError):
+    """An export could not be written, or does not read back as what was meant."""
+
+
+class ExportTooLarge(ClickmaskError):
+    """The export has more bytes than the configured cap."""
+
+
+class UnknownProject(ClickmaskError):
+    """Nothing is kept here of a project of this name."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from clickmask.errors import Busy, ClickmaskError, ImageUnavailable, StoreUnavailable, ToolUnavailable
 from clickmask.inbox import Event, Inbox
 from clickmask.intake import Accepting, Intake
+from clickmask.kept_images import KeptStatus
 from clickmask.store import SetAside, Store
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class IntakeStatus:
     waiting: int
     set_aside: int
     newest_set_aside: list[SetAside]
+    kept_images: KeptStatus
 
 
 class InboxReader:
@@ -70,7 +72,8 @@ class InboxReader:
         """Raises StoreUnavailable."""
         waiting = self._inbox.count(after=self._store.read_to(self._inbox.id))
         aside = self._store.count_set_aside(self._inbox.id)
-        return IntakeStatus(waiting, aside, self._store.set_aside(self._inbox.id))
+        newest = self._store.set_aside(self._inbox.id)
+        return IntakeStatus(waiting, aside, newest, self._intake.kept_status())
 
     def _run(self) -> None:
         anew = True

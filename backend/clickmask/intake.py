@@ -8,7 +8,7 @@ from typing import Protocol
 
 from clickmask.errors import InvalidRequest
 from clickmask.image_source import ImageIdentity, ImageSource
-from clickmask.kept_images import KeptImages
+from clickmask.kept_images import KeptImages, KeptStatus
 from clickmask.labels import (
     AnnotationDeleted,
     Brush,
@@ -94,6 +94,9 @@ class Intake:
             case AnnotationDeleted() | TaskDeleted():
                 self._store.delete(change)
                 return True
+
+    def kept_status(self) -> KeptStatus:
+        return self._kept.status()
 
     def _submit(self, submission: Submission, tool: Accepting) -> bool:
         if not self._store.is_news(submission):

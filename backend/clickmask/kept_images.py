@@ -41,7 +41,8 @@ class KeptImages:
         self._is_labelled = is_labelled
         self._lock = threading.Lock()
         self._refused = 0
-        self._bytes = sum(path.stat().st_size for path in self._files())
+        self._images, self._bytes = 0, 0
+        self._count()
 
     def holds(self, digest: str) -> bool:
         return self._path(digest).exists()
@@ -61,6 +62,7 @@ class KeptImages:
                 return False
             _write(path, raw)
             self._bytes += len(raw)
+            self._images += 1
         return True
 
     def read(self, digest: str) -> bytes:
@@ -72,27 +74,27 @@ class KeptImages:
 
     def status(self) -> KeptStatus:
         with self._lock:
-            count = sum(1 for _ in self._files())
-            return KeptStatus(count, self._bytes, self._capacity, self._refused)
+            return KeptStatus(self._images, self._bytes, self._capacity, self._refused)
 
     def _path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
             raise ValueError(f"{digest[:80]!r} is no digest of an image")
         return self._folder / digest[:2] / digest
 
-    def _files(self) -> list[Path]:
-        return [path for path in self._folder.glob("??/*") if _DIGEST.fullmatch(path.name)]
-
     def _make_room(self, wanted: int) -> None:
         """Another process may have kept and removed images too: count anew, then remove what may go."""
-        found = [(path.stat(), path) for path in self._files()]
-        self._bytes = sum(stat.st_size for stat, _ in found)
-        for stat, path in sorted(found, key=lambda each: each[0].st_mtime):
+        for stat, path in sorted(self._count(), key=lambda each: each[0].st_mtime):
             if self._bytes + wanted <= self._capacity or stat.st_mtime > time.time() - YOUNG:
                 return
             if not self._is_labelled(path.name):
                 path.unlink(missing_ok=True)
                 self._bytes -= stat.st_size
+                self._images -= 1
+
+    def _count(self) -> list[tuple[os.stat_result, Path]]:
+        found = [(path.stat(), path) for path in self._folder.glob("??/*") if _DIGEST.fullmatch(path.name)]
+        self._images, self._bytes = len(found), sum(stat.st_size for stat, _ in found)
+        return found
 
 
 def _write(path: Path, raw: bytes) -> None:

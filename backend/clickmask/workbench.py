@@ -6,6 +6,7 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from clickmask.embeddings import CacheStatus, EmbeddingCache, EmbeddingKey
 from clickmask.errors import Busy, ClickmaskError, ImageUnavailable, InvalidPrompt
 from clickmask.image_source import ImageIdentity, ImageSource
 from clickmask.inbox import Inbox
+from clickmask.inbox_reader import InboxReader, IntakeStatus
+from clickmask.intake import Accepting, Intake
+from clickmask.kept_images import KeptImages
 from clickmask.refinement import Refinement
 from clickmask.store import Store
 from clickmask.types import Embedding, ImageRef, Mask, Prediction, Prompt, Segmenter
@@ -57,6 +61,7 @@ class Workbench:
         self.store = store
         self.inbox = inbox
         self._cache = cache
+        self._reader: InboxReader | None = None
         self._refinement = Refinement()
         self._max_points = max_points
         self._preparations = threading.BoundedSemaphore(max_preparations)
@@ -173,7 +178,18 @@ class Workbench:
     def kept_events(self) -> int:
         return self.inbox.count()
 
+    def read_events(self, kept: KeptImages, tools: Mapping[str, Accepting]) -> None:
+        """Begin to take in the labels of `tools`, by their names, with their images into `kept`."""
+        self._reader = InboxReader(self.inbox, self.store, Intake(self.store, self.images, kept), tools)
+        self._reader.start()
+
+    def intake_status(self) -> IntakeStatus | None:
+        """None where events are kept but not read. Raises StoreUnavailable."""
+        return self._reader.status() if self._reader else None
+
     def close(self) -> None:
+        if self._reader:
+            self._reader.close()
         self._preparers.shutdown(wait=True, cancel_futures=True)
         self._cache.close()
         self.store.close()

@@ -301,7 +301,7 @@ def test_setup_remembers_the_projects_segmenter(given: Any, http: TestClient, wo
     answer = http.post("/setup", json=recorded("02") | {"extra_params": given})
     assert answer.json() == {"model_version": "grabcut"}
     # the same project number, as later requests write it
-    assert workbench.project_segmenter("label-studio", "1") == "grabcut"
+    assert workbench.project_segmenter("label_studio", "1") == "grabcut"
     assert http.post("/setup", json=recorded("02") | {"extra_params": ""}).json() == {"model_version": "disc"}
 
 

@@ -142,7 +142,7 @@ def test_version_two_is_told_the_projects_segmenter(
     model: Any, ml_backend: ModuleType, workbench: Workbench
 ) -> None:
     assert model.model_version == "disc"
-    workbench.set_project("label-studio", "1", "grabcut")
+    workbench.set_project("label_studio", "1", "grabcut")
     assert ml_backend.ClickmaskModel("1", CONFIG).model_version == "grabcut"
     assert ml_backend.ClickmaskModel("2", CONFIG).model_version == "disc"
 
@@ -161,7 +161,7 @@ def test_version_two_keeps_events_whole(model: Any, inbox: Inbox) -> None:
     model.fit(action, event)
     (kept,) = inbox.events()
     assert orjson.loads(kept.body) == recorded("13")
-    assert kept.source == "label-studio"
+    assert kept.source == "label_studio"
 
 
 def test_requests_at_the_same_time_open_one_workbench(

@@ -310,7 +310,7 @@ def test_a_project_is_prepared_with_its_own_segmenter(
     monkeypatch.setattr(LabelStudioClient, "image_ref", lambda _, task, uri: ImageRef(uri))
     result = prepare(StoredDisc(), "label-studio", "1")
     assert (result.exit_code, "1 encoded" in result.stdout) == (0, True)
-    store.set_project_segmenter("label-studio", "1", "grabcut")
+    store.set_project_segmenter("label_studio", "1", "grabcut")
     result = prepare(StoredDisc(), "label-studio", "1")
     assert result.exit_code == 1
     assert "embeddings of grabcut are not stored" in result.stderr

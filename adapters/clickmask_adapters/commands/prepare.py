@@ -15,6 +15,7 @@ from clickmask_adapters.console import console, errors, sentence_on_failure
 from clickmask_adapters.preparing import folder_images, prepare_images
 from clickmask_adapters.preparing_progress import follow
 from clickmask_adapters.settings import Settings
+from clickmask_adapters.tools.label_studio.accepted import TOOL
 from clickmask_adapters.tools.label_studio.client import client_of
 from clickmask_adapters.tools.label_studio.project_images import project_images
 
@@ -43,7 +44,7 @@ def prepare(
     elif what != "label-studio":
         raise typer.BadParameter(f"{what} has no projects: give a folder, or label-studio and a number")
     with sentence_on_failure(), closing(create_workbench(settings)) as workbench:
-        own = workbench.project_segmenter(what, str(project)) if project is not None else None
+        own = workbench.project_segmenter(TOOL, str(project)) if project is not None else None
         chosen = segmenter or own or settings.segmenter
         if not workbench.stores(chosen):
             raise SegmenterNotReady(

@@ -11,7 +11,7 @@ from clickmask.store.projects import Project, Projects
 from clickmask.store.proposals import KEPT_PROPOSALS, Proposals, RememberedProposal
 from clickmask.store.splits import AssignedSide, Splits
 
-__all__ = ["AssignedSide", "Project", "RememberedProposal", "SetAside", "Store"]
+__all__ = ("AssignedSide", "Project", "RememberedProposal", "SetAside", "Store")
 
 
 class Store(Proposals, Projects, Accepted, Splits, Progress):

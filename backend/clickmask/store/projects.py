@@ -88,26 +88,40 @@ class Projects:
             )
         return found
 
+    def knows_project(self, tool: str, project: str) -> bool:
+        """Whether the tool has spoken of it: described it, or submitted something in it."""
+        of = (annotations.c.tool == tool, annotations.c.project == project)
+        with self._database.reading() as connection:
+            return bool(
+                connection.scalar(sa.select(sa.literal(1)).where(*_of(tool, project)))
+                or connection.scalar(sa.select(sa.literal(1)).where(*of).limit(1))
+            )
+
     def categories(self, tool: str, project: str) -> tuple[str, ...]:
         """As the tool lists them; empty where it has not said so yet."""
         chosen = sa.select(projects.c.categories).where(*_of(tool, project))
         with self._database.reading() as connection:
             return tuple(json.loads(connection.scalar(chosen) or "[]"))
 
-    def require_origin(self, tool: str, origin: str) -> None:
-        """The first origin of a tool is remembered; raises OriginRefused for another.
+    def require_origin(self, tool: str, origin: str, moved: bool = False) -> None:
+        """Remember where the tool is; raises OriginRefused if this home holds labels from elsewhere.
 
-        Numbers of projects, tasks and annotations are only unique within one.
+        Numbers of projects, tasks and annotations are only unique within one. `moved`: it is the same
+        one at a new address.
         """
+        some = sa.select(annotations.c.annotation).where(annotations.c.tool == tool).limit(1)
         with self._database.writing() as connection:
             there = connection.scalar(sa.select(origins.c.origin).where(origins.c.tool == tool))
-            if there is None:
-                connection.execute(origins.insert(), {"tool": tool, "origin": origin})
-        if there not in (None, origin):
-            raise OriginRefused(
-                f"this home holds the labels of {there}, not of {origin}: set CLICKMASK_HOME to a folder "
-                "of its own for each"
-            )
+            if there == origin:
+                return
+            if there and not moved and connection.scalar(some):
+                command = f"clickmask pull {tool.replace('_', '-')} PROJECT --moved"
+                raise OriginRefused(
+                    f"this home holds the labels of {there}, not of {origin}: set CLICKMASK_HOME to a folder "
+                    f"of its own for each, or say `{command}` once if it is the same one at a new address"
+                )
+            connection.execute(origins.delete().where(origins.c.tool == tool))
+            connection.execute(origins.insert(), {"tool": tool, "origin": origin})
 
     def _set(self, tool: str, project: str, values: Mapping[str, str | None]) -> None:
         with self._database.writing() as connection:

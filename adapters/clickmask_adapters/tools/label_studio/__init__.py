@@ -1,6 +1,7 @@
 """Label Studio (recorded with 1.23.2): the routes of its machine learning backends."""
 
 from clickmask_adapters.tools.label_studio.commands import connect_command
+from clickmask_adapters.tools.label_studio.pulling import accepting
 from clickmask_adapters.tools.label_studio.routes import router
 
-__all__ = ("connect_command", "router")
+__all__ = ("accepting", "connect_command", "router")

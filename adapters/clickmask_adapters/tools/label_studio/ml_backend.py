@@ -24,10 +24,11 @@ from label_studio_ml.model import LabelStudioMLBase
 from clickmask.errors import ClickmaskError
 from clickmask.workbench import Workbench
 from clickmask_adapters import failures
-from clickmask_adapters.app import create_workbench
+from clickmask_adapters.app import create_workbench, read_events
 from clickmask_adapters.settings import Settings
+from clickmask_adapters.tools.label_studio.accepted import TOOL
 from clickmask_adapters.tools.label_studio.client import client_of
-from clickmask_adapters.tools.label_studio.routes import TOOL, Backend, images_of
+from clickmask_adapters.tools.label_studio.routes import Backend, images_of
 
 Json = Mapping[str, Any]
 
@@ -44,6 +45,7 @@ def _open() -> Opened:
     settings = Settings()
     client = client_of(settings)
     workbench = create_workbench(settings)
+    read_events(settings, workbench)
     atexit.register(workbench.close)
     return Opened(workbench, Backend(workbench, client, settings.min_iou))
 

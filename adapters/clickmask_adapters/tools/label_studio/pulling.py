@@ -11,13 +11,19 @@ from clickmask.errors import InvalidRequest
 from clickmask.intake import Pulled
 from clickmask.labels import AnnotationDeleted, Change, Submission, TaskDeleted
 from clickmask.types import ImageRef
+from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.label_studio import accepted, label_config
 from clickmask_adapters.tools.label_studio.accepted import TOOL
-from clickmask_adapters.tools.label_studio.client import LabelStudioClient, LabelStudioError
+from clickmask_adapters.tools.label_studio.client import LabelStudioClient, LabelStudioError, client_of
 
 PAGE = 50  # tasks: with 20 annotations of 100 kB each a page is 100 MB already
 
 Json = Mapping[str, Any]
+
+
+def accepting(settings: Settings) -> LabelStudioLabels:
+    """The labels of the Label Studio that the settings name."""
+    return LabelStudioLabels(client_of(settings))
 
 
 class LabelStudioLabels:

@@ -21,12 +21,12 @@ from clickmask.errors import ClickmaskError, InvalidRequest
 from clickmask.workbench import Workbench
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.label_studio import label_config, translate
+from clickmask_adapters.tools.label_studio.accepted import TOOL
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient, client_of
 from clickmask_adapters.tools.label_studio.label_config import LabelConfig
 
 log = logging.getLogger(__name__)
 
-TOOL = "label-studio"
 MOST_PREPARED = 64  # images of one request, and requests that wait: a whole project may be sent at once
 EVENT_HEAD = 200  # bytes of an event in which its action stands
 LARGEST_PREPARED = 4 * 2**20  # bytes of an event that is read again for its images
@@ -94,7 +94,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
     async def webhook(body: Body) -> Response:
         if not body.lstrip().startswith(b"{"):
             raise InvalidRequest("an event is a JSON object")
-        await shortly(workbench.keep_event, TOOL, body)
+        await asyncio.wrap_future(workbench.inbox.keep_soon(TOOL, body))
         if b'"TASKS_CREATED"' in body[:EVENT_HEAD] and len(body) <= LARGEST_PREPARED:
             prepare_soon(backend.prepare_created, body)
         if b'"START_TRAINING"' in body[:EVENT_HEAD]:
