@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from clickmask.errors import InvalidRequest
-from clickmask.intake import Pulled
-from clickmask.labels import AnnotationDeleted, ProjectDescribed, Submission, TaskDeleted
+from clickmask.fetch import Fetcher
+from clickmask.image_source import ImageSource
+from clickmask.intake import Intake, Pulled
+from clickmask.kept_images import KeptImages
+from clickmask.labels import AnnotationDeleted, LabelKey, ProjectDescribed, Submission, TaskDeleted
+from clickmask.masks import rle_to_mask
+from clickmask.store import Store
 from clickmask_adapters.tools.cvat import client as client_module
 from clickmask_adapters.tools.cvat.client import CvatClient, CvatError
+from clickmask_adapters.tools.cvat.mask_points import mask_to_points
 from clickmask_adapters.tools.cvat.pulling import MOST_REMEMBERED, CvatLabels, container_of
 from cvat_server import TOKEN, CvatServer, picture
+
+SIZE = (60, 80)
 
 
 @pytest.fixture
@@ -237,3 +247,66 @@ def test_a_project_that_is_none_is_refused(labels: CvatLabels, project: str) -> 
 def test_projects_are_named_as_the_labels_name_them() -> None:
     assert container_of("3") == {"project_id": 3}
     assert container_of("task-7") == {"task_id": 7}
+
+
+# --- into the store
+
+
+@pytest.fixture
+def intake(cvat: CvatServer, store: Store, tmp_path: Path) -> Intake:
+    images = ImageSource(Fetcher(trusted_origins=[cvat.url]))
+    return Intake(store, images, KeptImages(tmp_path / "images", 2**20, store.is_labelled))
+
+
+def take(intake: Intake, labels: CvatLabels, event: dict[str, Any]) -> list[bool]:
+    return [intake.take(change, labels) for change in labels.changes(raw(event))]
+
+
+def test_what_cvat_holds_is_what_is_stored_mask_by_mask(
+    cvat: CvatServer, labels: CvatLabels, intake: Intake, store: Store
+) -> None:
+    cvat.add_job(3, frames=[picture(), picture(80)])
+    blob = np.random.default_rng(0).random(SIZE) < 0.3
+    cvat.draw(3, "mask", list(mask_to_points(blob)))
+    cvat.draw(3, "polygon", [10, 10, 20, 10, 20, 30, 10, 30], frame=1)
+    cvat.draw(3, "rectangle", [10, 20, 50, 30], rotation=90.0, frame=1)
+    assert take(intake, labels, cvat.complete(3)) == [False, True, True]
+    mask, polygon, rectangle = store.labels("cvat", "1")
+    assert mask.key == LabelKey("cvat", "1", "30", "3", str(cvat.annotations[3]["shapes"][0]["id"]))
+    assert np.array_equal(rle_to_mask(mask.rle), blob)
+    expected = np.zeros(SIZE, bool)
+    expected[10:30, 10:20] = True
+    assert np.array_equal(rle_to_mask(polygon.rle), expected)
+    expected[:] = False
+    expected[5:45, 25:35] = True
+    assert np.array_equal(rle_to_mask(rectangle.rle), expected)
+    assert store.categories("cvat", "1") == ("cat", "dog")
+    assert [image.name for image in store.images("cvat", "1")] == ["frame_0.png", "frame_1.png"]
+
+
+def test_a_later_save_replaces_the_whole_set_and_an_older_event_does_not(
+    cvat: CvatServer, labels: CvatLabels, intake: Intake, store: Store
+) -> None:
+    cvat.add_job(3)
+    cvat.draw(3, "rectangle", [10, 10, 30, 20])
+    accepted = cvat.complete(3)
+    take(intake, labels, accepted)
+    cvat.annotations[3]["shapes"].clear()
+    kept = cvat.draw(3, "ellipse", [40, 30, 50, 25])
+    take(intake, labels, cvat.save(3))
+    assert take(intake, CvatLabels(CvatClient(cvat.url, f"Bearer {TOKEN}")), accepted) == [False, False]
+    (label,) = store.labels("cvat", "1")
+    assert label.key.region == str(kept["id"])
+
+
+def test_a_deleted_task_leaves_nothing(
+    cvat: CvatServer, labels: CvatLabels, intake: Intake, store: Store
+) -> None:
+    cvat.add_job(3)
+    cvat.draw(3, "rectangle", [10, 10, 30, 20])
+    event = cvat.complete(3)
+    take(intake, labels, event)
+    take(intake, labels, {"event": "delete:task", "task": {"id": 30}})
+    assert store.labels("cvat", "1") == []
+    again = CvatLabels(CvatClient(cvat.url, f"Bearer {TOKEN}"))
+    assert take(intake, again, event) == [False, False]

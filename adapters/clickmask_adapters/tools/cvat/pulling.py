@@ -14,8 +14,9 @@ from clickmask.errors import InvalidRequest
 from clickmask.intake import Pulled
 from clickmask.labels import AnnotationDeleted, Change, ProjectDescribed, Submission, TaskDeleted
 from clickmask.types import ImageRef
+from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat.accepted import AREAS, project_of, submissions
-from clickmask_adapters.tools.cvat.client import CvatClient, CvatError
+from clickmask_adapters.tools.cvat.client import CvatClient, CvatError, client_of
 from clickmask_adapters.tools.cvat.events import TOOL, JobAccepted, is_accepted, meaning, timestamp
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,11 @@ MOST_REMEMBERED = 10_000  # jobs
 DRAWABLE = AREAS | {"any", "unknown"}  # types of a label: a tag or a skeleton is no category of pixels
 
 Json = Mapping[str, Any]
+
+
+def accepting(settings: Settings) -> CvatLabels:
+    """The labels of the CVAT that the settings name."""
+    return CvatLabels(client_of(settings))
 
 
 class CvatLabels:
