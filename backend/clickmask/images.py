@@ -103,12 +103,42 @@ def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
     return Image(pixels, pixels_digest(pixels))
 
 
+def upright_file(raw: bytes) -> bytes | None:
+    """The same picture with its pixels upright and no EXIF; None if they are upright as they are.
+
+    For readers that do not look at EXIF. JPEG is compressed again, at quality 95; other formats lose
+    nothing. `raw` is an image that `decode_image` has read; InvalidImage if it is not any more.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
+            if opened.format != "JPEG":  # whose EXIF is before its pixels
+                opened.load()
+            orientation = _orientation(opened)
+            return _turned(opened, orientation) if orientation in _UPRIGHT else None
+    except _CORRUPT as error:
+        raise InvalidImage("the image was damaged since it was kept") from error
+
+
 def pixels_digest(pixels: Pixels) -> str:
     """SHA-256 (hex) of the decoder's name, the shape and the pixels."""
     height, width = pixels.shape[:2]
     digest = hashlib.sha256(b"%s %dx%d\n" % (DECODER, height, width))
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
+
+
+def _turned(opened: PIL.Image.Image, orientation: int) -> bytes:
+    profile = opened.info.get("icc_profile")
+    options: dict[str, Any] = {"icc_profile": profile} if profile else {}
+    if opened.format == "JPEG":
+        options |= {"quality": 95, "subsampling": 0}
+    elif opened.format == "WEBP":
+        options |= {"lossless": True}
+    turned = opened.transpose(_UPRIGHT[orientation])
+    turned.info.pop("exif", None)
+    written = io.BytesIO()
+    turned.save(written, opened.format, **options)
+    return written.getvalue()
 
 
 def _upright_rgb(loaded: PIL.Image.Image) -> Pixels:

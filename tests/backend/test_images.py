@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import features
 
 from clickmask.errors import ImageTooLarge, InvalidImage
-from clickmask.images import DECODER, FORMATS, ImageLimits, decode_image, pixels_digest
+from clickmask.images import DECODER, FORMATS, ImageLimits, decode_image, pixels_digest, upright_file
 
 ORIENTATION = 0x0112
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}}
@@ -360,3 +360,32 @@ def test_threads_decode_as_one_thread_does() -> None:
     for thread in threads:
         thread.join()
     assert found == [serial] * 8
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 8])
+def test_a_file_is_turned_upright_for_readers_that_know_no_exif(kind: str, orientation: int) -> None:
+    pixels = np.kron(
+        np.random.default_rng(1).integers(0, 256, (3, 5, 3), np.uint8), np.ones((16, 16, 1), np.uint8)
+    )
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    raw = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(raw, kind, exif=exif, quality=95)
+    upright = upright_file(raw.getvalue())
+    if orientation == 1:
+        assert upright is None
+        return
+    assert upright is not None
+    with PIL.Image.open(io.BytesIO(upright)) as shown:
+        assert shown.format == kind
+        assert 0x0112 not in shown.getexif()
+        stored = np.asarray(shown.convert("RGB")).astype(int)
+    displayed = decode_image(raw.getvalue()).pixels
+    assert np.abs(stored - displayed).mean() < (3 if kind == "JPEG" else 0.01)
+    assert upright_file(upright) is None
+
+
+def test_a_file_that_was_damaged_is_refused_when_it_is_turned() -> None:
+    with pytest.raises(InvalidImage, match="damaged"):
+        upright_file(b"no image")

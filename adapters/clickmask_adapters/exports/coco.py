@@ -1,0 +1,278 @@
+"""COCO instances: `annotations/instances.json` and `images/`.
+
+The format of cocodataset.org/#format-data (2014). Widths and heights, outlines and boxes are those of
+the upright picture. What a reader gets is what pycocotools makes of it: `area` and `bbox` are those of
+its raster of what is written, and every annotation is read back with it before the export appears.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import orjson
+from pycocotools import mask as masks
+from pycocotools.coco import COCO
+
+from clickmask.datasets import Dataset, Sample
+from clickmask.errors import ExportFailed
+from clickmask.labels import AcceptedLabel, Brush, Ellipse, Geometry, Polygon, Rectangle, rectangle_corners
+from clickmask.masks import Rle, mask_to_polygons, ring_area, rle_to_mask
+from clickmask.simplify import simplify_mask
+from clickmask.types import Ring
+from clickmask_adapters.exports import _folder, _pictures
+
+Polygons = Literal["source", "exact", "simplified"]
+Segmentation = list[list[float]] | dict[str, Any]
+
+JSON = Path("annotations/instances.json")
+_PRINTING = threading.Lock()  # pycocotools prints while it loads, and standard output is everybody's
+
+
+@dataclass(frozen=True)
+class _Written:
+    """An annotation as it is written, and the raster that pycocotools must make of it."""
+
+    label: AcceptedLabel
+    segmentation: Segmentation
+    raster: Rle
+    iou: float  # of the raster with the label's mask
+
+
+def write(
+    dataset: Dataset,
+    folder: Path,
+    *,
+    polygons: Polygons = "source",
+    for_cvat: bool = False,
+    with_pictures: bool = True,
+) -> Path:
+    """Write the dataset; the path of its JSON file.
+
+    `polygons` says which masks are written as polygons, all others as run lengths:
+    "source", what was drawn as one ring without holes, as it was drawn; "exact", along pixel edges,
+    and "simplified", in few points at an IoU of 0.98, any mask without holes.
+    `for_cvat`: run lengths have `iscrowd` 1 and are not compressed, as CVAT's own exports have them.
+    """
+    with _folder.replacing(folder) as new:
+        written = [_written(label, polygons) for label in _labels(dataset)]
+        path = new / JSON
+        path.parent.mkdir()
+        path.write_bytes(orjson.dumps(_content(dataset, written, for_cvat)))
+        _require_read_back(path, dataset, written)
+        if with_pictures:
+            _write_pictures(dataset, new / "images")
+    return folder / JSON
+
+
+def losses(dataset: Dataset, *, polygons: Polygons = "source") -> list[str]:
+    """What COCO cannot say of this dataset, or says differently, in sentences."""
+    labels = [label for sample in dataset.samples for label in sample.labels]
+    kinds = Counter(_lost(label.geometry, polygons) for label in labels)
+    empty = len(labels) - sum(1 for _ in _labels(dataset))
+    names = _pictures.file_names(dataset.samples)
+    renamed = sum(names[sample.image] != sample.name for sample in dataset.samples)
+    missing = len(_pictures.missing_pictures(dataset))
+    turned = sum(
+        _pictures.picture(dataset, sample)[1]
+        for sample in dataset.samples
+        if dataset.pictures.holds(sample.image)
+    )
+    counted = [
+        *((count, sentence) for sentence, count in sorted(kinds.items()) if sentence),
+        (empty, "labels cover no pixel and are left out"),
+        (renamed, "images have another file name, for theirs is shared or not one on every system"),
+        (missing, "images are not kept, and only described"),
+        (turned, "images are copies that were turned upright, for many readers do not look at EXIF"),
+    ]
+    found = [f"{int(count)} {sentence}" for count, sentence in counted if count]
+    if dataset.unlabelled == "ignore":
+        found.append("area without a label is unknown in this project, but background in COCO")
+    ious = [each.iou for each in (_written(label, polygons) for label in _labels(dataset)) if each.iou < 1]
+    if ious:
+        found.append(
+            f"{len(ious)} polygons are filled by pycocotools, which rounds vertices, with a mean IoU of "
+            f"{np.mean(ious):.4f} with what was accepted, {min(ious):.4f} at least; exact ones lose nothing"
+        )
+    return found
+
+
+def _lost(geometry: Geometry, polygons: Polygons) -> str:
+    match geometry:
+        case Ellipse():
+            return "ellipses are written as what they cover: COCO has no ellipses"
+        case Rectangle(_, rotation):
+            return (
+                "rotated rectangles are polygons or run lengths: a box of COCO is upright" if rotation else ""
+            )
+        case Polygon(rings) if len(rings) > 1:
+            return "polygons with holes or parts are written as what they cover"
+        case Polygon() if polygons != "source":
+            return "polygons are written as what they cover, not with the points that were drawn"
+        case Polygon() | Brush():
+            return ""
+
+
+def _labels(dataset: Dataset) -> Iterator[AcceptedLabel]:
+    """Those that are written: an area of nothing is refused by many readers."""
+    for sample in dataset.samples:
+        for label in sample.labels:
+            if _area(label.rle):
+                yield label
+
+
+def _written(label: AcceptedLabel, polygons: Polygons) -> _Written:
+    rings = _rings(label, polygons)
+    if rings:
+        flat = [[float(value) for value in ring.ravel()] for ring in rings]
+        height, width = label.size
+        # the stubs know of one polygon only; pycocotools itself takes a list of them
+        raster = _as_text(masks.merge(cast("Any", masks.frPyObjects(cast("Any", flat), height, width))))
+        iou = float(cast("Any", masks).iou([_as_bytes(raster)], [_as_bytes(label.rle)], [0])[0, 0])
+        # A sliver may lie between the centres of all pixels that pycocotools asks for.
+        if _area(raster) and (iou == 1 or polygons != "exact"):
+            return _Written(label, cast("Segmentation", flat), raster, iou)
+    return _Written(label, {"size": list(label.size), "counts": label.rle["counts"]}, label.rle, 1.0)
+
+
+def _rings(label: AcceptedLabel, polygons: Polygons) -> list[Ring]:
+    """What is written as polygons; none where run lengths are."""
+    if polygons == "source":
+        match label.geometry:
+            case Polygon((ring,)) if len(ring) >= 3:  # pycocotools takes four numbers for a box
+                return [np.array(ring, np.float64)]
+            case Rectangle():
+                return [np.array(rectangle_corners(label.geometry))]
+            case _:
+                return []
+    mask = rle_to_mask(label.rle)
+    rings = mask_to_polygons(mask) if polygons == "exact" else simplify_mask(mask).rings
+    return rings if all(ring_area(ring) > 0 for ring in rings) else []
+
+
+def _content(dataset: Dataset, written: Sequence[_Written], for_cvat: bool) -> dict[str, Any]:
+    names = _pictures.file_names(dataset.samples)
+    image_ids = {sample.image: number for number, sample in enumerate(dataset.samples, 1)}
+    category_ids = {name: number for number, name in enumerate(dataset.categories, 1)}
+    return {
+        "info": {
+            "description": f"{dataset.tool} project {dataset.project}",
+            "url": "",
+            "version": dataset.digest,
+            "year": 0,  # a date would make other bytes of the same dataset
+            "contributor": "clickmask",
+            "date_created": "",
+        },
+        "licenses": [{"id": 1, "name": "unknown", "url": ""}],
+        "categories": [
+            {"id": number, "name": name, "supercategory": ""} for name, number in category_ids.items()
+        ],
+        "images": [
+            _image(sample, image_ids[sample.image], names[sample.image]) for sample in dataset.samples
+        ],
+        "annotations": [
+            _annotation(
+                each, number, image_ids[each.label.image], category_ids[each.label.category], for_cvat
+            )
+            for number, each in enumerate(written, 1)
+        ],
+    }
+
+
+def _image(sample: Sample, number: int, name: str) -> dict[str, Any]:
+    height, width = sample.size
+    return {
+        "id": number,
+        "width": width,
+        "height": height,
+        "file_name": name,
+        "license": 1,
+        "flickr_url": "",
+        "coco_url": "",
+        "date_captured": "",
+        "digest": sample.image,
+        "side": "quarantine" if sample.quarantined else sample.side,
+    }
+
+
+def _annotation(each: _Written, number: int, image: int, category: int, for_cvat: bool) -> dict[str, Any]:
+    segmentation, crowd = each.segmentation, 0
+    if for_cvat and isinstance(segmentation, dict):
+        segmentation, crowd = {"size": segmentation["size"], "counts": _runs(each.raster)}, 1
+    key = each.label.key
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "segmentation": segmentation,
+        "area": float(_area(each.raster)),
+        "bbox": _box(each.raster),
+        "iscrowd": crowd,
+        "attributes": {"region": "/".join((key.tool, key.project, key.task, key.annotation, key.region))},
+    }
+
+
+def _require_read_back(path: Path, dataset: Dataset, written: Sequence[_Written]) -> None:
+    """Raise ExportFailed unless pycocotools reads what was meant: images, categories, every mask."""
+    with _PRINTING, contextlib.redirect_stdout(io.StringIO()):
+        read = COCO(str(path))
+    images = [(image["id"], image["height"], image["width"]) for image in read.dataset["images"]]
+    meant = [(number, *sample.size) for number, sample in enumerate(dataset.samples, 1)]
+    categories = [category["name"] for category in read.loadCats(read.getCatIds())]
+    if images != meant or categories != list(dataset.categories) or len(read.anns) != len(written):
+        raise ExportFailed("the export does not read back with the images, categories and annotations meant")
+    for number, each in enumerate(written, 1):
+        annotation = cast("dict[str, Any]", read.anns[number])
+        name = read.cats[annotation["category_id"]]["name"]
+        place: str = dataset.samples[int(annotation["image_id"]) - 1].image
+        found = _as_text(read.annToRLE(cast("Any", annotation)))
+        same = masks.iou([_as_bytes(found)], [_as_bytes(each.raster)], [False])
+        if (
+            (place, name) != (each.label.image, each.label.category)
+            or float(cast("Any", same)[0, 0]) != 1
+            or annotation["area"] != _area(found)
+            or annotation["bbox"] != _box(found)
+        ):
+            raise ExportFailed(f"annotation {number} of the export does not read back as it was meant")
+
+
+def _write_pictures(dataset: Dataset, folder: Path) -> None:
+    folder.mkdir()
+    names = _pictures.file_names(dataset.samples)
+    for sample in dataset.samples:
+        if dataset.pictures.holds(sample.image):
+            (folder / names[sample.image]).write_bytes(_pictures.picture(dataset, sample)[0])
+
+
+def _area(rle: Rle) -> int:
+    return int(cast("Any", masks.area(_as_bytes(rle))))
+
+
+def _box(rle: Rle) -> list[float]:
+    return [float(side) for side in cast("Any", masks.toBbox(_as_bytes(rle)))]
+
+
+def _runs(rle: Rle) -> list[int]:
+    """The run lengths, column by column, not compressed; the first one is of background."""
+    columns = rle_to_mask(rle).ravel(order="F")
+    turns = np.flatnonzero(columns[1:] != columns[:-1]) + 1
+    runs = np.diff(np.concatenate(([0], turns, [columns.size]))).tolist()
+    return [0, *runs] if columns[0] else runs
+
+
+def _as_bytes(rle: Rle) -> Any:
+    return {"size": rle["size"], "counts": rle["counts"].encode("ascii")}
+
+
+def _as_text(encoded: Any) -> Rle:
+    """pycocotools gives `counts` as bytes, files have them as text."""
+    counts = encoded["counts"]
+    text = counts.decode("ascii") if isinstance(counts, bytes) else str(counts)
+    return Rle(size=[int(length) for length in encoded["size"]], counts=text)
