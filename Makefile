@@ -34,7 +34,8 @@ check: $(VENV)/everything
 	$(run)/ruff format --check .
 	$(run)/pyright
 	$(run)/hadolint Dockerfile
-	$(run)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
+	$(run)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml \
+		adapters/clickmask_adapters/tools/cvat/docker-compose.*.yml
 
 format: $(VENV)/everything
 	$(run)/ruff check --fix .

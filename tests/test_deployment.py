@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+import ipaddress
 import re
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
+from clickmask_adapters.auth import Gate
+from clickmask_adapters.commands.serve import serve
+from clickmask_adapters.failures import RecentFailures
 from clickmask_adapters.settings import Settings
+from clickmask_adapters.tools import cvat
 
 ROOT = Path(__file__).parent.parent
 
@@ -61,3 +70,88 @@ def test_the_image_serves_as_an_ordinary_user_and_copies_only_what_is_there() ->
             for source in arguments.split()[:-1]:
                 assert (ROOT / source).exists()
                 assert f"!{source}" in ignored
+
+
+# --- beside CVAT's own docker-compose.yml, whose services these names are (2.73.0)
+
+CVAT_SERVICES = {"cvat_server", "cvat_worker_annotation", "cvat_worker_webhooks"}
+WITH_NUCLIOS_PLACE, ON_THE_HOST = "docker-compose.cvat.yml", "docker-compose.cvat-host.yml"
+
+
+def override(name: str) -> dict[str, Any]:
+    """The file as it ships in the package, with its variables at their defaults."""
+    text = (resources.files(cvat) / name).read_text()
+    return yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
+
+
+@pytest.mark.parametrize("name", [WITH_NUCLIOS_PLACE, ON_THE_HOST])
+def test_trap_1_both_of_cvats_services_ask_the_dashboard(name: str) -> None:
+    services = override(name)["services"]
+    assert set(services) - {"nuclio"} == CVAT_SERVICES
+    for service in ("cvat_server", "cvat_worker_annotation"):
+        assert services[service]["environment"]["CVAT_NUCLIO_INVOKE_METHOD"] == "dashboard"
+    for service in (
+        "cvat_server",
+        "cvat_worker_webhooks",
+    ):  # a ping leaves from the one, deliveries from the other
+        assert "--allow-address=" in services[service]["environment"]["SMOKESCREEN_OPTS"]
+
+
+def test_cvat_finds_clickmask_where_it_looks_for_nuclio() -> None:
+    services = override(WITH_NUCLIOS_PLACE)["services"]
+    command = services["nuclio"]["command"]
+    assert command[command.index("--port") + 1] == "8070"
+    default = inspect.signature(cvat.connect_command).parameters["clickmask_url"].default
+    assert default == "http://nuclio:8070"
+    assert not any("CVAT_NUCLIO_HOST" in service.get("environment", {}) for service in services.values())
+
+
+def test_the_host_variant_names_the_port_that_serve_listens_on() -> None:
+    services = override(ON_THE_HOST)["services"]
+    for service in ("cvat_server", "cvat_worker_annotation"):
+        environment = services[service]["environment"]
+        assert environment["CVAT_NUCLIO_HOST"] == "host.docker.internal"
+        assert environment["CVAT_NUCLIO_PORT"] == inspect.signature(serve).parameters["port"].default
+    for service in services.values():
+        assert service["extra_hosts"] == ["host.docker.internal:host-gateway"]
+
+
+def test_the_network_beside_cvat_has_our_address_and_only_those_who_need_it() -> None:
+    composed = override(WITH_NUCLIOS_PLACE)
+    services = composed["services"]
+    address = services["nuclio"]["networks"]["clickmask"]["ipv4_address"]
+    (subnet,) = (config["subnet"] for config in composed["networks"]["clickmask"]["ipam"]["config"])
+    assert ipaddress.ip_address(address) in ipaddress.ip_network(subnet)
+    assert services["nuclio"]["environment"]["CLICKMASK_TRUSTED_NETWORKS"] == subnet
+    for service in CVAT_SERVICES:
+        assert list(services[service]["networks"]) == ["clickmask"]
+    for service in ("cvat_server", "cvat_worker_webhooks"):
+        assert f"--allow-address={address}" in services[service]["environment"]["SMOKESCREEN_OPTS"].split()
+    alias = services["nuclio"]["environment"]["CVAT_URL"].partition("://")[2].partition(":")[0]
+    assert alias in services["cvat_server"]["networks"]["clickmask"]["aliases"]
+    assert "_" not in alias  # Django refuses such a Host
+    assert [mount.partition(":")[0] for mount in services["nuclio"]["volumes"]] == list(composed["volumes"])
+    assert "ports" not in services["nuclio"]  # nobody outside has to reach it
+
+
+def test_nobody_but_cvats_services_may_click_beside_cvat(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = override(WITH_NUCLIOS_PLACE)["services"]["nuclio"]["environment"]
+    assert set(environment) <= known_variables()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value or ""))
+    settings = Settings()
+    assert not settings.cvat_access_token  # unset in the shell is empty here, and so is no token
+    assert not settings.cvat_webhook_secret
+    inner = FastAPI()
+
+    @inner.get("/{path:path}")
+    async def anything() -> str:
+        return "in"
+
+    gate = Gate(inner, settings, RecentFailures())
+    for address, path, status in [
+        ("10.187.73.3", "/api/functions", 200),
+        ("10.187.73.3", "/v1/status", 403),
+        ("172.18.0.3", "/api/functions", 403),
+    ]:
+        assert TestClient(gate, "http://nuclio:8070", client=(address, 5000)).get(path).status_code == status
