@@ -102,7 +102,7 @@ def place_images(
 ) -> dict[str, ClickmaskError]:
     """Assign a side to each labelled image that has none, in the order in which they were accepted.
 
-    To be called whenever labels were accepted. Images that are not kept, or cannot be read, are
+    Nothing is trained on or measured before that. Images that are not kept, or cannot be read, are
     returned with their errors, and get their side when they can.
     """
     known = {assigned.digest for assigned in store.sides(tool, project)}
@@ -129,8 +129,18 @@ def place_images(
     return missing
 
 
-def snapshot(store: Store, tool: str, project: str, pictures: Pictures | None = None) -> Dataset:
-    """What counts now. Raises InvalidRequest for a project without an accepted annotation."""
+def snapshot(
+    store: Store,
+    tool: str,
+    project: str,
+    pictures: Pictures | None = None,
+    limits: ImageLimits = DEFAULT_LIMITS,
+) -> Dataset:
+    """What counts now. Images that have no side yet get theirs first, by `place_images`.
+
+    Raises InvalidRequest for a project without an accepted annotation.
+    """
+    place_images(store, tool, project, pictures or NoPictures(), limits)
     images, labels = store.images(tool, project), store.labels(tool, project)
     if not images:
         raise InvalidRequest(f"the {tool.replace('_', ' ')} project {project[:80]!r} has no accepted labels")

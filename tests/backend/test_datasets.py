@@ -160,8 +160,7 @@ def test_a_snapshot_of_the_store_says_what_the_project_says(store: Store) -> Non
     submit(store, "c", {"r": ("cell", SQUARE)}, task="3", skipped=True)
     store.describe_project(ProjectDescribed(TOOL, PROJECT, "cells", ("nucleus", "cell")))
     store.set_unlabelled(TOOL, PROJECT, "ignore")
-    assert place_images(store, TOOL, PROJECT, kept("ab")) == {}
-    made = snapshot(store, TOOL, PROJECT)
+    made = snapshot(store, TOOL, PROJECT, kept("ab"))
     assert (made.categories, made.unlabelled) == (("nucleus", "cell"), "ignore")
     assert [(sample.name, len(sample.labels)) for sample in made.samples] == [("a.png", 1), ("b.png", 0)]
     assert all(sample.usable for sample in made.samples)
@@ -247,8 +246,7 @@ def follow(store: Store, history: list[tuple[str, str]], pictures: FilesInMemory
             pictures.missing.clear()
         if rng.random() < 0.5 or not store.images(TOOL, PROJECT):
             continue
-        place_images(store, TOOL, PROJECT, pictures)
-        made = snapshot(store, TOOL, PROJECT)
+        made = snapshot(store, TOOL, PROJECT, pictures)
         for sample in made.samples:
             if sample.side is not None:
                 assert first.setdefault(sample.image, sample.side) == sample.side
