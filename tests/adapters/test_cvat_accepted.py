@@ -110,7 +110,10 @@ def test_frames_of_a_video_share_a_description_and_get_names_of_their_own(cvat: 
     ]
 
 
-def test_what_marks_no_area_is_left_out_and_said(cvat: CvatServer) -> None:
+def test_what_has_no_area_is_left_out_and_what_is_damaged_is_said(
+    cvat: CvatServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     cvat.add_job(3)
     cvat.draw(3, "points", [1, 1])
     cvat.draw(3, "points", [2, 2])
@@ -123,12 +126,11 @@ def test_what_marks_no_area_is_left_out_and_said(cvat: CvatServer) -> None:
     (submission,), said = submissions(content(cvat, 3))
     assert [region.id for region in submission.regions] == [str(kept["id"])]
     assert said == [
-        "job 3: 2 x points",
-        "job 3: 1 x skeleton",
         "job 3: 1 x polygon without area",
         "job 3: 1 x mask without area",
         "job 3: 1 x without a label",
     ]
+    assert "left out {'points': 2, 'skeleton': 1}" in caplog.text
 
 
 def test_what_lies_above_comes_after(cvat: CvatServer) -> None:

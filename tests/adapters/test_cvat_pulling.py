@@ -168,8 +168,10 @@ def test_a_pull_gives_the_accepted_jobs_of_a_project(cvat: CvatServer, labels: C
         cvat.add_job(number, project=2 if number == 2 else 1)
     for number in (4, 2, 1):
         cvat.complete(number)
-    assert [job_of(pulled) for pulled in labels.pull("1")] == [4, 1]
-    assert [type(change) for change in next(labels.pull("1")).changes] == [ProjectDescribed, Submission]
+    assert [job_of(pulled) for pulled in labels.pull("1") if pulled.changes] == [4, 1]
+    assert [part.remaining for part in labels.pull("1")] == [3, 2, 1, 0]  # of all of its jobs
+    *_, last = labels.pull("1")
+    assert [type(change) for change in last.changes] == [ProjectDescribed, Submission]
 
 
 def test_a_task_without_a_project_can_be_pulled(cvat: CvatServer, labels: CvatLabels) -> None:
@@ -206,10 +208,10 @@ def test_a_pull_says_how_much_is_left_and_what_could_not_be_read(
     for number in (1, 2, 3):
         cvat.add_job(number)
         cvat.complete(number)
-    cvat.draw(2, "points", [1, 1])
+    cvat.draw(2, "polygon", [1, 1, 2, 2])
     pulled = list(labels.pull("1"))
     assert [part.remaining for part in pulled] == [2, 1, 0]
-    assert [list(part.left_out) for part in pulled] == [[], ["job 2: 1 x points"], []]
+    assert [list(part.left_out) for part in pulled] == [[], ["job 2: 1 x polygon without area"], []]
 
 
 def test_a_job_that_is_reopened_while_it_is_pulled_gives_nothing(

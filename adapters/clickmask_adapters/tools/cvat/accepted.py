@@ -19,7 +19,8 @@ from clickmask_adapters.tools.cvat.mask_points import points_to_mask
 
 log = logging.getLogger(__name__)
 
-AREAS = frozenset({"mask", "polygon", "rectangle", "ellipse"})  # the others have no pixels
+AREAS = frozenset({"mask", "polygon", "rectangle", "ellipse"})
+WITHOUT_AREA = frozenset({"points", "polyline", "cuboid", "skeleton"})
 COUNTED_JOBS = frozenset({None, "annotation", "ground_truth"})  # a consensus replica is no result yet
 
 Json = Mapping[str, Any]
@@ -51,7 +52,7 @@ def submissions(content: JobContent) -> tuple[list[Submission], list[str]]:
     A job that is not accepted gives nothing at all, so neither what a model drew into it. Deleted
     frames are skipped; so are those on which a track is seen without a keyframe: CVAT keeps the
     keyframes alone, and an image that lacks an object would teach that there is none. What marks
-    no area (points, lines, cuboids, skeletons) and what is damaged is left out; the sentences say so.
+    no area (points, lines, cuboids, skeletons) is left out; so is what is damaged, as the sentences say.
     """
     job = content.job
     if not is_accepted(job) or job.get("type") not in COUNTED_JOBS or job.get("dimension") == "3d":
@@ -81,7 +82,12 @@ def submissions(content: JobContent) -> tuple[list[Submission], list[str]]:
                 skipped=skipped,
             )
         )
-    return found, [f"job {job['id']}: {count} x {what}" for what, count in left_out.items()]
+    without_area = {kind: count for kind, count in left_out.items() if kind in WITHOUT_AREA}
+    if without_area:
+        log.info("%s: job %s: left out %s", TOOL, job["id"], without_area)
+    return found, [
+        f"job {job['id']}: {count} x {what}" for what, count in left_out.items() if what not in WITHOUT_AREA
+    ]
 
 
 def project_of(row: Json) -> str:
@@ -146,7 +152,7 @@ def _regions(
     """Lowest first: what lies above another in CVAT comes after it."""
     for shape in sorted(shapes, key=lambda shape: shape.get("z_order") or 0):
         if shape["type"] not in AREAS:
-            left_out[shape["type"]] += 1
+            left_out[str(shape["type"])] += 1
         elif shape["label_id"] not in names:
             left_out["without a label"] += 1
         elif (drawn := geometry(shape, size)) is None:

@@ -74,15 +74,15 @@ class CvatLabels:
         self._taken[means.job] = updated_at
 
     def pull(self, project: str, position: str | None = None) -> Iterator[Pulled]:
-        """The accepted jobs of a project, or of `task-<id>`, from `position` on, oldest update first.
+        """The jobs of a project, or of `task-<id>`, from `position` on, oldest update first, one a part.
 
-        To be stopped at any time: `Pulled.position` says where to go on. A job that is saved
-        meanwhile comes again. Raises InvalidRequest for what names no project, and CvatError.
+        Those that are not accepted have no changes. A job that is saved meanwhile comes again.
+        Raises InvalidRequest for what names no project, and CvatError.
         """
         for job, remaining in self._client.jobs(container_of(project), position):
-            if is_accepted(job):
-                changes, left_out, _ = self._read(job["id"])
-                yield Pulled(changes, job["updated_date"], left_out, remaining)
+            accepted = is_accepted(job)
+            changes, left_out, _ = self._read(job["id"]) if accepted else ([], [], 0.0)
+            yield Pulled(changes, job["updated_date"], left_out, remaining)
 
     def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
         """The deletions of those of `annotations`, (task, job), that CVAT no longer has."""
