@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +21,7 @@ from PIL import Image as PillowImage
 
 from clickmask.errors import SegmenterNotReady
 from clickmask.refinement import replay
+from clickmask.runtimes.sessions import usable_cores
 from clickmask.segmenters._logits import logits_to_mask
 from clickmask.types import Box, Image, Logits, Mask, Pixels, Point, Prediction, Prompt, Size
 from clickmask.weights import WeightsFolder
@@ -179,10 +181,12 @@ class Sam:
         if isinstance(self._networks, BatchNetworks):
             return self._networks.decode_clicks(embedding.placed, clicks)
         foreground = np.ones(1, np.int32)
-        answers = [
-            self._networks.decode(embedding.placed, click[None], foreground, None, None, multimask=True)
-            for click in clicks
-        ]
+
+        def decode(click: NDArray[np.float32]) -> tuple[Logits, NDArray[np.float32]]:
+            return self._networks.decode(embedding.placed, click[None], foreground, None, None, multimask=True)
+
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            answers = list(pool.map(decode, clicks))
         return np.stack([masks for masks, _ in answers]), np.stack([scores for _, scores in answers])
 
     def enlarge(self, embedding: SamEmbedding, logits: Logits, size: Size, threshold: float = 0.0) -> Mask:

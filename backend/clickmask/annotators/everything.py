@@ -1,0 +1,203 @@
+"""Segment everything: a promptable segmenter is clicked all over the image, and the sound masks stay.
+
+Kirillov et al., "Segment Anything", arXiv 2304.02643, appendix B, as SamAutomaticMaskGenerator of
+segment-anything 1.0 does it without crops, with its parameters under its names. Two things differ:
+a mask is cut out at the image's full size only once it has passed, and the grid lies in clickmask's
+frame, half a pixel of SAM's input from where the reference, which adds that half twice, has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.catalogue import Catalogue
+from clickmask.embeddings import EmbeddingCache, EmbeddingKey
+from clickmask.errors import AnnotatorNotReady, SegmenterNotReady
+from clickmask.masks import mask_box
+from clickmask.types import Embedding, Image, Logits, Mask, Prediction, Size, Sweeping
+
+LABEL = "object"
+JUDGED_SIDE = 1024  # px; masks of larger images are judged at this size: it is all that SAM sees
+
+Boxes = NDArray[np.float64]  # (N, 4) of left, top, right, bottom; the last column and row are in it
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Where to click and what to keep. Thresholds are the reference's, chosen there for ViT-H."""
+
+    points_per_side: int = 32
+    points_per_batch: int = 64
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    stability_score_offset: float = 1.0  # logits
+    box_nms_thresh: float = 0.7
+    min_mask_region_area: int = 100  # pixels: smaller islands and holes are no part of an object
+
+
+SWEEP = Sweep()
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One answer to one click that the segmenter believes in, and whose outline is firm."""
+
+    logits: Logits  # (1, h, w)
+    score: float
+    box: NDArray[np.float64]  # (4,), of the mask at the size at which it was judged
+
+
+class Everything:
+    """See the module. It keeps nothing of an image but its embedding, in the cache that clicks use."""
+
+    labels = (LABEL,)
+
+    def __init__(self, name: str, segmenter: Sweeping[Any], embeddings: EmbeddingCache, sweep: Sweep) -> None:
+        self.name = name
+        self._segmenter = segmenter
+        self._embeddings = embeddings
+        self._sweep = sweep
+
+    def annotate(self, image: Image) -> list[tuple[str, Prediction]]:
+        """Raises Busy while too many other images wait to be encoded."""
+        key = EmbeddingKey(self._segmenter.name, image.digest)
+        embedding, _ = self._embeddings.get(key, lambda: self._segmenter.encode(image))
+        candidates = list(self._candidates(embedding, image.size))
+        boxes = np.array([candidate.box for candidate in candidates]).reshape(-1, 4)
+        scores = np.array([candidate.score for candidate in candidates])
+        best = [candidates[index] for index in distinct(boxes, scores, self._sweep.box_nms_thresh)]
+        masks = [self._segmenter.enlarge(embedding, each.logits, image.size) for each in best]
+        kept = self._without_small_regions(masks)
+        return [
+            (LABEL, Prediction(masks[index], min(max(best[index].score, 0.0), 1.0), self.name))
+            for index in sorted(kept)  # `best` is in order
+            if masks[index].any()
+        ]
+
+    def _candidates(self, embedding: Embedding, size: Size) -> Iterator[Candidate]:
+        sweep, judged = self._sweep, _at_most(size, JUDGED_SIDE)
+        points = grid(sweep.points_per_side) * (size[1], size[0])
+        for start in range(0, len(points), sweep.points_per_batch):
+            batch = points[start : start + sweep.points_per_batch]
+            logits, scores = self._segmenter.decode_clicks(embedding, batch)
+            for point, answer in np.argwhere(scores > sweep.pred_iou_thresh):
+                one = logits[point, answer][None]
+                box = self._box_if_stable(embedding, one, judged)
+                if box is not None:
+                    yield Candidate(one.copy(), float(scores[point, answer]), box)
+
+    def _box_if_stable(self, embedding: Embedding, logits: Logits, size: Size) -> NDArray[np.float64] | None:
+        """The mask's box, if masks cut at higher and at lower logits are nearly the same."""
+        offset = self._sweep.stability_score_offset
+        larger = np.count_nonzero(self._segmenter.enlarge(embedding, logits, size, -offset))
+        smaller = np.count_nonzero(self._segmenter.enlarge(embedding, logits, size, offset))
+        if not larger or smaller / larger < self._sweep.stability_score_thresh:
+            return None
+        return inclusive_box(self._segmenter.enlarge(embedding, logits, size))
+
+    def _without_small_regions(self, masks: list[Mask]) -> list[int]:
+        """Clean `masks`, in place, and give those that are distinct still; untouched ones win."""
+        untouched = np.ones(len(masks))
+        for index, mask in enumerate(masks):
+            masks[index] = without_small_regions(mask, self._sweep.min_mask_region_area)
+            untouched[index] = masks[index] is mask
+        boxes = np.array([inclusive_box(mask) for mask in masks]).reshape(-1, 4)
+        return distinct(boxes, untouched, self._sweep.box_nms_thresh)
+
+
+def variants(segmenters: Catalogue, **options: object) -> tuple[str, ...]:
+    """The segmenters that can be swept, as their modules say in `SWEEPS`."""
+    names = [status.name for status in segmenters.statuses()]
+    return tuple(name for name in names if _sweeps(segmenters, name))
+
+
+def missing(variant: str, segmenters: Catalogue, **options: object) -> str:
+    try:
+        segmenters.require_ready(variant)
+    except SegmenterNotReady as error:
+        return str(error)
+    return ""
+
+
+def labels(variant: str, **options: object) -> tuple[str, ...]:
+    return (LABEL,)
+
+
+def load(variant: str, segmenters: Catalogue, embeddings: EmbeddingCache) -> Everything:
+    """Raises AnnotatorNotReady, UnknownSegmenter and SegmenterNotReady."""
+    segmenter = segmenters.get(variant)
+    if not isinstance(segmenter, Sweeping):
+        raise AnnotatorNotReady(f"{variant} cannot be clicked all over an image")
+    return Everything(f"everything:{variant}", segmenter, embeddings, SWEEP)
+
+
+def grid(points_per_side: int) -> NDArray[np.float64]:
+    """(N, 2) points (x, y) in the unit square, row by row, half a step from its sides."""
+    steps = (np.arange(points_per_side) + 0.5) / points_per_side
+    y, x = np.meshgrid(steps, steps, indexing="ij")
+    return np.stack([x, y], axis=-1).reshape(-1, 2)
+
+
+def distinct(boxes: Boxes, scores: NDArray[np.float64], iou: float) -> list[int]:
+    """Indices of the boxes to keep, best first: those whose IoU with every better one is at most `iou`.
+
+    Non-maximum suppression as torchvision's, to which a box that is one pixel wide has no area.
+    """
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    waiting = np.argsort(-scores, kind="stable")
+    kept: list[int] = []
+    while waiting.size:
+        best, waiting = int(waiting[0]), waiting[1:]
+        kept.append(best)
+        top_left = np.maximum(boxes[best, :2], boxes[waiting, :2])
+        sides = (np.minimum(boxes[best, 2:], boxes[waiting, 2:]) - top_left).clip(min=0)
+        shared = sides.prod(axis=1)
+        waiting = waiting[shared <= iou * (areas[best] + areas[waiting] - shared)]
+    return kept
+
+
+def inclusive_box(mask: Mask) -> NDArray[np.float64]:
+    """Left, top, right, bottom; all 0 if the mask is empty."""
+    x0, y0, x1, y1 = mask_box(mask) or (0, 0, 1, 1)
+    return np.array([x0, y0, x1 - 1, y1 - 1], np.float64)
+
+
+def without_small_regions(mask: Mask, area: int) -> Mask:
+    """`mask` without holes, then without islands, of fewer than `area` pixels; itself if it has none.
+
+    Diagonal neighbours are one region here. The largest island stays, however small.
+    """
+    regions, sizes = _regions(~mask)
+    if (small := sizes < area).any():
+        mask = mask | np.isin(regions, np.flatnonzero(small) + 1)
+    regions, sizes = _regions(mask)
+    if (large := sizes >= area).all():
+        return mask
+    kept = np.flatnonzero(large) if large.any() else np.argmax(sizes, keepdims=True)
+    return np.isin(regions, kept + 1)
+
+
+def _regions(mask: Mask) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(H, W) numbers of connected regions, 0 where there is none, and the areas of 1, 2, ..."""
+    _, regions, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
+    return regions.astype(np.int32, copy=False), stats[1:, cv2.CC_STAT_AREA].astype(np.int32)
+
+
+def _at_most(size: Size, side: int) -> Size:
+    scale = min(1.0, side / max(size))
+    height, width = (max(1, round(length * scale)) for length in size)
+    return height, width
+
+
+def _sweeps(segmenters: Catalogue, name: str) -> bool:
+    try:
+        module, _ = segmenters.plugin(name)
+    except SegmenterNotReady:  # a package is missing
+        return False
+    return getattr(module, "SWEEPS", False)
