@@ -131,7 +131,7 @@ class Accepted:
         chosen = sa.select(annotations.c.task, annotations.c.annotation).where(*of).distinct()
         with self._database.reading() as connection:
             ordered = chosen.order_by(annotations.c.task, annotations.c.annotation)
-            return [row.tuple() for row in connection.execute(ordered)]
+            return [(task, name) for task, name in connection.execute(ordered)]
 
     def known_image(self, submission: Submission) -> ImageIdentity | None:
         """The image at the submission's address, if an annotation of the same task was made on it."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 
 from clickmask.errors import StoreUnavailable
 from clickmask.store.schema import HEAD
@@ -80,7 +80,9 @@ def _sentence() -> Generator[None]:
     """The driver's words name paths and passwords: they stay in the log's traceback."""
     try:
         yield
-    except OperationalError as error:
+    except DatabaseError as error:
+        if not isinstance(error, OperationalError) and type(error) is not DatabaseError:
+            raise  # a mistake of ours; a damaged file is a DatabaseError and no more
         raise StoreUnavailable(
             "the database cannot be used just now: is it there, and is there room?"
         ) from error

@@ -1,0 +1,154 @@
+"""The database itself: its settings, its migrations, and what happens where there is none."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from accepting import TOOL, box, submitted
+from clickmask.errors import OriginRefused, StoreUnavailable
+from clickmask.image_source import ImageIdentity
+from clickmask.store import Store
+from clickmask.store import database as database_module
+from clickmask.store.database import Database
+from clickmask.store.schema import HEAD, metadata
+from clickmask.types import Prediction, Prompt
+from fakes import disc_mask
+from pictures import SIZE
+
+
+def test_sqlite_takes_the_settings_that_it_was_given(store: Store) -> None:
+    wanted = {"journal_mode": "wal", "synchronous": 1, "busy_timeout": 5000}
+    for transaction in (store._database.reading, store._database.writing):
+        with transaction() as connection:
+            found = {name: connection.scalar(sa.text(f"PRAGMA {name}")) for name in wanted}
+        assert found == wanted
+
+
+def test_settings_that_sqlite_does_not_take_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "PRAGMAS", {"journal_mode": "network"})
+    with pytest.raises(StoreUnavailable, match="journal_mode"):
+        Store(tmp_path / "store.sqlite")
+
+
+def test_an_empty_file_is_migrated_to_what_the_tables_say(store: Store) -> None:
+    with store._database.reading() as connection:
+        assert connection.scalar(sa.text("SELECT version_num FROM alembic_version")) == HEAD
+        context = MigrationContext.configure(connection)
+        assert compare_metadata(context, metadata) == []
+
+
+def test_a_migrated_file_is_opened_without_migrating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(tmp_path / "store.sqlite").close()
+    monkeypatch.setattr(Database, "writing", lambda _: pytest.fail("it was migrated again"))
+    Store(tmp_path / "store.sqlite").close()
+
+
+def test_a_migration_that_fails_leaves_nothing_half_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clickmask.store import migrating
+
+    upgrade = migrating.upgrade
+
+    def broken(connection: sa.Connection) -> None:
+        upgrade(connection)
+        raise sa.exc.OperationalError("full", None, sqlite3.OperationalError("disk is full"))
+
+    monkeypatch.setattr(migrating, "upgrade", broken)
+    with pytest.raises(StoreUnavailable):
+        Store(tmp_path / "store.sqlite")
+    with sqlite3.connect(tmp_path / "store.sqlite") as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
+    connection.close()
+
+
+def test_several_processes_may_open_an_empty_file_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        stores = list(pool.map(lambda _: Store(tmp_path / "store.sqlite"), range(4)))
+    for store in stores:
+        store.close()
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("no url", "not the address of a known database"),
+        ("oracle9://host/name", "not the address of a known database"),
+        ("mysql+asyncmy://host/name", "needs the package asyncmy"),
+    ],
+)
+def test_an_address_of_no_database_is_refused(where: str, said: str) -> None:
+    with pytest.raises(StoreUnavailable, match=said):
+        Store(where)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    path.write_bytes(b"this is a text, and a long one" * 100)
+    with pytest.raises(StoreUnavailable):
+        Store(path)
+    with pytest.raises(StoreUnavailable):
+        Store(tmp_path / "no folder" / "store.sqlite")
+
+
+def test_an_exception_undoes_its_transaction(store: Store) -> None:
+    with pytest.raises(KeyError), store._database.writing() as connection:
+        connection.execute(sa.text("INSERT INTO origins VALUES ('a', 'b')"))
+        raise KeyError
+    store.require_origin("a", "c")
+
+
+def test_one_home_serves_one_origin_of_each_tool(store: Store) -> None:
+    store.require_origin(TOOL, "http://first")
+    store.require_origin("cvat", "http://second")
+    store.require_origin(TOOL, "http://mistyped")  # there is no label yet
+    store.require_origin(TOOL, "http://first")
+    store.accept(submitted(box()), ImageIdentity("d" * 64, SIZE), [])
+    store.require_origin(TOOL, "http://first")
+    with pytest.raises(OriginRefused, match="of http://first, not of http://second: set CLICKMASK_HOME"):
+        store.require_origin(TOOL, "http://second")
+    store.require_origin(TOOL, "http://second", moved=True)
+    store.require_origin(TOOL, "http://second")
+
+
+def test_proposals_of_an_image_come_in_their_order(store: Store) -> None:
+    prediction = Prediction(disc_mask((60, 80), [(20.0, 30.5)]), 0.75, "disc")
+    for number, digest in enumerate(["d", "e", "d"]):
+        store.remember_proposal(f"id{number}", digest, Prompt(((1.0, 2.0),)), prediction)
+    assert [proposal.id for proposal in store.proposals("d")] == ["id0", "id2"]
+    assert store.proposals("f") == []
+
+
+def test_a_pull_remembers_where_it_was(store: Store) -> None:
+    assert store.pull_position(TOOL, "1") is None
+    store.set_pull_position(TOOL, "1", "20")
+    store.set_pull_position(TOOL, "1", "40")
+    assert store.pull_position(TOOL, "1") == "40"
+    store.set_pull_position(TOOL, "1", None)
+    assert store.pull_position(TOOL, "1") is None
+
+
+@pytest.mark.slow
+def test_postgresql_keeps_the_same() -> None:
+    """Needs CLICKMASK_TEST_POSTGRESQL, the URL of an empty database that may be written to."""
+    url = os.environ.get("CLICKMASK_TEST_POSTGRESQL")
+    if not url:
+        pytest.skip("CLICKMASK_TEST_POSTGRESQL names no database")
+    store = Store(url)
+    image = ImageIdentity("d" * 64, SIZE)
+    rle = {"size": list(SIZE), "counts": "0"}
+    assert store.accept(submitted(box(proposal="p")), image, [(box(), rle)])  # type: ignore[list-item]  # a dict is one
+    assert not store.accept(submitted(box()), image, [])
+    (label,) = store.labels(TOOL, "1")
+    assert (label.geometry, label.rle, label.accepted_at) == (box().geometry, rle, 1.0)
+    store.close()
