@@ -1,0 +1,70 @@
+"""Training crops: the same picture never comes twice in the same way."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.types import Pixels
+
+IGNORED = 255  # in labels: of unknown class
+Labels = NDArray[np.uint8]  # (H, W): 0 background, k the k-th category, IGNORED
+
+SCALES = (0.75, 1.33)  # of the picture's own size
+COLOUR = 0.25  # how far brightness, contrast and saturation go, as a share
+TINT = 0.06  # and each channel
+ON_AN_OBJECT = 0.7  # of the crops are centred on a pixel of a category, each category as often
+
+
+class LabelledPixels(Protocol):
+    """A picture and the class of each of its pixels; both may be read anew at each access."""
+
+    @property
+    def pixels(self) -> Pixels: ...
+
+    @property
+    def labels(self) -> Labels: ...
+
+
+def draw_crop(sample: LabelledPixels, side: int, chance: np.random.Generator) -> tuple[Pixels, Labels]:
+    """A square of `side`, scaled, flipped, turned by quarters and recoloured; new arrays.
+
+    What lies beyond the picture is black, and IGNORED.
+    """
+    pixels, labels = sample.pixels, sample.labels
+    scale = math.exp(chance.uniform(math.log(SCALES[0]), math.log(SCALES[1])))
+    row, column = _centre(labels, chance)
+    # One warp does scaling, cropping and padding. cv2 has pixel centres at whole numbers.
+    warp = np.array([[scale, 0, side / 2 - scale * column], [0, scale, side / 2 - scale * row]])
+    colours = np.asarray(cv2.warpAffine(pixels, warp, (side, side), flags=cv2.INTER_LINEAR), np.uint8)
+    classes = cv2.warpAffine(labels, warp, (side, side), flags=cv2.INTER_NEAREST, borderValue=IGNORED)
+    turns, mirrored = int(chance.integers(4)), bool(chance.integers(2))
+    colours, classes = np.rot90(colours, turns), np.rot90(classes, turns)
+    if mirrored:
+        colours, classes = colours[:, ::-1], classes[:, ::-1]
+    return _recoloured(colours, chance), np.array(classes, np.uint8)
+
+
+def _centre(labels: Labels, chance: np.random.Generator) -> tuple[float, float]:
+    """Row and column: of a pixel of a random category, or anywhere."""
+    categories = np.setdiff1d(labels, (0, IGNORED))
+    if len(categories) and chance.random() < ON_AN_OBJECT:
+        rows, columns = np.nonzero(labels == chance.choice(categories))
+        index = int(chance.integers(len(rows)))
+        return float(rows[index]), float(columns[index])
+    height, width = labels.shape
+    return chance.uniform(0, height), chance.uniform(0, width)
+
+
+def _recoloured(pixels: NDArray[np.uint8], chance: np.random.Generator) -> Pixels:
+    brightness, contrast, saturation = 1 + chance.uniform(-COLOUR, COLOUR, 3)
+    values = pixels.astype(np.float32)
+    grey = values.mean(axis=2, keepdims=True)
+    values = grey + (values - grey) * saturation
+    values = (values - 127.5) * contrast + 127.5 * brightness
+    values *= 1 + chance.uniform(-TINT, TINT, 3)
+    return np.rint(values).clip(0, 255).astype(np.uint8)

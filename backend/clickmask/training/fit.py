@@ -1,0 +1,245 @@
+"""The training loop of networks that label every pixel.
+
+Seeded: crops depend on the seed and the number of the step alone, so a run that was stopped goes
+on as if it had not been. Where the time budget, and not the number of steps, ends a run, its
+learning rate follows the clock, and two runs differ as their clocks do.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from clickmask.metrics import miou
+from clickmask.training.augmentation import IGNORED, LabelledPixels, draw_crop
+from clickmask.training.checkpoint import State, read_checkpoint, write_checkpoint
+from clickmask.training.inference import confusion_matrices
+from clickmask.training.losses import class_weights, segmentation_loss
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 20  # steps
+LAST_RATE = 0.01  # of the peak, where the cosine ends
+CLIP = 1.0  # norm of the gradient
+BETTER = 0.001  # of mIoU; less is no improvement
+
+Reason = Literal["all steps done", "out of time", "no longer improving", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training is, and how long at most."""
+
+    steps: int = 3000
+    seconds: float = 1200.0  # of all runs together, when it is stopped and goes on
+    side: int = 256  # px of a crop; a multiple of the network's stride
+    crops: int = 8  # a step
+    rate: float = 2e-3  # at its peak
+    decay: float = 1e-3
+    average: float = 0.99  # of the weights, from one step to the next
+    validate_every: int = 50  # steps; the checkpoint is written then too
+    patience: int = 10  # validations without an improvement
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is. Seconds are of training and validation, of all runs together."""
+
+    step: int
+    steps: int
+    loss: float  # mean since the report before
+    validation_miou: float  # NaN before the first validation, and where there is nothing to validate on
+    seconds: float
+    seconds_left: float  # at most: it may stop earlier
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """The averaged weights of the best validation (the last ones where none could be made)."""
+
+    state: State
+    validation_miou: float
+    step: int  # at which these weights were
+    reason: Reason
+
+
+class Fit:
+    """A run, made anew or from the checkpoint that it left. One `run` each, in one thread."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        stride: int,
+        training: Sequence[LabelledPixels],
+        validation: Sequence[LabelledPixels],
+        classes: int,
+        plan: Plan,
+        checkpoint: Path,
+        identity: str = "",
+    ) -> None:
+        """`checkpoint` is gone on from if it is of the same plan, classes and `identity` (the dataset's).
+
+        `network` is trained in place, on its own device. Raises ValueError without training samples.
+        """
+        if not training:
+            raise ValueError("there is no image to train on")
+        self.plan, self.step, self.seconds = plan, 0, 0.0
+        self._network, self._stride = network, stride
+        self._training, self._validation, self._classes = training, validation, classes
+        self._checkpoint, self._identity = (
+            checkpoint,
+            {"identity": identity, "classes": classes, **asdict(plan)},
+        )
+        self._device = next(network.parameters()).device
+        self._average = copy.deepcopy(network).requires_grad_(False).eval()
+        self._optimiser: Any = torch.optim.AdamW(network.parameters(), plan.rate, weight_decay=plan.decay)
+        self._best = Fitted(network.state_dict(), math.nan, 0, "cancelled")
+        self._validated = math.nan  # the mIoU of the last validation
+        self._worse = 0  # validations since the best one
+        self._weights = class_weights(_pixels_by_class(training, classes)).to(self._device)
+        self._resume()
+
+    def run(
+        self,
+        report: Callable[[Progress], None] = lambda _: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Fitted:
+        """Train until `plan` is done or validation no longer improves; `report` is called at validations."""
+        losses: list[float] = []
+        while (reason := self._reason_to_stop(cancelled)) is None:
+            started = time.perf_counter()
+            losses.append(self._learn())
+            self.step += 1
+            if validating := self.step % self.plan.validate_every == 0:
+                self._validate()
+            self.seconds += time.perf_counter() - started
+            if validating:
+                self._save()
+                report(self._progress(losses))
+                losses.clear()
+        if losses:  # steps that no validation has seen
+            self._validate()
+        log.info("training ended at step %d: %s", self.step, reason)
+        return Fitted(self._best.state, self._best.validation_miou, self._best.step, reason)
+
+    def _reason_to_stop(self, cancelled: Callable[[], bool]) -> Reason | None:
+        if cancelled():
+            return "cancelled"
+        if self.step >= self.plan.steps:
+            return "all steps done"
+        if self.seconds >= self.plan.seconds:
+            return "out of time"
+        return "no longer improving" if self._worse >= self.plan.patience else None
+
+    def _learn(self) -> float:
+        """One step; its loss."""
+        pixels, labels = self._batch()
+        self._network.train()
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.plan.rate * self._schedule()
+        self._optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
+            logits = self._network(pixels)  # bfloat16 gains nothing on a CPU
+        loss = segmentation_loss(logits, labels, self._weights)
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(self._network.parameters(), CLIP)
+        self._optimiser.step()
+        self._follow()
+        return float(loss.detach())
+
+    def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Crops (B, 3, side, side) in [0, 1], and their labels (B, side, side)."""
+        chance = np.random.default_rng((self.plan.seed, self.step))
+        chosen = chance.integers(len(self._training), size=self.plan.crops)
+        crops = [draw_crop(self._training[int(index)], self.plan.side, chance) for index in chosen]
+        pixels = torch.tensor(np.stack([pixels for pixels, _ in crops]), device=self._device)
+        labels = torch.tensor(np.stack([labels for _, labels in crops]), device=self._device)
+        return pixels.permute(0, 3, 1, 2).float() / 255, labels.long()  # (B, H, W, 3) -> (B, 3, H, W)
+
+    def _schedule(self) -> float:
+        """The learning rate, as a share of its peak: a short rise, then a cosine."""
+        rise = min(1.0, (self.step + 1) / WARM_UP)
+        return rise * (LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * self._done())) / 2)
+
+    def _done(self) -> float:
+        """The part of the plan that is done, by steps or by the clock, whichever is further."""
+        return min(1.0, max(self.step / self.plan.steps, self.seconds / self.plan.seconds))
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the averaged weights a little; more at first, when they are still those of the start."""
+        keep = min(self.plan.average, (1 + self.step) / (10 + self.step))
+        theirs = self._network.state_dict()
+        for name, ours in self._average.state_dict().items():
+            if ours.is_floating_point():
+                ours.lerp_(theirs[name], 1 - keep)
+            else:
+                ours.copy_(theirs[name])
+
+    def _validate(self) -> None:
+        """Keep the averaged weights if they are the best so far, or if nothing can tell."""
+        matrices = confusion_matrices(self._average, self._validation, self._classes, self._stride)
+        found = self._validated = float(miou(matrices.sum(axis=0)))
+        best = self._best.validation_miou
+        log.info("step %d: validation mIoU %.3f", self.step, found)
+        if math.isnan(found) or math.isnan(best) or found > best + BETTER:
+            state = {name: tensor.clone() for name, tensor in self._average.state_dict().items()}
+            self._best, self._worse = Fitted(state, found, self.step, "cancelled"), 0
+        else:
+            self._worse += 1
+
+    def _progress(self, losses: Sequence[float]) -> Progress:
+        plan = self.plan
+        by_steps = self.seconds / self.step * (plan.steps - self.step)
+        left = max(0.0, min(by_steps, plan.seconds - self.seconds))
+        mean = sum(losses) / len(losses)
+        return Progress(self.step, plan.steps, mean, self._validated, self.seconds, left)
+
+    def _save(self) -> None:
+        write_checkpoint(
+            self._checkpoint,
+            {
+                "of": self._identity,
+                "step": self.step,
+                "seconds": self.seconds,
+                "worse": self._worse,
+                "network": self._network.state_dict(),
+                "average": self._average.state_dict(),
+                "optimiser": self._optimiser.state_dict(),
+                "best": self._best.state,
+                "best_miou": self._best.validation_miou,
+                "best_step": self._best.step,
+            },
+        )
+
+    def _resume(self) -> None:
+        kept = read_checkpoint(self._checkpoint, self._device)
+        if kept is None or kept["of"] != self._identity:
+            return
+        self._network.load_state_dict(kept["network"])
+        self._average.load_state_dict(kept["average"])
+        self._optimiser.load_state_dict(kept["optimiser"])
+        self.step, self.seconds, self._worse = kept["step"], kept["seconds"], kept["worse"]
+        self._best = Fitted(kept["best"], kept["best_miou"], kept["best_step"], "cancelled")
+        log.info("going on from step %d", self.step)
+
+
+def _pixels_by_class(samples: Sequence[LabelledPixels], classes: int) -> NDArray[np.int64]:
+    """(classes,) how many pixels of each there are."""
+    counts = np.zeros(classes, np.int64)
+    for sample in samples:
+        labels = sample.labels
+        counts += np.bincount(labels[labels != IGNORED].ravel(), minlength=classes)
+    return counts

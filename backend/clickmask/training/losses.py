@@ -1,0 +1,45 @@
+"""What a network that labels pixels is trained to make small."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from clickmask.training.augmentation import IGNORED
+
+LARGEST_WEIGHT = 10.0  # of a class, times that of the most frequent one
+
+
+def class_weights(pixels: NDArray[np.int64]) -> torch.Tensor:
+    """(K,) from the number of pixels of each class: one over its square root, at most LARGEST_WEIGHT.
+
+    The most frequent class weighs 1. A class without pixels weighs as much: nothing is known of it.
+    """
+    counts = torch.as_tensor(pixels, dtype=torch.float32)
+    weights = (counts.max() / counts.clamp(min=1)).sqrt().clamp(max=LARGEST_WEIGHT)
+    return torch.where(counts > 0, weights, torch.ones_like(weights))
+
+
+def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted cross-entropy + Dice, one number: logits (B, K, H, W), labels (B, H, W) with IGNORED.
+
+    Dice as in Milletari, Navab, Ahmadi: V-Net, 3DV 2016, over the pixels of the batch: the mean of
+    1 - Dice of the label classes (not the background) that the batch has; none, no Dice.
+    """
+    logits = logits.float()  # sums over all pixels are too long for 16 bits
+    known = labels != IGNORED
+    if not known.any():
+        return logits.sum() * 0.0
+    entropy = functional.cross_entropy(logits, labels, weight=weights, ignore_index=IGNORED)
+    classes = logits.shape[1]
+    probabilities = logits.softmax(dim=1) * known[:, None]  # (B, K, H, W)
+    truth = functional.one_hot(torch.where(known, labels, 0), classes).permute(0, 3, 1, 2) * known[:, None]
+    both = (probabilities * truth).sum(dim=(0, 2, 3))  # (K,)
+    each = probabilities.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
+    present = truth.sum(dim=(0, 2, 3)) > 0
+    present[0] = False
+    if not present.any():
+        return entropy
+    return entropy + (1 - 2 * both[present] / each[present]).mean()

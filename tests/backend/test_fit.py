@@ -1,0 +1,217 @@
+"""The training loop, on pictures small enough to be learnt in seconds."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clickmask.metrics import miou
+from clickmask.training.augmentation import IGNORED, Labels, draw_crop
+from clickmask.training.fit import Fit, Fitted, Plan, Progress
+from clickmask.training.inference import confusion_matrices, predict
+from clickmask.training.losses import class_weights, segmentation_loss
+from clickmask.training.networks import unet
+from clickmask.types import Pixels
+from drawn import disc, rectangle
+
+SIZE = (48, 64)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    pixels: Pixels
+    labels: Labels
+
+
+def drawn(seed: int) -> Drawn:
+    """A red disc (1) and a blue square (2) on noisy grey."""
+    random = np.random.default_rng(seed)
+    labels = np.zeros(SIZE, np.uint8)
+    labels[disc(SIZE, (random.uniform(12, 24), random.uniform(12, 36)), 9)] = 1
+    x, y = (int(value) for value in random.integers((34, 4), (46, 28)))
+    labels[rectangle(SIZE, (x, y, x + 15, y + 15))] = 2
+    colours = np.array([(110, 110, 110), (200, 60, 60), (60, 60, 200)])[labels]
+    return Drawn((colours + random.normal(0, 10, colours.shape)).clip(0, 255).astype(np.uint8), labels)
+
+
+TRAINING, VALIDATION = [drawn(seed) for seed in range(6)], [drawn(seed) for seed in range(10, 13)]
+PLAN = Plan(steps=12, side=32, crops=2, validate_every=4, rate=5e-3)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in one order, so that two runs can be compared to the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return unet.UNet(3, base=4, levels=2)
+
+
+def fit(plan: Plan, checkpoint: Path, validation: Sequence[Drawn] = VALIDATION, identity: str = "") -> Fit:
+    return Fit(small_network(), 4, TRAINING, validation, 3, plan, checkpoint, identity)
+
+
+def same_weights(first: Fitted, second: Fitted) -> bool:
+    return all(torch.equal(first.state[name], second.state[name]) for name in first.state)
+
+
+def test_a_network_learns_drawn_shapes_it_has_not_seen(tmp_path: Path) -> None:
+    reports: list[Progress] = []
+    run = fit(replace(PLAN, steps=120, crops=4, validate_every=20), tmp_path / "a.pt")
+    fitted = run.run(reports.append)
+    assert fitted.validation_miou > 0.8
+    network = small_network()
+    network.load_state_dict(fitted.state)
+    matrices = confusion_matrices(network, VALIDATION, 3, 4)
+    assert miou(matrices.sum(axis=0)) == pytest.approx(fitted.validation_miou)
+    assert [each.step for each in reports] == list(range(20, 121, 20))
+    assert reports[-1].loss < 0.7 * reports[0].loss
+    assert reports[0].seconds_left > 0 == reports[-1].seconds_left
+    assert fitted.reason == "all steps done"
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
+    whole = fit(PLAN, tmp_path / "whole.pt").run()
+    stopped = fit(PLAN, tmp_path / "stopped.pt")
+    answer = stopped.run(cancelled=lambda: stopped.step == 6)  # two steps after the checkpoint
+    assert answer.reason == "cancelled"
+    resumed = fit(PLAN, tmp_path / "stopped.pt")
+    assert resumed.step == 4
+    assert resumed.seconds > 0
+    again = resumed.run()
+    assert again.validation_miou == whole.validation_miou
+    assert same_weights(again, whole)
+
+
+def test_the_same_seed_trains_the_same_weights_and_another_does_not(tmp_path: Path) -> None:
+    first = fit(PLAN, tmp_path / "1.pt").run()
+    assert same_weights(first, fit(PLAN, tmp_path / "2.pt").run())
+    assert not same_weights(first, fit(replace(PLAN, seed=1), tmp_path / "3.pt").run())
+
+
+def test_a_checkpoint_of_another_dataset_or_plan_is_not_gone_on_from(tmp_path: Path) -> None:
+    fit(PLAN, tmp_path / "a.pt", identity="one").run()
+    assert fit(PLAN, tmp_path / "a.pt", identity="one").step == 12
+    assert fit(PLAN, tmp_path / "a.pt", identity="two").step == 0
+    assert fit(replace(PLAN, rate=1e-3), tmp_path / "a.pt", identity="one").step == 0
+
+
+def test_a_file_that_is_no_checkpoint_is_said_and_training_starts_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for content in (b"", b"no checkpoint", b"\x80\x02cos\nsystem\n."):
+        (tmp_path / "a.pt").write_bytes(content)
+        assert fit(PLAN, tmp_path / "a.pt").step == 0
+    assert caplog.text.count("a.pt is no checkpoint: training starts anew") == 3
+
+
+def test_training_stops_when_validation_no_longer_improves(tmp_path: Path) -> None:
+    plan = replace(PLAN, steps=1000, validate_every=1, patience=3, rate=0.0)
+    fitted = fit(plan, tmp_path / "a.pt").run()
+    assert fitted.reason == "no longer improving"
+    assert fit(plan, tmp_path / "a.pt").step < 100
+
+
+def test_the_time_budget_ends_a_run_also_one_that_is_gone_on_with(tmp_path: Path) -> None:
+    plan = replace(PLAN, steps=100_000, seconds=0.5, validate_every=2)
+    fitted = fit(plan, tmp_path / "a.pt").run()
+    assert fitted.reason == "out of time"
+    again = fit(plan, tmp_path / "a.pt")
+    before = again.step
+    again.run()
+    assert again.step - before < before, "the seconds before count"
+
+
+def test_without_anything_to_validate_on_the_last_weights_are_kept(tmp_path: Path) -> None:
+    fitted = fit(PLAN, tmp_path / "a.pt", validation=[]).run()
+    assert math.isnan(fitted.validation_miou)
+    assert fitted.step == 12
+    odd = fit(replace(PLAN, steps=11), tmp_path / "b.pt", validation=[]).run()
+    assert odd.step == 11, "the steps after the last validation count too"
+
+
+def test_no_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no image to train on"):
+        Fit(small_network(), 4, [], VALIDATION, 3, PLAN, tmp_path / "a.pt")
+
+
+def test_crops_are_drawn_by_chance_and_labels_stay_on_their_pixels() -> None:
+    sample = Drawn(np.repeat(drawn(0).labels[..., None] * np.uint8(100), 3, axis=2), drawn(0).labels)
+    crops = [draw_crop(sample, 32, np.random.default_rng(seed)) for seed in range(20)]
+    assert len({pixels.tobytes() for pixels, _ in crops}) == 20
+    for pixels, labels in crops:
+        assert pixels.shape == (32, 32, 3)
+        assert pixels.dtype == labels.dtype == np.uint8
+        shades = [pixels[labels == number].mean() for number in (0, 1, 2) if (labels == number).any()]
+        assert shades == sorted(shades), "0, 100 and 200"
+    again = draw_crop(sample, 32, np.random.default_rng(3))
+    assert (again[0] == crops[3][0]).all()
+    assert (again[1] == crops[3][1]).all()
+
+
+def test_what_lies_beyond_the_picture_is_ignored() -> None:
+    sample = Drawn(np.full((8, 8, 3), 200, np.uint8), np.zeros((8, 8), np.uint8))
+    pixels, labels = draw_crop(sample, 64, np.random.default_rng(0))
+    assert set(np.unique(labels)) == {0, IGNORED}
+    assert (labels == 0).sum() == pytest.approx(64, abs=70)
+    assert pixels[labels == IGNORED].mean() < pixels[labels == 0].mean()
+
+
+def test_most_crops_have_an_object_in_the_middle() -> None:
+    labels = np.zeros((400, 400), np.uint8)
+    labels[200:204, 200:204] = 1
+    sample = Drawn(np.zeros((400, 400, 3), np.uint8), labels)
+    middle = [draw_crop(sample, 16, np.random.default_rng(seed))[1][6:10, 6:10].any() for seed in range(40)]
+    assert 0.5 < np.mean(middle) < 0.9
+
+
+def test_the_loss_is_small_for_the_truth_and_blind_to_what_is_ignored() -> None:
+    labels = torch.tensor(drawn(0).labels).long()[None]
+    weights = torch.ones(3)
+    right = nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2) * 20.0
+    assert segmentation_loss(right, labels, weights) < 1e-3
+    assert segmentation_loss(-right, labels, weights) > 1.0
+    unknown = labels.clone()
+    unknown[:, 10:] = IGNORED
+    spoilt = right.clone()
+    spoilt[:, :, 10:] = torch.randn_like(spoilt[:, :, 10:]) * 9
+    assert segmentation_loss(spoilt, unknown, weights) == segmentation_loss(right, unknown, weights)
+    nothing = torch.full_like(labels, IGNORED)
+    assert segmentation_loss(right.requires_grad_(), nothing, weights) == 0
+
+
+def test_dice_is_the_mean_of_the_label_classes_that_are_there_by_hand() -> None:
+    labels = torch.tensor([[[0, 1]]])
+    logits = torch.zeros(1, 3, 1, 2)  # a third for each class
+    entropy = math.log(3)
+    dice = 2 * (1 / 3) / (2 / 3 + 1)  # class 1: a third on each of two pixels, one of them true
+    assert float(segmentation_loss(logits, labels, torch.ones(3))) == pytest.approx(entropy + 1 - dice)
+    background = torch.zeros_like(labels)
+    assert float(segmentation_loss(logits, background, torch.ones(3))) == pytest.approx(entropy)
+
+
+def test_rare_classes_weigh_more_up_to_a_limit() -> None:
+    weights = class_weights(np.array([10_000, 2_500, 1, 0]))
+    assert weights.tolist() == [1.0, 2.0, 10.0, 1.0]
+
+
+def test_a_picture_of_any_size_is_labelled_in_its_own_size() -> None:
+    network = copy.deepcopy(small_network()).eval()
+    for height, width in ((1, 1), (7, 30), (33, 64)):
+        labels = predict(network, np.zeros((height, width, 3), np.uint8), 4)
+        assert labels.shape == (height, width)
+        assert labels.dtype == np.uint8
