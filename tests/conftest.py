@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import fakes
 from clickmask import annotators, segmenters
 from clickmask.catalogue import AnnotatorCatalogue, AnnotatorStatus, Catalogue, SegmenterStatus
 from clickmask.embeddings import EmbeddingCache
@@ -28,6 +30,9 @@ class OneSegmenter(Catalogue):
     def require(self, name: str) -> None:
         if name not in self._loaded:
             super().require(name)
+
+    def plugin(self, name: str) -> tuple[ModuleType, str]:
+        return (fakes, "") if name == self._segmenter.name else super().plugin(name)
 
     def statuses(self) -> list[SegmenterStatus]:
         return [*super().statuses(), SegmenterStatus(self._segmenter.name, True, "")]

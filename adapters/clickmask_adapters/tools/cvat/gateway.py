@@ -1,12 +1,158 @@
-"""The three routes of nuclio's dashboard that CVAT calls, answered without nuclio."""
+"""The routes of nuclio's dashboard that CVAT 2.73.0 calls, and nothing else of it: no code ever comes in.
+
+CVAT asks for a function's description before each call of it: that never waits for a segmenter, nor
+for the pool that segmenters keep busy. Of an answer that is no success its users see the reason phrase.
+"""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any
 
+import orjson
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from clickmask.errors import AnnotatorNotReady, Busy, ClickmaskError, SegmenterNotReady
 from clickmask.workbench import Workbench
 from clickmask_adapters.settings import Settings
+from clickmask_adapters.tools.cvat.functions import Function, functions
+from clickmask_adapters.tools.cvat.invoking import Invoker
+
+log = logging.getLogger(__name__)
+
+BELIEVED = 5.0  # seconds for which the list of functions is taken for the truth: making it takes 0.03
+PATIENCE = {"interactor": 50.0, "embedding": 50.0}  # seconds; nginx before CVAT gives up on a click after 60
+DEFAULT_TIMEOUT = 120.0  # seconds; CVAT's own default, where its request does not say
+RESERVE = 5.0  # seconds before CVAT's timeout that an answer should be on its way
 
 
 def router(workbench: Workbench, settings: Settings) -> APIRouter:
-    return APIRouter(include_in_schema=False)
+    offered = Offered(workbench)
+    offered.log_what_is_left_out()
+    invoker = Invoker(workbench, settings.min_iou, every_candidate=settings.cvat_candidates)
+    listing = ThreadPoolExecutor(1, thread_name_prefix="cvat-functions")
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        yield
+        listing.shutdown()
+
+    routes = APIRouter(include_in_schema=False, lifespan=lifespan)
+
+    async def current() -> Mapping[str, Function]:
+        return await asyncio.get_running_loop().run_in_executor(listing, offered.now)
+
+    async def required(name: str) -> Function:
+        function = (await current()).get(name)
+        if function is None:
+            raise HTTPException(HTTPStatus.NOT_FOUND, f"clickmask offers no function {name[:80]!r}")
+        return function
+
+    async def invoke(request: Request, name: str) -> Response:
+        function = await required(name)
+        body = await request.body()  # its size was limited at the gate
+        until = time.monotonic() + patience(function, request.headers.get("x-nuclio-invoke-timeout", ""))
+        user_agent = request.headers.get("user-agent", "")
+        while True:
+            try:
+                return await _within(until, invoker.answer, function, body, user_agent)
+            except Busy as error:
+                # A batch of CVAT's ends with the first frame that fails, so a detector waits its turn.
+                if function.kind != "detector" or time.monotonic() + error.retry_after >= until:
+                    raise _refusal(HTTPStatus.TOO_MANY_REQUESTS, error, error.retry_after) from error
+                await asyncio.sleep(error.retry_after)
+            except (SegmenterNotReady, AnnotatorNotReady) as error:
+                raise _refusal(HTTPStatus.CONFLICT, error) from error
+            except ClickmaskError:
+                raise
+            except Exception as error:  # a plugin is foreign code; CVAT would show its users a bare 500
+                log.exception("cvat: %s failed", function.runs)
+                sentence = f"{function.runs} failed on this image; clickmask's log has the details"
+                raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, sentence) from error
+
+    @routes.get("/api/functions")
+    async def list_functions(request: Request) -> Response:
+        port = _port(request)
+        return _json({name: each.described(port) for name, each in (await current()).items()})
+
+    @routes.get("/api/functions/{name}")
+    async def describe_function(name: str, request: Request) -> Response:
+        return _json((await required(name)).described(_port(request)))
+
+    @routes.post("/api/function_invocations")
+    async def invoke_function(request: Request) -> Response:
+        return await invoke(request, request.headers.get("x-nuclio-function-name", ""))
+
+    if direct := settings.cvat_direct_function:
+
+        @routes.post("/")
+        async def invoke_directly(request: Request) -> Response:
+            return await invoke(request, direct)
+
+    return routes
+
+
+class Offered:
+    """The functions that can be called now, by name. Loads no model."""
+
+    def __init__(self, workbench: Workbench) -> None:
+        self._workbench = workbench
+        self._functions: Mapping[str, Function] = {}
+        self._until = 0.0  # monotonic seconds
+
+    def now(self) -> Mapping[str, Function]:
+        if time.monotonic() >= self._until:
+            self._functions, _ = self._look()
+            self._until = time.monotonic() + BELIEVED
+        return self._functions
+
+    def log_what_is_left_out(self) -> None:
+        for reason in self._look()[1]:
+            log.warning("cvat: not offered: %s", reason)
+
+    def _look(self) -> tuple[dict[str, Function], list[str]]:
+        bench = self._workbench
+        return functions(bench.segmenters(), bench.annotators(), bench.default_segmenter)
+
+
+def patience(function: Function, timeout: str) -> float:
+    """Seconds in which the answer must be there; `timeout` is CVAT's own, such as "120s"."""
+    given = re.fullmatch(r"(\d{1,6}(?:\.\d{1,9})?)s", timeout)
+    seconds = float(given[1]) if given else DEFAULT_TIMEOUT
+    return max(1.0, min(seconds - RESERVE, PATIENCE.get(function.kind, seconds)))
+
+
+async def _within(until: float, call: Any, *arguments: object) -> Response:
+    """What `call` gives, in the pool of the segmenters; Busy if it takes longer, and it goes on."""
+    working = asyncio.ensure_future(run_in_threadpool(call, *arguments))
+    done, _ = await asyncio.wait({working}, timeout=max(0.0, until - time.monotonic()))
+    if done:
+        return working.result()
+    working.add_done_callback(_log_late)
+    raise Busy("clickmask is still working on this image; try again in a moment")
+
+
+def _log_late(working: asyncio.Future[Response]) -> None:
+    error = None if working.cancelled() else working.exception()
+    log.info("cvat: an answer came too late%s", f": {error}" if error else "")
+
+
+def _refusal(status: HTTPStatus, error: Exception, retry_after: float | None = None) -> HTTPException:
+    headers = {"Retry-After": f"{retry_after:.0f}"} if retry_after is not None else None
+    return HTTPException(status, str(error), headers)
+
+
+def _port(request: Request) -> int:
+    return int((request.scope.get("server") or ("", 0))[1] or 0)
+
+
+def _json(content: object) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")
