@@ -14,8 +14,8 @@ import clickmask
 from clickmask.errors import InvalidRequest
 from clickmask.masks import group_rings, mask_area, mask_box, mask_to_rle
 from clickmask.simplify import simplify_mask
-from clickmask.types import ImageRef, Prompt
-from clickmask.workbench import Proposal, Workbench
+from clickmask.types import ImageRef, Prediction, Prompt
+from clickmask.workbench import Workbench
 from clickmask_adapters.failures import RecentFailures
 from clickmask_adapters.settings import Settings
 
@@ -56,7 +56,15 @@ class PromptIn(Strict):
         return Prompt(tuple(self.foreground), tuple(self.background), self.box)
 
 
-class ProposalsIn(Strict):
+class WantedIn(Strict):
+    want: list[Literal["rle", "polygons"]] = Field(["rle", "polygons"])
+    min_iou: float | None = Field(
+        None, gt=0, le=1, description="The IoU with the mask that polygons must reach; 1: exact. Null: 0.98"
+    )
+    max_points: int | None = Field(None, ge=3, description="At most so many points, whatever the IoU")
+
+
+class ProposalsIn(WantedIn):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
@@ -74,11 +82,12 @@ class ProposalsIn(Strict):
     image: ImageIn
     prompt: PromptIn
     segmenter: str | None = Field(None, description="A name from /v1/segmenters; null: the default")
-    want: list[Literal["rle", "polygons"]] = Field(["rle", "polygons"])
-    min_iou: float | None = Field(
-        None, gt=0, le=1, description="The IoU with the mask that polygons must reach; 1: exact. Null: 0.98"
-    )
-    max_points: int | None = Field(None, ge=3, description="At most so many points, whatever the IoU")
+
+
+class AnnotationsIn(WantedIn):
+    image: ImageIn
+    annotator: str = Field(description="A name from /v1/annotators")
+    min_score: float = Field(0, ge=0, le=1, description="Objects of a lower score are left out")
 
 
 class ImagesIn(Strict):
@@ -102,8 +111,7 @@ class PolygonOut(BaseModel):
     holes: list[list[XY]]
 
 
-class ProposalOut(BaseModel):
-    id: str
+class MaskOut(BaseModel):
     score: Annotated[float, Field(description="The segmenter's own estimate of the IoU, 0 to 1")]
     area: Annotated[int, Field(description="Pixels")]
     box: Annotated[tuple[float, float, float, float] | None, Field(description="Null: nothing was found")]
@@ -111,6 +119,10 @@ class ProposalOut(BaseModel):
     polygons: list[PolygonOut] | None = None
     iou: Annotated[float | None, Field(description="Of the polygons with the mask")] = None
     points: Annotated[int | None, Field(description="Of all polygons together")] = None
+
+
+class ProposalOut(MaskOut):
+    id: str
 
 
 class ProposalsOut(BaseModel):
@@ -141,6 +153,16 @@ class ProposalsOut(BaseModel):
     proposals: list[ProposalOut]
 
 
+class ObjectOut(MaskOut):
+    label: str
+
+
+class AnnotationsOut(BaseModel):
+    image: ImageOut
+    annotator: str
+    objects: list[ObjectOut]
+
+
 class SegmenterOut(BaseModel):
     name: str
     ready: bool
@@ -150,6 +172,14 @@ class SegmenterOut(BaseModel):
 class SegmentersOut(BaseModel):
     default: str
     segmenters: list[SegmenterOut]
+
+
+class AnnotatorOut(SegmenterOut):
+    labels: Annotated[list[str], Field(description="What it finds; none while it is not ready")]
+
+
+class AnnotatorsOut(BaseModel):
+    annotators: list[AnnotatorOut]
 
 
 class ErrorOut(BaseModel):
@@ -163,7 +193,7 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
             400: "The request is not what is expected",
             401: "The secret is missing",
             403: "The image must not be read, or the caller may not ask",
-            404: "No such segmenter",
+            404: "No such segmenter or annotator",
             410: "The digest is not known any more: send the image again",
             413: "Too large",
             422: "The prompt or the image cannot be",
@@ -184,9 +214,36 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
             {
                 "image": {"digest": first.digest, "width": width, "height": height},
                 "segmenter": first.prediction.segmenter,
-                "proposals": [_described(proposal, asked, settings.min_iou) for proposal in made],
+                "proposals": [
+                    {"id": proposal.id} | _described(proposal.prediction, asked, settings.min_iou)
+                    for proposal in made
+                ],
             }
         )
+
+    @routes.post(
+        "/annotations", response_model=AnnotationsOut, summary="Every object in an image, without a prompt"
+    )
+    def annotations(asked: AnnotationsIn) -> Response:
+        ref = asked.image.ref()
+        identity = workbench.identify(ref)
+        found = workbench.annotate(ref, asked.annotator)
+        height, width = identity.size
+        return _json(
+            {
+                "image": {"digest": identity.digest, "width": width, "height": height},
+                "annotator": asked.annotator,
+                "objects": [
+                    {"label": label} | _described(prediction, asked, settings.min_iou)
+                    for label, prediction in found
+                    if prediction.score >= asked.min_score
+                ],
+            }
+        )
+
+    @routes.get("/annotators", response_model=AnnotatorsOut, summary="What annotates whole images")
+    def annotators() -> Response:
+        return _json({"annotators": [asdict(status) for status in workbench.annotators()]})
 
     @routes.post(
         "/images", response_model=ImageOut, summary="Make an image known, and encode it ahead of the clicks"
@@ -230,11 +287,10 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
     return routes
 
 
-def _described(proposal: Proposal, asked: ProposalsIn, min_iou: float) -> dict[str, Any]:
-    mask = proposal.prediction.mask
+def _described(prediction: Prediction, asked: WantedIn, min_iou: float) -> dict[str, Any]:
+    mask = prediction.mask
     described: dict[str, Any] = {
-        "id": proposal.id,
-        "score": proposal.prediction.score,
+        "score": prediction.score,
         "area": mask_area(mask),
         "box": mask_box(mask),
     }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +19,10 @@ from clickmask.workbench import Workbench
 from clickmask_adapters import api
 from clickmask_adapters.failures import RecentFailures, install
 from clickmask_adapters.settings import Settings
-from fakes import DiscSegmenter, disc_mask
-from pictures import SIZE, png_base64
+from drawn import scene
+from fakes import DiscSegmenter, DrawnAnnotator, disc_mask
+from pictures import SIZE, png_base64, to_base64
+from waiting import until
 
 CLICK = {"foreground": [[40, 30]]}
 
@@ -67,6 +70,54 @@ def test_an_iou_of_one_is_exact_and_holes_are_holes(client: TestClient) -> None:
     assert len(polygon["holes"]) == 1
     assert proposal["iou"] == 1
     assert np.array_equal(polygons_mask(proposal["polygons"]), rle_to_mask(proposal["rle"]))
+
+
+def annotate(client: TestClient, **more: Any) -> Any:
+    body = {"image": {"data": to_base64(scene().pixels)}, "annotator": "drawn"} | more
+    answer = client.post("/v1/annotations", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_every_object_of_an_image_is_given_with_its_label(client: TestClient) -> None:
+    answer = annotate(client, min_iou=1)
+    assert {"width": 320, "height": 240}.items() <= answer["image"].items()
+    assert answer["annotator"] == "drawn"
+    assert {found["label"] for found in answer["objects"]} == set(scene().objects)
+    for found in answer["objects"]:
+        mask = rle_to_mask(found["rle"])
+        assert mask_iou(mask, scene().objects[found["label"]]) > 0.9
+        rings = [np.array(ring) for part in found["polygons"] for ring in [part["outer"], *part["holes"]]]
+        assert np.array_equal(polygons_to_mask(rings, mask.shape), mask)
+        assert found["area"] == mask.sum()
+    assert annotate(client, image={"data": png_base64()})["objects"] == []
+
+
+def test_objects_below_the_score_that_is_asked_for_are_left_out(client: TestClient) -> None:
+    scores = [found["score"] for found in annotate(client, want=[])["objects"]]
+    assert scores == sorted(scores, reverse=True)
+    assert len(annotate(client, want=[], min_score=scores[1])["objects"]) == 2
+
+
+def test_annotators_are_listed_with_what_they_find(client: TestClient) -> None:
+    listed = client.get("/v1/annotators").json()["annotators"]
+    (drawn,) = [each for each in listed if each["name"] == "drawn"]
+    assert drawn == {"name": "drawn", "ready": True, "reason": "", "labels": list(scene().objects)}
+
+
+def test_an_unknown_annotator_is_404_and_a_busy_one_503(client: TestClient, drawn: DrawnAnnotator) -> None:
+    body = {"image": {"data": png_base64()}, "annotator": "no-such-thing"}
+    assert client.post("/v1/annotations", json=body).status_code == 404
+    drawn.hold = threading.Event()
+    body["annotator"] = "drawn"
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(client.post, "/v1/annotations", json=body) for _ in range(2)]
+        until(lambda: len(drawn.annotated) == 2)
+        busy = client.post("/v1/annotations", json=body)
+        drawn.hold.set()
+        assert {each.result(10).status_code for each in running} == {200}
+    assert busy.status_code == 503
+    assert int(busy.headers["Retry-After"]) > 0
 
 
 def test_only_what_is_wanted_is_sent(client: TestClient) -> None:
