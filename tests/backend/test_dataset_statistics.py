@@ -102,7 +102,7 @@ def test_the_same_object_twice_is_a_flaw_of_the_second() -> None:
         accepted("a", rectangle(SIZE, (5, 5, 40, 41)), "nucleus", region="3"),
         accepted("a", rectangle(SIZE, (5, 5, 40, 30)), "cell", region="4"),
     ]
-    found = [flaw for flaw in find_flaws(dataset(labels, "a", "t"))]
+    found = list(find_flaws(dataset(labels, "a", "t")))
     assert [(flaw.kind, flaw.label and flaw.label.region) for flaw in found] == [("duplicate", "2")]
     assert "as region 1 of task 1 too" in found[0].sentence
 
