@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
-from clickmask.types import Mask, Pixels
+from clickmask.types import Image, Mask, Pixels, Size
 from drawn import disc, ellipse, rectangle
 
 SIZE = (240, 320)
@@ -27,3 +28,10 @@ def drawn_scene(seed: int) -> tuple[Pixels, list[Mask]]:
         canvas[mask] = colour
     canvas += random.normal(0, NOISE, canvas.shape)
     return canvas.clip(0, 255).astype(np.uint8), masks
+
+
+def scene_image(size: Size, seed: int) -> Image:
+    """A drawn scene, brought to `size`."""
+    pixels = np.asarray(cv2.resize(drawn_scene(seed)[0], size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+    pixels.flags.writeable = False
+    return Image(pixels, f"scene {seed} of {size}")

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +21,7 @@ from clickmask.errors import (
     UnknownSegmenter,
 )
 from clickmask.runtimes import Runtimes
+from clickmask.runtimes.exports import Progress
 from clickmask.types import Annotator, Segmenter
 from clickmask.weights import WeightsFolder
 
@@ -162,6 +164,16 @@ class Catalogue(_Installed[Segmenter[Any]]):
             weights=weights,
             runtimes=runtimes or Runtimes(),
         )
+
+    def export(self, name: str, progress: Progress) -> bool:
+        """Make now what loading `name` would first have to make, for minutes; whether there is such a thing.
+
+        Raises as `require` does, and SegmenterNotReady.
+        """
+        module, variant = self.plugin(name)
+        if not hasattr(module, "export"):
+            return False
+        return self._call(partial(module.export, progress=progress), variant) is not None
 
     def statuses(self) -> list[SegmenterStatus]:
         """Every segmenter, sorted by family; loads no model."""

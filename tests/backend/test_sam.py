@@ -31,7 +31,7 @@ from clickmask.segmenters._torchvision import batched_nms, box_area, import_segm
 from clickmask.types import Box, Image, Point, Prediction, Prompt, Refining, Size
 from clickmask.weights import WeightsFolder
 from drawn import disc
-from scenes import drawn_scene
+from scenes import scene_image
 
 SHAPES: dict[str, Size] = {"landscape": (240, 320), "portrait": (701, 467), "small": (97, 131)}
 
@@ -49,12 +49,6 @@ class Encoded:
     pair: Pair
     image: Image
     embedding: sam.SamEmbedding
-
-
-def picture(size: Size, seed: int = 2) -> Image:
-    pixels = cv2.resize(drawn_scene(seed)[0], size[::-1], interpolation=cv2.INTER_AREA)
-    pixels.flags.writeable = False
-    return Image(pixels, f"scene {seed} of {size}")
 
 
 def pair_of(checkpoint: Path, architecture: Architecture) -> Pair:
@@ -86,7 +80,7 @@ def tiny(pair: Pair) -> sam.Sam:
 
 @pytest.fixture(scope="module", params=SHAPES)
 def encoded(pair: Pair, request: pytest.FixtureRequest) -> Encoded:
-    return encode(pair, picture(SHAPES[request.param]))
+    return encode(pair, scene_image(SHAPES[request.param], 2))
 
 
 def encode(pair: Pair, image: Image) -> Encoded:
@@ -207,7 +201,7 @@ def test_only_masks_that_are_looked_at_are_made_at_full_size(
         return logits_to_mask(logits, side, resized, size)
 
     monkeypatch.setattr(sam, "logits_to_mask", counted)
-    image = picture((240, 320))
+    image = scene_image((240, 320), 2)
     embedding = tiny.encode(image)
     first, second, third = relative(image.size, (0.5, 0.4), (0.21, 0.65), (0.9, 0.9))
     candidates = tiny.decode(embedding, Prompt((first,)))
@@ -221,7 +215,7 @@ def test_only_masks_that_are_looked_at_are_made_at_full_size(
 
 
 def test_two_threads_on_two_images_get_the_reference_answers(pair: Pair) -> None:
-    images = [picture(SHAPES["landscape"], seed) for seed in (4, 5)]
+    images = [scene_image(SHAPES["landscape"], seed) for seed in (4, 5)]
     expected: list[dict[str, Any]] = []
     for image in images:
         both = encode(pair, image)
@@ -251,7 +245,7 @@ def test_sam_refines_and_is_named_as_users_write_it(tiny: sam.Sam) -> None:
 
 
 def test_a_stored_embedding_gives_the_same_masks(tiny: sam.Sam) -> None:
-    image = picture((240, 320))
+    image = scene_image((240, 320), 2)
     embedding = tiny.encode(image)
     arrays = {name: array.copy() for name, array in embedding.arrays().items()}
     restored = tiny.restore(arrays)
@@ -428,7 +422,7 @@ def test_vit_b_answers_as_the_reference(tmp_path: Path) -> None:
         size = checkpoint.stat().st_size
         checkpoint.unlink()  # 375 MB
     assert abs(size - 375_042_383) < 100_000  # of the official file
-    first = encode(pair, picture(SHAPES["landscape"]))
+    first = encode(pair, scene_image(SHAPES["landscape"], 2))
     test_the_encoder_sees_what_the_reference_sees(first)
     for name in prompts(first.image.size):
         test_every_prompt_has_the_reference_answer(first, name)

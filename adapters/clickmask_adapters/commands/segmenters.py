@@ -7,7 +7,7 @@ from rich.table import Table
 
 from clickmask import segmenters as installed
 from clickmask.catalogue import Catalogue
-from clickmask_adapters.app import create_weights
+from clickmask_adapters.app import create_runtimes, create_weights
 from clickmask_adapters.console import console
 from clickmask_adapters.settings import Settings
 
@@ -18,7 +18,8 @@ def add_to(cli: typer.Typer) -> None:
 
 def segmenters() -> None:
     """List what is installed, and what is ready."""
+    settings = Settings()
     table = Table("segmenter", "ready", box=None)
-    for status in Catalogue(installed, create_weights(Settings())).statuses():
+    for status in Catalogue(installed, create_weights(settings), create_runtimes(settings)).statuses():
         table.add_row(status.name, "yes" if status.ready else status.reason)
     console.print(table)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-from clickmask_adapters.app import create_weights
+from clickmask import segmenters
+from clickmask.catalogue import Catalogue
+from clickmask_adapters.app import create_runtimes, create_weights
 from clickmask_adapters.console import console, errors, sentence_on_failure
 from clickmask_adapters.settings import Settings
 
@@ -35,14 +45,32 @@ def list_weights() -> None:
 
 
 def fetch_weights(name: WeightsName) -> None:
-    """Download a file, or go on with it, and verify it; CLICKMASK_WEIGHTS_MIRROR says from where else."""
+    """Download a file, or go on with it, verify it, and export it for the runtimes of this machine.
+
+    CLICKMASK_WEIGHTS_MIRROR says from where else to download. Exporting takes minutes and needs the
+    package torch, both only once; without torch here, bring the folder `runtimes` from elsewhere.
+    """
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    weights = create_weights(Settings())
+    settings = Settings()
+    weights = create_weights(settings)
     with sentence_on_failure():
         with Progress(*columns, console=errors, transient=True) as bar:
             task = bar.add_task(name, total=None)
             path = weights.fetch(name, lambda done, total: bar.update(task, completed=done, total=total))
         console.print(str(path), markup=False)
+        if find_spec("torch") is not None:
+            _export(name, Catalogue(segmenters, weights, create_runtimes(settings)))
+
+
+def _export(name: str, catalogue: Catalogue) -> None:
+    columns = (BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task("exporting", total=1.0)
+        exported = catalogue.export(
+            name, lambda share, what: bar.update(task, completed=share, description=what)
+        )
+    if exported:
+        console.print(f"{name} is exported: serving it needs no torch", markup=False)
 
 
 def weights_path(name: WeightsName) -> None:

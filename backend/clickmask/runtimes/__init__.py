@@ -1,5 +1,6 @@
-"""Networks in ONNX files, behind one small `Session`: see `clickmask.runtimes.sessions`."""
+"""What runs the networks: `Session` over ONNX files, and the choices of this process, `Runtimes`."""
 
-from clickmask.runtimes.sessions import Runtimes, Session, open_session
+from clickmask.runtimes.choices import Runtimes
+from clickmask.runtimes.sessions import Session, open_session
 
 __all__ = ["Runtimes", "Session", "open_session"]

@@ -24,8 +24,11 @@ class OpenVinoSession:
 
     def __init__(self, compiled: Any, at_once: int, precision: Precision) -> None:
         self.precision: Precision = precision
-        self._inputs: set[str] = {given.get_any_name() for given in compiled.inputs}
-        self._outputs: list[str] = [output.get_any_name() for output in compiled.outputs]
+        # Nodes keep the names of the file. Tensors that were fused have several, in any order.
+        self._inputs: set[str] = {given.node.get_friendly_name() for given in compiled.inputs}
+        self._outputs: list[str] = [
+            output.node.get_friendly_name().rpartition("/sink_port_")[0] for output in compiled.outputs
+        ]
         # A request holds the arrays of one run; the last one given back is the next one taken, so
         # that its memory is warm and the others' is never touched.
         self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
@@ -38,7 +41,10 @@ class OpenVinoSession:
         request = self._requests.get()
         try:
             request.infer(dict(feeds), share_inputs=True)
-            return {name: np.array(request.get_tensor(name).data) for name in self._outputs}
+            return {
+                name: np.array(request.get_output_tensor(index).data)
+                for index, name in enumerate(self._outputs)
+            }
         finally:
             self._requests.put(request)
 

@@ -14,7 +14,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -70,7 +69,7 @@ def open_session(
     RUNTIMES that is installed. Raises SegmenterNotReady if the network cannot be run.
     """
     threads = threads or usable_cores()
-    installed = [name for name in RUNTIMES if importlib.util.find_spec(name) is not None]
+    installed = installed_runtimes()
     if runtime != "auto" and runtime not in installed:
         raise SegmenterNotReady(f"there is no runtime {runtime!r} here; installed: {', '.join(installed)}")
     candidates = installed if runtime == "auto" else [runtime]
@@ -85,39 +84,8 @@ def open_session(
     return fastest
 
 
-@dataclass(frozen=True)
-class Runtimes:
-    """How this process runs its networks; the settings choose.
-
-    `runtime` may be torch, which runs checkpoints; files are left to the fastest then. `exact` asks
-    for f32 everywhere. `memory` is the file in which measurements are noted.
-    """
-
-    runtime: str = "auto"
-    exact: bool = False
-    threads: int | None = None
-    memory: Path | None = None
-
-    @property
-    def cores(self) -> int:
-        return self.threads or usable_cores()
-
-    def encoder(self, model: Model, example: Arrays | None = None) -> Session:
-        """For one run at a time, on all cores, in bf16 where there is that."""
-        precision: Precision = "f32" if self.exact else "bf16"
-        return open_session(
-            model, self._runtime, threads=self.cores, precision=precision, example=example, memory=self.memory
-        )
-
-    def decoder(self, model: Model, example: Arrays | None = None) -> Session:
-        """For short runs side by side, each on one core. Masks are cut at a threshold: always in f32."""
-        return open_session(
-            model, self._runtime, threads=1, at_once=self.cores, example=example, memory=self.memory
-        )
-
-    @property
-    def _runtime(self) -> str:
-        return "auto" if self.runtime == "torch" else self.runtime
+def installed_runtimes() -> list[str]:
+    return [name for name in RUNTIMES if importlib.util.find_spec(name) is not None]
 
 
 def usable_cores() -> int:

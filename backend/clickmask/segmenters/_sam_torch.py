@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from clickmask.errors import SegmenterNotReady
+from clickmask.segmenters._sam_onnx import DEVIATION, MEAN
 from clickmask.segmenters._torchvision import import_segment_anything
 from clickmask.types import Box, Logits, Pixels
 
-MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of the training pixels, RGB
 DECODER_HEADS, PROMPT_DIM = 8, 256  # the same in every published SAM, and not to be read off a file
 
 State = Mapping[str, torch.Tensor]
@@ -27,19 +27,19 @@ class TorchSam:
 
     precision = "f32"
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, device: torch.device | None = None) -> None:
         """Raises SegmenterNotReady if `checkpoint` is not a SAM. Nothing in it is executed."""
-        self.device = _best_device()
+        self.device = device or _best_device()
         networks = _networks(_read(checkpoint))
         for network in networks:
             network.to(self.device).eval().requires_grad_(False)
-        self._image_encoder, self._prompt_encoder, self._mask_decoder = networks
-        self.side = int(self._image_encoder.img_size)
+        self.image_encoder, self.prompt_encoder, self.mask_decoder = networks
+        self.side = int(self.image_encoder.img_size)
         self._mean, self._deviation = (
             torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (MEAN, DEVIATION)
         )
         with torch.inference_mode():
-            self._positions = self._prompt_encoder.get_dense_pe()
+            self.positions = self.prompt_encoder.get_dense_pe()
 
     def encode(self, pixels: Pixels) -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -47,7 +47,7 @@ class TorchSam:
             normal = (chw - self._mean) / self._deviation
             height, width = pixels.shape[:2]
             padded = torch.nn.functional.pad(normal, (0, self.side - width, 0, self.side - height))
-            return _array(self._image_encoder(padded)[0])
+            return _array(self.image_encoder(padded)[0])
 
     def place(self, features: NDArray[np.float32]) -> torch.Tensor:
         return cast("Any", torch).from_numpy(features)[None].to(self.device)
@@ -65,10 +65,10 @@ class TorchSam:
             clicks = (self._tensor(points)[None], self._tensor(labels)[None]) if len(points) else None
             corners = None if box is None else self._tensor(np.asarray([box], np.float32))
             dense = None if logits is None else self._tensor(logits)[None]
-            sparse_prompt, dense_prompt = self._prompt_encoder(clicks, corners, dense)
-            masks, scores = self._mask_decoder(
+            sparse_prompt, dense_prompt = self.prompt_encoder(clicks, corners, dense)
+            masks, scores = self.mask_decoder(
                 image_embeddings=placed,
-                image_pe=self._positions,
+                image_pe=self.positions,
                 sparse_prompt_embeddings=sparse_prompt,
                 dense_prompt_embeddings=dense_prompt,
                 multimask_output=multimask,
@@ -81,10 +81,10 @@ class TorchSam:
         with torch.inference_mode():
             foreground = torch.ones((len(points), 1), dtype=torch.int32, device=self.device)
             clicks = self._tensor(points)[:, None], foreground  # (N, 1, 2), (N, 1)
-            sparse_prompt, dense_prompt = self._prompt_encoder(clicks, None, None)
-            masks, scores = self._mask_decoder(
+            sparse_prompt, dense_prompt = self.prompt_encoder(clicks, None, None)
+            masks, scores = self.mask_decoder(
                 image_embeddings=placed,
-                image_pe=self._positions,
+                image_pe=self.positions,
                 sparse_prompt_embeddings=sparse_prompt,
                 dense_prompt_embeddings=dense_prompt,
                 multimask_output=True,

@@ -8,10 +8,12 @@ are functions. Which answer a prompt gets is SamPredictor's, to the pixel.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import cv2
@@ -21,15 +23,22 @@ from PIL import Image as PillowImage
 
 from clickmask.errors import SegmenterNotReady
 from clickmask.refinement import replay
+from clickmask.runtimes import Runtimes
+from clickmask.runtimes.exports import Exporter, Progress
 from clickmask.runtimes.sessions import usable_cores
 from clickmask.segmenters._logits import logits_to_mask
+from clickmask.segmenters._sam_onnx import OnnxSam
 from clickmask.types import Box, Image, Logits, Mask, Pixels, Point, Prediction, Prompt, Size
 from clickmask.weights import WeightsFolder
+
+log = logging.getLogger(__name__)
 
 VARIANTS = ("vit_b", "vit_l", "vit_h")
 SWEEPS = True
 DECODERS = {"vit_h": "sam:vit_h"}  # that of CVAT's page was published for ViT-H alone
 PACKAGES = {"torch": "torch", "segment_anything": "segment-anything"}  # as imported, as installed
+EXPORTER = Exporter("clickmask.segmenters._sam_export", version=1)
+IN_TORCH = Runtimes()
 CERTAIN = 8.0  # logit of a pixel that a given mask covers, its negative outside: what SAM's own masks reach
 
 
@@ -183,7 +192,9 @@ class Sam:
         foreground = np.ones(1, np.int32)
 
         def decode(click: NDArray[np.float32]) -> tuple[Logits, NDArray[np.float32]]:
-            return self._networks.decode(embedding.placed, click[None], foreground, None, None, multimask=True)
+            return self._networks.decode(
+                embedding.placed, click[None], foreground, None, None, multimask=True
+            )
 
         with ThreadPoolExecutor(usable_cores()) as pool:
             answers = list(pool.map(decode, clicks))
@@ -194,23 +205,64 @@ class Sam:
         return logits_to_mask(logits[0] - threshold, side, resized_size(embedding.size, side), size)
 
 
-def missing(variant: str, weights: WeightsFolder) -> str:
+def missing(variant: str, weights: WeightsFolder, runtimes: Runtimes = IN_TORCH) -> str:
     """Why this variant cannot be loaded; empty if it can. Imports nothing."""
+    name = f"sam:{variant}"
+    if _exported(name, weights, runtimes):
+        return ""
     for module, package in PACKAGES.items():
         if importlib.util.find_spec(module) is None:
-            return f"it needs the package {package}"
-    return weights.missing(f"sam:{variant}")
+            return f"it needs the package {package}" + (
+                " to export its weights, once" if runtimes.exports and not runtimes.wants_torch else ""
+            )
+    return weights.missing(name)
 
 
-def load(variant: str, weights: WeightsFolder) -> Sam:
-    """Raises SegmenterNotReady. torch is imported here and not before: it takes a second."""
+def load(variant: str, weights: WeightsFolder, runtimes: Runtimes = IN_TORCH) -> Sam:
+    """Exported first, if that was not done yet: minutes. Raises SegmenterNotReady.
+
+    Only what runs in torch imports it: where it was asked for, on a GPU, or if the export failed.
+    """
     name = f"sam:{variant}"
-    checkpoint = weights.find(name)
-    if checkpoint is None:
-        raise SegmenterNotReady(f"{name} cannot run: {weights.missing(name)}")
+    if reason := missing(variant, weights, runtimes):
+        raise SegmenterNotReady(f"{name} cannot run: {reason}")
+    try:
+        folder = export(variant, weights, runtimes)
+    except SegmenterNotReady as error:
+        log.warning("%s; it runs in torch instead", error)
+        folder = None
+    if folder:
+        return Sam(name, OnnxSam(folder, runtimes))
     from clickmask.segmenters._sam_torch import TorchSam
 
-    return Sam(name, TorchSam(checkpoint))
+    return Sam(name, TorchSam(weights.verify(name)))
+
+
+def export(
+    variant: str,
+    weights: WeightsFolder,
+    runtimes: Runtimes,
+    progress: Progress = lambda share, what: None,
+) -> Path | None:
+    """The folder of the exported networks, made if need be; None where checkpoints run in torch.
+
+    Raises SegmenterNotReady, and WeightsUnavailable if the checkpoint is not here.
+    """
+    name = f"sam:{variant}"
+    if runtimes.exports is None or runtimes.wants_torch:
+        return None
+    if folder := _exported(name, weights, runtimes):
+        return folder
+    log.info("exporting %s, once", name)
+    sha256 = weights.checkpoint(name).sha256
+    return runtimes.exports.make(name, sha256, EXPORTER, weights.verify(name), progress)
+
+
+def _exported(name: str, weights: WeightsFolder, runtimes: Runtimes) -> Path | None:
+    """It is known by the official SHA-256, so the checkpoint itself may be gone."""
+    if runtimes.exports is None or runtimes.wants_torch or name not in weights.checkpoints:
+        return None
+    return runtimes.exports.find(name, weights.checkpoint(name).sha256, EXPORTER)
 
 
 def resized_size(size: Size, side: int) -> Size:

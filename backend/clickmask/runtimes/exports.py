@@ -1,0 +1,90 @@
+"""Checkpoints as ONNX files: exported once, by a process of its own that may import torch."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from clickmask.errors import SegmenterNotReady
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[float, str], None]  # a share of 1, and what is being done
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A module that is run with a checkpoint and a folder, and fills the folder.
+
+    It prints `<share of 1> <what is being done>` for each step, and MUST have verified its files
+    against the checkpoint when it ends with status 0. Raise `version` when the same checkpoint
+    gives other files.
+    """
+
+    module: str
+    version: int
+
+
+class ExportsFolder:
+    """A folder for each checkpoint and version of its exporter, which appears whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, name: str, sha256: str, exporter: Exporter) -> Path | None:
+        """The files of the checkpoint with this SHA-256; None if they were not made yet."""
+        path = self._path(name, sha256, exporter)
+        return path if path.is_dir() else None
+
+    def make(
+        self,
+        name: str,
+        sha256: str,
+        exporter: Exporter,
+        checkpoint: Path,
+        progress: Progress = lambda share, what: None,
+    ) -> Path:
+        """The files, made now if they are not there; waits for another process that makes them.
+
+        Raises SegmenterNotReady if that fails.
+        """
+        path = self._path(name, sha256, exporter)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with (self._folder / ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.is_dir():
+                    with tempfile.TemporaryDirectory(dir=self._folder, prefix=".draft-") as draft:
+                        made = Path(draft) / path.name
+                        made.mkdir()
+                        _run(exporter, checkpoint, made, progress)
+                        made.rename(path)
+        except OSError as error:
+            raise SegmenterNotReady(f"{name} cannot be exported: {error.strerror}") from error
+        return path
+
+    def _path(self, name: str, sha256: str, exporter: Exporter) -> Path:
+        return self._folder / f"{name.replace(':', '-')}-{sha256[:16]}-{exporter.version}"
+
+
+def _run(exporter: Exporter, checkpoint: Path, folder: Path, progress: Progress) -> None:
+    command = [sys.executable, "-m", exporter.module, str(checkpoint), str(folder)]
+    said: list[str] = []
+    with subprocess.Popen(  # noqa: S603 - ourselves
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout or ():
+            share, _, what = line.strip().partition(" ")
+            if share.replace(".", "", 1).isdecimal():
+                progress(float(share), what)
+            else:
+                said.append(line)
+    if process.returncode != 0:
+        log.error("%s failed:\n%s", exporter.module, "".join(said[-30:]))
+        raise SegmenterNotReady(f"{checkpoint.name} cannot be exported: {(said or ['killed'])[-1].strip()}")
