@@ -73,9 +73,15 @@ def inbox(tmp_path: Path) -> Inbox:
 
 @pytest.fixture
 def workbench(disc: DiscSegmenter, drawn: DrawnAnnotator, store: Store, inbox: Inbox) -> Iterator[Workbench]:
+    bench = workbench_of(disc, drawn, store, inbox)
+    yield bench
+    bench.close()
+
+
+def workbench_of(disc: DiscSegmenter, drawn: DrawnAnnotator, store: Store, inbox: Inbox) -> Workbench:
     """The real workbench over a segmenter that draws discs and an annotator that knows drawn scenes."""
     catalogue, embeddings = OneSegmenter(disc), EmbeddingCache(100 * 2**20, queue_length=4)
-    bench = Workbench(
+    return Workbench(
         catalogue,
         OneAnnotator(drawn, catalogue, embeddings),
         ImageSource(Fetcher()),
@@ -86,5 +92,3 @@ def workbench(disc: DiscSegmenter, drawn: DrawnAnnotator, store: Store, inbox: I
         max_points=20,
         max_preparations=2,
     )
-    yield bench
-    bench.close()
