@@ -103,6 +103,21 @@ def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
     return Image(pixels, pixels_digest(pixels))
 
 
+def opened_image(opened: PIL.Image.Image) -> Image:
+    """What `decode_image` makes of a file, of an image that Pillow has opened; no cap is checked.
+
+    Raises InvalidImage.
+    """
+    try:
+        opened.load()
+        pixels = _upright_rgb(opened)
+    except _CORRUPT as error:
+        raise InvalidImage(
+            "the image is damaged, cut short, or of a kind that clickmask does not read"
+        ) from error
+    return Image(pixels, pixels_digest(pixels))
+
+
 def upright_file(raw: bytes) -> bytes | None:
     """The same picture with its pixels upright and no EXIF; None if they are upright as they are.
 

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from PIL import features
 
 from clickmask.errors import ImageTooLarge, InvalidImage
-from clickmask.images import DECODER, FORMATS, ImageLimits, decode_image, pixels_digest, upright_file
+from clickmask.images import (
+    DECODER,
+    FORMATS,
+    ImageLimits,
+    decode_image,
+    opened_image,
+    pixels_digest,
+    upright_file,
+)
 
 ORIENTATION = 0x0112
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}}
@@ -389,3 +397,18 @@ def test_a_file_is_turned_upright_for_readers_that_know_no_exif(kind: str, orien
 def test_a_file_that_was_damaged_is_refused_when_it_is_turned() -> None:
     with pytest.raises(InvalidImage, match="damaged"):
         upright_file(b"no image")
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_what_pillow_has_opened_is_the_image_of_its_file(orientation: int) -> None:
+    raw = encoded(PIL.Image.fromarray(noise(channels=4)), "PNG", exif=exif(orientation))
+    with PIL.Image.open(io.BytesIO(raw)) as opened:
+        image = opened_image(opened)
+    assert image.digest == decode_image(raw).digest
+    np.testing.assert_array_equal(image.pixels, decode_image(raw).pixels)
+
+
+def test_what_pillow_has_opened_may_be_damaged() -> None:
+    raw = encoded(PIL.Image.fromarray(noise(60, 60)), "PNG")
+    with PIL.Image.open(io.BytesIO(raw[:-500])) as opened, pytest.raises(InvalidImage, match="cut short"):
+        opened_image(opened)
