@@ -76,7 +76,7 @@ def test_a_job_that_is_not_accepted_gives_nothing_and_so_nothing_that_a_model_dr
     assert len(submission.regions) == 2  # whoever accepts the job accepts what the model drew
 
 
-@pytest.mark.parametrize("fields", [{"type": "consensus_replica"}, {"dimension": "3d"}])
+@pytest.mark.parametrize("fields", [{"type": "replica"}, {"dimension": "3d"}])
 def test_jobs_that_are_no_result_give_nothing(cvat: CvatServer, fields: dict[str, str]) -> None:
     cvat.add_job(3, **fields)
     assert accepted(cvat, 3) == []
@@ -108,6 +108,8 @@ def test_frames_of_a_video_share_a_description_and_get_names_of_their_own(cvat: 
         (10, "walk-000010.png", SIZE),
         (11, "walk-000011.png", SIZE),
     ]
+    cvat.draw(3, "rectangle", [10, 10, 30, 20], frame=11)
+    assert [submission.skipped for submission in accepted(cvat, 3)] == [True, False]
 
 
 def test_what_has_no_area_is_left_out_and_what_is_damaged_is_said(

@@ -18,6 +18,7 @@ from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat import client as client_module
 from clickmask_adapters.tools.cvat.accepted import frame_address, submissions
 from clickmask_adapters.tools.cvat.client import CvatClient, CvatError, client_of
+from clickmask_adapters.tools.cvat.connect import EVENTS
 from clickmask_adapters.tools.cvat.mask_points import points_to_mask
 from cvat_server import TOKEN, CvatServer, picture
 
@@ -206,6 +207,9 @@ def test_a_cvat_that_is_not_there_is_a_sentence() -> None:
         CvatClient("http://127.0.0.1:1", None).project(1)
     with pytest.raises(CvatError, match="CVAT_URL is not an address"):
         CvatClient("cvat.example", BEARER)
+    with pytest.raises(CvatError, match="CVAT_URL carries a user name or password") as caught:
+        CvatClient("http://annotator:hush@cvat.example", BEARER)
+    assert "hush" not in str(caught.value)
 
 
 def test_what_is_not_there_is_said_in_cvats_words(client: CvatClient) -> None:
@@ -279,11 +283,17 @@ def test_cvat_sdk_reads_the_same_from_the_stand_in(cvat: CvatServer, client: Cva
     )
     cvat.complete(3)
     ours = client.read_job(3)
+    hook = {"type": "project", "project_id": 1, "target_url": "http://127.0.0.1:1/", "events": list(EVENTS)}
+    client.add_webhook({**hook, "secret": "s", "enable_ssl": False}, None)
     with make_client(cvat.url, access_token=TOKEN) as sdk:
+        webhooks, _ = sdk.api_client.webhooks_api.list(project_id=1)
+        jobs, _ = sdk.api_client.jobs_api.list(filter='{"and": [{"==": [{"var": "project_id"}, 1]}]}')
         job = sdk.jobs.retrieve(3)
         meta, annotations = job.get_meta(), job.get_annotations()
         labels = {label.id: label.name for label in job.get_labels()}
         frame = job.get_frame(0, quality="original").read()
+    assert [str(event) for event in webhooks.results[0].events] == list(EVENTS)
+    assert [job.id for job in jobs.results] == [3]
     assert frame == cvat.images[3, 0]
     assert (job.stage, job.state) == (ours.job["stage"], ours.job["state"])
     assert [(frame.name, frame.width, frame.height) for frame in meta.frames] == [

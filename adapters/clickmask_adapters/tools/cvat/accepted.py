@@ -44,6 +44,7 @@ class Frame:
     name: str
     size: Size
     deleted: bool
+    of_video: bool
 
 
 def submissions(content: JobContent) -> tuple[list[Submission], list[str]]:
@@ -51,7 +52,8 @@ def submissions(content: JobContent) -> tuple[list[Submission], list[str]]:
 
     A job that is not accepted gives nothing at all, so neither what a model drew into it. Deleted
     frames are skipped; so are those on which a track is seen without a keyframe: CVAT keeps the
-    keyframes alone, and an image that lacks an object would teach that there is none. What marks
+    keyframes alone, and an image that lacks an object would teach that there is none. Of a video the
+    frames without a shape are skipped too: thousands, most of them like their neighbours. What marks
     no area (points, lines, cuboids, skeletons) is left out; so is what is damaged, as the sentences say.
     """
     job = content.job
@@ -63,8 +65,8 @@ def submissions(content: JobContent) -> tuple[list[Submission], list[str]]:
     left_out = Counter[str]()
     found: list[Submission] = []
     for frame in frames(content):
-        skipped = frame.deleted or frame.number in incomplete
-        drawn = [] if skipped else shapes[frame.number]
+        drawn = shapes[frame.number]
+        skipped = frame.deleted or frame.number in incomplete or (frame.of_video and not drawn)
         found.append(
             Submission(
                 tool=TOOL,
@@ -74,7 +76,7 @@ def submissions(content: JobContent) -> tuple[list[Submission], list[str]]:
                 address=frame_address(job["id"], frame.number),
                 name=frame.name,
                 size=frame.size,
-                regions=tuple(_regions(drawn, names, frame.size, left_out)),
+                regions=() if skipped else tuple(_regions(drawn, names, frame.size, left_out)),
                 updated_at=timestamp(job),
                 author=assignee["username"] if assignee else "",
                 item=frame.number,
@@ -106,16 +108,16 @@ def frames(content: JobContent) -> Iterator[Frame]:
     job, meta = content.job, content.meta
     first, last = job["start_frame"], job["stop_frame"]
     described = meta["frames"]
+    of_video = len(described) == 1 and last > first
     included = _included(meta, first)
     deleted: set[int] = set(meta.get("deleted_frames") or ())
     for number in range(first, last + 1):
         if included is not None and number not in included:
             continue
-        of_video = len(described) == 1 and last > first
         about = described[0 if of_video else number - first]
         path = PurePosixPath(about["name"])
         name = f"{path.stem}-{number:06d}.png" if of_video else path.name
-        yield Frame(number, name, (about["height"], about["width"]), number in deleted)
+        yield Frame(number, name, (about["height"], about["width"]), number in deleted, of_video)
 
 
 def _included(meta: Json, first: int) -> set[int] | None:

@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import orjson
 import requests
@@ -50,6 +51,8 @@ class CvatClient:
                 origin_of(self.url)
         except ValueError as error:
             raise CvatError(f"{URL_VARIABLE} is not an address such as http://host:8080") from error
+        if "@" in urlsplit(self.url or "").netloc:  # requests would send it instead of our header
+            raise CvatError(f"{URL_VARIABLE} carries a user name or password: set {CREDENTIALS} instead")
 
     def image_ref(self, address: str) -> ImageRef:
         """Where the frame of `accepted.frame_address` is, upright and in original quality.
