@@ -113,11 +113,10 @@ def test_a_new_project_gets_its_webhook_and_is_looked_at_from_both_sides(
 def test_connecting_again_changes_nothing(cvat: CvatServer, clickmask: Clickmask) -> None:
     sentences(cvat, clickmask.url)
     before = {number: dict(hook) for number, hook in cvat.hooks.items()}
-    said = sentences(cvat, clickmask.url)
-    assert "is there already" in said
-    for hook in (*before.values(), *cvat.hooks.values()):
-        hook["events"] = sorted(hook["events"])
+    cvat.asked.clear()
+    assert "is there already" in sentences(cvat, clickmask.url)
     assert cvat.hooks == before
+    assert {method for method, path, _ in cvat.asked if "webhooks" in path and "ping" not in path} == {"GET"}
 
 
 def test_what_was_made_by_hand_is_mended(cvat: CvatServer, clickmask: Clickmask) -> None:
@@ -141,6 +140,29 @@ def test_what_was_made_by_hand_is_mended(cvat: CvatServer, clickmask: Clickmask)
     assert ours["is_active"] is True
     assert set(ours["events"]) == {"update:task", *EVENTS}
     assert cvat.secrets[ours["id"]] == SECRET
+
+
+def test_an_address_with_a_slash_too_many_is_mended(cvat: CvatServer, clickmask: Clickmask) -> None:
+    sentences(cvat, clickmask.url)
+    (hook,) = cvat.hooks.values()
+    hook["target_url"] += "/"
+    assert "was mended: target url." in sentences(cvat, clickmask.url)
+    assert hook["target_url"] == f"{clickmask.url}/webhooks/cvat"
+
+
+def test_a_secret_that_is_right_is_never_replaced_by_a_wrong_one(
+    cvat: CvatServer, clickmask: Clickmask
+) -> None:
+    sentences(cvat, clickmask.url)
+    sentences(cvat, clickmask.url, "typed wrongly this time")
+    assert list(cvat.secrets.values()) == [SECRET]
+
+
+def test_a_new_secret_of_the_server_reaches_cvat(cvat: CvatServer, clickmask: Clickmask) -> None:
+    sentences(cvat, clickmask.url)
+    clickmask.secret = "a newer one"
+    assert "had another secret; it was set anew" in sentences(cvat, clickmask.url, "a newer one")
+    assert list(cvat.secrets.values()) == ["a newer one"]
 
 
 def test_the_webhook_of_an_organizations_project_is_added_in_it(

@@ -48,7 +48,7 @@ def connect(
     found = client.project(project)
     yield f"CVAT {version} takes the credentials; project {project} is “{found.get('name', '')}”."
     webhook = yield from _mend_webhook(client, found, f"{url}{PATH}", secret)
-    yield from _ping(client, webhook, url)
+    yield from _ping(client, webhook, url, secret)
     content = _first_job(client, project)
     yield from _look_from_cvat(client, content)
     yield from _look_at_cvat(client, content, read)
@@ -57,14 +57,13 @@ def connect(
 def _mend_webhook(
     client: CvatClient, project: dict[str, Any], url: str, secret: str
 ) -> Generator[str, None, int]:
-    """CVAT never shows a secret, so it is sent each time. Gives the number of the webhook."""
-    wanted: dict[str, Any] = {"is_active": True, "content_type": "application/json"}
+    """Gives the number of the webhook. The secret of one that is there is left to `_ping`."""
+    wanted: dict[str, Any] = {"target_url": url, "is_active": True, "content_type": "application/json"}
     there = client.webhooks(project["id"])
     ours = sorted((row for row in there if row["target_url"].rstrip("/") == url), key=lambda row: row["id"])
     try:
         if not ours:
             new: dict[str, Any] = {
-                "target_url": url,
                 "type": "project",
                 "project_id": project["id"],
                 "enable_ssl": urlsplit(url).scheme == "https",
@@ -78,16 +77,13 @@ def _mend_webhook(
         for webhook in surplus:
             client.remove_webhook(webhook["id"])
             yield f"The webhook {url} was there twice; one was removed."
-        wanted["events"] = sorted({*kept["events"], *EVENTS})
-        changes = [name for name in wanted if kept[name] != wanted[name] and name != "events"]
-        changes += ["events"] * (not set(EVENTS) <= set(kept["events"]))
-        client.change_webhook(kept["id"], {"target_url": url, **wanted, "secret": secret})
-        said = (
-            f"was mended: {', '.join(name.replace('_', ' ') for name in changes)}"
-            if changes
-            else "is there already"
-        )
-        yield f"The webhook {url} {said}; its secret was set again."
+        wanted["events"] = [*kept["events"], *(event for event in EVENTS if event not in kept["events"])]
+        changes = [name for name in wanted if kept[name] != wanted[name]]
+        if changes:
+            client.change_webhook(kept["id"], wanted)
+            yield f"The webhook {url} was mended: {', '.join(changes).replace('_', ' ')}."
+        else:
+            yield f"The webhook {url} is there already."
         return kept["id"]
     except CvatError as error:
         raise CvatError(
@@ -96,10 +92,17 @@ def _mend_webhook(
         ) from error
 
 
-def _ping(client: CvatClient, webhook: int, url: str) -> Iterator[str]:
-    """CVAT itself posts, from its server; later deliveries come from its webhook worker."""
-    delivery = client.ping_webhook(webhook)
-    status = delivery.get("status_code")
+def _ping(client: CvatClient, webhook: int, url: str, secret: str) -> Iterator[str]:
+    """CVAT itself posts, from its server; later deliveries come from its webhook worker.
+
+    It never shows a secret, but a signature that is refused tells that it has another one. One that is
+    right is never touched: `secret` may be another than the server's.
+    """
+    status = client.ping_webhook(webhook).get("status_code")
+    if status == 401:
+        client.change_webhook(webhook, {"secret": secret})
+        yield "The webhook had another secret; it was set anew."
+        status = client.ping_webhook(webhook).get("status_code")
     if status == 200:
         yield f"CVAT reaches clickmask at {url}, and clickmask takes its signature."
         return
