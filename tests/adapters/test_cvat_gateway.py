@@ -141,14 +141,16 @@ def test_an_interactor_starts_with_a_click_or_a_box_alone(cvat: Cvat) -> None:
 
 
 def test_what_is_not_ready_is_not_offered_and_what_becomes_ready_is(
-    client: TestClient, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+    workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway, "BELIEVED", 0.0)
     late = SegmenterStatus("late:big", False, "no weights")
     monkeypatch.setattr(workbench, "segmenters", lambda: [late])
-    assert list(client.get("/api/functions").json()) == [DRAWN]
-    monkeypatch.setattr(workbench, "segmenters", lambda: [SegmenterStatus("late:big", True, "")])
-    assert list(client.get("/api/functions").json()) == ["clickmask-late-big", DRAWN]
+    with http(workbench, tmp_path) as client:
+        assert list(client.get("/api/functions").json()) == [DRAWN]
+        monkeypatch.setattr(workbench, "segmenters", lambda: [SegmenterStatus("late:big", True, "")])
+        assert client.get("/api/functions/clickmask-late-big").status_code == 200
+        assert list(client.get("/api/functions").json()) == ["clickmask-late-big", DRAWN]
 
 
 def test_a_function_that_cvat_could_not_read_is_left_out_and_named_at_the_start(
@@ -184,6 +186,19 @@ def test_the_list_touches_no_model_and_waits_for_none(client: TestClient, disc: 
         assert not any(each.done() for each in clicks)
         disc.hold.set()
         assert all(len(each.result(20)["shapes"]) == 1 for each in clicks)
+
+
+def test_a_click_does_not_look_through_the_plugins_again(
+    workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[None] = []
+    monkeypatch.setattr(gateway, "BELIEVED", 0.0)
+    with http(workbench, tmp_path) as client:
+        monkeypatch.setattr(workbench, "segmenters", lambda: looks.append(None) or [])
+        assert Cvat(client).click(DISC, picture(), [[40, 30]])["shapes"]
+        assert not looks
+        assert list(client.get("/api/functions").json()) == [DRAWN]
+        assert looks
 
 
 def test_an_unknown_function_is_404(cvat: Cvat, steady: TestClient) -> None:

@@ -36,7 +36,6 @@ RESERVE = 5.0  # seconds before CVAT's timeout that an answer should be on its w
 
 def router(workbench: Workbench, settings: Settings) -> APIRouter:
     offered = Offered(workbench)
-    offered.log_what_is_left_out()
     invoker = Invoker(workbench, settings.min_iou, every_candidate=settings.cvat_candidates)
     listing = ThreadPoolExecutor(1, thread_name_prefix="cvat-functions")
 
@@ -51,7 +50,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         return await asyncio.get_running_loop().run_in_executor(listing, offered.now)
 
     async def required(name: str) -> Function:
-        function = (await current()).get(name)
+        function = offered.last.get(name) or (await current()).get(name)
         if function is None:
             raise HTTPException(HTTPStatus.NOT_FOUND, f"clickmask offers no function {name[:80]!r}")
         return function
@@ -101,24 +100,24 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
 
 
 class Offered:
-    """The functions that can be called now, by name. Loads no model."""
+    """The functions that can be called, by name. Loads no model."""
 
     def __init__(self, workbench: Workbench) -> None:
+        """Logs what is ready but cannot be offered."""
         self._workbench = workbench
-        self._functions: Mapping[str, Function] = {}
-        self._until = 0.0  # monotonic seconds
-
-    def now(self) -> Mapping[str, Function]:
-        if time.monotonic() >= self._until:
-            self._functions, _ = self._look()
-            self._until = time.monotonic() + BELIEVED
-        return self._functions
-
-    def log_what_is_left_out(self) -> None:
-        for reason in self._look()[1]:
+        self.last, left_out = self._look()
+        self._until = time.monotonic() + BELIEVED
+        for reason in left_out:
             log.warning("cvat: not offered: %s", reason)
 
-    def _look(self) -> tuple[dict[str, Function], list[str]]:
+    def now(self) -> Mapping[str, Function]:
+        """All that is ready now, or was a few seconds ago; `last` is what this gave before."""
+        if time.monotonic() >= self._until:
+            self.last, _ = self._look()
+            self._until = time.monotonic() + BELIEVED
+        return self.last
+
+    def _look(self) -> tuple[Mapping[str, Function], list[str]]:
         bench = self._workbench
         return functions(bench.segmenters(), bench.annotators(), bench.default_segmenter)
 
