@@ -145,15 +145,18 @@ class LabelingPage:
 
     def open(self, project: int, task: int, width: int) -> None:
         """Show the task, whose image is `width` pixels wide, with Auto-Annotation switched on."""
+        self.show(project, task, width)
+        toggle = self.page.get_by_test_id("bottombar-auto-annotation-toggle")
+        toggle.wait_for(state="attached")
+        if not toggle.is_checked():
+            self.page.get_by_text("Auto-Annotation", exact=True).click()
+
+    def show(self, project: int, task: int, width: int) -> None:
         self._width = width
         address = f"{self._server.url}/projects/{project}/data?task={task}"
         self.page.goto(address, wait_until="domcontentloaded")
         self.page.locator(".konvajs-content canvas").first.wait_for()
         self.page.wait_for_function(f"document.querySelector('{IMAGE}')?.naturalWidth === {width}")
-        toggle = self.page.get_by_test_id("bottombar-auto-annotation-toggle")
-        toggle.wait_for(state="attached")
-        if not toggle.is_checked():
-            self.page.get_by_text("Auto-Annotation", exact=True).click()
 
     def choose(self, label: str, control: int = -1) -> None:
         """Choose a label, of the control that stands at this place among those that have it."""

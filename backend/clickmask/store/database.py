@@ -22,6 +22,8 @@ PRAGMAS: Mapping[str, str | int] = MappingProxyType(
     {"journal_mode": "wal", "synchronous": 1, "busy_timeout": 5000}
 )
 
+WRITERS = 7250614  # PostgreSQL's lock of our writers: any number, but always this one
+
 
 class Database:
     """Transactions on `where`, the path of an SQLite file or a URL. For any thread."""
@@ -37,7 +39,7 @@ class Database:
             raise StoreUnavailable(f"CLICKMASK_DATABASE needs the package {error.name}") from error
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _set_up)
-            event.listen(self.engine, "begin", _begin)
+        event.listen(self.engine, "begin", _begin)
         self._writer = self.engine.execution_options(writes=True)
         try:
             self._migrate()
@@ -101,6 +103,9 @@ def _set_up(connection: Any, record: object) -> None:
 
 
 def _begin(connection: sa.Connection) -> None:
+    """One writer at a time, of all processes: what it reads first is what it then changes."""
     writes = connection.get_execution_options().get("writes", False)
-    # Two readers that both want to write next would wait for each other until one fails.
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    elif writes and connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS})")
