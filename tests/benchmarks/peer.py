@@ -2,22 +2,21 @@
 
 One SamPredictor, which holds one image, shared by eight threads without a lock; a cache that knows
 which image that is; `set_image` for any other; masks written by label-studio-sdk's `mask2rle`.
-`python -m benchmarks.peer CHECKPOINT --port PORT`. Instead of Flask under gunicorn, Python's own
-HTTP server with a pool of eight threads: next to a mask, either takes no time.
+`python -m benchmarks.peer CHECKPOINT --port PORT`. A Flask app under waitress with eight threads, as
+the example runs under gunicorn with eight.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import urllib.request
 import uuid
-from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import cv2
+import flask
 import numpy as np
+import waitress
 from label_studio_sdk.converter import brush
 
 from clickmask.segmenters._torchvision import import_segment_anything
@@ -77,46 +76,22 @@ def answer(predictor: OneImagePredictor, asked: dict[str, Any]) -> dict[str, Any
     return {"results": [{"result": [region], "model_version": "peer", "score": score}]}
 
 
-class PooledServer(HTTPServer):
-    request_queue_size = 64
+def create_app(predictor: OneImagePredictor) -> flask.Flask:
+    app = flask.Flask(__name__)
 
-    def __init__(self, port: int, predictor: OneImagePredictor) -> None:
-        super().__init__(("127.0.0.1", port), Predict)
-        self.predictor = predictor
-        self._pool = ThreadPoolExecutor(THREADS)
+    @app.post("/predict")
+    def predict() -> flask.Response:
+        return flask.jsonify(answer(predictor, flask.request.get_json()))
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._pool.submit(self._finish, request, client_address)
-
-    def _finish(self, request: Any, client_address: Any) -> None:
-        self.finish_request(request, client_address)
-        self.shutdown_request(request)
-
-
-class Predict(BaseHTTPRequestHandler):
-    server: PooledServer
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        try:
-            status, said = 200, answer(self.server.predictor, asked)
-        except Exception as error:  # noqa: BLE001 - as Flask does it: whatever fails is a 500
-            status, said = 500, {"error": str(error)}
-        body = json.dumps(said).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        """Nothing."""
+    return app
 
 
 def main() -> None:
     checkpoint, _, port = sys.argv[1:]
-    server = PooledServer(int(port), OneImagePredictor(checkpoint))
-    print(f"http://127.0.0.1:{server.server_port}", flush=True)
-    server.serve_forever()
+    app = create_app(OneImagePredictor(checkpoint))
+    server = waitress.create_server(app, host="127.0.0.1", port=int(port), threads=THREADS)
+    print(f"http://127.0.0.1:{server.effective_port}", flush=True)
+    server.run()
 
 
 if __name__ == "__main__":
