@@ -56,6 +56,9 @@ class FilesInMemory:
     def holds(self, digest: str) -> bool:
         return digest in self.files and digest not in self.missing
 
+    def size_of(self, digest: str) -> int:
+        return len(self.files[digest]) if self.holds(digest) else 0
+
     def read(self, digest: str) -> bytes:
         if not self.holds(digest):
             raise ImageUnknown("it is not kept")

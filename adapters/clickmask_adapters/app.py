@@ -24,7 +24,7 @@ from clickmask.runtimes import Runtimes
 from clickmask.store import Store
 from clickmask.weights import WeightsFolder
 from clickmask.workbench import Workbench
-from clickmask_adapters import api, failures, projects, tools, web
+from clickmask_adapters import api, exporting, failures, projects, tools, web
 from clickmask_adapters.auth import Gate
 from clickmask_adapters.settings import Settings
 
@@ -63,6 +63,8 @@ def create_app(settings: Settings, workbench: Workbench | None = None) -> FastAP
     failures.install(app, recent)
     app.include_router(api.router(workbench, settings, recent))
     app.include_router(projects.router(workbench, settings))
+    kept = create_kept_images(settings, workbench.store)
+    app.include_router(exporting.router(workbench, settings, kept))
     signed: set[str] = set()
     for name in plugins.names(tools):
         tool = plugins.load(tools, name)

@@ -61,6 +61,8 @@ class Settings(BaseSettings):
     """Room under `home` for the images that labels are on, so that later work needs no labeling tool."""
     database: SecretStr | None = None
     """The URL of a database instead of an SQLite file in `home`: postgresql+psycopg://user:password@host/name."""
+    export_bytes: int = 10 * 2**30
+    """The pictures of one export over HTTP, together; `clickmask export` has no such limit."""
     image_bytes: int = 256 * 2**20
     """Memory for decoded images."""
     queue_length: int = 64

@@ -43,6 +43,10 @@ class Pictures(Protocol):
 
     def holds(self, digest: str) -> bool: ...
 
+    def size_of(self, digest: str) -> int:
+        """Bytes of the file; 0 where it is not kept."""
+        ...
+
     def read(self, digest: str) -> bytes:
         """The original file. Raises ImageUnknown where it is not kept."""
         ...
@@ -51,6 +55,9 @@ class Pictures(Protocol):
 class NoPictures:
     def holds(self, digest: str) -> bool:
         return False
+
+    def size_of(self, digest: str) -> int:
+        return 0
 
     def read(self, digest: str) -> bytes:
         raise ImageUnknown(f"image {digest[:8]} is not kept")

@@ -72,6 +72,13 @@ class KeptImages:
         except FileNotFoundError:
             raise ImageUnknown(f"image {digest[:8]} is not kept: CLICKMASK_KEPT_BYTES was full") from None
 
+    def size_of(self, digest: str) -> int:
+        """Bytes of the file; 0 if it is not kept."""
+        try:
+            return self._path(digest).stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def status(self) -> KeptStatus:
         with self._lock:
             return KeptStatus(self._images, self._bytes, self._capacity, self._refused)

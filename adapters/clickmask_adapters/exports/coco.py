@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import orjson
 from pycocotools import mask as masks
 from pycocotools.coco import COCO
+from typer import Option
 
 from clickmask.datasets import Dataset, Sample
 from clickmask.errors import ExportFailed
@@ -50,9 +51,11 @@ def write(
     dataset: Dataset,
     folder: Path,
     *,
-    polygons: Polygons = "source",
-    for_cvat: bool = False,
-    with_pictures: bool = True,
+    polygons: Annotated[
+        Polygons,
+        Option(help="As drawn; along pixel edges; or in few points. Masks with holes are run lengths."),
+    ] = "source",
+    for_cvat: Annotated[bool, Option("--for-cvat", help="Masks as CVAT writes them: iscrowd 1.")] = False,
 ) -> Path:
     """Write the dataset; the path of its JSON file.
 
@@ -67,8 +70,7 @@ def write(
         path.parent.mkdir()
         path.write_bytes(orjson.dumps(_content(dataset, written, for_cvat)))
         _require_read_back(path, dataset, written)
-        if with_pictures:
-            _write_pictures(dataset, new / "images")
+        _write_pictures(dataset, new / "images")
     return folder / JSON
 
 

@@ -1,0 +1,55 @@
+"""`clickmask report assist`."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from clickmask import ledger
+from clickmask_adapters.app import create_store
+from clickmask_adapters.commands._projects import ProjectName, ToolName, find_project
+from clickmask_adapters.console import console, sentence_on_failure
+from clickmask_adapters.exporting import assistance
+from clickmask_adapters.settings import Settings
+
+
+def add_to(cli: typer.Typer) -> None:
+    group = typer.Typer(no_args_is_help=True, help="What the assistance and the models are worth.")
+    group.command("assist")(assist)
+    cli.add_typer(group, name="report")
+
+
+def assist(
+    project: ProjectName,
+    tool: ToolName = None,
+    by: Annotated[ledger.Axis, typer.Option(help="One line for each of these.")] = "category",
+    as_json: Annotated[bool, typer.Option("--json", help="All of them, as JSON.")] = False,
+) -> None:
+    """Compare what was proposed with what was accepted.
+
+    Untouched objects have an IoU of 0.99 with their proposal, or more. Rejected are sessions of clicks
+    of which nothing was accepted. The IoUs of a session's first and last answer, and clicks, are means
+    over the assisted objects; seconds, from the first answer to the last, a median.
+    """
+    with sentence_on_failure(), closing(create_store(Settings())) as store:
+        chosen, name = find_project(store, project, tool)
+        if as_json:
+            console.print_json(json.dumps(assistance(store, chosen, name)))
+            return
+        entries = ledger.read(store, chosen, name)
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column(by, overflow="fold")
+    for heading in ("objects", "untouched", "edited", "by hand", "rejected", "first", "last", "clicks", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in [*ledger.summarise(entries, by), *ledger.summarise(entries)]:
+        counts = (each.objects, each.untouched, each.edited, each.unassisted, each.rejected)
+        means = ((each.first_iou, ".3f"), (each.last_iou, ".3f"), (each.clicks, ".1f"), (each.seconds, ".1f"))
+        numbers = ["" if value is None else f"{value:{form}}" for value, form in means]
+        table.add_row(Text(each.name or "-"), *map(str, counts), *numbers)
+    table.rows[-1].style = "bold"
+    console.print(table)
