@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from http import HTTPStatus
 
 import orjson
-from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi import APIRouter, HTTPException, Request
 from starlette.responses import JSONResponse
 
 from clickmask.errors import InvalidRequest
@@ -31,15 +28,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
     secret = (
         settings.cvat_webhook_secret.get_secret_value().encode() if settings.cvat_webhook_secret else None
     )
-    # CVAT gives up after 10 s and tries again in minutes: an event never waits for a click.
-    keeper = ThreadPoolExecutor(1, thread_name_prefix="cvat-webhook")
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        yield
-        keeper.shutdown()
-
-    routes = APIRouter(include_in_schema=False, lifespan=lifespan)
+    routes = APIRouter(include_in_schema=False)
 
     @routes.post(PATH)
     async def webhook(request: Request) -> JSONResponse:
@@ -47,7 +36,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         require_signature(secret, body, request.headers.get(SIGNATURE, ""))
         if event_name(body) == "ping":
             return JSONResponse({"status": "clickmask hears CVAT"})
-        await asyncio.get_running_loop().run_in_executor(keeper, workbench.keep_event, TOOL, body)
+        await asyncio.wrap_future(workbench.inbox.keep_soon(TOOL, body))  # on the disk: no answer before
         return JSONResponse({"status": "kept"}, HTTPStatus.ACCEPTED)
 
     return routes
