@@ -478,7 +478,7 @@ def _answers_of(cvat: CvatServer) -> type[BaseHTTPRequestHandler]:
                 return
             self.send(*cvat.answer(self.command, parts.path, query, json.loads(body or b"{}")))
 
-        do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815
+        do_POST = do_PATCH = do_PUT = do_DELETE = do_GET  # noqa: N815
 
         def send(self, status: int, body: object) -> None:
             kind = (
