@@ -301,6 +301,25 @@ def test_a_later_save_replaces_the_whole_set_and_an_older_event_does_not(
     assert label.key.region == str(kept["id"])
 
 
+@pytest.mark.parametrize("by_event", [True, False])
+def test_a_rejected_job_is_withdrawn_until_it_is_accepted_anew(
+    cvat: CvatServer, labels: CvatLabels, intake: Intake, store: Store, by_event: bool
+) -> None:
+    cvat.add_job(3)
+    cvat.draw(3, "rectangle", [10, 10, 30, 20])
+    take(intake, labels, cvat.complete(3))
+    rejected = cvat.update_job(3, stage="annotation", state="rejected")
+    if by_event:
+        take(intake, labels, rejected)
+    else:
+        for part in labels.pull("1"):
+            for change in part.changes:
+                intake.take(change, labels)
+    assert store.labels("cvat", "1") == []
+    take(intake, labels, cvat.complete(3))
+    assert len(store.labels("cvat", "1")) == 1
+
+
 def test_a_deleted_task_leaves_nothing(
     cvat: CvatServer, labels: CvatLabels, intake: Intake, store: Store
 ) -> None:

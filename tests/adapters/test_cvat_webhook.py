@@ -24,7 +24,7 @@ from clickmask_adapters.app import create_app
 from clickmask_adapters.auth import MAX_SIGNED_BODY, Gate
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat import webhook
-from clickmask_adapters.tools.cvat.events import JobAccepted, is_accepted, meaning, timestamp
+from clickmask_adapters.tools.cvat.events import JobAccepted, JobRejected, is_accepted, meaning, timestamp
 
 RECORDED = Path(__file__).parent.parent / "contracts" / "cvat"
 DELIVERIES = sorted(path.stem.removeprefix("webhook_") for path in RECORDED.glob("webhook_*.json"))
@@ -213,6 +213,14 @@ def test_a_save_after_the_acceptance_makes_the_job_dirty_again() -> None:
 
 def test_a_repeated_delivery_means_the_same() -> None:
     assert meaning(delivery("job_accepted")) == meaning(json.loads(json.dumps(delivery("job_accepted"))))
+
+
+def test_a_job_that_is_rejected_withdraws_what_was_accepted_once() -> None:
+    event = delivery("job_reopened")
+    event["job"]["state"] = "rejected"
+    assert meaning(event) == JobRejected(3, timestamp(event["job"]))
+    event["changes"] = {"updated_date": event["changes"]["updated_date"]}  # its annotator mends and saves
+    assert meaning(event) is None
 
 
 @pytest.mark.parametrize("name", ["job_reopened", "ping"])

@@ -14,7 +14,7 @@ from typing import Any
 from clickmask.labels import Brush, Ellipse, Geometry, Polygon, Rectangle, Region, Submission
 from clickmask.masks import mask_to_rle
 from clickmask.types import Size
-from clickmask_adapters.tools.cvat.events import TOOL, is_accepted, timestamp
+from clickmask_adapters.tools.cvat.events import TOOL, is_accepted, is_rejected, timestamp
 from clickmask_adapters.tools.cvat.mask_points import points_to_mask
 
 log = logging.getLogger(__name__)
@@ -50,14 +50,19 @@ class Frame:
 def submissions(content: JobContent) -> tuple[list[Submission], list[str]]:
     """One Submission for each frame of an accepted job, also where nothing was marked on it.
 
-    A job that is not accepted gives nothing at all, so neither what a model drew into it. Deleted
-    frames are skipped; so are those on which a track is seen without a keyframe: CVAT keeps the
-    keyframes alone, and an image that lacks an object would teach that there is none. Of a video the
-    frames without a shape are skipped too: thousands, most of them like their neighbours. What marks
-    no area (points, lines, cuboids, skeletons) is left out; so is what is damaged, as the sentences say.
+    A job that is not accepted gives nothing at all, so neither what a model drew into it. Skipped, so
+    that nothing stands of what was accepted before, are: all frames of a rejected job; deleted ones;
+    those on which a track is seen without a keyframe (CVAT keeps the keyframes alone, and an image
+    that lacks an object would teach that there is none); and of a video those without a shape, which
+    are thousands and like their neighbours. What marks no area (points, lines, cuboids, skeletons)
+    is left out; so is what is damaged, as the sentences say.
     """
     job = content.job
-    if not is_accepted(job) or job.get("type") not in COUNTED_JOBS or job.get("dimension") == "3d":
+    if (
+        not (is_accepted(job) or is_rejected(job))
+        or job.get("type") not in COUNTED_JOBS
+        or job.get("dimension") == "3d"
+    ):
         return [], []
     names = {label["id"]: str(label["name"]) for label in content.labels}
     assignee: Json | None = job.get("assignee")
@@ -66,7 +71,8 @@ def submissions(content: JobContent) -> tuple[list[Submission], list[str]]:
     found: list[Submission] = []
     for frame in frames(content):
         drawn = shapes[frame.number]
-        skipped = frame.deleted or frame.number in incomplete or (frame.of_video and not drawn)
+        unclear = frame.deleted or frame.number in incomplete or (frame.of_video and not drawn)
+        skipped = unclear or is_rejected(job)
         found.append(
             Submission(
                 tool=TOOL,

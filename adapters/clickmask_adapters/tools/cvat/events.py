@@ -31,7 +31,15 @@ class JobAccepted:
     again: bool
 
 
-Meaning = JobAccepted | AnnotationDeleted | TaskDeleted
+@dataclass(frozen=True)
+class JobRejected:
+    """What was accepted of a job is withdrawn, until it is accepted anew."""
+
+    job: int
+    updated_at: float  # seconds since 1970, by CVAT's clock
+
+
+Meaning = JobAccepted | JobRejected | AnnotationDeleted | TaskDeleted
 
 
 def is_accepted(job: Json) -> bool:
@@ -40,8 +48,11 @@ def is_accepted(job: Json) -> bool:
     Both are looked at: the UI can set one back and leave the other (cvat-ai/cvat#7206). A rejected
     job counts in no stage.
     """
-    state = job.get("state")
-    return state == "completed" or (job.get("stage") == "acceptance" and state != "rejected")
+    return job.get("state") == "completed" or (job.get("stage") == "acceptance" and not is_rejected(job))
+
+
+def is_rejected(job: Json) -> bool:
+    return job.get("state") == "rejected"
 
 
 def meaning(event: Json) -> Meaning | None:
@@ -52,11 +63,13 @@ def meaning(event: Json) -> Meaning | None:
     match event.get("event"):
         case "update:job":
             job = described(event, "job")
-            if not is_accepted(job):
-                return None
             changed = event.get("changes") or event.get("before_update")
-            again = not (isinstance(changed, dict) and {"state", "stage"} & changed.keys())
-            return JobAccepted(number(job), timestamp(job), again)
+            judged = isinstance(changed, dict) and bool({"state", "stage"} & changed.keys())
+            if is_accepted(job):
+                return JobAccepted(number(job), timestamp(job), again=not judged)
+            if is_rejected(job) and judged:
+                return JobRejected(number(job), timestamp(job))
+            return None
         case "delete:job":
             return AnnotationDeleted(TOOL, str(number(described(event, "job"))))
         case "delete:task":

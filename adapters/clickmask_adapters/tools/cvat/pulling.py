@@ -17,7 +17,15 @@ from clickmask.types import ImageRef
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat.accepted import AREAS, project_of, submissions
 from clickmask_adapters.tools.cvat.client import CvatClient, CvatError, client_of
-from clickmask_adapters.tools.cvat.events import TOOL, JobAccepted, is_accepted, meaning, timestamp
+from clickmask_adapters.tools.cvat.events import (
+    TOOL,
+    JobAccepted,
+    JobRejected,
+    is_accepted,
+    is_rejected,
+    meaning,
+    timestamp,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +60,7 @@ class CvatLabels:
         Raises InvalidRequest for what is no event, CvatError where CVAT cannot be asked now.
         """
         means = meaning(_parsed(event))
-        if not isinstance(means, JobAccepted):
+        if not isinstance(means, JobAccepted | JobRejected):
             if means is not None:
                 yield means
             return
@@ -76,12 +84,12 @@ class CvatLabels:
     def pull(self, project: str, position: str | None = None) -> Iterator[Pulled]:
         """The jobs of a project, or of `task-<id>`, from `position` on, oldest update first, one a part.
 
-        Those that are not accepted have no changes. A job that is saved meanwhile comes again.
-        Raises InvalidRequest for what names no project, and CvatError.
+        Those that are neither accepted nor rejected have no changes. A job that is saved meanwhile
+        comes again. Raises InvalidRequest for what names no project, and CvatError.
         """
         for job, remaining in self._client.jobs(container_of(project), position):
-            accepted = is_accepted(job)
-            changes, left_out, _ = self._read(job["id"]) if accepted else ([], [], 0.0)
+            judged = is_accepted(job) or is_rejected(job)
+            changes, left_out, _ = self._read(job["id"]) if judged else ([], [], 0.0)
             yield Pulled(changes, job["updated_date"], left_out, remaining)
 
     def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
