@@ -3,4 +3,4 @@
 from clickmask.runtimes.choices import Runtimes
 from clickmask.runtimes.sessions import Session, open_session
 
-__all__ = ["Runtimes", "Session", "open_session"]
+__all__ = ("Runtimes", "Session", "open_session")
