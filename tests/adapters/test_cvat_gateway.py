@@ -556,7 +556,7 @@ def test_trap_16_a_click_that_takes_too_long_is_told_to_come_again(
     client: TestClient, disc: DiscSegmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cvat = Cvat(client)
-    monkeypatch.setitem(gateway.PATIENCE, "interactor", 1.0)
+    monkeypatch.setattr(gateway, "LONGEST_CLICK", 1.0)
     disc.hold = threading.Event()
     with pytest.raises(Refused, match="429") as refused:
         cvat.click(DISC, picture(), [[40, 30]])

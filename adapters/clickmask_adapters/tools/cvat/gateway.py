@@ -29,7 +29,7 @@ from clickmask_adapters.tools.cvat.invoking import Invoker
 log = logging.getLogger(__name__)
 
 BELIEVED = 5.0  # seconds for which the list of functions is taken for the truth: making it takes 0.03
-PATIENCE = {"interactor": 50.0, "embedding": 50.0}  # seconds; nginx before CVAT gives up on a click after 60
+LONGEST_CLICK = 50.0  # seconds; the nginx before CVAT gives up on an annotator's call after 60
 DEFAULT_TIMEOUT = 120.0  # seconds; CVAT's own default, where its request does not say
 RESERVE = 5.0  # seconds before CVAT's timeout that an answer should be on its way
 
@@ -58,6 +58,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
     async def invoke(request: Request, name: str) -> Response:
         function = await required(name)
         body = await request.body()  # its size was limited at the gate
+        # Counted from here: waiting for a thread of the pool is part of what CVAT waits for.
         until = time.monotonic() + patience(function, request.headers.get("x-nuclio-invoke-timeout", ""))
         user_agent = request.headers.get("user-agent", "")
         while True:
@@ -126,7 +127,8 @@ def patience(function: Function, timeout: str) -> float:
     """Seconds in which the answer must be there; `timeout` is CVAT's own, such as "120s"."""
     given = re.fullmatch(r"(\d{1,6}(?:\.\d{1,9})?)s", timeout)
     seconds = float(given[1]) if given else DEFAULT_TIMEOUT
-    return max(1.0, min(seconds - RESERVE, PATIENCE.get(function.kind, seconds)))
+    longest = seconds if function.kind == "detector" else LONGEST_CLICK
+    return max(1.0, min(seconds - RESERVE, longest))
 
 
 async def _within(until: float, call: Any, *arguments: object) -> Response:
