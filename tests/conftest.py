@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
 from clickmask.inbox import Inbox
 from clickmask.store import Store
+from clickmask.types import Segmenter
 from clickmask.weights import WeightsFolder
 from clickmask.workbench import Workbench
 from fakes import DiscSegmenter, DrawnAnnotator
@@ -22,7 +24,7 @@ from fakes import DiscSegmenter, DrawnAnnotator
 class OneSegmenter(Catalogue):
     """A catalogue in which one loaded segmenter stands beside what is installed."""
 
-    def __init__(self, segmenter: DiscSegmenter) -> None:
+    def __init__(self, segmenter: Segmenter[Any]) -> None:
         super().__init__(segmenters, WeightsFolder(Path("no weights")))
         self._segmenter = segmenter
         self._loaded[segmenter.name] = segmenter

@@ -37,6 +37,7 @@ STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = MappingProxyType(
         errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.UnknownProject: HTTPStatus.NOT_FOUND,
         errors.OriginRefused: HTTPStatus.CONFLICT,
+        errors.NotStored: HTTPStatus.INSUFFICIENT_STORAGE,
         errors.Busy: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.ExportTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         errors.ClickmaskError: HTTPStatus.INTERNAL_SERVER_ERROR,

@@ -3,7 +3,8 @@
 One file an embedding, its floats in half precision:
 
     clickmask embedding <format> <CRC-32 of the rest> <bytes of the rest>
-    {"segmenter": ..., "weights": ..., "digest": ..., "arrays": [[name, dtype here, shape, dtype], ...]}
+    {"segmenter": ..., "weights": ..., "precision": ..., "digest": ...,
+     "arrays": [[name, dtype here, shape, dtype], ...]}
     the arrays, row by row, one after the other
 
 The checksum stands in for fsync: after a power cut a file may hold anything, and is not believed.
@@ -23,8 +24,9 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -44,6 +46,8 @@ _DRAFT = ".draft"
 _STALE = 3600.0  # seconds after which a draft was left behind by a process that was killed
 _SWEEP_AFTER = 0.01  # of the capacity: looking at thousands of files takes a tenth of a second
 _QUEUE_LENGTH = 32  # embeddings on their way to the disk
+_TOUCH_AFTER = 3600.0  # seconds between two notes that an embedding is in use
+_TOUCHES = 10_000  # embeddings whose last note is remembered
 _FAREWELL = 10.0  # seconds that a hanging disk may delay the end of the process
 _MAX_HALF = 65504.0
 
@@ -66,11 +70,21 @@ class Restoring(Protocol):
 
     `restore` gets what `arrays` gave, in arrays of its own of the same types, floats rounded to
     half precision; it may keep them, and MUST NOT write to them. Embeddings are told apart by the
-    segmenter's name and its official weights: a segmenter whose embeddings depend on more MUST
-    have that in its name.
+    segmenter's name, its official weights and its `precision` (if it has that; else f32): a
+    segmenter whose embeddings depend on more MUST have that in its name.
     """
 
     def restore(self, arrays: Arrays) -> Embedding: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """An embedding on its way to the disk; the future says whether it arrived."""
+
+    key: EmbeddingKey
+    identity: Mapping[str, str]
+    arrays: Arrays
+    written: Future[bool] = field(default_factory=Future[bool])
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,9 @@ class DiskEmbeddings:
         self._lock = threading.Lock()
         self._bytes = self._entries = self._hits = 0
         self._unswept = 0  # bytes written since the folder was looked at
-        self._queue: queue.Queue[tuple[dict[str, str], Arrays] | None] = queue.Queue(_QUEUE_LENGTH)
+        self._queue: queue.Queue[_Job | None] = queue.Queue(_QUEUE_LENGTH)
+        self._pending: dict[EmbeddingKey, _Job] = {}
+        self._touched: dict[EmbeddingKey, float] = {}  # monotonic seconds
         self._writer = threading.Thread(target=self._write_all, name="embedding writer", daemon=True)
         self._writer.start()
 
@@ -143,11 +159,42 @@ class DiskEmbeddings:
         except Exception:  # a plugin may raise anything; the click has its embedding
             log.exception("an embedding of %s cannot be stored", key.segmenter)
             return embedding
-        try:
-            self._queue.put_nowait((self._identity(key), rounded))
-        except queue.Full:
+        if not self._submit(_Job(key, self._identity(key), rounded), patience=0):
             log.warning("the disk is too slow: an embedding of %s is not stored", key.segmenter)
         return restored
+
+    def store_now(self, key: EmbeddingKey, embedding: Embedding, patience: float) -> bool:
+        """Whether it is on the disk when this returns, at the latest after twice `patience` seconds.
+
+        Nothing is written again that is there, or on its way.
+        """
+        if not isinstance(embedding, Storable):
+            return False
+        identity = self._identity(key)
+        with self._lock:
+            job = self._pending.get(key)
+        if job is None:
+            if self._path(identity).exists():
+                return True
+            job = _Job(key, identity, half_precision(embedding.arrays()))
+            if not self._submit(job, patience):
+                return False
+        try:
+            return job.written.result(patience)
+        except TimeoutError:
+            return False
+
+    def touch(self, key: EmbeddingKey) -> None:
+        """Have it not go soon, as it is in use; noted seldom, since that is a write."""
+        now = time.monotonic()
+        with self._lock:
+            if now - self._touched.get(key, -math.inf) < _TOUCH_AFTER:
+                return
+            if len(self._touched) >= _TOUCHES:
+                self._touched.clear()
+            self._touched[key] = now
+        with suppress(OSError):  # not stored, or not any more
+            os.utime(self._path(self._identity(key)))
 
     def status(self) -> DiskStatus:
         with self._lock:
@@ -162,7 +209,8 @@ class DiskEmbeddings:
     def _identity(self, key: EmbeddingKey) -> dict[str, str]:
         checkpoint = self._weights.checkpoints.get(key.segmenter)
         weights = checkpoint.sha256 if checkpoint else ""
-        return {"segmenter": key.segmenter, "weights": weights, "digest": key.digest}
+        named = {"segmenter": key.segmenter, "weights": weights, "digest": key.digest}
+        return {**named, "precision": str(getattr(self._segmenters(key.segmenter), "precision", "f32"))}
 
     def _path(self, identity: Mapping[str, str]) -> Path:
         readable = "-".join(
@@ -171,20 +219,40 @@ class DiskEmbeddings:
         unique = hashlib.sha256(json.dumps([FORMAT, *identity.values()]).encode()).hexdigest()[:16]
         return self._folder / f"{readable}-{unique}{_SUFFIX}"
 
+    def _submit(self, job: _Job, patience: float) -> bool:
+        """Whether there was room in the queue within `patience` seconds."""
+        with self._lock:
+            self._pending[job.key] = job
+        try:
+            self._queue.put(job, block=patience > 0, timeout=patience or None)
+        except queue.Full:
+            self._finish(job, written=False)
+            return False
+        return True
+
+    def _finish(self, job: _Job, written: bool) -> None:
+        with self._lock:
+            if self._pending.get(job.key) is job:
+                del self._pending[job.key]
+        job.written.set_result(written)
+
     def _write_all(self) -> None:
         self._sweep()
         while (job := self._queue.get()) is not None:
+            written = False
             try:
-                self._write(*job)
+                written = self._write(job.identity, job.arrays)
             except (OSError, ValueError) as error:  # the disk; arrays of what is no number
                 log.warning("an embedding is not stored: %s", error)
+            self._finish(job, written)
             if self._unswept > self._capacity * _SWEEP_AFTER:
                 self._sweep()
 
-    def _write(self, identity: Mapping[str, str], arrays: Arrays) -> None:
+    def _write(self, identity: Mapping[str, str], arrays: Arrays) -> bool:
+        """Whether there is room for it at all."""
         raw = pack(arrays, identity)
         if len(raw) > self._capacity:
-            return
+            return False
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self._folder, suffix=_DRAFT, delete=False) as file:
             draft = Path(file.name)
@@ -199,6 +267,7 @@ class DiskEmbeddings:
         with self._lock:
             self._bytes += len(raw)
             self._entries += 1
+        return True
 
     def _sweep(self) -> None:
         """Remove what was not used for longest until the rest fits, and what was never finished."""

@@ -80,10 +80,13 @@ class EmbeddingCache:
         Raises what `compute` raises, and Busy if the queue is full or the wait too long.
         """
         with self._changed:
-            if (kept := self._recall(key)) is not None:
-                self._hits += 1
-                return kept, True
-            self._misses += 1
+            kept = self._recall(key)
+            self._hits += kept is not None
+            self._misses += kept is None
+        if kept is not None:
+            if self._disk:
+                self._disk.touch(key)
+            return kept, True
         if (stored := self._read_back(key)) is not None:
             return stored, True
         with self._changed:
@@ -108,6 +111,10 @@ class EmbeddingCache:
                 except Busy:
                     return False
             return True
+
+    def store(self, key: EmbeddingKey, embedding: Embedding) -> bool:
+        """Whether what `get` gave is on the disk now, which it usually reaches a moment later."""
+        return self._disk is not None and self._disk.store_now(key, embedding, self._patience)
 
     def status(self) -> CacheStatus:
         with self._changed:

@@ -59,6 +59,10 @@ class WeightsUnavailable(SegmenterNotReady):
     """Weights could not be fetched, or are not the official file."""
 
 
+class NotStored(ClickmaskError):
+    """What was to be kept for later could not be written."""
+
+
 class Busy(ClickmaskError):
     """A bounded queue is full; the same request may succeed later."""
 

@@ -14,7 +14,7 @@ from typing import Any
 from clickmask.catalogue import AnnotatorCatalogue, AnnotatorStatus, Catalogue, SegmenterStatus
 from clickmask.disk_embeddings import Restoring
 from clickmask.embeddings import CacheStatus, EmbeddingCache, EmbeddingKey
-from clickmask.errors import Busy, ClickmaskError, ImageUnavailable, InvalidPrompt
+from clickmask.errors import Busy, ClickmaskError, ImageUnavailable, InvalidPrompt, NotStored
 from clickmask.image_source import ImageIdentity, ImageSource
 from clickmask.inbox import Inbox
 from clickmask.inbox_reader import InboxReader, IntakeStatus
@@ -134,9 +134,16 @@ class Workbench:
         return True
 
     def encode(self, ref: ImageRef, segmenter: str | None = None) -> bool:
-        """Have the embedding of the image, now; whether it was there already. Raises as `propose` does."""
+        """Have the embedding of the image, on the disk too, now; whether it was there already.
+
+        Raises as `propose` does, and NotStored.
+        """
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
-        return self._embedding(chosen, ref, self.images.identify(ref))[1]
+        identity = self.images.identify(ref)
+        embedding, was_there = self._embedding(chosen, ref, identity)
+        if not self._cache.store(EmbeddingKey(chosen.name, identity.digest), embedding):
+            raise NotStored("its embedding is not stored: the disk is full, broken or slow")
+        return was_there
 
     def embedding(self, ref: ImageRef, segmenter: str | None = None) -> Embedding:
         """The embedding of the image, made now if need be; not to be written to. Raises as `propose` does."""

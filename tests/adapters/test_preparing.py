@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from checkpoints import TINY, weights_of, write_checkpoint
 from clickmask import annotators
 from clickmask.catalogue import AnnotatorCatalogue
 from clickmask.disk_embeddings import DiskEmbeddings
@@ -21,8 +22,9 @@ from clickmask.embeddings import EmbeddingCache
 from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
 from clickmask.inbox import Inbox
+from clickmask.segmenters import sam
 from clickmask.store import Store
-from clickmask.types import Image, ImageRef, Prediction, Prompt
+from clickmask.types import Image, ImageRef, Prediction, Prompt, Segmenter
 from clickmask.weights import WeightsFolder
 from clickmask.workbench import Workbench
 from clickmask_adapters import cli
@@ -52,15 +54,24 @@ class Kept:
         return {"channel": self.channel}
 
 
-class StoredDisc(DiscSegmenter):
-    def encode(self, image: Image) -> Kept:  # type: ignore[override]
-        return Kept(super().encode(image))
+class StoredDisc:
+    """The disc segmenter, with embeddings that can be stored."""
+
+    def __init__(self) -> None:
+        self._disc = DiscSegmenter()
+        self.name = self._disc.name
+        self.encoded = self._disc.encoded
+        self.hold: threading.Event | None = None
+
+    def encode(self, image: Image) -> Kept:
+        self._disc.hold = self.hold
+        return Kept(self._disc.encode(image))
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> Kept:
         return Kept(arrays["channel"])
 
-    def decode(self, embedding: Kept, prompt: Prompt) -> list[Prediction]:  # type: ignore[override]
-        return super().decode(embedding.channel, prompt)
+    def decode(self, embedding: Kept, prompt: Prompt) -> list[Prediction]:
+        return self._disc.decode(embedding.channel, prompt)
 
 
 @pytest.fixture
@@ -81,7 +92,7 @@ def photos(tmp_path: Path) -> Path:
 def open_bench(tmp_path: Path, photos: Path) -> Callable[..., Workbench]:
     """Opens a workbench, as a new process would, whose store is in the same folder each time."""
 
-    def open_it(segmenter: DiscSegmenter, capacity: int = 2**20) -> Workbench:
+    def open_it(segmenter: Segmenter[Any], capacity: int = 2**20) -> Workbench:
         catalogue = OneSegmenter(segmenter)
         weights = WeightsFolder(tmp_path / "weights")
         disk = DiskEmbeddings(tmp_path / "embeddings", capacity, catalogue.get, weights)
@@ -105,7 +116,7 @@ def prepare(
 ) -> Callable[..., Result]:
     """`clickmask prepare` with a segmenter of ours."""
 
-    def run(segmenter: DiscSegmenter, *arguments: str, capacity: int = 2**20) -> Result:
+    def run(segmenter: Segmenter[Any], *arguments: str, capacity: int = 2**20) -> Result:
         def create(settings: Settings) -> Workbench:
             return open_bench(segmenter, capacity)
 
@@ -144,6 +155,38 @@ def test_a_click_on_a_prepared_image_encodes_nothing(
     bench.propose(ImageRef((photos / "b.png").as_uri()), Prompt(foreground=((20, 15),)))
     bench.close()
     assert disc.encoded == []
+
+
+def test_segment_anything_prepares_a_folder_and_encodes_nothing_after(
+    photos: Path, prepare: Callable[..., Result], open_bench: Callable[..., Workbench], tmp_path: Path
+) -> None:
+    (photos / "broken.png").unlink()
+    (tmp_path / "official").mkdir()
+    weights = weights_of(write_checkpoint(tmp_path / "official" / "tiny.pth", TINY))
+    options = str(photos), "--segmenter", "sam:vit_b"
+    result = prepare(sam.load("vit_b", weights), *options, capacity=2**24)
+    assert result.exit_code == 0
+    assert "4 encoded, 0 there already, 0 failed" in result.stdout
+    again = sam.load("vit_b", weights)
+    result = prepare(again, *options, capacity=2**24)
+    assert "0 encoded, 4 there already, 0 failed" in result.stdout
+    bench = open_bench(again, capacity=2**24)
+    assert bench.encode(ImageRef((photos / "b.png").as_uri()), "sam:vit_b")
+    (first, *_) = bench.propose(
+        ImageRef((photos / "b.png").as_uri()), Prompt(foreground=((20, 15),)), "sam:vit_b"
+    )
+    assert first.prediction.mask.shape == (30, 40)
+    bench.close()
+
+
+def test_an_image_whose_embedding_cannot_be_stored_failed(
+    photos: Path, prepare: Callable[..., Result]
+) -> None:
+    (photos / "broken.png").unlink()
+    result = prepare(StoredDisc(), str(photos), capacity=100)
+    assert result.exit_code == 1
+    assert "0 encoded, 0 there already, 4 failed" in result.stdout
+    assert "b.png: its embedding is not stored" in result.stderr
 
 
 def test_a_segmenter_whose_embeddings_are_not_stored_has_nothing_to_prepare(

@@ -34,7 +34,7 @@ from clickmask.weights import Checkpoint, WeightsFolder
 from waiting import until
 
 MIB = 2**20
-IDENTITY = {"segmenter": "counting", "weights": "", "digest": "a"}
+IDENTITY = {"segmenter": "counting", "weights": "", "precision": "f32", "digest": "a"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -413,6 +413,63 @@ def test_a_disk_that_hangs_holds_up_no_click(tmp_path: Path, caplog: pytest.LogC
         assert stored(tmp_path) == set()
         released.set()
     assert 30 < len(stored(tmp_path)) < 100
+
+
+def test_who_wants_an_embedding_stored_waits_for_the_disk(tmp_path: Path) -> None:
+    released, segmenter = threading.Event(), CountingSegmenter(10)
+
+    class Slow(np.ndarray):
+        def tobytes(self, *_: Any) -> bytes:
+            assert released.wait(10)
+            return super().tobytes()
+
+    with closing(disk_in(tmp_path, segmenter)) as disk:
+        disk.store(key("slow"), Features(np.zeros(10).view(Slow), (3, 4)))
+        for number in range(40):  # more than may wait: the last ones are dropped
+            disk.store(key(str(number)), segmenter.encode(str(number)))
+        assert not disk.store_now(key("0"), segmenter.encode("0"), patience=0.05)  # on its way
+        assert not disk.store_now(key("39"), segmenter.encode("39"), patience=0.05)  # no room
+        threading.Timer(0.1, released.set).start()
+        assert disk.store_now(key("39"), segmenter.encode("39"), patience=10)
+        assert disk.store_now(key("slow"), segmenter.encode("slow"), patience=10)
+        assert {path.name.split("-")[1] for path in stored(tmp_path)} >= {"slow", "39"}
+        (dropped,) = (path for path in stored(tmp_path) if "-39-" in path.name)
+        dropped.unlink()  # as another process may
+        assert disk.store_now(key("39"), segmenter.encode("39"), patience=10)
+        assert dropped.exists()
+        assert not disk.store_now(key("a"), np.zeros(3), patience=10)  # of a kind that is not stored
+
+
+def test_what_cannot_be_written_is_said_to_who_waits(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with closing(disk_in(tmp_path / "file" / "embeddings", CountingSegmenter())) as disk:
+        assert not disk.store_now(key("a"), CountingSegmenter(10).encode("a"), patience=10)
+    with closing(disk_in(tmp_path, CountingSegmenter(), capacity=10)) as disk:
+        assert not disk.store_now(key("a"), CountingSegmenter(10).encode("a"), patience=10)
+
+
+def test_an_embedding_in_memory_keeps_its_file_young(tmp_path: Path) -> None:
+    write(tmp_path, "a", "b")
+    for path in stored(tmp_path):
+        os.utime(path, (0, 0))
+    with server(tmp_path, CountingSegmenter()) as get:
+        get("a")  # from the disk
+        (path,) = (path for path in stored(tmp_path) if "-a-" in path.name)
+        os.utime(path, (0, 0))
+        get("a")  # from memory
+        assert path.stat().st_mtime > time.time() - 100
+        os.utime(path, (0, 0))
+        get("a")  # not at each click
+        assert path.stat().st_mtime == 0
+
+
+def test_embeddings_of_another_precision_are_others(tmp_path: Path) -> None:
+    write(tmp_path, "a")
+    segmenter = CountingSegmenter()
+    vars(segmenter)["precision"] = "bf16"
+    with closing(disk_in(tmp_path, segmenter)) as disk:
+        assert disk.load(key("a")) is None
+    assert read(tmp_path, "a") is not None
 
 
 PROCESS = """
