@@ -412,3 +412,36 @@ def test_what_pillow_has_opened_may_be_damaged() -> None:
     raw = encoded(PIL.Image.fromarray(noise(60, 60)), "PNG")
     with PIL.Image.open(io.BytesIO(raw[:-500])) as opened, pytest.raises(InvalidImage, match="cut short"):
         opened_image(opened)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.sampled_from([1, 30, 75, 95, 100]),
+    st.sampled_from([0, 1, 2]),
+    st.booleans(),
+    st.sampled_from([1, 3]),
+    st.integers(1, 8),
+)
+def test_a_jpeg_has_the_pixels_that_pillow_gives_it(
+    height: int,
+    width: int,
+    quality: int,
+    subsampling: int,
+    progressive: bool,
+    channels: int,
+    orientation: int,
+) -> None:
+    """To the bit, though another library decodes it."""
+    picture = PIL.Image.fromarray(noise(height, width, channels, seed=height))
+    options: dict[str, object] = {"quality": quality, "progressive": progressive, "exif": exif(orientation)}
+    raw = encoded(picture, "JPEG", **options, **({"subsampling": sampling} if channels == 3 else {}))
+    with PIL.Image.open(io.BytesIO(raw)) as opened:
+        by_pillow = opened_image(opened)
+    assert decode_image(raw).digest == by_pillow.digest
+
+
+def test_a_jpeg_with_bytes_behind_its_end_is_the_image_before_them() -> None:
+    raw = encoded(PIL.Image.fromarray(drawn()), "JPEG")
+    assert decode_image(raw + b"what a phone appends").digest == decode_image(raw).digest
