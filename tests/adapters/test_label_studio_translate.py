@@ -9,16 +9,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import drawn
 from clickmask.errors import ClickmaskError, InvalidPrompt, InvalidRequest
-from clickmask.masks import group_rings, mask_iou, mask_to_polygons, polygons_to_mask
+from clickmask.masks import mask_iou, polygons_to_mask
 from clickmask.types import Mask, Prediction
 from clickmask_adapters.tools.label_studio import label_config, translate
 from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
-from clickmask_adapters.tools.label_studio.single_rings import join_holes, mask_to_single_rings
+from clickmask_adapters.tools.label_studio.single_rings import mask_to_single_rings
 
 CAR_ROAD = '<Label value="Car"/><Label value="Road"/>'
 IMAGE = '<Image name="image" value="$image"/>'
@@ -371,26 +369,3 @@ def test_of_nothing_but_crumbs_one_is_kept() -> None:
     made = mask_to_single_rings(mask, 0.98)
     assert len(made.rings) == 1
     assert made.lost_area == mask.sum() - 3
-
-
-@given(st.integers(0, 10**6))
-def test_holes_are_joined_without_changing_a_pixel(seed: int) -> None:
-    noise = np.random.default_rng(seed).random((20, 28))
-    mask = cv2.GaussianBlur(noise, (0, 0), 1.2) > 0.49
-    for outer, holes in group_rings(mask_to_polygons(mask)):
-        joined = join_holes(outer, holes)
-        assert np.array_equal(
-            polygons_to_mask([joined], mask.shape), polygons_to_mask([outer, *holes], mask.shape)
-        )
-
-
-def test_a_joined_hole_runs_the_other_way_round_so_that_it_stays_open() -> None:
-    """Label Studio's canvas fills by the non-zero rule."""
-    ((outer, holes),) = group_rings(mask_to_polygons(drawn.ring()))
-    joined = join_holes(outer, holes)
-    after = np.roll(joined, -1, axis=0)
-    x, y = 30.25, 24.25  # in the hole
-    crosses = (joined[:, 1] <= y) != (after[:, 1] <= y)
-    (x0, y0), (x1, y1) = joined[crosses].T, after[crosses].T
-    to_the_right = x0 + (y - y0) * (x1 - x0) / (y1 - y0) > x
-    assert np.sign(y1 - y0)[to_the_right].sum() == 0
