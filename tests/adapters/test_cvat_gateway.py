@@ -29,13 +29,14 @@ from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
 from clickmask.inbox import Inbox
 from clickmask.masks import mask_iou, polygons_to_mask
+from clickmask.segmenters import sam
 from clickmask.store import Store
-from clickmask.types import Image, Pixels, Prediction, Prompt
+from clickmask.types import Image, Pixels, Prediction, Prompt, SamFeatures
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_app
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat import gateway
-from clickmask_adapters.tools.cvat.functions import SAM_PLUGIN, Function
+from clickmask_adapters.tools.cvat.functions import SAM_PLUGIN, VIT_H, Function
 from conftest import OneSegmenter, workbench_of
 from cvat_standin import Cvat, Refused, drawn_shapes, stored_shapes
 from fakes import DiscSegmenter, DrawnAnnotator, disc_mask
@@ -647,6 +648,12 @@ def test_trap_20_the_real_vit_h_goes_before_what_imitates_it(workbench: Workbenc
         assert "embeddings of" not in Cvat(client).models()[SAM_PLUGIN].name
         Cvat(client).call(SAM_PLUGIN, {"image": IMAGE})
     assert (len(real.encoded), len(imitation.encoded)) == (1, 0)
+
+
+def test_trap_20_of_our_own_sams_vit_h_alone_says_so_and_has_such_embeddings() -> None:
+    assert sam.DECODERS == {"vit_h": VIT_H}
+    features = np.zeros((256, 64, 64), np.float32)
+    assert isinstance(sam.SamEmbedding(features, (3, 4), None), SamFeatures)
 
 
 def test_the_pages_plugin_is_sent_the_embedding_as_float32(workbench: Workbench, tmp_path: Path) -> None:
