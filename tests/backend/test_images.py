@@ -436,7 +436,7 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives_it(
     """To the bit, though another library decodes it."""
     picture = PIL.Image.fromarray(noise(height, width, channels, seed=height))
     options: dict[str, object] = {"quality": quality, "progressive": progressive, "exif": exif(orientation)}
-    raw = encoded(picture, "JPEG", **options, **({"subsampling": sampling} if channels == 3 else {}))
+    raw = encoded(picture, "JPEG", **options, **({"subsampling": subsampling} if channels == 3 else {}))
     with PIL.Image.open(io.BytesIO(raw)) as opened:
         by_pillow = opened_image(opened)
     assert decode_image(raw).digest == by_pillow.digest
