@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from clickmask.datasets import Dataset, Sample
 from clickmask.images import upright_file
@@ -22,17 +23,32 @@ def file_names(samples: Sequence[Sample]) -> dict[str, str]:
     Names that differ in case, or in how Unicode composes them, are shared ones: some file systems
     know no difference.
     """
+    return _unique(samples, _folded)
+
+
+def stems(samples: Sequence[Sample]) -> dict[str, tuple[str, str]]:
+    """Stem and ending of a file name of each image, the stem being no other image's: for formats that
+    have a file of another kind beside each picture."""
+    names = _unique(samples, lambda name: _folded(_split(name)[0]))
+    return {image: _split(name) for image, name in names.items()}
+
+
+def _unique(samples: Sequence[Sample], key: Callable[[str], str]) -> dict[str, str]:
     plain = {sample.image: safe_basename(sample.name) or f"{sample.image[:8]}.img" for sample in samples}
-    shared = _shared(plain)
+    shared = _shared(plain, key)
     prefixed = {
-        image: f"{image[:8]}-{name}" if _folded(name) in shared else name for image, name in plain.items()
+        image: f"{image[:8]}-{name}" if key(name) in shared else name for image, name in plain.items()
     }
     # A prefixed name may be another image's own one: the whole digest settles that for good.
-    still = _shared(prefixed)
+    still = _shared(prefixed, key)
     return {
-        image: f"{image}-{plain[image]}" if _folded(name) in still else name
-        for image, name in prefixed.items()
+        image: f"{image}-{plain[image]}" if key(name) in still else name for image, name in prefixed.items()
     }
+
+
+def _split(name: str) -> tuple[str, str]:
+    stem, dot, ending = name.rpartition(".")
+    return (stem, dot + ending) if stem else (name, "")
 
 
 def safe_basename(name: str) -> str:
@@ -58,12 +74,34 @@ def picture(dataset: Dataset, sample: Sample) -> tuple[bytes, bool]:
     return (raw, False) if upright is None else (upright, True)
 
 
-def missing_pictures(dataset: Dataset) -> list[Sample]:
-    return [sample for sample in dataset.samples if not dataset.pictures.holds(sample.image)]
+def write_pictures(dataset: Dataset, paths: Mapping[str, Path]) -> None:
+    """Those that are kept, by digest, each to its path; folders are made."""
+    for sample in dataset.samples:
+        if dataset.pictures.holds(sample.image):
+            path = paths[sample.image]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(dataset, sample)[0])
 
 
-def _shared(names: Mapping[str, str]) -> set[str]:
-    counted = Counter(_folded(name) for name in names.values())
+def picture_losses(dataset: Dataset, names: Mapping[str, str]) -> list[str]:
+    """What a dataset's pictures lose in an export under these file names, in sentences."""
+    held = [sample for sample in dataset.samples if dataset.pictures.holds(sample.image)]
+    counted = (
+        (
+            sum(names[sample.image] != sample.name for sample in dataset.samples),
+            "images have another file name, for theirs is shared or not one on every system",
+        ),
+        (len(dataset.samples) - len(held), "images are not kept, and only described"),
+        (
+            sum(picture(dataset, sample)[1] for sample in held),
+            "images are copies that were turned upright, for many readers do not look at EXIF",
+        ),
+    )
+    return [f"{count} {sentence}" for count, sentence in counted if count]
+
+
+def _shared(names: Mapping[str, str], key: Callable[[str], str]) -> set[str]:
+    counted = Counter(key(name) for name in names.values())
     return {name for name, count in counted.items() if count > 1}
 
 

@@ -70,7 +70,9 @@ def write(
         path.parent.mkdir()
         path.write_bytes(orjson.dumps(_content(dataset, written, for_cvat)))
         _require_read_back(path, dataset, written)
-        _write_pictures(dataset, new / "images")
+        (new / "images").mkdir()
+        names = _pictures.file_names(dataset.samples)
+        _pictures.write_pictures(dataset, {image: new / "images" / name for image, name in names.items()})
     return folder / JSON
 
 
@@ -80,21 +82,12 @@ def losses(dataset: Dataset, *, polygons: Polygons = "source") -> list[str]:
     kinds = Counter(_lost(label.geometry, polygons) for label in labels)
     empty = len(labels) - sum(1 for _ in _labels(dataset))
     names = _pictures.file_names(dataset.samples)
-    renamed = sum(names[sample.image] != sample.name for sample in dataset.samples)
-    missing = len(_pictures.missing_pictures(dataset))
-    turned = sum(
-        _pictures.picture(dataset, sample)[1]
-        for sample in dataset.samples
-        if dataset.pictures.holds(sample.image)
-    )
     counted = [
         *((count, sentence) for sentence, count in sorted(kinds.items()) if sentence),
         (empty, "labels cover no pixel and are left out"),
-        (renamed, "images have another file name, for theirs is shared or not one on every system"),
-        (missing, "images are not kept, and only described"),
-        (turned, "images are copies that were turned upright, for many readers do not look at EXIF"),
     ]
-    found = [f"{int(count)} {sentence}" for count, sentence in counted if count]
+    found = [f"{count} {sentence}" for count, sentence in counted if count]
+    found += _pictures.picture_losses(dataset, names)
     if dataset.unlabelled == "ignore":
         found.append("area without a label is unknown in this project, but background in COCO")
     ious = [each.iou for each in (_written(label, polygons) for label in _labels(dataset)) if each.iou < 1]
@@ -243,14 +236,6 @@ def _require_read_back(path: Path, dataset: Dataset, written: Sequence[_Written]
             or annotation["bbox"] != _box(found)
         ):
             raise ExportFailed(f"annotation {number} of the export does not read back as it was meant")
-
-
-def _write_pictures(dataset: Dataset, folder: Path) -> None:
-    folder.mkdir()
-    names = _pictures.file_names(dataset.samples)
-    for sample in dataset.samples:
-        if dataset.pictures.holds(sample.image):
-            (folder / names[sample.image]).write_bytes(_pictures.picture(dataset, sample)[0])
 
 
 def _area(rle: Rle) -> int:

@@ -1,0 +1,73 @@
+"""One class a pixel, as indexed PNG files with the colours of Pascal VOC."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from clickmask.datasets import IGNORED, Dataset, Sample, class_map
+from clickmask.errors import ExportFailed, InvalidRequest
+from clickmask.masks import mask_area, rle_to_mask
+
+
+def require_room(dataset: Dataset) -> None:
+    if len(dataset.categories) >= IGNORED:
+        raise InvalidRequest(
+            f"a PNG of classes has room for {IGNORED - 1} categories, not {len(dataset.categories)}"
+        )
+
+
+def write_classes(dataset: Dataset, sample: Sample, path: Path) -> None:
+    """0 is background, i + 1 is `categories[i]`, 255 is unknown. See `clickmask.datasets` for overlaps."""
+    write_indexed(class_map(sample, dataset.categories, dataset.unlabelled), path)
+
+
+def write_objects(dataset: Dataset, sample: Sample, path: Path) -> None:
+    """0 is background, 255 is unknown; other numbers are the objects of the image.
+
+    Raises InvalidRequest for more than 254 of them.
+    """
+    if len(sample.labels) >= IGNORED:
+        raise InvalidRequest(
+            f"{sample.name} has {len(sample.labels)} objects; a PNG of objects has room for {IGNORED - 1}"
+        )
+    numbers = np.full(sample.size, 0 if dataset.unlabelled == "background" else IGNORED, np.uint8)
+    masks = [rle_to_mask(label.rle) for label in sample.labels]
+    order = sorted(range(len(masks)), key=lambda n: (-mask_area(masks[n]), sample.labels[n].accepted_at, n))
+    for index in order:  # as in a class map: the smaller lies on the larger
+        numbers[masks[index]] = index + 1
+    write_indexed(numbers, path)
+
+
+def write_indexed(numbers: NDArray[np.uint8], path: Path) -> None:
+    """Write, and read back; raises ExportFailed where that gives anything else."""
+    image = PIL.Image.fromarray(numbers, "L")
+    image.putpalette(palette())
+    image.save(path, "PNG", optimize=False)
+    with PIL.Image.open(path) as read:
+        if read.mode != "P" or not np.array_equal(np.asarray(read), numbers):
+            raise ExportFailed(f"{path.name} does not read back as it was meant")
+
+
+def palette() -> bytes:
+    """The 256 colours of the VOC development kit's VOClabelcolormap: the bits of a number, three by
+    three, are the high bits of red, green and blue; 255 is (224, 224, 192)."""
+    colours = np.zeros((256, 3), np.uint8)
+    numbers = np.arange(256)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((numbers >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    return colours.tobytes()
+
+
+def overlap_losses(dataset: Dataset) -> list[str]:
+    """What is hidden where labels lie on one another, in sentences."""
+    hidden = sum(
+        int(np.sum([rle_to_mask(label.rle) for label in sample.labels], axis=0).max() > 1)
+        for sample in dataset.samples
+        if len(sample.labels) > 1
+    )
+    return [f"{hidden} images have labels that overlap: the smaller one covers the larger"] if hidden else []

@@ -1,0 +1,100 @@
+"""Pascal VOC, with its folders: `JPEGImages`, `Annotations`, `SegmentationClass`, `SegmentationObject`,
+`ImageSets`.
+
+After the VOC2012 development kit: boxes have pixel numbers from 1 on, both ends inside; masks are
+indexed PNG files, 0 being background and 255 void; `ImageSets/Segmentation` lists stems. Images without
+a side are in no set. `JPEGImages` holds the files as they are, whatever their format.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from clickmask.datasets import Dataset, Sample
+from clickmask.errors import ExportFailed
+from clickmask.masks import mask_box, rle_to_mask
+from clickmask.sides import SIDES
+from clickmask_adapters.exports import _class_maps, _folder, _pictures
+
+SETS = {"train": "train", "validation": "val", "test": "test"}
+FOLDERS = ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject", "ImageSets/Segmentation")
+BOUNDS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def write(dataset: Dataset, folder: Path) -> Path:
+    """Write the dataset; the path of `labelmap.txt`, which numbers the categories."""
+    _class_maps.require_room(dataset)
+    stems = _pictures.stems(dataset.samples)
+    with _folder.replacing(folder) as new:
+        for name in FOLDERS:
+            (new / name).mkdir(parents=True)
+        for sample in dataset.samples:
+            stem, ending = stems[sample.image]
+            _class_maps.write_classes(dataset, sample, new / "SegmentationClass" / f"{stem}.png")
+            _class_maps.write_objects(dataset, sample, new / "SegmentationObject" / f"{stem}.png")
+            path = new / "Annotations" / f"{stem}.xml"
+            path.write_bytes(_annotation(sample, stem + ending))
+            _require_read_back(path, sample)
+        names = {image: stem + ending for image, (stem, ending) in stems.items()}
+        _pictures.write_pictures(dataset, {image: new / "JPEGImages" / name for image, name in names.items()})
+        for side in SIDES:
+            listed = "".join(f"{stems[sample.image][0]}\n" for sample in dataset.split(side))
+            (new / "ImageSets" / "Segmentation" / f"{SETS[side]}.txt").write_text(listed, encoding="utf-8")
+        numbered = enumerate(("background", *dataset.categories))
+        labelmap = "".join(f"{number} {_printable(name)}\n" for number, name in numbered)
+        (new / "labelmap.txt").write_text(labelmap, encoding="utf-8")
+    return folder / "labelmap.txt"
+
+
+def losses(dataset: Dataset) -> list[str]:
+    """What Pascal VOC cannot say of this dataset, in sentences."""
+    names = {image: "".join(name) for image, name in _pictures.stems(dataset.samples).items()}
+    unused = sum(not sample.usable for sample in dataset.samples)
+    found = [f"{unused} images are on no side, and in no set"] if unused else []
+    empty = sum(not rle_to_mask(label.rle).any() for sample in dataset.samples for label in sample.labels)
+    found += [f"{empty} labels cover no pixel and are left out"] if empty else []
+    return found + _class_maps.overlap_losses(dataset) + _pictures.picture_losses(dataset, names)
+
+
+def _annotation(sample: Sample, name: str) -> bytes:
+    root = ET.Element("annotation")
+    _texts(root, folder="JPEGImages", filename=name)
+    height, width = sample.size
+    _texts(ET.SubElement(root, "size"), width=width, height=height, depth=3)
+    _texts(root, segmented=1)
+    for category, box in _objects(sample):
+        each = ET.SubElement(root, "object")
+        x0, y0, x1, y1 = box
+        edge = x0 == 0 or y0 == 0 or x1 == width or y1 == height
+        _texts(each, name=category, pose="Unspecified", truncated=int(edge), difficult=0, occluded=0)
+        _texts(ET.SubElement(each, "bndbox"), xmin=x0 + 1, ymin=y0 + 1, xmax=x1, ymax=y1)
+    ET.indent(root)
+    return ET.tostring(root, encoding="utf-8")
+
+
+def _objects(sample: Sample) -> list[tuple[str, tuple[int, ...]]]:
+    """Category and box, by outer edges, of each label that covers anything."""
+    boxes = [(_printable(label.category), mask_box(rle_to_mask(label.rle))) for label in sample.labels]
+    return [(category, tuple(map(int, box))) for category, box in boxes if box]
+
+
+def _require_read_back(path: Path, sample: Sample) -> None:
+    read = [
+        (each.findtext("name"), tuple(int(each.findtext(f"bndbox/{bound}") or 0) for bound in BOUNDS))
+        for each in ET.fromstring(path.read_bytes()).iter("object")  # noqa: S314  written just now, by us
+    ]
+    if read != [(category, (x0 + 1, y0 + 1, x1, y1)) for category, (x0, y0, x1, y1) in _objects(sample)]:
+        raise ExportFailed(f"{path.name} does not read back as it was meant")
+
+
+def _texts(parent: ET.Element, **texts: str | int) -> None:
+    for tag, text in texts.items():
+        ET.SubElement(parent, tag).text = str(text)
+
+
+def _printable(text: str) -> str:
+    """Without what XML cannot hold: control characters and halves of surrogate pairs."""
+    return "".join(
+        c if c >= " " and not 0xD800 <= ord(c) <= 0xDFFF and c not in "\ufffe\uffff" else "_" for c in text
+    )
