@@ -53,6 +53,11 @@ def test_tools_never_import_each_other(path: Path) -> None:
         assert match is None or match[1] == own
 
 
+@pytest.mark.parametrize("path", sorted((ADAPTERS / "exports").rglob("*.py")), ids=from_root)
+def test_exports_know_no_tool(path: Path) -> None:
+    assert not any(name.startswith("clickmask_adapters.tools") for name in imports(path))
+
+
 def test_the_environment_is_read_in_one_place() -> None:
     readers = {path for path in MODULES if re.search(r"os\.(environ|getenv)", path.read_text())}
     assert readers <= {ADAPTERS / "settings.py"}
