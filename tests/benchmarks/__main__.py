@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.goals import Goal, Section, table
+
 FOLDER = Path(__file__).parent
 PREFACE = """# Measured
 
@@ -24,12 +26,20 @@ def main() -> None:
     chosen = [name for name in names if not wanted or name.removeprefix("bench_") in wanted]
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "opencv-python-headless", "pillow"))
     machine = f"{datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores, {platform.machine()}, "
-    sections = [PREFACE, f"{machine}Python {platform.python_version()}, {packages}.\n"]
+    head = [PREFACE, f"{machine}Python {platform.python_version()}, {packages}.\n"]
+    sections: list[str] = []
+    goals: list[Goal] = []
     for name in chosen:
         print(f"{name} ...", file=sys.stderr, flush=True)
         module = importlib.import_module(f"benchmarks.{name}")
-        sections.append(f"## {(module.__doc__ or name).splitlines()[0]}\n\n{module.main().strip()}\n")
-    text = "\n".join(sections)
+        found = module.main()
+        if isinstance(found, Section):
+            goals += found.goals
+            found = found.text
+        sections.append(f"## {(module.__doc__ or name).splitlines()[0]}\n\n{found.strip()}\n")
+    if goals:
+        head.append(f"## Goals.\n\n{table(goals)}\n")
+    text = "\n".join([*head, *sections])
     print(text)
     if not wanted:
         (FOLDER / "RESULTS.md").write_text(text)

@@ -1,0 +1,241 @@
+"""Segment Anything (ViT-B) in each runtime, and where the time of a click goes, without a server."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import orjson
+import torch
+from label_studio_sdk.converter import brush
+from PIL import Image as PillowImage
+from skimage import data
+
+from benchmarks.goals import Goal, Section
+from checkpoints import VIT_B, weights_of, write_checkpoint
+from clickmask.images import decode_image
+from clickmask.masks import mask_iou, mask_to_polygons
+from clickmask.runtimes import Runtimes
+from clickmask.runtimes._openvino import import_openvino
+from clickmask.runtimes.sessions import installed_runtimes, usable_cores
+from clickmask.segmenters import sam
+from clickmask.segmenters._logits import logits_to_mask
+from clickmask.segmenters._sam_torch import TorchSam
+from clickmask.types import Image, Prompt, Size
+from clickmask.weights import WeightsFolder
+from clickmask_adapters.tools.cvat.dense import mask_to_dense_reply
+from clickmask_adapters.tools.label_studio.brush_rle import mask_to_brush_rle
+
+Work = Callable[[], Any]
+
+ROUNDS = 3
+ENCODER_GFLOP = 972.0  # of ViT-B at 1024 x 1024, two for each multiply-add
+GEMM = (4096, 768, 3072)
+IMAGES: dict[str, Size] = {
+    "1 Mpx": (1024, 1024),
+    "4 Mpx": (1728, 2304),
+    "12 Mpx": (3000, 4000),
+    "50 Mpx": (6144, 8192),
+}
+
+
+def photograph(size: Size) -> Image:
+    pixels = np.asarray(cv2.resize(data.astronaut(), size[::-1], interpolation=cv2.INTER_CUBIC), np.uint8)
+    return Image(pixels, f"astronaut at {size}")
+
+
+class Clock:
+    """Medians, by name, of the processor's seconds for what is timed in turn."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, list[float]] = {}
+
+    def time(self, name: str, work: Work, repeat: int = 1) -> Any:
+        started = time.process_time()
+        for _ in range(repeat):
+            result = work()
+        self._times.setdefault(name, []).append((time.process_time() - started) / repeat)
+        return result
+
+    def cpu(self, name: str) -> float:
+        return statistics.median(self._times[name])
+
+
+def networks(weights: WeightsFolder, folder: Path) -> dict[str, sam.Sam]:
+    """On one thread each: threads that wait for one another spend the processor's time as well."""
+    torch.set_num_threads(1)
+    found = {"torch f32": sam.Sam("sam:vit_b", TorchSam(weights.verify("sam:vit_b"), torch.device("cpu")))}
+    for runtime in installed_runtimes():
+        runtimes = Runtimes(runtime, exact=True, threads=1, folder=folder)
+        found[f"{runtime} f32"] = sam.load("vit_b", weights, runtimes)
+    if "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        found["openvino bf16"] = sam.load("vit_b", weights, Runtimes("openvino", threads=1, folder=folder))
+    return found
+
+
+def encoders(all_of_them: dict[str, sam.Sam], clock: Clock) -> tuple[list[str], list[Goal]]:
+    image, box = photograph(IMAGES["1 Mpx"]), Prompt(box=(256.0, 256.0, 768.0, 768.0))
+    left, right = torch.randn(GEMM[:2]), torch.randn(GEMM[1:])
+    embeddings = {name: each.encode(image) for name, each in all_of_them.items()}  # not timed: it warms up
+    for _ in range(ROUNDS):
+        for name, each in all_of_them.items():
+            embeddings[name] = clock.time(f"encode, {name}", functools.partial(each.encode, image))
+        clock.time("GEMM", lambda: left @ right, repeat=5)
+    for _ in range(ROUNDS):
+        for name, each in all_of_them.items():
+            decode = functools.partial(each.candidates, embeddings[name], box, None)
+            clock.time(f"decode, {name}", decode, repeat=5)
+    peak = 2e-9 * float(np.prod(GEMM)) / clock.cpu("GEMM")
+    reference = all_of_them["torch f32"].decode(embeddings["torch f32"], box)[0].mask
+    lines = [
+        "Seconds of the processor, on one thread. torch's f32 matrix product of "
+        f"{'x'.join(map(str, GEMM))} reaches {peak:.0f} GFLOP/s in the same minutes.",
+        "",
+        "| | encode, s | torch / it | GFLOP/s | of product | decode, ms | torch / it | IoU with torch |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, each in all_of_them.items():
+        cost, decode = clock.cpu(f"encode, {name}"), clock.cpu(f"decode, {name}")
+        rate = ENCODER_GFLOP / cost
+        iou = mask_iou(each.decode(embeddings[name], box)[0].mask, reference)
+        lines.append(
+            f"| {name} | {cost:.1f} | {clock.cpu('encode, torch f32') / cost:.2f} "
+            f"| {rate:.0f} | {100 * rate / peak:.0f} % "
+            f"| {1000 * decode:.0f} | {clock.cpu('decode, torch f32') / decode:.2f} | {iou:.4f} |"
+        )
+    torch_cost = clock.cpu("encode, torch f32")
+    f32 = min(
+        clock.cpu(f"encode, {name}") for name in all_of_them if name[-3:] == "f32" and "torch" not in name
+    )
+    goals = [
+        Goal("encode, CPU time / torch's, f32", f32 / torch_cost, 1 / 2.5, 1 / 3),
+        Goal("encoder's rate / f32 matrix product's", ENCODER_GFLOP / f32 / peak, 0.55, 0.70, at_least=True),
+    ]
+    if "openvino bf16" in all_of_them:
+        bf16 = clock.cpu("encode, openvino bf16")
+        goals.insert(1, Goal("encode, CPU time / torch's, bf16", bf16 / torch_cost, 1 / 5, 1 / 6))
+    else:
+        lines += ["", "bf16 was not measured: this processor has none."]
+    return lines, goals
+
+
+def stages(ours: sam.Sam, clock: Clock) -> tuple[list[str], list[Goal]]:
+    lines = [
+        "Milliseconds of processor time, of one thread but for the encoder; in brackets how others do it:",
+        "Pillow, torch's `interpolate` of one mask, label-studio-sdk's RLE, json.",
+    ]
+    ratios: dict[tuple[str, str], float] = {}
+    for name, size in IMAGES.items():
+        file = io.BytesIO()
+        PillowImage.fromarray(photograph(size).pixels).save(file, "JPEG", quality=90)
+        pairs = stages_of(ours, file.getvalue(), size)
+        if name == next(iter(IMAGES)):
+            lines += ["", f"| image | {' | '.join(pairs)} |", "|---|" + "---:|" * len(pairs)]
+        cells: list[str] = []
+        for stage, (mine, others) in pairs.items():
+            others = None if stage.startswith("CVAT") and size[0] * size[1] > 20e6 else others  # gigabytes
+            for _ in range(1 if stage == "encode" else ROUNDS):
+                clock.time(f"{name} {stage}", mine)
+                if others:
+                    clock.time(f"{name} {stage}, others", others)
+            cost = clock.cpu(f"{name} {stage}")
+            cells.append(f"{1000 * cost:.1f}")
+            if others:
+                ratios[name, stage] = cost / clock.cpu(f"{name} {stage}, others")
+                cells[-1] += f" ({1000 * cost / ratios[name, stage]:.1f})"
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    rle, dense = ratios["12 Mpx", "brush RLE"], ratios["12 Mpx", "CVAT's dense reply"]
+    return lines, [
+        Goal("brush RLE, 12 Mpx, the same bytes: time / label-studio-sdk's", rle, 1 / 8, 1 / 12),
+        Goal("CVAT's dense reply, 12 Mpx: time / json.dumps(tolist)'s", dense, 1 / 20, 1 / 50),
+    ]
+
+
+def stages_of(ours: sam.Sam, raw: bytes, size: Size) -> dict[str, tuple[Work, Work | None]]:
+    """Each stage of a click on this image, as it is done here and elsewhere."""
+    image, resized = decode_image(raw), sam.resized_size(size, 1024)
+    box = Prompt(box=(0.25 * size[1], 0.25 * size[0], 0.75 * size[1], 0.75 * size[0]))
+    embedding = ours.encode(image)
+    logits = ours.candidates(embedding, box, None)[0][0]
+    mask = logits_to_mask(logits, 1024, resized, size)
+    grey = mask.view(np.uint8) * np.uint8(255)
+    rle = mask_to_brush_rle(mask)
+    assert rle.tolist() == brush.mask2rle(grey)
+    return {
+        "decode image": (
+            lambda: decode_image(raw),
+            lambda: np.asarray(PillowImage.open(io.BytesIO(raw)).convert("RGB")),
+        ),
+        "encode": (lambda: ours.encode(image), None),
+        "decode mask": (lambda: ours.candidates(embedding, box, None), None),
+        "upscale": (
+            lambda: logits_to_mask(logits, 1024, resized, size),
+            lambda: torch_upscale(logits, resized, size),
+        ),
+        "polygons": (lambda: mask_to_polygons(mask), None),
+        "brush RLE": (lambda: mask_to_brush_rle(mask), lambda: brush.mask2rle(grey)),
+        "serialise": (
+            lambda: orjson.dumps(rle, option=orjson.OPT_SERIALIZE_NUMPY),
+            lambda: json.dumps(rle.tolist()),
+        ),
+        "CVAT's dense reply": (
+            lambda: mask_to_dense_reply(mask),
+            lambda: json.dumps(mask.astype(np.uint8).tolist()),
+        ),
+    }
+
+
+def torch_upscale(logits: Any, resized: Size, size: Size) -> Any:
+    interpolate = functools.partial(torch.nn.functional.interpolate, mode="bilinear", align_corners=False)
+    padded = interpolate(torch.from_numpy(logits)[None, None], (1024, 1024))
+    return (interpolate(padded[..., : resized[0], : resized[1]], size) > 0).numpy()
+
+
+def side_by_side(ours: sam.Sam) -> str:
+    """Decodes a second by 1 and by several threads: each has one core."""
+    image = photograph(IMAGES["1 Mpx"])
+    embedding, box = ours.encode(image), Prompt(box=(256.0, 256.0, 768.0, 768.0))
+    rates = []
+    for count in (1, usable_cores()):
+        end, done = time.perf_counter() + 2, []
+
+        def work(end: float = end, done: list[int] = done) -> None:
+            while time.perf_counter() < end:
+                ours.candidates(embedding, box, None)
+                done.append(1)
+
+        threads = [threading.Thread(target=work) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        rates.append(len(done) / 2)
+    return f"Masks decoded a second: {rates[0]:.1f} by one thread, {rates[1]:.1f} by {usable_cores()}."
+
+
+def main() -> Section:
+    cv2.setNumThreads(1)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        weights = weights_of(write_checkpoint(folder / "sam_vit_b_random.pth", VIT_B))
+        all_of_them = networks(weights, folder / "runtimes")
+        first, goals = encoders(all_of_them, clock)
+        del all_of_them
+        ours = sam.load("vit_b", weights, Runtimes(exact=True, folder=folder / "runtimes"))
+        second, more = stages(ours, clock)
+        return Section("\n".join([*first, "", *second, "", side_by_side(ours)]), [*goals, *more])
+
+
+if __name__ == "__main__":
+    print(main().text)
