@@ -33,6 +33,8 @@ STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = MappingProxyType(
         errors.SegmenterNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.UnknownAnnotator: HTTPStatus.NOT_FOUND,
         errors.AnnotatorNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.UnknownModel: HTTPStatus.NOT_FOUND,
+        errors.ModelDamaged: HTTPStatus.INTERNAL_SERVER_ERROR,
         errors.WeightsUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.UnknownProject: HTTPStatus.NOT_FOUND,

@@ -55,6 +55,14 @@ class AnnotatorNotReady(ClickmaskError):
     """The annotator is known but cannot run, for want of a segmenter, of a model or of a package."""
 
 
+class UnknownModel(ClickmaskError):
+    """The project has no trained model of this name, or none to go back to."""
+
+
+class ModelDamaged(ClickmaskError):
+    """A trained model's files are not what was saved, or its network does not answer as it did."""
+
+
 class WeightsUnavailable(SegmenterNotReady):
     """Weights could not be fetched, or are not the official file."""
 
