@@ -72,6 +72,7 @@ class Inbox:
         """Names this file for good: the ids of its events start anew in another one."""
         self.arrived = threading.Event()
         """Set when an event was kept; whoever waits for it clears it before looking."""
+        self._last = time.monotonic()
         self._closed = False
         self._forget_to = 0
         self._arrivals: queue.SimpleQueue[_Arrival | None] = queue.SimpleQueue()
@@ -88,6 +89,7 @@ class Inbox:
         arrival.kept.set_running_or_notify_cancel()  # whoever hangs up has told us all the same
         if self._closed:
             raise StoreUnavailable(_CLOSED)
+        self._last = time.monotonic()
         self._arrivals.put(arrival)
         return arrival.kept
 
@@ -102,6 +104,10 @@ class Inbox:
     def event(self, id: int) -> Event | None:  # noqa: A002
         rows = self._read("SELECT id, source, received_at, body FROM events WHERE id = ?", (id,))
         return _event(rows[0]) if rows else None
+
+    def quiet_for(self) -> float:
+        """Seconds since the last event arrived."""
+        return time.monotonic() - self._last
 
     def forget_to(self, id: int) -> None:  # noqa: A002
         """Events up to this one need not be kept once they are old; they go with later arrivals."""

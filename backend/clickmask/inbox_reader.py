@@ -20,6 +20,8 @@ MAY_PASS = (Busy, ImageUnavailable, ToolUnavailable)  # an event that fails so i
 FIRST_RETRY = 10.0  # seconds; each further one after twice as long, up to LONGEST_RETRY
 LONGEST_RETRY = 3600.0
 MOST_ATTEMPTS = 32  # a day
+QUIET = 0.05  # seconds without an arrival, after which an event is read
+LONGEST_WAY = 1.0  # seconds that the reader gives way at most
 _MOST_READ = 50  # events at once
 _IDLE = 5.0  # seconds between looks for what is due
 
@@ -93,6 +95,7 @@ class InboxReader:
         """Whether there were new events."""
         events = self._inbox.events(after=self._store.read_to(self._inbox.id), limit=_MOST_READ)
         for event in events:
+            self._give_way()
             if self._closing:
                 break
             self._store.mark_read(self._inbox.id, event.id, self._take(event, 0))
@@ -100,6 +103,14 @@ class InboxReader:
             if len(events) == _MOST_READ:
                 self._retry_one()  # a flood of new events must not starve the old ones
         return bool(events)
+
+    def _give_way(self) -> None:
+        """Whoever waits for an answer goes first: reading takes the interpreter from all other threads."""
+        until = time.monotonic() + LONGEST_WAY
+        while (
+            (rest := QUIET - self._inbox.quiet_for()) > 0 and time.monotonic() < until and not self._closing
+        ):
+            time.sleep(rest)
 
     def _retry_one(self) -> bool:
         """Whether an event was due."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from accepting import TOOL, FakeTool, box, event, submitted
+from clickmask import inbox_reader
 from clickmask.errors import ImageUnavailable, InvalidRequest, StoreUnavailable, ToolUnavailable
 from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
@@ -227,6 +228,38 @@ def test_while_the_store_is_away_everything_waits(
     monkeypatch.setattr(store, "accept", accept)
     inbox.arrived.set()
     read_all(reader, inbox, store)
+    assert tasks_of(store) == ["1"]
+
+
+def test_reading_gives_way_to_what_arrives(
+    open_reader: Open, store: Store, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = threading.Event()
+
+    def never_quiet() -> float:
+        asked.set()
+        return 0.0
+
+    monkeypatch.setattr(inbox_reader, "LONGEST_WAY", 60.0)
+    monkeypatch.setattr(inbox, "quiet_for", never_quiet)
+    inbox.keep(TOOL, event(submitted(box())))
+    reader = open_reader()
+    assert asked.wait(10)
+    asked.clear()
+    assert asked.wait(10)
+    assert reader.status().waiting == 1
+    monkeypatch.setattr(inbox, "quiet_for", lambda: 1.0)
+    read_all(reader, inbox, store)
+    assert tasks_of(store) == ["1"]
+
+
+def test_reading_goes_on_even_if_it_is_never_quiet(
+    open_reader: Open, store: Store, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_reader, "LONGEST_WAY", 0.1)
+    monkeypatch.setattr(inbox, "quiet_for", lambda: 0.0)
+    inbox.keep(TOOL, event(submitted(box())))
+    read_all(open_reader(), inbox, store)
     assert tasks_of(store) == ["1"]
 
 
