@@ -154,7 +154,7 @@ def main() -> str:
     size = len(events(1, 0)[0])
     return "\n".join(
         [
-            f"Saves of one annotation, {size / 1000:.0f} kB each, a connection each, {RATE}/s, {SECONDS:.0f} s;",
+            f"Saves of one annotation, {size / 1000:.0f} kB, a connection each, {RATE}/s, {SECONDS:.0f} s;",
             "answered when they are on the disk (WAL, synchronous=FULL). Milliseconds. Label Studio waits",
             "1000 ms and does not ask again. /health does nothing: what it takes, machine and server take.",
             "",

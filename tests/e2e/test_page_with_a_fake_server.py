@@ -118,6 +118,14 @@ class FakeServer:
         }
 
     def status(self) -> Any:
+        aside = [
+            {"event": 12, "tool": "label_studio", "reason": "<i>task 7</i> shows no image", "at": 1.0}
+            | {"attempts": 1, "retry_at": None},
+            {"event": 11, "tool": "cvat", "reason": "CVAT does not answer", "at": 1.0}
+            | {"attempts": 2, "retry_at": 2.0},
+        ]
+        kept = {"images": 1, "bytes": 5 * 2**10, "capacity": 2**30, "refused": 4}
+        intake = {"waiting": 3, "set_aside": 2, "newest_set_aside": aside, "kept_images": kept}
         error = {"at": "2026-01-02T03:04:05+00:00", "method": "POST", "path": "/predict", "status": 502}
         return {
             "version": "0.1",
@@ -126,6 +134,7 @@ class FakeServer:
             "cache": {"bytes": 3 << 20, "capacity": 1 << 30, "entries": 1, "hits": 3, "misses": 1}
             | {"disk": {"bytes": 2 << 20, "capacity": 10 << 30, "entries": 7, "hits": 0}},
             "queue": {"waiting": 0, "capacity": 64},
+            "intake": intake,
             "inbox": 7,
             "errors": [error | {"error": "<b>the image</b> could not be fetched"}],
         }
@@ -344,3 +353,16 @@ def test_status_shows_the_last_errors_as_text(page: Page, origin: str) -> None:
     assert "No weights." in page.inner_text("#segmenters")
     assert page.inner_text("#cache") == "3 MiB of 1 GiB"
     assert page.inner_text("#cache-note").endswith("On disk: 7 photos, 2 MiB of 10 GiB")
+
+
+def test_status_shows_the_labels_that_could_not_be_taken_in(page: Page, origin: str) -> None:
+    page.goto(f"{origin}/status")
+    page.wait_for_selector("#aside li")
+    first, second = page.locator("#aside li").all_inner_texts()
+    assert first.startswith("<i>task 7</i> shows no image.")
+    assert "event 12 of label studio" in first
+    assert first.endswith("given up until a restart")
+    assert "tried 2 times, again" in second
+    assert page.inner_text("#inbox-note") == (
+        "3 still to be read, 2 set aside; 1 labelled photo kept, 5 KiB of 1 GiB, 4 found no room"
+    )

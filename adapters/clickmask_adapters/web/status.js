@@ -54,7 +54,7 @@ function sentence(text) {
   return /[.!?]$/.test(start) ? start : `${start}.`;
 }
 
-function show({ version, segmenter, uptime_s, cache, queue, inbox, errors }, segmenters) {
+function show({ version, segmenter, uptime_s, cache, queue, inbox, intake, errors }, segmenters) {
   part("version").textContent = `clickmask ${version}`;
   part("uptime").textContent = `${segmenter} by default, up for ${duration(uptime_s)}`;
   const asks = cache.hits + cache.misses;
@@ -73,6 +73,25 @@ function show({ version, segmenter, uptime_s, cache, queue, inbox, errors }, seg
   part("queue-meter").value = queue.waiting;
   part("queue-note").textContent = `${count(queue.capacity, "place", "places")}; when all are taken, requests are answered “busy”`;
   part("inbox").textContent = number.format(inbox);
+  part("inbox-note").textContent = intake
+    ? `${intake.waiting ? number.format(intake.waiting) : "none"} still to be read, ` +
+      `${intake.set_aside ? number.format(intake.set_aside) : "none"} set aside; ` +
+      `${count(intake.kept_images.images, "labelled photo", "labelled photos")} kept, ` +
+      `${size(intake.kept_images.bytes)} of ${size(intake.kept_images.capacity)}` +
+      (intake.kept_images.refused ? `, ${number.format(intake.kept_images.refused)} found no room` : "")
+    : "sent by the labeling tools";
+  const aside = intake ? intake.newest_set_aside : [];
+  part("aside").replaceChildren(
+    ...aside.map((event) =>
+      item(
+        sentence(event.reason),
+        `event ${event.event} of ${event.tool.replace("_", " ")} · ${moment(event.at)} · ` +
+          (event.retry_at ? `tried ${count(event.attempts, "time", "times")}, again ${moment(event.retry_at)}` : "given up until a restart"),
+        "trouble",
+      ),
+    ),
+  );
+  part("aside-part").hidden = !aside.length;
   part("segmenters").replaceChildren(
     ...segmenters.segmenters.map(({ name, ready, reason }) =>
       item(
@@ -91,6 +110,10 @@ function show({ version, segmenter, uptime_s, cache, queue, inbox, errors }, seg
   );
   part("errors").replaceChildren(...(failures.length ? failures : [item("Nothing, since the server was started.", "")]));
   for (const id of ["cards", "segmenters-part", "errors-part"]) part(id).hidden = false;
+}
+
+function moment(seconds) {
+  return new Date(seconds * 1000).toLocaleString();
 }
 
 let timer = 0;
