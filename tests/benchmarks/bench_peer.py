@@ -2,170 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
-import tempfile
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
-import cv2
-import numpy as np
-import psutil
-import requests
-from skimage import data
-
-from checkpoints import VIT_B, write_checkpoint
+from benchmarks.beside import Photo, Photos, Place, Side, both
+from benchmarks.crowd import SAME, Tally, annotate, rate, stampede, while_encoding
+from benchmarks.goals import Goal, Section
 from clickmask.masks import mask_iou
-from clickmask.types import Mask
-from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
-from serve_checkpoint import TESTS, server_of
-from served import Server
 
-ROUNDS, BUDGET = 3, 330.0  # seconds, in which as many rounds are begun as will probably fit
-PEER = ("-m", "benchmarks.peer")
+ROUNDS, BUDGET = 3, 420.0  # seconds, in which as many rounds are begun as will probably fit
 USUAL, LARGE = (1024, 1024), (4000, 3000)  # width, height
-POINTS = ((40, 30), (55, 45), (30, 60), (65, 70), (48, 52))  # percent
+POINTS: list[Place] = [(40, 30), (55, 45), (30, 60), (65, 70), (48, 52)]  # percent
 TOGETHER = 15.0  # seconds of a round in which two annotators click at the same time
-SAME = 0.99  # IoU: a mask that is less like the quiet answer is of another image, or of none
-LABELS = '<Label value="Thing"/>'
-CONFIG = f"""<View><Image name="image" value="$image"/><BrushLabels name="brush" toName="image">{LABELS}
-</BrushLabels><KeyPointLabels name="point" toName="image" smart="true">{LABELS}</KeyPointLabels>
-<RectangleLabels name="box" toName="image" smart="true">{LABELS}</RectangleLabels></View>"""
+CLIENTS = (1, 2, 4, 8, 16, 32)
 
-Place = tuple[int, int] | tuple[int, int, int, int]  # percent: a point, or a box by its corner and lengths
-
-
-@dataclass(frozen=True)
-class Photo:
-    address: str
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class Said:
-    milliseconds: float
-    rle: list[int] | None  # None: not answered with status 200
-    failure: str = ""
-
-
-@dataclass
-class Tally:
-    """What became of the clicks of two annotators at the same time."""
-
-    waits: list[float] = field(default_factory=list)  # milliseconds, of the right answers
-    failed: int = 0
-    wrong: int = 0
-
-
-class Side:
-    """One of the two servers, and the most memory that it has held."""
-
-    def __init__(self, start: Callable[[], Server]) -> None:
-        self._start = start
-        self._server = start()
-        self._stopped = threading.Event()
-        self.peak = 0  # bytes
-        self.quiet: dict[tuple[Photo, Place], list[int]] = {}  # answers while nobody else clicked
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def restart(self) -> None:
-        self._server.stop()
-        self._server = self._start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._server.stop()
-
-    def click(self, photo: Photo, at: Place) -> Said:
-        """On a connection of its own, as Label Studio's server sends it."""
-        body = request(photo, at)
-        started = time.perf_counter()
-        answer = requests.post(f"{self._server.url}/predict", json=body, timeout=180)
-        waited = 1000 * (time.perf_counter() - started)
-        if answer.status_code != 200:
-            return Said(waited, None, answer.text[:300])
-        return Said(waited, answer.json()["results"][0]["result"][0]["value"]["rle"])
-
-    def click_alone(self, photo: Photo, at: Place) -> float:
-        """Milliseconds; the answer is remembered as the right one."""
-        said = self.click(photo, at)
-        assert said.rle is not None, f"a click failed with nobody else there: {said.failure}"
-        self.quiet[photo, at] = said.rle
-        return said.milliseconds
-
-    def mask(self, photo: Photo, at: Place) -> Mask:
-        return brush_rle_to_mask(self.quiet[photo, at], photo.size[::-1])
-
-    def _watch(self) -> None:
-        while not self._stopped.wait(0.05):
-            try:
-                self.peak = max(self.peak, psutil.Process(self._server.process.pid).memory_info().rss)
-            except psutil.Error:  # between two starts
-                continue
-
-
-def request(photo: Photo, at: Place) -> dict[str, object]:
-    """The body that Label Studio sends, without what neither server reads."""
-    shape = dict(zip(("x", "y", "width", "height"), at, strict=False))
-    kind, name = ("rectanglelabels", "box") if len(at) == 4 else ("keypointlabels", "point")
-    mark = {
-        "original_width": photo.size[0],
-        "original_height": photo.size[1],
-        "value": {**shape, kind: ["Thing"]},
-        "is_positive": True,
-        "id": "mark",
-        "from_name": name,
-        "to_name": "image",
-        "type": kind,
-    }
-    return {
-        "tasks": [{"id": 1, "data": {"image": photo.address}}],
-        "project": "1.1795370196",
-        "label_config": CONFIG,
-        "params": {"context": {"result": [mark]}},
-    }
-
-
-class Photos:
-    """A web server of photographs, each new one an image that nobody has seen."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._number = itertools.count()
-        quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=str(folder)))
-        self.host = f"127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def new(self, size: tuple[int, int]) -> Photo:
-        number = next(self._number)
-        pixels = cv2.resize(
-            np.roll(data.astronaut(), 37 * number, axis=1), size, interpolation=cv2.INTER_CUBIC
-        )
-        cv2.imwrite(str(self._folder / f"{number}.jpg"), pixels[..., ::-1])
-        return Photo(f"http://{self.host}/{number}.jpg", size)
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+FIRST, SECOND, BACK = "first click on an image", "second click on it", "back to an earlier image"
+SECOND_LARGE = "second click on it, 12 Mpx"
+EIGHT_NEW = "8 clients at once on one new image, until all have an answer"
+BEHIND, NEW = "click on a known image while a new one is encoded", "first click on that new image"
 
 
 class Measurement:
     """Milliseconds by what was measured and on which side; the sides take turns."""
 
-    def __init__(self, photos: Photos, ours: Side, peer: Side) -> None:
+    def __init__(self, photos: Photos, sides: dict[str, Side]) -> None:
         self._photos = photos
-        self.sides = {"ours": ours, "peer": peer}
+        self.sides = sides
         self.times: dict[tuple[str, str], list[float]] = defaultdict(list)
-        self.tallies = {"ours": Tally(), "peer": Tally()}
+        self.rates: dict[tuple[int, str], list[float]] = defaultdict(list)
+        self.tallies = {name: Tally() for name in sides}
+        self.behind = {name: Tally() for name in sides}
+        self.decoding: dict[str, list[float]] = {SECOND: [], SECOND_LARGE: []}  # of our own clicks
         self.rounds = 0
 
     def warm_up(self) -> None:
@@ -175,113 +43,119 @@ class Measurement:
             side.click_alone(photo, POINTS[0])
 
     def round(self) -> None:
-        one, other, large = (self._photos.new(size) for size in (USUAL, USUAL, LARGE))
+        one, other = (self._photos.new(USUAL) for _ in range(2))
         for photo in (one, other):
-            self._all("first click on an image", photo, POINTS[0])
+            self._all(FIRST, photo, POINTS[0])
             for at in POINTS[1:]:
-                self._all("second click on it", photo, at)
-        self._all("back to an earlier image", one, POINTS[1])
-        self._many_clients(one)
+                self._all(SECOND, photo, at)
+        self._all(BACK, one, POINTS[1])
         for name, side in self._in_turn():
-            annotate(side, (one, other), TOGETHER, self.tallies[name])
+            for clients in CLIENTS:
+                self.rates[clients, name].append(rate(side, one, POINTS, clients))
+        for name, side in self._in_turn():
+            annotate(side, (one, other), POINTS, TOGETHER, self.tallies[name])
+        self._crowd(one)
         if not self.rounds:
+            large = self._photos.new(LARGE)
             self._all("first click on an image of 12 Mpx", large, POINTS[0])
             for at in POINTS[1:]:
-                self._all("second click on it, 12 Mpx", large, at)
-        for name, side in self._in_turn():
-            started = time.perf_counter()
-            side.restart()
-            waited = side.click_alone(one, POINTS[1])
-            whole = 1000 * (time.perf_counter() - started)
-            self.times["first click after a restart, image known", name].append(waited)
-            self.times["the same, from the end of the process before", name].append(whole)
+                self._all(SECOND_LARGE, large, at)
+        self._restart(one)
         self.agreement(one)
         self.rounds += 1
 
     def agreement(self, photo: Photo) -> None:
         """IoU of both servers' masks for one box, to which SAM has a single answer."""
-        box = (25, 25, 50, 50)
         for side in self.sides.values():
-            side.click_alone(photo, box)
-        ours, peer = (side.mask(photo, box) for side in self.sides.values())
+            side.click_alone(photo, (25, 25, 50, 50))
+        ours, peer = (side.mask(photo, (25, 25, 50, 50)) for side in self.sides.values())
         self.times["box IoU", "both"].append(mask_iou(ours, peer))
         self.times["box share", "both"].append(float(ours.mean()))
 
     def _all(self, row: str, photo: Photo, at: Place) -> None:
         for name, side in self._in_turn():
             self.times[row, name].append(side.click_alone(photo, at))
+            if name == "ours" and row in self.decoding:
+                self.decoding[row].append(side.decoding()[-1])
 
-    def _many_clients(self, photo: Photo) -> None:
-        """The image is known to both, and the peer's last."""
+    def _crowd(self, known: Photo) -> None:
+        eight, new = self._photos.new(USUAL), self._photos.new(USUAL)
         for name, side in self._in_turn():
-            for clients in (1, 8):
-                wanted = [POINTS[i % len(POINTS)] for i in range(4 * clients + 4)]
-                with ThreadPoolExecutor(clients) as pool:
-                    started = time.perf_counter()
-                    said = list(pool.map(partial(side.click, photo), wanted))
-                    seconds = time.perf_counter() - started
-                row = f"{clients} client{'s' * (clients > 1)} on one known image"
-                self.times[row, name] += [each.milliseconds for each in said]
-                self.times[f"{row}: time a click", name].append(1000 * seconds / len(wanted))
-                assert all(each.rle == side.quiet[photo, at] for each, at in zip(said, wanted, strict=True))
+            self.times[EIGHT_NEW, name].append(stampede(side, eight, (2 * POINTS)[:8]))
+            for at in POINTS:
+                side.click_alone(known, at)
+            behind = self.behind[name]
+            before = len(behind.waits)
+            self.times[NEW, name].append(while_encoding(side, known, new, POINTS, behind))
+            self.times[BEHIND, name] += behind.waits[before:]
+
+    def _restart(self, known: Photo) -> None:
+        for name, side in self._in_turn():
+            started = time.perf_counter()
+            side.restart()
+            waited = side.click_alone(known, POINTS[1])
+            whole = 1000 * (time.perf_counter() - started)
+            self.times["first click after a restart, image known", name].append(waited)
+            self.times["the same, from the end of the process before", name].append(whole)
 
     def _in_turn(self) -> list[tuple[str, Side]]:
         """The other one first in every second round."""
         return list(self.sides.items())[:: -1 if self.rounds % 2 else 1]
 
 
-def annotate(side: Side, photos: tuple[Photo, Photo], seconds: float, tally: Tally) -> None:
-    """Two annotators, each on an image that was clicked on before, with half a second between clicks."""
-    lock, end = threading.Lock(), time.perf_counter() + seconds
-
-    def work(photo: Photo) -> None:
-        for at in itertools.cycle(POINTS):
-            if time.perf_counter() > end:
-                return
-            said = side.click(photo, at)
-            right = said.rle is not None and (
-                said.rle == side.quiet[photo, at]
-                or mask_iou(brush_rle_to_mask(said.rle, photo.size[::-1]), side.mask(photo, at)) >= SAME
-            )
-            with lock:
-                tally.failed += said.rle is None
-                tally.wrong += said.rle is not None and not right
-                tally.waits += [said.milliseconds] * right
-            time.sleep(0.5)
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(work, photos))
-
-
-def main() -> str:
-    with measuring() as measurement:
+def main() -> Section:
+    with both() as (photos, sides):
+        measurement = Measurement(photos, sides)
         measurement.warm_up()
         started = before = time.perf_counter()
         longest = 0.0
         while measurement.rounds < ROUNDS and before - started + longest < BUDGET:
             measurement.round()
             longest, before = max(longest, time.perf_counter() - before), time.perf_counter()
-    return report(measurement)
+    return Section("\n".join(report(measurement)), goals(measurement))
 
 
-@contextmanager
-def measuring() -> Iterator[Measurement]:
-    cv2.setNumThreads(1)
-    with tempfile.TemporaryDirectory() as name, ExitStack() as until_the_end:
-        folder = Path(name)
-        checkpoint = write_checkpoint(folder / "sam_vit_b_random.pth", VIT_B)
-        (folder / "photos").mkdir()
-        photos = Photos(folder / "photos")
-        until_the_end.callback(photos.close)
-        peer_program = (*PEER, str(checkpoint))
-        ours = Side(lambda: server_of(checkpoint, folder / "home", CLICKMASK_IMAGE_HOSTS=photos.host))
-        until_the_end.callback(ours.stop)
-        peer = Side(lambda: Server(folder, {"PYTHONPATH": str(TESTS)}, [], peer_program))
-        until_the_end.callback(peer.stop)
-        yield Measurement(photos, ours, peer)
+def goals(measured: Measurement) -> list[Goal]:
+    times = measured.times
+
+    def ratio(row: str) -> float:
+        return median(times[row, "ours"]) / median(times[row, "peer"])
+
+    def overhead(row: str) -> float:
+        pairs = zip(times[row, "ours"], measured.decoding[row], strict=True)
+        return median([whole - decoding for whole, decoding in pairs])
+
+    cold = median(times[FIRST, "ours"])
+    eight = median(measured.rates[8, "ours"]) / median(measured.rates[8, "peer"])
+    behind = measured.behind["ours"]
+    late = quantiles(behind.waits, n=20)[-1] if len(behind.waits) > 1 else float("inf")
+    peak = measured.sides["ours"].peak / measured.sides["peer"].peak
+    return [
+        Goal("known image, 1 Mpx: time of a click / peer's", ratio(SECOND), 0.6, 0.45),
+        Goal("known image, 12 Mpx: time of a click / peer's", ratio(SECOND_LARGE), 0.45, 0.3),
+        Goal("8 clients, known image: clicks a second / peer's", eight, 2, 3, at_least=True),
+        Goal("a click without its mask decoder, 1 Mpx", overhead(SECOND), 10, 5, unit=" ms"),
+        Goal("a click without its mask decoder, 12 Mpx", overhead(SECOND_LARGE), 25, 15, unit=" ms"),
+        Goal("8 clients on one new image / 1 client", median(times[EIGHT_NEW, "ours"]) / cold, 1.5, 1.2),
+        Goal(
+            "clicks while another image is encoded: errors and wrong masks",
+            behind.failed + behind.wrong,
+            0,
+            0,
+        ),
+        Goal("the same: 95th percentile / that encode", late / median(times[NEW, "ours"]), 0.5, 0.25),
+        Goal(
+            "back to an earlier image, less a click on this one",
+            median(times[BACK, "ours"]) - median(times[SECOND, "ours"]),
+            5,
+            5,
+            unit=" ms",
+        ),
+        Goal("most memory / peer's", peak, 0.5, 0.35),
+    ]
 
 
-def report(measurement: Measurement) -> str:
+def report(measurement: Measurement) -> list[str]:
     times, sides = measurement.times, measurement.sides
     rows = dict.fromkeys(row for row, name in times if name == "ours")
     iou, (low, *_, high) = min(times["box IoU", "both"]), sorted(2 * times["box share", "both"])
@@ -297,30 +171,43 @@ def report(measurement: Measurement) -> str:
         "|---|---:|---:|---:|---:|",
     ]
     for row in rows:
-        ours, peer = median(times[row, "ours"]), median(times[row, "peer"])
+        ours, peer = (median(times[row, name] or [float("nan")]) for name in ("ours", "peer"))
         lines.append(f"| {row} | {len(times[row, 'ours'])} | {ours:.0f} | {peer:.0f} | {peer / ours:.2f} |")
     peaks = [f"{side.peak / 2**20:.0f} MiB" for side in sides.values()]
     ratio = sides["peer"].peak / sides["ours"].peak
-    lines.append(f"| most memory held | | {peaks[0]} | {peaks[1]} | {ratio:.2f} |")
-    return "\n".join([*lines, "", *annotators(measurement)])
+    lines += [f"| most memory held | | {peaks[0]} | {peaks[1]} | {ratio:.2f} |", ""]
+    lines += [
+        "| clients on one known image | ours, clicks/s | peer, clicks/s | ours / peer |",
+        "|---:|---:|---:|---:|",
+    ]
+    for clients in CLIENTS:
+        ours, peer = (median(measurement.rates[clients, name]) for name in ("ours", "peer"))
+        lines.append(f"| {clients} | {ours:.1f} | {peer:.1f} | {ours / peer:.2f} |")
+    return [*lines, "", *annotators(measurement)]
 
 
 def annotators(measurement: Measurement) -> list[str]:
-    ours, peer = (measurement.tallies[name] for name in ("ours", "peer"))
-    waits = [f"{median(each.waits):.0f}" if each.waits else "-" for each in (ours, peer)]
-    seconds = TOGETHER * measurement.rounds
-    return [
-        f"Two annotators on two known images at the same time, for {seconds:.0f} s, half a second between",
-        f"clicks; wrong: IoU below {SAME} with the same server's answer when it was left alone.",
+    lines = [
+        f"At once: for {TOGETHER * measurement.rounds:.0f} s two annotators on two known images, half a second",
+        "between clicks; and one on a known image while another's new image is encoded. Wrong: IoU",
+        f"below {SAME} with the same server's answer when it was left alone.",
         "",
-        "| | ours | peer |",
-        "|---|---:|---:|",
-        f"| right answers | {len(ours.waits)} | {len(peer.waits)} |",
-        f"| wait for a right answer, median ms | {waits[0]} | {waits[1]} |",
-        f"| HTTP 500 | {ours.failed} | {peer.failed} |",
-        f"| wrong masks | {ours.wrong} | {peer.wrong} |",
+        "| | ours | peer | ours, while encoding | peer, while encoding |",
+        "|---|---:|---:|---:|---:|",
     ]
+    tallies = [
+        tallies[name] for tallies in (measurement.tallies, measurement.behind) for name in ("ours", "peer")
+    ]
+    counts = {
+        "right answers": [len(tally.waits) for tally in tallies],
+        "wait for a right answer, median ms": [
+            f"{median(tally.waits):.0f}" if tally.waits else "-" for tally in tallies
+        ],
+        "HTTP 500": [tally.failed for tally in tallies],
+        "wrong masks": [tally.wrong for tally in tallies],
+    }
+    return lines + [f"| {name} | {' | '.join(map(str, cells))} |" for name, cells in counts.items()]
 
 
 if __name__ == "__main__":
-    print(main())
+    print(main().text)
