@@ -413,7 +413,7 @@ def test_overlapping_boxes_leave_the_best_of_their_category() -> None:
 
 
 @pytest.mark.slow
-def test_vit_b_answers_as_the_reference(tmp_path: Path) -> None:
+def test_vit_b_answers_as_the_reference_on_every_shape(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "sam_vit_b.pth", VIT_B)
     try:
         model = import_segment_anything().sam_model_registry["vit_b"](checkpoint=checkpoint)
@@ -422,9 +422,10 @@ def test_vit_b_answers_as_the_reference(tmp_path: Path) -> None:
         size = checkpoint.stat().st_size
         checkpoint.unlink()  # 375 MB
     assert abs(size - 375_042_383) < 100_000  # of the official file
-    first = encode(pair, scene_image(SHAPES["landscape"], 2))
-    test_the_encoder_sees_what_the_reference_sees(first)
-    for name in prompts(first.image.size):
-        test_every_prompt_has_the_reference_answer(first, name)
-    test_a_mask_reaches_the_decoder_as_the_reference_takes_it(first)
-    test_a_conversation_is_that_of_the_reference_fed_with_its_own_logits(first)
+    for size in SHAPES.values():
+        encoded = encode(pair, scene_image(size, 2))
+        test_the_encoder_sees_what_the_reference_sees(encoded)
+        for name in prompts(size):
+            test_every_prompt_has_the_reference_answer(encoded, name)
+        test_a_mask_reaches_the_decoder_as_the_reference_takes_it(encoded)
+        test_a_conversation_is_that_of_the_reference_fed_with_its_own_logits(encoded)
