@@ -119,6 +119,41 @@ def test_the_status_names_what_could_not_be_taken_in(client: TestClient, studio:
     assert get(client, "/label_studio/3/labels")["total"] == 1
 
 
+def test_an_accepted_answer_is_one_label_of_its_proposal(
+    client: TestClient, studio: LabelStudioStandin, workbench: Workbench
+) -> None:
+    labels = '<Label value="Car"/>'
+    xml = f"""<View><Image name="image" value="$image"/>
+        <BrushLabels name="brush" toName="image">{labels}</BrushLabels>
+        <PolygonLabels name="polygon" toName="image">{labels}</PolygonLabels>
+        <KeyPointLabels name="point" toName="image" smart="true">{labels}</KeyPointLabels></View>"""
+    task = studio.add_task(7)
+    point = rectangle("prompt") | {
+        "type": "keypointlabels",
+        "from_name": "point",
+        "value": {"x": 50, "y": 50, "width": 0.3, "keypointlabels": ["Car"]},
+    }
+    asked = {
+        "project": "3.17",
+        "label_config": xml,
+        "tasks": [task],
+        "params": {"context": {"result": [point]}},
+    }
+    answer = client.post("/predict", json=asked)
+    assert answer.status_code == 200, answer.text
+    regions = answer.json()["results"][0]["result"]
+    assert sorted(region["type"] for region in regions) == ["brushlabels", "polygonlabels"]
+    told = studio.event("ANNOTATION_CREATED", studio.annotation(7, *regions))
+    told["project"] = {**studio.project, "label_config": xml}
+    tell(client, told)
+    (label,) = get(client, "/label_studio/3/labels")["labels"]
+    proposal = workbench.store.proposal(label["proposal"])
+    assert proposal is not None
+    assert proposal.digest == label["image"]
+    assert label["rle"] == proposal.rle
+    assert label["geometry"]["kind"] == "brush"
+
+
 def test_a_server_of_another_label_studio_does_not_start(
     client: TestClient, studio: LabelStudioStandin, settings: Settings, workbench: Workbench
 ) -> None:

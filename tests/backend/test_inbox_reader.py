@@ -1,7 +1,14 @@
 from __future__ import annotations
 
+import os
+import random
+import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +22,7 @@ from clickmask.inbox import Inbox
 from clickmask.inbox_reader import FIRST_RETRY, LONGEST_RETRY, MOST_ATTEMPTS, InboxReader
 from clickmask.intake import Intake
 from clickmask.kept_images import KeptImages
+from clickmask.labels import AnnotationDeleted
 from clickmask.store import SetAside, Store
 from waiting import until
 
@@ -64,7 +72,7 @@ def tasks_of(store: Store) -> list[str]:
 
 
 def read_all(reader: InboxReader, inbox: Inbox, store: Store) -> None:
-    until(lambda: store.read_to(inbox.id) == inbox.count())
+    until(lambda: store.read_to(inbox.id) == inbox.count(), 60)
 
 
 def test_events_become_labels_in_their_order(open_reader: Open, store: Store, inbox: Inbox) -> None:
@@ -268,3 +276,66 @@ def test_a_reader_that_never_started_can_be_closed(store: Store, inbox: Inbox, t
     InboxReader(inbox, store, Intake(store, ImageSource(Fetcher()), kept), {}).close()
     store.close()
     inbox.close()
+
+
+# Takes in what the inbox keeps until it is killed; prints how many events were read.
+READER = """
+import sys, time
+from pathlib import Path
+from accepting import TOOL, FakeTool
+from clickmask.fetch import Fetcher
+from clickmask.image_source import ImageSource
+from clickmask.inbox import Inbox
+from clickmask.inbox_reader import InboxReader
+from clickmask.intake import Intake
+from clickmask.kept_images import KeptImages
+from clickmask.store import Store
+home = Path(sys.argv[1])
+inbox, store = Inbox(home / "inbox.sqlite"), Store(home / "store.sqlite")
+kept = KeptImages(home / "images", 2**20, store.is_labelled)
+InboxReader(inbox, store, Intake(store, ImageSource(Fetcher()), kept), {TOOL: FakeTool()}).start()
+print("reading", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_kills_while_events_are_read_change_nothing(
+    open_reader: Open, store: Store, inbox: Inbox, tmp_path: Path
+) -> None:
+    points = random.Random(3)
+    tasks = [str(number) for number in range(25)]
+    for number in range(150):
+        task = points.choice(tasks)
+        regions = [box(points.randrange(40), region=str(each)) for each in range(points.randrange(4))]
+        change = submitted(*regions, annotation=f"a{task}", task=task, at=float(number))
+        inbox.keep(TOOL, event(AnnotationDeleted(TOOL, f"a{task}") if number % 37 == 0 else change))
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    with (
+        closing(sqlite3.connect(tmp_path / "inbox.sqlite")) as mine,
+        closing(sqlite3.connect(killed / "inbox.sqlite")) as copy,
+    ):
+        mine.backup(copy)
+    for _ in range(12):
+        reading = subprocess.Popen(
+            [sys.executable, "-c", READER, str(killed)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert reading.stdout
+        reading.stdout.readline()
+        time.sleep(points.uniform(0, 0.6))
+        reading.kill()
+        reading.wait()
+        reading.stdout.close()
+    read_all(open_reader(), inbox, store)
+    with closing(Store(killed / "store.sqlite")) as other, closing(Inbox(killed / "inbox.sqlite")) as copied:
+        assert 0 < other.read_to(copied.id)
+        kept = KeptImages(killed / "images", 2**20, other.is_labelled)
+        rest = InboxReader(copied, other, Intake(other, ImageSource(Fetcher()), kept), {TOOL: FakeTool()})
+        rest.start()
+        until(lambda: rest.status().waiting == 0, 60)
+        rest.close()
+        assert other.labels(TOOL, "1") == store.labels(TOOL, "1") != []
+        assert rest.status().set_aside == 0
