@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,11 +20,13 @@ from typing import Any, Literal, cast
 
 from pycocotools import mask as coco
 
-from clickmask.labels import AcceptedLabel
+from clickmask.labels import AcceptedLabel, Geometry, Polygon
 from clickmask.masks import Rle
+from clickmask.simplify import GRID
 from clickmask.store import RememberedProposal, Store
 
 UNTOUCHED = 0.99  # IoU; the tool may have encoded the mask anew
+OUTLINED = 0.95  # the same of an outline in few points that nobody has moved a vertex of
 SAME_OBJECT = 0.5  # IoU from which an accepted object may be what a session was about
 SKEW = 300.0  # seconds by which the tool's clock may be behind ours
 
@@ -118,32 +121,30 @@ def match(
     """
     found = sessions(proposals)
     by_id = {each.id: n for n, session in enumerate(found) for step in session.steps for each in step}
-    objects = _objects(labels)
     entries: list[Entry] = []
     taken: set[int] = set()
-    unnamed: list[tuple[AcceptedLabel, Rle]] = []
-    for label, rle in objects:
-        if label.proposal in by_id:
-            index = by_id[label.proposal]
+    unnamed: list[_Object] = []
+    for made in _objects(labels):
+        if made.label.proposal in by_id:
+            index = by_id[made.label.proposal]
             taken.add(index)
-            entries.append(_accepted(label, rle, found[index].up_to(label.proposal), label.proposal))
+            entries.append(_accepted(made, found[index].up_to(made.label.proposal), made.label.proposal))
         else:
-            unnamed.append((label, rle))
+            unnamed.append(made)
     pairs = [
         (-iou, place, index)
-        for place, (label, rle) in enumerate(unnamed)
+        for place, made in enumerate(unnamed)
         for index, session in enumerate(found)
-        if index not in taken and session.first.created_at <= label.accepted_at + SKEW
-        if (iou := max(_iou(each.rle, rle) for each in session.steps[-1])) >= SAME_OBJECT
+        if index not in taken and session.first.created_at <= made.label.accepted_at + SKEW
+        if (iou := max(_iou(each.rle, made.rle) for each in session.steps[-1])) >= SAME_OBJECT
     ]
     answered: dict[int, int] = {}
     for _, place, index in sorted(pairs):
         if place not in answered and index not in taken:
             answered[place] = index
             taken.add(index)
-    for place, (label, rle) in enumerate(unnamed):
-        session = found[answered[place]] if place in answered else None
-        entries.append(_accepted(label, rle, session, None))
+    for place, made in enumerate(unnamed):
+        entries.append(_accepted(made, found[answered[place]] if place in answered else None, None))
     until = float("inf") if submitted else float("-inf")
     if labels:
         until = max(label.accepted_at for label in labels)
@@ -193,34 +194,64 @@ def _extends(before: Marks, after: Marks) -> bool:
     return points and before[2] in (None, after[2])
 
 
-def _objects(labels: Sequence[AcceptedLabel]) -> list[tuple[AcceptedLabel, Rle]]:
-    """Each object, by one of its labels, with its mask: regions of one proposal are one object."""
+@dataclass(frozen=True)
+class _Object:
+    """What was accepted as one object: its label, the first of them if it has several."""
+
+    label: AcceptedLabel
+    rle: Rle
+    outlined: bool  # by outlines that nobody has moved a vertex of
+
+
+def _objects(labels: Sequence[AcceptedLabel]) -> list[_Object]:
+    """Regions of one proposal are one object."""
     parts: dict[tuple[str, ...], list[AcceptedLabel]] = {}
     for label in labels:
         key = label.key
         of = ("proposal", label.proposal) if label.proposal else ("region", key.region)
         parts.setdefault((key.tool, key.project, key.task, key.annotation, *of), []).append(label)
     return [
-        (own[0], own[0].rle if len(own) == 1 else _union([each.rle for each in own]))
+        _Object(
+            own[0],
+            own[0].rle if len(own) == 1 else _union([label.rle for label in own]),
+            all(_is_outline(label.geometry) for label in own),
+        )
         for own in parts.values()
     ]
 
 
-def _accepted(label: AcceptedLabel, rle: Rle, session: Session | None, proposal: str | None) -> Entry:
+def _is_outline(geometry: Geometry) -> bool:
+    """Whether all vertices are where `simplify_mask` puts them, but for those of bridges, which are there
+    twice; a vertex that was dragged is there by a chance of 1 in thousands."""
+    if not isinstance(geometry, Polygon):
+        return False
+    points = Counter(point for ring in geometry.rings for point in ring)
+    off_grid = (count for point, count in points.items() if not all(map(_is_on_grid, point)))
+    return all(count > 1 for count in off_grid)
+
+
+def _is_on_grid(coordinate: float) -> bool:
+    return abs(coordinate * GRID - round(coordinate * GRID)) < 1e-3
+
+
+def _accepted(made: _Object, session: Session | None, proposal: str | None) -> Entry:
+    category, at = made.label.category, made.label.accepted_at
     if session is None:
-        return Entry("unassisted", label.category, "", label.accepted_at, None, None, None, None)
+        return Entry("unassisted", category, "", at, None, None, None, None)
     step = session.steps[-1]
     if proposal:
         last = next(each for each in step if each.id == proposal)
     else:
-        last = max(step, key=lambda each: _iou(each.rle, rle))
-    last_iou = _iou(last.rle, rle)
+        last = max(step, key=lambda each: _iou(each.rle, made.rle))
+    last_iou = _iou(last.rle, made.rle)
+    # An outline in few points was less than the mask when it was shown.
+    untouched = last_iou >= UNTOUCHED or (made.outlined and last_iou >= OUTLINED)
     return Entry(
-        "untouched" if last_iou >= UNTOUCHED else "edited",
-        label.category,
+        "untouched" if untouched else "edited",
+        category,
         last.segmenter,
-        label.accepted_at,
-        _iou(session.first.rle, rle),
+        at,
+        _iou(session.first.rle, made.rle),
         last_iou,
         _clicks(last),
         last.created_at - session.first.created_at,
