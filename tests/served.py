@@ -42,7 +42,7 @@ class Server:
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        if not self._ready.wait(60) or not self.url:
+        if not self._ready.wait(180) or not self.url:
             self.stop()
             raise RuntimeError(f"the server did not start:\n{self.output}")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -8,6 +9,7 @@ import signal
 import socket
 import sqlite3
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,8 +19,10 @@ import pytest
 import requests
 from typer.testing import CliRunner
 
-from clickmask.weights import CHECKPOINTS
+from clickmask.catalogue import Catalogue
+from clickmask.weights import CHECKPOINTS, Checkpoint, WeightsFolder
 from clickmask_adapters.cli import app
+from clickmask_adapters.commands import weights
 from served import serving
 
 
@@ -157,3 +161,28 @@ def _pretend_verified(path: Path, digest: str) -> None:
     status = path.stat()
     memo = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": digest}
     path.with_name(path.name + ".verified").write_text(json.dumps(memo))
+
+
+@pytest.mark.parametrize("with_torch", [True, False])
+def test_fetched_weights_are_exported_where_torch_is(
+    with_torch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small.pth").write_bytes(b"weights")
+    entry = Checkpoint(
+        "sam:vit_b", "https://127.0.0.1/small.pth", 7, hashlib.sha256(b"weights").hexdigest(), "MIT"
+    )
+    fetched = WeightsFolder(tmp_path, checkpoints={"sam:vit_b": entry})
+    exported: list[str] = []
+
+    def export(catalogue: Catalogue, name: str, progress: Callable[[float, str], None]) -> bool:
+        progress(0.5, "exporting the image encoder")
+        exported.append(name)
+        return True
+
+    monkeypatch.setattr(weights, "create_weights", lambda settings: fetched)
+    monkeypatch.setattr(weights, "find_spec", lambda name: object() if with_torch else None)
+    monkeypatch.setattr(Catalogue, "export", export)
+    result = CliRunner().invoke(app, ["weights", "fetch", "sam:vit_b"], env={"CLICKMASK_HOME": str(tmp_path)})
+    assert result.exit_code == 0
+    assert exported == ["sam:vit_b"] * with_torch
+    assert ("serving it needs no torch" in result.stdout) == with_torch

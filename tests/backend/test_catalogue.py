@@ -13,6 +13,7 @@ from clickmask import plugins, segmenters
 from clickmask.catalogue import AnnotatorCatalogue, AnnotatorStatus, Catalogue, SegmenterStatus
 from clickmask.embeddings import EmbeddingCache
 from clickmask.errors import AnnotatorNotReady, SegmenterNotReady, UnknownAnnotator, UnknownSegmenter
+from clickmask.runtimes import Runtimes
 from clickmask.weights import Checkpoint, WeightsFolder
 
 PLUGINS = {
@@ -35,6 +36,12 @@ PLUGINS = {
         "    assert released.wait(10)\n"
         "    loads.append(1)\n"
         "    return object()"
+    ),
+    "exported": (
+        "def export(variant, weights, runtimes, progress):\n"
+        "    progress(1.0, f'exporting to {runtimes.folder}')\n"
+        "    return runtimes.folder\n"
+        "def load(variant, runtimes): return runtimes"
     ),
     "bereft": "import a_package_that_nobody_has",
     "_private": "raise AssertionError",
@@ -78,6 +85,7 @@ def catalogue(package: ModuleType, weights: WeightsFolder) -> Catalogue:
 def test_every_module_of_the_folder_is_listed_with_its_variants_and_its_state(catalogue: Catalogue) -> None:
     assert catalogue.statuses() == [
         SegmenterStatus("bereft", False, "it needs the package a_package_that_nobody_has"),
+        SegmenterStatus("exported", True, ""),
         SegmenterStatus("plain", True, ""),
         SegmenterStatus("sized:large", True, ""),
         SegmenterStatus("sized:small", True, ""),
@@ -259,3 +267,22 @@ def test_annotators_that_cannot_be_had_are_told_from_segmenters(annotators: Anno
         annotators.get("over:sized:large")
     with pytest.raises(UnknownAnnotator, match="there is no annotator 'plain'; installed: bereft, over"):
         annotators.get("plain")
+
+
+def test_what_loading_would_make_first_can_be_made_ahead(
+    package: ModuleType, weights: WeightsFolder, tmp_path: Path
+) -> None:
+    catalogue, said = Catalogue(package, weights, Runtimes(folder=tmp_path)), list[str]()
+    assert catalogue.export("exported", lambda share, what: said.append(what))
+    assert said == [f"exporting to {tmp_path}"]
+    assert not catalogue.export("plain", lambda share, what: said.append(what))
+    assert not Catalogue(package, weights).export("exported", lambda share, what: None)
+    with pytest.raises(UnknownSegmenter):
+        catalogue.export("nothing", lambda share, what: None)
+
+
+def test_a_plugin_is_given_the_options_that_it_names(
+    package: ModuleType, weights: WeightsFolder, tmp_path: Path
+) -> None:
+    runtimes = Runtimes("onnxruntime", folder=tmp_path)
+    assert Catalogue(package, weights, runtimes).get("exported") is runtimes
