@@ -349,3 +349,21 @@ def test_the_size_of_a_kept_picture_is_known_without_reading_it(home: Path) -> N
     kept = KeptImages(home / "home" / "images", 10**9, lambda digest: True)
     assert kept.size_of(digest_of("a")) == len(FILES["a"])
     assert kept.size_of(digest_of("never kept")) == 0
+
+
+def test_a_project_says_once_what_its_unlabelled_area_is(home: Path) -> None:
+    shown = run("project", PROJECT)
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout == (
+        "label-studio 7: cells\ncategories: cell, nucleus\n3 images, 3 labels, of all annotators\n"
+        "area without a label: background\n"
+    )
+    before = json.loads(run("stats", PROJECT, "--json").stdout)
+    assert "area without a label: ignore\n" in run("project", PROJECT, "--unlabelled", "ignore").stdout
+    after = json.loads(run("stats", PROJECT, "--json").stdout)
+    assert (before["unlabelled"], after["unlabelled"]) == ("background", "ignore")
+    assert before["digest"] != after["digest"]
+    exported = run("export", "coco", PROJECT, "--out", str(home / "out"))
+    assert "area without a label is unknown in this project, but background in COCO" in exported.stderr
+    assert run("project", PROJECT, "--unlabelled", "nothing").exit_code == 2
+    assert run("project", "99").exit_code == 1

@@ -1,0 +1,39 @@
+"""`clickmask project`."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Annotated
+
+import typer
+
+from clickmask.labels import Unlabelled
+from clickmask_adapters.app import create_store
+from clickmask_adapters.commands._projects import ProjectName, ToolName, find_project
+from clickmask_adapters.console import console, sentence_on_failure
+from clickmask_adapters.settings import Settings
+
+
+def add_to(cli: typer.Typer) -> None:
+    cli.command()(project)
+
+
+def project(
+    name: ProjectName,
+    tool: ToolName = None,
+    unlabelled: Annotated[
+        Unlabelled | None,
+        typer.Option(help="What area without a label is: background, or unknown, and ignored in training."),
+    ] = None,
+) -> None:
+    """Show what is kept of a project, and say what its area without a label is."""
+    with sentence_on_failure(), closing(create_store(Settings())) as store:
+        chosen, _ = find_project(store, name, tool)
+        if unlabelled:
+            store.set_unlabelled(chosen, name, unlabelled)
+        found = next(each for each in store.projects() if (each.tool, each.project) == (chosen, name))
+        area = store.unlabelled(chosen, name)
+    console.print(f"{found.tool.replace('_', '-')} {found.project}: {found.title}", markup=False)
+    console.print(f"categories: {', '.join(found.categories) or 'not told yet'}", markup=False)
+    console.print(f"{found.images} images, {found.labels} labels, of all annotators")
+    console.print(f"area without a label: {area}")
