@@ -37,6 +37,7 @@ def main() -> None:
             goals += found.goals
             found = found.text
         sections.append(f"## {(module.__doc__ or name).splitlines()[0]}\n\n{found.strip()}\n")
+    sections.append(f"## Segment Anything on a GPU.\n\n{(FOLDER / 'GPU.md').read_text()}")
     if goals:
         head.append(f"## Goals.\n\n{table(goals)}\n")
     text = "\n".join([*head, *sections])
