@@ -9,9 +9,18 @@ from cvat_server import USER, Answer, CvatServer, Row
 
 
 class TaskServer(CvatServer):
-    """`created` are the bodies in which annotations came, by task; `replaced` those that went before."""
+    """A CVAT whose tasks can be annotated, and with the server side of agents, which Community has not.
+
+    `created` are the bodies in which annotations came, by task, and `replaced` those before which
+    the others were removed. `functions` are native functions; `requests` wait for their agents, and
+    what an agent answered, or why it could not, is in `completed` and `failed`.
+    """
 
     def __init__(self) -> None:
+        self.functions: dict[int, Row] = {}
+        self.requests: list[Row] = []
+        self.completed: list[Row] = []
+        self.failed: list[Row] = []
         self.created: dict[int, list[Row]] = {}
         self.replaced: dict[int, list[Row]] = {}
         super().__init__()
@@ -64,6 +73,8 @@ class TaskServer(CvatServer):
             match method, parts[3:]:
                 case "GET", ["data", "meta"]:
                     return 200, self.metas[job]
+                case "GET", ["data"] if query["type"] == "frame":
+                    return 200, self.images[job, int(query["number"])]
                 case "GET", ["data"]:
                     return 200, self._chunk(job, int(query["number"]))
                 case "PATCH", ["annotations"]:
@@ -73,7 +84,33 @@ class TaskServer(CvatServer):
                 case "PUT", ["annotations"]:
                     self.replaced.setdefault(task, []).append(body)
                     return 200, {"version": 1, "tags": [], "shapes": [], "tracks": []}
+        if parts[:2] == ["api", "functions"]:
+            return self._function(method, parts[2:], body)
         return super().answer(method, path, query, body)
+
+    def _function(self, method: str, parts: list[str], body: Row) -> Answer:
+        match method, parts:
+            case "POST", []:
+                number = len(self.functions) + 1
+                absent = {"startswith_box": False, "startswith_box_optional": False, "min_neg_points": -1}
+                self.functions[number] = absent | body | {"id": number}
+                return 201, self.functions[number]
+            case "GET", [number]:
+                return 200, self.functions[int(number)]
+            case "POST", ["queues", _, "requests", "acquire"]:
+                category = body["request_category"]
+                found = next((each for each in self.requests if each["category"] == category), None)
+                if found is None:
+                    return 200, {"ar_assignment": None}
+                self.requests.remove(found)
+                return 200, {"ar_assignment": {"ar_id": "an-id", "ar_params": found["parameters"]}}
+            case "POST", ["queues", _, "requests", _, "complete"]:
+                self.completed.append(body)
+                return 200, {}
+            case "POST", ["queues", _, "requests", _, "fail"]:
+                self.failed.append(body)
+                return 200, {}
+        return 404, {"detail": "Not found."}
 
     def _chunk(self, job: int, number: int) -> bytes:
         raw = io.BytesIO()

@@ -328,6 +328,11 @@ def test_a_server_that_is_not_there_is_told_with_its_address(tmp_path: Path) -> 
         auto_annotation.create("detector", url="http://127.0.0.1:9/")
 
 
+def test_another_server_at_the_address_is_no_riddle(cvat: TaskServer) -> None:
+    with pytest.raises(ServerFailed, match=r"refused \(401\): Unauthorized"):
+        auto_annotation.create("detector", url=cvat.url)
+
+
 def test_the_secret_of_the_settings_is_used_where_none_is_given(
     server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,63 +399,80 @@ def test_the_sdk_refuses_masks_for_a_task_of_polygons(plugins: None, cvat: TaskS
         cvataa.annotate_task(client, task, function)
 
 
-@pytest.mark.parametrize("replacing", [False, True])
-def test_cvat_cli_annotates_a_task(plugins: None, cvat: TaskServer, tmp_path: Path, replacing: bool) -> None:
-    """The command that the README shows, as a process of its own."""
-    task = task_of(cvat)
-    command = [sys.executable, "-m", "cvat_cli", "--server-host", cvat.url]
-    command += ["task", "auto-annotate", str(task), "--function-module", MODULE]
-    command += ["-p", "kind=str:detector", "-p", "segmenter=str:drawn", "--conf-threshold", "0.65"]
-    environment = {"CVAT_ACCESS_TOKEN": TOKEN, "PYTHONPATH": ":".join(sys.path)}
+def cvat_cli(cvat: TaskServer, *arguments: str) -> str:
+    """The command as a process of its own; what it printed."""
     ran = subprocess.run(
-        command + (["--clear-existing"] if replacing else []),
-        env=environment_with(environment),
+        [sys.executable, "-m", "cvat_cli", "--server-host", cvat.url, *arguments],
+        env={**os.environ, "CVAT_ACCESS_TOKEN": TOKEN, "PYTHONPATH": ":".join(sys.path)},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+def test_cvat_cli_annotates_a_task(plugins: None, cvat: TaskServer, replacing: bool) -> None:
+    task = task_of(cvat)
+    command = ["task", "auto-annotate", str(task), "--function-module", MODULE]
+    command += ["-p", "kind=str:detector", "-p", "segmenter=str:drawn", "--conf-threshold", "0.65"]
+    cvat_cli(cvat, *command, *(["--clear-existing"] if replacing else []))
     (body,) = (cvat.replaced if replacing else cvat.created)[task]
     found = [(shape["frame"], label_names(cvat)[shape["label_id"]]) for shape in body["shapes"]]
     assert found == [(frame, label) for frame in (0, 2) for label in LABELS[:3]]
 
 
-def environment_with(more: dict[str, str]) -> dict[str, str]:
-    return {**os.environ, **more}
+def test_an_agent_answers_clicks(plugins: None, cvat: TaskServer) -> None:
+    task = task_of(cvat)
+    function = ["--function-module", MODULE, "-p", "kind=str:interactor", "-p", "segmenter=str:disc"]
+    number = cvat_cli(cvat, "function", "create-native", "clickmask", *function).strip()
+    created = cvat.functions[int(number)]
+    assert (created["kind"], created["provider"]) == ("interactor", "native")
+    asked = {"type": "interact", "task": task, "frame": 2, "neg_points": [], "obj_bbox": []}
+    for more in (
+        {"pos_points": [[40.0, 30.0]]},
+        {"pos_points": [], "obj_bbox": [[10, 20], [30, 60]]},
+        {"pos_points": [[20.0, 30.0]], "roi": [100, 50, 180, 110]},
+        {"pos_points": []},
+    ):
+        cvat.requests.append({"category": "interactive", "parameters": asked | more})
+    cvat_cli(cvat, "function", "run-agent", number, "--burst", *function)
+    assert cvat.failed == []
+    click, box, region, nothing = (body["shapes"] for body in cvat.completed)
+    assert (decoded(click[0]["points"]) == disc_mask((240, 320), [(40, 30)])).all()
+    assert click[0]["attributes"] == [{"spec_id": 0, "value": "0.7500"}]
+    assert box[0]["points"][-4:] == [10, 20, 29, 59]
+    assert (decoded(region[0]["points"], (60, 80)) == disc_mask((60, 80), [(20, 30)])).all()
+    assert nothing == []
 
 
-def test_an_agents_child_process_loads_the_function_and_clicks(plugins: None) -> None:
-    """What `cvat-cli function run-agent` does, without the server that Community has not."""
-    from cvat_cli._internal.agent import RecoverableExecutor, _worker_init, _worker_job_get_function_spec
-    from cvat_cli._internal.agent_driver_detection import _worker_job_detect
-    from cvat_cli._internal.agent_driver_interaction import (
-        _worker_job_interact,
-        _worker_job_interact_from_cache,
-    )
-    from cvat_cli._internal.common import FunctionLoader
-
-    loader = FunctionLoader(MODULE, None, {"kind": "interactor", "segmenter": "disc"})
-    with RecoverableExecutor(_worker_init, [loader, None]) as executor:
-
-        def run(job: Any, *arguments: Any) -> Any:
-            return executor.result(executor.submit(job, *arguments))
-
-        assert run(_worker_job_get_function_spec).min_pos_points == 0
-        key, asked = (7, 0, ()), prompts([(40.0, 30.0)])
-        assert run(_worker_job_interact_from_cache, key, asked) is None
-        (shape,) = run(_worker_job_interact, key, picture(), asked)
-        assert (decoded(shape.points) == disc_mask((240, 320), [(40.0, 30.0)])).all()
-        (again,) = run(_worker_job_interact_from_cache, key, asked)
-        assert again.points == shape.points
-    loader = FunctionLoader(MODULE, None, {"kind": "detector"})
-    with RecoverableExecutor(_worker_init, [loader, None]) as executor:
-        found = executor.result(executor.submit(_worker_job_detect, context(polygons=True), picture()))
-    assert {shape.type.value for shape in found} == {"polygon"}
+def test_an_agent_annotates_frames_and_tasks(server: str, cvat: TaskServer) -> None:
+    """By a server: the agent's own machine needs no model."""
+    task = task_of(cvat, "polygon")
+    function = ["--function-module", MODULE, "-p", f"url=str:{server}", "-p", "token=str:the secret"]
+    number = cvat_cli(cvat, "function", "create-native", "clickmask", *function).strip()
+    remote = [(label["name"], label["type"]) for label in cvat.functions[int(number)]["labels_v2"]]
+    assert remote == [(label, "mask") for label in LABELS]
+    mapping = {"disc": {"name": "ellipse", "attributes": {}}}
+    asked = {"task": task, "mapping": mapping, "threshold": None, "conv_mask_to_poly": True}
+    for parameters in ({"type": "annotate_frame", "frame": 0}, {"type": "annotate_task"}):
+        cvat.requests.append({"category": "batch", "parameters": asked | parameters})
+    cvat_cli(cvat, "function", "run-agent", number, "--burst", *function)
+    assert cvat.failed == []
+    one, all_frames = (body["annotations"]["shapes"] for body in cvat.completed)
+    assert [shape["frame"] for shape in one] == [0]
+    assert [shape["frame"] for shape in all_frames] == [0, 2]
+    for shape in one + all_frames:
+        assert shape["type"] == "polygon"
+        assert label_names(cvat)[shape["label_id"]] == "ellipse"
+        truth = scene(seed=shape["frame"]).objects["disc"]
+        outline = np.array(shape["points"]).reshape(-1, 2)
+        assert mask_iou(polygons_to_mask([outline], (240, 320)), truth) > 0.9
 
 
 def test_the_module_is_imported_without_the_sdk() -> None:
     program = f"import sys; sys.modules['cvat_sdk'] = None; import {MODULE}"
-    subprocess.run(
-        [sys.executable, "-c", program], check=True, env=environment_with({"PYTHONPATH": ":".join(sys.path)})
-    )
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
