@@ -10,11 +10,14 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from clickmask.errors import InvalidRequest
 from clickmask.intake import Pulled
 from clickmask.store import Store
 from clickmask_adapters import pulling
 from clickmask_adapters.cli import app
+from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.label_studio import pulling as label_studio_pulling
+from clickmask_adapters.tools.label_studio.client import LabelStudioError
 from label_studio_standin import TOKEN, LabelStudioStandin, label_studio_standin, rectangle
 
 TOOL, PROJECT = "label_studio", "3"
@@ -193,11 +196,23 @@ def test_without_an_address_nothing_is_pulled(home: Path, monkeypatch: pytest.Mo
     assert "set LABEL_STUDIO_URL" in result.stderr
 
 
+@pytest.mark.parametrize("event", [b"no json", b"[1]"])
+def test_what_is_no_event_is_refused(home: Path, event: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        label_studio_pulling.accepting(Settings()).changes(event)
+
+
+def test_while_label_studio_is_out_of_order_nothing_is_gone(
+    studio: LabelStudioStandin, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LabelStudioStandin, "answer", lambda *_: (503, {"detail": "restarting"}))
+    with pytest.raises(LabelStudioError, match="503"):
+        list(label_studio_pulling.accepting(Settings()).gone([("1", "1")]))
+
+
 def test_a_part_says_how_many_are_to_come(studio: LabelStudioStandin, home: Path) -> None:
     for number in range(1, 6):
         studio.add_task(number)
-    from clickmask_adapters.settings import Settings
-
     parts: list[Pulled] = list(label_studio_pulling.accepting(Settings()).pull(PROJECT))
     assert [(part.position, part.remaining) for part in parts] == [
         ("1", 4),

@@ -320,3 +320,18 @@ def test_damaged_bytes_are_refused_again_each_time(decoded: list[bytes]) -> None
         with pytest.raises(InvalidImage):
             source.load(ImageRef("data:;base64," + base64.b64encode(png()[:200]).decode()))
     assert len(decoded) == 2
+
+
+def test_the_original_bytes_are_read_and_known_from_then_on() -> None:
+    fetcher = FakeFetcher({A.uri: png(1)})
+    source = ImageSource(fetcher)
+    assert source.known(A) is None
+    identity, raw = source.read(A)
+    assert raw == png(1)
+    assert source.known(A) == identity == source.identify(A)
+    assert fetcher.downloads == 1
+    data = ImageRef("data:image/png;base64," + base64.b64encode(png(2)).decode())
+    identity, raw = source.read(data)
+    assert raw == png(2)
+    assert identity == source.identify(data)
+    assert source.known(data) is None

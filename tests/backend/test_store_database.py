@@ -108,6 +108,11 @@ def test_an_exception_undoes_its_transaction(store: Store) -> None:
     store.require_origin("a", "c")
 
 
+def test_a_mistake_of_ours_is_not_called_a_missing_database(store: Store) -> None:
+    with pytest.raises(sa.exc.IntegrityError), store._database.writing() as connection:
+        connection.execute(sa.text("INSERT INTO origins VALUES ('a', 'b'), ('a', 'b')"))
+
+
 def test_one_home_serves_one_origin_of_each_tool(store: Store) -> None:
     store.require_origin(TOOL, "http://first")
     store.require_origin("cvat", "http://second")
