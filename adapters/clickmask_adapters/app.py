@@ -22,6 +22,7 @@ from clickmask.intake import Accepting
 from clickmask.kept_images import KeptImages
 from clickmask.runtimes import Runtimes
 from clickmask.store import Store
+from clickmask.training.serving import ProjectModels
 from clickmask.weights import WeightsFolder
 from clickmask.workbench import Workbench
 from clickmask_adapters import api, exporting, failures, projects, tools, web
@@ -89,7 +90,7 @@ def create_workbench(settings: Settings) -> Workbench:
     embeddings = EmbeddingCache(settings.embedding_bytes, settings.queue_length, disk=disk)
     return Workbench(
         catalogue,
-        AnnotatorCatalogue(annotators, catalogue, embeddings),
+        AnnotatorCatalogue(annotators, catalogue, embeddings, create_models(settings)),
         create_images(settings),
         embeddings,
         create_store(settings),
@@ -121,6 +122,10 @@ def create_store(settings: Settings) -> Store:
 
 def create_kept_images(settings: Settings, store: Store) -> KeptImages:
     return KeptImages(settings.home / "images", settings.kept_bytes, store.is_labelled)
+
+
+def create_models(settings: Settings) -> ProjectModels:
+    return ProjectModels(settings.home / "models", settings.threads)
 
 
 def create_weights(settings: Settings) -> WeightsFolder:

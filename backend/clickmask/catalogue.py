@@ -22,6 +22,7 @@ from clickmask.errors import (
 )
 from clickmask.runtimes import Runtimes
 from clickmask.runtimes.exports import Progress
+from clickmask.training.serving import ProjectModels
 from clickmask.types import Annotator, Segmenter
 from clickmask.weights import WeightsFolder
 
@@ -191,14 +192,21 @@ class Catalogue(_Installed[Segmenter[Any]]):
 
 
 class AnnotatorCatalogue(_Installed[Annotator]):
-    """Annotators; their plugins are given `segmenters` and `embeddings`."""
+    """Annotators; their plugins are given `segmenters`, `embeddings` and the trained `models`, if any."""
 
-    def __init__(self, package: ModuleType, segmenters: Catalogue, embeddings: EmbeddingCache) -> None:
+    def __init__(
+        self,
+        package: ModuleType,
+        segmenters: Catalogue,
+        embeddings: EmbeddingCache,
+        models: ProjectModels | None = None,
+    ) -> None:
         super().__init__(
             package,
             _Kind("annotator", UnknownAnnotator, AnnotatorNotReady),
             segmenters=segmenters,
             embeddings=embeddings,
+            models=models,
         )
 
     def statuses(self) -> list[AnnotatorStatus]:

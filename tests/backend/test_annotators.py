@@ -13,8 +13,10 @@ from clickmask import annotators, plugins, segmenters
 from clickmask.annotators import everything
 from clickmask.catalogue import AnnotatorCatalogue, Catalogue
 from clickmask.embeddings import EmbeddingCache
+from clickmask.training.serving import ProjectModels
 from clickmask.types import Annotator, Image, Pixels
 from clickmask.weights import WeightsFolder
+from model_drafts import draft
 from scenes import drawn_scene
 
 
@@ -29,7 +31,10 @@ def lenient() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnnotatorCatalogue]:
-    """What is installed, over a small SAM with random weights as if it were the official file."""
+    """What is installed, over a small SAM with random weights as if it were the official file.
+
+    The trained model is one that calls each pixel by the strongest of its colours.
+    """
     folder = tmp_path_factory.mktemp("weights")
     weights = WeightsFolder(folder)
     if importlib.util.find_spec("torch") is not None:
@@ -37,7 +42,10 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnnotatorCat
 
         weights = checkpoints.weights_of(checkpoints.write_checkpoint(folder / "sam.pth", checkpoints.TINY))
     embeddings = EmbeddingCache(100 * 2**20)
-    yield AnnotatorCatalogue(annotators, Catalogue(segmenters, weights), embeddings)
+    models = ProjectModels(tmp_path_factory.mktemp("models"))
+    project = models.of("cvat", "1")
+    project.promote(project.save(draft()).id)
+    yield AnnotatorCatalogue(annotators, Catalogue(segmenters, weights), embeddings, models)
     embeddings.close()
 
 

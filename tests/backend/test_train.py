@@ -142,7 +142,7 @@ def test_large_pictures_are_worked_on_at_a_smaller_size(
 ) -> None:
     monkeypatch.setattr(serving, "LONGEST_SIDE", 32)
     monkeypatch.setattr(train, "IN_MEMORY", 0)
-    trained = train.train(dataset, models, replace(PLAN, steps=30), tmp_path / "a.pt")
+    trained = train.train(dataset, models, replace(PLAN, steps=80), tmp_path / "a.pt")
     assert trained
     verify(trained.version)
     assert trained.version.provenance.report["miou"] > 0.5

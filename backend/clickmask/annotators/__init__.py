@@ -4,5 +4,6 @@ A module offers `load(variant: str, **options) -> Annotator` and, touching no mo
 `labels(variant: str, **options) -> tuple[str, ...]`. As for segmenters, variants are listed in
 `VARIANTS`, or given by `variants(**options)` where they depend on what is there, and
 `missing(variant: str, **options) -> str` says what cannot be done without. The options are
-`segmenters`, the `Catalogue` of them, and `embeddings`, the `EmbeddingCache` that clicks use too.
+`segmenters`, the `Catalogue` of them, `embeddings`, the `EmbeddingCache` that clicks use too, and
+`models`, the `ProjectModels` that were trained here, or None.
 """

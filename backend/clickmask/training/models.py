@@ -137,6 +137,11 @@ class Models:
         identifier, _ = self._served()
         return None if identifier is None else self.version(identifier)
 
+    @property
+    def serves(self) -> bool:
+        """Whether a version was promoted, be it damaged or not."""
+        return self._pointer.exists()
+
     def promote(self, identifier: str) -> ModelVersion:
         """Serve this version from now on. Raises UnknownModel, and ModelDamaged, which changes nothing."""
         promoted = self.version(identifier)

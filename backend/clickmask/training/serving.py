@@ -86,8 +86,7 @@ class ProjectModels:
         """Of the projects in which a version is served, as `folder_name` has it."""
         if not self._folder.is_dir():
             return []
-        found = [each.name for each in self._folder.iterdir() if each.is_dir()]
-        return sorted(name for name in found if self.named(name).served() is not None)
+        return sorted(each.name for each in self._folder.iterdir() if Models(each).serves)
 
     def named(self, name: str) -> Models:
         return Models(self._folder / name)

@@ -1,0 +1,80 @@
+"""The model that was trained on a project's accepted labels, `unet:TOOL-PROJECT`: whichever is served.
+
+Every pixel has one class, so an object is what of a category hangs together. Its score is how sure
+the network is of its pixels, on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from clickmask.errors import ModelDamaged
+from clickmask.training.models import ModelVersion
+from clickmask.training.serving import Labelling, ProjectModels
+from clickmask.types import Image, Mask, Prediction
+
+SMALLEST = 1e-4  # of the picture's area; less is a speck, and no object
+
+
+class UNet:
+    """Follows the project's pointer: the next picture is labelled by what is served by then."""
+
+    def __init__(self, name: str, folder: str, models: ProjectModels) -> None:
+        self.name = name
+        self._folder = folder
+        self._models = models
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        version = self._models.named(self._folder).served()
+        return version.provenance.categories if version else ()
+
+    def annotate(self, image: Image) -> list[tuple[str, Prediction]]:
+        """Raises ModelDamaged and SegmenterNotReady."""
+        return self.annotate_by(image)[1]
+
+    def annotate_by(self, image: Image) -> tuple[ModelVersion, list[tuple[str, Prediction]]]:
+        """As `annotate`, with the version that it was."""
+        version, labeller = self._models.served(self._folder)
+        found = list(_objects(labeller.label(image.pixels), version.provenance.categories, self.name))
+        return version, sorted(found, key=lambda each: -each[1].score)
+
+
+def variants(models: ProjectModels | None) -> tuple[str, ...]:
+    return tuple(models.names()) if models else ()
+
+
+def labels(variant: str, models: ProjectModels) -> tuple[str, ...]:
+    return load(variant, models).labels
+
+
+def missing(variant: str, models: ProjectModels) -> str:
+    try:
+        models.named(variant).served()
+    except ModelDamaged as error:
+        return str(error)
+    return ""
+
+
+def load(variant: str, models: ProjectModels) -> UNet:
+    return UNet(f"unet:{variant}", variant, models)
+
+
+def _objects(
+    labelling: Labelling, categories: tuple[str, ...], name: str
+) -> Iterator[tuple[str, Prediction]]:
+    smallest = SMALLEST * labelling.classes.size
+    for number, category in enumerate(categories, 1):
+        there = np.asarray(labelling.classes == number).view(np.uint8)
+        count, places = cv2.connectedComponents(there, connectivity=8)
+        numbers = np.asarray(places, np.int32)
+        areas = np.bincount(numbers.ravel(), minlength=count)
+        for part in range(1, count):
+            if areas[part] < smallest:
+                continue
+            mask: Mask = numbers == part
+            score = min(float(labelling.confidence[mask].mean()), 1.0)
+            yield category, Prediction(mask, score, name)
