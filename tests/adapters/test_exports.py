@@ -10,7 +10,7 @@ import pytest
 
 from clickmask import plugins
 from clickmask.datasets import Dataset, create_dataset
-from clickmask.errors import InvalidImage, InvalidRequest
+from clickmask.errors import ExportFailed, InvalidImage, InvalidRequest
 from clickmask.labels import Ellipse, Rectangle
 from clickmask_adapters import exports
 from clickmask_adapters.exports import _folder
@@ -134,4 +134,40 @@ def test_readers_see_one_export_or_the_other(
             (new / "file").write_text(str(number))
             assert not folder.exists() or (folder / "file").read_text() == str(number - 1)
         assert (folder / "file").read_text() == str(number)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_system_that_cannot_exchange_folders_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert not _folder._exchanged_at_once(one, other)  # there are none
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert not _folder._exchanged_at_once(one, other)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("ctypes.CDLL", lambda *given, **more: object())  # an old C library
+    assert not _folder._exchanged_at_once(one, other)
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_rename_that_fails_leaves_the_earlier_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    folder = tmp_path / "out"
+    with _folder.replacing(folder) as new:
+        (new / "file").write_text("old")
+    monkeypatch.setattr(_folder, "_exchanged_at_once", lambda one, other: False)
+    rename, calls = Path.rename, []
+
+    def broken(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == failing:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", broken)
+    said = pytest.raises(ExportFailed, match="could not be replaced: Input/output error")
+    with said, _folder.replacing(folder) as new:
+        (new / "file").write_text("new")
+    assert (folder / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

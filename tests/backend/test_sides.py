@@ -140,3 +140,11 @@ def test_ties_are_broken_by_the_digest_and_by_nothing_else() -> None:
     assert sides == {"validation", "test"}
     again = [choose_side(digest(5), unlike(n), frozenset({"cell"}), [first]) for n in range(5, 9)]
     assert len(set(again)) == 1
+
+
+def test_what_neighbours_crowded_into_training_is_made_up_for_by_the_next() -> None:
+    crowd = [Placed(digest(n), "train", unlike(n), frozenset({"cell"})) for n in range(30)]
+    placed = list(crowd)
+    for _ in range(6):
+        placed.append(place(["cell"], placed))
+    assert counts(placed) == [30, 3, 3]
