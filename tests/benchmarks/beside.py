@@ -74,7 +74,7 @@ class Side:
         """On a connection of its own, as Label Studio's server sends it."""
         body = request(photo, at)
         started = time.perf_counter()
-        answer = requests.post(f"{self._server.url}/predict", json=body, timeout=180)
+        answer = requests.post(f"{self._server.url}/predict", json=body, timeout=600)
         waited = 1000 * (time.perf_counter() - started)
         if answer.status_code != 200:
             return Said(waited, None, answer.text[:300])
@@ -156,7 +156,7 @@ def both() -> Iterator[tuple[Photos, dict[str, Side]]]:
         folder = Path(name)
         checkpoint = write_checkpoint(folder / "sam_vit_b_random.pth", VIT_B)
         # Once for each checkpoint, so no part of a click: `clickmask weights fetch` does it.
-        sam.export("vit_b", weights_of(checkpoint), Runtimes(folder=folder / "home" / "runtimes"))
+        sam.export("vit_b", weights_of(checkpoint), Runtimes(exact=True, folder=folder / "home" / "runtimes"))
         (folder / "photos").mkdir()
         photos = Photos(folder / "photos")
         until_the_end.callback(photos.close)

@@ -246,6 +246,7 @@ def export(
 ) -> Path | None:
     """The folder of the exported networks, made if need be; None where checkpoints run in torch.
 
+    What was just made is run in each runtime, so that the fastest is known before the first click.
     Raises SegmenterNotReady, and WeightsUnavailable if the checkpoint is not here.
     """
     name = f"sam:{variant}"
@@ -255,7 +256,9 @@ def export(
         return folder
     log.info("exporting %s, once", name)
     sha256 = weights.checkpoint(name).sha256
-    return runtimes.exports.make(name, sha256, EXPORTER, weights.verify(name), progress)
+    folder = runtimes.exports.make(name, sha256, EXPORTER, weights.verify(name), progress)
+    OnnxSam(folder, runtimes)
+    return folder
 
 
 def _exported(name: str, weights: WeightsFolder, runtimes: Runtimes) -> Path | None:
