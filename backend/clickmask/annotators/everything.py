@@ -48,7 +48,7 @@ SWEEP = Sweep()
 class Candidate:
     """One answer to one click that the segmenter believes in, and whose outline is firm."""
 
-    logits: Logits  # (1, h, w)
+    logits: NDArray[np.float16]  # (1, h, w); there may be thousands, and halves keep outlines where they are
     score: float
     box: NDArray[np.float64]  # (4,), of the mask at the size at which it was judged
 
@@ -72,7 +72,9 @@ class Everything:
         boxes = np.array([candidate.box for candidate in candidates]).reshape(-1, 4)
         scores = np.array([candidate.score for candidate in candidates])
         best = [candidates[index] for index in distinct(boxes, scores, self._sweep.box_nms_thresh)]
-        masks = [self._segmenter.enlarge(embedding, each.logits, image.size) for each in best]
+        masks = [
+            self._segmenter.enlarge(embedding, each.logits.astype(np.float32), image.size) for each in best
+        ]
         kept = self._without_small_regions(masks)
         return [
             (LABEL, Prediction(masks[index], min(max(best[index].score, 0.0), 1.0), self.name))
@@ -90,7 +92,7 @@ class Everything:
                 one = logits[point, answer][None]
                 box = self._box_if_stable(embedding, one, judged)
                 if box is not None:
-                    yield Candidate(one.copy(), float(scores[point, answer]), box)
+                    yield Candidate(one.astype(np.float16), float(scores[point, answer]), box)
 
     def _box_if_stable(self, embedding: Embedding, logits: Logits, size: Size) -> NDArray[np.float64] | None:
         """The mask's box, if masks cut at higher and at lower logits are nearly the same."""
