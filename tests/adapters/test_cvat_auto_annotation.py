@@ -197,6 +197,15 @@ def test_a_label_of_the_task_may_stand_for_the_only_one_of_the_annotator(
     assert [shape.label_id for shape in function.detect(context(), picture())] == [1]
 
 
+def test_labels_that_came_with_a_newer_model_wait_for_the_next_start(
+    plugins: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DrawnAnnotator, "labels", ("disc",))
+    function = auto_annotation.create("detector", "drawn")
+    monkeypatch.setattr(DrawnAnnotator, "labels", tuple(LABELS))
+    assert [shape.label_id for shape in function.detect(context(), picture())] == [1]
+
+
 def test_parts_of_one_object_share_a_group_and_what_is_empty_is_left_out(
     plugins: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

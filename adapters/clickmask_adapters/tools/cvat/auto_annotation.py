@@ -73,8 +73,8 @@ class Detector:
         least_score = context.conf_threshold or 0.0
         shapes: list[Any] = []
         for number, (label, prediction) in enumerate(self._models.annotate(self._annotator, image), 1):
-            if prediction.score < least_score or not prediction.mask.any():
-                continue
+            if prediction.score < least_score or label not in self._ids or not prediction.mask.any():
+                continue  # of a label that the spec lacks: another model is served since
             if context.conv_mask_to_poly:
                 shapes += self._polygons(self._ids[label], prediction.mask, number)
             else:
