@@ -34,6 +34,8 @@ STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = MappingProxyType(
         errors.UnknownAnnotator: HTTPStatus.NOT_FOUND,
         errors.AnnotatorNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.UnknownModel: HTTPStatus.NOT_FOUND,
+        errors.TrainingNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.UnknownJob: HTTPStatus.NOT_FOUND,
         errors.ModelDamaged: HTTPStatus.INTERNAL_SERVER_ERROR,
         errors.WeightsUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,

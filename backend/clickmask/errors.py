@@ -63,6 +63,14 @@ class ModelDamaged(ClickmaskError):
     """A trained model's files are not what was saved, or its network does not answer as it did."""
 
 
+class TrainingNotReady(ClickmaskError):
+    """Nothing can be trained here, for want of packages."""
+
+
+class UnknownJob(ClickmaskError):
+    """There is no training of this id."""
+
+
 class WeightsUnavailable(SegmenterNotReady):
     """Weights could not be fetched, or are not the official file."""
 
