@@ -129,6 +129,13 @@ def test_of_several_annotators_the_ground_truth_counts_else_the_newest(
     assert standing(store, all_annotations=True) == [("1", "1", "a"), ("1", "2", "a")]
 
 
+def test_a_new_ground_truth_takes_the_place_of_the_one_before(store: Store) -> None:
+    accept(store, submitted(box(region="a"), annotation="1", at=1.0, ground_truth=True))
+    accept(store, submitted(box(region="b"), annotation="2", at=2.0, ground_truth=True))
+    accept(store, submitted(box(region="b"), annotation="2", at=3.0))
+    assert standing(store) == [("1", "2", "b")]
+
+
 def test_an_empty_annotation_that_is_newest_says_that_there_is_nothing(store: Store) -> None:
     accept(store, submitted(box(), annotation="1", at=1.0))
     accept(store, submitted(annotation="2", at=2.0), OTHER)

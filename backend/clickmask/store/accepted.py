@@ -65,6 +65,8 @@ class Accepted:
                 replaced = connection.scalar(sa.select(annotations.c.revision).where(*this))
                 connection.execute(annotations.delete().where(*this))
                 connection.execute(annotations.insert(), row)
+                if submission.ground_truth:
+                    connection.execute(_other_truths(submission).values(ground_truth=False))
         if replaced:
             self._forget_labels([replaced])
         return is_news
@@ -184,6 +186,18 @@ def _this(submission: Submission) -> tuple[Condition, Condition, Condition]:
         annotations.c.tool == submission.tool,
         annotations.c.annotation == submission.annotation,
         annotations.c.item == submission.item,
+    )
+
+
+def _other_truths(submission: Submission) -> sa.Update:
+    """A task has one ground truth. Label Studio takes it from the one before without an event (1.23.2)."""
+    return annotations.update().where(
+        annotations.c.tool == submission.tool,
+        annotations.c.task == submission.task,
+        annotations.c.item == submission.item,
+        annotations.c.annotation != submission.annotation,
+        annotations.c.updated_at < submission.updated_at,
+        annotations.c.ground_truth.is_(True),
     )
 
 
