@@ -91,7 +91,7 @@ def test_a_zip_holds_what_the_export_to_a_folder_holds(
 
 def test_the_options_of_an_export_are_query_parameters(client: TestClient, tmp_path: Path) -> None:
     unpacked(client.get(f"{AT}/export/coco?polygons=exact&for_cvat=true").content, tmp_path)
-    made = json.loads((tmp_path / "annotations" / "instances.json").read_text())
+    made = json.loads((tmp_path / "annotations" / "instances_default.json").read_text())
     assert [annotation["iscrowd"] for annotation in made["annotations"]] == [0, 1, 0]
 
 
@@ -235,7 +235,7 @@ def test_an_export_is_written_from_what_is_kept(home: Path) -> None:
     assert sorted(path.name for path in (home / "out" / "images").iterdir()) == ["a.png", "b.png", "c.png"]
     again = run("export", "coco", PROJECT, "--out", str(home / "out"), "--polygons", "exact", "--for-cvat")
     assert again.exit_code == 0
-    made = json.loads((home / "out" / "annotations" / "instances.json").read_text())
+    made = json.loads((home / "out" / "annotations" / "instances_default.json").read_text())
     assert [annotation["iscrowd"] for annotation in made["annotations"]] == [0, 1, 0]
 
 

@@ -130,7 +130,11 @@ def test_png_masks_have_the_number_of_a_category(tmp_path: Path) -> None:
 
 def test_voc_has_boxes_from_one_on_and_both_kinds_of_masks(tmp_path: Path) -> None:
     labelmap = voc.write(dataset(), tmp_path / "out")
-    assert labelmap.read_text() == "0 background\n1 cell\n2 nucleus\n"
+    assert labelmap.read_text().splitlines()[1:] == [
+        "background:0,0,0::",
+        "cell:128,0,0::",
+        "nucleus:0,128,0::",
+    ]
     root = ET.fromstring((tmp_path / "out" / "Annotations" / "a.xml").read_text())
     assert root.findtext("filename") == "a.png"
     assert (root.findtext("size/width"), root.findtext("size/height")) == ("64", "48")

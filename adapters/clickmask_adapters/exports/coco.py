@@ -34,6 +34,9 @@ Polygons = Literal["source", "exact", "simplified"]
 Segmentation = list[list[float]] | dict[str, Any]
 
 JSON = Path("annotations/instances.json")
+CVAT_JSON = Path(
+    "annotations/instances_default.json"
+)  # what CVAT looks for in a zip: its subset is "default"
 _PRINTING = threading.Lock()  # pycocotools prints while it loads, and standard output is everybody's
 
 
@@ -55,25 +58,28 @@ def write(
         Polygons,
         Option(help="As drawn; along pixel edges; or in few points. Masks with holes are run lengths."),
     ] = "source",
-    for_cvat: Annotated[bool, Option("--for-cvat", help="Masks as CVAT writes them: iscrowd 1.")] = False,
+    for_cvat: Annotated[
+        bool, Option("--for-cvat", help="As CVAT writes it: masks with iscrowd 1, instances_default.json.")
+    ] = False,
 ) -> Path:
     """Write the dataset; the path of its JSON file.
 
     `polygons` says which masks are written as polygons, all others as run lengths:
     "source", what was drawn as one ring without holes, as it was drawn; "exact", along pixel edges,
     and "simplified", in few points at an IoU of 0.98, any mask without holes.
-    `for_cvat`: run lengths have `iscrowd` 1 and are not compressed, as CVAT's own exports have them.
+    `for_cvat`: run lengths have `iscrowd` 1 and are not compressed, and the file has the name that
+    CVAT's own exports have.
     """
     with _folder.replacing(folder) as new:
         written = [_written(label, polygons) for label in _labels(dataset)]
-        path = new / JSON
+        path = new / (CVAT_JSON if for_cvat else JSON)
         path.parent.mkdir()
         path.write_bytes(orjson.dumps(_content(dataset, written, for_cvat)))
         _require_read_back(path, dataset, written)
         (new / "images").mkdir()
         names = _pictures.file_names(dataset.samples)
         _pictures.write_pictures(dataset, {image: new / "images" / name for image, name in names.items()})
-    return folder / JSON
+    return folder / path.relative_to(new)
 
 
 def losses(dataset: Dataset, *, polygons: Polygons = "source") -> list[str]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import numpy as np
+
 from clickmask.datasets import Dataset, Sample
 from clickmask.errors import ExportFailed
 from clickmask.masks import mask_box, rle_to_mask
@@ -23,7 +25,7 @@ BOUNDS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def write(dataset: Dataset, folder: Path) -> Path:
-    """Write the dataset; the path of `labelmap.txt`, which numbers the categories."""
+    """Write the dataset; the path of `labelmap.txt`, which names the colours."""
     _class_maps.require_room(dataset)
     stems = _pictures.stems(dataset.samples)
     with _folder.replacing(folder) as new:
@@ -41,9 +43,7 @@ def write(dataset: Dataset, folder: Path) -> Path:
         for side in SIDES:
             listed = "".join(f"{stems[sample.image][0]}\n" for sample in dataset.split(side))
             (new / "ImageSets" / "Segmentation" / f"{SETS[side]}.txt").write_text(listed, encoding="utf-8")
-        numbered = enumerate(("background", *dataset.categories))
-        labelmap = "".join(f"{number} {_printable(name)}\n" for number, name in numbered)
-        (new / "labelmap.txt").write_text(labelmap, encoding="utf-8")
+        (new / "labelmap.txt").write_text(_labelmap(dataset), encoding="utf-8")
     return folder / "labelmap.txt"
 
 
@@ -55,6 +55,16 @@ def losses(dataset: Dataset) -> list[str]:
     empty = sum(not rle_to_mask(label.rle).any() for sample in dataset.samples for label in sample.labels)
     found += [f"{empty} labels cover no pixel and are left out"] if empty else []
     return found + _class_maps.overlap_losses(dataset) + _pictures.picture_losses(dataset, names)
+
+
+def _labelmap(dataset: Dataset) -> str:
+    """Name, colour, parts and actions, as CVAT and datumaro write and read it."""
+    colours = np.frombuffer(_class_maps.palette(), np.uint8).reshape(256, 3).tolist()
+    named = zip(("background", *dataset.categories), colours, strict=False)
+    lines = [
+        f"{_printable(name).replace(':', '_')}:{red},{green},{blue}::" for name, (red, green, blue) in named
+    ]
+    return "\n".join(["# label:color_rgb:parts:actions", *lines, ""])
 
 
 def _annotation(sample: Sample, name: str) -> bytes:
