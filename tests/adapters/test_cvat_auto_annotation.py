@@ -31,6 +31,7 @@ from cvat_server import TOKEN
 from cvat_tasks import TaskServer
 from drawn import disc, scene, two_parts
 from fakes import DiscSegmenter, DrawnAnnotator, disc_mask
+from model_drafts import draft
 from waiting import until
 
 pytestmark = pytest.mark.slow
@@ -195,6 +196,20 @@ def test_a_label_of_the_task_may_stand_for_the_only_one_of_the_annotator(
     function = auto_annotation.create("detector", "drawn", label="cell")
     assert names(function) == {1: "cell"}
     assert [shape.label_id for shape in function.detect(context(), picture())] == [1]
+
+
+def test_the_network_that_was_trained_on_a_project_is_a_detector_too(plugins: None) -> None:
+    from clickmask_adapters.app import create_models
+
+    models = create_models(Settings()).of("cvat", "3")
+    models.promote(models.save(draft(10.0)).id)
+    function = auto_annotation.create("detector", "unet:cvat-3")
+    assert names(function) == {1: "cell", 2: "nucleus"}
+    pixels = np.full((60, 80, 3), (250, 0, 0), np.uint8)  # its network knows colours
+    pixels[disc((60, 80), (20, 20), 12)] = (0, 0, 250)
+    (shape,) = function.detect(context(), PIL.Image.fromarray(pixels))
+    assert shape.label_id == 2
+    assert (decoded(shape.points, (60, 80)) == disc((60, 80), (20, 20), 12)).all()
 
 
 def test_labels_that_came_with_a_newer_model_wait_for_the_next_start(
