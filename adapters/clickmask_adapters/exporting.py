@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Generator
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from fastapi.responses import StreamingResponse
 from clickmask import ledger, plugins
 from clickmask.dataset_statistics import count
 from clickmask.datasets import Dataset, Pictures, snapshot
-from clickmask.errors import Busy, ExportTooLarge, InvalidRequest
+from clickmask.errors import Busy, ExportFailed, ExportTooLarge, InvalidRequest
 from clickmask.images import ImageLimits
 from clickmask.store import Store
 from clickmask.workbench import Workbench
@@ -33,6 +34,7 @@ from clickmask_adapters.settings import Settings
 
 AT_ONCE = 2  # exports over HTTP
 CHUNK = 2**20
+ABANDONED = 24 * 3600.0  # seconds after which nobody can be reading a zip any more
 MOST_FLAWS = 1000  # of one answer
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member, so that the same dataset is the same zip
 
@@ -78,7 +80,7 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
             )
         if not places.acquire(blocking=False):
             raise Busy("other exports are under way; try again in a moment", retry_after=10)
-        chunks = _zip(lambda folder: write(made, folder, **options), places.release)
+        chunks = _zip(settings.home / "zips", lambda folder: write(made, folder, **options), places.release)
         # What goes wrong before the first chunk is still an error with a status.
         first = next(chunks)
         called = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{tool}-{project}-{name}.zip")
@@ -128,9 +130,15 @@ def assistance(store: Store, tool: str, project: str) -> dict[str, Any]:
     }
 
 
-def _zip(write: Callable[[Path], Path], done: Callable[[], None]) -> Generator[bytes]:
-    """The folder that `write` makes, as a zip, in chunks; `done` is called whatever happens."""
-    above = Path(tempfile.mkdtemp(prefix="clickmask-export-"))
+def _zip(where: Path, write: Callable[[Path], Path], done: Callable[[], None]) -> Generator[bytes]:
+    """The folder that `write` makes in `where`, as a zip, in chunks; `done` is called whatever happens."""
+    try:
+        where.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _remove_abandoned(where)
+        above = Path(tempfile.mkdtemp(dir=where))  # not where temporary files are: that may be memory
+    except OSError as error:
+        done()
+        raise ExportFailed(f"nothing can be written in CLICKMASK_HOME: {error.strerror}") from error
     try:
         folder = above / "export"
         write(folder)
@@ -152,6 +160,13 @@ def _zip(write: Callable[[Path], Path], done: Callable[[], None]) -> Generator[b
     finally:
         shutil.rmtree(above, ignore_errors=True)
         done()
+
+
+def _remove_abandoned(where: Path) -> None:
+    """What a process that was killed has left."""
+    for folder in where.iterdir():
+        if time.time() - folder.stat().st_mtime > ABANDONED:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Sink(io.RawIOBase):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import time
 import zipfile
@@ -18,6 +19,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
+from clickmask.errors import ExportFailed
 from clickmask.kept_images import KeptImages
 from clickmask.labels import ProjectDescribed
 from clickmask.store import Store
@@ -154,11 +156,12 @@ def test_a_failed_export_is_an_error_and_makes_room_for_the_next(
     assert client.get(f"{AT}/export/coco").status_code == 200
 
 
-def test_a_zip_that_nobody_reads_to_its_end_makes_room(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_a_zip_that_nobody_reads_to_its_end_makes_room(tmp_path: Path) -> None:
     done: list[bool] = []
+    abandoned, recent = tmp_path / "zips" / "abandoned", tmp_path / "zips" / "recent"
+    for folder in (abandoned, recent):
+        (folder / "export").mkdir(parents=True)
+    os.utime(abandoned, (0, 0))
 
     def write(folder: Path) -> Path:
         (folder / "images").mkdir(parents=True)
@@ -166,12 +169,20 @@ def test_a_zip_that_nobody_reads_to_its_end_makes_room(
             (folder / "images" / f"{number}").write_bytes(bytes(1000))
         return folder
 
-    chunks = exporting._zip(write, lambda: done.append(True))
+    chunks = exporting._zip(tmp_path / "zips", write, lambda: done.append(True))
     next(chunks)
     assert not done
     chunks.close()
     assert done == [True]
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "zips").iterdir()) == [recent]
+
+
+def test_a_home_without_room_is_said_and_makes_room_for_the_next(tmp_path: Path) -> None:
+    done: list[bool] = []
+    (tmp_path / "zips").write_text("in the way")
+    with pytest.raises(ExportFailed, match="nothing can be written in CLICKMASK_HOME"):
+        next(exporting._zip(tmp_path / "zips", lambda folder: folder, lambda: done.append(True)))
+    assert done == [True]
 
 
 def test_no_more_than_two_exports_run_at_once(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
