@@ -3,66 +3,37 @@
 Rother, Kolmogorov, Blake: "GrabCut" - Interactive Foreground Extraction using Iterated Graph
 Cuts, SIGGRAPH 2004, as OpenCV implements it. What is added here is where a cut begins (discs
 round clicks, an ellipse in a box) and which of several cuts is believed.
+
+Clicks are cut anew together, so a later one may cost what an earlier one had won: 60 of 236 did
+on 59 objects in photographs. Correcting the previous mask instead (50 of 236) and a vote of the
+cuts (59) were tried, at 3 and 1 times the cost, and left the mIoU after 2 .. 5 clicks as it is
+(.624 and .621 instead of .620): tools do not say in which order foreground and background were clicked.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.masks import mask_box
-from clickmask.types import Box, Image, Mask, Pixels, Point, Prediction, Prompt, Size
+from clickmask.masks import mask_iou
+from clickmask.segmenters._credibility import credibility
+from clickmask.segmenters._small_image import SmallImage, pixel_centres, shrink
+from clickmask.segmenters._window import REACH, Window, look_at, resized, whole_mask
+from clickmask.types import Box, Image, Mask, Point, Prediction, Prompt, Size
 
 EMBEDDING_SIDE = 1024  # px; longest side of the pixels that are kept
-WINDOW_SIDE = 192  # px; longest side of what is cut: 256 takes twice the time and finds no more
 ITERATIONS = 3
-MARGIN = 0.3  # of a box's sides, on each side: the background that its inside is compared to
 RADII = (0.07, 0.14, 0.24)  # of sqrt(height * width): guesses at how far the object round a click goes
-REACH = 0.64  # of sqrt(height * width); what is further from every click is background
 DECIDED = 0.02  # of the window's sqrt(height * width): radius of what a click decides for good
 COLLAPSED = 0.2  # a cut in a box that leaves less than this part of the first guess has failed
-SMOOTHING = 0.7  # px of the window, when a mask is enlarged
-CREDIBILITY = (-0.11, 0.60, 0.35, -0.49, -0.48)  # weights, see _credibility
+DISTINCT = 0.9  # candidates with a larger IoU are one
+AGREEMENT = (0.14, 0.57, 0.27)  # weights, see _estimate
 
 Trimap = NDArray[np.uint8]  # (h, w) of cv2.GC_BGD, GC_FGD, GC_PR_BGD, GC_PR_FGD
-
-
-@dataclass(frozen=True, eq=False)
-class GrabCutEmbedding:
-    """The image, small enough to be kept, and its true size."""
-
-    pixels: Pixels  # (h, w, 3), read-only, longest side at most EMBEDDING_SIDE
-    size: Size
-
-    @property
-    def nbytes(self) -> int:
-        return self.pixels.nbytes
-
-
-@dataclass(frozen=True, eq=False)
-class Window:
-    """A part of the image, scaled, and the prompt in the frame of these pixels."""
-
-    pixels: Pixels  # (h, w, 3), longest side at most WINDOW_SIDE
-    extent: tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the whole image
-    foreground: tuple[Point, ...]
-    background: tuple[Point, ...]
-    box: Box | None
-
-    @property
-    def size(self) -> Size:
-        height, width = self.pixels.shape[:2]
-        return height, width
-
-    @property
-    def scale(self) -> float:
-        """Pixels of the window in one pixel of the image."""
-        return self.pixels.shape[1] / (self.extent[2] - self.extent[0])
 
 
 class GrabCut:
@@ -70,91 +41,65 @@ class GrabCut:
 
     name = "grabcut"
 
-    def encode(self, image: Image) -> GrabCutEmbedding:
-        scale = min(1.0, EMBEDDING_SIDE / max(image.size))
-        height, width = (max(1, round(side * scale)) for side in image.size)
-        pixels = _resized(image.pixels, (height, width))
-        pixels.flags.writeable = False
-        return GrabCutEmbedding(pixels, image.size)
+    def encode(self, image: Image) -> SmallImage:
+        return shrink(image, EMBEDDING_SIDE)
 
-    def decode(self, embedding: GrabCutEmbedding, prompt: Prompt) -> list[Prediction]:
-        """One prediction, the most credible of the cuts; see `_credibility` for its score."""
-        window = _window(embedding, prompt)
-        cuts = [
-            _clicked_parts(_cut(window, trimap), window)
-            for trimap in _trimaps(window, prompt, embedding.size)
+    def decode(self, embedding: SmallImage, prompt: Prompt) -> list[Prediction]:
+        """Up to three predictions for a single click, which is ambiguous, else the most credible one."""
+        window = look_at(embedding, prompt)
+        cuts = [_clicked_parts(_cut(window, trimap), window) for trimap in _trimaps(window, prompt)]
+        ranked = _distinct(window, cuts)
+        if len(cuts) > 1 and len(prompt.foreground) + len(prompt.background) > 1:
+            found, believed = ranked[0]
+            ranked = [(found, _estimate(found, believed, cuts))]
+        return [
+            Prediction(whole_mask(found, window, embedding.whole), min(max(believed, 0.0), 1.0), self.name)
+            for found, believed in ranked
         ]
-        scores = [_credibility(window.pixels, found) for found in cuts]
-        best = scores.index(max(scores))
-        return [Prediction(_whole(cuts[best], window, embedding.size), scores[best], self.name)]
 
 
 def load(variant: str = "", **options: object) -> GrabCut:
     return GrabCut()
 
 
-def _window(embedding: GrabCutEmbedding, prompt: Prompt) -> Window:
-    """What a cut needs to see for `prompt`."""
-    (height, width), (rows, columns) = embedding.size, embedding.pixels.shape[:2]
-    x0, y0, x1, y1 = _surroundings(prompt, embedding.size)
-    # in pixels of the embedding, outwards, and never without area
-    left, top = (math.floor(x0 * columns / width), math.floor(y0 * rows / height))
-    left, top = min(max(left, 0), columns - 1), min(max(top, 0), rows - 1)
-    right = min(max(math.ceil(x1 * columns / width), left + 1), columns)
-    bottom = min(max(math.ceil(y1 * rows / height), top + 1), rows)
-    extent = (
-        left * width // columns,
-        top * height // rows,
-        -(-right * width // columns),
-        -(-bottom * height // rows),
-    )
-    shrink = min(1.0, WINDOW_SIDE / max(right - left, bottom - top))
-    size = max(1, round((bottom - top) * shrink)), max(1, round((right - left) * shrink))
-    pixels = _resized(embedding.pixels[top:bottom, left:right], size)
-    sx, sy = size[1] / (extent[2] - extent[0]), size[0] / (extent[3] - extent[1])
-
-    def framed(points: Sequence[Point]) -> tuple[Point, ...]:
-        return tuple(((x - extent[0]) * sx, (y - extent[1]) * sy) for x, y in points)
-
-    box = None
-    if prompt.box is not None:
-        corners = framed([prompt.box[:2], prompt.box[2:]])
-        box = (*corners[0], *corners[1])
-    return Window(pixels, extent, framed(prompt.foreground), framed(prompt.background), box)
+def _distinct(window: Window, cuts: Sequence[Mask]) -> list[tuple[Mask, float]]:
+    """The cuts and how credible they are, the best first, without those that nearly repeat a better one."""
+    kept: list[tuple[Mask, float]] = []
+    for score, found in sorted(
+        ((credibility(window.pixels, found), found) for found in cuts), key=lambda each: -each[0]
+    ):
+        if all(mask_iou(found, better) < DISTINCT for better, _ in kept):
+            kept.append((found, score))
+    return kept
 
 
-def _surroundings(prompt: Prompt, size: Size) -> Box:
-    """A box round all that the prompt calls foreground, with room for the background."""
-    start = prompt.box
-    if start is None and prompt.mask is not None:
-        start = mask_box(prompt.mask)
-    reach = 0.0 if start is not None else REACH * math.sqrt(size[0] * size[1])
-    xs = [x + side for x, _ in prompt.foreground for side in (-reach, reach)]
-    ys = [y + side for _, y in prompt.foreground for side in (-reach, reach)]
-    if start is not None:
-        across, down = (start[2] - start[0]) * MARGIN, (start[3] - start[1]) * MARGIN
-        xs += [start[0] - across, start[2] + across]
-        ys += [start[1] - down, start[3] + down]
-    if not xs:  # an empty mask and nothing else: nowhere in particular
-        return 0.0, 0.0, float(size[1]), float(size[0])
-    return min(xs), min(ys), max(xs), max(ys)
+def _estimate(found: Mask, believed: float, cuts: Sequence[Mask]) -> float:
+    """An estimate of the IoU after several clicks: the credibility, and how much the cuts are alike.
+
+    Weights: least squares over 380 masks of 95 objects in photographs, correlation with the true IoU
+    .46, mean error .22; of the credibility alone .37 and .28.
+    """
+    if believed <= 0:  # nothing, or everything: that the cuts agree on it says nothing
+        return 0.0
+    others = [mask_iou(found, other) for other in cuts if other is not found]
+    constant, of_credibility, of_likeness = AGREEMENT
+    return constant + of_credibility * min(believed, 1.0) + of_likeness * float(np.mean(others))
 
 
-def _trimaps(window: Window, prompt: Prompt, size: Size) -> Iterator[Trimap]:
+def _trimaps(window: Window, prompt: Prompt) -> Iterator[Trimap]:
     """First guesses at the object, the mask that was given before the box before the clicks."""
     if prompt.mask is not None:
         yield _decided(_trimap_of_mask(window, prompt.mask), window)
     elif window.box is not None:
         yield _decided(_trimap_of_box(window, window.box), window)
     else:
-        side = math.sqrt(size[0] * size[1]) * window.scale
         for radius in RADII:
-            yield _decided(_trimap_of_clicks(window, radius * side, REACH * side), window)
+            yield _decided(_trimap_of_clicks(window, radius * window.side, REACH * window.side), window)
 
 
 def _trimap_of_mask(window: Window, mask: Mask) -> Trimap:
     x0, y0, x1, y1 = window.extent
-    part = _resized(mask[y0:y1, x0:x1].astype(np.uint8) * 255, window.size) > 127
+    part = resized(mask[y0:y1, x0:x1].astype(np.uint8) * 255, window.size) > 127
     trimap = np.where(part, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     if window.box is not None:
         trimap[~_in_box(window.size, window.box)] = cv2.GC_BGD
@@ -167,7 +112,7 @@ def _trimap_of_box(window: Window, box: Box) -> Trimap:
     With the whole box as foreground, OpenCV's way, the corners teach the foreground model the
     colours of the background: mean IoU .48 instead of .70 on photographs.
     """
-    x, y = _centres(window.size)
+    x, y = pixel_centres(window.size)
     x0, y0, x1, y1 = box
     across, down = 2 * (x - x0) / (x1 - x0) - 1, 2 * (y - y0) / (y1 - y0) - 1
     trimap = np.full(window.size, cv2.GC_BGD, np.uint8)
@@ -224,76 +169,14 @@ def _clicked_parts(found: Mask, window: Window) -> Mask:
     return found & np.isin(labels, list(clicked))
 
 
-def _whole(found: Mask, window: Window, size: Size) -> Mask:
-    """`found` as a mask of the whole image, enlarged with a smooth outline."""
-    x0, y0, x1, y1 = window.extent
-    mask = np.zeros(size, np.bool_)
-    if found.shape == (y1 - y0, x1 - x0):
-        mask[y0:y1, x0:x1] = found
-    else:
-        soft = cv2.GaussianBlur(found.astype(np.float32), (0, 0), SMOOTHING)
-        mask[y0:y1, x0:x1] = cv2.resize(soft, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR) > 0.5
-    return mask
-
-
-def _credibility(pixels: Pixels, found: Mask) -> float:
-    """An estimate of the IoU of `found` with what was meant, from four things that can be seen.
-
-    A good cut runs along strong edges, has other colours inside than just outside, does not lean
-    on the frame and is not most of the window. Weights: least squares over 316 cuts of 79
-    objects in photographs (none of them in the tests), correlation with the true IoU .68.
-    """
-    if found.all() or not found.any():
-        return 0.0
-    seen = (1.0, _edge_strength(pixels, found), _colour_contrast(pixels, found), _framed(found), found.mean())
-    estimate = sum(weight * value for weight, value in zip(CREDIBILITY, seen, strict=True))
-    return float(min(max(estimate, 0.0), 1.0))
-
-
-def _edge_strength(pixels: Pixels, found: Mask) -> float:
-    """Mean over the outline of 1 - exp(-d2 / (2 mean d2)), d2 squared colour differences of neighbours."""
-    colours = pixels.astype(np.float32)
-    across: list[NDArray[np.float32]] = []
-    everywhere: list[NDArray[np.float32]] = []
-    for axis in (0, 1):
-        squares = np.square(np.diff(colours, axis=axis)).sum(axis=2)
-        everywhere.append(squares.ravel())
-        across.append(squares[np.diff(found, axis=axis)])
-    scale = 2 * float(np.concatenate(everywhere).mean()) + 1e-6
-    return float(np.mean(1 - np.exp(-np.concatenate(across) / scale)))
-
-
-def _colour_contrast(pixels: Pixels, found: Mask) -> float:
-    """1 - Bhattacharyya coefficient of the colours inside and in a ring outside, 8 bins a channel."""
-    width = max(2, int(0.35 * math.sqrt(found.sum())))
-    kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
-    outside = (cv2.dilate(found.view(np.uint8), kernel) > 0) & ~found
-    bins = (pixels >> 5).astype(np.intp) @ np.array([64, 8, 1])
-    inner = np.bincount(bins[found], minlength=512) / found.sum()
-    outer = np.bincount(bins[outside], minlength=512) / max(1, outside.sum())
-    return float(1 - np.sqrt(inner * outer).sum())
-
-
-def _framed(found: Mask) -> float:
-    """The part of the window's frame that `found` touches."""
-    edges = np.concatenate([found[0], found[-1], found[:, 0], found[:, -1]])
-    return float(edges.mean())
-
-
-def _centres(size: Size) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """x (1, w) and y (h, 1) of the pixel centres."""
-    height, width = size
-    return np.arange(width, dtype=np.float64)[None] + 0.5, np.arange(height, dtype=np.float64)[:, None] + 0.5
-
-
 def _in_box(size: Size, box: Box) -> Mask:
-    x, y = _centres(size)
+    x, y = pixel_centres(size)
     return (box[0] < x) & (x < box[2]) & (box[1] < y) & (y < box[3])
 
 
 def _disc(size: Size, centre: Point, radius: float) -> Mask:
     """Pixels whose centre is at most `radius` away, and always the one that `centre` lies in."""
-    x, y = _centres(size)
+    x, y = pixel_centres(size)
     disc = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2
     column, row = (min(math.floor(c), side - 1) for c, side in zip(centre, (size[1], size[0]), strict=True))
     if row >= 0 and column >= 0 and centre[0] <= size[1] and centre[1] <= size[0]:
@@ -304,10 +187,3 @@ def _disc(size: Size, centre: Point, radius: float) -> Mask:
 def _halfway(point: Point, others: Sequence[Point], radius: float) -> float:
     """`radius`, but no further than half the way to the nearest of `others`."""
     return min([radius, *(math.dist(point, other) / 2 for other in others)])
-
-
-def _resized(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """A new array of `size`."""
-    if pixels.shape[:2] == size:
-        return pixels.copy()
-    return np.asarray(cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_AREA), np.uint8)
