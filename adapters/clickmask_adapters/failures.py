@@ -43,6 +43,7 @@ STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = MappingProxyType(
         errors.OriginRefused: HTTPStatus.CONFLICT,
         errors.NotStored: HTTPStatus.INSUFFICIENT_STORAGE,
         errors.Busy: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.ExportFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
         errors.ExportTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         errors.ClickmaskError: HTTPStatus.INTERNAL_SERVER_ERROR,
     }
