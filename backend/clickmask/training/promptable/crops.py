@@ -57,8 +57,9 @@ class Sampler:
         images = images * inside[:, None]
         found = pool.codes[owners][:, None].float()  # whole numbers below 2^24 are exact
         codes = functional.grid_sample(found, grid, mode="nearest", align_corners=False)
-        drawn = round(count * DRAWN + 0.49)
-        images[:drawn], codes[:drawn] = drawn_scenes(drawn, side, self._noise, device)
+        drawn = math.floor(count * DRAWN + float(self._draw(1)))
+        if drawn:
+            images[:drawn], codes[:drawn] = drawn_scenes(drawn, side, self._noise, device)
         images, codes = self._paste_object(images, codes)
         if self._cutouts is not None:
             images, codes = self._paste_cutout(images, codes, self._cutouts)

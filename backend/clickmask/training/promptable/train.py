@@ -13,6 +13,7 @@ import torch
 from clickmask.errors import InvalidRequest
 from clickmask.training.promptable.crops import Sampler, load_cutouts
 from clickmask.training.promptable.encoder import imagenet_weights
+from clickmask.training.promptable.export import export
 from clickmask.training.promptable.fit import Plan, Training
 from clickmask.training.promptable.network import ClickFPN, laid_out
 from clickmask.training.promptable.pool import find_photographs, held_out, load_pool
@@ -29,16 +30,17 @@ def train(
     tiers: Collection[str] = ("A", "B", "C"),
     cutouts: Path | None = None,
     encoder: Path | None = None,
-    device: torch.device | None = None,
+    device: str | None = None,
 ) -> ClickFPN:
-    """The averaged network, trained on the images of `data` that are not held out, or trained on.
+    """Train on the images of `data` that are not held out; the averaged network, also as ONNX files.
 
     `tiers` are those of the pool's photographs; `cutouts` is a folder of drawings with an alpha
     channel, pasted over photographs; `encoder` a file of ImageNet weights, without which the
     encoder begins at random. `folder` keeps the checkpoint, from which the same call goes on,
-    the log, and what the held-out photographs said at the end.
+    the log, what the held-out photographs said at the end, and the ONNX files. `device` is the
+    best there is unless named. Raises InvalidRequest if there is nothing to train on.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     cast("Any", torch).manual_seed(plan.seed)  # of the weights that begin at random
     found = find_photographs(data)
     seen = [each for each in found if not held_out(each) and each.tier in (*tiers, "")]
@@ -46,17 +48,18 @@ def train(
     if not seen:
         raise InvalidRequest(f"no image of {data.name} is left to train on")
     log.info("%d photographs to train on, %d held out", len(seen), len(unseen))
-    noise = torch.Generator(device).manual_seed(plan.seed)
-    drawings = load_cutouts(cutouts, device) if cutouts else None
-    sampler = Sampler(load_pool(seen, device), drawings, noise)
-    training = Training(plan, starting_network(encoder).to(device), sampler, noise, folder)
+    noise = torch.Generator(on).manual_seed(plan.seed)
+    drawings = load_cutouts(cutouts, on) if cutouts else None
+    sampler = Sampler(load_pool(seen, on), drawings, noise)
+    training = Training(plan, starting_network(encoder).to(on), sampler, noise, folder)
     training.resume()
     training.run()
     if unseen:
-        report = validate(training.average, load_pool(unseen, device))
+        report = validate(training.average, load_pool(unseen, on), max(plan.sides))
         (folder / "validation.json").write_text(json.dumps(report, indent=1))
         for group, row in report.items():
             log.info("%s: %s", group, row)
+    export(training.average, folder)
     return training.average
 
 

