@@ -27,7 +27,7 @@ def plot_summaries(summaries: Mapping[str, Summary], title: str, file: Path) -> 
     axes.set_xticks(range(clicks + 1), ["box", *map(str, range(1, clicks + 1))])
     axes.set(xlabel="clicks", ylabel="mean IoU", ylim=(0, 1), title=title)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside right upper")
     figure.savefig(file, dpi=150)
 
 
