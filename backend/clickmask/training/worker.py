@@ -1,0 +1,134 @@
+"""The process that trains: `python -m clickmask.training.worker`, told by a pipe what to do.
+
+It gives way to everything else, and ends, to be gone on with, when its parent has.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clickmask.datasets import snapshot
+from clickmask.errors import ClickmaskError
+from clickmask.images import ImageLimits
+from clickmask.jobs import Job, Jobs
+from clickmask.kept_images import KeptImages
+from clickmask.store import Store
+from clickmask.training.fit import Plan, Progress
+from clickmask.training.serving import ProjectModels
+from clickmask.training.train import Trained, train
+
+log = logging.getLogger(__name__)
+
+LOWEST = 19  # priority
+BEAT = 1.0  # seconds between signs of life
+
+
+@dataclass
+class Working:
+    """One job, while it is worked on."""
+
+    jobs: Jobs
+    job: Job
+    parent: int
+    told_to_end: bool = False
+    beaten_at: float = -math.inf
+
+    def beat(self) -> None:
+        if time.monotonic() - self.beaten_at >= BEAT:
+            self.beaten_at = time.monotonic()
+            self.jobs.change(self.job.id)
+            self.told_to_end |= os.getppid() != self.parent
+
+    def ends(self) -> bool:
+        return self.told_to_end or self.jobs.is_cancelled(self.job.id)
+
+    def report(self, progress: Progress) -> None:
+        miou = progress.validation_miou
+        self.jobs.change(
+            self.job.id,
+            step=progress.step,
+            steps=progress.steps,
+            loss=progress.loss,
+            validation_miou=None if math.isnan(miou) else miou,
+            seconds=progress.seconds,
+            seconds_left=progress.seconds_left,
+        )
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    os.nice(LOWEST)
+    place = json.load(sys.stdin)
+    jobs = Jobs(Path(place["jobs"]))
+    working = Working(jobs, jobs.get(place["job"]), os.getppid())
+
+    def end(*_: object) -> None:
+        working.told_to_end = True
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent hears it, and says so
+    job = working.job
+    try:
+        with jobs.training(job.tool, job.project):
+            trained = _work(working, place)
+    except ClickmaskError as error:
+        jobs.change(job.id, state="failed", message=str(error))
+    except Exception as error:  # whatever it is, whoever waits for the job must hear of it
+        log.exception("the training failed")
+        said = f"something went wrong inside clickmask ({type(error).__name__}); its log has the details"
+        jobs.change(job.id, state="failed", message=said)
+    else:
+        _finish(working, trained)
+
+
+def _work(working: Working, place: dict[str, Any]) -> Trained | None:
+    database, job = place["database"], working.job
+    limits = ImageLimits(place["max_image_bytes"], place["max_image_pixels"])
+    store = Store(database if "://" in database else Path(database))
+    try:
+        kept = KeptImages(Path(place["images"]), 0, lambda digest: True)
+        dataset = snapshot(store, job.tool, job.project, kept, limits)
+    finally:
+        store.close()
+    working.beat()
+    models = ProjectModels(Path(place["models"]), place["threads"]).of(job.tool, job.project)
+    return train(
+        dataset,
+        models,
+        Plan(**place["plan"]),
+        models.folder / "training.pt",
+        report=working.report,
+        cancelled=working.ends,
+        beat=working.beat,
+        limits=limits,
+    )
+
+
+def _finish(working: Working, trained: Trained | None) -> None:
+    jobs, job = working.jobs, working.job
+    if trained:
+        jobs.change(
+            job.id,
+            state="done",
+            version=trained.version.id,
+            promoted=trained.decision.promoted,
+            seconds_left=0.0,
+            message=trained.decision.reason,
+        )
+    elif jobs.is_cancelled(job.id):
+        jobs.change(job.id, state="cancelled", message="cancelled; the next training goes on from there")
+    else:
+        jobs.change(job.id, state="queued")
+
+
+if __name__ == "__main__":
+    main()
