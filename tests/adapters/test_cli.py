@@ -136,7 +136,10 @@ def test_fetching_weights_offline_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in result.output
 
 
-def test_weights_that_are_there_are_printed_as_a_path(tmp_path: Path) -> None:
+def test_weights_that_are_there_are_printed_as_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clickmask_adapters.commands.weights.find_spec", lambda name: None)  # no export
     environment = {"CLICKMASK_HOME": str(tmp_path)}
     official = CHECKPOINTS["sam:vit_b"]
     path = tmp_path / "weights" / official.file
