@@ -19,13 +19,15 @@ from clickmask.image_source import ImageSource
 from clickmask.images import ImageLimits
 from clickmask.inbox import Inbox
 from clickmask.intake import Accepting
+from clickmask.jobs import Jobs
 from clickmask.kept_images import KeptImages
 from clickmask.runtimes import Runtimes
 from clickmask.store import Store
 from clickmask.training.serving import ProjectModels
+from clickmask.training.supervisor import Trainings, Triggers, Workplace
 from clickmask.weights import WeightsFolder
 from clickmask.workbench import Workbench
-from clickmask_adapters import api, exporting, failures, projects, tools, web
+from clickmask_adapters import api, exporting, failures, projects, tools, training, web
 from clickmask_adapters.auth import Gate
 from clickmask_adapters.settings import Settings
 
@@ -49,6 +51,7 @@ def create_app(settings: Settings, workbench: Workbench | None = None) -> FastAP
         anyio.to_thread.current_default_thread_limiter().total_tokens = COMPUTE_THREADS
         workbench.warm_up()
         read_events(settings, workbench)
+        workbench.offer_training(create_trainings(settings, workbench))
         yield
         workbench.close()
 
@@ -66,6 +69,7 @@ def create_app(settings: Settings, workbench: Workbench | None = None) -> FastAP
     app.include_router(projects.router(workbench, settings))
     kept = create_kept_images(settings, workbench.store)
     app.include_router(exporting.router(workbench, settings, kept))
+    app.include_router(training.router(workbench, create_models(settings)))
     signed: set[str] = set()
     for name in plugins.names(tools):
         tool = plugins.load(tools, name)
@@ -104,6 +108,38 @@ def create_workbench(settings: Settings) -> Workbench:
 def read_events(settings: Settings, workbench: Workbench) -> None:
     """Begin to take in what the tools' webhooks leave in the inbox."""
     workbench.read_events(create_kept_images(settings, workbench.store), accepting_tools(settings))
+
+
+def create_trainings(settings: Settings, workbench: Workbench) -> Trainings:
+    """Of this process, which begin by themselves too, once what has arrived is read."""
+
+    def waiting() -> int:
+        intake = workbench.intake_status()
+        return intake.waiting if intake else 0
+
+    triggers = Triggers(settings.train_after, settings.train_quiet)
+    return Trainings(
+        create_jobs(settings), workbench.store, workplace(settings), waiting=waiting, triggers=triggers
+    )
+
+
+def create_jobs(settings: Settings) -> Jobs:
+    return Jobs(settings.home / "jobs")
+
+
+def workplace(settings: Settings) -> Workplace:
+    """Where a training finds labels and images, and leaves its models."""
+    home = settings.home
+    return Workplace(
+        str(home / "jobs"),
+        str(home / "models"),
+        str(home / "images"),
+        settings.database.get_secret_value() if settings.database else str(home / "store.sqlite"),
+        settings.max_image_bytes,
+        settings.max_image_pixels,
+        {"seconds": settings.train_seconds},
+        settings.threads,
+    )
 
 
 def accepting_tools(settings: Settings) -> dict[str, Accepting]:

@@ -70,6 +70,13 @@ class Settings(BaseSettings):
     min_iou: float = Field(default=0.98, gt=0, le=1)
     """The IoU with the mask that outlines must reach, in as few points as that takes."""
 
+    train_seconds: float = Field(default=1200.0, gt=0)
+    """How long a training of a project's model takes at most, stops not counted."""
+    train_after: int = Field(default=10, ge=0)
+    """So many newly labelled images begin a training by themselves; 0: none ever do."""
+    train_quiet: float = Field(default=120.0, ge=0)
+    """Seconds without a new label, after which a training begins by itself."""
+
     label_studio_url: str | None = Field(default=None, validation_alias="LABEL_STUDIO_URL")
     label_studio_api_key: SecretStr | None = Field(default=None, validation_alias="LABEL_STUDIO_API_KEY")
     """A legacy or a personal access token; default installations refuse the one that /setup carries."""

@@ -22,7 +22,7 @@ from clickmask.errors import (
 )
 from clickmask.runtimes import Runtimes
 from clickmask.runtimes.exports import Progress
-from clickmask.training.serving import ProjectModels
+from clickmask.training.serving import ProjectModels, folder_name
 from clickmask.types import Annotator, Segmenter
 from clickmask.weights import WeightsFolder
 
@@ -201,6 +201,7 @@ class AnnotatorCatalogue(_Installed[Annotator]):
         embeddings: EmbeddingCache,
         models: ProjectModels | None = None,
     ) -> None:
+        self._models = models
         super().__init__(
             package,
             _Kind("annotator", UnknownAnnotator, AnnotatorNotReady),
@@ -208,6 +209,16 @@ class AnnotatorCatalogue(_Installed[Annotator]):
             embeddings=embeddings,
             models=models,
         )
+
+    def trained(self, tool: str, project: str) -> tuple[str, str] | None:
+        """Name and version of the annotator that was trained on a project; None while none is served.
+
+        Raises ModelDamaged.
+        """
+        if self._models is None:
+            return None
+        version = self._models.of(tool, project).served()
+        return version and (f"unet:{folder_name(tool, project)}", f"unet {version.id}")
 
     def statuses(self) -> list[AnnotatorStatus]:
         """Every annotator, sorted by family; loads no model."""

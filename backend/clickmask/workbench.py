@@ -14,14 +14,24 @@ from typing import Any
 from clickmask.catalogue import AnnotatorCatalogue, AnnotatorStatus, Catalogue, SegmenterStatus
 from clickmask.disk_embeddings import Restoring
 from clickmask.embeddings import CacheStatus, EmbeddingCache, EmbeddingKey
-from clickmask.errors import Busy, ClickmaskError, ImageUnavailable, InvalidPrompt, NotStored
+from clickmask.errors import (
+    Busy,
+    ClickmaskError,
+    ImageUnavailable,
+    InvalidPrompt,
+    ModelDamaged,
+    NotStored,
+    TrainingNotReady,
+)
 from clickmask.image_source import ImageIdentity, ImageSource
 from clickmask.inbox import Inbox
 from clickmask.inbox_reader import InboxReader, IntakeStatus
 from clickmask.intake import Accepting, Intake
+from clickmask.jobs import UNDER_WAY, Job
 from clickmask.kept_images import KeptImages
 from clickmask.refinement import Refinement
 from clickmask.store import Store
+from clickmask.training.supervisor import Trainings
 from clickmask.types import Embedding, ImageRef, Mask, Prediction, Prompt, Segmenter
 
 log = logging.getLogger(__name__)
@@ -62,6 +72,7 @@ class Workbench:
         self.inbox = inbox
         self._cache = cache
         self._reader: InboxReader | None = None
+        self._trainings: Trainings | None = None
         self._refinement = Refinement()
         self._max_points = max_points
         self._preparations = threading.BoundedSemaphore(max_preparations)
@@ -194,7 +205,33 @@ class Workbench:
         """None where events are kept but not read. Raises StoreUnavailable."""
         return self._reader.status() if self._reader else None
 
+    def offer_training(self, trainings: Trainings) -> None:
+        """Begin to run `trainings`; they are closed with the workbench."""
+        self._trainings = trainings
+        trainings.start()
+
+    @property
+    def trainings(self) -> Trainings:
+        """Raises TrainingNotReady where there are none."""
+        if self._trainings is None:
+            raise TrainingNotReady("nothing is trained by this server")
+        return self._trainings
+
+    def trained_annotator(self, tool: str, project: str) -> tuple[str, str] | None:
+        """The annotator that a project's labels have made, and which version it is just now."""
+        try:
+            return self._annotators.trained(tool, project)
+        except ModelDamaged as error:  # no click has to suffer for it
+            log.error("%s %s: %s", tool, project, error)
+            return None
+
+    def trainings_under_way(self) -> list[Job]:
+        jobs = self._trainings.jobs.all() if self._trainings else []
+        return [job for job in jobs if job.state in UNDER_WAY]
+
     def close(self) -> None:
+        if self._trainings:
+            self._trainings.close()
         if self._reader:
             self._reader.close()
         self._preparers.shutdown(wait=True, cancel_futures=True)

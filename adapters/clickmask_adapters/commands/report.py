@@ -1,4 +1,4 @@
-"""`clickmask report assist`."""
+"""`clickmask report assist` and `clickmask report miou`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from rich.table import Table
 from rich.text import Text
 
 from clickmask import ledger
-from clickmask_adapters.app import create_store
+from clickmask_adapters.app import create_models, create_store
 from clickmask_adapters.commands._projects import ProjectName, ToolName, find_project
-from clickmask_adapters.console import console, sentence_on_failure
+from clickmask_adapters.console import console, errors, sentence_on_failure
 from clickmask_adapters.exporting import assistance
 from clickmask_adapters.settings import Settings
+from clickmask_adapters.training import describe_report
 
 
 def add_to(cli: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="What the assistance and the models are worth.")
     group.command("assist")(assist)
+    group.command("miou")(miou)
     cli.add_typer(group, name="report")
 
 
@@ -53,3 +55,44 @@ def assist(
         table.add_row(Text(each.name or "-"), *map(str, counts), *numbers)
     table.rows[-1].style = "bold"
     console.print(table)
+
+
+def miou(
+    project: ProjectName,
+    tool: ToolName = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False,
+) -> None:
+    """How good the model in service is on the images that were held out.
+
+    All numbers but the mean over images are from one confusion matrix over all of their pixels; mIoU
+    is the mean over the categories.
+    """
+    settings = Settings()
+    with sentence_on_failure(), closing(create_store(settings)) as store:
+        chosen, name = find_project(store, project, tool)
+        report = describe_report(create_models(settings).of(chosen, name))
+    if as_json:
+        console.print_json(json.dumps(report))
+        return
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("category", overflow="fold")
+    for heading in ("IoU", "Dice"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for category, iou in report["iou"].items():
+        table.add_row(Text(category), f"{iou:.3f}", f"{report['dice'][category]:.3f}")
+    console.print(table)
+    low, high = (report["interval"][end] for end in ("low", "high"))
+    between = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
+    for heading, value in (
+        ("mIoU", report["miou"]),
+        ("with the background", report["miou_with_background"]),
+        ("mean over images", report["per_image_miou"]),
+        ("pixel accuracy", report["pixel_accuracy"]),
+        ("boundary F1", report["boundary_f1"]),
+        ("boundary IoU", report["boundary_iou"]),
+    ):
+        said = "-" if value is None else f"{value:.3f}"
+        console.print(f"{heading}: {said}{between if heading == 'mIoU' else ''}")
+    console.print(f"model {report['version']}, {report['images']} images of the {report['split']} side")
+    if report["absent"]:
+        errors.print(f"not in these images, and left out: {', '.join(report['absent'])}", markup=False)

@@ -24,6 +24,7 @@ from clickmask_adapters.tools.label_studio import label_config, translate
 from clickmask_adapters.tools.label_studio.accepted import TOOL
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient, client_of
 from clickmask_adapters.tools.label_studio.label_config import LabelConfig
+from clickmask_adapters.tools.label_studio.preannotation import Preannotation
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         if context is None:
             prepare_soon(backend.prepare, images_of(asked), backend.segmenter(asked))
             # An empty list stores nothing; anything else would be stored as a prediction.
-            return _json({"results": []})
+            return _json({"results": backend.preannotate(asked)})
         return _json({"results": [backend.answer(asked, context)]})
 
     @routes.post("/webhook")
@@ -98,7 +99,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         if b'"TASKS_CREATED"' in body[:EVENT_HEAD] and len(body) <= LARGEST_PREPARED:
             prepare_soon(backend.prepare_created, body)
         if b'"START_TRAINING"' in body[:EVENT_HEAD]:
-            return _json({"status": "kept; training is not offered by this version of clickmask"})
+            return _json({"status": "kept", "job": await shortly(backend.start_training, _parsed(body))})
         return _json({"status": "kept"})
 
     return routes
@@ -121,7 +122,37 @@ class Backend:
         if segmenter is not None and not isinstance(segmenter, str):
             raise InvalidRequest('extra_params are {"segmenter": "NAME"}, with the name as text')
         self._workbench.set_project(TOOL, _project(asked), segmenter)
-        return self.segmenter(asked)
+        return self.model_version(asked)
+
+    def model_version(self, asked: Json) -> str:
+        """Changes with what is served: Label Studio asks anew for predictions of another version."""
+        segmenter = self.segmenter(asked)
+        served = self._served(asked)
+        return f"{segmenter}, {served[1]}" if served else segmenter
+
+    def start_training(self, asked: Json) -> str:
+        """The job that trains the project. Raises TrainingNotReady."""
+        project = _object(asked.get("project"), "the project of the event")
+        return self._workbench.trainings.request(TOOL, _project({"project": project.get("id")})).id
+
+    def preannotate(self, asked: Json) -> list[dict[str, Any]]:
+        """The `results` of tasks that nobody has clicked in; none while no model is served."""
+        served = self._served(asked)
+        if served is None:
+            return []
+        annotator = Preannotation(
+            self._workbench,
+            self._client,
+            served[0],
+            self.model_version(asked),
+            _label_config(asked),
+            self._min_iou,
+        )
+        return annotator.answers([_task(task) for task in _tasks(asked)])
+
+    def _served(self, asked: Json) -> tuple[str, str] | None:
+        """The annotator of the project's trained model, and its version."""
+        return self._workbench.trained_annotator(TOOL, _project(asked))
 
     def answer(self, asked: Json, context: object) -> dict[str, Any]:
         """One entry of `results`. Raises InvalidRequest, InvalidPrompt and what `propose` raises."""
@@ -129,7 +160,7 @@ class Backend:
         pointed = translate.request(context, config)
         segmenter = self.segmenter(asked)
         if pointed.prompt is None:
-            return {"result": [], "score": 0, "model_version": segmenter}
+            return {"result": [], "score": 0, "model_version": self.model_version(asked)}
         task, data = _task(_tasks(asked)[0])
         uris = config.image_uris(pointed.to_name, data)
         index = pointed.item_index or 0
@@ -153,7 +184,7 @@ class Backend:
                 regions.polygons.lost_area,
             )
         score = best.prediction.score if regions.json else 0
-        return {"result": regions.json, "score": score, "model_version": segmenter}
+        return {"result": regions.json, "score": score, "model_version": self.model_version(asked)}
 
     def prepare(self, images: Sequence[tuple[int, str]], segmenter: str) -> None:
         """Start on the images, (task, address), before the first click on them."""

@@ -1,0 +1,96 @@
+"""What a project's trained model finds in its tasks, before anybody has clicked."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clickmask.errors import AnnotatorNotReady, Busy, ClickmaskError, InvalidRequest, UnknownAnnotator
+from clickmask.types import Prediction, Size
+from clickmask.workbench import Workbench
+from clickmask_adapters.tools.label_studio import translate
+from clickmask_adapters.tools.label_studio.accepted import TOOL
+from clickmask_adapters.tools.label_studio.client import LabelStudioClient
+from clickmask_adapters.tools.label_studio.label_config import LabelConfig
+
+log = logging.getLogger(__name__)
+
+Json = Mapping[str, Any]
+
+LONGEST = 80.0  # seconds; Label Studio waits for 100
+
+
+class Preannotation:
+    """Answers one request for predictions; `version` is what Label Studio keeps them under."""
+
+    def __init__(
+        self,
+        workbench: Workbench,
+        client: LabelStudioClient,
+        annotator: str,
+        version: str,
+        config: LabelConfig,
+        min_iou: float,
+    ) -> None:
+        self._workbench, self._client = workbench, client
+        self._annotator, self._version = annotator, version
+        self._config, self._min_iou = config, min_iou
+        self._until = time.monotonic() + LONGEST
+
+    def answers(self, tasks: Sequence[tuple[int, Json]]) -> list[dict[str, Any]]:
+        """One entry of `results` a task, in their order. Raises Busy where they are too many.
+
+        A task whose images cannot be had has no regions; where that holds for all there is no answer,
+        so that Label Studio keeps nothing and asks again.
+        """
+        found = [self._answer(task, data) for task, data in tasks]
+        if all(answer is None for answer in found):
+            return []
+        nothing: dict[str, Any] = {"result": [], "score": 0, "model_version": self._version}
+        return [answer or nothing for answer in found]
+
+    def _answer(self, task: int, data: Json) -> dict[str, Any] | None:
+        """The score of a task is that of its least sure object: the first to be looked at."""
+        regions: list[dict[str, Any]] = []
+        scores: list[float] = []
+        try:
+            for to_name in self._config.images:
+                uris = self._config.image_uris(to_name, data)
+                for index, uri in enumerate(uris):
+                    for label, prediction in self._annotated(task, uri):
+                        drawn = self._regions(label, prediction, to_name, index if len(uris) > 1 else None)
+                        regions += drawn
+                        scores += [prediction.score] if drawn else []
+        except (Busy, AnnotatorNotReady, UnknownAnnotator):
+            raise
+        except ClickmaskError as error:
+            log.info("%s: task %d is not pre-annotated: %s", TOOL, task, error)
+            return None
+        return {"result": regions, "score": min(scores, default=0), "model_version": self._version}
+
+    def _annotated(self, task: int, uri: str) -> list[tuple[str, Prediction]]:
+        while True:
+            try:
+                ref = self._client.image_ref(task, uri)
+                return self._workbench.annotate(ref, self._annotator, TOOL)
+            except Busy as error:
+                if time.monotonic() + error.retry_after > self._until:
+                    raise
+                time.sleep(error.retry_after)
+
+    def _regions(
+        self, label: str, prediction: Prediction, to_name: str, item_index: int | None
+    ) -> list[dict[str, Any]]:
+        """Drawn with the first control that has the label: an object is one object."""
+        try:
+            answers = self._config.answers(to_name, "", [label])
+        except InvalidRequest as error:
+            log.info("%s: %s is not shown: %s", TOOL, label, error)
+            return []
+        height, width = prediction.mask.shape
+        size: Size = (height, width)
+        asked = translate.Request(None, size, to_name, tuple(answers[:1]), 0, item_index)
+        return translate.regions(secrets.token_urlsafe(8), prediction, asked, self._min_iou).json
