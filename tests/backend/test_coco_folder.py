@@ -123,6 +123,7 @@ def test_of_several_annotation_files_the_one_kept_for_validation_is_taken(tmp_pa
         json.dumps({"images": [], "annotations": [{"caption": "a cat"}]})
     )
     (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "pictures.json").write_text('{"images": []}')
     (tmp_path / "notes.json").write_text("{not json")
     assert sample_objects(tmp_path).annotations.name == "val.json"
     (tmp_path / "val.json").unlink()
