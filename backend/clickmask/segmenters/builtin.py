@@ -1,0 +1,183 @@
+"""The built-in network: small, in the package, for trying out, tests and weak machines.
+
+`clickmask.training.promptable` says what it is and trains it; MODEL_CARD.md beside the weights says
+on what, and how good it is. It looks twice: at the whole image, which is kept, and, where what it
+found is small, at the part round that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.errors import SegmenterNotReady
+from clickmask.refinement import replay
+from clickmask.runtimes import Runtimes, Session
+from clickmask.segmenters._builtin_look import (
+    KEPT_SIDE,
+    Look,
+    coverage,
+    different,
+    in_view,
+    part_round,
+    probabilities,
+    seen_from,
+    settled,
+    whole_mask,
+)
+from clickmask.segmenters._builtin_view import MAPS, Floats, View, network_input, render, view_of
+from clickmask.types import Image, Logits, Pixels, Prediction, Prompt, Size
+
+WEIGHTS = "clickmask.weights_builtin"  # the package that they lie in
+FILES = {  # and their SHA-256
+    "encoder.onnx": "817827e3583628197097c4aacebf894658650868dafbd084c52581b1641f8993",
+    "decoder.onnx": "de3c5c65019b168f478b4feb4a349701751138f2c8378c2e438d8cb17286b000",
+}
+SIDE = 448  # px; long side of the whole image as the network sees it
+CLOSE_SIDE = 384  # px; of a part of it
+
+
+@dataclass(frozen=True, eq=False)
+class BuiltinEmbedding:
+    """What the network makes of an image of `size`, and its pixels, for a closer look."""
+
+    features: Mapping[str, Floats]  # by name, (1, C, h, w), read-only
+    pixels: Pixels  # (h, w, 3), read-only, longest side at most KEPT_SIDE
+    size: Size
+
+    @property
+    def nbytes(self) -> int:
+        return self.pixels.nbytes + sum(array.nbytes for array in self.features.values())
+
+    def arrays(self) -> Mapping[str, NDArray[np.generic]]:
+        """All of it, to be stored; `Builtin.restore` is the way back."""
+        return {**self.features, "pixels": self.pixels, "size": np.asarray(self.size, np.int64)}
+
+
+class Builtin:
+    """See the module. It holds the two networks, which never change, and nothing of any image."""
+
+    name = "builtin"
+
+    def __init__(self, encoder: Session, decoder: Session) -> None:
+        self._encoder = encoder
+        self._decoder = decoder
+
+    @property
+    def precision(self) -> str:
+        return self._encoder.precision
+
+    def encode(self, image: Image) -> BuiltinEmbedding:
+        view = _whole(image.size)
+        features = self._encoder.run({"image": network_input(image.pixels, view)})
+        return _embedding(features, _kept(image.pixels), image.size)
+
+    def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> BuiltinEmbedding:
+        """The embedding that gave these arrays, be they rounded."""
+        features = {name: array for name, array in arrays.items() if name not in ("pixels", "size")}
+        height, width = (int(length) for length in arrays["size"])
+        return _embedding(
+            {name: array.astype(np.float32) for name, array in features.items()},
+            arrays["pixels"].astype(np.uint8),
+            (height, width),
+        )
+
+    def decode(self, embedding: BuiltinEmbedding, prompt: Prompt) -> list[Prediction]:
+        """For a lone click, which may mean a part or the whole, all guesses that differ; else one answer."""
+        return replay(self, embedding, prompt)
+
+    def decode_from(
+        self, embedding: BuiltinEmbedding, prompt: Prompt, logits: Logits | None
+    ) -> tuple[list[Prediction], Logits]:
+        """`logits` stand for `prompt.mask` where both are given: it is part of them already."""
+        view = _whole(embedding.size)
+        region = None
+        if logits is not None:
+            region = probabilities(logits[0])
+        elif prompt.mask is not None:
+            region = coverage(prompt.mask, view)
+        looks = self._looks(embedding.features, view, prompt, region)
+        if len(looks) > 1:
+            looks = different(looks)
+        found: list[tuple[Look, Logits]] = []
+        for look in looks[:1]:
+            close = self._closer(embedding, prompt, look)
+            found.append((close, in_view(close, view, look.logits)))
+        found += [(look, look.logits) for look in looks[1:]]
+        found.sort(key=lambda each: -each[0].worth)
+        predictions = [
+            Prediction(partial(whole_mask, look, prompt, embedding.size), look.worth, self.name)
+            for look, _ in found
+        ]
+        return predictions, np.stack([whole for _, whole in found])
+
+    def _looks(
+        self, features: Mapping[str, Floats], view: View, prompt: Prompt, region: Floats | None
+    ) -> list[Look]:
+        """The answer; before a first mask and for a click alone, the network's guesses after it."""
+        answer = self._decoder.run({"maps": render(view, prompt, region), **features})
+        alone = (
+            len(prompt.foreground) == 1 and not prompt.background and prompt.box is None and region is None
+        )
+        return [
+            Look(view, settled(logits, view, prompt), float(worth))
+            for logits, worth in zip(answer["logits"][0], answer["worth"][0], strict=True)
+        ][: None if alone else 1]
+
+    def _closer(self, embedding: BuiltinEmbedding, prompt: Prompt, look: Look) -> Look:
+        """The same at a larger scale, if `look` is a small part of the image."""
+        extent = part_round(look, prompt, embedding.size)
+        if extent is None:
+            return look
+        kept = embedding.pixels
+        sx, sy = kept.shape[1] / embedding.size[1], kept.shape[0] / embedding.size[0]
+        x0, y0, x1, y1 = (round(edge * scale) for edge, scale in zip(extent, (sx, sy, sx, sy), strict=True))
+        view = view_of((x0 / sx, y0 / sy, x1 / sx, y1 / sy), CLOSE_SIDE)
+        features = self._encoder.run({"image": network_input(kept[y0:y1, x0:x1], view)})
+        region = probabilities(seen_from(look, view))
+        return self._looks(features, view, prompt, region)[0]
+
+
+def missing(variant: str, **options: object) -> str:
+    """Empty: it is in the package."""
+    return ""
+
+
+def load(variant: str = "", *, runtimes: Runtimes | None = None, **options: object) -> Builtin:
+    """Raises SegmenterNotReady if the weights are not those that were published with this version."""
+    runtimes = runtimes or Runtimes()
+    models: dict[str, bytes] = {}
+    for name, sha256 in FILES.items():
+        models[name] = resources.files(WEIGHTS).joinpath(name).read_bytes()
+        if hashlib.sha256(models[name]).hexdigest() != sha256:
+            raise SegmenterNotReady(f"builtin cannot run: {name} is damaged; install clickmask again")
+    blank = {"image": np.zeros((1, 3, SIDE, SIDE), np.float32)}
+    encoder = runtimes.encoder(models["encoder.onnx"], blank)
+    maps = np.zeros((1, MAPS, SIDE // 2, SIDE // 2), np.float32)
+    return Builtin(encoder, runtimes.decoder(models["decoder.onnx"], {"maps": maps, **encoder.run(blank)}))
+
+
+def _embedding(features: Mapping[str, Floats], pixels: Pixels, size: Size) -> BuiltinEmbedding:
+    for array in (pixels, *features.values()):
+        array.flags.writeable = False
+    return BuiltinEmbedding(features, pixels, size)
+
+
+def _whole(size: Size) -> View:
+    return view_of((0.0, 0.0, float(size[1]), float(size[0])), SIDE)
+
+
+def _kept(pixels: Pixels) -> Pixels:
+    height, width = pixels.shape[:2]
+    scale = min(1.0, KEPT_SIDE / max(height, width))
+    if scale == 1:
+        return pixels.copy()
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
