@@ -21,9 +21,11 @@ class FakeTool:
 
     def __init__(self) -> None:
         self.located: list[Submission] = []
+        self.asked: list[bool] = []  # whether again, of each event
         self.failing: Exception | None = None
 
-    def changes(self, event: bytes) -> Iterable[Change]:
+    def changes(self, event: bytes, again: bool = False) -> Iterable[Change]:
+        self.asked.append(again)
         for change in pickle.loads(event):  # what a test made itself
             if isinstance(change, Exception):
                 raise change

@@ -22,6 +22,7 @@ LONGEST_RETRY = 3600.0
 MOST_ATTEMPTS = 32  # a day
 QUIET = 0.05  # seconds without an arrival, after which an event is read
 LONGEST_WAY = 1.0  # seconds that the reader gives way at most
+MOST_LOST = 60.0  # seconds on images of one event that cannot be read, before it waits for its next try
 _MOST_READ = 50  # events at once
 _IDLE = 5.0  # seconds between looks for what is due
 
@@ -132,8 +133,7 @@ class InboxReader:
             return None  # of a tool that has no labels to give
         retry_at: float | None = None
         try:
-            for change in tool.changes(event.body):
-                self._intake.take(change, tool)
+            self._take_changes(event.body, tool, again=attempts > 0)
             return None
         except StoreUnavailable:
             raise
@@ -150,3 +150,24 @@ class InboxReader:
             )
         log.warning("event %d of %s is set aside: %s", event.id, event.source, reason)
         return SetAside(event.id, event.source, reason, self._clock(), attempts + 1, retry_at)
+
+    def _take_changes(self, body: bytes, tool: Accepting, again: bool) -> None:
+        """One image that cannot be read keeps none of the others' labels out: its error is raised at the end.
+
+        Of several errors it is the first that may pass, else the first.
+        """
+        failed: list[ClickmaskError] = []
+        lost = 0.0
+        for change in tool.changes(body, again):
+            began = time.monotonic()
+            try:
+                self._intake.take(change, tool)
+            except (Busy, StoreUnavailable, ToolUnavailable):
+                raise
+            except ClickmaskError as error:
+                failed.append(error)
+                lost += time.monotonic() - began
+                if lost > MOST_LOST:
+                    break
+        if failed:
+            raise next((error for error in failed if isinstance(error, MAY_PASS)), failed[0])

@@ -51,8 +51,11 @@ class Accepting(Protocol):
         """The address that the tool is configured at; None where it is not."""
         ...
 
-    def changes(self, event: bytes) -> Iterable[Change]:
-        """What an event means; nothing, for most kinds."""
+    def changes(self, event: bytes, again: bool = False) -> Iterable[Change]:
+        """What an event means; nothing, for most kinds.
+
+        `again`: not all of it could be taken in before, so that what was read then MUST be read anew.
+        """
         ...
 
     def locate(self, submission: Submission) -> ImageRef:

@@ -111,6 +111,14 @@ def test_what_was_not_taken_to_its_end_is_read_again(cvat: CvatServer, labels: C
     assert reads(cvat) == 2
 
 
+def test_what_was_taken_in_part_is_read_again_when_asked_for(cvat: CvatServer, labels: CvatLabels) -> None:
+    cvat.add_job(3)
+    event = raw(cvat.complete(3))
+    assert len(list(labels.changes(event))) == 2
+    assert len(list(labels.changes(event, again=True))) == 2
+    assert reads(cvat) == 2
+
+
 def test_what_is_remembered_is_bounded(cvat: CvatServer, labels: CvatLabels) -> None:
     cvat.add_job(3)
     remembered = labels._taken

@@ -89,6 +89,39 @@ def test_events_become_labels_in_their_order(open_reader: Open, store: Store, in
     assert (status.waiting, status.set_aside, status.newest_set_aside) == (0, 0, [])
 
 
+def test_an_image_that_cannot_be_read_keeps_out_no_labels_but_its_own(
+    open_reader: Open, store: Store, inbox: Inbox, tool: FakeTool, clock: Clock
+) -> None:
+    broken = submitted(box(), task="2", annotation="2", address="data:image/png;base64,AAAA")
+    unfit = submitted(box(), task="3", annotation="3", size=(1, 1))
+    missing = submitted(box(), task="4", annotation="4", address="http://127.0.0.1:1/gone.png")
+    inbox.keep(TOOL, event(broken, submitted(box(), task="1"), unfit))
+    reader = open_reader()
+    read_all(reader, inbox, store)
+    assert tasks_of(store) == ["1"]
+    (given_up,) = reader.status().newest_set_aside
+    assert given_up.retry_at is None
+    tool.failing = ImageUnavailable("gone")
+    inbox.keep(TOOL, event(broken, missing))
+    read_all(reader, inbox, store)
+    waiting, _ = reader.status().newest_set_aside
+    assert (waiting.reason, waiting.retry_at) == ("gone", clock.now + FIRST_RETRY)
+    tool.failing = None
+    clock.now += FIRST_RETRY
+    inbox.keep(TOOL, event())
+    until(lambda: tool.asked == [False, False, False, True], 60)
+
+
+def test_images_that_take_long_to_fail_do_not_hold_up_other_events(
+    open_reader: Open, store: Store, inbox: Inbox, tool: FakeTool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_reader, "MOST_LOST", -1.0)
+    tool.failing = ImageUnavailable("timed out")
+    inbox.keep(TOOL, event(*(submitted(box(), task=name, annotation=name) for name in "12")))
+    read_all(open_reader(), inbox, store)
+    assert [submission.task for submission in tool.located] == ["1"]
+
+
 def test_a_restart_reads_nothing_twice_and_leaves_nothing_out(
     open_reader: Open, store: Store, inbox: Inbox, tool: FakeTool
 ) -> None:

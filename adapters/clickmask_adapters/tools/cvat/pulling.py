@@ -54,8 +54,8 @@ class CvatLabels:
     def locate(self, submission: Submission) -> ImageRef:
         return self._client.image_ref(submission.address)
 
-    def changes(self, event: bytes) -> Iterator[Change]:
-        """What the event means. A job is read again only if it was saved since it was read.
+    def changes(self, event: bytes, again: bool = False) -> Iterator[Change]:
+        """What the event means. A job is read again only if it was saved since it was read, or `again`.
 
         Raises InvalidRequest for what is no event, CvatError where CVAT cannot be asked now.
         """
@@ -64,7 +64,7 @@ class CvatLabels:
             if means is not None:
                 yield means
             return
-        if self._taken.get(means.job, 0.0) >= means.updated_at:
+        if not again and self._taken.get(means.job, 0.0) >= means.updated_at:
             return
         try:
             changes, left_out, updated_at = self._read(means.job)

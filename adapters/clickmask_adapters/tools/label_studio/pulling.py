@@ -36,8 +36,8 @@ class LabelStudioLabels:
     def origin(self) -> str | None:
         return self._client.url
 
-    def changes(self, event: bytes) -> list[Change]:
-        """What the event means. Raises InvalidRequest for one that cannot be read."""
+    def changes(self, event: bytes, again: bool = False) -> list[Change]:
+        """What the event means, `again` as before. Raises InvalidRequest for one that cannot be read."""
         try:
             parsed = orjson.loads(event)
         except orjson.JSONDecodeError as error:
