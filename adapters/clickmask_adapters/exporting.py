@@ -165,7 +165,11 @@ def _zip(where: Path, write: Callable[[Path], Path], done: Callable[[], None]) -
 def _remove_abandoned(where: Path) -> None:
     """What a process that was killed has left."""
     for folder in where.iterdir():
-        if time.time() - folder.stat().st_mtime > ABANDONED:
+        try:
+            made = folder.stat().st_mtime
+        except FileNotFoundError:  # another export has just ended
+            continue
+        if time.time() - made > ABANDONED:
             shutil.rmtree(folder, ignore_errors=True)
 
 

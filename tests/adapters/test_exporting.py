@@ -177,6 +177,17 @@ def test_a_zip_that_nobody_reads_to_its_end_makes_room(tmp_path: Path) -> None:
     assert list((tmp_path / "zips").iterdir()) == [recent]
 
 
+def test_an_export_that_ends_meanwhile_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    listed = [tmp_path / "ended", tmp_path / "there"]
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(listed))
+    os.utime(listed[1], (0, 0))
+    exporting._remove_abandoned(tmp_path)
+    assert not listed[1].exists()
+
+
 def test_a_home_without_room_is_said_and_makes_room_for_the_next(tmp_path: Path) -> None:
     done: list[bool] = []
     (tmp_path / "zips").write_text("in the way")
