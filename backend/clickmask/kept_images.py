@@ -9,10 +9,11 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from clickmask.errors import ImageUnknown
+from clickmask.errors import ImageUnknown, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,10 @@ class KeptImages:
         return self._path(digest).exists()
 
     def keep(self, digest: str, raw: bytes) -> bool:
-        """Keep the image's original bytes; False where there is no room for them. Durable on return."""
+        """Keep the image's original bytes; False where `capacity` has no room for them. Durable on return.
+
+        Raises StoreUnavailable where the disk does not take them.
+        """
         path = self._path(digest)
         with self._lock:
             if path.exists():
@@ -60,7 +64,11 @@ class KeptImages:
                 self._refused += 1
                 log.warning("image %s is not kept: %d bytes are full", digest[:8], self._capacity)
                 return False
-            _write(path, raw)
+            try:
+                _write(path, raw)
+            except OSError as error:
+                reason = error.strerror or "the disk refuses them"
+                raise StoreUnavailable(f"images cannot be kept in CLICKMASK_HOME: {reason}") from error
             self._bytes += len(raw)
             self._images += 1
         return True
@@ -99,7 +107,14 @@ class KeptImages:
                 self._images -= 1
 
     def _count(self) -> list[tuple[os.stat_result, Path]]:
-        found = [(path.stat(), path) for path in self._folder.glob("??/*") if _DIGEST.fullmatch(path.name)]
+        found: list[tuple[os.stat_result, Path]] = []
+        for path in self._folder.glob("??/*"):
+            with suppress(FileNotFoundError):  # another process made room meanwhile
+                stat = path.stat()
+                if _DIGEST.fullmatch(path.name):
+                    found.append((stat, path))
+                elif stat.st_mtime < time.time() - YOUNG:  # a process was killed while it wrote
+                    path.unlink()
         self._images, self._bytes = len(found), sum(stat.st_size for stat, _ in found)
         return found
 
@@ -114,5 +129,11 @@ def _write(path: Path, raw: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+        for folder in (path.parent, path.parent.parent):  # their new entries
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
     finally:
         beside.unlink(missing_ok=True)

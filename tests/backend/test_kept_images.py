@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
 
 import pytest
 
-from clickmask.errors import ImageUnknown
+from clickmask.errors import ImageUnknown, StoreUnavailable
 from clickmask.kept_images import YOUNG, KeptImages
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
@@ -79,9 +80,42 @@ def test_what_another_process_removed_is_room_again(tmp_path: Path) -> None:
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(StoreUnavailable, match="CLICKMASK_HOME: No space left"):
         kept(tmp_path).keep(A, b"1")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_the_files_entry_is_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        flushed.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    assert kept(tmp_path).keep(A, b"1")
+    file = tmp_path / A[:2] / A
+    assert flushed == [path.stat().st_ino for path in (file, file.parent, tmp_path)]
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+    images = kept(tmp_path)
+    assert images.keep(A, b"1")
+    left, under_way = (tmp_path / A[:2] / f"{A}.{end}" for end in ("0123abcd", "4567cdef"))
+    for path in (left, under_way):
+        path.write_bytes(bytes(50))
+    age(tmp_path, left.name, 2 * YOUNG)
+    assert kept(tmp_path).status().images == 1
+    assert [left.exists(), under_way.exists()] == [False, True]
+
+
+def test_an_image_that_another_process_removes_meanwhile_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = [tmp_path / A[:2] / A]
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(listed))
+    assert kept(tmp_path).status().images == 0
