@@ -137,7 +137,7 @@ def workplace(settings: Settings) -> Workplace:
         settings.database.get_secret_value() if settings.database else str(home / "store.sqlite"),
         settings.max_image_bytes,
         settings.max_image_pixels,
-        {"seconds": settings.train_seconds},
+        {"seconds": settings.train_seconds, "validate_every": 20, "patience": 25},
         settings.threads,
     )
 

@@ -152,7 +152,11 @@ class Trainings:
         place = json.dumps({"job": job.id, **asdict(self._place)})
         with (self.jobs.folder / f"{job.id}.log").open("wb") as output:
             process = subprocess.Popen(  # noqa: S603 - ourselves
-                self._worker, stdin=subprocess.PIPE, stdout=output, stderr=output
+                self._worker,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # an interrupt from the terminal is ours to pass on
             )
             _tell(process, place)
             reason = self._watch(job, process)

@@ -75,7 +75,6 @@ def main() -> None:
         working.told_to_end = True
 
     signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent hears it, and says so
     job = working.job
     try:
         with jobs.training(job.tool, job.project):
