@@ -347,6 +347,14 @@ def test_a_server_says_why_it_refuses(server: str) -> None:
         function.detect(None, SimpleNamespace(size=(9, 9), digest="", embedding=b""), prompts([(1.0, 1.0)]))
 
 
+def test_no_netrc_takes_the_place_of_the_servers_secret(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("default login somebody password else")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert auto_annotation.create("detector", url=server, token="the secret").spec.labels
+
+
 def test_a_server_that_is_not_there_is_told_with_its_address(tmp_path: Path) -> None:
     with pytest.raises(ServerFailed, match=r"no clickmask server answers at http://127.0.0.1:9"):
         auto_annotation.create("detector", url="http://127.0.0.1:9/")

@@ -105,6 +105,7 @@ class Served:
     def __init__(self, url: str, token: str | None = None) -> None:
         self._url = url.rstrip("/")
         self._session = requests.Session()
+        self._session.trust_env = False  # a .netrc would override our header, a proxy would see it
         if token:
             self._session.headers["Authorization"] = f"Token {token}"
         # Of refusals only those are tried again that say when: a busy server, not one without weights.
