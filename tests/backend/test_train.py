@@ -121,6 +121,12 @@ def test_categories_that_are_gone_are_no_reason_to_fail(
     assert second and second.version.provenance.categories == ("disc", "square")
 
 
+def test_the_last_steps_are_reported_too(dataset: Dataset, models: Models, tmp_path: Path) -> None:
+    reports: list[Progress] = []
+    assert train.train(dataset, models, replace(QUICK, steps=3), tmp_path / "a.pt", report=reports.append)
+    assert [each.step for each in reports] == [2, 3]
+
+
 def test_pictures_that_are_not_kept_are_left_out(dataset: Dataset, models: Models, tmp_path: Path) -> None:
     gone = dataset.split("train")[0].image
     (tmp_path / "images" / gone[:2] / gone).unlink()

@@ -131,6 +131,7 @@ class Fit:
                 losses.clear()
         if losses:  # steps that no validation has seen
             self._validate()
+            report(self._progress(losses))
         log.info("training ended at step %d: %s", self.step, reason)
         return Fitted(self._best.state, self._best.validation_miou, self._best.step, reason)
 
