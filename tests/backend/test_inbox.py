@@ -172,6 +172,18 @@ def test_events_that_were_read_are_forgotten_when_they_are_old(tmp_path: Path) -
     patient.close()
 
 
+def test_events_are_counted_without_reading_them(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path / "inbox.sqlite", kept_for=-1.0)
+    assert [inbox.count(), inbox.count(after=3)] == [0, 0]
+    for number in range(6):
+        inbox.forget_to(2)
+        inbox.keep("test", b"%d" % number)
+    for after in range(8):
+        assert inbox.count(after) == len(inbox.events(after))
+    assert inbox.count() == 4
+    inbox.close()
+
+
 def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "inbox.sqlite"
     acknowledged: dict[int, str] = {}
