@@ -168,3 +168,10 @@ def test_a_box_without_area_leaves_the_points_alone() -> None:
 )
 def test_only_cvat_since_2_60_understands_shapes(user_agent: str, shapes: bool) -> None:
     assert translate.understands_shapes(user_agent) == shapes
+
+
+def test_more_points_than_anybody_sets_are_refused_before_they_are_dealt_out() -> None:
+    many = [[1, 1]] * translate.MOST_POINTS
+    assert len(translate.pointed({"pos_points": many}).foreground) == translate.MOST_POINTS
+    with pytest.raises(InvalidPrompt, match="at most 10000 points"):
+        translate.pointed({"pos_points": many, "neg_points": [[1, 1]]})

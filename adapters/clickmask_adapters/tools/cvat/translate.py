@@ -28,6 +28,7 @@ Json = Mapping[str, Any]
 CONFIDENCE = 0  # the attribute that CVAT's slider filters by
 SHAPES_SINCE = (2, 60)  # before, CVAT drew nothing but a dense mask
 MOST_BOXES = 100
+MOST_POINTS = 10_000  # before they are dealt out to the boxes; CLICKMASK_MAX_POINTS is for each prompt
 LEAST_PART = 0.01  # of a detected mask's area: what is smaller is not worth a shape of its own
 
 
@@ -75,7 +76,10 @@ def pointed(asked: Json) -> Pointed:
     if len(corners) > 2 * MOST_BOXES:
         raise InvalidPrompt(f"a prompt has at most {MOST_BOXES} boxes")
     boxes = tuple(zip(corners[::2], corners[1::2], strict=True))
-    return Pointed(_points(asked, "pos_points"), _points(asked, "neg_points"), boxes)
+    foreground, background = _points(asked, "pos_points"), _points(asked, "neg_points")
+    if len(foreground) + len(background) > MOST_POINTS:
+        raise InvalidPrompt(f"a request has at most {MOST_POINTS} points")
+    return Pointed(foreground, background, boxes)
 
 
 def threshold(asked: Json) -> float:
