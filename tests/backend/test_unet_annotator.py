@@ -85,6 +85,15 @@ def test_specks_are_no_objects(
     assert len(annotator.annotate(picture())) == 2
 
 
+def test_what_the_network_is_not_sure_of_is_no_object(
+    catalogue: AnnotatorCatalogue, models: ProjectModels
+) -> None:
+    serve(models, weight=1.0)  # the block's 0.44 is more than any other class has, and little
+    found = catalogue.get("unet:cvat-3").annotate(picture())
+    assert [label for label, _ in found] == ["cell", "nucleus"]
+    assert not any((prediction.mask & GREEN).any() for _, prediction in found)
+
+
 def test_another_version_is_used_from_the_next_picture_on(
     catalogue: AnnotatorCatalogue, models: ProjectModels
 ) -> None:

@@ -17,6 +17,7 @@ from clickmask.training.serving import Labelling, ProjectModels
 from clickmask.types import Image, Mask, Prediction
 
 SMALLEST = 1e-4  # of the picture's area; less is a speck, and no object
+SURE = 0.5  # of its pixels, on average; less are fringes between what the network is surer of
 
 
 class UNet:
@@ -77,4 +78,5 @@ def _objects(
                 continue
             mask: Mask = numbers == part
             score = min(float(labelling.confidence[mask].mean()), 1.0)
-            yield category, Prediction(mask, score, name)
+            if score >= SURE:
+                yield category, Prediction(mask, score, name)
