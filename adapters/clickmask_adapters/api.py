@@ -131,7 +131,7 @@ class ProposalsOut(BaseModel):
             "examples": [
                 {
                     "image": {"digest": "9f2c…", "width": 451, "height": 300},
-                    "segmenter": "grabcut",
+                    "segmenter": "builtin",
                     "proposals": [
                         {
                             "id": "wT3kq0mXn1ZrB2aS",

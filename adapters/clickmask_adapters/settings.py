@@ -20,7 +20,7 @@ class Settings(BaseSettings):
 
     home: Path = Path("~/.clickmask")
     """Holds everything that clickmask writes."""
-    segmenter: str = "grabcut"
+    segmenter: str = "builtin"
     """`family` or `family:variant`; the default of every surface."""
     weights_mirror: str | None = None
     """The folder, or http(s) address of one, that weights are fetched from instead of officially."""

@@ -93,5 +93,5 @@ def test_every_route_stands_behind_the_gate(app: FastAPI) -> None:
 
 
 def test_a_default_that_is_not_installed_is_refused_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(UnknownSegmenter, match="grabcut"):
+    with pytest.raises(UnknownSegmenter, match="builtin"):
         create_app(Settings(home=tmp_path / "home", segmenter="nothing"))

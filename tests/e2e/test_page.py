@@ -334,7 +334,7 @@ def test_status_tells_of_the_server_and_its_errors(page: Page, origin: str) -> N
     refused = page.request.post(f"{origin}/v1/proposals", data={"image": {"digest": "00"}, "prompt": {}})
     assert refused.status >= 400
     page.goto(f"{origin}/status")
-    expect(page.locator("#segmenters .ready")).to_have_text("grabcut (default)")
+    expect(page.locator("#segmenters .ready").filter(has_text="default")).to_have_text("builtin (default)")
     first = page.locator("#errors li").first
     expect(first).to_contain_text(f"(POST /v1/proposals) · answered {refused.status}")
     assert "Traceback" not in first.inner_text()
