@@ -188,8 +188,8 @@ def report(measurement: Measurement) -> list[str]:
 
 def annotators(measurement: Measurement) -> list[str]:
     lines = [
-        f"At once: for {TOGETHER * measurement.rounds:.0f} s two annotators on two known images, half a second",
-        "between clicks; and one on a known image while another's new image is encoded. Wrong: IoU",
+        f"At once: for {TOGETHER * measurement.rounds:.0f} s two annotators on two known images, half a",
+        "second between clicks; and one on a known image while another's new image is encoded. Wrong: IoU",
         f"below {SAME} with the same server's answer when it was left alone.",
         "",
         "| | ours | peer | ours, while encoding | peer, while encoding |",

@@ -59,8 +59,8 @@ def _taps(source: int, target: int, positive: Indices) -> Taps:
     at = np.maximum(scale * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
     low = at.astype(np.int64)
     high = np.minimum(low + 1, source - 1)
-    begin = int(np.searchsorted(high, positive[0]))
-    end = int(np.searchsorted(low, positive[-1], side="right"))
+    begin = int(np.count_nonzero(high < positive[0]))  # both are sorted
+    end = int(np.count_nonzero(low <= positive[-1]))
     return Taps(low[begin:end], high[begin:end], (at - low)[begin:end].astype(np.float32), begin)
 
 
