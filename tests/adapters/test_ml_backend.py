@@ -243,7 +243,7 @@ def test_label_studio_ml_serves_a_prediction_over_http(tmp_path: Path) -> None:
         answer = _post(f"{url}/predict", asked)
         assert answer.status_code == 200, answer.text
         (found,) = answer.json()["results"]
-        assert found["model_version"] == "grabcut"
+        assert found["model_version"] == "builtin"
         assert {region["type"] for region in found["result"]} <= {"brushlabels", "polygonlabels"}
 
         other = recorded("02") | {"project": "2.1795370196", "schema": "<View/>"}
