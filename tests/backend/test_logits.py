@@ -63,3 +63,10 @@ def test_a_single_positive_pixel_of_the_padding_is_not_seen() -> None:
     logits[250, 10] = 9
     require_equal(logits, (300, 400))
     assert not logits_to_mask(logits, 1024, (768, 1024), (300, 400)).any()
+
+
+def test_an_image_smaller_than_its_logits_may_look_past_what_is_positive() -> None:
+    logits = np.full((256, 256), -1, np.float32)
+    logits[:3, :3] = 1
+    for size in ((1, 1), (2, 3), (1, 700)):
+        require_equal(logits, size, side=256)

@@ -43,6 +43,8 @@ def logits_to_mask(logits: Floats, side: int, resized: Size, size: Size) -> Mask
     rows, columns = (np.flatnonzero(positive.any(axis=axis)) for axis in (1, 0))
     if rows.size:
         down, across = _taps(resized[0], size[0], rows), _taps(resized[1], size[1], columns)
+        if not (down.low.size and across.low.size):
+            return mask  # made smaller, the image has no pixel that looks at what is positive
         top, left = int(down.low[0]), int(across.low[0])
         box = slice(top, int(down.high[-1]) + 1), slice(left, int(across.high[-1]) + 1)
         part = mask[down.first : down.first + len(down.low), across.first : across.first + len(across.low)]
