@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
 
 import fakes
@@ -19,6 +20,10 @@ from clickmask.types import Segmenter
 from clickmask.weights import WeightsFolder
 from clickmask.workbench import Workbench
 from fakes import DiscSegmenter, DrawnAnnotator
+
+# Machines are shared: how long an example takes says nothing of the code.
+hypothesis.settings.register_profile("clickmask", deadline=None)
+hypothesis.settings.load_profile("clickmask")
 
 
 class OneSegmenter(Catalogue):
