@@ -32,7 +32,7 @@ from served import Server
 
 pytestmark = pytest.mark.slow
 
-CLICK = re.compile(r"label-studio: image \w{8}, sam:vit_b, embedding (kept|made) in")
+CLICK = re.compile(r"label_studio: image \w{8}, sam:vit_b, embedding (kept|made) in")
 
 
 @pytest.fixture(scope="module")
