@@ -22,7 +22,7 @@ from clickmask.errors import UnknownJob
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 UNDER_WAY: tuple[State, ...] = ("queued", "running")
-_ID = re.compile(r"\d{14}-[0-9a-f]{8}")
+_ID = re.compile(r"\d{20}-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class Jobs:
                         return job, False
                     return self._adopted(job, owner), True
             now = time.time()
-            name = f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(now))}-{secrets.token_hex(4)}"
+            at = f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(now))}{int(now % 1 * 1e6):06d}"
+            name = f"{at}-{secrets.token_hex(4)}"  # sorts by time
             made = Job(name, tool, project, "queued", now, images, owner, now)
             self._write(made)
             return made, True

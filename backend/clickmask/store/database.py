@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ PRAGMAS: Mapping[str, str | int] = MappingProxyType(
     {"journal_mode": "wal", "synchronous": 1, "busy_timeout": 5000}
 )
 
+LONGEST_WAIT = 10.0  # seconds, for other processes that open the same new file
 WRITERS = 7250614  # PostgreSQL's lock of our writers: any number, but always this one
 
 
@@ -94,12 +97,25 @@ def _set_up(connection: Any, record: object) -> None:
     """Runs for each new connection to SQLite."""
     connection.isolation_level = None  # transactions begin where we say so, not where sqlite3 guesses
     for name, value in PRAGMAS.items():
-        connection.execute(f"PRAGMA {name} = {value}")
+        _execute_when_unlocked(connection, f"PRAGMA {name} = {value}")
         (found,) = connection.execute(f"PRAGMA {name}").fetchone()
         if found != value:
             raise StoreUnavailable(
                 f"SQLite refuses {name} = {value} in CLICKMASK_HOME: is it on a network drive?"
             )
+
+
+def _execute_when_unlocked(connection: Any, pragma: str) -> None:
+    """SQLite itself does not wait where several processes turn WAL on at once."""
+    deadline = time.monotonic() + LONGEST_WAIT
+    while True:
+        try:
+            connection.execute(pragma)
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def _begin(connection: sa.Connection) -> None:
