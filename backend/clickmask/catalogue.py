@@ -146,7 +146,7 @@ class _Installed(Generic[LoadedT]):
     def _missing(self, module: ModuleType, variant: str) -> str:
         try:
             return self._call(module.missing, variant) if hasattr(module, "missing") else ""
-        except Exception as error:  # noqa: BLE001  # as above
+        except Exception as error:  # noqa: BLE001  # foreign code must not hide the others
             return self._broken_by(error, f"{module.__name__} {variant}")
 
     def _call(self, function: Callable[..., Any], *variant: str) -> Any:
@@ -187,7 +187,7 @@ class Catalogue(_Installed[Segmenter[Any]]):
         module, variant = self.plugin(name)
         try:
             return SegmenterStatus(name, True, "", getattr(module, "DECODERS", {}).get(variant, ""))
-        except Exception as error:  # noqa: BLE001  # as above
+        except Exception as error:  # noqa: BLE001  # foreign code must not hide the others
             return SegmenterStatus(name, False, self._broken_by(error, name))
 
 
@@ -231,5 +231,5 @@ class AnnotatorCatalogue(_Installed[Annotator]):
         module, variant = self.plugin(name)
         try:
             return AnnotatorStatus(name, True, "", tuple(map(str, self._call(module.labels, variant))))
-        except Exception as error:  # noqa: BLE001  # as above
+        except Exception as error:  # noqa: BLE001  # foreign code must not hide the others
             return AnnotatorStatus(name, False, self._broken_by(error, name), ())
