@@ -1,0 +1,72 @@
+"""What leaves the project as a wheel, as its build configuration says it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+
+from clickmask.segmenters import builtin
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {
+    ROOT / "backend/clickmask": "clickmask",
+    ROOT / "adapters/clickmask_adapters": "clickmask_adapters",
+}
+SAYS = ("MODEL_CARD.md", "NOTICE")
+ANSWER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+import clickmask
+from clickmask.runtimes import Runtimes
+from clickmask.segmenters import builtin
+from clickmask.types import Image, Prompt
+
+assert clickmask.__file__.startswith(sys.argv[1]), clickmask.__file__
+pixels = np.full((96, 128, 3), 40, np.uint8)
+pixels[30:70, 40:90] = 200
+pixels.flags.writeable = False
+segmenter = builtin.load(runtimes=Runtimes(threads=1))
+mask = segmenter.decode(segmenter.encode(Image(pixels, "drawn")), Prompt(((65.0, 50.0),)))[0].mask
+print(int(mask[30:70, 40:90].sum()), int(mask.sum()))
+"""
+
+
+def test_a_wheel_has_every_file_of_the_packages() -> None:
+    inside = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
+    of_packages = {
+        f"{name}/{path.relative_to(folder).as_posix()}"
+        for folder, name in PACKAGES.items()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
+    }
+    said = {f"{builtin.WEIGHTS.replace('.', '/')}/{name}" for name in (*builtin.FILES, *SAYS)}
+    assert said <= of_packages <= inside
+
+
+@pytest.mark.slow
+def test_the_built_in_network_answers_from_an_unpacked_wheel(tmp_path: Path) -> None:
+    wheel = next(Path(path) for path in WheelBuilder(str(ROOT)).build(directory=str(tmp_path)))
+    with zipfile.ZipFile(wheel) as files:
+        files.extractall(tmp_path / "unpacked")
+        licences = {Path(name).name for name in files.namelist() if ".dist-info/licenses/" in name}
+    assert licences == {"LICENSE", "NOTICE"}
+    for name in SAYS:
+        inside = tmp_path / "unpacked" / builtin.WEIGHTS.replace(".", "/") / name
+        assert inside.read_bytes() == resources.files(builtin.WEIGHTS).joinpath(name).read_bytes()
+    command = [sys.executable, "-c", ANSWER, str(tmp_path / "unpacked")]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    answer = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    inside, everywhere = map(int, answer.stdout.split())
+    assert inside > 0.95 * 40 * 50
+    assert everywhere < 1.05 * 40 * 50
