@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from clickmask.errors import ClickmaskError, StoreUnavailable, ToolUnavailable
 from clickmask.intake import Accepting, Intake
 from clickmask.labels import Change, Submission
 from clickmask.store import Store
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,17 @@ def _take(changes: Sequence[Change], tool: Accepting, intake: Intake) -> tuple[i
             changed = intake.take(change, tool)
         except (ToolUnavailable, StoreUnavailable):
             raise
-        except ClickmaskError as error:
-            where = (
-                f"task {change.task}, annotation {change.annotation}: "
-                if isinstance(change, Submission)
-                else ""
-            )
-            left_out.append(f"{where}{error}")
+        except Exception as error:  # noqa: BLE001  # the next pull would stop there again, and never reach the rest
+            left_out.append(_sentence(change, error))
             continue
         if isinstance(change, Submission):
             taken, known = taken + changed, known + (not changed)
     return taken, known, left_out
+
+
+def _sentence(change: Change, error: Exception) -> str:
+    what = f"task {change.task}, annotation {change.annotation}: " if isinstance(change, Submission) else ""
+    if isinstance(error, ClickmaskError):
+        return f"{what}{error}"
+    log.error("%sit cannot be taken in", what, exc_info=error)
+    return f"{what}something went wrong inside clickmask ({type(error).__name__})"

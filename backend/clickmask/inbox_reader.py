@@ -12,6 +12,7 @@ from clickmask.errors import Busy, ClickmaskError, ImageUnavailable, StoreUnavai
 from clickmask.inbox import Event, Inbox
 from clickmask.intake import Accepting, Intake
 from clickmask.kept_images import KeptStatus
+from clickmask.labels import Submission
 from clickmask.store import SetAside, Store
 
 log = logging.getLogger(__name__)
@@ -131,43 +132,52 @@ class InboxReader:
         tool = self._tools.get(event.source)
         if tool is None:
             return None  # of a tool that has no labels to give
-        retry_at: float | None = None
-        try:
-            self._take_changes(event.body, tool, again=attempts > 0)
+        taken, failed = self._take_changes(event, tool, again=attempts > 0)
+        if not failed:
             return None
-        except StoreUnavailable:
-            raise
-        except MAY_PASS as error:
-            reason = str(error)
-            if attempts + 1 < MOST_ATTEMPTS:
-                retry_at = self._clock() + min(FIRST_RETRY * 2**attempts, LONGEST_RETRY)
-        except ClickmaskError as error:
-            reason = str(error)
-        except Exception as error:  # whatever an event holds, those behind it must be read
-            log.exception("event %d of %s cannot be taken in", event.id, event.source)
-            reason = (
-                f"something went wrong inside clickmask ({type(error).__name__}); its log has the details"
-            )
+        for error in failed:
+            if not isinstance(error, ClickmaskError):
+                log.error("a part of event %d of %s failed", event.id, event.source, exc_info=error)
+        worst = next((error for error in failed if isinstance(error, MAY_PASS)), failed[0])
+        retry_at: float | None = None
+        if isinstance(worst, MAY_PASS) and attempts + 1 < MOST_ATTEMPTS:
+            retry_at = self._clock() + min(FIRST_RETRY * 2**attempts, LONGEST_RETRY)
+        reason = _sentence(worst, taken, len(failed))
         log.warning("event %d of %s is set aside: %s", event.id, event.source, reason)
         return SetAside(event.id, event.source, reason, self._clock(), attempts + 1, retry_at)
 
-    def _take_changes(self, body: bytes, tool: Accepting, again: bool) -> None:
-        """One image that cannot be read keeps none of the others' labels out: its error is raised at the end.
+    def _take_changes(self, event: Event, tool: Accepting, again: bool) -> tuple[int, list[Exception]]:
+        """How many submissions were taken in, and what became of the rest. Raises StoreUnavailable.
 
-        Of several errors it is the first that may pass, else the first.
+        A submission that fails, for whatever reason, keeps none of the others out; unless it took long,
+        or what it waits for would fail them too.
         """
-        failed: list[ClickmaskError] = []
-        lost = 0.0
-        for change in tool.changes(body, again):
-            began = time.monotonic()
-            try:
-                self._intake.take(change, tool)
-            except (Busy, StoreUnavailable, ToolUnavailable):
-                raise
-            except ClickmaskError as error:
-                failed.append(error)
-                lost += time.monotonic() - began
-                if lost > MOST_LOST:
-                    break
-        if failed:
-            raise next((error for error in failed if isinstance(error, MAY_PASS)), failed[0])
+        taken, lost, failed = 0, 0.0, list[Exception]()
+        try:
+            for change in tool.changes(event.body, again):
+                began = time.monotonic()
+                try:
+                    self._intake.take(change, tool)
+                    taken += isinstance(change, Submission)
+                except (Busy, StoreUnavailable, ToolUnavailable):
+                    raise
+                except Exception as error:  # noqa: BLE001  # whatever it is, those beside it must be read
+                    failed.append(error)
+                    lost += time.monotonic() - began
+                    if lost > MOST_LOST:
+                        break
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever an event holds, those behind it must be read
+            failed.append(error)
+        return taken, failed
+
+
+def _sentence(error: Exception, taken: int, failed: int) -> str:
+    if isinstance(error, ClickmaskError):
+        reason = str(error)
+    else:  # its own words may hold paths
+        reason = f"something went wrong inside clickmask ({type(error).__name__}); its log has the details"
+    if not taken:
+        return reason
+    return f"{reason} (of the event's submissions {taken} were taken in, {failed} not)"

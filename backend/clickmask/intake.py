@@ -17,6 +17,7 @@ from clickmask.labels import (
     Region,
     Submission,
     TaskDeleted,
+    Unreadable,
     one_label_a_proposal,
     rasterise,
 )
@@ -43,7 +44,7 @@ class Accepting(Protocol):
 
     `changes` is lazy where it has to ask the tool: what it gave before it raised was taken in, and
     stays. It MUST raise InvalidRequest for an event that will never be readable, and ToolUnavailable
-    for one that may be later.
+    for one that may be later; for a part of an event alone it gives Unreadable.
     """
 
     @property
@@ -85,8 +86,8 @@ class Intake:
     def take(self, change: Change, tool: Accepting) -> bool:
         """Store the change, its image first; whether labels were changed by it.
 
-        Raises InvalidRequest where a region does not fit its image, and what `tool.locate` and
-        reading the image raise. StoreUnavailable where it cannot be stored.
+        Raises InvalidRequest where a region does not fit its image or nothing could be read, and what
+        `tool.locate` and reading the image raise. StoreUnavailable where it cannot be stored.
         """
         match change:
             case Submission():
@@ -97,6 +98,8 @@ class Intake:
             case AnnotationDeleted() | TaskDeleted():
                 self._store.delete(change)
                 return True
+            case Unreadable(reason):
+                raise InvalidRequest(reason)
 
     def kept_status(self) -> KeptStatus:
         return self._kept.status()

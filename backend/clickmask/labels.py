@@ -118,7 +118,14 @@ class ProjectDescribed:
     categories: tuple[str, ...]
 
 
-Change = Submission | AnnotationDeleted | TaskDeleted | ProjectDescribed
+@dataclass(frozen=True)
+class Unreadable:
+    """A part of an event that makes no sense, and why: those beside it are changes all the same."""
+
+    reason: str
+
+
+Change = Submission | AnnotationDeleted | TaskDeleted | ProjectDescribed | Unreadable
 
 
 @dataclass(frozen=True)

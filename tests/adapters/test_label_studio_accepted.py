@@ -19,6 +19,7 @@ from clickmask.errors import InvalidRequest
 from clickmask.labels import (
     AnnotationDeleted,
     Brush,
+    Change,
     Ellipse,
     Geometry,
     Polygon,
@@ -26,6 +27,7 @@ from clickmask.labels import (
     Rectangle,
     Submission,
     TaskDeleted,
+    Unreadable,
     rasterise,
 )
 from clickmask.masks import mask_to_rle, rle_to_mask
@@ -47,6 +49,10 @@ PROJECT = {"id": 3, "title": "Streets", "label_config": XML}
 def recorded(number: int) -> dict[str, Any]:
     (path,) = RECORDED.glob(f"{number:02}_*.json")
     return json.loads(path.read_text())
+
+
+def changes_of(number: int) -> list[Change]:
+    return list(accepted.changes(recorded(number)["request"]["body"]))
 
 
 def result(kind: str = "rectangle", value: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -108,29 +114,29 @@ def test_recorded_annotations_are_read(number: int) -> None:
 
 
 def test_a_later_save_has_a_later_time() -> None:
-    created, updated = (accepted.changes(recorded(number)["request"]["body"])[1] for number in (13, 14))
+    created, updated = (changes_of(number)[1] for number in (13, 14))
     assert isinstance(created, Submission)
     assert isinstance(updated, Submission)
     assert 1.32 < updated.updated_at - created.updated_at < 1.33
 
 
 def test_a_recorded_skip_is_no_label() -> None:
-    _, skipped = accepted.changes(recorded(15)["request"]["body"])
+    _, skipped = changes_of(15)
     assert isinstance(skipped, Submission)
     assert skipped.skipped
     assert skipped.regions == ()
 
 
 def test_recorded_deletions_and_changes_of_a_project_are_read() -> None:
-    assert accepted.changes(recorded(16)["request"]["body"]) == [AnnotationDeleted("label_studio", "1")]
-    assert accepted.changes(recorded(20)["request"]["body"]) == [TaskDeleted("label_studio", "4")]
-    (described,) = accepted.changes(recorded(18)["request"]["body"])
+    assert changes_of(16) == [AnnotationDeleted("label_studio", "1")]
+    assert changes_of(20) == [TaskDeleted("label_studio", "4")]
+    (described,) = changes_of(18)
     assert described == ProjectDescribed("label_studio", "1", "Recorded project", ("Car", "Tree"))
 
 
 @pytest.mark.parametrize("number", [17, 19])
 def test_events_that_say_nothing_of_labels_mean_nothing(number: int) -> None:
-    assert accepted.changes(recorded(number)["request"]["body"]) == []
+    assert changes_of(number) == []
 
 
 def test_a_recorded_bit_mask_of_the_ui_is_read() -> None:
@@ -306,13 +312,6 @@ def test_a_damaged_region_refuses_its_annotation(name: str) -> None:
     "body",
     [
         event("ANNOTATION_CREATED"),
-        event("ANNOTATION_CREATED", annotation=annotation(), task={"id": 7}),
-        event("ANNOTATION_CREATED", annotation=annotation(), task=TASK | {"data": {}}),
-        event("ANNOTATION_CREATED", annotation=annotation(id="x"), task=TASK),
-        event("ANNOTATION_CREATED", annotation=annotation(updated_at="yesterday"), task=TASK),
-        event("ANNOTATION_CREATED", annotation=annotation(result=None), task=TASK),
-        event("ANNOTATION_CREATED", annotation=annotation(result=["text"]), task=TASK),
-        event("ANNOTATIONS_CREATED", annotation=[annotation()], task=[]),
         event("ANNOTATION_CREATED", annotation=annotation(), task=TASK, project=None),
         event("ANNOTATIONS_DELETED", annotations=[{}]),
         event("TASKS_DELETED"),
@@ -322,7 +321,65 @@ def test_a_damaged_region_refuses_its_annotation(name: str) -> None:
 )
 def test_an_event_that_lacks_what_it_must_have_is_refused(body: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest):
-        accepted.changes(body)
+        list(accepted.changes(body))
+
+
+@pytest.mark.parametrize(
+    ("made", "task"),
+    [
+        (annotation(), {"id": 7}),
+        (annotation(), TASK | {"data": {}}),
+        (annotation(id="x"), TASK),
+        (annotation(updated_at="yesterday"), TASK),
+        (annotation(result=None), TASK),
+        (annotation(result=["text"]), TASK),
+        (annotation(task=1234), TASK),
+        (annotation(DAMAGED["a brush that is cut off"]), TASK),
+    ],
+    ids=str,
+)
+def test_an_annotation_that_cannot_be_read_keeps_out_no_other(
+    made: dict[str, Any], task: dict[str, Any]
+) -> None:
+    other = TASK | {"id": 8}
+    around = [annotation(result(), id=number, task=8) for number in (21, 22)]
+    bulk = event("ANNOTATIONS_CREATED", annotation=[around[0], made, around[1]], task=[task, other])
+    _, first, refused, second = accepted.changes(bulk)
+    assert [each.annotation for each in (first, second) if isinstance(each, Submission)] == ["21", "22"]
+    assert isinstance(refused, Unreadable)
+    assert f"annotation {made['id']}: " in refused.reason
+
+
+def test_what_nobody_has_thought_of_keeps_out_no_other_annotation(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read = accepted._geometry
+
+    def surprised(kind: str, value: dict[str, Any], size: tuple[int, int]) -> Geometry:
+        if kind == "ellipse":
+            raise RuntimeError("at /home/secret")
+        return read(kind, value, size)
+
+    monkeypatch.setattr(accepted, "_geometry", surprised)
+    strange = annotation(result("ellipse", {"x": 1, "y": 1, "radiusX": 1, "radiusY": 1}), id=12)
+    made = [strange, annotation(result())]
+    _, refused, read_all_the_same = accepted.changes(
+        event("ANNOTATIONS_CREATED", annotation=made, task=[TASK])
+    )
+    assert isinstance(read_all_the_same, Submission)
+    reason = "task 7, annotation 12 cannot be read (RuntimeError); clickmask's log says why"
+    assert refused == Unreadable(reason)
+    assert "at /home/secret" in caplog.text
+
+
+def test_a_bulk_event_is_read_as_it_is_taken_in() -> None:
+    events = accepted.changes(event("ANNOTATIONS_CREATED", annotation=[annotation(), None], task=[TASK]))
+    with pytest.raises(InvalidRequest):
+        next(events)  # the list itself is looked at first
+    many = accepted.changes(event("ANNOTATIONS_DELETED", annotations=[{"id": 1}, {}]))
+    assert next(many) == AnnotationDeleted("label_studio", "1")
+    with pytest.raises(InvalidRequest):
+        next(many)
 
 
 def test_regions_that_disagree_about_the_images_size_are_refused() -> None:

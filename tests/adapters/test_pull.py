@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from clickmask.errors import InvalidRequest
 from clickmask.intake import Pulled
+from clickmask.labels import Submission
 from clickmask.store import Store
 from clickmask_adapters import pulling
 from clickmask_adapters.cli import app
@@ -148,6 +150,25 @@ def test_what_cannot_be_read_is_left_out_and_said(studio: LabelStudioStandin, ho
     assert first == "task 1, annotation 101: original_width 'wide' is no number of pixels"
     assert second.startswith("task 2, annotation 102: 127.0.0.1 answered 404")
     assert regions(home) == [("1", "whole")]
+
+
+def test_what_fails_in_no_expected_way_holds_up_no_pull(
+    studio: LabelStudioStandin, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 4):
+        studio.add_task(number, studio.annotation(number, rectangle("r")))
+    accept = Store.accept
+
+    def surprised(store: Store, submission: Submission, *rest: Any) -> bool:
+        if submission.task == "2":
+            raise ZeroDivisionError("secret path")
+        return accept(store, submission, *rest)
+
+    monkeypatch.setattr(Store, "accept", surprised)
+    result = pull()
+    assert result.stdout == "2 taken in, 0 known already, 0 gone, 1 left out\n"
+    assert "something went wrong inside clickmask (ZeroDivisionError)" in result.stderr
+    assert [task for task, _ in regions(home)] == ["1", "3"]
 
 
 def test_a_full_disk_of_images_is_said(

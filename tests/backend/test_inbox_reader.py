@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from clickmask.inbox import Inbox
 from clickmask.inbox_reader import FIRST_RETRY, LONGEST_RETRY, MOST_ATTEMPTS, InboxReader
 from clickmask.intake import Intake
 from clickmask.kept_images import KeptImages
-from clickmask.labels import AnnotationDeleted
+from clickmask.labels import AnnotationDeleted, Submission, Unreadable
 from clickmask.store import SetAside, Store
 from waiting import until
 
@@ -155,18 +156,45 @@ def test_an_event_that_is_read_again_after_a_crash_changes_nothing(
             KeyError("secret path"),
             "something went wrong inside clickmask (KeyError); its log has the details",
         ),
+        (Unreadable("annotation 7: a polygon of 2 points"), "annotation 7: a polygon of 2 points"),
     ],
 )
 def test_a_poisonous_event_is_set_aside_and_the_others_go_on(
-    open_reader: Open, store: Store, inbox: Inbox, clock: Clock, poison: Exception, reason: str
+    open_reader: Open, store: Store, inbox: Inbox, clock: Clock, poison: Exception | Unreadable, reason: str
 ) -> None:
     inbox.keep(TOOL, event(submitted(box(), task="1", annotation="1"), poison))
     inbox.keep(TOOL, event(submitted(box(), task="2", annotation="2")))
     reader = open_reader()
     read_all(reader, inbox, store)
     assert tasks_of(store) == ["1", "2"]
-    assert reader.status().newest_set_aside == [SetAside(1, TOOL, reason, 1000.0, 1, None)]
+    said = f"{reason} (of the event's submissions 1 were taken in, 1 not)"
+    assert reader.status().newest_set_aside == [SetAside(1, TOOL, said, 1000.0, 1, None)]
     assert reader.status().set_aside == 1
+
+
+def test_a_submission_that_fails_in_no_expected_way_keeps_out_no_other(
+    open_reader: Open, store: Store, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept = store.accept
+
+    def surprised(submission: Submission, *rest: Any) -> bool:
+        if submission.task == "2":
+            raise ZeroDivisionError("secret path")
+        return accept(submission, *rest)
+
+    monkeypatch.setattr(store, "accept", surprised)
+    inbox.keep(TOOL, event(*(submitted(box(), task=name, annotation=name) for name in "123")))
+    reader = open_reader()
+    read_all(reader, inbox, store)
+    assert tasks_of(store) == ["1", "3"]
+    (aside,) = reader.status().newest_set_aside
+    assert "(ZeroDivisionError)" in aside.reason
+    assert "of the event's submissions 2 were taken in, 1 not" in aside.reason
+    assert "secret" not in aside.reason
+    monkeypatch.setattr(store, "accept", accept)
+    reader = open_reader()  # and is tried once more after a restart
+    until(lambda: reader.status().set_aside == 0, 60)
+    assert tasks_of(store) == ["1", "2", "3"]
 
 
 def test_what_cannot_be_read_is_tried_once_more_after_a_restart(

@@ -28,6 +28,7 @@ from clickmask.labels import (
     Region,
     Submission,
     TaskDeleted,
+    Unreadable,
 )
 from clickmask.masks import mask_to_rle
 from clickmask.types import Point, Size
@@ -48,26 +49,27 @@ _DECIMALS = 9  # of a pixel: what percents and back leave behind is no more than
 Json = Mapping[str, Any]
 
 
-def changes(event: Json) -> list[Change]:
+def changes(event: Json) -> Iterator[Change]:
     """What an event of the webhook means: nothing, for kinds that say nothing about labels.
 
-    Raises InvalidRequest where one that does lacks what it must have.
+    Lazy: of many annotations each is read when it is asked for, and one that cannot be read is
+    Unreadable. Raises InvalidRequest where the event itself lacks what it must have.
     """
     match event.get("action"):
         case "ANNOTATION_CREATED" | "ANNOTATION_UPDATED":
-            return _submitted(event, [(_part(event, "annotation"), _part(event, "task"))])
+            yield from _submitted(event, [(_part(event, "annotation"), _part(event, "task"))])
         case "ANNOTATIONS_CREATED":  # lists under the singular names
-            tasks = {_id(task): task for task in _parts(event, "task")}
+            tasks = {str(task.get("id")): task for task in _parts(event, "task")}
             made = _parts(event, "annotation")
-            return _submitted(event, [(each, tasks.get(str(each.get("task")), {})) for each in made])
+            yield from _submitted(event, [(each, tasks.get(str(each.get("task")), {})) for each in made])
         case "ANNOTATIONS_DELETED":
-            return [AnnotationDeleted(TOOL, _id(each)) for each in _parts(event, "annotations")]
+            yield from (AnnotationDeleted(TOOL, _id(each)) for each in _parts(event, "annotations"))
         case "TASKS_DELETED":
-            return [TaskDeleted(TOOL, _id(each)) for each in _parts(event, "tasks")]
+            yield from (TaskDeleted(TOOL, _id(each)) for each in _parts(event, "tasks"))
         case "PROJECT_UPDATED":
-            return [described(_part(event, "project"))]
+            yield described(_part(event, "project"))
         case _:
-            return []
+            return
 
 
 def described(project: Json) -> ProjectDescribed:
@@ -118,10 +120,24 @@ def submissions(annotation: Json, task: Json, config: LabelConfig) -> list[Submi
     ]
 
 
-def _submitted(event: Json, pairs: Sequence[tuple[Json, Json]]) -> list[Change]:
+def readable(annotation: Json, task: Json, config: LabelConfig) -> Sequence[Submission | Unreadable]:
+    """Its submissions, else why there are none: what one annotation holds must not keep the others out."""
+    name = f"task {str(task.get('id'))[:40]}, annotation {str(annotation.get('id'))[:40]}"
+    try:
+        return submissions(annotation, task, config)
+    except InvalidRequest as error:
+        return [Unreadable(f"{name}: {error}")]
+    except Exception as error:  # its author has drawn what nobody has thought of
+        log.exception("%s: %s cannot be read", TOOL, name)
+        return [Unreadable(f"{name} cannot be read ({type(error).__name__}); clickmask's log says why")]
+
+
+def _submitted(event: Json, pairs: Sequence[tuple[Json, Json]]) -> Iterator[Change]:
     project = _part(event, "project")
     config = label_config.parse(_xml(project))
-    return [described(project), *(each for pair in pairs for each in submissions(*pair, config))]
+    yield described(project)
+    for annotation, task in pairs:
+        yield from readable(annotation, task, config)
 
 
 def _drawn(annotation: Json, config: LabelConfig) -> Iterator[tuple[tuple[str, int], Size, Region]]:

@@ -36,7 +36,7 @@ class LabelStudioLabels:
     def origin(self) -> str | None:
         return self._client.url
 
-    def changes(self, event: bytes, again: bool = False) -> list[Change]:
+    def changes(self, event: bytes, again: bool = False) -> Iterator[Change]:
         """What the event means, `again` as before. Raises InvalidRequest for one that cannot be read."""
         try:
             parsed = orjson.loads(event)
@@ -55,22 +55,18 @@ class LabelStudioLabels:
         Pages follow the tasks' numbers, so that tasks that come and go meanwhile neither shift nor
         hide others. Raises InvalidRequest for what names no project, and LabelStudioError.
         """
-        if not project.isascii() or not project.isdigit():
-            raise InvalidRequest(f"{project[:40]!r} is not the number of a Label Studio project")
-        found = self._client.project(int(project))
+        number = project_number(project)
+        found = self._client.project(number)
         config = label_config.parse(found.get("label_config") or "<View/>")
         changes: list[Change] = [accepted.described(found)]
         last = int(position) if position else 0
         while True:
-            tasks, total = self._client.annotated_tasks(int(project), after=last, page_size=PAGE)
-            for number, task in enumerate(tasks):
-                last, left_out = task["id"], list[str]()
+            tasks, total = self._client.annotated_tasks(number, after=last, page_size=PAGE)
+            for place, task in enumerate(tasks):
+                last = task["id"]
                 for annotation in task.get("annotations", []):
-                    try:
-                        changes += accepted.submissions(annotation, {**task, "project": int(project)}, config)
-                    except InvalidRequest as error:
-                        left_out.append(f"task {last}, annotation {annotation.get('id')}: {error}")
-                yield Pulled(changes, str(last), left_out, remaining=total - number - 1)
+                    changes += accepted.readable(annotation, {**task, "project": number}, config)
+                yield Pulled(changes, str(last), remaining=total - place - 1)
                 changes = []
             if len(tasks) < PAGE:
                 return
@@ -93,3 +89,10 @@ class LabelStudioLabels:
                 return False
             raise
         return True
+
+
+def project_number(project: str) -> int:
+    """Raises InvalidRequest for what is none."""
+    if not project.isascii() or not project.isdigit():
+        raise InvalidRequest(f"{project[:40]!r} is not the number of a Label Studio project")
+    return int(project)
