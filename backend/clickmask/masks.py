@@ -13,8 +13,8 @@ from typing import Any, TypedDict, cast
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco
 
+from clickmask.runs import column_toggles, runs_to_counts
 from clickmask.types import Box, Mask, Point, Ring, Size
 
 Bytes = NDArray[np.uint8]
@@ -51,16 +51,14 @@ def mask_iou(a: Mask, b: Mask) -> float:
 
 def mask_to_rle(mask: Mask) -> Rle:
     """`mask` in COCO's compressed RLE, `counts` as text."""
-    # pycocotools wants columns to be contiguous; cv2 transposes far faster than numpy copies.
-    rle = cast("dict[str, Any]", coco.encode(_bytes(cv2.transpose(_bytes(mask))).T))
-    return {"size": [int(length) for length in rle["size"]], "counts": rle["counts"].decode("ascii")}
+    height, width = mask.shape
+    runs = np.diff(column_toggles(mask), prepend=0, append=mask.size)
+    return {"size": [height, width], "counts": runs_to_counts(runs)}
 
 
 def rle_to_mask(rle: Rle) -> Mask:
     """The mask, a new array, of COCO's compressed RLE. Raises ValueError where runs and size do not fit."""
     height, width = rle["size"]
-    # Five bits a character, lowest first, the sixth saying that more follow, the last of all the
-    # sign; from the fourth run on, the difference to the run before the last (maskApi.c, rleToString).
     code = np.frombuffer(rle["counts"].encode("ascii"), np.uint8).astype(np.int64) - 48
     if not len(code) or code[-1] & 0x20 or code.min() < 0 or code.max() > 0x3F:
         raise ValueError(f"{rle['counts'][:20]!r} is no compressed RLE")

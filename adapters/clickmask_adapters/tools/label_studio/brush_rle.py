@@ -15,6 +15,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from clickmask.runs import row_toggles
 from clickmask.types import Mask, Size
 
 Bytes = NDArray[np.uint8]
@@ -37,7 +38,7 @@ def mask_to_brush_rle(mask: Mask) -> Bytes:
     if mask.ndim != 2 or not mask.size:
         raise ValueError(f"a mask of shape {mask.shape} has no brush")
     pixels = np.ascontiguousarray(mask).reshape(-1).view(np.uint8)
-    ends = np.append(np.flatnonzero(pixels[1:] != pixels[:-1]) + 1, pixels.size)
+    ends = np.append(row_toggles(mask), pixels.size)
     lengths = CHANNELS * np.diff(ends, prepend=0)
     values = pixels[ends - 1].astype(np.int64) * 255
     classes = np.searchsorted([2**bits for bits in RUN_BITS[:3]], lengths)
