@@ -39,16 +39,19 @@ def logits_to_mask(logits: Floats, side: int, resized: Size, size: Size) -> Mask
     positive = inside > 0
     if resized == size:
         return positive
-    mask = np.zeros(size, np.bool_)
     rows, columns = (np.flatnonzero(positive.any(axis=axis)) for axis in (1, 0))
-    if rows.size:
-        down, across = _taps(resized[0], size[0], rows), _taps(resized[1], size[1], columns)
-        if not (down.low.size and across.low.size):
-            return mask  # made smaller, the image has no pixel that looks at what is positive
-        top, left = int(down.low[0]), int(across.low[0])
-        box = slice(top, int(down.high[-1]) + 1), slice(left, int(across.high[-1]) + 1)
-        part = mask[down.first : down.first + len(down.low), across.first : across.first + len(across.low)]
-        _interpolate(inside[box], positive[box], down.counted_from(top), across.counted_from(left), part)
+    if not rows.size:
+        return np.zeros(size, np.bool_)
+    down, across = _taps(resized[0], size[0], rows), _taps(resized[1], size[1], columns)
+    if not (down.low.size and across.low.size):
+        return np.zeros(size, np.bool_)  # made smaller, no pixel of the image looks at what is positive
+    top, left = int(down.low[0]), int(across.low[0])
+    box = slice(top, int(down.high[-1]) + 1), slice(left, int(across.high[-1]) + 1)
+    down, across = down.counted_from(top), across.counted_from(left)
+    everywhere, cells = _decided(positive[box])
+    mask = _enlarged(everywhere, down, across, size)
+    part = mask[down.first : down.first + len(down.low), across.first : across.first + len(across.low)]
+    _interpolate(inside[box], cells, down, across, part)
     return mask
 
 
@@ -66,22 +69,44 @@ def _taps(source: int, target: int, positive: Indices) -> Taps:
     return Taps(low[begin:end], high[begin:end], (at - low)[begin:end].astype(np.float32), begin)
 
 
-def _interpolate(source: Floats, positive: Mask, down: Taps, across: Taps, mask: Mask) -> None:
-    """Fill `mask`, which has a row for each of `down` and a column for each of `across`."""
+def _decided(positive: Mask) -> tuple[Mask, Indices]:
+    """Of the cells between each pixel and its next ones: which are positive at all corners, and the flat
+    places of those that have corners of both signs."""
     pairs = positive & _next(positive, 0), positive | _next(positive, 0)
     everywhere, somewhere = pairs[0] & _next(pairs[0], 1), pairs[1] | _next(pairs[1], 1)
-    np.take(np.take(everywhere, across.low, axis=1), down.low, axis=0, out=mask)
-    cells = np.flatnonzero(somewhere & ~everywhere)  # each lies between a pixel and its next two
-    cell, x = _between(cells % source.shape[1], across.low)
-    cell, y = _between((cells // source.shape[1])[cell], down.low)
-    x = x[cell]
-    flat, width = source.ravel(), source.shape[1]
-    above, below = down.low[y] * width, down.high[y] * width
-    left, right, share = across.low[x], across.high[x], across.weight[x]
-    upper = flat[above + left] * (1 - share) + flat[above + right] * share
-    lower = flat[below + left] * (1 - share) + flat[below + right] * share
+    return everywhere, np.flatnonzero(somewhere & ~everywhere)
+
+
+def _enlarged(everywhere: Mask, down: Taps, across: Taps, size: Size) -> Mask:
+    """The mask of `size` that is set where the cell is positive everywhere, every byte written once."""
+    wide = np.zeros((everywhere.shape[0], size[1]), np.bool_)
+    columns = cv2.transpose(everywhere.view(np.uint8))  # rows are copied whole; single pixels are not
+    rows = cv2.transpose(np.take(columns, across.low, axis=0, mode="clip"))
+    wide[:, across.first : across.first + len(across.low)] = np.asarray(rows).view(np.bool_)
+    mask, end = np.empty(size, np.bool_), down.first + len(down.low)
+    mask[: down.first] = mask[end:] = False
+    np.take(wide, down.low, axis=0, out=mask[down.first : end], mode="clip")  # "raise" would copy it twice
+    return mask
+
+
+def _interpolate(source: Floats, cells: Indices, down: Taps, across: Taps, mask: Mask) -> None:
+    """Fill the pixels of `cells` in `mask`, which has a row for each of `down` and a column for each of
+    `across`.
+
+    First along the rows above and below each cell, then between the two.
+    """
+    height, width = source.shape
+    row, column = cells // width, cells % width
+    cell, x = _between(column, across.low, width)
+    flat = source.ravel()
+    above, below = row * width, np.minimum(row + 1, height - 1) * width
+    left, right = column, np.minimum(column + 1, width - 1)
+    share = across.weight[x]
+    upper = flat[above + left][cell] * (1 - share) + flat[above + right][cell] * share
+    lower = flat[below + left][cell] * (1 - share) + flat[below + right][cell] * share
+    pair, y = _between(row[cell], down.low, height)
     share = down.weight[y]
-    mask[y, x] = upper * (1 - share) + lower * share > 0
+    mask[y, x[pair]] = upper[pair] * (1 - share) + lower[pair] * share > 0
 
 
 def _next(positive: Mask, axis: int) -> Mask:
@@ -90,9 +115,11 @@ def _next(positive: Mask, axis: int) -> Mask:
     return np.concatenate((positive[1:] if axis == 0 else positive[:, 1:], last), axis=axis)
 
 
-def _between(starts: Indices, low: Indices) -> tuple[Indices, Indices]:
-    """For every pixel whose lower tap is one of `starts`: the index into `starts`, and the pixel."""
-    first = np.searchsorted(low, starts)
-    count = np.searchsorted(low, starts, side="right") - first
+def _between(starts: Indices, low: Indices, length: int) -> tuple[Indices, Indices]:
+    """For every pixel whose lower tap, of `length`, is one of `starts`: the index into `starts`, and the
+    pixel."""
+    edges = np.searchsorted(low, np.arange(length + 1))
+    first = edges[starts]
+    count = edges[starts + 1] - first
     which = np.repeat(np.arange(len(starts)), count)
     return which, np.arange(len(which)) - (np.cumsum(count) - count - first)[which]
