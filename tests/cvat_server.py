@@ -182,7 +182,7 @@ class CvatServer:
             "points": [float(point) for point in points],
             "id": next(self._ids),
             "frame": self.jobs[job]["start_frame"],
-            "label_id": self.label_id("cat", job),
+            "label_id": fields.get("label_id") or self.label_id("cat", job),
             "group": 0,
             "source": "manual",
             "score": 1.0,
@@ -197,7 +197,7 @@ class CvatServer:
         track = {
             "id": next(self._ids),
             "frame": keyframes[0]["frame"],
-            "label_id": self.label_id("dog", job),
+            "label_id": fields.get("label_id") or self.label_id("dog", job),
             "group": 0,
             "source": "manual",
             "attributes": [],
@@ -327,6 +327,8 @@ class CvatServer:
                 return _found(self.metas, number)
             case "GET", "/api/jobs/N/annotations":
                 return _found(self.annotations, number)
+            case "PATCH", "/api/jobs/N/annotations" if number in self.jobs:
+                return self._create(number, query, body)
             case "GET", "/api/jobs/N/data":
                 raw = self.images.get((number, int(query["number"])))
                 assert (query["type"], query["quality"]) == ("frame", "original")
@@ -346,6 +348,20 @@ class CvatServer:
                 return self._change_webhook(method, path, number, body)
             case _:
                 return 404, {"detail": "Not found."}
+
+    def _create(self, job: int, query: dict[str, str], body: Row) -> Answer:
+        """All of the shapes or none, as one transaction stores them; and the save's new date."""
+        assert query == {"action": "create"}
+        labels = {label["id"] for label in self._labels_of_job(job)}
+        shapes = body["shapes"]
+        if any(shape["label_id"] not in labels for shape in shapes):
+            return 400, {"shapes": ["label_id: not of this task"]}
+        for shape in shapes:
+            assert self.jobs[job]["start_frame"] <= shape["frame"] <= self.jobs[job]["stop_frame"]
+            fields = {name: value for name, value in shape.items() if name not in {"type", "points"}}
+            self.draw(job, shape["type"], shape["points"], **fields)
+        self.save(job)
+        return 200, self.annotations[job]
 
     def _filtered_jobs(self, query: dict[str, str]) -> list[Row]:
         assert query.get("sort", "updated_date") == "updated_date"

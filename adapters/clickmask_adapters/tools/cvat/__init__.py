@@ -8,10 +8,11 @@ from clickmask.workbench import Workbench
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat import gateway, webhook
 from clickmask_adapters.tools.cvat.commands import connect_command
+from clickmask_adapters.tools.cvat.prelabelling import prelabel
 from clickmask_adapters.tools.cvat.pulling import accepting
 from clickmask_adapters.tools.cvat.webhook import signed_paths
 
-__all__ = ("accepting", "connect_command", "router", "signed_paths")
+__all__ = ("accepting", "connect_command", "prelabel", "router", "signed_paths")
 
 
 def router(workbench: Workbench, settings: Settings) -> APIRouter:

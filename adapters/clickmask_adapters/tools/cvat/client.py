@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ FRAME = re.compile(r"/api/jobs/\d+/data\?type=frame&number=\d+&quality=original"
 PAGE_SIZE = 100
 
 _TIMEOUT = (5.0, 60.0)  # connect, read; CVAT gathers the annotations of a large job while we wait
+_ABOUT_THIS = frozenset({400, 404, 409, 413, 422})
 _MAX_ANSWER = 200  # characters of CVAT's own words in an error
 
 Json = dict[str, Any]
@@ -35,6 +36,11 @@ class CvatError(ToolUnavailable):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+    @property
+    def is_about_this(self) -> bool:
+        """Whether it was refused for what it asked, so that the next request may well succeed."""
+        return self.status in _ABOUT_THIS
 
 
 class CvatClient:
@@ -89,8 +95,16 @@ class CvatClient:
             job=found,
             meta=self._send("GET", f"/api/jobs/{job}/data/meta"),
             labels=list(self._pages("/api/labels", {"job_id": job})),
-            annotations=self._send("GET", f"/api/jobs/{job}/annotations/"),
+            annotations=self.annotations(job),
         )
+
+    def annotations(self, job: int) -> Json:
+        return self._send("GET", f"/api/jobs/{job}/annotations/")
+
+    def add_shapes(self, job: int, shapes: Sequence[Mapping[str, Any]]) -> None:
+        """Beside what is there: all of them, or none if CVAT refuses one."""
+        path = f"/api/jobs/{job}/annotations/"
+        self._send("PATCH", path, params={"action": "create"}, json={"shapes": list(shapes)})
 
     def labels(self, container: Mapping[str, int]) -> list[Json]:
         """The labels of {"project_id": …}, {"task_id": …} or {"job_id": …}, in CVAT's order."""

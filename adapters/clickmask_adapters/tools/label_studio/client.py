@@ -31,6 +31,7 @@ IMAGE_ROUTES = re.compile(
 
 _TIMEOUT = (5.0, 30.0)  # connect, read; adding a backend waits for that backend's health and setup
 _RENEW_BEFORE = 60.0  # seconds of an access token's 300 that are left unused, for a fetch that waits
+_ABOUT_THIS = frozenset({400, 404, 409, 413, 422})
 _MAX_ANSWER = 200  # characters of Label Studio's own words in an error
 
 
@@ -40,6 +41,11 @@ class LabelStudioError(ToolUnavailable):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+    @property
+    def is_about_this(self) -> bool:
+        """Whether it was refused for what it asked, so that the next request may well succeed."""
+        return self.status in _ABOUT_THIS
 
 
 class Credentials:
@@ -165,12 +171,17 @@ class LabelStudioClient:
                 return
 
     def annotated_tasks(
-        self, project: int, after: int = 0, page_size: int = 50
+        self, project: int, after: int = 0, page_size: int = 50, *, without_annotations: bool = False
     ) -> tuple[list[dict[str, Any]], int]:
-        """The next tasks with a number above `after`, by number, each with its annotations and its data
-        as it was imported; and how many there are above `after`."""
-        above = {"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": after}
-        query = {"filters": {"conjunction": "and", "items": [above]}, "ordering": ["tasks:id"]}
+        """The next tasks with a number above `after`, by number, each with its annotations, drafts and
+        predictions, and its data as it was imported; and how many there are above `after`.
+
+        `without_annotations`: those alone that nobody has submitted; some of them were skipped.
+        """
+        items = [_filter("id", "greater", after)]
+        if without_annotations:
+            items.append(_filter("total_annotations", "equal", 0))
+        query = {"filters": {"conjunction": "and", "items": items}, "ordering": ["tasks:id"]}
         parameters = {
             "project": project,
             "fields": "all",
@@ -181,6 +192,14 @@ class LabelStudioClient:
         }
         found = self._send("GET", "/api/tasks", params=parameters)
         return found.get("tasks", []), found.get("total", 0)
+
+    def add_prediction(self, prediction: Mapping[str, Any]) -> None:
+        """`prediction` may hold arrays."""
+        body = orjson.dumps(prediction, option=orjson.OPT_SERIALIZE_NUMPY)
+        self._send("POST", "/api/predictions/", data=body)
+
+    def change_project(self, project: int, changes: Mapping[str, Any]) -> None:
+        self._send("PATCH", f"/api/projects/{project}/", json=changes)
 
     def get(self, path: str) -> Any:
         """What a path of the API answers; LabelStudioError with status 404 where there is nothing."""
@@ -235,6 +254,8 @@ class LabelStudioClient:
     def _ask(
         self, method: str, path: str, headers: dict[str, str], request: dict[str, Any]
     ) -> requests.Response:
+        if "data" in request:
+            headers = headers | {"Content-Type": "application/json"}
         with requests.Session() as session:
             session.trust_env = False  # a .netrc would override our header, a proxy would see it
             try:
@@ -256,6 +277,10 @@ def client_of(settings: Settings) -> LabelStudioClient:
     """The Label Studio that the settings name."""
     key = settings.label_studio_api_key
     return LabelStudioClient(settings.label_studio_url, key.get_secret_value() if key else None)
+
+
+def _filter(column: str, operator: str, value: int) -> dict[str, Any]:
+    return {"filter": f"filter:tasks:{column}", "operator": operator, "type": "Number", "value": value}
 
 
 def _parsed(answer: requests.Response) -> Any:

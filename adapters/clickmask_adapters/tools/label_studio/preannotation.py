@@ -23,6 +23,12 @@ Json = Mapping[str, Any]
 LONGEST = 80.0  # seconds; Label Studio waits for 100
 
 
+def model_version(workbench: Workbench, project: str, trained: str | None) -> str:
+    """Under which Label Studio keeps predictions: it asks anew for those of another version."""
+    segmenter = workbench.project_segmenter(TOOL, project) or workbench.default_segmenter
+    return f"{segmenter}, {trained}" if trained else segmenter
+
+
 class Preannotation:
     """Answers one request for predictions; `version` is what Label Studio keeps them under."""
 
@@ -46,30 +52,37 @@ class Preannotation:
         A task whose images cannot be had has no regions; where that holds for all there is no answer,
         so that Label Studio keeps nothing and asks again.
         """
-        found = [self._answer(task, data) for task, data in tasks]
+        found = [self._answer_or_none(task, data) for task, data in tasks]
         if all(answer is None for answer in found):
             return []
         nothing: dict[str, Any] = {"result": [], "score": 0, "model_version": self._version}
         return [answer or nothing for answer in found]
 
-    def _answer(self, task: int, data: Json) -> dict[str, Any] | None:
-        """The score of a task is that of its least sure object: the first to be looked at."""
+    def answer(self, task: int, data: Json) -> dict[str, Any]:
+        """The entry of one task; its score is that of its least sure object: the first to be looked at.
+
+        Raises InvalidRequest where the task has no image, the image errors, LabelStudioError, Busy,
+        AnnotatorNotReady and UnknownAnnotator.
+        """
         regions: list[dict[str, Any]] = []
         scores: list[float] = []
+        for to_name in self._config.images:
+            uris = self._config.image_uris(to_name, data)
+            for index, uri in enumerate(uris):
+                for label, prediction in self._annotated(task, uri):
+                    drawn = self._regions(label, prediction, to_name, index if len(uris) > 1 else None)
+                    regions += drawn
+                    scores += [prediction.score] if drawn else []
+        return {"result": regions, "score": min(scores, default=0), "model_version": self._version}
+
+    def _answer_or_none(self, task: int, data: Json) -> dict[str, Any] | None:
         try:
-            for to_name in self._config.images:
-                uris = self._config.image_uris(to_name, data)
-                for index, uri in enumerate(uris):
-                    for label, prediction in self._annotated(task, uri):
-                        drawn = self._regions(label, prediction, to_name, index if len(uris) > 1 else None)
-                        regions += drawn
-                        scores += [prediction.score] if drawn else []
+            return self.answer(task, data)
         except (Busy, AnnotatorNotReady, UnknownAnnotator):
             raise
         except ClickmaskError as error:
             log.info("%s: task %d is not pre-annotated: %s", TOOL, task, error)
             return None
-        return {"result": regions, "score": min(scores, default=0), "model_version": self._version}
 
     def _annotated(self, task: int, uri: str) -> list[tuple[str, Prediction]]:
         while True:

@@ -24,7 +24,7 @@ from clickmask_adapters.tools.label_studio import label_config, translate
 from clickmask_adapters.tools.label_studio.accepted import TOOL
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient, client_of
 from clickmask_adapters.tools.label_studio.label_config import LabelConfig
-from clickmask_adapters.tools.label_studio.preannotation import Preannotation
+from clickmask_adapters.tools.label_studio.preannotation import Preannotation, model_version
 
 log = logging.getLogger(__name__)
 
@@ -126,9 +126,8 @@ class Backend:
 
     def model_version(self, asked: Json) -> str:
         """Changes with what is served: Label Studio asks anew for predictions of another version."""
-        segmenter = self.segmenter(asked)
         served = self._served(asked)
-        return f"{segmenter}, {served[1]}" if served else segmenter
+        return model_version(self._workbench, _project(asked), served and served[1])
 
     def start_training(self, asked: Json) -> str:
         """The job that trains the project. Raises TrainingNotReady."""
