@@ -274,7 +274,7 @@ class Workbench:
 
         def look() -> Mask:
             mask = prediction.mask
-            self.store.remember_proposal(id, identity.digest, prompt, prediction)
+            self.store.remember_soon(id, identity.digest, prompt, prediction)
             return mask
 
         return Proposal(id, identity.digest, Prediction(look, prediction.score, prediction.segmenter))

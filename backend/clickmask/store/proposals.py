@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -13,7 +16,11 @@ from clickmask.store.database import Database
 from clickmask.store.schema import proposals
 from clickmask.types import Prediction, Prompt
 
+log = logging.getLogger(__name__)
+
 KEPT_PROPOSALS = 200_000
+MOST_PENDING = 4  # each may hold a mask of 50 MB
+GRACE = 0.05  # seconds in which the answer leaves first: two threads of Python hinder each other
 
 _INSERT = proposals.insert().returning(proposals.c.number)
 _FORGET = proposals.delete().where(proposals.c.number <= sa.bindparam("last"))
@@ -32,20 +39,44 @@ class RememberedProposal:
 
 
 class Proposals:
-    """The newest 200,000 are kept."""
+    """The newest 200,000 are kept. One thread writes them, so that no annotator waits for that."""
 
     _kept_proposals = KEPT_PROPOSALS
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._ordering = threading.Lock()
+        self._pending = 0
+        self._hurry = threading.Event()  # set while somebody waits for what is pending
+        self._room = threading.BoundedSemaphore(MOST_PENDING)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="proposals")
+        self._newest: Future[None] | None = None
+
+    def remember_soon(self, id: str, digest: str, prompt: Prompt, prediction: Prediction) -> None:  # noqa: A002
+        """Remember it after those before it; who looks for proposals finds it from now on.
+
+        Waits only while MOST_PENDING are unwritten. One that the database refuses is lost, which the
+        log says: the annotator has the mask.
+        """
+        if not self._room.acquire(blocking=False):
+            self._hurry.set()
+            self._room.acquire()
+        with self._ordering:
+            self._pending += 1
+            at = time.time()
+            self._newest = self._writer.submit(self._write, id, digest, prompt, prediction, at)
 
     def remember_proposal(self, id: str, digest: str, prompt: Prompt, prediction: Prediction) -> None:  # noqa: A002
+        """Remember it now. Raises StoreUnavailable."""
+        self._remember(id, digest, prompt, prediction, time.time())
+
+    def _remember(self, id: str, digest: str, prompt: Prompt, prediction: Prediction, at: float) -> None:  # noqa: A002
         rle = mask_to_rle(prediction.mask)
         height, width = rle["size"]
         pointed = {"foreground": prompt.foreground, "background": prompt.background, "box": prompt.box}
         row = {
             "id": id,
-            "created_at": time.time(),
+            "created_at": at,
             "digest": digest,
             "segmenter": prediction.segmenter,
             "score": prediction.score,
@@ -58,13 +89,42 @@ class Proposals:
             number = connection.execute(_INSERT, row).scalar_one()
             connection.execute(_FORGET, {"last": number - self._kept_proposals})
 
+    def _write(self, id: str, digest: str, prompt: Prompt, prediction: Prediction, at: float) -> None:  # noqa: A002
+        try:
+            self._hurry.wait(max(0.0, at + GRACE - time.time()))
+            self._remember(id, digest, prompt, prediction, at)
+        except Exception as error:  # noqa: BLE001 - nobody waits for the outcome, so it is said here
+            log.error("a proposal could not be remembered: %s", error)
+        finally:
+            with self._ordering:
+                self._pending -= 1
+                if not self._pending:
+                    self._hurry.clear()
+            self._room.release()
+
+    def _settle(self) -> None:
+        """Wait until all that were handed over are written: the thread takes them in turn."""
+        with self._ordering:
+            newest = self._newest
+            if self._pending:
+                self._hurry.set()
+        if newest:
+            wait([newest])
+
+    def _stop_writing(self) -> None:
+        """Once all is written."""
+        self._settle()
+        self._writer.shutdown()
+
     def proposal(self, id: str) -> RememberedProposal | None:  # noqa: A002
+        self._settle()
         with self._database.reading() as connection:
             row = connection.execute(_SELECT.where(proposals.c.id == id)).mappings().first()
         return _remembered(row) if row else None
 
     def proposals(self, digest: str) -> list[RememberedProposal]:
         """Those on one image, oldest first."""
+        self._settle()
         chosen = _SELECT.where(proposals.c.digest == digest).order_by(proposals.c.number)
         with self._database.reading() as connection:
             return [_remembered(row) for row in connection.execute(chosen).mappings()]
