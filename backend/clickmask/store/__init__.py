@@ -27,4 +27,6 @@ class Store(Proposals, Projects, Accepted, Splits, Progress):
         self._kept_proposals = kept_proposals
 
     def close(self) -> None:
+        """Write what is still to be remembered, and stop."""
+        self._stop_writing()
         self._database.close()
