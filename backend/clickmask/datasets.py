@@ -24,12 +24,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.errors import ClickmaskError, ImageUnknown, InvalidRequest
+from clickmask.errors import ImageUnknown, InvalidRequest
 from clickmask.images import DEFAULT_LIMITS, ImageLimits, decode_image
 from clickmask.labels import AcceptedLabel, LabelledImage, Unlabelled, geometry_to_json
 from clickmask.masks import mask_area, rle_to_mask
-from clickmask.near_duplicates import fingerprint, neighbouring_pairs
-from clickmask.sides import ENOUGH, HELD_OUT, SIDES, Placed, Side, choose_side, quarantined
+from clickmask.near_duplicates import neighbouring_pairs
+from clickmask.placing import place_images
+from clickmask.sides import ENOUGH, HELD_OUT, SIDES, Placed, Side, quarantined
 from clickmask.store import Store
 from clickmask.types import Size
 
@@ -104,38 +105,6 @@ class Dataset:
         return sum(sides) < ENOUGH or min(sides[1:]) < HELD_OUT
 
 
-def place_images(
-    store: Store, tool: str, project: str, pictures: Pictures, limits: ImageLimits = DEFAULT_LIMITS
-) -> dict[str, ClickmaskError]:
-    """Assign a side to each labelled image that has none, in the order in which they were accepted.
-
-    Nothing is trained on or measured before that. Images that are not kept, or cannot be read, are
-    returned with their errors, and get their side when they can.
-    """
-    known = {assigned.digest for assigned in store.sides(tool, project)}
-    images = {image.digest for image in store.images(tool, project)} - known
-    if not images:
-        return {}
-    labels = store.labels(tool, project)
-    since = {digest: float("inf") for digest in images}
-    for label in labels:
-        if label.image in since:
-            since[label.image] = min(since[label.image], label.accepted_at)
-    missing: dict[str, ClickmaskError] = {}
-    placed = _placed(store, tool, project, labels)
-    for digest in sorted(images, key=lambda image: (since[image], image)):
-        try:
-            shown = fingerprint(decode_image(pictures.read(digest), limits).pixels)
-        except ClickmaskError as error:
-            missing[digest] = error
-            continue
-        categories = frozenset(label.category for label in labels if label.image == digest)
-        side = choose_side(digest, shown, categories, placed)
-        assigned = store.assign_side(tool, project, digest, side, shown)
-        placed.append(Placed(digest, _side(assigned), shown, categories))
-    return missing
-
-
 def snapshot(
     store: Store,
     tool: str,
@@ -143,18 +112,19 @@ def snapshot(
     pictures: Pictures | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> Dataset:
-    """What counts now. Images that have no side yet get theirs first, by `place_images`.
+    """What counts now. Images that could get no side when they were accepted get theirs if they can now.
 
     Raises InvalidRequest for a project without an accepted annotation.
     """
-    place_images(store, tool, project, pictures or NoPictures(), limits)
+    files = pictures or NoPictures()
+    place_images(store, tool, project, lambda digest: decode_image(files.read(digest), limits).pixels)
     images, labels = store.images(tool, project), store.labels(tool, project)
     if not images:
         raise InvalidRequest(f"the {tool.replace('_', ' ')} project {project[:80]!r} has no accepted labels")
     return create_dataset(
         images,
         labels,
-        _placed(store, tool, project, labels),
+        store.sides(tool, project),
         tool=tool,
         project=project,
         declared=store.categories(tool, project),
@@ -240,26 +210,6 @@ def folds(dataset: Dataset, count: int = FOLDS) -> list[tuple[list[Sample], list
         return []
     named = [(fold, {sample.image for sample in fold}) for fold in held_out]
     return [([sample for sample in usable if sample.image not in out], fold) for fold, out in named]
-
-
-def _placed(store: Store, tool: str, project: str, labels: Iterable[AcceptedLabel]) -> list[Placed]:
-    categories: dict[str, set[str]] = {image.digest: set() for image in store.images(tool, project)}
-    for label in labels:
-        categories.setdefault(label.image, set()).add(label.category)
-    return [
-        Placed(
-            assigned.digest,
-            _side(assigned.side),
-            assigned.fingerprint,
-            frozenset(categories.get(assigned.digest, ())),
-            counts=assigned.digest in categories,
-        )
-        for assigned in store.sides(tool, project)
-    ]
-
-
-def _side(name: str) -> Side:
-    return next(side for side in SIDES if side == name)
 
 
 def _by_digest(images: Iterable[LabelledImage]) -> dict[str, list[LabelledImage]]:

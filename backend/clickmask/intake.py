@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from clickmask.errors import InvalidRequest
+from clickmask.errors import ImageUnknown, InvalidImage, InvalidRequest
 from clickmask.image_source import ImageIdentity, ImageSource
 from clickmask.kept_images import KeptImages, KeptStatus
 from clickmask.labels import (
@@ -22,8 +23,11 @@ from clickmask.labels import (
     rasterise,
 )
 from clickmask.masks import Rle, mask_to_rle
+from clickmask.placing import place_image
 from clickmask.store import Store
-from clickmask.types import ImageRef, Size
+from clickmask.types import ImageRef, Pixels, Size
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,23 @@ class Intake:
                 f"annotated as one of {_pixels(submission.size or image.size)}"
             )
         drawn = [(region, _rle(region, image.size)) for region in one_label_a_proposal(submission.regions)]
+        # Before the labels: a crash in between leaves a side that nothing is on, not labels without one.
+        self._place(submission, image, frozenset(region.category for region, _ in drawn))
         return self._store.accept(submission, image, drawn)
+
+    def _place(self, submission: Submission, image: ImageIdentity, categories: frozenset[str]) -> None:
+        try:
+            place_image(
+                self._store, submission.tool, submission.project, image.digest, categories, self._pixels
+            )
+        except (ImageUnknown, InvalidImage):  # there was no room to keep it: it gets a side when it is back
+            log.info("image %s has no side yet", image.digest[:8])
+
+    def _pixels(self, digest: str) -> Pixels:
+        try:
+            return self._images.load_digest(digest).pixels  # it was decoded just now, if it was fetched
+        except ImageUnknown:
+            return self._images.load_bytes(self._kept.read(digest)).pixels
 
     def _image(self, submission: Submission, tool: Accepting) -> ImageIdentity:
         """Fetched once: not again for another annotation of the task, nor after a restart."""

@@ -47,15 +47,20 @@ def fingerprint(pixels: Pixels) -> Fingerprint:
     return Fingerprint(np.packbits(bits).tobytes(), small.tobytes())
 
 
-def neighbours(one: Fingerprint, others: Sequence[Fingerprint]) -> list[int]:
-    """Indices of those of `others` that show nearly what `one` shows, most alike first."""
+def close(one: bytes, others: Sequence[bytes]) -> list[int]:
+    """Indices of those hashes of `others` that a neighbour of `one` may have."""
     if not others:
         return []
-    hashes = np.frombuffer(b"".join(other.hash for other in others), np.uint8).reshape(len(others), -1)
-    differing = hashes ^ np.frombuffer(one.hash, np.uint8)
+    hashes = np.frombuffer(b"".join(others), np.uint8).reshape(len(others), -1)
+    differing = hashes ^ np.frombuffer(one, np.uint8)
     distance = cast("NDArray[np.int64]", np.unpackbits(differing, axis=1).sum(axis=1))
-    close = [int(index) for index in np.flatnonzero(distance <= MOST_BITS)]
-    alike = sorted((-_correlation(one, others[index]), index) for index in close)
+    return [int(index) for index in np.flatnonzero(distance <= MOST_BITS)]
+
+
+def neighbours(one: Fingerprint, others: Sequence[Fingerprint]) -> list[int]:
+    """Indices of those of `others` that show nearly what `one` shows, most alike first."""
+    near = close(one.hash, [other.hash for other in others])
+    alike = sorted((-_correlation(one, others[index]), index) for index in near)
     return [index for negated, index in alike if -negated >= LEAST_CORRELATION]
 
 

@@ -10,7 +10,6 @@ in quarantine stays there.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,38 +26,43 @@ _SHARES: tuple[float, ...] = (0.70, 0.15, 0.15)
 
 @dataclass(frozen=True)
 class Placed:
-    """An image that has a side. One without labels now, of which all annotations were withdrawn, does
-    not count, but its neighbours follow it all the same."""
+    """An image that has a side, whether or not labels are on it now: its neighbours follow it anyway."""
 
     digest: str
     side: Side
     fingerprint: Fingerprint
-    categories: frozenset[str]
-    counts: bool = True
 
 
-def choose_side(
-    digest: str, fingerprint: Fingerprint, categories: frozenset[str], placed: Sequence[Placed]
-) -> Side:
-    """The side of its nearest neighbour in `placed`; of a picture unlike all of them, by the quotas.
+@dataclass(frozen=True)
+class Standing:
+    """What is on a side now: images that an annotation is on, and categories that their labels have."""
+
+    images: int = 0
+    categories: frozenset[str] = frozenset()
+
+
+def neighbouring_side(fingerprint: Fingerprint, placed: Sequence[Placed]) -> Side | None:
+    """The side of its nearest neighbour in `placed`; None for a picture unlike all of them."""
+    near = neighbours(fingerprint, [other.fingerprint for other in placed])
+    return placed[near[0]].side if near else None
+
+
+def choose_side(digest: str, categories: frozenset[str], standing: Mapping[Side, Standing]) -> Side:
+    """The side of a picture without neighbours that has labels of `categories`, by the quotas.
 
     Quotas are 70, 15 and 15 in a hundred, and from 16 images on 3 at least for validation and for
     test. Of the sides below theirs it is the one that lacks most of the image's `categories` (for a
     category's sake a side may be one image ahead, and training comes first), then the one furthest
     below, then one by the digest.
     """
-    near = neighbours(fingerprint, [other.fingerprint for other in placed])
-    if near:
-        return placed[near[0]].side
-    counting = [other for other in placed if other.counts]
-    images = Counter(other.side for other in counting)
-    seen = {side: set[str]().union(*(o.categories for o in counting if o.side == side)) for side in SIDES}
-    below = {side: quota - images[side] for side, quota in _quotas(len(counting) + 1).items()}
+    images = {side: standing[side].images for side in SIDES}
+    counting = sum(images.values())
+    below = {side: quota - images[side] for side, quota in _quotas(counting + 1).items()}
     needed: dict[Side, int] = {side: HELD_OUT - images[side] for side in SIDES[1:] if images[side] < HELD_OUT}
     candidates: list[Side]
-    lacking = {side: len(categories - seen[side]) for side in SIDES}
+    lacking = {side: len(categories - standing[side].categories) for side in SIDES}
     # The last images before the 16th, and any after it, go where the least number is not reached.
-    if needed and len(counting) + sum(needed.values()) >= ENOUGH:
+    if needed and counting + sum(needed.values()) >= ENOUGH:
         candidates = list(needed)
     else:
         candidates = [side for side in SIDES if below[side] > (-1 if lacking[side] else 0)]

@@ -35,10 +35,7 @@ LABELS = [
 
 def dataset(labels: list[AcceptedLabel] = LABELS, names: str = "abcd", **more: Any) -> Dataset:
     """The image "d" has no side."""
-    placed = [
-        Placed(digest_of(name), side, fingerprint(noise(ord(name))), frozenset())
-        for name, side in SIDES.items()
-    ]
+    placed = [Placed(digest_of(name), side, fingerprint(noise(ord(name)))) for name, side in SIDES.items()]
     return create_dataset(
         [labelled(name, task=str(number)) for number, name in enumerate(names, 1)],
         labels,

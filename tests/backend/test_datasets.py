@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clickmask.datasets import Dataset, Sample, class_map, create_dataset, folds, place_images, snapshot
+from clickmask.datasets import Dataset, Sample, class_map, create_dataset, folds, snapshot
 from clickmask.errors import InvalidRequest
 from clickmask.images import decode_image
 from clickmask.labels import AcceptedLabel, AnnotationDeleted, LabelledImage, ProjectDescribed, TaskDeleted
@@ -51,7 +51,7 @@ def picture(name: str) -> Pixels:
 
 
 def placed(name: str, side: Side) -> Placed:
-    return Placed(digest_of(name), side, fingerprint(picture(name)), frozenset())
+    return Placed(digest_of(name), side, fingerprint(picture(name)))
 
 
 def dataset(
@@ -167,24 +167,13 @@ def test_a_snapshot_of_the_store_says_what_the_project_says(store: Store) -> Non
     assert made.too_few
 
 
-def test_images_get_their_sides_in_the_order_in_which_they_were_accepted(store: Store) -> None:
-    for number, name in enumerate("dbca"):
-        submit(store, name, {"r": ("cell", SQUARE)}, task=name, at=1000 + number)
-    place_images(store, TOOL, PROJECT, kept("abcd"))
-    sides = {assigned.digest: assigned.side for assigned in store.sides(TOOL, PROJECT)}
-    assert sides[digest_of("d")] == "train"
-    assert {sides[digest_of("b")], sides[digest_of("c")]} == {"validation", "test"}
-    assert sides[digest_of("a")] == "train"
-
-
 def test_a_picture_that_is_not_at_hand_waits_for_its_side(store: Store) -> None:
     submit(store, "a", {"r": ("cell", SQUARE)}, task="1")
     pictures = kept("a")
     pictures.missing = {digest_of("a")}
-    assert list(place_images(store, TOOL, PROJECT, pictures)) == [digest_of("a")]
-    assert not snapshot(store, TOOL, PROJECT).samples[0].usable
+    assert not snapshot(store, TOOL, PROJECT, pictures).samples[0].usable
     pictures.missing = set()
-    assert place_images(store, TOOL, PROJECT, pictures) == {}
+    assert snapshot(store, TOOL, PROJECT, pictures).samples[0].side == "train"
     assert snapshot(store, TOOL, PROJECT).samples[0].side == "train"
 
 
@@ -264,22 +253,6 @@ def require_no_neighbours_across(made: Dataset, pictures: FilesInMemory) -> None
 
 def shown(pictures: FilesInMemory, sample: Sample) -> Fingerprint:
     return fingerprint(decode_image(pictures.files[sample.image]).pixels)
-
-
-def test_two_writers_at_once_agree_on_a_side(tmp_path: Path) -> None:
-    """Each decides by what it sees; the first to say so is believed, by the other one as well."""
-    one, other = Store(tmp_path / "store.sqlite"), Store(tmp_path / "store.sqlite")
-    submit(one, "a", {}, task="1")
-
-    class Meanwhile(FilesInMemory):
-        def read(self, digest: str) -> bytes:
-            other.assign_side(TOOL, PROJECT, digest, "test", fingerprint(picture("a")))
-            return super().read(digest)
-
-    place_images(one, TOOL, PROJECT, Meanwhile({"a": png(picture("a"))}))
-    assert snapshot(one, TOOL, PROJECT).samples[0].side == "test"
-    one.close()
-    other.close()
 
 
 def many(count: int) -> Dataset:

@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import base64
+import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from accepting import OTHER, TOOL, FakeTool, box, submitted
-from clickmask.errors import ImageUnavailable, InvalidRequest
+from clickmask.errors import ImageUnavailable, ImageUnknown, InvalidRequest, StoreUnavailable
 from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
+from clickmask.images import decode_image
 from clickmask.intake import Intake
 from clickmask.kept_images import KeptImages
 from clickmask.labels import (
     AnnotationDeleted,
     Brush,
+    Change,
     Polygon,
     ProjectDescribed,
     Region,
@@ -21,8 +26,10 @@ from clickmask.labels import (
     rasterise,
 )
 from clickmask.masks import mask_to_rle, rle_to_mask
+from clickmask.near_duplicates import fingerprint
 from clickmask.store import Store
 from drawn import disc
+from labelled import noise, png
 from pictures import SIZE
 
 
@@ -64,6 +71,100 @@ def test_the_image_is_kept_as_it_was_sent(
     (image,) = store.images(TOOL, "1")
     assert (image.name, image.size, image.task, image.item) == ("grey.png", SIZE, "1", 0)
     assert kept.read(image.digest)[:4] == b"\x89PNG"
+
+
+def test_an_image_has_its_side_as_soon_as_it_is_accepted(
+    store: Store, intake: Intake, tool: FakeTool, kept: KeptImages
+) -> None:
+    """Before anything was trained, measured or exported."""
+    assert not intake.take(ProjectDescribed(TOOL, "1", "Pets", ("cat",)), tool)
+    assert intake.take(submitted(box()), tool)
+    (image,) = store.images(TOOL, "1")
+    (placed,) = store.sides(TOOL, "1")
+    assert (placed.digest, placed.side) == (image.digest, "train")
+    assert placed.fingerprint == fingerprint(decode_image(kept.read(image.digest)).pixels)
+
+
+def test_a_skip_and_what_does_not_fit_get_no_side(store: Store, intake: Intake, tool: FakeTool) -> None:
+    intake.take(submitted(skipped=True), tool)
+    with pytest.raises(InvalidRequest):
+        intake.take(submitted(box(), annotation="2", size=(1, 1)), tool)
+    assert store.sides(TOOL, "1") == []
+
+
+def coarse(seed: int) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png(noise(seed))).decode()}"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_side_changes_whatever_is_accepted_later_in_whatever_order(
+    store: Store, intake: Intake, tool: FakeTool, seed: int
+) -> None:
+    rng = random.Random(seed)
+    events: list[Change] = [
+        submitted(
+            box(region=str(time), category=rng.choice(["cat", "dog"])),
+            annotation=str(number),
+            task=str(number),
+            at=float(time),
+            address=coarse(number),
+            size=None,
+            skipped=time == 2,
+        )
+        for number in range(20)
+        for time in (1, 2, 3)
+    ]
+    events += [TaskDeleted(TOOL, str(number)) for number in (3, 8)]
+    rng.shuffle(events)
+    first: dict[str, str] = {}
+    for event in events:
+        intake.take(event, tool)
+        for placed in store.sides(TOOL, "1"):
+            assert first.setdefault(placed.digest, placed.side) == placed.side
+        assert {image.digest for image in store.images(TOOL, "1")} <= first.keys()
+    assert Counter(first.values())["train"] >= 10
+    assert len(set(first.values())) == 3
+
+
+def test_an_image_that_there_was_no_room_for_gets_its_side_from_memory(
+    store: Store, tool: FakeTool, tmp_path: Path
+) -> None:
+    full = KeptImages(tmp_path / "full", 1, store.is_labelled)
+    Intake(store, ImageSource(Fetcher()), full).take(submitted(box()), tool)
+    assert len(store.sides(TOOL, "1")) == 1
+
+
+def test_an_image_that_is_known_but_not_at_hand_gets_its_side_when_it_is(
+    store: Store, tool: FakeTool, kept: KeptImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise ImageUnknown("gone")
+
+    intake = Intake(store, ImageSource(Fetcher()), kept)
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageSource, "load_digest", gone)
+        patched.setattr(KeptImages, "read", gone)
+        assert intake.take(submitted(box()), tool)
+    assert store.sides(TOOL, "1") == []
+    restarted = Intake(store, ImageSource(Fetcher()), kept)
+    assert restarted.take(submitted(box(), at=2.0), tool)
+    assert len(store.sides(TOOL, "1")) == 1
+    assert len(tool.located) == 1
+
+
+def test_a_side_that_cannot_be_stored_keeps_its_labels_waiting(
+    store: Store, intake: Intake, tool: FakeTool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise StoreUnavailable("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "assign_side", away)
+        with pytest.raises(StoreUnavailable):
+            intake.take(submitted(box()), tool)
+    assert store.labels(TOOL, "1") == []
+    assert intake.take(submitted(box()), tool)
+    assert len(store.sides(TOOL, "1")) == 1
 
 
 def test_an_image_is_fetched_once_for_all_annotations_also_after_a_restart(

@@ -5,6 +5,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clickmask.near_duplicates import Fingerprint
-from clickmask.sides import SIDES, Placed, Side, choose_side, quarantined
+from clickmask.sides import SIDES, Placed, Side, Standing, choose_side, neighbouring_side, quarantined
 
 
 @functools.cache
@@ -31,16 +32,33 @@ def digest(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
-def place(categories: Sequence[str], placed: Sequence[Placed] = (), number: int | None = None) -> Placed:
+@dataclass(frozen=True)
+class Labelled(Placed):
+    categories: frozenset[str] = frozenset()
+    counts: bool = True
+
+
+def choose(
+    name: str, shown: Fingerprint, categories: frozenset[str], placed: Sequence[Labelled | Placed]
+) -> Side:
+    """As an image gets its side; `Placed` alone are of no category."""
+    standing: dict[Side, Standing] = {}
+    for side in SIDES:
+        here = [i for i in placed if i.side == side and not (isinstance(i, Labelled) and not i.counts)]
+        seen = frozenset[str]().union(*(i.categories for i in here if isinstance(i, Labelled)))
+        standing[side] = Standing(len(here), seen)
+    return neighbouring_side(shown, placed) or choose_side(name, categories, standing)
+
+
+def place(categories: Sequence[str], placed: Sequence[Labelled] = (), number: int | None = None) -> Labelled:
     number = len(placed) if number is None else number
     names = frozenset(categories)
-    return Placed(
-        digest(number), choose_side(digest(number), unlike(number), names, placed), unlike(number), names
-    )
+    side = choose(digest(number), unlike(number), names, placed)
+    return Labelled(digest(number), side, unlike(number), names)
 
 
-def place_all(kinds: Sequence[Sequence[str]]) -> list[Placed]:
-    placed: list[Placed] = []
+def place_all(kinds: Sequence[Sequence[str]]) -> list[Labelled]:
+    placed: list[Labelled] = []
     for categories in kinds:
         placed.append(place(categories, placed))
     return placed
@@ -95,55 +113,54 @@ def test_a_class_that_is_seen_first_is_trained_on() -> None:
 def test_a_neighbour_follows_its_nearest_whatever_the_quotas() -> None:
     placed = place_all([["cell"]] * 40)
     held_out = next(image for image in placed if image.side == "test")
-    copies: list[Placed] = []
+    copies: list[Labelled] = []
     for number in range(100, 130):
         copy = flipped(held_out.fingerprint, number % 5)
-        side = choose_side(digest(number), copy, held_out.categories, [*placed, *copies])
-        copies.append(Placed(digest(number), side, copy, held_out.categories))
+        side = choose(digest(number), copy, held_out.categories, [*placed, *copies])
+        copies.append(Labelled(digest(number), side, copy, held_out.categories))
     assert {copy.side for copy in copies} == {"test"}
     assert quarantined([*placed, *copies]) == frozenset()
 
 
 def test_a_neighbour_follows_an_image_whose_labels_are_gone() -> None:
-    gone = Placed(digest(0), "test", unlike(0), frozenset(), counts=False)
-    assert choose_side(digest(1), unlike(0), frozenset(), [gone]) == "test"
+    gone = Labelled(digest(0), "test", unlike(0), frozenset(), counts=False)
+    assert choose(digest(1), unlike(0), frozenset(), [gone]) == "test"
     assert place([], [gone]).side == "train"  # it counts for nothing else
 
 
 @pytest.mark.parametrize("sides", [("train", "test"), ("validation", "test"), ("train", "validation")])
 def test_neighbours_on_two_sides_are_quarantined_and_nothing_else_is(sides: tuple[Side, Side]) -> None:
-    apart = [Placed(digest(n), side, unlike(0), frozenset()) for n, side in enumerate(sides)]
-    others = [Placed(digest(n), "train", unlike(n), frozenset()) for n in range(2, 9)]
-    together = Placed(digest(9), "train", unlike(8), frozenset())
+    apart = [Placed(digest(n), side, unlike(0)) for n, side in enumerate(sides)]
+    others = [Placed(digest(n), "train", unlike(n)) for n in range(2, 9)]
+    together = Placed(digest(9), "train", unlike(8))
     assert quarantined([*others, apart[0], together, apart[1]]) == {digest(0), digest(1)}
 
 
 def test_a_picture_between_two_sides_is_quarantined_with_the_one_that_it_did_not_follow() -> None:
     middle = unlike(0)
-    left = Placed(digest(1), "train", flipped(middle, 3), frozenset())
+    left = Placed(digest(1), "train", flipped(middle, 3))
     right = Placed(
         digest(2),
         "test",
         Fingerprint((int.from_bytes(middle.hash, "big") ^ 0b11110000).to_bytes(8, "big"), middle.thumbnail),
-        frozenset(),
     )
     assert quarantined([left, right]) == frozenset()
-    side = choose_side(digest(3), middle, frozenset(), [left, right])
-    late = Placed(digest(3), side, middle, frozenset())
+    side = choose(digest(3), middle, frozenset(), [left, right])
+    late = Placed(digest(3), side, middle)
     assert digest(3) in quarantined([left, right, late])
     assert len(quarantined([left, right, late])) == 2
 
 
 def test_ties_are_broken_by_the_digest_and_by_nothing_else() -> None:
-    first = Placed(digest(0), "train", unlike(0), frozenset({"cell"}))
-    sides = {choose_side(digest(n), unlike(n), frozenset({"cell"}), [first]) for n in range(1, 20)}
+    first = Labelled(digest(0), "train", unlike(0), frozenset({"cell"}))
+    sides = {choose(digest(n), unlike(n), frozenset({"cell"}), [first]) for n in range(1, 20)}
     assert sides == {"validation", "test"}
-    again = [choose_side(digest(5), unlike(n), frozenset({"cell"}), [first]) for n in range(5, 9)]
+    again = [choose(digest(5), unlike(n), frozenset({"cell"}), [first]) for n in range(5, 9)]
     assert len(set(again)) == 1
 
 
 def test_what_neighbours_crowded_into_training_is_made_up_for_by_the_next() -> None:
-    crowd = [Placed(digest(n), "train", unlike(n), frozenset({"cell"})) for n in range(30)]
+    crowd = [Labelled(digest(n), "train", unlike(n), frozenset({"cell"})) for n in range(30)]
     placed = list(crowd)
     for _ in range(6):
         placed.append(place(["cell"], placed))

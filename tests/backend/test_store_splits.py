@@ -4,6 +4,7 @@ from pathlib import Path
 
 from clickmask.labels import ProjectDescribed
 from clickmask.near_duplicates import fingerprint
+from clickmask.sides import Placed
 from clickmask.store import Store
 from drawn import scene
 
@@ -13,12 +14,15 @@ PRINT, OTHER = fingerprint(scene(seed=1).pixels), fingerprint(scene(seed=2).pixe
 def test_the_first_side_of_an_image_stays(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.sqlite")
     assert store.side_of("cvat", "1", "a") is None
-    assert store.assign_side("cvat", "1", "a", "test", PRINT) == "test"
-    assert store.assign_side("cvat", "1", "a", "train", OTHER) == "test"
-    assert store.assign_side("label_studio", "1", "a", "train", PRINT) == "train"
+    assert store.assign_side("cvat", "1", "a", "test", PRINT, known=0) == "test"
+    assert store.assign_side("cvat", "1", "a", "train", OTHER, known=1) == "test"
+    assert store.assign_side("label_studio", "1", "a", "train", PRINT, known=0) == "train"
     store.close()
     reopened = Store(tmp_path / "store.sqlite")
-    assert reopened.sides("cvat", "1") == [("a", "test", PRINT)]
+    assert reopened.sides("cvat", "1") == [Placed("a", "test", PRINT)]
+    assert reopened.sides("cvat", "1", among=["a", "b"]) == [Placed("a", "test", PRINT)]
+    assert reopened.sides("cvat", "1", among=["b"]) == []
+    assert reopened.hashes("cvat", "1") == [("a", PRINT.hash)]
     assert reopened.sides("cvat", "2") == []
     reopened.close()
 

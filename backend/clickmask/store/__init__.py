@@ -6,16 +6,17 @@ from pathlib import Path
 
 from clickmask.store.accepted import Accepted
 from clickmask.store.database import Database
+from clickmask.store.preannotations import Preannotated, Preannotations
 from clickmask.store.progress import Progress, SetAside
 from clickmask.store.projects import Project, Projects
 from clickmask.store.proposals import KEPT_PROPOSALS, Proposals, RememberedProposal
-from clickmask.store.splits import AssignedSide, Splits
+from clickmask.store.splits import Splits
 
-__all__ = ("AssignedSide", "Project", "RememberedProposal", "SetAside", "Store")
+__all__ = ("Preannotated", "Project", "RememberedProposal", "SetAside", "Store")
 
 
-class Store(Proposals, Projects, Accepted, Splits, Progress):
-    """Proposals, projects, accepted labels, sides of a split, and how far events were read.
+class Store(Proposals, Preannotations, Projects, Accepted, Splits, Progress):
+    """Proposals, pre-annotations, projects, accepted labels, sides of a split, and how far events were read.
 
     `where` is the path of an SQLite file, or the URL of a database that SQLAlchemy knows
     (`postgresql+psycopg://…`). For any thread, and for several processes at once. Migrations run
