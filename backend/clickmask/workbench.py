@@ -6,7 +6,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -134,6 +134,25 @@ class Workbench:
         log.info(
             "%s: image %s, %s, %d objects in %.1f s", tool, image.digest[:8], annotator, len(found), seconds
         )
+        return found
+
+    def preannotate(
+        self,
+        ref: ImageRef,
+        annotator: str,
+        tool: str,
+        wanted: Callable[[str, Prediction], bool] = lambda label, prediction: True,
+    ) -> list[tuple[str, Proposal]]:
+        """As `annotate`, of what is `wanted`: people will see it, so it is remembered. It may raise
+        StoreUnavailable too."""
+        digest = self.images.identify(ref).digest
+        found = [
+            (label, Proposal(secrets.token_urlsafe(12), digest, prediction))
+            for label, prediction in self.annotate(ref, annotator, tool)
+            if wanted(label, prediction)
+        ]
+        shown = [(each.id, label, each.prediction) for label, each in found]
+        self.store.remember_preannotated(digest, annotator, shown)
         return found
 
     def prepare(self, ref: ImageRef, segmenter: str | None = None) -> bool:

@@ -29,7 +29,7 @@ def prediction(mask: Mask, score: float = 0.5) -> Prediction:
 
 
 def detections(mask: Mask, **stored: Any) -> list[dict[str, Any]]:
-    answer = orjson.loads(translate.detector_reply([("cat", prediction(mask))], 0.0, 0.98))
+    answer = orjson.loads(translate.detector_reply([("cat", prediction(mask))], 0.98))
     return stored_shapes(answer, ["cat"], mask.shape, **stored)
 
 
@@ -57,7 +57,7 @@ def test_detections_can_always_be_stored(mask: Mask) -> None:
 def test_the_parts_of_one_object_share_a_group_and_others_do_not() -> None:
     apart, whole = drawn.two_parts(), drawn.disc()
     found = [("cat", prediction(apart)), ("cat", prediction(whole)), ("dog", prediction(apart))]
-    answer = orjson.loads(translate.detector_reply(found, 0.0, 0.98))
+    answer = orjson.loads(translate.detector_reply(found, 0.98))
     groups = [item.get("group_id") for item in answer]
     assert groups == [1, 1, None, 3, 3]
 
@@ -76,7 +76,7 @@ def test_crumbs_are_left_out_and_a_mask_of_crumbs_keeps_the_largest() -> None:
 
 def test_empty_masks_are_left_out_of_every_answer() -> None:
     empty = prediction(drawn.empty())
-    assert translate.detector_reply([("cat", empty)], 0.0, 0.98) == b"[]"
+    assert translate.detector_reply([("cat", empty)], 0.98) == b"[]"
     assert translate.shapes_reply([empty]) == b'{"shapes":[]}'
 
 
@@ -96,7 +96,7 @@ def test_outlines_are_as_good_as_was_asked() -> None:
     mask = drawn.ellipse((300, 400), (200, 150), (120, 60), 30)
     lengths = []
     for min_iou in (0.9, 0.98, 0.995):
-        (item,) = orjson.loads(translate.detector_reply([("cat", prediction(mask))], 0.0, min_iou))
+        (item,) = orjson.loads(translate.detector_reply([("cat", prediction(mask))], min_iou))
         outline = np.array(item["points"]).reshape(-1, 2)
         assert mask_iou(polygons_to_mask([outline], mask.shape), mask) >= min_iou
         lengths.append(len(outline))
@@ -109,7 +109,7 @@ def test_parts_are_cropped_to_their_own_boxes() -> None:
     for row in range(8):
         for column in range(10):
             mask[row * 370 + 20 : row * 370 + 60, column * 390 + 20 : column * 390 + 60] = True
-    found = orjson.loads(translate.detector_reply([("cat", prediction(mask))], 0.0, 0.98))
+    found = orjson.loads(translate.detector_reply([("cat", prediction(mask))], 0.98))
     assert len(found) == 80 and {len(item["mask"]) for item in found} == {40 * 40 + 4}
 
 

@@ -21,14 +21,15 @@ from clickmask.errors import ImageUnavailable
 from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
 from clickmask.inbox import Inbox
+from clickmask.masks import rle_to_mask
 from clickmask.store import Store
 from clickmask.training.serving import ProjectModels
 from clickmask.types import ImageRef
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_app
 from clickmask_adapters.settings import Settings
+from clickmask_adapters.tools.label_studio import accepted, label_config, preannotation
 from clickmask_adapters.tools.label_studio import client as label_studio_client
-from clickmask_adapters.tools.label_studio import preannotation
 from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
 from conftest import OneSegmenter
 from drawn import disc, rectangle
@@ -144,6 +145,24 @@ def test_polygons_are_drawn_where_there_is_no_brush(http: TestClient, models: Pr
     only = XML.replace("BrushLabels", "RectangleLabels")
     (found,) = predict(http, address(), xml=only)
     assert [region["type"] for region in found["result"]] == ["polygonlabels"]
+
+
+def test_what_is_shown_is_remembered_under_the_ids_of_its_regions(
+    http: TestClient, models: ProjectModels, workbench: Workbench
+) -> None:
+    serve(models)
+    uri = address()
+    (found,) = predict(http, uri, xml=XML.replace('<Label value="nucleus"/>', ""))
+    (region,) = found["result"]
+    (drawn,) = workbench.store.preannotated(
+        workbench.identify(ImageRef(uri)).digest
+    )  # no nucleus: it is not shown
+    assert (f"{drawn.id}-0", "cell", "unet:label_studio-1") == (region["id"], drawn.label, drawn.annotator)
+    np.testing.assert_array_equal(rle_to_mask(drawn.rle), CELL)
+    annotation = {"id": 5, "result": found["result"], "updated_at": "2026-11-22T10:00:00Z", "project": 1}
+    task = {"id": 1, "project": 1, "data": {"image": uri}}
+    (submission,) = accepted.submissions(annotation, task, label_config.parse(XML))
+    assert [each.proposal for each in submission.regions] == [drawn.id]
 
 
 def test_a_damaged_model_is_no_reason_not_to_answer(http: TestClient, models: ProjectModels) -> None:

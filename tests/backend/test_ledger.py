@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clickmask.ledger import Entry, match, read, sessions, summarise
+from clickmask.ledger import Entry, match, read, summarise
 from clickmask.masks import mask_to_rle
-from clickmask.store import RememberedProposal, Store
+from clickmask.pairing import sessions
+from clickmask.store import Preannotated, RememberedProposal, Store
 from clickmask.types import Mask, Point, Prediction, Prompt
 from drawn import disc, rectangle
 from labelled import PROJECT, SIZE, TOOL, accepted, brush, digest_of, submit
@@ -245,3 +246,69 @@ def test_the_ledger_of_a_project_is_read_from_the_store(store: Store) -> None:
     store.remember_proposal("3", digest_of("c"), Prompt(foreground=(A,)), Prediction(LEFT, 0.9, "disc"))
     (summary,) = summarise(read(store, TOOL, PROJECT))
     assert (summary.objects, summary.untouched, summary.unassisted, summary.rejected) == (2, 1, 1, 2)
+
+
+def preannotated(name: str, mask: Mask, batch: str = "first", at: float = 100.0) -> Preannotated:
+    return Preannotated(name, batch, at, "unet:label_studio-7", "cell", 0.9, mask_to_rle(mask))
+
+
+def outcomes(entries: Sequence[Entry]) -> list[tuple[str, str]]:
+    return [(entry.outcome, entry.segmenter) for entry in entries]
+
+
+def test_what_a_model_drew_is_judged_as_a_session_without_a_click() -> None:
+    drawn = [
+        preannotated("kept", LEFT),
+        preannotated("changed", RIGHT),
+        preannotated("thrown away", LEFT | RIGHT),
+    ]
+    labels = [
+        accepted("a", LEFT, region="kept-0", proposal="kept"),
+        accepted("a", shrunk(RIGHT, 4), region="changed-0", proposal="changed"),
+    ]
+    found = match([], labels, True, drawn)
+    model = "unet:label_studio-7"
+    assert outcomes(found) == [("untouched", model), ("edited", model), ("rejected", model)]
+    assert [entry.clicks for entry in found] == [0, 0, 0]
+
+
+def test_a_tool_that_keeps_no_ids_is_asked_by_overlap() -> None:
+    found = match(
+        [], [accepted("a", shrunk(LEFT, 2))], True, [preannotated("1", LEFT), preannotated("2", RIGHT)]
+    )
+    assert [entry.outcome for entry in found] == ["edited", "rejected"]
+
+
+def test_clicks_go_on_with_no_object_that_a_model_drew() -> None:
+    found = match(
+        [proposal("1", RIGHT)], [accepted("a", RIGHT, proposal="1")], True, [preannotated("2", LEFT)]
+    )
+    assert outcomes(found) == [("untouched", "disc"), ("rejected", "unet:label_studio-7")]
+    assert found[0].clicks == 1
+
+
+def test_what_another_look_replaced_is_not_rejected() -> None:
+    looks = [
+        preannotated("1", LEFT, "first"),
+        preannotated("2", LEFT, "second", at=200.0),
+        preannotated("3", RIGHT, "second", at=200.0),
+        preannotated("4", RIGHT, "after it was submitted", at=5000.0),
+    ]
+    found = match([], [accepted("a", LEFT, proposal="2", at=1000.0)], True, looks)
+    assert [entry.outcome for entry in found] == ["untouched", "rejected", "open"]
+    # What was accepted of an earlier look was.
+    found = match([], [accepted("a", LEFT, proposal="1", at=1000.0)], True, looks)
+    assert [entry.outcome for entry in found] == ["untouched", "rejected", "rejected", "open"]
+
+
+def test_a_projects_entries_know_what_its_model_drew(store: Store) -> None:
+    store.remember_preannotated(
+        digest_of("a"),
+        "unet",
+        [("kept", "cell", Prediction(LEFT, 0.9, "unet")), ("gone", "cell", Prediction(RIGHT, 0.8, "unet"))],
+    )
+    submit(store, "a", {"kept": ("cell", brush(LEFT))}, task="1", at=time.time(), proposals=["kept"])
+    (of_model,) = summarise(read(store, TOOL, PROJECT), "segmenter")[1:] or summarise(
+        read(store, TOOL, PROJECT), "segmenter"
+    )
+    assert (of_model.name, of_model.untouched, of_model.rejected) == ("unet", 1, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD = "0002"
+HEAD = "0003"
 
 metadata = sa.MetaData()
 
@@ -18,6 +18,23 @@ proposals = sa.Table(
     sa.Column("segmenter", sa.Text, nullable=False),
     sa.Column("score", sa.Double, nullable=False),
     sa.Column("prompt", sa.Text, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("counts", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+preannotated = sa.Table(
+    "preannotated",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("batch", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False, index=True),
+    sa.Column("annotator", sa.Text, nullable=False),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("score", sa.Double, nullable=False),
     sa.Column("height", sa.Integer, nullable=False),
     sa.Column("width", sa.Integer, nullable=False),
     sa.Column("counts", sa.Text, nullable=False),

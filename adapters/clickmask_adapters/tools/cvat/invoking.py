@@ -56,8 +56,11 @@ class Invoker:
         return translate.shapes_reply(found) if shapes else translate.dense_reply(found, size)
 
     def _detections(self, ref: ImageRef, least_score: float, annotator: str) -> bytes:
-        found = self._workbench.annotate(ref, annotator, tool=TOOL)
-        return translate.detector_reply(found, least_score, self._min_iou)
+        made = self._workbench.preannotate(
+            ref, annotator, TOOL, lambda _, prediction: prediction.score >= least_score
+        )
+        found = [(label, proposal.prediction) for label, proposal in made]
+        return translate.detector_reply(found, self._min_iou)
 
     def _embedding(self, ref: ImageRef, segmenter: str) -> bytes:
         embedding = self._workbench.embedding(ref, segmenter)

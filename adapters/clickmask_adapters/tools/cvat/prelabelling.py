@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clickmask.errors import Busy, ImageRefused, ImageUnavailable, InvalidImage
-from clickmask.types import ImageRef, Prediction
+from clickmask.types import Prediction
 from clickmask.workbench import Workbench
 from clickmask_adapters.prelabelling import Prelabelled, require_trained
 from clickmask_adapters.settings import Settings
@@ -15,7 +15,7 @@ from clickmask_adapters.tools.cvat.accepted import Frame, JobContent, frame_addr
 from clickmask_adapters.tools.cvat.client import CvatClient, CvatError, client_of
 from clickmask_adapters.tools.cvat.events import TOOL
 from clickmask_adapters.tools.cvat.pulling import container_of
-from clickmask_adapters.tools.cvat.shapes import drawable, shapes
+from clickmask_adapters.tools.cvat.shapes import Drawable, drawable, shapes
 
 Json = Mapping[str, Any]
 
@@ -70,14 +70,15 @@ class _Job:
         for frame in wanted:
             left -= 1
             try:
-                found = self._found(number, frame)
+                found = self._found(number, frame, labels)
             except (InvalidImage, ImageRefused, ImageUnavailable) as error:
                 sentence = f"job {number}, frame {frame.number}: {error}"
                 yield Prelabelled(later + left, images=1, left_out=(sentence,))
                 continue
-            drawn += shapes(found, frame.number, labels, objects + 1, self._min_iou)
-            objects += sum(label in labels for label, _ in found)
             without |= {label for label, _ in found} - labels.keys()
+            found = [each for each in found if each[0] in labels]
+            drawn += shapes(found, frame.number, labels, objects + 1, self._min_iou)
+            objects += len(found)
             yield Prelabelled(later + left, images=1)
         yield self._upload(number, later, drawn, objects, without)
 
@@ -93,13 +94,22 @@ class _Job:
             self._client.add_shapes(number, drawn)
         return Prelabelled(later, containers=1, objects=objects, left_out=left_out)
 
-    def _found(self, job: int, frame: Frame) -> list[tuple[str, Prediction]]:
+    def _found(self, job: int, frame: Frame, labels: Mapping[str, Drawable]) -> list[tuple[str, Prediction]]:
+        """Everything; what has no label to be drawn with is not remembered as shown."""
         # Asked for each time: another model may have been promoted since the one before.
         annotator, _ = require_trained(self._workbench, TOOL, self._project)
-        ref: ImageRef = self._client.image_ref(frame_address(job, frame.number))
+        ref = self._client.image_ref(frame_address(job, frame.number))
+        missing: list[tuple[str, Prediction]] = []
+
+        def can_be_drawn(label: str, prediction: Prediction) -> bool:
+            if label not in labels:
+                missing.append((label, prediction))
+            return label in labels
+
         while True:
             try:
-                return self._workbench.annotate(ref, annotator, TOOL)
+                made = self._workbench.preannotate(ref, annotator, TOOL, can_be_drawn)
+                return [(label, each.prediction) for label, each in made] + missing
             except Busy as error:
                 time.sleep(error.retry_after)
 

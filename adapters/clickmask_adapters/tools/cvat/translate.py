@@ -110,7 +110,7 @@ def dense_reply(found: Sequence[Prediction], size: Size) -> memoryview:
     return mask_to_dense_reply(mask)
 
 
-def detector_reply(found: Sequence[tuple[str, Prediction]], least_score: float, min_iou: float) -> bytes:
+def detector_reply(found: Sequence[tuple[str, Prediction]], min_iou: float) -> bytes:
     """Each connected part as a mask and as a polygon: CVAT takes the polygon where the task wants one.
 
     The parts of one object share a group. What is empty, or has no outline, is left out: CVAT stores an
@@ -119,8 +119,6 @@ def detector_reply(found: Sequence[tuple[str, Prediction]], least_score: float, 
     """
     items: list[dict[str, Any]] = []
     for number, (label, prediction) in enumerate(found, 1):
-        if prediction.score < least_score:
-            continue
         parts = [
             {
                 "confidence": _confidence(prediction),

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clickmask.errors import AnnotatorNotReady, Busy, ClickmaskError, InvalidRequest, UnknownAnnotator
-from clickmask.types import Prediction, Size
-from clickmask.workbench import Workbench
+from clickmask.types import Prediction
+from clickmask.workbench import Proposal, Workbench
 from clickmask_adapters.tools.label_studio import translate
 from clickmask_adapters.tools.label_studio.accepted import TOOL
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
-from clickmask_adapters.tools.label_studio.label_config import LabelConfig
+from clickmask_adapters.tools.label_studio.label_config import Answer, LabelConfig
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +68,10 @@ class Preannotation:
         for to_name in self._config.images:
             uris = self._config.image_uris(to_name, data)
             for index, uri in enumerate(uris):
-                for label, prediction in self._annotated(task, uri):
-                    drawn = self._regions(label, prediction, to_name, index if len(uris) > 1 else None)
-                    regions += drawn
-                    scores += [prediction.score] if drawn else []
+                place = index if len(uris) > 1 else None
+                for label, proposal in self._annotated(task, uri, to_name):
+                    regions += self._regions(label, proposal, to_name, place)
+                    scores.append(proposal.prediction.score)
         return {"result": regions, "score": min(scores, default=0), "model_version": self._version}
 
     def _answer_or_none(self, task: int, data: Json) -> dict[str, Any] | None:
@@ -84,26 +83,31 @@ class Preannotation:
             log.info("%s: task %d is not pre-annotated: %s", TOOL, task, error)
             return None
 
-    def _annotated(self, task: int, uri: str) -> list[tuple[str, Prediction]]:
+    def _annotated(self, task: int, uri: str, to_name: str) -> list[tuple[str, Proposal]]:
+        def can_be_drawn(label: str, prediction: Prediction) -> bool:
+            return self._control(label, to_name) is not None
+
         while True:
             try:
                 ref = self._client.image_ref(task, uri)
-                return self._workbench.annotate(ref, self._annotator, TOOL)
+                return self._workbench.preannotate(ref, self._annotator, TOOL, can_be_drawn)
             except Busy as error:
                 if time.monotonic() + error.retry_after > self._until:
                     raise
                 time.sleep(error.retry_after)
 
-    def _regions(
-        self, label: str, prediction: Prediction, to_name: str, item_index: int | None
-    ) -> list[dict[str, Any]]:
-        """Drawn with the first control that has the label: an object is one object."""
+    def _control(self, label: str, to_name: str) -> Answer | None:
+        """The first that has the label: an object is one object."""
         try:
-            answers = self._config.answers(to_name, "", [label])
+            return self._config.answers(to_name, "", [label])[0]
         except InvalidRequest as error:
             log.info("%s: %s is not shown: %s", TOOL, label, error)
-            return []
-        height, width = prediction.mask.shape
-        size: Size = (height, width)
-        asked = translate.Request(None, size, to_name, tuple(answers[:1]), 0, item_index)
-        return translate.regions(secrets.token_urlsafe(8), prediction, asked, self._min_iou).json
+            return None
+
+    def _regions(
+        self, label: str, proposal: Proposal, to_name: str, item_index: int | None
+    ) -> list[dict[str, Any]]:
+        answer = self._control(label, to_name)
+        height, width = proposal.prediction.mask.shape
+        asked = translate.Request(None, (height, width), to_name, (answer,) if answer else (), 0, item_index)
+        return translate.regions(proposal.id, proposal.prediction, asked, self._min_iou).json
