@@ -52,6 +52,7 @@ def save_and_promote(folder: Path, weight: float, death: int | None = None) -> N
         _die_at(death)
     kept = Models(folder)
     kept.promote(kept.save(draft(weight)).id)
+    kept.prune(newest=2)
 
 
 def _die_at(death: int) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -140,6 +142,62 @@ def test_writers_wait_for_each_other(kept: Models) -> None:
     for thread in threads:
         thread.join(30)
     assert [each.id[:4] for each in kept.versions()] == ["0001", "0002", "0003", "0004"]
+
+
+def test_old_versions_are_pruned_but_not_those_that_are_needed(kept: Models) -> None:
+    saved = [kept.save(draft(1.0)).id]
+    kept.promote(saved[0])
+    for weight in range(2, 5):
+        saved.append(kept.save(draft(float(weight))).id)
+        kept.promote(saved[-1])
+    served = kept.served()
+    assert served and served.parent == saved[2]
+    saved += [kept.save(draft(float(weight))).id for weight in range(5, 8)]
+    assert kept.prune(newest=2) == [*saved[:2], saved[4]]
+    assert [each.id for each in kept.versions()] == [saved[2], saved[3], *saved[5:]]
+    assert kept.prune(newest=2) == []
+    assert not list((kept.folder / "versions").glob(".aside*"))
+    assert kept.roll_back().id == saved[2]
+    with pytest.raises(UnknownModel, match="no other model was served before"):
+        kept.roll_back()
+    assert kept.save(draft(9.0)).id.startswith("0008")
+
+
+def test_what_a_rollback_leads_to_and_what_is_damaged_is_pruned_with_care(kept: Models) -> None:
+    first, second, third = (kept.save(draft(weight)) for weight in (1.0, 2.0, 3.0))
+    for each in (first, third, second):
+        kept.promote(each.id)
+    (first.path / models.MANIFEST).unlink()
+    assert kept.prune(newest=1) == [first.id]
+    assert kept.roll_back() == third, "it was no parent of the second"
+    (third.path / models.MANIFEST).write_text("{")
+    assert kept.prune(newest=1) == [second.id]
+    assert kept.serves
+
+
+def test_a_version_that_is_being_opened_is_not_pruned(kept: Models) -> None:
+    saved = [kept.save(draft(weight)) for weight in (1.0, 2.0, 3.0)]
+    kept.promote(saved[0].id)
+    with kept.opening() as opened:
+        assert opened == saved[0]
+        (kept.folder / "served.json").write_text(json.dumps({"served": saved[1].id, "before": []}))
+        assert Models(kept.folder).prune(newest=1) == []
+        whole(opened)
+    assert kept.prune(newest=1) == [saved[0].id]
+
+
+def test_what_is_opened_follows_the_pointer_when_its_version_is_pruned(
+    kept: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with kept.opening() as nothing:
+        assert nothing is None
+    first, second = kept.save(draft()), kept.save(draft(3.0))
+    kept.promote(second.id)
+    shutil.rmtree(first.path)
+    answers = iter([first, second])
+    monkeypatch.setattr(kept, "served", lambda: next(answers))
+    with kept.opening() as opened:
+        assert opened == second
 
 
 # --- kill -9

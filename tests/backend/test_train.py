@@ -184,3 +184,25 @@ def test_names_of_projects_are_names_of_folders() -> None:
     assert folder_name("cvat", "task-12") == "cvat-task-12"
     odd = folder_name("cvat", "../a~b/c d%.")
     assert odd == "cvat-.2E.2E.2Fa.7Eb.2Fc.20d.25.2E"
+
+
+def test_a_served_model_that_is_damaged_is_replaced(dataset: Dataset, models: Models, tmp_path: Path) -> None:
+    first = train.train(dataset, models, QUICK, tmp_path / "a.pt")
+    assert first
+    models.promote(first.version.id)
+    first.version.network.write_bytes(b"no network")
+    second = train.train(dataset, models, replace(PLAN, steps=40), tmp_path / "b.pt")
+    assert second and second.decision.promoted
+    assert second.decision.reason.startswith("promoted: the first of its kind")
+
+
+def test_trainings_leave_the_newest_versions(
+    dataset: Dataset, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Models.prune, "__defaults__", (1,))
+    made = [train.train(dataset, models, replace(QUICK, seed=seed), tmp_path / "a.pt") for seed in range(3)]
+    served = models.served()
+    names = {each.id for each in models.versions()}
+    assert made[2] and made[2].version.id in names
+    assert len(names) <= 2
+    assert served is None or served.id in names

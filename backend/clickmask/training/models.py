@@ -5,7 +5,8 @@
 
 A version is written aside, each file flushed to the disk, loaded, compared with its golden answers,
 and only then renamed into place; it never changes after that. `served.json` is replaced at once.
-So whoever reads finds the old model or the new one, wherever a writer was killed.
+So whoever reads finds the old model or the new one, wherever a writer was killed. Old versions are
+renamed aside before they are removed, and one that is being opened (see `opening`) stays.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import logging
 import os
 import shutil
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -38,6 +39,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 MANIFEST, WEIGHTS, NETWORK, GOLDEN = "manifest.json", "weights.safetensors", "network.onnx", "golden.npz"
 PACKAGES = ("clickmask", "numpy", "onnx", "onnxruntime", "safetensors", "torch")
+KEPT = 5  # versions that stay for being the newest ones
 TOLERANCE = 1e-3  # of logits: what runtimes differ by is a hundredth of it, a wrong weight more
 
 _ASIDE = ".aside-"
@@ -137,6 +139,24 @@ class Models:
         identifier, _ = self._served()
         return None if identifier is None else self.version(identifier)
 
+    @contextmanager
+    def opening(self) -> Generator[ModelVersion | None]:
+        """As `served`, of a version that is not pruned before the context ends."""
+        while True:
+            version = self.served()
+            if version is None:
+                yield None
+                return
+            try:
+                lock = (version.path / MANIFEST).open("rb")
+            except FileNotFoundError:
+                continue  # it was replaced, and pruned, since the pointer was read
+            with lock:
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                if version.path.is_dir():
+                    yield version
+                    return
+
     @property
     def serves(self) -> bool:
         """Whether a version was promoted, be it damaged or not."""
@@ -147,6 +167,7 @@ class Models:
         promoted = self.version(identifier)
         verify(promoted)
         with self._locked():
+            self.version(identifier)  # nobody has pruned it meanwhile
             current, before = self._served()
             if identifier != current:
                 self._serve(identifier, [*before, *([current] if current else [])])
@@ -162,6 +183,40 @@ class Models:
             verify(earlier)
             self._serve(earlier.id, before[:-1])
         return earlier
+
+    def prune(self, newest: int = KEPT) -> list[str]:
+        """Remove old versions; which they were.
+
+        What stays: the one that is served, its parent, the one that a rollback leads to, the
+        `newest` ones (at least 1), and what is being opened.
+        """
+        with self._locked():
+            current, before = self._served()
+            names = sorted(folder.name for folder in self._folders())
+            stay = {current, *before[-1:], *names[-newest:]}
+            with suppress(ModelDamaged, UnknownModel):
+                stay.add(self.version(current).parent if current else None)
+            if current and not stay.issuperset(before):
+                self._serve(current, [name for name in before if name in stay])
+            gone = [name for name in names if name not in stay and self._set_aside(name)]
+            self._remove_leftovers()
+        return gone
+
+    def _set_aside(self, name: str) -> bool:
+        """Whether it could be, as nobody opens it."""
+        folder = self._versions / name
+        try:
+            lock = (folder / MANIFEST).open("rb")
+        except FileNotFoundError:  # damaged
+            folder.rename(self._versions / (_ASIDE + name))
+            return True
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            folder.rename(self._versions / (_ASIDE + name))
+        return True
 
     def _served(self) -> tuple[str | None, list[str]]:
         try:

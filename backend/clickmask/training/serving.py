@@ -96,15 +96,15 @@ class ProjectModels:
 
         Raises AnnotatorNotReady where nothing is, ModelDamaged and SegmenterNotReady.
         """
-        version = self.named(name).served()
-        if version is None:
-            raise AnnotatorNotReady(f"no model of {name} was trained yet")
-        with self._lock:
-            path, labeller = self._opened.get(name, (None, None))
-            if labeller is None or path != version.path:
-                labeller = open_labeller(version.network, self._threads)
-                self._opened[name] = version.path, labeller
-        return version, labeller
+        with self.named(name).opening() as version:
+            if version is None:
+                raise AnnotatorNotReady(f"no model of {name} was trained yet")
+            with self._lock:
+                path, labeller = self._opened.get(name, (None, None))
+                if labeller is None or path != version.path:
+                    labeller = open_labeller(version.network, self._threads)
+                    self._opened[name] = version.path, labeller
+            return version, labeller
 
 
 def folder_name(tool: str, project: str) -> str:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from clickmask.datasets import Dataset, Sample, class_map
-from clickmask.errors import InvalidRequest
+from clickmask.errors import InvalidRequest, ModelDamaged, SegmenterNotReady
 from clickmask.images import DEFAULT_LIMITS, ImageLimits, decode_image
 from clickmask.metrics import LabelMap
 from clickmask.reports import Measured, measure
@@ -139,6 +139,7 @@ def train(
     version = models.save(_draft(provenance, network, exported, dataset, sides["validation"][0], limits))
     if decision.promoted:
         models.promote(version.id)
+    models.prune()
     checkpoint.unlink(missing_ok=True)
     return Trained(version, decision)
 
@@ -234,13 +235,18 @@ def _measure_served(
     dataset: Dataset, samples: Sequence[Sample], models: Models, limits: ImageLimits, beat: Beat
 ) -> tuple[Measured | None, set[str]]:
     """Of the model in service, and the categories that it knows too; what else it finds is background."""
-    served = models.served()
-    if served is None:
+    try:
+        with models.opening() as served:
+            if served is None:
+                return None, set()
+            labeller = open_labeller(served.network)
+    except (ModelDamaged, SegmenterNotReady) as error:  # any model is better than one that cannot run
+        log.error("%s", error)
         return None, set()
     theirs = served.provenance.categories
     places = {category: number for number, category in enumerate(dataset.categories, 1)}
     numbers = np.array([0, *(places.get(category, 0) for category in theirs)], np.uint8)
-    measured = _measure(dataset, samples, open_labeller(served.network), limits, beat, numbers)
+    measured = _measure(dataset, samples, labeller, limits, beat, numbers)
     return measured, set(theirs) & set(dataset.categories)
 
 
