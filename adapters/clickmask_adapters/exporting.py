@@ -25,6 +25,8 @@ from clickmask.dataset_statistics import count
 from clickmask.datasets import Dataset, Pictures, snapshot
 from clickmask.errors import Busy, ExportFailed, ExportTooLarge, InvalidRequest
 from clickmask.images import ImageLimits
+from clickmask.reports import report_to_json
+from clickmask.segmenter_reports import measure_segmenters
 from clickmask.store import Store
 from clickmask.workbench import Workbench
 from clickmask_adapters import exports
@@ -55,6 +57,11 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
     def assist(tool: str, project: str) -> Response:
         require_project(workbench.store, tool, project)
         return _json(assistance(workbench.store, tool, project))
+
+    @routes.get("/segmenters", summary="What was proposed, measured against what was accepted")
+    def segmenters(tool: str, project: str) -> Response:
+        require_project(workbench.store, tool, project)
+        return _json(proposal_reports(workbench.store, tool, project))
 
     @routes.get("/export/{name}", summary="The dataset as a zip", response_class=StreamingResponse)
     def export(
@@ -127,6 +134,21 @@ def assistance(store: Store, tool: str, project: str) -> dict[str, Any]:
     return {
         "all": asdict(together),
         **{axis: [asdict(each) for each in ledger.summarise(entries, axis)] for axis in axes},
+    }
+
+
+def proposal_reports(store: Store, tool: str, project: str) -> dict[str, Any]:
+    """As JSON: by segmenter and annotator, of the first answers and of the accepted ones."""
+    return {
+        "segmenters": [
+            {
+                "name": each.name,
+                "objects": each.objects,
+                "first": report_to_json(each.first),
+                "last": each.last and report_to_json(each.last),
+            }
+            for each in measure_segmenters(store, tool, project)
+        ]
     }
 
 

@@ -100,7 +100,7 @@ def pair(
     labels: Sequence[AcceptedLabel],
 ) -> Pairing:
     """Of one image; `proposals` are what clicks were answered with, `labels` those of every annotator."""
-    found = sessions(proposals) + [_unasked(each) for each in preannotated]
+    found = sessions(proposals) + [_unasked(each) for each in preannotated if each.label]
     by_id = {each.id: n for n, session in enumerate(found) for step in session.steps for each in step}
     paired: list[tuple[Made, Session | None, str | None]] = []
     taken: set[int] = set()
@@ -116,10 +116,21 @@ def pair(
     for place, made in enumerate(unnamed):
         paired.append((made, found[answered[place]] if place in answered else None, None))
     taken |= set(answered.values())
-    until = max((label.accepted_at for label in labels), default=float("inf")) + SKEW
-    replaced = _replaced(preannotated, until)
+    replaced = _replaced(preannotated, labels)
     left = [session for n, session in enumerate(found) if n not in taken and session.first.id not in replaced]
     return Pairing(paired, left)
+
+
+def shown(
+    preannotated: Sequence[Preannotated], labels: Sequence[AcceptedLabel]
+) -> dict[str, list[Preannotated]]:
+    """By annotator what its last look gave before the labels were accepted; later ones nobody saw."""
+    seen = [each for each in preannotated if each.created_at <= _until(labels)]
+    last = {each.annotator: each.batch for each in seen}
+    return {
+        annotator: [each for each in seen if each.batch == batch and each.label]
+        for annotator, batch in last.items()
+    }
 
 
 def _unasked(drawn: Preannotated) -> Session:
@@ -127,12 +138,14 @@ def _unasked(drawn: Preannotated) -> Session:
     return Session(((RememberedProposal(*known, NOTHING_POINTED_AT, drawn.rle),),))
 
 
-def _replaced(preannotated: Sequence[Preannotated], until: float) -> set[str]:
-    """Those of looks that another one of the same model followed, before it was submitted."""
-    shown = {each.annotator: each.batch for each in preannotated if each.created_at <= until}
-    return {
-        each.id for each in preannotated if each.created_at <= until and each.batch != shown[each.annotator]
-    }
+def _replaced(preannotated: Sequence[Preannotated], labels: Sequence[AcceptedLabel]) -> set[str]:
+    """Those of looks that another one of the same annotator followed, before it was submitted."""
+    seen = {each.id for each in preannotated if each.created_at <= _until(labels)}
+    return seen - {each.id for drawn in shown(preannotated, labels).values() for each in drawn}
+
+
+def _until(labels: Sequence[AcceptedLabel]) -> float:
+    return max((label.accepted_at for label in labels), default=float("inf")) + SKEW
 
 
 def _answered(unnamed: Sequence[Made], found: Sequence[Session], taken: set[int]) -> dict[int, int]:

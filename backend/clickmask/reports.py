@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import numpy as np
 
@@ -80,3 +82,14 @@ def measure(
 
 def _named(values: Values, categories: Sequence[str], present: Sequence[int]) -> dict[str, float]:
     return {categories[number - 1]: float(values[number]) for number in present}
+
+
+def report_to_json(report: Report) -> dict[str, Any]:
+    """In plain values; what is not a number is None."""
+    return cast("dict[str, Any]", _plain(asdict(report)))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in cast("dict[str, object]", value).items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

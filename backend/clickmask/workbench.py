@@ -145,14 +145,14 @@ class Workbench:
     ) -> list[tuple[str, Proposal]]:
         """As `annotate`, of what is `wanted`: people will see it, so it is remembered. It may raise
         StoreUnavailable too."""
-        digest = self.images.identify(ref).digest
+        identity = self.images.identify(ref)
         found = [
-            (label, Proposal(secrets.token_urlsafe(12), digest, prediction))
+            (label, Proposal(secrets.token_urlsafe(12), identity.digest, prediction))
             for label, prediction in self.annotate(ref, annotator, tool)
             if wanted(label, prediction)
         ]
         shown = [(each.id, label, each.prediction) for label, each in found]
-        self.store.remember_preannotated(digest, annotator, shown)
+        self.store.remember_preannotated(identity.digest, identity.size, annotator, shown)
         return found
 
     def prepare(self, ref: ImageRef, segmenter: str | None = None) -> bool:

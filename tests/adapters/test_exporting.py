@@ -227,6 +227,9 @@ def test_stats_and_assistance_are_told(client: TestClient) -> None:
     assert [each["name"] for each in assist["category"]] == ["cell", "nucleus"]
     assert [each["name"] for each in assist["segmenter"]] == ["", "disc"]
     assert len(assist["week"]) == 1
+    (measured,) = client.get(f"{AT}/segmenters").json()["segmenters"]
+    assert (measured["name"], measured["objects"], measured["first"]["iou"]) == ("disc", 1, {"cell": 1.0})
+    assert measured["last"]["miou"] == 1.0
 
 
 @pytest.fixture
@@ -347,6 +350,15 @@ def test_the_ledger_is_reported_by_category_segmenter_or_week(home: Path) -> Non
     assert re.search(r"disc +1 +1 ", run("report", "assist", PROJECT, "--by", "segmenter").stdout)
     assert re.search(r"20\d\d-W\d\d +3 ", run("report", "assist", PROJECT, "--by", "week").stdout)
     assert json.loads(run("report", "assist", PROJECT, "--json").stdout)["all"]["objects"] == 3
+
+
+def test_what_segmenters_proposed_is_measured(home: Path) -> None:
+    done = run("report", "segmenters", PROJECT)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"disc +cell +1\.000 +1\.000 +1\.000", done.stdout)
+    assert re.search(r"disc +mean \(mIoU\) +1 +1 +1\.000 +1\.000", done.stdout)
+    (measured,) = json.loads(run("report", "segmenters", PROJECT, "--json").stdout)["segmenters"]
+    assert measured["last"]["absent"] == ["nucleus"]
 
 
 def test_an_export_of_another_package_is_a_command(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -296,17 +297,19 @@ def test_what_another_look_replaced_is_not_rejected() -> None:
     ]
     found = match([], [accepted("a", LEFT, proposal="2", at=1000.0)], True, looks)
     assert [entry.outcome for entry in found] == ["untouched", "rejected", "open"]
+    # A look that gave nothing replaces as well.
+    nothing = replace(preannotated("5", LEFT & RIGHT, "third", at=300.0), label="")
+    found = match([], [accepted("a", RIGHT, at=1000.0)], True, [looks[0], nothing])
+    assert [entry.outcome for entry in found] == ["unassisted"]
     # What was accepted of an earlier look was.
     found = match([], [accepted("a", LEFT, proposal="1", at=1000.0)], True, looks)
     assert [entry.outcome for entry in found] == ["untouched", "rejected", "rejected", "open"]
 
 
 def test_a_projects_entries_know_what_its_model_drew(store: Store) -> None:
-    store.remember_preannotated(
-        digest_of("a"),
-        "unet",
-        [("kept", "cell", Prediction(LEFT, 0.9, "unet")), ("gone", "cell", Prediction(RIGHT, 0.8, "unet"))],
-    )
+    drawn = {"kept": Prediction(LEFT, 0.9, "unet"), "gone": Prediction(RIGHT, 0.8, "unet")}
+    shown = [(name, "cell", prediction) for name, prediction in drawn.items()]
+    store.remember_preannotated(digest_of("a"), SIZE, "unet", shown)
     submit(store, "a", {"kept": ("cell", brush(LEFT))}, task="1", at=time.time(), proposals=["kept"])
     (of_model,) = summarise(read(store, TOOL, PROJECT), "segmenter")[1:] or summarise(
         read(store, TOOL, PROJECT), "segmenter"

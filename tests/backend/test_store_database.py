@@ -7,7 +7,6 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -16,7 +15,6 @@ from alembic.migration import MigrationContext
 from accepting import TOOL, box, submitted
 from clickmask.errors import OriginRefused, StoreUnavailable
 from clickmask.image_source import ImageIdentity
-from clickmask.masks import rle_to_mask
 from clickmask.store import Store
 from clickmask.store import database as database_module
 from clickmask.store.database import Database
@@ -134,24 +132,6 @@ def test_proposals_of_an_image_come_in_their_order(store: Store) -> None:
         store.remember_proposal(f"id{number}", digest, Prompt(((1.0, 2.0),)), prediction)
     assert [proposal.id for proposal in store.proposals("d")] == ["id0", "id2"]
     assert store.proposals("f") == []
-
-
-def test_what_models_drew_is_kept_apart_from_what_clicks_were_answered_with(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prediction = Prediction(disc_mask((60, 80), [(20.0, 30.5)]), 0.75, "unet")
-    store.remember_proposal("clicked", "d", Prompt(((1.0, 2.0),)), prediction)
-    monkeypatch.setattr(store, "_kept_preannotated", 3)
-    store.remember_preannotated("d", "unet:a", [("1", "cell", prediction), ("2", "nucleus", prediction)])
-    store.remember_preannotated("e", "unet:a", [])
-    store.remember_preannotated("d", "unet:a", [("3", "cell", prediction), ("4", "cell", prediction)])
-    kept = store.preannotated("d")
-    assert [each.id for each in kept] == ["2", "3", "4"]
-    assert [each.label for each in kept] == ["nucleus", "cell", "cell"]
-    assert kept[0].batch != kept[1].batch == kept[2].batch
-    assert (kept[0].annotator, kept[0].score) == ("unet:a", 0.75)
-    np.testing.assert_array_equal(rle_to_mask(kept[0].rle), prediction.mask)
-    assert [proposal.id for proposal in store.proposals("d")] == ["clicked"]
 
 
 def test_a_pull_remembers_where_it_was(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""`clickmask report assist` and `clickmask report miou`."""
+"""`clickmask report assist`, `miou` and `segmenters`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clickmask import ledger
 from clickmask_adapters.app import create_models, create_store
 from clickmask_adapters.commands._projects import ProjectName, ToolName, find_project
 from clickmask_adapters.console import console, errors, sentence_on_failure
-from clickmask_adapters.exporting import assistance
+from clickmask_adapters.exporting import assistance, proposal_reports
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.training import describe_report
 
@@ -23,6 +23,7 @@ def add_to(cli: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="What the assistance and the models are worth.")
     group.command("assist")(assist)
     group.command("miou")(miou)
+    group.command("segmenters")(segmenters)
     cli.add_typer(group, name="report")
 
 
@@ -34,8 +35,8 @@ def assist(
 ) -> None:
     """Compare what was proposed with what was accepted.
 
-    Untouched objects have an IoU of 0.99 with their proposal, or more. Rejected are sessions of clicks
-    of which nothing was accepted. The IoUs of a session's first and last answer, and clicks, are means
+    Untouched objects have an IoU of 0.99 with their proposal, or more. Rejected are sessions of clicks,
+    and objects that a model drew, of which nothing was accepted. The IoUs of a session's first and last answer, and clicks, are means
     over the assisted objects; seconds, from the first answer to the last, a median.
     """
     with sentence_on_failure(), closing(create_store(Settings())) as store:
@@ -96,3 +97,41 @@ def miou(
     console.print(f"model {report['version']}, {report['images']} images of the {report['split']} side")
     if report["absent"]:
         errors.print(f"not in these images, and left out: {', '.join(report['absent'])}", markup=False)
+
+
+def segmenters(
+    project: ProjectName,
+    tool: ToolName = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False,
+) -> None:
+    """Measure what was proposed against what was accepted, as models are measured.
+
+    One confusion matrix for each segmenter, over the objects that it was asked for: of its first
+    answers, and of those that were accepted. An annotator is measured on whole images; people began
+    with what it drew, which flatters it.
+    """
+    with sentence_on_failure(), closing(create_store(Settings())) as store:
+        chosen, name = find_project(store, project, tool)
+        found = proposal_reports(store, chosen, name)
+    if as_json:
+        console.print_json(json.dumps(found))
+        return
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for heading in ("segmenter", "category"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("objects", "images", "IoU first", "IoU last", "Dice last"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in found["segmenters"]:
+        first, last = each["first"], each["last"] or each["first"]
+        for category, iou in last["iou"].items():
+            before = first["iou"].get(category)
+            numbers = (_written(value) for value in (before, iou, last["dice"][category]))
+            table.add_row(Text(each["name"]), Text(category), "", "", *numbers)
+        counts = str(each["objects"]), str(last["images"])
+        means = (_written(first["miou"]), _written(last["miou"]), "")
+        table.add_row(Text(each["name"]), "mean (mIoU)", *counts, *means, style="bold")
+    console.print(table)
+
+
+def _written(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

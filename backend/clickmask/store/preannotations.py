@@ -7,12 +7,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import sqlalchemy as sa
 
 from clickmask.masks import Rle, mask_to_rle
 from clickmask.store.database import Database
 from clickmask.store.schema import preannotated
-from clickmask.types import Prediction
+from clickmask.types import Prediction, Size
 
 KEPT_PREANNOTATED = 200_000  # apart from clicks' proposals: one run over a project must not push these out
 
@@ -21,7 +22,7 @@ _FORGET = preannotated.delete().where(preannotated.c.number <= sa.bindparam("las
 
 @dataclass(frozen=True)
 class Preannotated:
-    """`batch` is the same for what one look at the image gave."""
+    """`batch` is the same for what one look at the image gave; without a label: it gave nothing."""
 
     id: str
     batch: str
@@ -41,27 +42,26 @@ class Preannotations:
         self._database = database
 
     def remember_preannotated(
-        self, digest: str, annotator: str, found: Sequence[tuple[str, str, Prediction]]
+        self, digest: str, size: Size, annotator: str, found: Sequence[tuple[str, str, Prediction]]
     ) -> None:
-        """What one look at the image gave: id, label and prediction of each object."""
-        batch, now = secrets.token_urlsafe(9), time.time()
+        """What one look at the image of `size` gave: id, label and prediction of each object."""
+        batch = secrets.token_urlsafe(9)
+        height, width = size
+        look = {"batch": batch, "created_at": time.time(), "digest": digest, "annotator": annotator}
+        common = {**look, "height": height, "width": width}
         rows = [
             {
+                **common,
                 "id": id,
-                "batch": batch,
-                "created_at": now,
-                "digest": digest,
-                "annotator": annotator,
                 "label": label,
                 "score": prediction.score,
-                "height": prediction.mask.shape[0],
-                "width": prediction.mask.shape[1],
                 "counts": mask_to_rle(prediction.mask)["counts"],
             }
             for id, label, prediction in found  # noqa: A001 - its name everywhere
         ]
         if not rows:
-            return
+            nothing = mask_to_rle(np.zeros(size, np.bool_))["counts"]
+            rows = [{**common, "id": batch, "label": "", "score": 0.0, "counts": nothing}]
         with self._database.writing() as connection:
             connection.execute(preannotated.insert(), rows)
             newest = connection.scalar(sa.select(sa.func.max(preannotated.c.number)))
