@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,10 @@ SPECK = 1e-3  # a ring of less than this share of the mask's area may be left ou
 SPECKS = (0.25, 0.5)  # and all those left out cost at most this share of what the IoU may lose: either
 ROUNDS = 5  # of fitting
 TRIES = 40  # a mask of many ragged parts could go on for long, for the last few points
+# Nor may noise, or an image of one endless row, hold a thread for minutes: beyond these the exact rings stay.
+LONGEST = 500_000  # pixel edges of all rings together
+RAGGED = 60_000  # vertices to begin with
+WORK = 80_000  # vertices of all tries together
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,8 @@ def simplify_mask(
     exact = mask_to_polygons(mask)
     if not exact:
         return Simplified([], 1.0, 0, True)
+    if max_points is None and _length(exact) > LONGEST:
+        return Simplified(exact, 1.0, _count(exact), True)
     truth = _Truth(exact, (mask.shape[0], mask.shape[1]), min_iou, min_ring_iou)
     searches = [_Search(truth, kept) for kept in truth.without_specks()]
     best = min((search.fewest() for search in searches), key=_count)
@@ -111,8 +117,7 @@ class _Search:
     def __init__(self, truth: _Truth, kept: Indices) -> None:
         self._truth, self._kept = truth, kept
         exact = [truth.exact[int(index)] for index in kept]
-        perimeter = sum(float(np.abs(np.diff(ring, axis=0)).sum()) for ring in exact)
-        tolerance = (1 - truth.min_iou) * truth.area / perimeter  # px, if spread evenly
+        tolerance = (1 - truth.min_iou) * truth.area / _length(exact)  # px, if spread evenly
         self._boundary = mid_edges(exact, max(1, int(2 * tolerance)))
         self._all = subset(self._boundary, None)
         self._start = subset(self._boundary, max(0.3 * tolerance, 0.3))
@@ -121,14 +126,15 @@ class _Search:
 
     def fewest(self) -> list[Ring]:
         """As many vertices as the bounds ask for, found by taking away from enough of them."""
-        best = self._enough()
+        best = self._enough() if len(self._start.points) <= RAGGED else None
         if best is None:
             return [ring if index in self._kept else ring[:0] for index, ring in enumerate(self._truth.exact)]
         plain, locked = [best], self._unlocked
-        step = len(best.points) // 2
+        step, work = len(best.points) // 2, 0
         for _ in range(TRIES):
-            if not step:
+            if not step or work > WORK:
                 break
+            work += len(best.points)
             found = self._with_fewer(best, plain, len(best.points) - step, locked)
             if isinstance(found, Chain):
                 best, step = found, min(step, max(1, len(found.points) // 2))
@@ -141,10 +147,10 @@ class _Search:
     def at_most(self, limit: int) -> list[Ring]:
         """At most `limit` vertices, whatever the bounds: the largest rings, as far as they keep apart."""
         order = np.argsort(-self._areas, kind="stable")
-        for count in range(min(len(order), limit // 3), 0, -1):
+        for count in _descending(min(len(order), limit // 3), 1):
             search = _Search(self._truth, self._kept[np.sort(order[:count])])
             unlocked = search._unlocked
-            for target in range(limit, 2, -1) if count == 1 else (limit,):
+            for target in _descending(limit, 3) if count == 1 else (limit,):
                 chain = search._collapse(search._start, target, unlocked)
                 for rounds in (ROUNDS, 0):
                     rings = search._aligned(fit(chain, search._boundary, rounds))
@@ -240,6 +246,18 @@ def _nested(rings: Sequence[Ring]) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _descending(first: int, last: int) -> Iterator[int]:
+    """From `first` to `last`, by a quarter each time and at the end by one."""
+    while first >= last:
+        yield first
+        first -= max(1, first // 4)
+
+
+def _length(rings: Sequence[Ring]) -> float:
+    """In px; of each ring but its last edge."""
+    return sum(float(np.abs(np.diff(ring, axis=0)).sum()) for ring in rings)
 
 
 def _count(rings: Sequence[Ring]) -> int:

@@ -122,3 +122,19 @@ def test_fewer_points_than_approx_on_40_masks() -> None:
 @pytest.mark.slow
 def test_fewer_points_than_approx_on_200_masks() -> None:
     assert_fewer_points_than_approx(200)
+
+
+def test_noise_and_an_endless_row_keep_their_exact_rings_instead_of_a_thread_for_minutes() -> None:
+    noise = np.random.default_rng(0).random((330, 330)) < 0.5
+    row = np.ones((1, 300_000), np.bool_)
+    for mask in (noise, row):
+        simplified = simplify_mask(mask)
+        assert simplified.bound_met and simplified.iou >= 0.98
+        assert (polygons_to_mask(simplified.rings, mask.shape) != mask).mean() <= 0.02
+    assert simplified.rings[0].shape == (4, 2)
+
+
+def test_a_limit_is_kept_on_a_mask_of_hundreds_of_parts() -> None:
+    specks = np.zeros((120, 120), np.bool_)
+    specks[::4, ::4] = specks[1::4, ::4] = True
+    assert 3 <= simplify_mask(specks, max_points=60).points <= 60
