@@ -36,8 +36,9 @@ def assist(
     """Compare what was proposed with what was accepted.
 
     Untouched objects have an IoU of 0.99 with their proposal, or more. Rejected are sessions of clicks,
-    and objects that a model drew, of which nothing was accepted. The IoUs of a session's first and last answer, and clicks, are means
-    over the assisted objects; seconds, from the first answer to the last, a median.
+    and objects that a model drew, of which nothing was accepted. The IoUs of a session's first and last
+    answer, and clicks, are means over the assisted objects; seconds, from the first answer to the last, a
+    median.
     """
     with sentence_on_failure(), closing(create_store(Settings())) as store:
         chosen, name = find_project(store, project, tool)
