@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -15,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accepting import TOOL, box, submitted
+from clickmask.errors import StoreUnavailable
 from clickmask.image_source import ImageIdentity
 from clickmask.labels import (
     AnnotationDeleted,
@@ -27,13 +36,22 @@ from clickmask.labels import (
     rasterise,
 )
 from clickmask.masks import mask_to_rle
-from clickmask.store import Store
-from clickmask.store.accepted import MOST_CHARACTERS, MOST_ROWS
+from clickmask.store import Store, label_sets
+from clickmask.store import accepted as accepted_module
+from clickmask.store.label_sets import MOST_CHARACTERS, MOST_ROWS
 from drawn import checkerboard
 from pictures import SIZE
 
 IMAGE = ImageIdentity("d" * 64, SIZE)
 OTHER = ImageIdentity("e" * 64, SIZE)
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Migrating takes longer than most of what is done here."""
+    path = tmp_path_factory.mktemp("store") / "store.sqlite"
+    Store(path).close()
+    return path
 
 
 def accept(store: Store, submission: Submission, image: ImageIdentity | None = IMAGE) -> bool:
@@ -206,12 +224,18 @@ def consistent(happenings: Sequence[Happening]) -> list[Happening]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(submissions | deletions, max_size=9).map(consistent), st.randoms(use_true_random=False))
-def test_the_order_of_arrival_and_repetitions_do_not_matter(happenings: list[Happening], random) -> None:  # type: ignore[no-untyped-def]  # hypothesis has no name for it
+@given(
+    happenings=st.lists(submissions | deletions, max_size=9).map(consistent),
+    random=st.randoms(use_true_random=False),
+)
+def test_the_order_of_arrival_and_repetitions_do_not_matter(
+    empty_store: Path, happenings: list[Happening], random
+) -> None:  # type: ignore[no-untyped-def]  # hypothesis has no name for it
     shuffled = [*happenings, *random.sample(happenings, len(happenings) // 2)]
     random.shuffle(shuffled)
     with TemporaryDirectory() as folder:
-        one, other = Store(Path(folder) / "one.sqlite"), Store(Path(folder) / "other.sqlite")
+        copies = [shutil.copy(empty_store, Path(folder) / name) for name in ("one.sqlite", "other.sqlite")]
+        one, other = map(Store, map(Path, copies))
         happen(one, happenings)
         happen(other, shuffled)
         assert one.labels(TOOL, "1", True) == other.labels(TOOL, "1", True)
@@ -253,10 +277,155 @@ def test_no_write_transaction_is_long_however_much_is_drawn(store: Store) -> Non
         store.delete(TaskDeleted(TOOL, "1"))
     written = [statements for statements in transactions if statements]
     assert sum(rows for statements in written for rows, _ in statements) > 8 * MOST_ROWS
+    removed = [rows for statements in written[-6:] for rows, _ in statements]
+    assert max(removed) <= 3  # of the heavy ones at once
     for statements in written:
-        assert sum(rows for rows, _ in statements) <= MOST_ROWS + 2
+        assert sum(rows for rows, _ in statements) <= MOST_ROWS + 3
         assert sum(sent for _, sent in statements) <= MOST_CHARACTERS + 100 * MOST_ROWS
-        assert len(statements) <= 3
+        assert len(statements) <= 4
+
+
+class Killed(BaseException):
+    """As `kill -9` would: nothing is done after it."""
+
+
+def rows_of(store: Store) -> tuple[int, int]:
+    """Labels, seen or not, and sets that are noted as unfinished."""
+    with store._database.reading() as connection:
+        numbers = (connection.scalar(sa.text(f"SELECT count(*) FROM {t}")) for t in ("labels", "unfinished"))
+        return next(numbers), next(numbers)
+
+
+def killed_after(store: Store, writes: int, act: Callable[[], object]) -> bool:
+    """Whether `act` was killed, because it came to more than so many write transactions."""
+    left = writes
+
+    def begun(connection: sa.Connection) -> None:
+        nonlocal left
+        if connection.get_execution_options().get("writes"):
+            left -= 1
+            if left < 0:
+                raise Killed
+
+    sa.event.listen(store._database.engine, "begin", begun)
+    try:
+        act()
+    except Killed:
+        return True
+    finally:
+        sa.event.remove(store._database.engine, "begin", begun)
+    return False
+
+
+MANY = tuple(box(region=str(number)) for number in range(9))
+
+
+@pytest.mark.parametrize("act", ["accept", "replace", "delete"])
+def test_what_a_kill_leaves_behind_is_removed(
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    monkeypatch.setattr(label_sets, "MOST_ROWS", 4)
+    for writes in itertools.count():
+        path = Path(shutil.copy(empty_store, tmp_path / f"{writes}.sqlite"))
+        store = Store(path)
+        if act != "accept":
+            accept(store, submitted(*MANY[:-1], at=1.0))
+
+        def action(store: Store = store) -> None:
+            if act == "delete":
+                store.delete(TaskDeleted(TOOL, "1"))
+            else:
+                accept(store, submitted(*MANY, at=2.0))
+
+        killed = killed_after(store, writes, action)
+        store.close()
+        reopened = Store(path)
+        assert len(standing(reopened)) in (0, len(MANY), len(MANY) - (act != "accept"))
+        assert reopened.forget_unfinished() is None  # another process might be at work on it
+        with monkeypatch.context() as patched:
+            patched.setattr(label_sets, "ABANDONED", -1.0)
+            reopened.close()
+            reopened = Store(path)
+        assert rows_of(reopened) == (len(standing(reopened)), 0)
+        action(reopened)
+        assert len(standing(reopened)) == (0 if act == "delete" else len(MANY))
+        assert rows_of(reopened) == (len(standing(reopened)), 0)
+        reopened.close()
+        if not killed:
+            break
+    assert writes >= 4
+
+
+def test_a_set_that_was_taken_for_abandoned_is_written_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that jumped: an annotation must never stand without its labels."""
+    write = accepted_module.write_set
+
+    def slow(*arguments: Any) -> str:
+        revision = write(*arguments)
+        monkeypatch.setattr(label_sets, "ABANDONED", -1.0)
+        store.forget_unfinished()
+        return revision
+
+    monkeypatch.setattr(accepted_module, "write_set", slow)
+    with pytest.raises(StoreUnavailable, match="too long"):
+        accept(store, submitted(box()))
+    assert store.images(TOOL, "1") == []
+    monkeypatch.undo()
+    assert accept(store, submitted(box()))
+    assert rows_of(store) == (1, 0)
+
+
+# Accepts, replaces and deletes large sets until it is killed.
+WRITER = """
+import itertools, sys
+from pathlib import Path
+from accepting import TOOL, box, submitted
+from clickmask.image_source import ImageIdentity
+from clickmask.labels import TaskDeleted
+from clickmask.store import Store, label_sets
+from clickmask.store import accepted as accepted_module
+store = Store(Path(sys.argv[1]))
+rle = {"size": [60, 80], "counts": "0" * 3000}
+print("writing", flush=True)
+for number in itertools.count(int(sys.argv[2])):
+    task = str(number % 7) if number % 9 else f"deleted {number}"
+    regions = [box(region=str(each)) for each in range(600)]
+    change = submitted(*regions, annotation=task, task=task, at=float(number))
+    store.accept(change, ImageIdentity("d" * 64, (60, 80)), [(region, rle) for region in regions])
+    if task.startswith("deleted"):
+        store.delete(TaskDeleted(TOOL, task))
+"""
+
+
+@pytest.mark.slow
+def test_real_kills_leave_nothing_that_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = random.Random(5)
+    left: set[int] = set()
+    monkeypatch.setattr(label_sets, "ABANDONED", -1.0)
+    for number in range(6):
+        writing = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path / "store.sqlite"), str(1000 * number)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert writing.stdout
+        writing.stdout.readline()
+        time.sleep(points.uniform(0, 0.5))
+        writing.kill()
+        writing.wait()
+        writing.stdout.close()
+        with sqlite3.connect(tmp_path / "store.sqlite") as connection:
+            left.add(connection.execute("SELECT count(*) FROM unfinished").fetchone()[0])
+        connection.close()
+        store = Store(tmp_path / "store.sqlite")
+        assert rows_of(store) == (len(standing(store)), 0)
+        assert len(standing(store)) % 600 == 0
+        store.close()
+    assert max(left) > 0, "none of the kills came in between"
 
 
 def test_readers_see_the_old_set_until_the_new_one_stands(store: Store) -> None:

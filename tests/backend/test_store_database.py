@@ -15,9 +15,10 @@ from alembic.migration import MigrationContext
 from accepting import TOOL, box, submitted
 from clickmask.errors import OriginRefused, StoreUnavailable
 from clickmask.image_source import ImageIdentity
-from clickmask.store import Store
+from clickmask.labels import ProjectDescribed
+from clickmask.store import SetAside, Store, WriteTimes
 from clickmask.store import database as database_module
-from clickmask.store.database import Database
+from clickmask.store.database import LONGEST_LOG, Database
 from clickmask.store.schema import HEAD, metadata
 from clickmask.types import Prediction, Prompt
 from fakes import disc_mask
@@ -25,7 +26,7 @@ from pictures import SIZE
 
 
 def test_sqlite_takes_the_settings_that_it_was_given(store: Store) -> None:
-    wanted = {"journal_mode": "wal", "synchronous": 1, "busy_timeout": 5000}
+    wanted = {"journal_mode": "wal", "synchronous": 1, "busy_timeout": 5000, "wal_autocheckpoint": 0}
     for transaction in (store._database.reading, store._database.writing):
         with transaction() as connection:
             found = {name: connection.scalar(sa.text(f"PRAGMA {name}")) for name in wanted}
@@ -70,6 +71,52 @@ def test_a_migration_that_fails_leaves_nothing_half_done(
     with sqlite3.connect(tmp_path / "store.sqlite") as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
     connection.close()
+
+
+def write_text(store: Store, megabytes: int) -> None:
+    for number in range(megabytes):
+        store.describe_project(ProjectDescribed(TOOL, "1", f"{number}" + "x" * 2**20, ()))
+
+
+def test_the_write_ahead_log_is_emptied_and_stays_short(store: Store, tmp_path: Path) -> None:
+    """SQLite would do it inside of the transaction that makes the log long."""
+    write_text(store, 40)
+    log = tmp_path / "store.sqlite-wal"
+    assert log.stat().st_size < 2 * LONGEST_LOG
+    write_text(store, 3)
+    assert store.projects()[0].title.startswith("2x")
+
+
+def test_a_log_that_cannot_be_emptied_takes_nothing_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(database_module, "LONGEST_LOG", 1)
+    monkeypatch.setattr(database_module, "closing", refused)
+    store.describe_project(ProjectDescribed(TOOL, "1", "Pets", ()))
+    assert store.projects()[0].title == "Pets"
+    assert "could not be emptied" in caplog.text
+
+
+def test_write_transactions_are_timed(store: Store) -> None:
+    before = store.write_times().count
+    store.set_pull_position(TOOL, "1", "20")
+    store.pull_position(TOOL, "1")
+    assert store.write_times().count == before + 1
+    assert store.write_times().longest_ms > 0
+    assert WriteTimes().with_one(0.02).with_one(0.08).with_one(0.01) == WriteTimes(3, 80.0, 1)
+
+
+def test_all_that_was_set_aside_is_due_however_much_it_is(store: Store) -> None:
+    for number in range(450):
+        retry_at = (None, 9e9, 1.0)[number % 3]
+        store.put_aside("inbox", SetAside(number, TOOL, "gone", 0.0, 1, retry_at))
+    store.put_aside("another", SetAside(1, TOOL, "gone", 0.0, 1, None))
+    store.retry_set_aside("inbox", 5.0)
+    assert {each.retry_at for each in store.set_aside("inbox", limit=1000)} == {1.0, 5.0}
+    assert store.due("another", 5.0) is None
 
 
 def test_several_processes_may_open_an_empty_file_at_once(tmp_path: Path) -> None:

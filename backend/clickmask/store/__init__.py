@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from clickmask.store.accepted import Accepted
-from clickmask.store.database import Database
+from clickmask.store.database import Database, WriteTimes
 from clickmask.store.preannotations import Preannotated, Preannotations
 from clickmask.store.progress import Progress, SetAside
 from clickmask.store.projects import Project, Projects
 from clickmask.store.proposals import KEPT_PROPOSALS, Proposals, RememberedProposal
 from clickmask.store.splits import Splits
 
-__all__ = ("Preannotated", "Project", "RememberedProposal", "SetAside", "Store")
+__all__ = ("Preannotated", "Project", "RememberedProposal", "SetAside", "Store", "WriteTimes")
 
 
 class Store(Proposals, Preannotations, Projects, Accepted, Splits, Progress):
@@ -26,6 +26,10 @@ class Store(Proposals, Preannotations, Projects, Accepted, Splits, Progress):
     def __init__(self, where: Path | str, kept_proposals: int = KEPT_PROPOSALS) -> None:
         super().__init__(Database(where))
         self._kept_proposals = kept_proposals
+        self.forget_unfinished()
+
+    def write_times(self) -> WriteTimes:
+        return self._database.write_times
 
     def close(self) -> None:
         """Write what is still to be remembered, and stop."""

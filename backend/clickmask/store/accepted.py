@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,20 +17,23 @@ from clickmask.labels import (
     Geometry,
     LabelKey,
     LabelledImage,
-    Region,
     Submission,
     TaskDeleted,
     geometry_from_json,
-    geometry_to_json,
 )
 from clickmask.masks import Rle
 from clickmask.store.database import Database
+from clickmask.store.label_sets import (
+    MOST_ROWS,
+    Drawn,
+    drop_sets,
+    forget_sets,
+    forget_unfinished,
+    replace_set,
+    write_set,
+)
 from clickmask.store.schema import annotations, labels, tombstones
 
-MOST_ROWS = 200  # of one write transaction, so that no click waits longer than milliseconds for it
-MOST_CHARACTERS = 2**20
-
-Drawn = tuple[Region, Rle]
 Condition = sa.ColumnElement[bool]
 
 
@@ -52,23 +54,21 @@ class Accepted:
         `image` is None for a skip, which has no labels. However many labels there are, each write
         transaction is short, and readers see the old set or the new one.
         """
-        revision = secrets.token_hex(12)
-        for rows in _chunks(_label_rows(revision, drawn)):
-            with self._database.writing() as connection:
-                connection.execute(labels.insert(), rows)
+        revision = write_set(self._database, drawn)
         row = _annotation_row(submission, image, revision)
         with self._database.writing() as connection:
             is_news = _is_news(connection, submission)
-            replaced: str | None = revision
+            unwanted: str | None = revision
             if is_news:
                 this = _this(submission)
-                replaced = connection.scalar(sa.select(annotations.c.revision).where(*this))
+                unwanted = connection.scalar(sa.select(annotations.c.revision).where(*this))
+                replace_set(connection, revision, unwanted)
                 connection.execute(annotations.delete().where(*this))
                 connection.execute(annotations.insert(), row)
                 if submission.ground_truth:
                     connection.execute(_other_truths(submission).values(ground_truth=False))
-        if replaced:
-            self._forget_labels([replaced])
+        if unwanted:
+            forget_sets(self._database, [unwanted])
         return is_news
 
     def delete(self, deleted: AnnotationDeleted | TaskDeleted) -> None:
@@ -87,9 +87,14 @@ class Accepted:
             with self._database.writing() as connection:
                 revisions = list(connection.scalars(some))
                 connection.execute(annotations.delete().where(*of, annotations.c.revision.in_(revisions)))
+                drop_sets(connection, revisions)
             if not revisions:
                 return
-            self._forget_labels(revisions)
+            forget_sets(self._database, revisions)
+
+    def forget_unfinished(self) -> None:
+        """Remove what processes that were killed while they accepted or deleted have left; nobody sees it."""
+        forget_unfinished(self._database)
 
     def labels(self, tool: str, project: str, all_annotations: bool = False) -> list[AcceptedLabel]:
         """The labels that stand, by task, item and annotation, each annotation's in its own order.
@@ -154,18 +159,6 @@ class Accepted:
         with self._database.reading() as connection:
             return connection.scalar(chosen) is not None
 
-    def _forget_labels(self, revisions: Sequence[str]) -> None:
-        """A crash before this leaves rows that nobody sees."""
-        of = labels.c.revision.in_(revisions)
-        some = sa.select(labels.c.revision, labels.c.position).where(of).limit(MOST_ROWS)
-        key = sa.tuple_(labels.c.revision, labels.c.position)
-        while True:
-            with self._database.writing() as connection:
-                rows = [tuple(row) for row in connection.execute(some)]
-                connection.execute(labels.delete().where(key.in_(rows)))
-            if len(rows) < MOST_ROWS:
-                return
-
 
 def _is_news(connection: sa.Connection, submission: Submission) -> bool:
     buried = sa.select(tombstones.c.kind).where(
@@ -219,37 +212,6 @@ def _annotation_row(submission: Submission, image: ImageIdentity | None, revisio
         "width": image.size[1] if image else None,
         "revision": revision,
     }
-
-
-def _label_rows(revision: str, drawn: Sequence[Drawn]) -> Iterator[dict[str, Any]]:
-    for position, (region, rle) in enumerate(drawn):
-        written = geometry_to_json(region.geometry)
-        if isinstance(region.geometry, Brush):
-            del written["rle"]  # it is the mask's
-        yield {
-            "revision": revision,
-            "position": position,
-            "region": region.id,
-            "category": region.category,
-            "geometry": json.dumps(written),
-            "counts": rle["counts"],
-            "proposal": region.proposal,
-        }
-
-
-def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """At most MOST_ROWS rows, and MOST_CHARACTERS unless one row alone has more."""
-    chunk: list[dict[str, Any]] = []
-    characters = 0
-    for row in rows:
-        length = len(row["counts"]) + len(row["geometry"])
-        if chunk and (len(chunk) == MOST_ROWS or characters + length > MOST_CHARACTERS):
-            yield chunk
-            chunk, characters = [], 0
-        chunk.append(row)
-        characters += length
-    if chunk:
-        yield chunk
 
 
 def _chosen(tool: str, project: str, all_annotations: bool) -> sa.Subquery:

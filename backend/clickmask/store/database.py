@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,14 +20,37 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, Oper
 from clickmask.errors import StoreUnavailable
 from clickmask.store.schema import HEAD
 
+log = logging.getLogger(__name__)
+
 # What SQLite must answer to each PRAGMA. NORMAL: no fsync a transaction, which a click would wait
 # for; a power cut may take the last transactions, but in their order, so that none is half there.
 PRAGMAS: Mapping[str, str | int] = MappingProxyType(
-    {"journal_mode": "wal", "synchronous": 1, "busy_timeout": 5000}
+    {
+        "journal_mode": "wal",
+        "synchronous": 1,
+        "busy_timeout": 5000,
+        "wal_autocheckpoint": 0,  # `_empty_log` does it
+        "journal_size_limit": 2 * 2**20,  # of an emptied log; less than LONGEST_LOG, which is looked for
+    }
 )
+LONGEST_LOG = 4 * 2**20  # bytes of SQLite's write-ahead log, from which on it is emptied
+LONGEST_WRITE = 0.05  # seconds that a write transaction should take at most
 
 LONGEST_WAIT = 10.0  # seconds, for other processes that open the same new file
 WRITERS = 7250614  # PostgreSQL's lock of our writers: any number, but always this one
+
+
+@dataclass(frozen=True)
+class WriteTimes:
+    """Of the write transactions since the start, from having the lock to having committed."""
+
+    count: int = 0
+    longest_ms: float = 0.0
+    over_50_ms: int = 0
+
+    def with_one(self, seconds: float) -> WriteTimes:
+        longest = max(self.longest_ms, 1000 * seconds)
+        return WriteTimes(self.count + 1, longest, self.over_50_ms + (seconds > LONGEST_WRITE))
 
 
 class Database:
@@ -40,7 +65,11 @@ class Database:
             raise StoreUnavailable("CLICKMASK_DATABASE is not the address of a known database") from error
         except ModuleNotFoundError as error:
             raise StoreUnavailable(f"CLICKMASK_DATABASE needs the package {error.name}") from error
+        self.write_times = WriteTimes()
+        self._log: Path | None = None
+        self._emptying = threading.Lock()
         if self.engine.dialect.name == "sqlite":
+            self._log = Path(f"{url.database if isinstance(url, sa.URL) else sa.make_url(url).database}-wal")
             event.listen(self.engine, "connect", _set_up)
         event.listen(self.engine, "begin", _begin)
         self._writer = self.engine.execution_options(writes=True)
@@ -62,11 +91,33 @@ class Database:
 
         Raises StoreUnavailable.
         """
-        with _sentence(), self._write_lock, self._writer.begin() as connection:
-            yield connection
+        with _sentence():
+            with self._write_lock:
+                with self._writer.begin() as connection:
+                    began = time.perf_counter()
+                    yield connection
+                self.write_times = self.write_times.with_one(time.perf_counter() - began)
+            self._empty_log()
 
     def close(self) -> None:
         self.engine.dispose()
+
+    def _empty_log(self) -> None:
+        """After a transaction, where SQLite would do it as a part of one: others may write meanwhile."""
+        try:
+            if not self._log or self._log.stat().st_size < LONGEST_LOG:
+                return
+        except FileNotFoundError:
+            return
+        if not self._emptying.acquire(blocking=False):
+            return
+        try:
+            with closing(self.engine.raw_connection()) as connection:
+                connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error as error:  # what was committed is; the next one to write tries again
+            log.warning("SQLite's log could not be emptied: %s", error)
+        finally:
+            self._emptying.release()
 
     def _migrate(self) -> None:
         with self.reading() as connection:

@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from clickmask.store.database import Database
 from clickmask.store.schema import inboxes, pulls, set_aside
 
+_MOST_ROWS = 200  # of one write transaction
+
 
 class SetAside(NamedTuple):
     """An event that could not be taken in. `retry_at` None: it will not be tried again."""
@@ -65,9 +67,15 @@ class Progress:
 
     def retry_set_aside(self, inbox: str, now: float) -> None:
         """Let all events that were set aside be due."""
-        with self._database.writing() as connection:
-            of = set_aside.update().where(set_aside.c.inbox == inbox)
-            connection.execute(of.values(retry_at=now))
+        of = (set_aside.c.inbox == inbox, sa.or_(set_aside.c.retry_at.is_(None), set_aside.c.retry_at > now))
+        some = sa.select(set_aside.c.event).where(*of).limit(_MOST_ROWS)
+        while True:
+            with self._database.writing() as connection:
+                events = list(connection.scalars(some))
+                these = (set_aside.c.inbox == inbox, set_aside.c.event.in_(events))
+                connection.execute(set_aside.update().where(*these).values(retry_at=now))
+            if len(events) < _MOST_ROWS:
+                return
 
     def due(self, inbox: str, now: float) -> SetAside | None:
         """The event that has waited longest past its time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD = "0003"
+HEAD = "0004"
 
 metadata = sa.MetaData()
 
@@ -94,6 +94,14 @@ labels = sa.Table(
     sa.Column("geometry", sa.Text, nullable=False),  # JSON; of a brush only its kind
     sa.Column("counts", sa.Text, nullable=False),  # of the mask's COCO RLE
     sa.Column("proposal", sa.Text, index=True),
+)
+
+# Sets of labels that stand for no annotation: not yet, or no more. A crash leaves them here.
+unfinished = sa.Table(
+    "unfinished",
+    metadata,
+    sa.Column("revision", sa.Text, primary_key=True),
+    sa.Column("since", sa.Double, nullable=False),  # seconds since 1970
 )
 
 # What was deleted stays deleted, in whatever order its events arrive.

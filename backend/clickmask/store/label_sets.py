@@ -1,0 +1,117 @@
+"""Sets of labels, written and removed a little at a time: no write transaction is long.
+
+A set that stands for no annotation, not yet or no more, is noted as unfinished by the transaction that
+makes it so. What a killed process left half done is removed from these notes.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from clickmask.errors import StoreUnavailable
+from clickmask.labels import Brush, Region, geometry_to_json
+from clickmask.masks import Rle
+from clickmask.store.database import Database
+from clickmask.store.schema import labels, unfinished
+
+MOST_ROWS = 200  # of one write transaction, so that no click waits longer than milliseconds for it
+MOST_CHARACTERS = 2**19
+ABANDONED = 3600.0  # seconds after which nobody can be at work on a set any more
+
+Drawn = tuple[Region, Rle]
+Row = TypeVar("Row")
+
+
+def write_set(database: Database, drawn: Sequence[Drawn]) -> str:
+    """Write labels that nobody sees yet; the name of their set. It is `replace_set` that lets them stand."""
+    revision = secrets.token_hex(12)
+    with database.writing() as connection:
+        _note(connection, [revision])
+    for rows in _chunks((row, len(row["counts"]) + len(row["geometry"])) for row in _rows(revision, drawn)):
+        with database.writing() as connection:
+            connection.execute(labels.insert(), rows)
+    return revision
+
+
+def replace_set(connection: sa.Connection, stands: str, replaced: str | None) -> None:
+    """Note, in the transaction that does so, that one set stands now and another one no more.
+
+    Raises StoreUnavailable where `stands` was taken for what a killed process left: by a clock that jumped.
+    """
+    finished = connection.execute(unfinished.delete().where(unfinished.c.revision == stands))
+    if not finished.rowcount:
+        raise StoreUnavailable("the labels took too long to be written; they will be written again")
+    if replaced:
+        _note(connection, [replaced])
+
+
+def drop_sets(connection: sa.Connection, revisions: Sequence[str]) -> None:
+    """Note, in the transaction that does so, that these sets stand no more."""
+    if revisions:
+        _note(connection, revisions)
+
+
+def forget_sets(database: Database, revisions: Sequence[str]) -> None:
+    """Remove sets that stand no more."""
+    of = labels.c.revision.in_(revisions)
+    length = sa.func.length(labels.c.counts) + sa.func.length(labels.c.geometry)
+    with database.reading() as connection:
+        found = connection.execute(sa.select(labels.c.revision, labels.c.position, length).where(of)).all()
+    key = sa.tuple_(labels.c.revision, labels.c.position)
+    for keys in _chunks(((revision, position), size) for revision, position, size in found):
+        with database.writing() as connection:
+            connection.execute(labels.delete().where(key.in_(keys)))
+    with database.writing() as connection:
+        connection.execute(unfinished.delete().where(unfinished.c.revision.in_(revisions)))
+
+
+def forget_unfinished(database: Database) -> None:
+    """Remove what processes that were killed have left."""
+    left = sa.select(unfinished.c.revision).where(unfinished.c.since < time.time() - ABANDONED)
+    while True:
+        with database.reading() as connection:
+            revisions = list(connection.scalars(left.limit(MOST_ROWS)))
+        if not revisions:
+            return
+        forget_sets(database, revisions)
+
+
+def _note(connection: sa.Connection, revisions: Sequence[str]) -> None:
+    now = time.time()
+    connection.execute(unfinished.insert(), [{"revision": name, "since": now} for name in revisions])
+
+
+def _rows(revision: str, drawn: Sequence[Drawn]) -> Iterator[dict[str, Any]]:
+    for position, (region, rle) in enumerate(drawn):
+        written = geometry_to_json(region.geometry)
+        if isinstance(region.geometry, Brush):
+            del written["rle"]  # it is the mask's
+        yield {
+            "revision": revision,
+            "position": position,
+            "region": region.id,
+            "category": region.category,
+            "geometry": json.dumps(written),
+            "counts": rle["counts"],
+            "proposal": region.proposal,
+        }
+
+
+def _chunks(rows: Iterable[tuple[Row, int]]) -> Iterator[list[Row]]:
+    """Of rows and their lengths: at most MOST_ROWS, and MOST_CHARACTERS unless one row alone has more."""
+    chunk: list[Row] = []
+    characters = 0
+    for row, length in rows:
+        if chunk and (len(chunk) == MOST_ROWS or characters + length > MOST_CHARACTERS):
+            yield chunk
+            chunk, characters = [], 0
+        chunk.append(row)
+        characters += length
+    if chunk:
+        yield chunk
