@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import threading
 from collections import deque
@@ -48,6 +49,7 @@ STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = MappingProxyType(
         errors.ClickmaskError: HTTPStatus.INTERNAL_SERVER_ERROR,
     }
 )
+DOOR = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.MISDIRECTED_REQUEST})
 UNEXPECTED = "something went wrong inside clickmask; its log has the details"
 
 
@@ -61,20 +63,34 @@ class Failure:
 
 
 class RecentFailures:
-    """The last 50 failed requests, newest first. The tools' own pages show nothing when a click fails."""
+    """The last 50 failed requests, newest first. The tools' own pages show nothing when a click fails.
 
-    def __init__(self, kept: int = 50) -> None:
+    Anybody can be refused at the door, as often as he likes: ten of these are kept, apart, so that
+    they push out nothing that an annotator met.
+    """
+
+    def __init__(self, kept: int = 50, at_the_door: int = 10) -> None:
         self._lock = threading.Lock()
         self._failures: deque[Failure] = deque(maxlen=kept)
+        self._at_the_door: deque[Failure] = deque(maxlen=at_the_door)
 
-    def add(self, method: str, path: str, status: int, error: str) -> None:
-        at = datetime.now(UTC).isoformat(timespec="seconds")
+    def add(self, method: str, path: str, status: int, error: str, admitted: bool = False) -> None:
+        """`admitted`: a route asked for it, so a 403 is about an image, say, and not about the caller."""
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        # What is signed gets past the door; before its signature is found right it is anybody's.
+        unsigned = path.startswith("/webhooks/") and status < HTTPStatus.INTERNAL_SERVER_ERROR
+        stranger = not admitted and (status in DOOR or unsigned)
         with self._lock:
-            self._failures.appendleft(Failure(at, method, path[:200], status, error[:500]))
+            kept = self._at_the_door if stranger else self._failures
+            kept.appendleft(Failure(at, method, path[:200], status, error[:500]))
 
     def all(self) -> list[Failure]:
         with self._lock:
-            return list(self._failures)
+            return list(heapq.merge(self._failures, self._at_the_door, key=_when, reverse=True))
+
+
+def _when(failure: Failure) -> str:
+    return failure.at
 
 
 def status_of(error: errors.ClickmaskError) -> HTTPStatus:
@@ -90,9 +106,13 @@ def install(app: FastAPI, failures: RecentFailures) -> None:
     """Turn every error of a route into a status and a sentence: never a traceback, path or token."""
 
     def failed(
-        request: Request, status: int, error: str, headers: Mapping[str, str] | None = None
+        request: Request,
+        status: int,
+        error: str,
+        headers: Mapping[str, str] | None = None,
+        admitted: bool = True,
     ) -> JSONResponse:
-        failures.add(request.method, request.url.path, status, error)
+        failures.add(request.method, request.url.path, status, error, admitted)
         return answer(status, error, headers)
 
     async def clickmask_error(request: Request, error: Exception) -> JSONResponse:
@@ -112,7 +132,8 @@ def install(app: FastAPI, failures: RecentFailures) -> None:
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, HTTPException):
             raise error
-        return failed(request, error.status_code, str(error.detail), error.headers)
+        # A wrong signature is such an error; where the caller was admitted none has a status of the door.
+        return failed(request, error.status_code, str(error.detail), error.headers, admitted=False)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         return failed(request, HTTPStatus.INTERNAL_SERVER_ERROR, UNEXPECTED)

@@ -62,3 +62,22 @@ def test_the_newest_fifty_are_kept() -> None:
         recent.add("GET", f"/{number}", 404, "x" * 1000)
     assert [failure.path for failure in recent.all()] == [f"/{number}" for number in range(59, 9, -1)]
     assert len(recent.all()[0].error) == 500
+
+
+def test_strangers_at_the_door_push_out_nothing_that_an_annotator_met() -> None:
+    recent = failures.RecentFailures()
+    recent.add("POST", "/predict", 422, "the image is damaged")
+    for number in range(200):
+        recent.add("GET", f"/wp-login-{number}", 401, "this server has a secret")
+        recent.add("POST", "/webhooks/cvat", 413, "too large")
+    kept = recent.all()
+    assert len(kept) == 11
+    assert (kept[0].status, kept[-1].error) == (413, "the image is damaged")
+
+
+def test_an_image_that_is_refused_is_not_a_stranger() -> None:
+    client, recent = app_that_raises(errors.ImageRefused("a private network"))
+    client.get("/click")
+    for _ in range(20):
+        recent.add("GET", "/", 403, "only this machine is served")
+    assert recent.all()[-1].error == "a private network"
