@@ -9,11 +9,13 @@ let through to the route that checks the signature, and to no other.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable
+from contextlib import contextmanager
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -27,6 +29,9 @@ TOOL_PREFIXES = ("/api/", "/webhooks/")
 UNCOUNTED = frozenset({"/setup", "/webhook"})  # answered without computing: never turned away for load
 LOOPBACK_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+BODIES = 2  # of the largest size, that what computes may hold in memory at one time
+LONGEST_READ = 120.0  # seconds for which a request that is still arriving holds its place
+MAX_SIGNED_BODIES = 64 * 2**20  # bytes of all of them
 MAX_SIGNED_BODY = 2**20  # bytes that a stranger may send before anybody has looked at the signature
 
 
@@ -36,8 +41,41 @@ class Refusal(Exception):
         self.status, self.headers = status, headers
 
 
+class Room:
+    """Bytes of request bodies that are in memory at one time."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+
+    @contextmanager
+    def taking(self) -> Generator[Callable[[int], None]]:
+        """What takes bytes for one request, until its end; it raises Refusal where there are too many."""
+        taken = 0
+
+        def take(size: int) -> None:
+            nonlocal taken
+            if self._held + size > self._most:
+                raise Refusal(
+                    HTTPStatus.SERVICE_UNAVAILABLE,
+                    f"{self._held / 2**20:.0f} MiB of requests are at work already; try again in a moment",
+                    {"Retry-After": "2"},
+                )
+            self._held += size
+            taken += size
+
+        try:
+            yield take
+        finally:
+            self._held -= taken
+
+
 class Gate:
-    """Authentication, Host, Origin, content type, body size and the number of requests at work."""
+    """Authentication, Host, Origin, content type, body size, and the number and bytes of requests at work.
+
+    Requests are counted before their bodies are read. Bodies have rooms of their own for what computes,
+    for what is only kept, and for what strangers send, so that none of these takes another's.
+    """
 
     def __init__(
         self,
@@ -55,6 +93,8 @@ class Gate:
         self._hosts = LOOPBACK_NAMES | {host.lower() for host in settings.allowed_hosts}
         self._max_body = settings.max_body_bytes
         self._signed_paths = frozenset(signed_paths)
+        self._to_compute, self._to_keep = Room(BODIES * self._max_body), Room(self._max_body)
+        self._to_verify = Room(MAX_SIGNED_BODIES)
         self._most_at_work = most_at_work
         self._at_work = 0
 
@@ -75,20 +115,20 @@ class Gate:
         if not signed and not self._carries_secret(headers.get("authorization", "")):
             self._require_trusted_client(scope, headers)
             self._require_known_host(headers)
-        if scope["method"] not in {"GET", "HEAD", "OPTIONS"}:
-            _require_same_origin(headers)
-            body = await self._body(headers, receive, MAX_SIGNED_BODY if signed else self._max_body)
-            if (
-                body
-                and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json"
-            ):
-                raise Refusal(
-                    HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send JSON, with Content-Type: application/json"
-                )
-            receive = _replay(body, receive)
-        if scope["method"] != "POST" or scope["path"] in UNCOUNTED or signed:
+        if scope["method"] in {"GET", "HEAD", "OPTIONS"}:
             await self._app(scope, receive, send)
             return
+        _require_same_origin(headers)
+        if signed:
+            await self._read_and_serve(self._to_verify, MAX_SIGNED_BODY, headers, scope, receive, send)
+        elif scope["path"] in UNCOUNTED:
+            await self._read_and_serve(self._to_keep, self._max_body, headers, scope, receive, send)
+        else:
+            with self._counted():
+                await self._read_and_serve(self._to_compute, self._max_body, headers, scope, receive, send)
+
+    @contextmanager
+    def _counted(self) -> Generator[None]:
         if self._at_work >= self._most_at_work:
             raise Refusal(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -97,9 +137,25 @@ class Gate:
             )
         self._at_work += 1
         try:
-            await self._app(scope, receive, send)
+            yield
         finally:
             self._at_work -= 1
+
+    async def _read_and_serve(
+        self, room: Room, most: int, headers: Headers, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        with room.taking() as take:
+            try:
+                async with asyncio.timeout(LONGEST_READ):
+                    body = await _body(headers, receive, most, take)
+            except TimeoutError:
+                raise Refusal(HTTPStatus.REQUEST_TIMEOUT, "the request did not come to its end") from None
+            kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+            if body and kind != "application/json":
+                raise Refusal(
+                    HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send JSON, with Content-Type: application/json"
+                )
+            await self._app(scope, _replay(body, receive), send)
 
     def _carries_secret(self, authorization: str) -> bool:
         """Token, Bearer or Basic; compared as bytes and in constant time."""
@@ -153,22 +209,24 @@ class Gate:
                 f"this server is not known as {name[:80]!r}: add the name to CLICKMASK_ALLOWED_HOSTS",
             )
 
-    async def _body(self, headers: Headers, receive: Receive, most: int) -> bytes:
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > most:
+
+async def _body(headers: Headers, receive: Receive, most: int, take: Callable[[int], None]) -> bytes:
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or int(length) > most:
+        raise _too_large(most)
+    chunks: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refusal(HTTPStatus.BAD_REQUEST, "the request broke off")
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > most:
             raise _too_large(most)
-        chunks: list[bytes] = []
-        size, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Refusal(HTTPStatus.BAD_REQUEST, "the request broke off")
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > most:
-                raise _too_large(most)
-            more = message.get("more_body", False)
-        return b"".join(chunks)
+        take(len(chunks[-1]))
+        more = message.get("more_body", False)
+    return b"".join(chunks)
 
 
 def _too_large(most: int) -> Refusal:

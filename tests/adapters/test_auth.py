@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
+from clickmask_adapters import auth
 from clickmask_adapters.auth import Gate
 from clickmask_adapters.failures import RecentFailures
 from clickmask_adapters.settings import Settings
@@ -194,3 +197,119 @@ def test_refusals_are_kept_for_the_status_page() -> None:
     client(recent=recent, token="secret").post("/webhook", content=b"{}", headers=JSON)
     (failure,) = recent.all()
     assert (failure.method, failure.path, failure.status) == ("POST", "/webhook", 401)
+
+
+class Asked:
+    """Requests that are made byte by byte, so that many can be under way at once."""
+
+    def __init__(self, most_at_work: int = 128, **settings: Any) -> None:
+        self.at_work = 0
+        self.go_on = asyncio.Event()
+        signed = ["/webhooks/cvat"]
+        self._gate = Gate(self._serve, Settings(**settings), RecentFailures(), most_at_work, signed)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        self.at_work += 1
+        await self.go_on.wait()
+        self.at_work -= 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def post(self, path: str, chunks: AsyncIterator[bytes]) -> int:
+        """The status of the answer."""
+        answered: list[int] = []
+
+        async def receive() -> Message:
+            chunk = await anext(chunks, None)
+            return {"type": "http.request", "body": chunk or b"", "more_body": chunk is not None}
+
+        async def send(message: Message) -> None:
+            answered.append(message.get("status", 0))
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "client": ("127.0.0.1", 5000),
+            "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")],
+        }
+        await self._gate(scope, receive, send)
+        return answered[0]
+
+
+async def slowly(*chunks: bytes, read: list[bytes] | None = None) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        if read is not None:
+            read.append(chunk)
+        yield chunk
+        await asyncio.sleep(0)
+
+
+async def settled(asked: Asked, at_work: int) -> None:
+    while asked.at_work != at_work:
+        await asyncio.sleep(0)
+
+
+def test_one_request_too_many_is_turned_away_before_its_body_is_read() -> None:
+    async def ask() -> None:
+        asked = Asked(most_at_work=2)
+        under_way = [asyncio.create_task(asked.post("/v1/proposals", slowly(b"{}"))) for _ in range(2)]
+        await settled(asked, 2)
+        read: list[bytes] = []
+        assert await asked.post("/v1/proposals", slowly(b"{}", read=read)) == 503
+        assert read == []
+        kept = asyncio.create_task(asked.post("/webhook", slowly(b"{}")))  # is never turned away for load
+        await settled(asked, 3)
+        asked.go_on.set()
+        assert [await each for each in (*under_way, kept)] == [200] * 3
+        assert await asked.post("/v1/proposals", slowly(b"{}")) == 200
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("path", "most", "elsewhere"),
+    [
+        ("/v1/proposals", 2000, "/webhook"),
+        ("/webhook", 1000, "/v1/proposals"),
+        ("/webhooks/cvat", 1500, "/webhook"),
+    ],
+)
+def test_the_bytes_of_all_requests_at_work_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, path: str, most: int, elsewhere: str
+) -> None:
+    monkeypatch.setattr(auth, "MAX_SIGNED_BODIES", 1500)
+
+    async def ask() -> None:
+        asked = Asked(max_body_bytes=1000)
+        bodies = [slowly(b" " * 250, b" " * 250) for _ in range(most // 500)]
+        under_way = [asyncio.create_task(asked.post(path, body)) for body in bodies]
+        await settled(asked, len(bodies))
+        assert await asked.post(path, slowly(b" ")) == 503
+        other = asyncio.create_task(asked.post(elsewhere, slowly(b" " * 400)))  # has a room of its own
+        await settled(asked, len(bodies) + 1)
+        asked.go_on.set()
+        assert [await each for each in (*under_way, other)] == [200] * (len(bodies) + 1)
+        # What was refused or answered has given its bytes back.
+        for _ in range(5):
+            assert await asked.post(path, slowly(*[b" " * 100] * 10)) == 200
+
+    asyncio.run(ask())
+
+
+def test_a_request_that_never_ends_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "LONGEST_READ", 0.01)
+
+    async def never_ending() -> AsyncIterator[bytes]:
+        yield b" "
+        await asyncio.Event().wait()
+
+    async def ask() -> None:
+        asked = Asked(most_at_work=1)
+        assert await asked.post("/v1/proposals", never_ending()) == 408
+        monkeypatch.setattr(auth, "LONGEST_READ", 60.0)
+        asked.go_on.set()
+        assert await asked.post("/v1/proposals", slowly(b"{}")) == 200
+
+    asyncio.run(ask())
