@@ -116,7 +116,7 @@ def _environment(server: LabelStudioServer) -> dict[str, str]:
 
 
 def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 1200  # on a machine with much else to do
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
