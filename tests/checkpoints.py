@@ -33,6 +33,7 @@ class Architecture:
 
 
 VIT_B = Architecture(768, 12, 12, (2, 5, 8, 11))
+LIKE_TINY_VIT = Architecture(192, 12, 3, (2, 5, 8, 11))  # 6 million weights, 80 GFLOP: MobileSAM's measures
 TINY = Architecture(64, 2, 2, (1,), side=256)  # hundredths of a second for both halves
 
 

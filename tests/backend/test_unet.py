@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from clickmask import plugins
+from clickmask.masks import mask_iou
+from clickmask.runtimes import open_session
+from clickmask.runtimes.sessions import RUNTIMES
 from clickmask.training import networks
 from clickmask.training.networks import unet
+from clickmask.training.serving import LOGITS, PIXELS, to_input
+from clickmask.training.train import export
+from scenes import scene_image
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +51,28 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     torch.manual_seed(0)
     again = unet.build(2).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_every_runtime_answers_as_torch_does() -> None:
+    network = unet.build(4).eval()
+    pictures = [
+        to_input(scene_image(size, seed).pixels)
+        for seed, size in enumerate([(96, 128), (113, 90), (64, 64), (128, 96), (80, 200)] * 2)
+    ]
+    with torch.inference_mode():
+        means = torch.stack([network(torch.from_numpy(each)).mean((0, 2, 3)) for each in pictures])
+        network.classifier.bias -= means.mean(0)  # else one class is everywhere
+        expected = [network(torch.from_numpy(each)).numpy() for each in pictures]
+    exported = export(network)
+    for runtime in RUNTIMES:
+        session = open_session(exported, runtime)
+        ious: list[float] = []
+        for given, logits in zip(pictures, expected, strict=True):
+            found = session.run({PIXELS: given})[LOGITS]
+            assert np.abs(found - logits).max() < 1e-4 * np.abs(logits).max(), runtime
+            for number in range(4):
+                mask = logits[0].argmax(0) == number
+                if 0.05 < mask.mean() < 0.95:
+                    ious.append(mask_iou(found[0].argmax(0) == number, mask))
+        assert len(ious) >= 27
+        assert min(ious) >= 0.999
