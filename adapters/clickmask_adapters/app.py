@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import anyio.to_thread
@@ -21,6 +21,7 @@ from clickmask.inbox import Inbox
 from clickmask.intake import Accepting
 from clickmask.jobs import Jobs
 from clickmask.kept_images import KeptImages
+from clickmask.missing_images import fetch_missing
 from clickmask.runtimes import Runtimes
 from clickmask.store import Store
 from clickmask.training.serving import ProjectModels
@@ -119,8 +120,25 @@ def create_trainings(settings: Settings, workbench: Workbench) -> Trainings:
 
     triggers = Triggers(settings.train_after, settings.train_quiet)
     return Trainings(
-        create_jobs(settings), workbench.store, workplace(settings), waiting=waiting, triggers=triggers
+        create_jobs(settings),
+        workbench.store,
+        workplace(settings),
+        waiting=waiting,
+        fetch=create_fetching(settings, workbench.store),
+        triggers=triggers,
     )
+
+
+def create_fetching(settings: Settings, store: Store) -> Callable[[str, str, Callable[[], bool]], None]:
+    """What brings labelled images that are not kept: of a tool and a project, until it is told to stop."""
+    kept, images = create_kept_images(settings, store), create_images(settings)
+
+    def fetch(name: str, project: str, stopped: Callable[[], bool]) -> None:
+        tool = accepting_tools(settings).get(name)
+        if tool and tool.origin:
+            fetch_missing(name, tool, project, store, images, kept, stopped)
+
+    return fetch
 
 
 def create_jobs(settings: Settings) -> Jobs:
@@ -137,7 +155,7 @@ def workplace(settings: Settings) -> Workplace:
         settings.database.get_secret_value() if settings.database else str(home / "store.sqlite"),
         settings.max_image_bytes,
         settings.max_image_pixels,
-        {"seconds": settings.train_seconds, "validate_every": 20, "patience": 25},
+        {"seconds": settings.train_seconds},
         settings.threads,
     )
 

@@ -120,10 +120,24 @@ def test_a_file_that_is_no_checkpoint_is_said_and_training_starts_anew(
 
 
 def test_training_stops_when_validation_no_longer_improves(tmp_path: Path) -> None:
-    plan = replace(PLAN, steps=1000, validate_every=1, patience=3, rate=0.0)
-    fitted = fit(plan, tmp_path / "a.pt").run()
-    assert fitted.reason == "no longer improving"
-    assert fit(plan, tmp_path / "a.pt").step < 100
+    plan = replace(PLAN, steps=1000, validate_every=1, patience=3, tail=4, rate=0.0)
+    run = fit(plan, tmp_path / "a.pt")
+    assert run.run().reason == "no longer improving"
+    assert 3 + 4 < run.step < 100
+
+
+def test_the_learning_rate_falls_once_more_before_a_training_stops(tmp_path: Path) -> None:
+    plan = replace(PLAN, steps=1000, validate_every=1, patience=3, tail=10, rate=1e-9)
+    rates: list[float] = []
+    run = fit(plan, tmp_path / "a.pt")
+    run.run(lambda _: rates.append(run._optimiser.param_groups[0]["lr"] / plan.rate))
+    assert rates[-11] > 0.1 > 0.05 > rates[-1]
+    assert rates[-10:] == sorted(rates[-10:], reverse=True)
+    stopped = fit(plan, tmp_path / "b.pt")
+    assert stopped.run(cancelled=lambda: stopped.step == run.step - 5).reason == "cancelled"
+    resumed = fit(plan, tmp_path / "b.pt")
+    assert resumed.run().reason == "no longer improving"
+    assert resumed.step == run.step
 
 
 def test_the_time_budget_ends_a_run_also_one_that_is_gone_on_with(tmp_path: Path) -> None:
@@ -161,6 +175,16 @@ def test_crops_are_drawn_by_chance_and_labels_stay_on_their_pixels() -> None:
     again = draw_crop(sample, 32, np.random.default_rng(3))
     assert (again[0] == crops[3][0]).all()
     assert (again[1] == crops[3][1]).all()
+
+
+def test_what_is_dark_keeps_its_contrast() -> None:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[16:48, 16:48] = 1
+    sample = Drawn(np.where(labels[..., None] == 1, 24, 8).astype(np.uint8).repeat(3, axis=2), labels)
+    for seed in range(40):
+        pixels, classes = draw_crop(sample, 64, np.random.default_rng(seed))
+        if (classes == 1).any() and (classes == 0).any():
+            assert pixels[classes == 1].mean() > pixels[classes == 0].mean() + 5
 
 
 def test_what_lies_beyond_the_picture_is_ignored() -> None:

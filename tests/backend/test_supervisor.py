@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from clickmask.errors import TrainingNotReady
+from clickmask.errors import ToolUnavailable, TrainingNotReady
 from clickmask.jobs import Job, Jobs
 from clickmask.kept_images import KeptImages
 from clickmask.store import Store
@@ -164,6 +165,36 @@ def test_a_training_waits_for_events_that_have_arrived(begin: Callable[..., Trai
         until(lambda: state_of(trainings, job) != "queued", 0.5)
     waiting[0] = 0
     assert ended(trainings, job).state == "done"
+
+
+def test_missing_images_are_fetched_once_all_events_are_read(begin: Callable[..., Trainings]) -> None:
+    waiting, done = [1], list[tuple[str, str, int]]()
+
+    def fetch(tool: str, project: str, stopped: Callable[[], bool]) -> None:
+        assert not stopped()
+        done.append((tool, project, waiting[0]))
+        raise ToolUnavailable("it is away")
+
+    trains = 'jobs.change(job.id, state="done")'
+    trainings = begin(trains, waiting=lambda: waiting[0], fetch=fetch)
+    job = trainings.request(TOOL, "1")
+    waiting[0] = 0
+    assert ended(trainings, job).state == "done", "less to train on is no reason not to"
+    assert done == [(TOOL, "1", 0)]
+
+
+def test_a_training_that_is_cancelled_stops_the_fetching(begin: Callable[..., Trainings]) -> None:
+    fetching = threading.Event()
+
+    def fetch(tool: str, project: str, stopped: Callable[[], bool]) -> None:
+        fetching.set()
+        until(stopped, 60)
+
+    trainings = begin(fetch=fetch)
+    job = trainings.request(TOOL, "1")
+    assert fetching.wait(60)
+    trainings.jobs.cancel(job.id)
+    assert ended(trainings, job).message == "cancelled before it began"
 
 
 def test_enough_new_images_begin_one_training_after_a_quiet_time(

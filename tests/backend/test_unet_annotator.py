@@ -39,8 +39,8 @@ def serve(models: ProjectModels, weight: float = 2.0, project: str = "3") -> str
 
 def picture() -> Image:
     """A blue disc (nucleus), a greenish block (cell) and a speck of it on red."""
-    pixels = np.full((*SIZE, 3), (250, 0, 0), np.uint8)
-    pixels[BLUE], pixels[GREEN], pixels[2, 2] = (0, 0, 250), (150, 200, 0), (0, 250, 0)
+    pixels = np.full((*SIZE, 3), (255, 0, 0), np.uint8)
+    pixels[BLUE], pixels[GREEN], pixels[2, 2] = (0, 0, 252), (150, 200, 0), (0, 255, 0)
     return Image(pixels, "drawn")
 
 

@@ -18,6 +18,7 @@ from clickmask.store import Store
 from clickmask.training.supervisor import Trainings
 from clickmask_adapters.app import (
     accepting_tools,
+    create_fetching,
     create_images,
     create_jobs,
     create_kept_images,
@@ -51,7 +52,11 @@ def train(
     with sentence_on_failure(), closing(create_store(settings)) as store, _drained(settings, store) as reader:
         chosen, name = find_project(store, project, tool)
         trainings = Trainings(
-            create_jobs(settings), store, workplace(settings), waiting=lambda: reader.status().waiting
+            create_jobs(settings),
+            store,
+            workplace(settings),
+            waiting=lambda: reader.status().waiting,
+            fetch=create_fetching(settings, store),
         )
         with closing(trainings):
             trainings.start(adopting=False)

@@ -15,8 +15,10 @@ IGNORED = 255  # in labels: of unknown class
 Labels = NDArray[np.uint8]  # (H, W): 0 background, k the k-th category, IGNORED
 
 SCALES = (0.75, 1.33)  # of the picture's own size
-COLOUR = 0.25  # how far brightness, contrast and saturation go, as a share
-TINT = 0.06  # and each channel
+POWER = 0.3  # brightness is raised to powers between exp(-POWER) and exp(POWER),
+GAIN = 0.15  # multiplied by up to 1 + GAIN,
+TINT = 0.06  # each channel by up to 1 + TINT,
+SATURATION = 0.25  # and what is coloured is more or less so, by this share
 ON_AN_OBJECT = 0.7  # of the crops are centred on a pixel of a category, each category as often
 
 
@@ -61,10 +63,11 @@ def _centre(labels: Labels, chance: np.random.Generator) -> tuple[float, float]:
 
 
 def _recoloured(pixels: NDArray[np.uint8], chance: np.random.Generator) -> Pixels:
-    brightness, contrast, saturation = 1 + chance.uniform(-COLOUR, COLOUR, 3)
-    values = pixels.astype(np.float32)
+    """By a power, factors and saturation: to add a shade would cut off what is dark already."""
+    power = math.exp(chance.uniform(-POWER, POWER))
+    gain, saturation = 1 + chance.uniform(-GAIN, GAIN), 1 + chance.uniform(-SATURATION, SATURATION)
+    values = (pixels.astype(np.float32) / 255) ** np.float32(power)
     grey = values.mean(axis=2, keepdims=True)
     values = grey + (values - grey) * saturation
-    values = (values - 127.5) * contrast + 127.5 * brightness
-    values *= 1 + chance.uniform(-TINT, TINT, 3)
+    values *= 255 * gain * (1 + chance.uniform(-TINT, TINT, 3))
     return np.rint(values).clip(0, 255).astype(np.uint8)

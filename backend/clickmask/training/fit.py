@@ -44,12 +44,13 @@ class Plan:
     steps: int = 3000
     seconds: float = 1200.0  # of all runs together, when it is stopped and goes on
     side: int = 256  # px of a crop; a multiple of the network's stride
-    crops: int = 8  # a step
-    rate: float = 2e-3  # at its peak
+    crops: int = 2  # a step
+    rate: float = 3e-3  # at its peak
     decay: float = 1e-3
     average: float = 0.99  # of the weights, from one step to the next
-    validate_every: int = 50  # steps; the checkpoint is written then too
-    patience: int = 10  # validations without an improvement
+    validate_every: int = 20  # steps; the checkpoint is written then too
+    patience: int = 12  # validations without an improvement, after which the training ends,
+    tail: int = 80  # by steps in which the learning rate falls: they improve it once more
     seed: int = 0
 
 
@@ -108,6 +109,7 @@ class Fit:
         self._best = Fitted(network.state_dict(), math.nan, 0, "cancelled")
         self._validated = math.nan  # the mIoU of the last validation
         self._worse = 0  # validations since the best one
+        self._ending: tuple[int, float] | None = None  # since which step, and the learning rate's share then
         self._weights = class_weights(_pixels_by_class(training, classes)).to(self._device)
         self._resume()
 
@@ -142,7 +144,8 @@ class Fit:
             return "all steps done"
         if self.seconds >= self.plan.seconds:
             return "out of time"
-        return "no longer improving" if self._worse >= self.plan.patience else None
+        ended = self._ending is not None and self.step >= self._ending[0] + self.plan.tail
+        return "no longer improving" if ended else None
 
     def _learn(self) -> float:
         """One step; its loss."""
@@ -170,9 +173,11 @@ class Fit:
         return pixels.permute(0, 3, 1, 2).float() / 255, labels.long()  # (B, H, W, 3) -> (B, 3, H, W)
 
     def _schedule(self) -> float:
-        """The learning rate, as a share of its peak: a short rise, then a cosine."""
-        rise = min(1.0, (self.step + 1) / WARM_UP)
-        return rise * (LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * self._done())) / 2)
+        """The learning rate, as a share of its peak: a short rise, then a cosine; a short one in the tail."""
+        if self._ending:
+            since, share = self._ending
+            return _cosine(share, (self.step - since) / self.plan.tail)
+        return min(1.0, (self.step + 1) / WARM_UP) * _cosine(1.0, self._done())
 
     def _done(self) -> float:
         """The part of the plan that is done, by steps or by the clock, whichever is further."""
@@ -200,6 +205,8 @@ class Fit:
             self._best, self._worse = Fitted(state, found, self.step, "cancelled"), 0
         else:
             self._worse += 1
+        if self._worse >= self.plan.patience and not self._ending:
+            self._ending = self.step, self._schedule()
 
     def _progress(self, losses: Sequence[float]) -> Progress:
         plan = self.plan
@@ -216,6 +223,7 @@ class Fit:
                 "step": self.step,
                 "seconds": self.seconds,
                 "worse": self._worse,
+                "ending": self._ending,
                 "network": self._network.state_dict(),
                 "average": self._average.state_dict(),
                 "optimiser": self._optimiser.state_dict(),
@@ -233,8 +241,14 @@ class Fit:
         self._average.load_state_dict(kept["average"])
         self._optimiser.load_state_dict(kept["optimiser"])
         self.step, self.seconds, self._worse = kept["step"], kept["seconds"], kept["worse"]
+        self._ending = kept["ending"]
         self._best = Fitted(kept["best"], kept["best_miou"], kept["best_step"], "cancelled")
         log.info("going on from step %d", self.step)
+
+
+def _cosine(first: float, done: float) -> float:
+    """From `first` to LAST_RATE, as `done` goes from 0 to 1."""
+    return LAST_RATE + (first - LAST_RATE) * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
 def _pixels_by_class(samples: Sequence[LabelledPixels], classes: int) -> NDArray[np.int64]:

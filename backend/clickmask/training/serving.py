@@ -19,6 +19,8 @@ from clickmask.types import Pixels, Size
 
 PIXELS, LOGITS = "pixels", "logits"  # of an ONNX file: (1, 3, H, W) in [0, 1] -> (1, K, H, W)
 MULTIPLE = 16  # of the sides that a network takes
+TAIL = 0.5  # percent of a picture's values, at either end, that may be cut off
+NARROWEST = 32.0  # values that are spread over all at most: of less the noise is no picture
 LONGEST_SIDE = 1536  # px; larger pictures are trained on and answered at this size, for memory's sake
 
 
@@ -39,9 +41,7 @@ class Labeller:
         """Of a picture of any size, at that size."""
         height, width = shown = pixels.shape[:2]
         size = working_size((height, width))
-        if size != shown:
-            pixels = np.asarray(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
-        answer: NDArray[np.float32] = self._session.run({PIXELS: to_input(pixels)})[LOGITS]
+        answer: NDArray[np.float32] = self._session.run({PIXELS: to_input(prepared(pixels))})[LOGITS]
         logits = answer[0, :, : size[0], : size[1]]  # (K, h, w)
         best = logits.max(axis=0)
         confidence = (1 / np.exp(logits - best).sum(axis=0)).astype(np.float32)
@@ -55,6 +55,21 @@ def working_size(size: Size) -> Size:
     scale = LONGEST_SIDE / max(size)
     height, width = (side if scale >= 1 else max(1, round(scale * side)) for side in size)
     return height, width
+
+
+def prepared(pixels: Pixels) -> Pixels:
+    """What networks are trained on and asked with: at the working size, the values spread over all of 0..255.
+
+    Of microscopy many pictures have all that matters in a tenth of the range, each in another one.
+    """
+    height, width = pixels.shape[:2]
+    size = working_size((height, width))
+    if size != (height, width):
+        pixels = np.asarray(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+    low, high = np.percentile(pixels, (TAIL, 100 - TAIL))
+    high = max(high, low + NARROWEST)
+    spread = (np.arange(256) - low) / (high - low) * 255
+    return np.rint(spread).clip(0, 255).astype(np.uint8)[pixels]
 
 
 def to_input(pixels: Pixels) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from clickmask.errors import StoreUnavailable, TrainingNotReady
+from clickmask.errors import ClickmaskError, StoreUnavailable, TrainingNotReady
 from clickmask.jobs import Job, Jobs
 from clickmask.store import Store
 
@@ -55,7 +55,8 @@ class Triggers:
 class Trainings:
     """One thread that looks after the jobs that were asked for here, one after the other.
 
-    `waiting` says how many events are still to be read before a training may begin.
+    `waiting` says how many events are still to be read before a training may begin; `fetch` is then
+    given a tool, a project and what says that it shall stop, and brings labelled images that are missing.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Trainings:
         place: Workplace,
         *,
         waiting: Callable[[], int] = lambda: 0,
+        fetch: Callable[[str, str, Callable[[], bool]], object] = lambda tool, project, stopped: None,
         triggers: Triggers | None = None,
         worker: Sequence[str] = WORKER,
         hung_after: float = HUNG,
@@ -72,7 +74,7 @@ class Trainings:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.jobs = jobs
-        self._store, self._place, self._waiting = store, place, waiting
+        self._store, self._place, self._waiting, self._fetch = store, place, waiting, fetch
         self._triggers, self._worker, self._clock = triggers, worker, clock
         self._hung_after, self._grace = hung_after, grace
         self._context = ExitStack()
@@ -146,7 +148,8 @@ class Trainings:
 
     def _look_after(self, job: Job) -> None:
         self._drain(job)
-        if self._closing.is_set() or self.jobs.get(job.id).state != "queued":
+        self._fetch_missing(job)
+        if self._is_off(job):
             return
         self.jobs.change(job.id, state="running")
         place = json.dumps({"job": job.id, **asdict(self._place)})
@@ -174,8 +177,19 @@ class Trainings:
         """Wait until the events that have arrived are read, for some minutes at most."""
         until = time.monotonic() + LONGEST_DRAIN
         while self._waiting() and time.monotonic() < until:
-            if self._closing.wait(_LOOK) or self.jobs.get(job.id).state != "queued":
+            if self._closing.wait(_LOOK) or self._is_off(job):
                 return
+
+    def _fetch_missing(self, job: Job) -> None:
+        """Without those that cannot be had, there is less to train on, and no reason not to."""
+        try:
+            self._fetch(job.tool, job.project, lambda: self._is_off(job))
+        except ClickmaskError as error:
+            log.warning("missing images of %s %s are not fetched: %s", job.tool, job.project, error)
+
+    def _is_off(self, job: Job) -> bool:
+        """Whether a job that waits shall not begin: it was cancelled, or this process ends."""
+        return self._closing.is_set() or self.jobs.get(job.id).state != "queued"
 
     def _watch(self, job: Job, process: subprocess.Popen[bytes]) -> str:
         """Until the process has ended, by itself or not; why, if it did not say so itself."""

@@ -5,92 +5,43 @@ from __future__ import annotations
 import io
 import logging
 import math
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clickmask.datasets import Dataset, Sample, class_map
+from clickmask.datasets import IGNORED, Dataset, Sample, class_map, folds
 from clickmask.errors import InvalidRequest, ModelDamaged, SegmenterNotReady
 from clickmask.images import DEFAULT_LIMITS, ImageLimits, decode_image
 from clickmask.metrics import LabelMap
 from clickmask.reports import Measured, measure
-from clickmask.sides import SIDES
-from clickmask.training.augmentation import IGNORED, Labels
-from clickmask.training.fit import Fit, Fitted, Plan, Progress
+from clickmask.sides import ENOUGH, SIDES
+from clickmask.training.fit import Plan, Progress
+from clickmask.training.fitting import Beat, Cancelled, Fitting
 from clickmask.training.gate import Decision, decide
 from clickmask.training.models import Draft, Models, ModelVersion, Provenance
-from clickmask.training.networks import unet
-from clickmask.training.serving import (
-    LOGITS,
-    MULTIPLE,
-    PIXELS,
-    Labeller,
-    open_labeller,
-    to_input,
-    working_size,
-)
+from clickmask.training.serving import LOGITS, MULTIPLE, PIXELS, Labeller, open_labeller, to_input
 from clickmask.types import Pixels
 
 log = logging.getLogger(__name__)
 
 NETWORK = "unet"
 OPSET = 17
-IN_MEMORY = 2**30  # bytes of decoded pictures; where there are more, they are read at each use
 GOLDEN_SIDE = 256  # px of the picture by which a version is known to be what was trained
+CROSS_VALIDATION = "cross-validation"  # in place of a side, in a report
 
-Beat = Callable[[], None]  # called at least every few seconds of work
+Part = tuple[Labeller, Sequence[Sample]]  # a network, and pictures that it has not seen
 
 
 @dataclass(frozen=True)
 class Trained:
     version: ModelVersion
     decision: Decision
-
-
-class TrainingPicture:
-    """A sample's picture and classes, at the size at which networks work."""
-
-    def __init__(self, dataset: Dataset, sample: Sample, limits: ImageLimits, keep: bool) -> None:
-        self._dataset, self._sample, self._limits, self._keep = dataset, sample, limits, keep
-
-    @property
-    def pixels(self) -> Pixels:
-        return self._pixels if self._keep else self._read()
-
-    @property
-    def labels(self) -> Labels:
-        return self._labels if self._keep else self._draw()
-
-    @cached_property
-    def _pixels(self) -> Pixels:
-        return self._read()
-
-    @cached_property
-    def _labels(self) -> Labels:
-        return self._draw()
-
-    def _read(self) -> Pixels:
-        pixels = decode_image(self._dataset.pictures.read(self._sample.image), self._limits).pixels
-        height, width = working_size(self._sample.size)
-        if pixels.shape[:2] == (height, width):
-            return pixels
-        return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-
-    def _draw(self) -> Labels:
-        classes = class_map(self._sample, self._dataset.categories, self._dataset.unlabelled)
-        height, width = working_size(self._sample.size)
-        if classes.shape == (height, width):
-            return classes
-        return np.asarray(cv2.resize(classes, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
 def train(
@@ -106,28 +57,29 @@ def train(
 ) -> Trained | None:
     """Train on the dataset's training side, keep the version, and serve it if the gate lets it.
 
-    None if it was cancelled; the same call then goes on from `checkpoint`. The crops are made no
-    larger than the pictures need. Raises InvalidRequest where there is too little to learn from.
+    Where a split says too little, a part of the time goes to networks that are trained alike on parts
+    of the images and measured on the rest. None if it was cancelled; the same call then goes on from
+    `checkpoint`. Raises InvalidRequest where there is too little to learn from.
     """
-    sides = {side: _at_hand(dataset, dataset.split(side)) for side in SIDES}
+    dataset = _at_hand(dataset)
+    sides = {side: dataset.split(side) for side in SIDES}
     _require_enough(dataset, sides)
-    plan = replace(plan, side=min(plan.side, _largest_side(dataset.samples)))
-    fitted = _fit(dataset, sides, plan, checkpoint, report, cancelled, limits, beat)
-    if fitted.reason == "cancelled":
+    parts = folds(dataset) if dataset.too_few else []
+    fitting = Fitting(
+        dataset, plan, checkpoint, limits, fits=1 + len(parts), report=report, cancelled=cancelled, beat=beat
+    )
+    measuring = _Measuring(dataset, limits, beat)
+    try:
+        network, fitted = fitting.fit(sides["train"], sides["validation"])
+        others = list(_cross_validated(fitting, parts))
+    except Cancelled:
         return None
-    network = _network(dataset, fitted)
     exported = export(network)
     candidate = open_labeller(exported)
-    measured = _measure(dataset, sides["validation"], candidate, limits, beat)
-    served, shared = _measure_served(dataset, sides["validation"], models, limits, beat)
-    decision = decide(
-        measured.matrices, served.matrices if served else None, dataset.categories, sorted(shared)
-    )
-    log.info("%s", decision.reason)
-    tested = _measure(dataset, sides["test"], candidate, limits, beat) if sides["test"] else None
+    measured = measuring.measure([(candidate, sides["validation"])])
+    decision = _decide(measuring, measured, sides["validation"], models)
     about = {
-        "split": "test" if tested else "validation",
-        **as_json(tested or measured),
+        **_reported(measuring, measured, candidate, sides["test"], others),
         "validation": as_json(measured),
         "decision": decision.reason,
         "promoted": decision.promoted,
@@ -136,11 +88,11 @@ def train(
     }
     split = {side: [sample.image for sample in samples] for side, samples in sides.items()}
     provenance = Provenance(NETWORK, dataset.categories, dataset.digest, split, about, plan.seed)
-    version = models.save(_draft(provenance, network, exported, dataset, sides["validation"][0], limits))
+    version = models.save(_draft(provenance, network, exported, measuring.pixels(sides["validation"][0])))
     if decision.promoted:
         models.promote(version.id)
     models.prune()
-    checkpoint.unlink(missing_ok=True)
+    fitting.forget()
     return Trained(version, decision)
 
 
@@ -173,105 +125,94 @@ def _plain(value: object) -> object:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _fit(
-    dataset: Dataset,
-    sides: Mapping[str, Sequence[Sample]],
-    plan: Plan,
-    checkpoint: Path,
-    report: Callable[[Progress], None],
-    cancelled: Callable[[], bool],
-    limits: ImageLimits,
-    beat: Beat,
-) -> Fitted:
-    samples = [*sides["train"], *sides["validation"]]
-    keep = 4 * sum(math.prod(working_size(sample.size)) for sample in samples) <= IN_MEMORY
-    training, validation = (
-        [TrainingPicture(dataset, sample, limits, keep) for sample in sides[side]]
-        for side in ("train", "validation")
-    )
-    classes = len(dataset.categories) + 1
-    cast("Any", torch).manual_seed(plan.seed)
-    network = unet.build(classes).to("cuda" if torch.cuda.is_available() else "cpu")
-    run = Fit(network, unet.STRIDE, training, validation, classes, plan, checkpoint, dataset.digest)
+class _Measuring:
+    """At the pictures' full size."""
 
-    def stops() -> bool:
-        beat()
-        return cancelled()
+    def __init__(self, dataset: Dataset, limits: ImageLimits, beat: Beat) -> None:
+        self.categories = dataset.categories
+        self._dataset, self._limits, self._beat = dataset, limits, beat
 
-    started = time.perf_counter()
-    fitted = run.run(report, stops)
-    log.info("fitted in %.0f s: %s", time.perf_counter() - started, fitted.reason)
-    return fitted
+    def pixels(self, sample: Sample) -> Pixels:
+        return decode_image(self._dataset.pictures.read(sample.image), self._limits).pixels
+
+    def measure(self, parts: Iterable[Part], numbers: NDArray[np.uint8] | None = None) -> Measured:
+        """All parts together; `numbers` are the dataset's classes for those of another model."""
+
+        def pairs() -> Iterator[tuple[LabelMap, LabelMap]]:
+            for labeller, samples in parts:
+                for sample in samples:
+                    self._beat()
+                    found = labeller.label(self.pixels(sample)).classes
+                    truth = class_map(sample, self.categories, self._dataset.unlabelled)
+                    yield truth, found if numbers is None else numbers[found]
+
+        return measure(pairs(), self.categories, ignore=IGNORED)
 
 
-def _network(dataset: Dataset, fitted: Fitted) -> torch.nn.Module:
-    network = unet.build(len(dataset.categories) + 1)
-    network.load_state_dict(fitted.state)
-    return network.cpu().eval()
+def _cross_validated(fitting: Fitting, parts: Sequence[tuple[list[Sample], list[Sample]]]) -> Iterator[Part]:
+    """Nothing stops these early: what is measured on must decide nothing."""
+    for training, held_out in parts:
+        network, _ = fitting.fit(training, [])
+        yield open_labeller(export(network)), held_out
 
 
-def _measure(
-    dataset: Dataset,
-    samples: Sequence[Sample],
-    labeller: Labeller,
-    limits: ImageLimits,
-    beat: Beat,
-    numbers: NDArray[np.uint8] | None = None,
-) -> Measured:
-    """At the pictures' full size; `numbers` are the dataset's classes for those of another model."""
+def _reported(
+    measuring: _Measuring,
+    validated: Measured,
+    candidate: Labeller,
+    test: Sequence[Sample],
+    others: Sequence[Part],
+) -> dict[str, Any]:
+    """The numbers to go by: of the test side, or of networks like this one on all that few pictures."""
+    if others:
+        found, split = measuring.measure(others), CROSS_VALIDATION
+        said = (
+            f"too few: a test side of {found.report.images} images says little (from {ENOUGH} on it counts), "
+            f"so the numbers are those of {len(others)} networks on images that they were not trained on"
+        )
+        return {"split": split, **as_json(found), "too_few": said}
+    if test:
+        return {"split": "test", **as_json(measuring.measure([(candidate, test)]))}
+    return {"split": "validation", **as_json(validated)}
 
-    def pairs() -> Iterator[tuple[LabelMap, LabelMap]]:
-        for sample in samples:
-            beat()
-            pixels = decode_image(dataset.pictures.read(sample.image), limits).pixels
-            found = labeller.label(pixels).classes
-            truth = class_map(sample, dataset.categories, dataset.unlabelled)
-            yield truth, found if numbers is None else numbers[found]
 
-    return measure(pairs(), dataset.categories, ignore=IGNORED)
-
-
-def _measure_served(
-    dataset: Dataset, samples: Sequence[Sample], models: Models, limits: ImageLimits, beat: Beat
-) -> tuple[Measured | None, set[str]]:
-    """Of the model in service, and the categories that it knows too; what else it finds is background."""
+def _decide(measuring: _Measuring, ours: Measured, samples: Sequence[Sample], models: Models) -> Decision:
+    """Against the model in service; what it finds that is no category any more is background."""
+    categories = measuring.categories
     try:
         with models.opening() as served:
-            if served is None:
-                return None, set()
-            labeller = open_labeller(served.network)
+            labeller = open_labeller(served.network) if served else None
     except (ModelDamaged, SegmenterNotReady) as error:  # any model is better than one that cannot run
         log.error("%s", error)
-        return None, set()
-    theirs = served.provenance.categories
-    places = {category: number for number, category in enumerate(dataset.categories, 1)}
-    numbers = np.array([0, *(places.get(category, 0) for category in theirs)], np.uint8)
-    measured = _measure(dataset, samples, labeller, limits, beat, numbers)
-    return measured, set(theirs) & set(dataset.categories)
+        served = labeller = None
+    if served is None or labeller is None:
+        decision = decide(ours.matrices, None, categories)
+    else:
+        known = served.provenance.categories
+        places = {category: number for number, category in enumerate(categories, 1)}
+        numbers = np.array([0, *(places.get(category, 0) for category in known)], np.uint8)
+        theirs = measuring.measure([(labeller, samples)], numbers)
+        shared = sorted(set(known) & set(categories))
+        decision = decide(ours.matrices, theirs.matrices, categories, shared)
+    log.info("%s", decision.reason)
+    return decision
 
 
-def _draft(
-    provenance: Provenance,
-    network: torch.nn.Module,
-    exported: bytes,
-    dataset: Dataset,
-    shown: Sample,
-    limits: ImageLimits,
-) -> Draft:
-    """Its golden picture is a corner of a validation image, answered by torch."""
-    picture = decode_image(dataset.pictures.read(shown.image), limits).pixels[:GOLDEN_SIDE, :GOLDEN_SIDE]
-    seen = to_input(picture)
+def _draft(provenance: Provenance, network: torch.nn.Module, exported: bytes, shown: Pixels) -> Draft:
+    """Its golden picture is a corner of a picture, answered by torch."""
+    seen = to_input(shown[:GOLDEN_SIDE, :GOLDEN_SIDE])
     with torch.inference_mode():
         answer = network(torch.tensor(seen)).numpy()
     weights = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     return Draft(provenance, weights, exported, {PIXELS: seen}, {LOGITS: answer})
 
 
-def _at_hand(dataset: Dataset, samples: Sequence[Sample]) -> list[Sample]:
-    here = [sample for sample in samples if dataset.pictures.holds(sample.image)]
-    if len(here) < len(samples):
-        log.warning("%d labelled images are not kept any more", len(samples) - len(here))
-    return here
+def _at_hand(dataset: Dataset) -> Dataset:
+    """Without the images that are not kept; the digest is that of all."""
+    here = tuple(sample for sample in dataset.samples if dataset.pictures.holds(sample.image))
+    if len(here) < len(dataset.samples):
+        log.warning("%d labelled images are not kept any more", len(dataset.samples) - len(here))
+    return replace(dataset, samples=here)
 
 
 def _require_enough(dataset: Dataset, sides: Mapping[str, Sequence[Sample]]) -> None:
@@ -283,9 +224,3 @@ def _require_enough(dataset: Dataset, sides: Mapping[str, Sequence[Sample]]) -> 
             f"a training needs images to train and to validate on; of {len(dataset.samples)} labelled "
             f"images there are {counts}"
         )
-
-
-def _largest_side(samples: Sequence[Sample]) -> int:
-    """Of the pictures, rounded up to what a network takes."""
-    largest = max(max(working_size(sample.size)) for sample in samples)
-    return math.ceil(largest / MULTIPLE) * MULTIPLE
