@@ -93,6 +93,7 @@ class DiskStatus:
     capacity: int
     entries: int
     hits: int
+    hit_rate: float | None  # of the images that were looked for; None: none was
 
 
 class DiskEmbeddings:
@@ -117,7 +118,7 @@ class DiskEmbeddings:
         self._segmenters = segmenters
         self._weights = weights
         self._lock = threading.Lock()
-        self._bytes = self._entries = self._hits = 0
+        self._bytes = self._entries = self._asked = self._hits = 0
         self._unswept = 0  # bytes written since the folder was looked at
         self._queue: queue.Queue[_Job | None] = queue.Queue(_QUEUE_LENGTH)
         self._pending: dict[EmbeddingKey, _Job] = {}
@@ -130,6 +131,8 @@ class DiskEmbeddings:
         segmenter = self._segmenters(key.segmenter)
         if not isinstance(segmenter, Restoring):
             return None
+        with self._lock:
+            self._asked += 1
         identity = self._identity(key)
         path = self._path(identity)
         try:
@@ -198,7 +201,8 @@ class DiskEmbeddings:
 
     def status(self) -> DiskStatus:
         with self._lock:
-            return DiskStatus(self._bytes, self._capacity, self._entries, self._hits)
+            rate = self._hits / self._asked if self._asked else None
+            return DiskStatus(self._bytes, self._capacity, self._entries, self._hits, rate)
 
     def close(self) -> None:
         """Write what waits, then stop."""

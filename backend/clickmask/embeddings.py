@@ -27,6 +27,7 @@ class CacheStatus:
     entries: int
     hits: int
     misses: int
+    hit_rate: float | None  # of what clicks looked for; None: nothing yet
     waiting: int
     queue_length: int
     disk: DiskStatus | None
@@ -118,12 +119,14 @@ class EmbeddingCache:
 
     def status(self) -> CacheStatus:
         with self._changed:
+            asked = self._hits + self._misses
             return CacheStatus(
                 bytes=self._bytes,
                 capacity=self._capacity,
                 entries=len(self._kept),
                 hits=self._hits,
                 misses=self._misses,
+                hit_rate=self._hits / asked if asked else None,
                 waiting=len(self._waiting),
                 queue_length=self._queue_length,
                 disk=self._disk.status() if self._disk else None,

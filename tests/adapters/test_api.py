@@ -229,6 +229,7 @@ def test_the_status_shows_the_cache_and_what_went_wrong(client: TestClient) -> N
     client.post("/v1/proposals", json={})
     status = client.get("/v1/status").json()
     assert (status["cache"]["hits"], status["cache"]["misses"], status["cache"]["entries"]) == (1, 1, 1)
+    assert status["cache"]["hit_rate"] == 0.5
     assert status["queue"] == {"waiting": 0, "capacity": 4}
     assert status["inbox"] == 0
     assert [(error["method"], error["path"], error["status"]) for error in status["errors"]] == [

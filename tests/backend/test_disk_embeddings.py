@@ -191,17 +191,18 @@ def test_the_status_tells_bytes_entries_and_hits(tmp_path: Path) -> None:
         cache.get(key(digest), lambda digest=digest: segmenter.encode(digest))
     cache.close()
     status = cache.status()
-    assert (status.hits, status.misses) == (1, 2)
+    assert (status.hits, status.misses, status.hit_rate) == (1, 2, 1 / 3)
     assert status.disk
+    assert status.disk.hit_rate == 0
     assert (status.disk.entries, status.disk.hits, status.disk.capacity) == (2, 0, 100 * MIB)
     assert status.disk.bytes == sum(path.stat().st_size for path in stored(tmp_path))
     cache = EmbeddingCache(100 * MIB, disk=disk_in(tmp_path, segmenter))
     cache.get(key("a"), lambda: pytest.fail("encoded twice"))
     cache.close()
     status = cache.status()
-    assert (status.hits, status.misses, status.entries) == (0, 1, 1)
+    assert (status.hits, status.misses, status.hit_rate, status.entries) == (0, 1, 0, 1)
     assert status.disk
-    assert (status.disk.entries, status.disk.hits) == (2, 1)
+    assert (status.disk.entries, status.disk.hits, status.disk.hit_rate) == (2, 1, 1)
 
 
 def test_preparing_what_is_on_the_disk_brings_it_to_memory(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ class Blocker:
 
 
 def test_second_click_on_an_image_reuses_its_embedding(cache: EmbeddingCache) -> None:
+    assert cache.status().hit_rate is None
     first, was_there = cache.get(key("a"), embedding)
     assert not was_there
     again, was_there = cache.get(key("a"), lambda: pytest.fail("encoded twice"))
