@@ -568,6 +568,33 @@ def test_trap_16_a_click_that_takes_too_long_is_told_to_come_again(
     assert len(disc.encoded) == 1  # what was late was not in vain
 
 
+def test_a_detection_that_came_too_late_is_there_at_the_next_try(
+    client: TestClient, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cvat, hold = Cvat(client), threading.Event()
+    annotate = workbench.annotate
+    begun: list[None] = []
+
+    def slowly(*arguments: Any, **named: Any) -> Any:
+        begun.append(None)
+        hold.wait(60)
+        return annotate(*arguments, **named)
+
+    monkeypatch.setattr(workbench, "annotate", slowly)
+    image = encoded(drawn.scene().pixels)
+    monkeypatch.setattr(gateway, "patience", lambda *_: 0.1)
+    for _ in range(2):
+        with pytest.raises(Refused, match="429"):
+            cvat.detect(DRAWN, image)
+    assert len(begun) == 1
+    monkeypatch.setattr(gateway, "patience", lambda *_: 60.0)
+    hold.set()
+    found = cvat.detect(DRAWN, image)
+    assert len(found) >= 4 and len(begun) == 1
+    assert cvat.detect(DRAWN, image) == found and len(begun) == 2  # what was given is not kept
+    assert cvat.detect(DRAWN, image, 0.99) != found and len(begun) == 3
+
+
 @pytest.mark.parametrize(
     ("kind", "timeout", "seconds"),
     [
@@ -819,7 +846,10 @@ def test_the_root_calls_the_one_function_of_the_settings_and_still_shows_the_pag
     assert http(workbench, tmp_path).post("/", json=payload).status_code == 405
 
 
-def test_a_function_of_the_settings_that_is_not_there_is_named(workbench: Workbench, tmp_path: Path) -> None:
+def test_a_function_of_the_settings_that_is_not_there_is_named_and_at_the_start_what_there_is(
+    workbench: Workbench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with http(workbench, tmp_path, cvat_direct_function="clickmask-nosuch") as client:
+        assert any(f"there is: {DISC}" in record.getMessage() for record in caplog.records)
         answer = client.post("/", json={"image": IMAGE})
     assert answer.status_code == 404 and "clickmask-nosuch" in answer.json()["error"]

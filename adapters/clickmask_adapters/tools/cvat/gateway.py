@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any
 
 import orjson
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
@@ -25,6 +24,7 @@ from clickmask.workbench import Workbench
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat.functions import Function, functions
 from clickmask_adapters.tools.cvat.invoking import Invoker
+from clickmask_adapters.tools.cvat.late_answers import LateAnswers, key_of, within
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ RESERVE = 5.0  # seconds before CVAT's timeout that an answer should be on its w
 def router(workbench: Workbench, settings: Settings) -> APIRouter:
     offered = Offered(workbench)
     invoker = Invoker(workbench, settings.min_iou, every_candidate=settings.cvat_candidates)
+    late = LateAnswers()
     listing = ThreadPoolExecutor(1, thread_name_prefix="cvat-functions")
 
     @asynccontextmanager
@@ -61,9 +62,16 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         # Counted from here: waiting for a thread of the pool is part of what CVAT waits for.
         until = time.monotonic() + patience(function, request.headers.get("x-nuclio-invoke-timeout", ""))
         user_agent = request.headers.get("user-agent", "")
+
+        async def begin() -> Response:
+            return await run_in_threadpool(invoker.answer, function, body, user_agent)
+
+        key = await asyncio.to_thread(key_of, name, body) if function.kind == "detector" else b""
         while True:
             try:
-                return await _within(until, invoker.answer, function, body, user_agent)
+                if function.kind == "detector":
+                    return await late.within(until, key, begin)
+                return await within(until, asyncio.ensure_future(begin()))
             except Busy as error:
                 # A batch of CVAT's ends with the first frame that fails, so a detector waits its turn.
                 if function.kind != "detector" or time.monotonic() + error.retry_after >= until:
@@ -92,6 +100,9 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         return await invoke(request, request.headers.get("x-nuclio-function-name", ""))
 
     if direct := settings.cvat_direct_function:
+        if direct not in offered.last:
+            known = ", ".join(offered.last)
+            log.warning("cvat: CLICKMASK_CVAT_DIRECT_FUNCTION names no function; there is: %s", known)
 
         @routes.post("/")
         async def invoke_directly(request: Request) -> Response:
@@ -129,21 +140,6 @@ def patience(function: Function, timeout: str) -> float:
     seconds = float(given[1]) if given else DEFAULT_TIMEOUT
     longest = seconds if function.kind == "detector" else LONGEST_CLICK
     return max(1.0, min(seconds - RESERVE, longest))
-
-
-async def _within(until: float, call: Any, *arguments: object) -> Response:
-    """What `call` gives, in the pool of the segmenters; Busy if it takes longer, and it goes on."""
-    working = asyncio.ensure_future(run_in_threadpool(call, *arguments))
-    done, _ = await asyncio.wait({working}, timeout=max(0.0, until - time.monotonic()))
-    if done:
-        return working.result()
-    working.add_done_callback(_log_late)
-    raise Busy("clickmask is still working on this image; try again in a moment")
-
-
-def _log_late(working: asyncio.Future[Response]) -> None:
-    error = None if working.cancelled() else working.exception()
-    log.info("cvat: an answer came too late%s", f": {error}" if error else "")
 
 
 def _refusal(status: HTTPStatus, error: Exception, retry_after: float | None = None) -> HTTPException:
