@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,7 @@ import hypothesis
 import pytest
 
 import fakes
+import postgresql
 from clickmask import annotators, segmenters
 from clickmask.catalogue import AnnotatorCatalogue, AnnotatorStatus, Catalogue, SegmenterStatus
 from clickmask.embeddings import EmbeddingCache
@@ -69,8 +71,12 @@ def disc() -> DiscSegmenter:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store.sqlite")
+def store(tmp_path: Path) -> Iterator[Store]:
+    """In SQLite, or in a new schema of the database that CLICKMASK_TEST_POSTGRESQL names."""
+    url = os.environ.get("CLICKMASK_TEST_POSTGRESQL")
+    opened = Store(postgresql.new_schema(url) if url else tmp_path / "store.sqlite")
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,9 +42,10 @@ class Pictures:
 
 
 @pytest.fixture
-def other(store: Store, tmp_path: Path) -> Iterator[Store]:
-    """The same file as `store`, as another process has it."""
-    with closing(Store(tmp_path / "store.sqlite")) as opened:
+def other(store: Store) -> Iterator[Store]:
+    """The same database as `store`'s, as another process has it."""
+    url = store._database.engine.url.render_as_string(hide_password=False)
+    with closing(Store(url)) as opened:
         yield opened
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,12 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+import postgresql
 from accepting import TOOL, box, submitted
 from clickmask.errors import OriginRefused, StoreUnavailable
 from clickmask.image_source import ImageIdentity
-from clickmask.labels import ProjectDescribed
+from clickmask.labels import ProjectDescribed, rasterise
+from clickmask.masks import mask_to_rle
 from clickmask.store import SetAside, Store, WriteTimes
 from clickmask.store import database as database_module
 from clickmask.store.database import LONGEST_LOG, Database
@@ -25,9 +29,19 @@ from fakes import disc_mask
 from pictures import SIZE
 
 
-def test_sqlite_takes_the_settings_that_it_was_given(store: Store) -> None:
+@pytest.fixture
+def in_sqlite(tmp_path: Path) -> Iterator[Store]:
+    """Wherever the other tests keep theirs."""
+    with closing(Store(tmp_path / "store.sqlite")) as opened:
+        yield opened
+
+
+DRAWN = [(box(), mask_to_rle(rasterise(box().geometry, SIZE)))]
+
+
+def test_sqlite_takes_the_settings_that_it_was_given(in_sqlite: Store) -> None:
     wanted = {"journal_mode": "wal", "synchronous": 1, "busy_timeout": 5000, "wal_autocheckpoint": 0}
-    for transaction in (store._database.reading, store._database.writing):
+    for transaction in (in_sqlite._database.reading, in_sqlite._database.writing):
         with transaction() as connection:
             found = {name: connection.scalar(sa.text(f"PRAGMA {name}")) for name in wanted}
         assert found == wanted
@@ -78,25 +92,25 @@ def write_text(store: Store, megabytes: int) -> None:
         store.describe_project(ProjectDescribed(TOOL, "1", f"{number}" + "x" * 2**20, ()))
 
 
-def test_the_write_ahead_log_is_emptied_and_stays_short(store: Store, tmp_path: Path) -> None:
+def test_the_write_ahead_log_is_emptied_and_stays_short(in_sqlite: Store, tmp_path: Path) -> None:
     """SQLite would do it inside of the transaction that makes the log long."""
-    write_text(store, 40)
+    write_text(in_sqlite, 40)
     log = tmp_path / "store.sqlite-wal"
     assert log.stat().st_size < 2 * LONGEST_LOG
-    write_text(store, 3)
-    assert store.projects()[0].title.startswith("2x")
+    write_text(in_sqlite, 3)
+    assert in_sqlite.projects()[0].title.startswith("2x")
 
 
 def test_a_log_that_cannot_be_emptied_takes_nothing_back(
-    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    in_sqlite: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refused(*_: object) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
     monkeypatch.setattr(database_module, "LONGEST_LOG", 1)
     monkeypatch.setattr(database_module, "closing", refused)
-    store.describe_project(ProjectDescribed(TOOL, "1", "Pets", ()))
-    assert store.projects()[0].title == "Pets"
+    in_sqlite.describe_project(ProjectDescribed(TOOL, "1", "Pets", ()))
+    assert in_sqlite.projects()[0].title == "Pets"
     assert "could not be emptied" in caplog.text
 
 
@@ -191,16 +205,24 @@ def test_a_pull_remembers_where_it_was(store: Store) -> None:
 
 
 @pytest.mark.slow
-def test_postgresql_keeps_the_same() -> None:
-    """Needs CLICKMASK_TEST_POSTGRESQL, the URL of an empty database that may be written to."""
+def test_postgresql_takes_several_processes_at_once() -> None:
+    """With CLICKMASK_TEST_POSTGRESQL, the URL of a database that may be written to, all tests that take
+    `store` run in PostgreSQL; this one alone needs it."""
     url = os.environ.get("CLICKMASK_TEST_POSTGRESQL")
     if not url:
         pytest.skip("CLICKMASK_TEST_POSTGRESQL names no database")
-    store = Store(url)
-    image = ImageIdentity("d" * 64, SIZE)
-    rle = {"size": list(SIZE), "counts": "0"}
-    assert store.accept(submitted(box(proposal="p")), image, [(box(), rle)])  # type: ignore[list-item]  # a dict is one
-    assert not store.accept(submitted(box()), image, [])
-    (label,) = store.labels(TOOL, "1")
-    assert (label.geometry, label.rle, label.accepted_at) == (box().geometry, rle, 1.0)
-    store.close()
+    schema = postgresql.new_schema(url)
+    with ThreadPoolExecutor(4) as pool:
+        stores = list(pool.map(lambda _: Store(schema), range(4)))  # one of them migrates
+        taken = pool.map(
+            lambda number: stores[number % 4].accept(
+                submitted(box(region=str(number)), at=float(number)), ImageIdentity("d" * 64, SIZE), DRAWN
+            ),
+            range(40),
+        )
+        assert sum(taken) >= 1
+    assert stores[0]._database.engine.dialect.name == "postgresql"
+    assert len(stores[0].labels(TOOL, "1")) == 1
+    assert stores[1].images(TOOL, "1")[0].digest == "d" * 64
+    for store in stores:
+        store.close()
