@@ -30,6 +30,8 @@ from clickmask_adapters.tools.label_studio import client as label_studio_client
 from clickmask_adapters.tools.label_studio import router, routes
 from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
 from fakes import DiscSegmenter, disc_mask
+from label_studio_standin import TOKEN, LabelStudioStandin, label_studio_standin
+from waiting import until
 
 RECORDED = Path(__file__).parent.parent / "contracts" / "label_studio"
 INTERACTIVE = sorted(path.name for path in RECORDED.glob("*_predict_interactive_*.json"))
@@ -219,8 +221,8 @@ def test_opening_a_task_prepares_its_image_and_stores_nothing(
     body = recorded(number)
     assert send(http, body) == {"results": []}  # though no image can be encoded yet
     disc.hold.set()
-    until = time.monotonic() + 10
-    while not disc.encoded and time.monotonic() < until:
+    deadline = time.monotonic() + 10
+    while not disc.encoded and time.monotonic() < deadline:
         time.sleep(0.01)
     assert disc.encoded
     assert images.asked[0][0] == body["tasks"][0]["id"]
@@ -233,11 +235,62 @@ def test_new_tasks_are_prepared_after_their_event_was_answered(
     event = recorded("19")
     assert http.post("/webhook", json=event).json() == {"status": "kept"}  # though nothing can be encoded yet
     disc.hold.set()
-    until = time.monotonic() + 10
-    while not disc.encoded and time.monotonic() < until:
+    deadline = time.monotonic() + 10
+    while not disc.encoded and time.monotonic() < deadline:
         time.sleep(0.01)
     assert disc.encoded
     assert images.asked == [(event["tasks"][0]["id"], event["tasks"][0]["data"]["image"])]
+
+
+@pytest.fixture
+def label_studio() -> Iterator[LabelStudioStandin]:
+    with label_studio_standin() as standin:
+        yield standin
+
+
+@pytest.fixture
+def with_label_studio(
+    label_studio: LabelStudioStandin, workbench: Workbench, tmp_path: Path, images: Images
+) -> Iterator[TestClient]:
+    known = {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": TOKEN}
+    app = FastAPI()
+    app.include_router(router(workbench, Settings(home=tmp_path, segmenter="disc", **known)))
+    with TestClient(app) as client:
+        yield client
+
+
+def click_in(task: int) -> dict[str, Any]:
+    body = recorded("06")
+    (own,) = body["tasks"]
+    return body | {"tasks": [own | {"id": task}]}
+
+
+def test_a_click_prepares_the_next_tasks_that_nobody_has_labelled(
+    with_label_studio: TestClient, label_studio: LabelStudioStandin, images: Images
+) -> None:
+    for number in range(5, 13):
+        label_studio.add_task(number)["data"] = recorded("06")["tasks"][0]["data"] | {"n": number}
+    label_studio.tasks[9]["annotations"] = [label_studio.annotation(9)]
+    for _ in range(2):
+        send(with_label_studio, click_in(7))
+    until(lambda: len(images.asked) == 5, 60)
+    send(with_label_studio, click_in(7))
+    assert [task for task, _ in images.asked if task != 7] == [8, 10, 11]
+    assert label_studio.asked == ["/api/tasks"]  # once, however often is clicked
+
+
+def test_a_click_is_answered_where_the_next_tasks_are_not_told(
+    with_label_studio: TestClient, label_studio: LabelStudioStandin, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    label_studio.fail_after = 0
+    assert send(with_label_studio, click_in(7))["results"][0]["result"]
+    until(lambda: "the tasks after 7 are not prepared" in caplog.text, 60)
+
+
+def test_without_a_label_studio_to_ask_nothing_follows(http: TestClient, images: Images) -> None:
+    send(http, click_in(7))
+    assert [task for task, _ in images.asked] == [7]
 
 
 @pytest.mark.parametrize(
@@ -254,8 +307,8 @@ def test_an_event_of_new_tasks_that_makes_no_sense_is_kept_all_the_same(
     caplog.set_level("INFO")
     assert http.post("/webhook", json=recorded("19") | changes).json() == {"status": "kept"}
     assert inbox.count() == 1
-    until = time.monotonic() + 10
-    while "new tasks are not prepared" not in caplog.text and time.monotonic() < until:
+    deadline = time.monotonic() + 10
+    while "new tasks are not prepared" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.01)
     assert "new tasks are not prepared" in caplog.text
     assert images.asked == []
@@ -275,11 +328,11 @@ def test_preparations_that_wait_are_bounded_and_leave_when_done(
     for _ in range(routes.MOST_PREPARED + 5):
         assert send(http, recorded("04")) == {"results": []}
     hold.set()
-    until = time.monotonic() + 10
-    while len(begun) < routes.MOST_PREPARED and time.monotonic() < until:
+    deadline = time.monotonic() + 10
+    while len(begun) < routes.MOST_PREPARED and time.monotonic() < deadline:
         time.sleep(0.01)
     assert send(http, recorded("04")) == {"results": []}
-    while len(begun) <= routes.MOST_PREPARED and time.monotonic() < until:
+    while len(begun) <= routes.MOST_PREPARED and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(begun) == routes.MOST_PREPARED + 1
 

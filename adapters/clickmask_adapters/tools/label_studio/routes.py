@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -28,8 +30,10 @@ from clickmask_adapters.tools.label_studio.preannotation import Preannotation, m
 
 log = logging.getLogger(__name__)
 
+MOST_REMEMBERED = 1000  # tasks that were clicked in
 MOST_PREPARED = 64  # images of one request, and requests that wait: a whole project may be sent at once
 EVENT_HEAD = 200  # bytes of an event in which its action stands
+NEXT_TASKS = 3  # that are prepared while an annotator works on one
 LARGEST_PREPARED = 4 * 2**20  # bytes of an event that is read again for its images
 
 Json = Mapping[str, Any]
@@ -89,7 +93,10 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
             prepare_soon(backend.prepare, images_of(asked), backend.segmenter(asked))
             # An empty list stores nothing; anything else would be stored as a prediction.
             return _json({"results": backend.preannotate(asked)})
-        return _json({"results": [backend.answer(asked, context)]})
+        answer = backend.answer(asked, context)
+        if backend.goes_on(asked):
+            prepare_soon(backend.prepare_next, asked)
+        return _json({"results": [answer]})
 
     @routes.post("/webhook")
     async def webhook(body: Body) -> Response:
@@ -112,6 +119,8 @@ class Backend:
         self._workbench = workbench
         self._client = client
         self._min_iou = min_iou
+        self._lock = threading.Lock()
+        self._clicked: OrderedDict[tuple[str, int], None] = OrderedDict()  # projects and tasks, newest last
 
     def versions(self) -> list[str]:
         return [status.name for status in self._workbench.segmenters() if status.ready]
@@ -205,6 +214,29 @@ class Backend:
         except ClickmaskError as error:
             log.info("%s: new tasks are not prepared: %s", TOOL, error)
 
+    def goes_on(self, asked: Json) -> bool:
+        """Whether somebody has begun with another task, so that the next ones may be asked for: once each."""
+        if self._client.url is None:
+            return False
+        place = _project(asked), _task(_tasks(asked)[0])[0]
+        with self._lock:
+            known = place in self._clicked
+            self._clicked[place] = None
+            if len(self._clicked) > MOST_REMEMBERED:
+                self._clicked.popitem(last=False)
+        return not known
+
+    def prepare_next(self, asked: Json) -> None:
+        """Start on the tasks that Label Studio shows after this one: by number, those nobody has labelled."""
+        task, _ = _task(_tasks(asked)[0])
+        try:
+            project = _number(_project(asked))
+            following, _ = self._client.annotated_tasks(project, task, NEXT_TASKS, without_annotations=True)
+            if following:
+                self.prepare(images_of({**asked, "tasks": following}), self.segmenter(asked))
+        except ClickmaskError as error:
+            log.info("%s: the tasks after %d are not prepared: %s", TOOL, task, error)
+
     def segmenter(self, asked: Json) -> str:
         chosen = self._workbench.project_segmenter(TOOL, _project(asked))
         return chosen or self._workbench.default_segmenter
@@ -216,6 +248,12 @@ def _project(asked: Json) -> str:
     if not isinstance(project, str | int) or isinstance(project, bool):
         raise InvalidRequest("the request does not name its project")
     return str(project).partition(".")[0][:100]
+
+
+def _number(project: str) -> int:
+    if not project.isdecimal():
+        raise InvalidRequest("the project has no number")
+    return int(project)
 
 
 def _label_config(asked: Json) -> LabelConfig:
