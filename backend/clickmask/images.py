@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -50,6 +51,12 @@ _CORRUPT = (
     zlib.error,
 )
 
+# Each scan of a progressive JPEG is a pass over all pixels: 100 kB of them were a minute of work. Encoders
+# write about ten.
+_MOST_SCANS = 100
+_SCAN = b"\xff\xda"  # its marker, ITU-T T.81 table B.1
+_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # any marker but those that restart
+
 _WINDOW = (0.5, 99.5)  # percent of the pixels
 _WINDOW_PIXELS = 4_000_000  # above this the window is taken from evenly spaced rows and columns
 
@@ -89,6 +96,8 @@ def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
                 raise ImageTooLarge(
                     f"the image has {width}x{height} pixels; the most that is read is {limits.max_pixels}"
                 )
+            if opened.format in ("JPEG", "MPO") and _scans(raw) > _MOST_SCANS:
+                raise InvalidImage(f"the image is a JPEG of more than {_MOST_SCANS} scans")
             pixels = _jpeg_pixels(raw, opened)
             if pixels is None:
                 opened.load()
@@ -157,6 +166,28 @@ def _turned(opened: PIL.Image.Image, orientation: int) -> bytes:
     written = io.BytesIO()
     turned.save(written, opened.format, **options)
     return written.getvalue()
+
+
+def _scans(raw: bytes) -> int:
+    """Of a JPEG's first picture, where they may be too many; what follows it, a film say, has none."""
+    if raw.count(_SCAN) <= _MOST_SCANS:
+        return 0
+    place, scans = 2, 0
+    while place + 4 <= len(raw) and raw[place] == 0xFF:
+        if raw[place + 1] == 0xFF:  # fills up
+            place += 1
+            continue
+        marker = raw[place : place + 2]
+        if marker == b"\xff\xd9":  # the end
+            break
+        place += 2 + int.from_bytes(raw[place + 2 : place + 4])
+        if marker == _SCAN:
+            scans += 1
+            end = _END_OF_SCAN.search(raw, place)
+            if end is None:
+                break
+            place = end.start()
+    return scans
 
 
 def _jpeg_pixels(raw: bytes, opened: PIL.Image.Image) -> Pixels | None:

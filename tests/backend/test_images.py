@@ -445,3 +445,22 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives_it(
 def test_a_jpeg_with_bytes_behind_its_end_is_the_image_before_them() -> None:
     raw = encoded(PIL.Image.fromarray(drawn()), "JPEG")
     assert decode_image(raw + b"what a phone appends").digest == decode_image(raw).digest
+
+
+def progressive_with(scans: int) -> bytes:
+    """A JPEG whose last scan is there so many times more."""
+    made = io.BytesIO()
+    PIL.Image.new("L", (64, 48), 90).save(made, "jpeg", progressive=True)
+    raw = made.getvalue()
+    return raw[:-2] + raw[raw.rindex(b"\xff\xda") : -2] * scans + raw[-2:]
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_they_are_decoded() -> None:
+    assert decode_image(progressive_with(50)).size == (48, 64)
+    with pytest.raises(InvalidImage, match="100 scans"):
+        decode_image(progressive_with(2000))
+
+
+def test_what_follows_a_jpeg_is_not_taken_for_its_scans() -> None:
+    film = b"\xff\xda" * 500
+    assert decode_image(progressive_with(0) + film).size == (48, 64)
