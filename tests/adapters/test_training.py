@@ -192,8 +192,12 @@ def test_the_report_is_printed_and_a_rollback_is_one_command(home: Path, models:
     assert printed.exit_code == 0, printed.output
     assert "mIoU: 0.750 (0.700 to 0.800)" in printed.stdout
     assert "boundary IoU: -" in printed.stdout
-    assert "3 images of the test side" in printed.stdout
+    assert "3 images, test" in printed.stdout
+    assert "too few" not in printed.output
     assert "left out: moon" in printed.output
     assert '"miou": 0.75' in run("report", "miou", PROJECT, "--json").stdout
+    serve(models, 4.0, REPORT | {"split": "cross-validation", "too_few": "too few: only 3"})
+    assert "3 images, cross-validation\ntoo few: only 3" in run("report", "miou", PROJECT).output
+    run("rollback", PROJECT)
     assert run("rollback", PROJECT).stdout == f"model {first} is served again\n"
     assert run("rollback", PROJECT).exit_code == 1

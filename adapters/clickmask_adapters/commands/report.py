@@ -95,7 +95,9 @@ def miou(
     ):
         said = "-" if value is None else f"{value:.3f}"
         console.print(f"{heading}: {said}{between if heading == 'mIoU' else ''}")
-    console.print(f"model {report['version']}, {report['images']} images of the {report['split']} side")
+    console.print(f"model {report['version']}, {report['images']} images, {report['split']}")
+    if few := report.get("too_few"):
+        errors.print(few)
     if report["absent"]:
         errors.print(f"not in these images, and left out: {', '.join(report['absent'])}", markup=False)
 

@@ -45,9 +45,12 @@ class Fitting:
         cancelled: Callable[[], bool],
         beat: Beat,
     ) -> None:
-        """Crops are as large as the dataset's objects ask for, and as many as `plan` has pixels a step."""
+        """Crops are as large as the dataset's objects ask for, and the more the smaller they are.
+
+        A step on twice as many pixels takes twice as long, and so many crops vary enough.
+        """
         side = crop_side(dataset.samples, plan.side)
-        crops = max(1, round(plan.crops * (plan.side / side) ** 2))
+        crops = max(1, round(plan.crops * plan.side / side))
         self.plan = replace(plan, side=side, crops=crops, seconds=plan.seconds / fits)
         self._dataset, self._checkpoint, self._limits = dataset, checkpoint, limits
         self._report, self._cancelled, self._beat = report, cancelled, beat
