@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, cast
 
 from clickmask.errors import InvalidRequest
-from clickmask.labels import AnnotationDeleted, TaskDeleted
+from clickmask.labels import AnnotationDeleted, Deleted, ProjectDeleted, TaskDeleted
 
 TOOL = "cvat"
 
@@ -21,14 +21,10 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class JobAccepted:
-    """The labels of a job are to be fetched.
-
-    `again`: it was accepted before, and saved since. A delivery that is repeated is equal to the first.
-    """
+    """The labels of a job are to be fetched; a delivery that is repeated is equal to the first."""
 
     job: int
     updated_at: float  # seconds since 1970, by CVAT's clock
-    again: bool
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class JobRejected:
     updated_at: float  # seconds since 1970, by CVAT's clock
 
 
-Meaning = JobAccepted | JobRejected | AnnotationDeleted | TaskDeleted
+Meaning = JobAccepted | JobRejected | Deleted
 
 
 def is_accepted(job: Json) -> bool:
@@ -63,10 +59,10 @@ def meaning(event: Json) -> Meaning | None:
     match event.get("event"):
         case "update:job":
             job = described(event, "job")
+            if is_accepted(job):
+                return JobAccepted(number(job), timestamp(job))
             changed = event.get("changes") or event.get("before_update")
             judged = isinstance(changed, dict) and bool({"state", "stage"} & changed.keys())
-            if is_accepted(job):
-                return JobAccepted(number(job), timestamp(job), again=not judged)
             if is_rejected(job) and judged:
                 return JobRejected(number(job), timestamp(job))
             return None
@@ -74,6 +70,8 @@ def meaning(event: Json) -> Meaning | None:
             return AnnotationDeleted(TOOL, str(number(described(event, "job"))))
         case "delete:task":
             return TaskDeleted(TOOL, str(number(described(event, "task"))))
+        case "delete:project":  # only webhooks of an organization are told
+            return ProjectDeleted(TOOL, str(number(described(event, "project"))))
         case _:
             return None
 
