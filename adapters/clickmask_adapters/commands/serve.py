@@ -42,8 +42,9 @@ def serve(
         str | None, typer.Option(help="Default segmenter; overrides CLICKMASK_SEGMENTER.")
     ] = None,
 ) -> None:
-    """Serve Label Studio, the API and the page."""
+    """Answer Label Studio and CVAT, and serve the API and the page."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # ten lines about itself at each start
     settings = Settings(segmenter=segmenter) if segmenter else Settings()
     try:
         application = create_app(settings)
