@@ -95,7 +95,7 @@ def create_workbench(settings: Settings) -> Workbench:
     embeddings = EmbeddingCache(settings.embedding_bytes, settings.queue_length, disk=disk)
     return Workbench(
         catalogue,
-        AnnotatorCatalogue(annotators, catalogue, embeddings, create_models(settings)),
+        AnnotatorCatalogue(annotators, catalogue, embeddings, create_models(settings), refiner(settings)),
         create_images(settings),
         embeddings,
         create_store(settings),
@@ -180,6 +180,11 @@ def create_kept_images(settings: Settings, store: Store) -> KeptImages:
 
 def create_models(settings: Settings) -> ProjectModels:
     return ProjectModels(settings.home / "models", settings.threads)
+
+
+def refiner(settings: Settings) -> str | None:
+    """The segmenter that is shown what trained models find."""
+    return settings.segmenter if settings.refine else None
 
 
 def create_weights(settings: Settings) -> WeightsFolder:

@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     train_quiet: float = Field(default=120.0, ge=0)
     """Seconds without a new label, after which a training begins by itself."""
 
+    refine: bool = False
+    """Show the default segmenter each object that a trained model finds, and keep the better outline."""
+
     label_studio_url: str | None = Field(default=None, validation_alias="LABEL_STUDIO_URL")
     label_studio_api_key: SecretStr | None = Field(default=None, validation_alias="LABEL_STUDIO_API_KEY")
     """A legacy or a personal access token; default installations refuse the one that /setup carries."""

@@ -192,7 +192,10 @@ class Catalogue(_Installed[Segmenter[Any]]):
 
 
 class AnnotatorCatalogue(_Installed[Annotator]):
-    """Annotators; their plugins are given `segmenters`, `embeddings` and the trained `models`, if any."""
+    """Annotators; their plugins are given `segmenters`, `embeddings` and the trained `models`, if any.
+
+    `refiner` is the segmenter that is shown what a trained model finds.
+    """
 
     def __init__(
         self,
@@ -200,14 +203,17 @@ class AnnotatorCatalogue(_Installed[Annotator]):
         segmenters: Catalogue,
         embeddings: EmbeddingCache,
         models: ProjectModels | None = None,
+        refiner: str | None = None,
     ) -> None:
         self._models = models
+        self._refiner = refiner
         super().__init__(
             package,
             _Kind("annotator", UnknownAnnotator, AnnotatorNotReady),
             segmenters=segmenters,
             embeddings=embeddings,
             models=models,
+            refiner=refiner,
         )
 
     def trained(self, tool: str, project: str) -> tuple[str, str] | None:
@@ -218,7 +224,8 @@ class AnnotatorCatalogue(_Installed[Annotator]):
         if self._models is None:
             return None
         version = self._models.of(tool, project).served()
-        return version and (f"unet:{folder_name(tool, project)}", f"unet {version.id}")
+        refined = f" refined by {self._refiner}" if self._refiner else ""
+        return version and (f"unet:{folder_name(tool, project)}", f"unet {version.id}{refined}")
 
     def statuses(self) -> list[AnnotatorStatus]:
         """Every annotator, sorted by family; loads no model."""

@@ -119,6 +119,15 @@ def test_the_predictions_that_the_project_was_told_to_show_stay_shown(
     assert studio.model_version == "somebody else's"
 
 
+def test_refined_predictions_are_another_version(studio: LabelStudioStandin, home: Path) -> None:
+    plain = serve(home)
+    prelabel()
+    result = prelabel("label-studio", "3", "--refine")
+    assert result.stdout == "10 objects drawn in 5, 0 left as they were, 0 left out\n"
+    versions = [each["model_version"] for each in studio.tasks[4]["predictions"]]
+    assert versions == [plain, f"{plain} refined by builtin"]
+
+
 @pytest.mark.slow
 def test_killed_and_begun_again_it_does_no_task_twice(studio: LabelStudioStandin, home: Path) -> None:
     """Killed when a prediction has arrived, three times over, each time after it has made one more."""

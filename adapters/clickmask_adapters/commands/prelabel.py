@@ -27,6 +27,14 @@ def prelabel(
     project: Annotated[
         str, typer.Argument(help="Its number; `task-NUMBER` for a CVAT task without a project.")
     ],
+    refine: Annotated[
+        bool | None,
+        typer.Option(
+            "--refine/--no-refine",
+            help="Show the default segmenter each object, and keep the better outline of the two. Default: "
+            "CLICKMASK_REFINE.",
+        ),
+    ] = None,
 ) -> None:
     """Let the project's trained model draw in every task that nobody has touched.
 
@@ -34,7 +42,7 @@ def prelabel(
     without annotations. What has them already is left as it is, so that the same command, interrupted,
     goes on where it stopped.
     """
-    settings = Settings()
+    settings = Settings() if refine is None else Settings(refine=refine)
     name = tool.replace("-", "_")
     offered = {each: plugins.load(tools, each) for each in plugins.names(tools)}
     offered = {each: module for each, module in offered.items() if hasattr(module, "prelabel")}

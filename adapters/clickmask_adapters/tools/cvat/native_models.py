@@ -26,7 +26,7 @@ from clickmask.images import opened_image
 from clickmask.masks import rle_to_mask
 from clickmask.refinement import Refinement
 from clickmask.types import Prediction, Prompt, Size
-from clickmask_adapters.app import create_models, create_runtimes, create_weights
+from clickmask_adapters.app import create_models, create_runtimes, create_weights, refiner
 from clickmask_adapters.settings import Settings
 
 PATIENCE = 60  # times that a busy server is asked again, after as long as it says
@@ -79,6 +79,7 @@ class InProcess:
             self._segmenters,
             EmbeddingCache(settings.embedding_bytes),
             create_models(settings),
+            refiner(settings),
         )
         self._refinement = Refinement()
 
