@@ -229,8 +229,8 @@ def test_dice_is_the_mean_of_the_label_classes_that_are_there_by_hand() -> None:
 
 
 def test_rare_classes_weigh_more_up_to_a_limit() -> None:
-    weights = class_weights(np.array([10_000, 2_500, 1, 0]))
-    assert weights.tolist() == [1.0, 2.0, 10.0, 1.0]
+    weights = class_weights(np.array([10_000, 625, 1, 0]))
+    assert weights.tolist() == [1.0, 2.0, 5.0, 1.0]
 
 
 def test_a_picture_of_any_size_is_labelled_in_its_own_size() -> None:
