@@ -52,10 +52,7 @@ class Pointed:
         boxes = [box for corners in self.boxes if (box := _box(corners, size))]
         if not boxes:
             return [Prompt(foreground, background)] if foreground else []
-        nearest = [
-            [min(range(len(boxes)), key=lambda index: _distance(point, boxes[index])) for point in points]
-            for points in (foreground, background)
-        ]
+        nearest = [_nearest(points, boxes) for points in (foreground, background)]
         return [
             Prompt(_only(foreground, nearest[0], index), _only(background, nearest[1], index), box)
             for index, box in enumerate(boxes)
@@ -70,13 +67,11 @@ def understands_shapes(user_agent: str) -> bool:
 
 def pointed(asked: Json) -> Pointed:
     """Raises InvalidRequest for what is no list of points, InvalidPrompt for what is no number."""
-    corners = _points(asked, "obj_bbox")
+    corners = _points(asked, "obj_bbox", 2 * MOST_BOXES)
     if len(corners) % 2:
         raise InvalidRequest(f"obj_bbox has {len(corners)} points: each box has two, its corners")
-    if len(corners) > 2 * MOST_BOXES:
-        raise InvalidPrompt(f"a prompt has at most {MOST_BOXES} boxes")
     boxes = tuple(zip(corners[::2], corners[1::2], strict=True))
-    foreground, background = _points(asked, "pos_points"), _points(asked, "neg_points")
+    foreground, background = (_points(asked, name, MOST_POINTS) for name in ("pos_points", "neg_points"))
     if len(foreground) + len(background) > MOST_POINTS:
         raise InvalidPrompt(f"a request has at most {MOST_POINTS} points")
     return Pointed(foreground, background, boxes)
@@ -163,12 +158,14 @@ def _confidence(prediction: Prediction) -> str:
     return f"{prediction.score:.4f}"
 
 
-def _points(asked: Json, name: str) -> tuple[Point, ...]:
+def _points(asked: Json, name: str, most: int) -> tuple[Point, ...]:
     given = asked.get(name)
     if given is None:
         return ()
     if not isinstance(given, list):
         raise InvalidRequest(f"{name} is a list of points")
+    if len(cast("list[object]", given)) > most:  # before they are read: a million take seconds
+        raise InvalidPrompt(f"{name} has at most {most} points")
     found: list[Point] = []
     for point in cast("list[object]", given):
         if not isinstance(point, list) or len(pair := cast("list[object]", point)) != 2:
@@ -194,9 +191,12 @@ def _box(corners: tuple[Point, Point], size: Size) -> Box | None:
     return box if box[0] < box[2] and box[1] < box[3] else None
 
 
-def _distance(point: Point, box: Box) -> float:
-    x, y = point
-    return math.hypot(max(box[0] - x, x - box[2], 0.0), max(box[1] - y, y - box[3], 0.0))
+def _nearest(points: Sequence[Point], boxes: Sequence[Box]) -> list[int]:
+    """Of each point the index of its nearest box, the first of those equally near."""
+    xy = np.reshape(points, (-1, 1, 2))
+    corners = np.reshape(boxes, (1, -1, 4))
+    apart = np.maximum(corners[..., :2] - xy, xy - corners[..., 2:]).clip(min=0)  # (points, boxes, 2)
+    return np.hypot(apart[..., 0], apart[..., 1]).argmin(axis=1).tolist()
 
 
 def _only(points: Sequence[Point], owners: Sequence[int], owner: int) -> tuple[Point, ...]:
