@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
-from clickmask.errors import ClickmaskError, StoreUnavailable, ToolUnavailable
-from clickmask.intake import Accepting, Intake
+from clickmask.errors import ClickmaskError, StoreUnavailable, ToolUnavailable, UnknownProject
+from clickmask.intake import Accepting, Intake, Pulled
 from clickmask.labels import Change, Submission
 from clickmask.store import Store
 
@@ -30,12 +30,12 @@ def pull(name: str, tool: Accepting, project: str, store: Store, intake: Intake)
     """Take in what `tool`, called `name`, has accepted in `project`, one part of it a step.
 
     Stopped at any time, the next pull goes on from there; a whole one is followed by the deletions
-    that no webhook told of. What cannot be taken in is left out, and said. Raises ToolUnavailable
-    and StoreUnavailable.
+    that no webhook told of; of a project that was deleted, of all that is here. What cannot be taken in
+    is left out, and said. Raises UnknownProject, ToolUnavailable and StoreUnavailable.
     """
     done = Progress()
     seen: set[tuple[str, str]] = set()
-    for part in tool.pull(project, store.pull_position(name, project)):
+    for part in _parts(tool, project, store.pull_position(name, project), store.knows_project(name, project)):
         seen |= {(each.task, each.annotation) for each in part.changes if isinstance(each, Submission)}
         taken, known, left_out = _take(part.changes, tool, intake)
         store.set_pull_position(name, project, part.position)
@@ -52,6 +52,15 @@ def pull(name: str, tool: Accepting, project: str, store: Store, intake: Intake)
     gone = sum(intake.take(deletion, tool) for deletion in tool.gone(unseen))
     store.set_pull_position(name, project, None)
     yield Progress(done.read, 0, done.taken, done.known, gone, done.left_out)
+
+
+def _parts(tool: Accepting, project: str, position: str | None, known: bool) -> Iterator[Pulled]:
+    """None of a project that is known here and gone there, of which its webhook was not told."""
+    try:
+        yield from tool.pull(project, position)
+    except UnknownProject:
+        if not known:
+            raise
 
 
 def _take(changes: Sequence[Change], tool: Accepting, intake: Intake) -> tuple[int, int, list[str]]:

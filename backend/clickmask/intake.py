@@ -14,6 +14,7 @@ from clickmask.labels import (
     AnnotationDeleted,
     Brush,
     Change,
+    ProjectDeleted,
     ProjectDescribed,
     Region,
     Submission,
@@ -68,7 +69,10 @@ class Accepting(Protocol):
         ...
 
     def pull(self, project: str, position: str | None = None) -> Iterator[Pulled]:
-        """All that the project has accepted, from `position` on, in an order that can be gone on with."""
+        """All that the project has accepted, from `position` on, in an order that can be gone on with.
+
+        Raises UnknownProject where the tool has no such project (any more).
+        """
         ...
 
     def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
@@ -99,7 +103,7 @@ class Intake:
             case ProjectDescribed():
                 self._store.describe_project(change)
                 return False
-            case AnnotationDeleted() | TaskDeleted():
+            case AnnotationDeleted() | TaskDeleted() | ProjectDeleted():
                 self._store.delete(change)
                 return True
             case Unreadable(reason):

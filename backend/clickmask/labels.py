@@ -109,6 +109,12 @@ class TaskDeleted:
 
 
 @dataclass(frozen=True)
+class ProjectDeleted:
+    tool: str
+    project: str
+
+
+@dataclass(frozen=True)
 class ProjectDescribed:
     """What a tool says about a project: its title, and its categories in the tool's order."""
 
@@ -125,7 +131,8 @@ class Unreadable:
     reason: str
 
 
-Change = Submission | AnnotationDeleted | TaskDeleted | ProjectDescribed | Unreadable
+Deleted = AnnotationDeleted | TaskDeleted | ProjectDeleted
+Change = Submission | Deleted | ProjectDescribed | Unreadable
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,14 @@ from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
 from clickmask.intake import Intake, Pulled
 from clickmask.kept_images import KeptImages
-from clickmask.labels import AnnotationDeleted, LabelKey, ProjectDescribed, Submission, TaskDeleted
+from clickmask.labels import (
+    AnnotationDeleted,
+    LabelKey,
+    ProjectDeleted,
+    ProjectDescribed,
+    Submission,
+    TaskDeleted,
+)
 from clickmask.masks import rle_to_mask
 from clickmask.store import Store
 from clickmask_adapters.tools.cvat import client as client_module
@@ -139,6 +146,8 @@ def test_deletions_are_passed_on(cvat: CvatServer, labels: CvatLabels) -> None:
         AnnotationDeleted("cvat", "3")
     ]
     assert list(labels.changes(b'{"event": "delete:task", "task": {"id": 4}}')) == [TaskDeleted("cvat", "4")]
+    gone = ProjectDeleted("cvat", "5")
+    assert list(labels.changes(b'{"event": "delete:project", "project": {"id": 5}}')) == [gone]
     assert cvat.asked == []
 
 

@@ -23,6 +23,7 @@ from clickmask.labels import (
     Ellipse,
     Geometry,
     Polygon,
+    ProjectDeleted,
     ProjectDescribed,
     Rectangle,
     Submission,
@@ -132,6 +133,12 @@ def test_recorded_deletions_and_changes_of_a_project_are_read() -> None:
     assert changes_of(20) == [TaskDeleted("label_studio", "4")]
     (described,) = changes_of(18)
     assert described == ProjectDescribed("label_studio", "1", "Recorded project", ("Car", "Tree"))
+
+
+def test_the_deletion_of_a_project_is_read() -> None:
+    """As Label Studio's serializer writes it: an organization's webhook gets the id alone."""
+    (deleted,) = accepted.changes({"action": "PROJECT_DELETED", "project": {"id": 3}})
+    assert deleted == ProjectDeleted("label_studio", "3")
 
 
 @pytest.mark.parametrize("number", [17, 19])

@@ -128,6 +128,37 @@ def test_what_is_gone_from_label_studio_goes_here_too(studio: LabelStudioStandin
     assert regions(home) == [("1", "kept")]
 
 
+def without_the_project(monkeypatch: pytest.MonkeyPatch, studio: LabelStudioStandin) -> None:
+    answer = LabelStudioStandin.answer
+
+    def gone(self: LabelStudioStandin, path: str, query: dict[str, list[str]]) -> tuple[int, Any]:
+        return (404, {"detail": "Not found."}) if path == "/api/projects/3/" else answer(self, path, query)
+
+    studio.tasks.clear()
+    monkeypatch.setattr(LabelStudioStandin, "answer", gone)
+
+
+def test_a_project_that_was_deleted_is_withdrawn(
+    studio: LabelStudioStandin, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Label Studio removes a project's webhook with it, and tells nobody."""
+    for number in (1, 2):
+        studio.add_task(number, studio.annotation(number, rectangle("r")))
+    pull()
+    without_the_project(monkeypatch, studio)
+    assert pull().stdout == "0 taken in, 0 known already, 2 gone, 0 left out\n"
+    assert regions(home) == []
+
+
+def test_a_project_that_never_was_is_refused(
+    studio: LabelStudioStandin, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_the_project(monkeypatch, studio)
+    refused = pull()
+    assert refused.exit_code == 1
+    assert refused.stderr.strip() == "Label Studio has no project 3"
+
+
 def test_what_a_pull_did_not_show_but_is_there_stays(
     studio: LabelStudioStandin, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

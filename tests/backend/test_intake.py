@@ -20,6 +20,7 @@ from clickmask.labels import (
     Brush,
     Change,
     Polygon,
+    ProjectDeleted,
     ProjectDescribed,
     Region,
     TaskDeleted,
@@ -239,5 +240,8 @@ def test_deletions_and_descriptions_are_taken_in(store: Store, intake: Intake, t
     assert [label.key.annotation for label in store.labels(TOOL, "1")] == ["2"]
     assert intake.take(TaskDeleted(TOOL, "2"), tool)
     assert store.labels(TOOL, "1") == []
+    intake.take(submitted(box(), annotation="3", task="3"), tool)
+    assert intake.take(ProjectDeleted(TOOL, "1"), tool)
+    assert store.images(TOOL, "1") == []
     assert not intake.take(ProjectDescribed(TOOL, "1", "Pets", ("dog", "cat")), tool)
     assert store.categories(TOOL, "1") == ("dog", "cat")

@@ -28,7 +28,9 @@ from clickmask.image_source import ImageIdentity
 from clickmask.labels import (
     AnnotationDeleted,
     Brush,
+    Deleted,
     LabelKey,
+    ProjectDeleted,
     ProjectDescribed,
     Region,
     Submission,
@@ -109,11 +111,11 @@ def test_duplicates_and_late_events_change_nothing(store: Store) -> None:
     assert store.is_news(submitted(at=2.5))
 
 
-@pytest.mark.parametrize("deleted", [AnnotationDeleted(TOOL, "1"), TaskDeleted(TOOL, "1")])
+@pytest.mark.parametrize(
+    "deleted", [AnnotationDeleted(TOOL, "1"), TaskDeleted(TOOL, "1"), ProjectDeleted(TOOL, "1")]
+)
 @pytest.mark.parametrize("first", [True, False])
-def test_what_was_deleted_stays_deleted(
-    store: Store, deleted: AnnotationDeleted | TaskDeleted, first: bool
-) -> None:
+def test_what_was_deleted_stays_deleted(store: Store, deleted: Deleted, first: bool) -> None:
     if not first:
         accept(store, submitted(box()))
     store.delete(deleted)
@@ -122,7 +124,7 @@ def test_what_was_deleted_stays_deleted(
     assert not accept(store, submitted(box(), at=9.0))
     assert standing(store) == []
     assert store.images(TOOL, "1") == []
-    assert accept(store, submitted(box(), annotation="2", task="2"))
+    assert accept(store, submitted(box(), annotation="2", task="2", project="2"))
     with store._database.reading() as connection:
         assert connection.scalar(sa.text("SELECT count(*) FROM labels")) == 1
 
@@ -131,6 +133,8 @@ def test_a_deletion_is_of_its_tool_alone(store: Store) -> None:
     accept(store, submitted(box()))
     store.delete(AnnotationDeleted("another", "1"))
     store.delete(TaskDeleted("another", "1"))
+    store.delete(ProjectDeleted("another", "1"))
+    store.delete(ProjectDeleted(TOOL, "2"))
     assert standing(store) == [("1", "1", "r")]
 
 

@@ -14,9 +14,11 @@ from clickmask.labels import (
     AcceptedLabel,
     AnnotationDeleted,
     Brush,
+    Deleted,
     Geometry,
     LabelKey,
     LabelledImage,
+    ProjectDeleted,
     Submission,
     TaskDeleted,
     geometry_from_json,
@@ -71,12 +73,16 @@ class Accepted:
             forget_sets(self._database, [unwanted])
         return is_news
 
-    def delete(self, deleted: AnnotationDeleted | TaskDeleted) -> None:
-        """Withdraw all labels of the annotation or the task, for good: no later event brings them back."""
-        if isinstance(deleted, TaskDeleted):
-            kind, name, column = "task", deleted.task, annotations.c.task
-        else:
-            kind, name, column = "annotation", deleted.annotation, annotations.c.annotation
+    def delete(self, deleted: Deleted) -> None:
+        """Withdraw all labels of the annotation, the task or the project, for good: no later event brings
+        them back."""
+        match deleted:
+            case ProjectDeleted():
+                kind, name, column = "project", deleted.project, annotations.c.project
+            case TaskDeleted():
+                kind, name, column = "task", deleted.task, annotations.c.task
+            case AnnotationDeleted():
+                kind, name, column = "annotation", deleted.annotation, annotations.c.annotation
         stone = {"tool": deleted.tool, "kind": kind, "name": name}
         with self._database.writing() as connection:
             if not connection.scalar(sa.select(tombstones.c.kind).filter_by(**stone)):
@@ -166,6 +172,7 @@ def _is_news(connection: sa.Connection, submission: Submission) -> bool:
         sa.or_(
             sa.and_(tombstones.c.kind == "annotation", tombstones.c.name == submission.annotation),
             sa.and_(tombstones.c.kind == "task", tombstones.c.name == submission.task),
+            sa.and_(tombstones.c.kind == "project", tombstones.c.name == submission.project),
         ),
     )
     if connection.scalar(buried):

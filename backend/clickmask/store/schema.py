@@ -109,7 +109,7 @@ tombstones = sa.Table(
     "tombstones",
     metadata,
     sa.Column("tool", sa.Text, primary_key=True),
-    sa.Column("kind", sa.Text, primary_key=True),  # annotation or task
+    sa.Column("kind", sa.Text, primary_key=True),  # annotation, task or project
     sa.Column("name", sa.Text, primary_key=True),
 )
 

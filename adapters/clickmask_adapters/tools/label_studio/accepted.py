@@ -23,6 +23,7 @@ from clickmask.labels import (
     Ellipse,
     Geometry,
     Polygon,
+    ProjectDeleted,
     ProjectDescribed,
     Rectangle,
     Region,
@@ -66,6 +67,8 @@ def changes(event: Json) -> Iterator[Change]:
             yield from (AnnotationDeleted(TOOL, _id(each)) for each in _parts(event, "annotations"))
         case "TASKS_DELETED":
             yield from (TaskDeleted(TOOL, _id(each)) for each in _parts(event, "tasks"))
+        case "PROJECT_DELETED":  # only webhooks of the whole organization are told
+            yield ProjectDeleted(TOOL, _id(_part(event, "project")))
         case "PROJECT_UPDATED":
             yield described(_part(event, "project"))
         case _:

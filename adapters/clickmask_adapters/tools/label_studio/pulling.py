@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import orjson
 
-from clickmask.errors import InvalidRequest
+from clickmask.errors import InvalidRequest, UnknownProject
 from clickmask.intake import Pulled
 from clickmask.labels import AnnotationDeleted, Change, Submission, TaskDeleted
 from clickmask.types import ImageRef
@@ -53,10 +53,11 @@ class LabelStudioLabels:
         """The project's annotations, task by task from the one after `position`, a page at a time.
 
         Pages follow the tasks' numbers, so that tasks that come and go meanwhile neither shift nor
-        hide others. Raises InvalidRequest for what names no project, and LabelStudioError.
+        hide others. Raises InvalidRequest for what names no project, UnknownProject for one that there
+        is not, and LabelStudioError.
         """
         number = project_number(project)
-        found = self._client.project(number)
+        found = self._project(number)
         config = label_config.parse(found.get("label_config") or "<View/>")
         changes: list[Change] = [accepted.described(found)]
         last = int(position) if position else 0
@@ -80,6 +81,14 @@ class LabelStudioLabels:
             for annotation in (name for of, name in annotations if of == task):
                 if not self._has(f"/api/annotations/{annotation}/"):
                     yield AnnotationDeleted(TOOL, annotation)
+
+    def _project(self, number: int) -> Json:
+        try:
+            return self._client.project(number)
+        except LabelStudioError as error:
+            if error.status == 404:
+                raise UnknownProject(f"Label Studio has no project {number}") from error
+            raise
 
     def _has(self, path: str) -> bool:
         try:
