@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from clickmask import metrics
-from clickmask.boundary_metrics import boundary_f1, boundary_overlap
+from clickmask.boundary_metrics import TOLERANCE, boundary_f1, boundary_overlap
 from clickmask.metrics import Confusion, Interval, LabelMap, Values
 
 
@@ -26,9 +26,10 @@ class Report:
     iou: Mapping[str, float]
     dice: Mapping[str, float]
     pixel_accuracy: float
-    boundary_f1: float  # mean over categories of the means over images; the tolerance is TOLERANCE
+    boundary_f1: float  # mean over categories of the means over images
     boundary_iou: float
     absent: tuple[str, ...]  # categories that no number is about
+    boundary_tolerance: float = TOLERANCE  # of boundary F1, as a share of the image's diagonal
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,6 +57,7 @@ REPORT = {
     "dice": {"disc": 0.82, "square": 0.89},
     "pixel_accuracy": 0.97,
     "boundary_f1": 0.9,
+    "boundary_tolerance": 0.008,
     "boundary_iou": None,
     "absent": ["moon"],
 }
@@ -191,6 +192,7 @@ def test_the_report_is_printed_and_a_rollback_is_one_command(home: Path, models:
     printed = run("report", "miou", PROJECT)
     assert printed.exit_code == 0, printed.output
     assert "mIoU: 0.750 (0.700 to 0.800)" in printed.stdout
+    assert "boundary F1 (within 0.8% of the diagonal): 0.900" in printed.stdout
     assert "boundary IoU: -" in printed.stdout
     assert "3 images, test" in printed.stdout
     assert "too few" not in printed.output

@@ -90,7 +90,7 @@ def miou(
         ("with the background", report["miou_with_background"]),
         ("mean over images", report["per_image_miou"]),
         ("pixel accuracy", report["pixel_accuracy"]),
-        ("boundary F1", report["boundary_f1"]),
+        (f"boundary F1 (within {report['boundary_tolerance']:.1%} of the diagonal)", report["boundary_f1"]),
         ("boundary IoU", report["boundary_iou"]),
     ):
         said = "-" if value is None else f"{value:.3f}"
