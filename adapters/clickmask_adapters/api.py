@@ -6,7 +6,6 @@ import time
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +15,7 @@ from clickmask.masks import group_rings, mask_area, mask_box, mask_to_rle
 from clickmask.simplify import simplify_mask
 from clickmask.types import ImageRef, Prediction, Prompt
 from clickmask.workbench import Workbench
+from clickmask_adapters.answering import json_answer
 from clickmask_adapters.failures import RecentFailures
 from clickmask_adapters.settings import Settings
 
@@ -210,7 +210,7 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
         made = workbench.propose(ref, asked.prompt.prompt(), asked.segmenter)
         first = made[0]
         height, width = first.prediction.mask.shape
-        return _json(
+        return json_answer(
             {
                 "image": {"digest": first.digest, "width": width, "height": height},
                 "segmenter": first.prediction.segmenter,
@@ -229,7 +229,7 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
         identity = workbench.identify(ref)
         found = workbench.annotate(ref, asked.annotator)
         height, width = identity.size
-        return _json(
+        return json_answer(
             {
                 "image": {"digest": identity.digest, "width": width, "height": height},
                 "annotator": asked.annotator,
@@ -243,7 +243,7 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
 
     @routes.get("/annotators", response_model=AnnotatorsOut, summary="What annotates whole images")
     def annotators() -> Response:
-        return _json({"annotators": [asdict(status) for status in workbench.annotators()]})
+        return json_answer({"annotators": [asdict(status) for status in workbench.annotators()]})
 
     @routes.post(
         "/images", response_model=ImageOut, summary="Make an image known, and encode it ahead of the clicks"
@@ -253,7 +253,7 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
         identity = workbench.identify(ref)
         workbench.prepare(ref, asked.segmenter)
         height, width = identity.size
-        return _json({"digest": identity.digest, "width": width, "height": height})
+        return json_answer({"digest": identity.digest, "width": width, "height": height})
 
     @routes.get("/segmenters", response_model=SegmentersOut, summary="What is installed, and what is ready")
     def segmenters() -> Response:
@@ -261,14 +261,14 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
             {"name": status.name, "ready": status.ready, "reason": status.reason}
             for status in workbench.segmenters()
         ]
-        return _json({"default": workbench.default_segmenter, "segmenters": found})
+        return json_answer({"default": workbench.default_segmenter, "segmenters": found})
 
     @routes.get("/status", summary="How the server is doing, with its last 50 errors")
     async def status() -> Response:
         cache = asdict(workbench.cache_status())
         intake = workbench.intake_status()
         queue = {"waiting": cache.pop("waiting"), "capacity": cache.pop("queue_length")}
-        return _json(
+        return json_answer(
             {
                 "version": clickmask.__version__,
                 "segmenter": workbench.default_segmenter,
@@ -305,7 +305,3 @@ def _described(prediction: Prediction, asked: WantedIn, min_iou: float) -> dict[
         described["iou"] = simplified.iou
         described["points"] = simplified.points
     return described
-
-
-def _json(body: object) -> Response:
-    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")

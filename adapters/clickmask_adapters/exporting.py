@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import io
 import itertools
 import re
 import shutil
@@ -16,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
@@ -30,11 +28,14 @@ from clickmask.segmenter_reports import measure_segmenters
 from clickmask.store import Store
 from clickmask.workbench import Workbench
 from clickmask_adapters import exports
+from clickmask_adapters.answering import json_answer
 from clickmask_adapters.exports import _folder
 from clickmask_adapters.projects import require_project
 from clickmask_adapters.settings import Settings
 
-AT_ONCE = 2  # exports over HTTP
+AT_ONCE = 2  # exports over HTTP that are being written
+MOST_READ = 16  # zips that are there for those who read them, however slowly
+LONGEST_READ = 3600.0  # seconds in which a zip must have been read
 CHUNK = 2**20
 ABANDONED = 24 * 3600.0  # seconds after which nobody can be reading a zip any more
 MOST_FLAWS = 1000  # of one answer
@@ -43,7 +44,22 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member, so that the same dataset is t
 
 def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIRouter:
     routes = APIRouter(prefix="/v1/projects/{tool}/{project}")
-    places = threading.BoundedSemaphore(AT_ONCE)
+    writers, readers = threading.BoundedSemaphore(AT_ONCE), threading.BoundedSemaphore(MOST_READ)
+
+    def written_zip(write: Callable[[Path], Path]) -> Path:
+        """Of which a reader's place is held. Whoever reads slowly keeps nobody from writing."""
+        if not readers.acquire(blocking=False):
+            raise Busy("other exports are being read; try again in a moment", retry_after=10)
+        try:
+            if not writers.acquire(blocking=False):
+                raise Busy("other exports are under way; try again in a moment", retry_after=10)
+            try:
+                return _zip(settings.home / "zips", write)
+            finally:
+                writers.release()
+        except BaseException:
+            readers.release()
+            raise
 
     def dataset(tool: str, project: str) -> Dataset:
         require_project(workbench.store, tool, project)
@@ -51,17 +67,17 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
 
     @routes.get("/stats", summary="What is in the dataset, counted, and what looks wrong in it")
     def stats(tool: str, project: str) -> Response:
-        return _json(describe(dataset(tool, project)))
+        return json_answer(describe(dataset(tool, project)))
 
     @routes.get("/assist", summary="What the assistance was worth")
     def assist(tool: str, project: str) -> Response:
         require_project(workbench.store, tool, project)
-        return _json(assistance(workbench.store, tool, project))
+        return json_answer(assistance(workbench.store, tool, project))
 
     @routes.get("/segmenters", summary="What was proposed, measured against what was accepted")
     def segmenters(tool: str, project: str) -> Response:
         require_project(workbench.store, tool, project)
-        return _json(proposal_reports(workbench.store, tool, project))
+        return json_answer(proposal_reports(workbench.store, tool, project))
 
     @routes.get("/export/{name}", summary="The dataset as a zip", response_class=StreamingResponse)
     def export(
@@ -85,13 +101,15 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
             raise ExportTooLarge(
                 f"the pictures have {total} bytes, more than CLICKMASK_EXPORT_BYTES: run `clickmask export`"
             )
-        if not places.acquire(blocking=False):
-            raise Busy("other exports are under way; try again in a moment", retry_after=10)
-        chunks = _zip(settings.home / "zips", lambda folder: write(made, folder, **options), places.release)
-        # What goes wrong before the first chunk is still an error with a status.
-        first = next(chunks)
+        path = written_zip(lambda folder: write(made, folder, **options))
+        size = path.stat().st_size
+        chunks = _read(path, readers.release)
+        first = next(chunks)  # from here on the zip is removed and the place given back, whatever happens
         called = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{tool}-{project}-{name}.zip")
-        headers = {"Content-Disposition": f'attachment; filename="{called}"'}
+        headers = {
+            "Content-Disposition": f'attachment; filename="{called}"',
+            "Content-Length": str(size),
+        }
         return StreamingResponse(
             itertools.chain([first], chunks), headers=headers, media_type="application/zip"
         )
@@ -152,35 +170,53 @@ def proposal_reports(store: Store, tool: str, project: str) -> dict[str, Any]:
     }
 
 
-def _zip(where: Path, write: Callable[[Path], Path], done: Callable[[], None]) -> Generator[bytes]:
-    """The folder that `write` makes in `where`, as a zip, in chunks; `done` is called whatever happens."""
+def _zip(where: Path, write: Callable[[Path], Path]) -> Path:
+    """The zip, in a folder of its own in `where`, of the folder that `write` makes."""
     try:
         where.mkdir(parents=True, exist_ok=True, mode=0o700)
         _remove_abandoned(where)
         above = Path(tempfile.mkdtemp(dir=where))  # not where temporary files are: that may be memory
     except OSError as error:
-        done()
         raise ExportFailed(f"nothing can be written in CLICKMASK_HOME: {error.strerror}") from error
     try:
         folder = above / "export"
         write(folder)
-        sink = _Sink()
-        with zipfile.ZipFile(sink, "w") as archive:
-            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                if path.name == _folder.MANIFEST:
-                    continue
-                member = zipfile.ZipInfo(path.relative_to(folder).as_posix(), _EPOCH)
-                member.file_size = path.stat().st_size
-                member.external_attr = 0o644 << 16
-                # Pictures are compressed already.
-                member.compress_type = zipfile.ZIP_STORED if "images" in path.parts else zipfile.ZIP_DEFLATED
-                with archive.open(member, "w") as into, path.open("rb") as file:
-                    while chunk := file.read(CHUNK):
-                        into.write(chunk)
-                        yield sink.taken()
-        yield sink.taken()
-    finally:
+        _pack(folder, above / "export.zip")
+        shutil.rmtree(folder)
+    except OSError as error:
         shutil.rmtree(above, ignore_errors=True)
+        raise ExportFailed(f"the export cannot be written in CLICKMASK_HOME: {error.strerror}") from error
+    except BaseException:
+        shutil.rmtree(above, ignore_errors=True)
+        raise
+    return above / "export.zip"
+
+
+def _pack(folder: Path, path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            if file.name == _folder.MANIFEST:
+                continue
+            member = zipfile.ZipInfo(file.relative_to(folder).as_posix(), _EPOCH)
+            member.file_size = file.stat().st_size
+            member.external_attr = 0o644 << 16
+            # Pictures are compressed already.
+            member.compress_type = zipfile.ZIP_STORED if "images" in file.parts else zipfile.ZIP_DEFLATED
+            with archive.open(member, "w") as into, file.open("rb") as content:
+                shutil.copyfileobj(content, into, CHUNK)
+
+
+def _read(path: Path, done: Callable[[], None]) -> Generator[bytes]:
+    """The zip in chunks; whatever happens, it is removed then, and `done` is called."""
+    until = time.monotonic() + LONGEST_READ
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+                if time.monotonic() > until:
+                    raise ExportFailed("the export was not read in time")
+    finally:
+        shutil.rmtree(path.parent, ignore_errors=True)
         done()
 
 
@@ -193,25 +229,3 @@ def _remove_abandoned(where: Path) -> None:
             continue
         if time.time() - made > ABANDONED:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-class _Sink(io.RawIOBase):
-    """What was written since it was last taken; nothing can be rewound, so zipfile streams."""
-
-    def __init__(self) -> None:
-        self._chunks: list[bytes] = []
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, b: Any, /) -> int:
-        self._chunks.append(bytes(b))
-        return len(b)
-
-    def taken(self) -> bytes:
-        taken, self._chunks = b"".join(self._chunks), []
-        return taken
-
-
-def _json(content: object) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Query, Response
 
 from clickmask.errors import UnknownProject
@@ -13,6 +12,7 @@ from clickmask.labels import AcceptedLabel, geometry_to_json
 from clickmask.masks import mask_area, mask_box, rle_to_mask
 from clickmask.store import Store
 from clickmask.workbench import Workbench
+from clickmask_adapters.answering import json_answer
 from clickmask_adapters.settings import Settings
 
 MOST_LABELS = 10_000  # of one answer
@@ -24,7 +24,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
 
     @routes.get("", summary="The projects whose labels are kept here")
     def projects() -> Response:
-        return _json({"projects": [asdict(project) for project in workbench.store.projects()]})
+        return json_answer({"projects": [asdict(project) for project in workbench.store.projects()]})
 
     @routes.get("/{tool}/{project}/labels", summary="The accepted labels of a project")
     def labels(
@@ -39,7 +39,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         require_project(workbench.store, tool, project)
         found = workbench.store.labels(tool, project, all_annotations)
         page = [_written(label) for label in found[offset : offset + limit]]
-        return _json({"total": len(found), "offset": offset, "labels": page})
+        return json_answer({"total": len(found), "offset": offset, "labels": page})
 
     return routes
 
@@ -64,7 +64,3 @@ def _written(label: AcceptedLabel) -> dict[str, Any]:
         "accepted_at": label.accepted_at,
         "proposal": label.proposal,
     }
-
-
-def _json(content: object) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")

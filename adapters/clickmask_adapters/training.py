@@ -6,13 +6,13 @@ from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Response
 
 from clickmask.errors import UnknownModel
 from clickmask.training.models import Models, ModelVersion
 from clickmask.training.serving import ProjectModels
 from clickmask.workbench import Workbench
+from clickmask_adapters.answering import json_answer
 from clickmask_adapters.projects import require_project
 
 
@@ -30,27 +30,27 @@ def router(workbench: Workbench, models: ProjectModels) -> APIRouter:
     )
     def train(tool: str, project: str) -> Response:
         require_project(workbench.store, tool, project)
-        return _json({"job": workbench.trainings.request(tool, project).id}, HTTPStatus.ACCEPTED)
+        return json_answer({"job": workbench.trainings.request(tool, project).id}, HTTPStatus.ACCEPTED)
 
     @routes.get("/projects/{tool}/{project}/report", summary="How good the model in service is")
     def report(tool: str, project: str) -> Response:
-        return _json(describe_report(of(tool, project)))
+        return json_answer(describe_report(of(tool, project)))
 
     @routes.get("/projects/{tool}/{project}/versions", summary="Every model of the project, oldest first")
     def versions(tool: str, project: str) -> Response:
-        return _json(describe_versions(of(tool, project)))
+        return json_answer(describe_versions(of(tool, project)))
 
     @routes.post("/projects/{tool}/{project}/rollback", summary="Serve the model that was served before")
     def rollback(tool: str, project: str) -> Response:
-        return _json({"served": of(tool, project).roll_back().id})
+        return json_answer({"served": of(tool, project).roll_back().id})
 
     @routes.get("/jobs/{id}", summary="How far a training is")
     def job(id: str) -> Response:  # noqa: A002 - the path's word
-        return _json(asdict(workbench.trainings.jobs.get(id)))
+        return json_answer(asdict(workbench.trainings.jobs.get(id)))
 
     @routes.delete("/jobs/{id}", summary="Cancel a training")
     def cancel(id: str) -> Response:  # noqa: A002 - as above
-        return _json(asdict(workbench.trainings.jobs.cancel(id)))
+        return json_answer(asdict(workbench.trainings.jobs.cancel(id)))
 
     return routes
 
@@ -85,7 +85,3 @@ def _described(version: ModelVersion) -> dict[str, Any]:
         "packages": version.packages,
         "report": provenance.report,
     }
-
-
-def _json(content: object, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    return Response(orjson.dumps(content), status, media_type="application/json")

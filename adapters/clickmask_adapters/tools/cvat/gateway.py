@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
-import orjson
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from clickmask.errors import AnnotatorNotReady, Busy, ClickmaskError, SegmenterNotReady
 from clickmask.workbench import Workbench
+from clickmask_adapters.answering import json_answer
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat.functions import Function, functions
 from clickmask_adapters.tools.cvat.invoking import Invoker
@@ -89,11 +89,11 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
     @routes.get("/api/functions")
     async def list_functions(request: Request) -> Response:
         port = _port(request)
-        return _json({name: each.described(port) for name, each in (await current()).items()})
+        return json_answer({name: each.described(port) for name, each in (await current()).items()})
 
     @routes.get("/api/functions/{name}")
     async def describe_function(name: str, request: Request) -> Response:
-        return _json((await required(name)).described(_port(request)))
+        return json_answer((await required(name)).described(_port(request)))
 
     @routes.post("/api/function_invocations")
     async def invoke_function(request: Request) -> Response:
@@ -149,7 +149,3 @@ def _refusal(status: HTTPStatus, error: Exception, retry_after: float | None = N
 
 def _port(request: Request) -> int:
     return int((request.scope.get("server") or ("", 0))[1] or 0)
-
-
-def _json(content: object) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")

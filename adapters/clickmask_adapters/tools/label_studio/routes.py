@@ -21,6 +21,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
 from clickmask.errors import ClickmaskError, InvalidRequest
 from clickmask.workbench import Workbench
+from clickmask_adapters.answering import json_answer
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.label_studio import label_config, translate
 from clickmask_adapters.tools.label_studio.accepted import TOOL
@@ -75,15 +76,15 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
 
     @routes.get("/health")
     async def health() -> Response:
-        return _json({"status": "UP", "model_class": "clickmask"})
+        return json_answer({"status": "UP", "model_class": "clickmask"})
 
     @routes.post("/setup")
     async def setup(body: Body) -> Response:
-        return _json({"model_version": await shortly(backend.set_up, _parsed(body))})
+        return json_answer({"model_version": await shortly(backend.set_up, _parsed(body))})
 
     @routes.get("/versions")
     async def versions() -> Response:
-        return _json({"versions": await shortly(backend.versions)})
+        return json_answer({"versions": await shortly(backend.versions)})
 
     @routes.post("/predict")
     def predict(body: Body) -> Response:
@@ -92,11 +93,11 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         if context is None:
             prepare_soon(backend.prepare, images_of(asked), backend.segmenter(asked))
             # An empty list stores nothing; anything else would be stored as a prediction.
-            return _json({"results": backend.preannotate(asked)})
+            return json_answer({"results": backend.preannotate(asked)})
         answer = backend.answer(asked, context)
         if backend.goes_on(asked):
             prepare_soon(backend.prepare_next, asked)
-        return _json({"results": [answer]})
+        return json_answer({"results": [answer]})
 
     @routes.post("/webhook")
     async def webhook(body: Body) -> Response:
@@ -106,8 +107,10 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         if b'"TASKS_CREATED"' in body[:EVENT_HEAD] and len(body) <= LARGEST_PREPARED:
             prepare_soon(backend.prepare_created, body)
         if b'"START_TRAINING"' in body[:EVENT_HEAD]:
-            return _json({"status": "kept", "job": await shortly(backend.start_training, _parsed(body))})
-        return _json({"status": "kept"})
+            return json_answer(
+                {"status": "kept", "job": await shortly(backend.start_training, _parsed(body))}
+            )
+        return json_answer({"status": "kept"})
 
     return routes
 
@@ -312,7 +315,3 @@ def _parsed(body: bytes, name: str = "the request") -> Json:
         return _object(orjson.loads(body), name)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"{name} is not JSON") from error
-
-
-def _json(content: object) -> Response:
-    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
