@@ -60,8 +60,8 @@ def page(browser: Browser, origin: str, request: pytest.FixtureRequest) -> Itera
     """The page, which at the end must have written no error and asked no other server."""
     context = browser.new_context(**{"viewport": {"width": 1200, "height": 760}, **request.param})
     page = context.new_page()
-    page.set_default_timeout(15_000)
-    expect.set_options(timeout=15_000)
+    page.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
     errors: list[str] = []
     asked: list[str] = []
     page.on("console", lambda said: errors.append(said.text) if said.type in {"error", "warning"} else None)
