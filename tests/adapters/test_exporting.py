@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
 import re
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -156,7 +157,9 @@ def test_a_failed_export_is_an_error_and_makes_room_for_the_next(
     assert client.get(f"{AT}/export/coco").status_code == 200
 
 
-def test_a_zip_that_nobody_reads_to_its_end_makes_room(tmp_path: Path) -> None:
+def test_a_zip_that_nobody_reads_to_its_end_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done: list[bool] = []
     abandoned, recent = tmp_path / "zips" / "abandoned", tmp_path / "zips" / "recent"
     for folder in (abandoned, recent):
@@ -169,12 +172,62 @@ def test_a_zip_that_nobody_reads_to_its_end_makes_room(tmp_path: Path) -> None:
             (folder / "images" / f"{number}").write_bytes(bytes(1000))
         return folder
 
-    chunks = exporting._zip(tmp_path / "zips", write, lambda: done.append(True))
+    made = exporting._zip(tmp_path / "zips", write)
+    assert [path.name for path in made.parent.iterdir()] == ["export.zip"]
+    monkeypatch.setattr(exporting, "CHUNK", 100)
+    chunks = exporting._read(made, lambda: done.append(True))
     next(chunks)
     assert not done
     chunks.close()
     assert done == [True]
     assert list((tmp_path / "zips").iterdir()) == [recent]
+
+
+def test_whoever_reads_too_slowly_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[bool] = []
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "export.zip").write_bytes(bytes(1000))
+    monkeypatch.setattr(exporting, "CHUNK", 100)
+    monkeypatch.setattr(exporting, "LONGEST_READ", -1.0)
+    chunks = exporting._read(tmp_path / "made" / "export.zip", lambda: done.append(True))
+    next(chunks)
+    with pytest.raises(ExportFailed, match="not read in time"):
+        next(chunks)
+    assert done == [True]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_slow_readers_keep_nobody_from_exporting(
+    workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers who have begun hold no writer's place; there is a limit to them too."""
+    fill(workbench.store)
+    monkeypatch.setattr(exporting, "AT_ONCE", 1)
+    monkeypatch.setattr(exporting, "MOST_READ", 3)
+    reading: list[Any] = []
+    read = exporting._read
+
+    def slow(path: Path, done: Callable[[], None]) -> Generator[bytes]:
+        chunks = read(path, done)
+        if len(reading) < 3:
+            reading.append(chunks)
+            return iter([next(chunks)])  # type: ignore[return-value]  # it is read no further
+        return chunks
+
+    monkeypatch.setattr(exporting, "_read", slow)
+    monkeypatch.setattr(exporting, "CHUNK", 64)
+    client = client_of(workbench, tmp_path, FilesInMemory(FILES))
+    fetch = functools.partial(client.get, f"{AT}/export/coco")
+    for _ in range(3):
+        assert fetch().status_code == 200
+    busy = fetch()
+    assert busy.status_code == 503
+    assert "being read" in busy.text
+    reading[0].close()
+    whole = fetch()
+    assert whole.status_code == 200
+    assert len(whole.content) == int(whole.headers["content-length"])
+    assert fetch().status_code == 200
 
 
 def test_an_export_that_ends_meanwhile_is_in_nobodys_way(
@@ -188,12 +241,19 @@ def test_an_export_that_ends_meanwhile_is_in_nobodys_way(
     assert not listed[1].exists()
 
 
-def test_a_home_without_room_is_said_and_makes_room_for_the_next(tmp_path: Path) -> None:
-    done: list[bool] = []
+def test_a_home_without_room_is_said(tmp_path: Path) -> None:
     (tmp_path / "zips").write_text("in the way")
     with pytest.raises(ExportFailed, match="nothing can be written in CLICKMASK_HOME"):
-        next(exporting._zip(tmp_path / "zips", lambda folder: folder, lambda: done.append(True)))
-    assert done == [True]
+        exporting._zip(tmp_path / "zips", lambda folder: folder)
+    (tmp_path / "zips").unlink()
+
+    def full(folder: Path) -> Path:
+        folder.mkdir()
+        raise OSError(28, "No space left on device", str(folder))
+
+    with pytest.raises(ExportFailed, match="CLICKMASK_HOME: No space left"):
+        exporting._zip(tmp_path / "zips", full)
+    assert list((tmp_path / "zips").iterdir()) == []
 
 
 def test_no_more_than_two_exports_run_at_once(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,7 +232,7 @@ def test_another_label_studio_is_refused_unless_it_moved(
     [
         (("paint", "3"), "labels are pulled from"),
         (("label-studio", "three"), "'three' is not the number of a Label Studio project"),
-        (("label-studio", "77"), "404"),
+        (("label-studio", "77"), "Label Studio has no project 77"),
     ],
 )
 def test_what_names_nothing_is_refused(home: Path, arguments: tuple[str, str], said: str) -> None:
