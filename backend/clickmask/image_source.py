@@ -20,6 +20,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _KNOWN = 20_000  # entries of each map from a key to an identity; about 300 bytes each
+_DECODED_AT_ONCE = 4  # an image of the most pixels that are read takes 0.7 GB while it is decoded
 _GONE = "the image is not known here any more: send the image again"
 
 
@@ -66,6 +67,7 @@ class ImageSource:
         self._identifying = _SingleFlight[ImageIdentity]()
         self._loading = _SingleFlight[Image]()
         self._decoding = _SingleFlight[Image]()
+        self._decoders = threading.BoundedSemaphore(_DECODED_AT_ONCE)
 
     def identify(self, ref: ImageRef) -> ImageIdentity:
         """Digest and size of what `ref` shows now. Raises what fetching and decoding raise."""
@@ -163,7 +165,8 @@ class ImageSource:
         return self._images.get(identity.digest) if identity else None
 
     def _decode(self, raw: bytes, key: str) -> Image:
-        image = decode_image(raw, self._limits)
+        with self._decoders:
+            image = decode_image(raw, self._limits)
         identity = _identity(image)
         self._images.put(image)
         self._by_bytes.put(key, identity)

@@ -4,6 +4,7 @@ import base64
 import io
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from clickmask.fetch import Fetched, Fetcher, NotModified, Validator
 from clickmask.image_source import ImageIdentity, ImageSource
 from clickmask.images import ImageLimits, decode_image
 from clickmask.types import Image, ImageRef
+from waiting import until
 
 
 def png(seed: int = 0, height: int = 30, width: int = 40) -> bytes:
@@ -236,6 +238,27 @@ def test_images_at_once_never_cross() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_only_a_few_images_are_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen of the largest at once would take all memory."""
+    lock, hold = threading.Lock(), threading.Event()
+    running: list[bytes] = []
+
+    def decode(raw: bytes, limits: ImageLimits) -> Image:
+        with lock:
+            running.append(raw)
+        hold.wait(60)
+        return decode_image(raw, limits)
+
+    monkeypatch.setattr(clickmask.image_source, "decode_image", decode)
+    source = ImageSource(Fetcher())
+    with ThreadPoolExecutor(12) as pool:
+        waiting = [pool.submit(source.identify_bytes, png(seed)) for seed in range(12)]
+        until(lambda: len(running) == 4)
+        assert not any(each.done() for each in waiting) and len(running) == 4
+        hold.set()
+        assert len({each.result(60).digest for each in waiting}) == 12
 
 
 def test_pixels_that_had_to_go_are_fetched_again_and_the_identity_stays(decoded: list[bytes]) -> None:
