@@ -57,6 +57,8 @@ def runs_to_counts(runs: Indices) -> str:
 def _differing(one: Bytes, other: Bytes) -> Indices:
     """Where two flat arrays of one length differ; sorted."""
     whole = len(one) // 8 * 8
-    words = np.flatnonzero(one[:whole].view(np.uint64) != other[:whole].view(np.uint64))
-    near = np.append((words[:, None] * 8 + np.arange(8)).reshape(-1), np.arange(whole, len(one)))
-    return near[one[near] != other[near]]
+    ones, others = one[:whole].view(np.uint64), other[:whole].view(np.uint64)
+    words = np.flatnonzero(ones != others)
+    places = np.flatnonzero((ones[words] ^ others[words]).view(np.uint8))
+    rest = np.flatnonzero(one[whole:] != other[whole:]) + whole
+    return np.append(8 * words[places >> 3] + (places & 7), rest)

@@ -13,6 +13,8 @@ from clickmask.types import Mask, Size
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
+CELLS_AT_ONCE = 2048  # what is computed of them stays in the cache, and in memory that is warm
+
 
 class Taps(NamedTuple):
     """For each of some pixels along one axis of the answer: the source pixels on both sides of it."""
@@ -51,7 +53,9 @@ def logits_to_mask(logits: Floats, side: int, resized: Size, size: Size) -> Mask
     everywhere, cells = _decided(positive[box])
     mask = _enlarged(everywhere, down, across, size)
     part = mask[down.first : down.first + len(down.low), across.first : across.first + len(across.low)]
-    _interpolate(inside[box], cells, down, across, part)
+    edge = np.ascontiguousarray(inside[box])
+    for start in range(0, len(cells), CELLS_AT_ONCE):
+        _interpolate(edge, cells[start : start + CELLS_AT_ONCE], down, across, part)
     return mask
 
 
