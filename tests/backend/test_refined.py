@@ -72,7 +72,7 @@ def test_the_segmenter_is_shown_the_region_and_its_box_and_changes_the_mask_alon
     assert (label, made.score, made.segmenter) == ("cell", 0.8, "unet:x")
 
 
-@pytest.mark.parametrize("answer", [np.zeros(SIZE, bool), OBJECT & ~disc(SIZE, (48, 30), 12)])
+@pytest.mark.parametrize("answer", [np.zeros(SIZE, bool), OBJECT & ~disc(SIZE, (48, 30), 18)])
 def test_an_answer_about_something_else_is_not_taken(answer: Mask) -> None:
     assert mask_iou(SMALLER, answer) < SAME_OBJECT
     assert np.array_equal(refined(SMALLER, Answering(answer))[1].mask, SMALLER)
