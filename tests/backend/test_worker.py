@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from clickmask.errors import InvalidRequest
 from clickmask.jobs import Jobs
 from clickmask.training.fit import Progress
-from clickmask.training.worker import BEAT, Working, _finish
+from clickmask.training.worker import AUTOGROUP, BEAT, LOWEST, Working, _finish, _work
 
 
 @pytest.fixture
@@ -54,3 +57,31 @@ def test_it_ends_with_its_parent_and_is_left_to_be_gone_on_with(working: Working
     assert working.ends()
     _finish(working, None)
     assert working.jobs.get(working.job.id).state == "queued"
+
+
+PRIORITY = "from clickmask.training import worker; import os; worker.give_way(); print(os.nice(0), end=' ');\
+print(worker.AUTOGROUP.exists() and worker.AUTOGROUP.read_text().split()[-1])"
+
+
+def test_it_gives_way_to_other_sessions_too() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PRIORITY], capture_output=True, text=True, check=True, start_new_session=True
+    )
+    nice, of_the_session = done.stdout.split()
+    assert int(nice) == LOWEST
+    if AUTOGROUP.exists():
+        assert int(of_the_session) == LOWEST
+
+
+def test_a_training_uses_no_more_threads_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", used.append)
+    place = {"database": str(tmp_path / "s.sqlite"), "images": str(tmp_path), "models": str(tmp_path),
+             "max_image_bytes": 1, "max_image_pixels": 1, "plan": {}}  # fmt: skip
+    jobs = Jobs(tmp_path / "jobs")
+    with jobs.owning() as owner:
+        working = Working(jobs, jobs.request("cvat", "3", 5, owner)[0], os.getppid())
+        for threads in (None, 3):
+            with pytest.raises(InvalidRequest, match="has no accepted labels"):
+                _work(working, {**place, "threads": threads})
+    assert used == [3]

@@ -12,9 +12,12 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from clickmask.datasets import snapshot
 from clickmask.errors import ClickmaskError
@@ -29,6 +32,7 @@ from clickmask.training.train import Trained, train
 log = logging.getLogger(__name__)
 
 LOWEST = 19  # priority
+AUTOGROUP = Path("/proc/self/autogroup")
 BEAT = 1.0  # seconds between signs of life
 
 
@@ -64,9 +68,20 @@ class Working:
         )
 
 
+def give_way() -> None:
+    """Have the lowest priority.
+
+    Linux shares the processor between sessions first, where it has autogroups (sched(7)), and this
+    process has one of its own: its niceness alone would count for nothing beside the server's.
+    """
+    os.nice(LOWEST)
+    with suppress(OSError):
+        AUTOGROUP.write_text(str(LOWEST))
+
+
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    os.nice(LOWEST)
+    give_way()
     place = json.load(sys.stdin)
     jobs = Jobs(Path(place["jobs"]))
     working = Working(jobs, jobs.get(place["job"]), os.getppid())
@@ -91,6 +106,8 @@ def main() -> None:
 
 def _work(working: Working, place: dict[str, Any]) -> Trained | None:
     database, job = place["database"], working.job
+    if place["threads"]:
+        torch.set_num_threads(place["threads"])
     limits = ImageLimits(place["max_image_bytes"], place["max_image_pixels"])
     store = Store(database if "://" in database else Path(database))
     try:
