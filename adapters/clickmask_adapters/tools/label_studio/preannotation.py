@@ -22,9 +22,8 @@ Json = Mapping[str, Any]
 LONGEST = 80.0  # seconds; Label Studio waits for 100
 
 
-def model_version(workbench: Workbench, project: str, trained: str | None) -> str:
+def model_version(segmenter: str, trained: str | None) -> str:
     """Under which Label Studio keeps predictions: it asks anew for those of another version."""
-    segmenter = workbench.project_segmenter(TOOL, project) or workbench.default_segmenter
     return f"{segmenter}, {trained}" if trained else segmenter
 
 

@@ -58,7 +58,8 @@ class _Annotating:
     def annotate(self, task: Json, remaining: int) -> Prelabelled:
         # Asked for each time: another model may have been promoted since the one before.
         annotator, version = require_trained(self._workbench, TOOL, str(self._project))
-        version = model_version(self._workbench, str(self._project), version)
+        segmenter = self._workbench.project_segmenter(TOOL, str(self._project))
+        version = model_version(segmenter or self._workbench.default_segmenter, version)
         if _is_touched(task) or version in {each.get("model_version") for each in task["predictions"]}:
             return Prelabelled(remaining, images=1, untouched=1)
         try:

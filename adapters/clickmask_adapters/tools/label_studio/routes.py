@@ -136,10 +136,10 @@ class Backend:
         self._workbench.set_project(TOOL, _project(asked), segmenter)
         return self.model_version(asked)
 
-    def model_version(self, asked: Json) -> str:
+    def model_version(self, asked: Json, segmenter: str | None = None) -> str:
         """Changes with what is served: Label Studio asks anew for predictions of another version."""
         served = self._served(asked)
-        return model_version(self._workbench, _project(asked), served and served[1])
+        return model_version(segmenter or self.segmenter(asked), served and served[1])
 
     def start_training(self, asked: Json) -> str:
         """The job that trains the project. Raises TrainingNotReady."""
@@ -195,7 +195,7 @@ class Backend:
                 regions.polygons.lost_area,
             )
         score = best.prediction.score if regions.json else 0
-        return {"result": regions.json, "score": score, "model_version": self.model_version(asked)}
+        return {"result": regions.json, "score": score, "model_version": self.model_version(asked, segmenter)}
 
     def prepare(self, images: Sequence[tuple[int, str]], segmenter: str) -> None:
         """Start on the images, (task, address), before the first click on them."""
