@@ -13,8 +13,8 @@ import uvicorn
 from clickmask.errors import ClickmaskError
 from clickmask_adapters.app import create_app
 from clickmask_adapters.console import console
-from clickmask_adapters.reason_phrases import ReasonPhrases
 from clickmask_adapters.settings import Settings
+from clickmask_adapters.slow_clients import Impatient
 
 
 class AnnouncingServer(uvicorn.Server):
@@ -57,7 +57,7 @@ def serve(
         port,
         log_level="warning",
         access_log=False,
-        http=ReasonPhrases,
+        http=Impatient,
         proxy_headers=False,
         server_header=False,
     )
