@@ -2,7 +2,7 @@
 
 `clickmask.training.promptable` says what it is and trains it; MODEL_CARD.md beside the weights says
 on what, and how good it is. It looks twice: at the whole image, which is kept, and, where what it
-found is small, at the part round that.
+found is small and not sure, at the part round that. Two thirds of a click's time are the second look.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ FILES = {  # and their SHA-256
 }
 SIDE = 448  # px; long side of the whole image as the network sees it
 CLOSE_SIDE = 384  # px; of a part of it
+CONVINCED = 0.9  # worth of a first look that leaves nothing to look at again
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,27 +97,28 @@ class Builtin:
     def decode_from(
         self, embedding: BuiltinEmbedding, prompt: Prompt, logits: Logits | None
     ) -> tuple[list[Prediction], Logits]:
-        """`logits` stand for `prompt.mask` where both are given: it is part of them already."""
+        """`logits` stand for `prompt.mask` where both are given: it is part of them already.
+
+        What is corrected is known, so a small part is looked at alone; else the whole image first.
+        """
         view = _whole(embedding.size)
         region = None
         if logits is not None:
             region = probabilities(logits[0])
+            if prompt.box is None:
+                before = Look(view, settled(logits[0], view, prompt), 0.0)
+                if (close := self._closer(embedding, prompt, before)) is not before:
+                    return _answers([(close, in_view(close, view, before.logits))], prompt, embedding.size)
         elif prompt.mask is not None:
             region = coverage(prompt.mask, view)
         looks = self._looks(embedding.features, view, prompt, region)
         if len(looks) > 1:
             looks = different(looks)
-        found: list[tuple[Look, Logits]] = []
-        for look in looks[:1]:
-            close = self._closer(embedding, prompt, look)
-            found.append((close, in_view(close, view, look.logits)))
-        found += [(look, look.logits) for look in looks[1:]]
-        found.sort(key=lambda each: -each[0].worth)
-        predictions = [
-            Prediction(partial(whole_mask, look, prompt, embedding.size), look.worth, self.name)
-            for look, _ in found
-        ]
-        return predictions, np.stack([whole for _, whole in found])
+        found = [(look, look.logits) for look in looks]
+        if looks[0].worth < CONVINCED:
+            close = self._closer(embedding, prompt, looks[0])
+            found[0] = close, in_view(close, view, looks[0].logits)
+        return _answers(found, prompt, embedding.size)
 
     def _looks(
         self, features: Mapping[str, Floats], view: View, prompt: Prompt, region: Floats | None
@@ -146,8 +148,9 @@ class Builtin:
 
 
 def missing(variant: str, **options: object) -> str:
-    """Empty: it is in the package."""
-    return ""
+    """Empty, unless the package lost its weights."""
+    lost = [name for name in FILES if not resources.files(WEIGHTS).joinpath(name).is_file()]
+    return f"{lost[0]} is lost; install clickmask again, or use grabcut, which has no weights" if lost else ""
 
 
 def load(variant: str = "", *, runtimes: Runtimes | None = None, **options: object) -> Builtin:
@@ -168,6 +171,15 @@ def _embedding(features: Mapping[str, Floats], pixels: Pixels, size: Size) -> Bu
     for array in (pixels, *features.values()):
         array.flags.writeable = False
     return BuiltinEmbedding(features, pixels, size)
+
+
+def _answers(found: list[tuple[Look, Logits]], prompt: Prompt, size: Size) -> tuple[list[Prediction], Logits]:
+    """Looks and what they are in the whole image's view, as predictions and logits, the best first."""
+    found.sort(key=lambda each: -each[0].worth)
+    predictions = [
+        Prediction(partial(whole_mask, look, prompt, size), look.worth, Builtin.name) for look, _ in found
+    ]
+    return predictions, np.stack([whole for _, whole in found])
 
 
 def _whole(size: Size) -> View:
