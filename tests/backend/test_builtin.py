@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from importlib import resources
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from clickmask.masks import mask_iou, rle_to_mask
 from clickmask.refinement import LogitsCache, replay
 from clickmask.runtimes import Runtimes
 from clickmask.segmenters import builtin
-from clickmask.segmenters.builtin import Builtin
-from clickmask.types import Image, Prompt, Refining
-from photographs import central_point, next_click, outlined_objects, tight_box
+from clickmask.segmenters.builtin import Builtin, BuiltinEmbedding
+from clickmask.types import Image, Point, Prompt, Refining
+from photographs import Outlined, central_point, next_click, outlined_objects, tight_box
 from scenes import drawn_scene
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -46,34 +47,73 @@ def test_flat_shapes_are_found_by_one_click_and_by_a_box(segmenter: Builtin) -> 
                 assert mask_iou(segmenter.decode(embedding, prompt)[0].mask, mask) > 0.9
 
 
-ONE_CLICK = {  # outlines in tests/photographs that a person would say one click means
-    "astronaut: mission patch": 0.85,
-    "astronaut: helmet": 0.85,
-    "camera: tower": 0.7,
-    "coffee: cup": 0.8,
-    "coins: top right coin": 0.85,
-    "coins: coin with a flat foot": 0.85,
-    "coins: largest coin": 0.85,
-    "motorcycle_left: cardboard box": 0.7,
+SAME = 0.8  # IoU with an outline drawn by hand, from which on a person would say that it is that
+SAID_BY_ONE_CLICK = [  # and the answer that is shown is meant, not the best candidate
+    "chelsea: cat",
+    "astronaut: mission patch",
+    "astronaut: helmet",
+    "coins: top right coin",
+    "coins: coin with a flat foot",
+    "coins: largest coin",
+    "coins: worn coin",
+]
+NOT_BY_THREE_CLICKS = {  # MODEL_CARD.md says so
+    "astronaut: astronaut",  # head, collar and suit in one: .78 after five clicks
+    "chelsea: nose",  # the cat, whatever is clicked; by box .8
+    "coffee: espresso",  # the cup
+    "rocket: rocket",  # with what it stands on
 }
 
 
-def test_clicks_and_boxes_on_photographs_select_what_a_person_would_say(segmenter: Builtin) -> None:
-    boxes: list[float] = []
-    seen, embedding = "", None
-    for outlined in outlined_objects():
-        photograph_name = outlined.name.partition(":")[0]
-        if photograph_name != seen:
-            seen, embedding = photograph_name, segmenter.encode(Image(outlined.pixels, outlined.name))
-        assert embedding is not None
-        if outlined.name in ONE_CLICK:
-            point = central_point(outlined.mask)
-            assert point is not None
-            found = segmenter.decode(embedding, Prompt((point,)))[0].mask
-            assert mask_iou(found, outlined.mask) > ONE_CLICK[outlined.name], outlined.name
-        box = Prompt(box=tight_box(outlined.mask))
-        boxes.append(mask_iou(segmenter.decode(embedding, box)[0].mask, outlined.mask))
-    assert np.mean(boxes) > 0.82
+def named(*names: str) -> list[Outlined]:
+    return [each for each in outlined_objects() if each.name in names]
+
+
+def ious_by_clicks(segmenter: Builtin, outlined: Outlined, clicks: int) -> list[float]:
+    """Of the answers that are shown; as `clickmask evaluate` clicks."""
+    embedding, cache = segmenter.encode(Image(outlined.pixels, outlined.name)), LogitsCache()
+    found, ious = np.zeros_like(outlined.mask), list[float]()
+    foreground, background = list[Point](), list[Point]()
+    while len(ious) < clicks and (click := next_click(found, outlined.mask)):
+        (foreground if click[1] else background).append(click[0])
+        prompt = Prompt(tuple(foreground), tuple(background))
+        found = replay(segmenter, embedding, prompt, cache=cache)[0].mask
+        ious.append(mask_iou(found, outlined.mask))
+    return ious
+
+
+@pytest.mark.parametrize("name", SAID_BY_ONE_CLICK)
+def test_one_click_selects_what_a_person_would_say(segmenter: Builtin, name: str) -> None:
+    (outlined,) = named(name)
+    assert ious_by_clicks(segmenter, outlined, 1)[0] >= SAME
+
+
+@pytest.mark.parametrize(
+    "point", [(225.0, 60.0), (110.0, 170.0), (330.0, 180.0)], ids=["brow", "cheek", "other cheek"]
+)
+def test_the_cat_is_the_cat_wherever_its_fur_is_clicked(segmenter: Builtin, point: Point) -> None:
+    (cat,) = named("chelsea: cat")
+    found = segmenter.decode(segmenter.encode(Image(cat.pixels, "cat")), Prompt((point,)))[0].mask
+    assert mask_iou(found, cat.mask) >= SAME
+
+
+@pytest.mark.slow
+def test_three_clicks_select_each_thing_but_those_that_the_card_names(segmenter: Builtin) -> None:
+    best = {each.name: max(ious_by_clicks(segmenter, each, 3)) for each in outlined_objects()}
+    print("\n" + "\n".join(f"{name:34} {iou:.2f}" for name, iou in best.items()))
+    assert {name for name, iou in best.items() if iou < SAME} <= NOT_BY_THREE_CLICKS
+    card = resources.files(builtin.WEIGHTS).joinpath("MODEL_CARD.md").read_text()
+    assert all(name.partition(": ")[2] in card for name in NOT_BY_THREE_CLICKS)
+
+
+@pytest.mark.slow
+def test_boxes_select_what_is_in_them(segmenter: Builtin) -> None:
+    ious: list[float] = []
+    for each in outlined_objects():
+        embedding = segmenter.encode(Image(each.pixels, each.name))
+        box = Prompt(box=tight_box(each.mask))
+        ious.append(mask_iou(segmenter.decode(embedding, box)[0].mask, each.mask))
+    assert np.mean(ious) > SAME
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -99,18 +139,8 @@ def test_a_lone_click_offers_a_part_and_the_whole(segmenter: Builtin) -> None:
 
 def test_corrections_add_up(segmenter: Builtin) -> None:
     assert isinstance(segmenter, Refining)
-    outlined = next(each for each in outlined_objects() if each.name == "camera: man")
-    embedding, cache = segmenter.encode(Image(outlined.pixels, "camera")), LogitsCache()
-    point = central_point(outlined.mask)
-    assert point is not None
-    foreground, background, ious = [point], [], []
-    for _ in range(4):
-        prompt = Prompt(tuple(foreground), tuple(background))
-        found = replay(segmenter, embedding, prompt, cache=cache)[0].mask
-        ious.append(mask_iou(found, outlined.mask))
-        click = next_click(found, outlined.mask)
-        assert click is not None
-        (foreground if click[1] else background).append(click[0])
+    (man,) = named("camera: man")
+    ious = ious_by_clicks(segmenter, man, 4)
     assert ious[-1] > 0.85
     assert ious[-1] > ious[0]
 
@@ -120,6 +150,41 @@ def test_a_rough_mask_is_sharpened(segmenter: Builtin) -> None:
     rough = np.roll(masks[0], (4, -4), (0, 1))
     found = segmenter.decode(segmenter.encode(image), Prompt(mask=rough))[0].mask
     assert mask_iou(found, masks[0]) > max(0.9, mask_iou(rough, masks[0]))
+
+
+def test_the_second_look_is_taken_where_it_is_needed(
+    segmenter: Builtin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each costs as much as encoding the image."""
+    looks: list[int] = []
+    closer = segmenter._closer
+
+    def counted(*given: Any) -> Any:
+        looks.append(0)
+        return closer(*given)
+
+    decoded: list[int] = []
+    look_at = segmenter._looks
+    monkeypatch.setattr(segmenter, "_closer", counted)
+    monkeypatch.setattr(segmenter, "_looks", lambda *given: decoded.append(0) or look_at(*given))
+
+    def costs(embedding: BuiltinEmbedding, prompt: Prompt) -> tuple[int, int]:
+        looks.clear()
+        decoded.clear()
+        segmenter.decode(embedding, prompt)
+        return len(looks), len(decoded)
+
+    image, masks = scene(0)
+    point = central_point(masks[0])
+    assert point is not None
+    assert costs(segmenter.encode(image), Prompt((point,))) == (0, 1)  # sure of it
+    (coin,) = named("coins: worn coin")
+    point = central_point(coin.mask)
+    assert point is not None
+    embedding = segmenter.encode(Image(coin.pixels, coin.name))
+    assert costs(embedding, Prompt((point,))) == (1, 2)
+    aside = (point[0] + 60, point[1])
+    assert costs(embedding, Prompt((point,), (aside,))) == (2, 3)  # not the whole image again
 
 
 def test_a_person_has_the_last_word(segmenter: Builtin) -> None:
@@ -168,6 +233,12 @@ def test_damaged_weights_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtin, "FILES", {"encoder.onnx": "0" * 64})
     with pytest.raises(SegmenterNotReady, match="damaged"):
         builtin.load()
+
+
+def test_lost_weights_are_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert builtin.missing("") == ""
+    monkeypatch.setattr(builtin, "FILES", {"no.onnx": "0" * 64})
+    assert builtin.missing("").startswith("no.onnx is lost; install clickmask again, or use grabcut")
 
 
 def test_weights_come_with_their_card_and_notice() -> None:
