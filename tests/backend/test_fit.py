@@ -195,6 +195,16 @@ def test_what_lies_beyond_the_picture_is_ignored() -> None:
     assert pixels[labels == IGNORED].mean() < pixels[labels == 0].mean()
 
 
+def test_a_crop_shows_nothing_but_the_picture_where_it_is_large_enough() -> None:
+    labels = np.zeros((100, 60), np.uint8)
+    labels[0, 0] = 1  # in a corner
+    sample = Drawn(np.full((100, 60, 3), 200, np.uint8), labels)
+    for seed in range(30):
+        pixels, classes = draw_crop(sample, 32, np.random.default_rng(seed))
+        assert (classes != IGNORED).mean() > 0.95, "but for half a pixel at an edge"
+        assert pixels[classes != IGNORED].min() > 60
+
+
 def test_most_crops_have_an_object_in_the_middle() -> None:
     labels = np.zeros((400, 400), np.uint8)
     labels[200:204, 200:204] = 1

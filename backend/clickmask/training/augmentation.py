@@ -35,11 +35,14 @@ class LabelledPixels(Protocol):
 def draw_crop(sample: LabelledPixels, side: int, chance: np.random.Generator) -> tuple[Pixels, Labels]:
     """A square of `side`, scaled, flipped, turned by quarters and recoloured; new arrays.
 
-    What lies beyond the picture is black, and IGNORED.
+    Where the picture is smaller than the crop, what lies beyond it is black, and IGNORED.
     """
     pixels, labels = sample.pixels, sample.labels
     scale = math.exp(chance.uniform(math.log(SCALES[0]), math.log(SCALES[1])))
-    row, column = _centre(labels, chance)
+    row, column = (
+        _inside(at, length, side / scale)
+        for at, length in zip(_centre(labels, chance), labels.shape, strict=True)
+    )
     # One warp does scaling, cropping and padding. cv2 has pixel centres at whole numbers.
     warp = np.array([[scale, 0, side / 2 - scale * column], [0, scale, side / 2 - scale * row]])
     colours = np.asarray(cv2.warpAffine(pixels, warp, (side, side), flags=cv2.INTER_LINEAR), np.uint8)
@@ -60,6 +63,11 @@ def _centre(labels: Labels, chance: np.random.Generator) -> tuple[float, float]:
         return float(rows[index]), float(columns[index])
     height, width = labels.shape
     return chance.uniform(0, height), chance.uniform(0, width)
+
+
+def _inside(centre: float, length: int, across: float) -> float:
+    """Moved so that the crop shows as much of the picture as it can: there is nothing to learn beyond."""
+    return min(max(centre, across / 2), length - across / 2) if length > across else length / 2
 
 
 def _recoloured(pixels: NDArray[np.uint8], chance: np.random.Generator) -> Pixels:

@@ -49,7 +49,7 @@ class Plan:
     decay: float = 1e-3
     average: float = 0.99  # of the weights, from one step to the next
     validate_every: int = 20  # steps; the checkpoint is written then too
-    patience: int = 12  # validations without an improvement, after which the training ends,
+    patience: int = 15  # validations without an improvement, after which the training ends,
     tail: int = 80  # by steps in which the learning rate falls: they improve it once more
     seed: int = 0
 
