@@ -1,17 +1,19 @@
-"""Webhooks: how long until an event is durable and answered, at 200 events a second."""
+"""Webhooks: how long until an event is durable and answered, at 200 a second; and how long writes take."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import multiprocessing
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +21,16 @@ import numpy as np
 import requests
 
 from benchmarks.bench_clicks import photograph
+from benchmarks.goals import Goal, Section
+from clickmask.image_source import ImageIdentity
 from clickmask.inbox import Inbox
+from clickmask.kept_images import KeptImages
+from clickmask.labels import Brush, ProjectDeleted, Region, Submission
+from clickmask.masks import Rle
+from clickmask.store import Store
+from drawn_projects import accept_drawings
+from labelled import PROJECT
+from labelled import TOOL as DRAWN
 from pictures import png_data_uri
 from served import serving
 
@@ -100,32 +111,116 @@ def click_on_new_images(url: str, done: Counter, stop: Stop) -> None:
         done.value += 1
 
 
-def over_http() -> list[str]:
-    count, rows = int(RATE * SECONDS), list[str]()
-    with tempfile.TemporaryDirectory() as home, serving(Path(home)) as server:
-        port = int(server.url.rpartition(":")[2])
-        health = f"GET /health HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode()
-        saves = [posted(port, body) for body in events(RATE + 2 * count, 0)]
+@contextmanager
+def training(url: str) -> Iterator[Callable[[], int]]:
+    """A training of the drawn project, in its process, well under way; gives how many steps it has done."""
+    asked = requests.post(f"{url}/v1/projects/{DRAWN}/{PROJECT}/train", json={}, timeout=60)
+    address = f"{url}/v1/jobs/{asked.json()['job']}"
 
-        def measure(name: str, requests: list[bytes], clicks: Counter | None = None) -> None:
-            before = clicks.value if clicks else 0
-            waits = asyncio.run(flood(port, requests))
-            p50, p95, p99 = np.percentile(waits, [50, 95, 99])
-            images = clicks.value - before if clicks else 0
-            rows.append(f"| {name} | {p50:.1f} | {p95:.1f} | {p99:.1f} | {max(waits):.0f} | {images} |")
+    def steps() -> int:
+        job = requests.get(address, timeout=60).json()
+        assert job["state"] in ("queued", "running"), job
+        return job["step"]
 
-        asyncio.run(flood(port, saves[:RATE]))  # a warm second
-        measure("GET /health", [health] * count)
-        measure("events", saves[RATE : RATE + count])
-        with clicking(server.url) as clicks:
-            measure("GET /health, clicks on new images of 12 Mpx beside", [health] * count, clicks)
-            measure("events, clicks on new images of 12 Mpx beside", saves[RATE + count :], clicks)
-        began = time.perf_counter()
-        while requests.get(f"{server.url}/v1/status", timeout=30).json()["intake"]["waiting"]:
-            time.sleep(0.1)
-        behind = time.perf_counter() - began
-        assert requests.get(f"{server.url}/v1/status", timeout=30).json()["intake"]["set_aside"] == 0
-    return [*rows, "", f"The last label was stored {behind:.1f} s after the last event was answered."]
+    while not steps():
+        time.sleep(0.2)
+    yield steps
+    requests.delete(address, timeout=60).raise_for_status()
+
+
+def fill(home: Path) -> None:
+    """Drawn pictures with accepted labels, to train on."""
+    with closing(Store(home / "store.sqlite")) as store:
+        accept_drawings(store, KeptImages(home / "images", 2**30, store.is_labelled), 24)
+
+
+def over_http() -> tuple[list[str], list[Goal]]:
+    count, rows, p99s = int(RATE * SECONDS), list[str](), list[float]()
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        fill(home)
+        settings = {"CLICKMASK_TRAIN_AFTER": "0", "CLICKMASK_TRAIN_SECONDS": "600"}
+        with serving(home, **settings) as server:
+            port = int(server.url.rpartition(":")[2])
+            health = f"GET /health HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode()
+            saves = iter([posted(port, body) for body in events(RATE + 3 * count, 0)])
+
+            def measure(name: str, requests: list[bytes], done: Callable[[], int], unit: str = "") -> None:
+                before = done()
+                waits = asyncio.run(flood(port, requests))
+                p50, p95, p99 = np.percentile(waits, [50, 95, 99])
+                p99s.append(float(p99))
+                beside = f"{done() - before} {unit}" if unit else ""
+                rows.append(f"| {name} | {p50:.1f} | {p95:.1f} | {p99:.1f} | {max(waits):.0f} | {beside} |")
+
+            def take(number: int) -> list[bytes]:
+                return list(itertools.islice(saves, number))
+
+            asyncio.run(flood(port, take(RATE)))  # a warm second
+            measure("GET /health", [health] * count, lambda: 0)
+            measure("events", take(count), lambda: 0)
+            with clicking(server.url) as clicks:
+                measure("GET /health, encodes beside", [health] * count, lambda: clicks.value, "images")
+                measure("events, encodes beside", take(count), lambda: clicks.value, "images")
+            with training(server.url) as steps:
+                measure("GET /health, a training beside", [health] * count, steps, "steps")
+                measure("events, a training beside", take(count), steps, "steps")
+            status = partial(requests.get, f"{server.url}/v1/status", timeout=60)
+            began = time.perf_counter()
+            while status().json()["intake"]["waiting"]:
+                time.sleep(0.1)
+            behind = time.perf_counter() - began
+            said = status().json()
+            assert said["intake"]["set_aside"] == 0
+            writes = said["writes"]
+    rows += [
+        "",
+        f"The last label was stored {behind:.1f} s after the last event was answered. The store had "
+        f"{writes['count']} write transactions: the longest {writes['longest_ms']:.0f} ms, "
+        f"{writes['over_50_ms']} of more than 50 ms.",
+    ]
+    names = {1: "", 3: ", encodes beside", 5: ", a training beside"}
+    return rows, [
+        Goal(f"webhooks at {RATE}/s{name}: p99 until durable", p99s[place], 250, 100, unit=" ms")
+        for place, name in names.items()
+    ]
+
+
+def heavy_writes() -> tuple[list[str], Goal]:
+    """The write transactions of what is large, one after the other, in a store that nobody else uses."""
+    region = Region("r", "cell", Brush({"size": [480, 640], "counts": ""}))
+    identity = ImageIdentity("d" * 64, (480, 640))
+
+    def accept(store: Store, labels: int, characters: int, at: float, task: str = "1") -> None:
+        rle: Rle = {"size": [480, 640], "counts": "0" * characters}
+        submission = Submission(
+            "bench", "1", task, task, "http://x", "a.png", None, (region,) * labels, at, skipped=False
+        )
+        store.accept(submission, identity, [(region, rle)] * labels)
+
+    def accept_many(store: Store) -> None:
+        for number in range(500):
+            accept(store, 2, 300, 6, f"t{number}")
+
+    works: dict[str, Callable[[Store], None]] = {
+        "2,000 labels of 300 characters": lambda store: accept(store, 2000, 300, 1),
+        "the same, replaced": lambda store: accept(store, 2000, 300, 2),
+        "200 labels of 100,000 characters": lambda store: accept(store, 200, 100_000, 3),
+        "these, replaced": lambda store: accept(store, 200, 100_000, 4),
+        "one label of 4,000,000 characters": lambda store: accept(store, 1, 4_000_000, 5),
+        "500 annotations": accept_many,
+        "a project of 502 annotations deleted": lambda store: store.delete(ProjectDeleted("bench", "1")),
+    }
+    rows, longest = list[str](), list[float]()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, work in works.items():
+            # A store opened anew counts anew.
+            with closing(Store(Path(folder) / "store.sqlite")) as store:
+                work(store)
+                times = store.write_times()
+            longest.append(times.longest_ms)
+            rows.append(f"| {name} | {times.count} | {times.longest_ms:.1f} | {times.over_50_ms} |")
+    return rows, Goal("the longest write transaction of the store", max(longest), 50, 25, unit=" ms")
 
 
 def one_flush_for_all() -> str:
@@ -150,21 +245,33 @@ def one_flush_for_all() -> str:
     )
 
 
-def main() -> str:
+def main() -> Section:
     size = len(events(1, 0)[0])
-    return "\n".join(
+    answers, goals = over_http()
+    writes, longest = heavy_writes()
+    text = "\n".join(
         [
             f"Saves of one annotation, {size / 1000:.0f} kB, a connection each, {RATE}/s, {SECONDS:.0f} s;",
             "answered when they are on the disk (WAL, synchronous=FULL). Milliseconds. Label Studio waits",
             "1000 ms and does not ask again. /health does nothing: what it takes, machine and server take.",
+            "Encodes: an annotator clicks on one new image of 12 Mpx after the other. A training: of 24",
+            "drawn pictures, in its own process. What was done of either meanwhile stands in the last column.",
             "",
-            "| asked | p50 | p95 | p99 | longest | images |",
+            "| asked | p50 | p95 | p99 | longest | beside |",
             "|---|---|---|---|---|---|",
-            *over_http(),
+            *answers,
+            "",
             one_flush_for_all(),
+            "",
+            "The store's write transactions, which clicks and events may have to wait for, in milliseconds:",
+            "",
+            "| written | transactions | longest | over 50 ms |",
+            "|---|---|---|---|",
+            *writes,
         ]
     )
+    return Section(text, [*goals, longest])
 
 
 if __name__ == "__main__":
-    print(main())
+    print(main().text)
