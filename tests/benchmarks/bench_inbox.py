@@ -255,7 +255,7 @@ def main() -> Section:
             "answered when they are on the disk (WAL, synchronous=FULL). Milliseconds. Label Studio waits",
             "1000 ms and does not ask again. /health does nothing: what it takes, machine and server take.",
             "Encodes: an annotator clicks on one new image of 12 Mpx after the other. A training: of 24",
-            "drawn pictures, in its own process. What was done of either meanwhile stands in the last column.",
+            "drawn pictures, in its own process. The last column has what was done of either meanwhile.",
             "",
             "| asked | p50 | p95 | p99 | longest | beside |",
             "|---|---|---|---|---|---|",
