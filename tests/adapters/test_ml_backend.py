@@ -25,10 +25,12 @@ import requests
 
 import clickmask
 import clickmask_adapters
+import drawn
 from clickmask.inbox import Inbox
 from clickmask.workbench import Workbench
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.routes import Backend
+from fakes import DrawnAnnotator
 
 NAME = "clickmask_adapters.tools.label_studio.ml_backend"
 RECORDED = Path(__file__).parent.parent / "contracts" / "label_studio"
@@ -113,6 +115,11 @@ def click() -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return body["tasks"], body["params"]["context"]
 
 
+def _scene() -> str:
+    _, png = cv2.imencode(".png", drawn.scene().pixels[..., ::-1])
+    return "data:image/png;base64," + base64.b64encode(png.tobytes()).decode()
+
+
 def test_nothing_of_clickmask_imports_the_shell() -> None:
     for folder in (clickmask.__path__, clickmask_adapters.__path__):
         for path in Path(folder[0]).rglob("*.py"):
@@ -136,6 +143,20 @@ def test_version_two_prepares_the_image_of_an_opened_task(
     while not workbench.cache_status().entries and time.monotonic() < until:
         time.sleep(0.01)
     assert workbench.cache_status().entries == 1
+
+
+def test_version_two_gives_what_the_projects_model_finds(
+    model: Any, ml_backend: ModuleType, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, _ = click()
+    tasks[0]["data"]["image"] = _scene()
+    monkeypatch.setattr(workbench, "trained_annotator", lambda tool, project: ("drawn", "unet 0001"))
+    config = CONFIG.replace("Car", next(iter(DrawnAnnotator.labels)))
+    shell = ml_backend.ClickmaskModel("1", config)
+    assert shell.model_version == "disc, unet 0001"
+    (found,) = shell.predict(tasks, context=None)
+    assert (found["model_version"], len(found["result"]), found["score"]) == ("disc, unet 0001", 1, 0.9)
+    orjson.dumps(found)  # no arrays are left
 
 
 def test_version_two_is_told_the_projects_segmenter(

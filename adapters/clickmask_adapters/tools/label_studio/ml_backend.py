@@ -61,25 +61,29 @@ class ClickmaskModel(LabelStudioMLBase):
 
     def setup(self) -> None:
         """Version 2, for each request. 1.0.9 calls it never, and names its versions itself."""
-        segmenter = opened().backend.segmenter({"project": self.project_id})
-        if str(self.model_version) != segmenter:
-            self.set("model_version", segmenter)
+        version = opened().backend.model_version({"project": self.project_id})
+        if str(self.model_version) != version:
+            self.set("model_version", version)
 
     def predict(
         self, tasks: list[dict[str, Any]], context: Json | None = None, **kwargs: Any
     ) -> list[dict[str, Any]]:
-        """The answer to a click; without a context nothing, but the tasks' images are prepared."""
+        """The answer to a click; without a context what the project's model finds, if it has one.
+
+        The tasks' images are prepared then, too.
+        """
         asked = {"tasks": tasks, **self._project()}
         backend = opened().backend
         try:
             if not context:
                 backend.prepare(images_of(asked), backend.segmenter(asked))
-                return []
-            answer = backend.answer(asked, context)
+                answers = backend.preannotate(asked)
+            else:
+                answers = [backend.answer(asked, context)]
         except ClickmaskError as error:
             # Otherwise both versions answer with a traceback.
             raise AnswerException(failures.status_of(error), str(error), {"traceback": None}) from error
-        return [orjson.loads(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))]
+        return orjson.loads(orjson.dumps(answers, option=orjson.OPT_SERIALIZE_NUMPY))
 
     def fit(self, event: str, data: Json, **kwargs: Any) -> None:
         """Keep the event. Version 2 calls it inside of the annotator's request."""
