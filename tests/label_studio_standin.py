@@ -48,6 +48,7 @@ class LabelStudioStandin:
         self.model_version = ""  # whose predictions are shown
         self.pictures: dict[int, bytes] = {}
         self.before_prediction = lambda: None  # called when one arrives, before it is kept
+        self.refused: int | None = None  # the status that predictions are answered with
         self.tasks: dict[int, dict[str, Any]] = {}
         self.asked: list[str] = []
         self.fail_after: int | None = None  # pages of tasks that are answered before it breaks down
@@ -95,6 +96,8 @@ class LabelStudioStandin:
         if (method, path) == ("POST", "/api/predictions/"):
             self.before_prediction()
             assert body.keys() == {"task", "project", "result", "score", "model_version"}
+            if self.refused:
+                return self.refused, {"detail": "out of order"}
             if body["task"] not in self.tasks:
                 return 400, {"detail": "Validation error"}
             self.tasks[body["task"]]["predictions"].append(body)

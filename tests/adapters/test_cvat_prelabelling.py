@@ -16,9 +16,11 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from clickmask.errors import Busy
 from clickmask.masks import polygons_to_mask
 from clickmask.training.serving import ProjectModels
 from clickmask.types import Mask
+from clickmask.workbench import Workbench
 from clickmask_adapters.cli import app
 from clickmask_adapters.tools.cvat.client import CvatClient
 from clickmask_adapters.tools.cvat.mask_points import points_to_mask
@@ -219,6 +221,21 @@ def test_what_cvat_refuses_is_said_and_the_next_job_goes_on(cvat: CvatServer, ho
     assert (len(drawn(cvat, 3)), len(drawn(cvat, 4))) == (0, 2)
     cvat._create = lambda *_: (503, "away")  # type: ignore[method-assign]  # as above
     assert "CVAT answers 503" in prelabel().stderr
+
+
+def test_it_waits_its_turn_where_others_annotate(
+    cvat: CvatServer, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cvat.add_job(3, frames=[picture()])
+    annotate, refused = Workbench.annotate, iter([Busy("others", retry_after=0.0)])
+
+    def busy_once(self: Workbench, *arguments: Any) -> Any:
+        for error in refused:
+            raise error
+        return annotate(self, *arguments)
+
+    monkeypatch.setattr(Workbench, "annotate", busy_once)
+    assert prelabel().stdout == "2 objects drawn in 1, 0 left as they were, 0 left out\n"
 
 
 def test_another_project_has_its_own_model(cvat: CvatServer, home: Path) -> None:

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from clickmask import annotators
 from clickmask.catalogue import AnnotatorCatalogue
 from clickmask.embeddings import EmbeddingCache
-from clickmask.errors import ImageUnavailable
+from clickmask.errors import Busy, ImageUnavailable
 from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
 from clickmask.inbox import Inbox
@@ -170,6 +170,21 @@ def test_a_damaged_model_is_no_reason_not_to_answer(http: TestClient, models: Pr
     (served.path / "manifest.json").unlink()
     assert set_up(http) == "disc"
     assert predict(http, address()) == []
+
+
+def test_a_task_waits_its_turn_where_others_are_annotated(
+    http: TestClient, models: ProjectModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(models)
+    annotate, refused = Workbench.annotate, iter([Busy("others", retry_after=0.0)])
+
+    def busy_once(self: Workbench, *arguments: Any) -> Any:
+        for error in refused:
+            raise error
+        return annotate(self, *arguments)
+
+    monkeypatch.setattr(Workbench, "annotate", busy_once)
+    assert len(predict(http, address())[0]["result"]) == 2
 
 
 def test_too_much_at_once_is_busy(

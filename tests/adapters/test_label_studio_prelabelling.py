@@ -178,7 +178,9 @@ def test_a_label_studio_that_breaks_down_ends_it(studio: LabelStudioStandin, hom
     result = prelabel()
     assert result.exit_code == 1
     assert "Label Studio answers 500" in result.stderr
-    studio.fail_after = None
+    studio.fail_after, studio.refused = None, 500
+    assert "Label Studio answers 500" in prelabel().stderr
+    studio.refused = None
     assert prelabel().stdout == "6 objects drawn in 3, 2 left as they were, 0 left out\n"
 
 

@@ -41,16 +41,14 @@ def shapes(
     first_group: int,
     min_iou: float,
 ) -> list[dict[str, Any]]:
-    """What CVAT stores of the objects on one frame; of labels that it has not, nothing.
+    """What CVAT stores of the objects on one frame, which all have one of `labels`.
 
     The parts of an object, as polygons, share a group: `first_group` plus the object's place. `min_iou`
     bounds the points of polygons.
     """
     made: list[dict[str, Any]] = []
     for place, (name, prediction) in enumerate(found):
-        label = labels.get(name)
-        if label is None:
-            continue
+        label = labels[name]
         parts = list(_points(prediction.mask, label.type, min_iou))
         common: dict[str, Any] = {
             "type": "mask" if label.type in MASKS else label.type,
