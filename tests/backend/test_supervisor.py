@@ -81,7 +81,7 @@ def test_labels_become_a_served_model_in_a_process_of_its_own(
     trainings = begin(None)
     job = trainings.request(TOOL, PROJECT)
     assert job.images == 18
-    until(lambda: state_of(trainings, job) not in ("queued", "running"), 240)
+    until(lambda: state_of(trainings, job) not in ("queued", "running"), 1200)
     done = trainings.jobs.get(job.id)
     assert done.state == "done", done.message
     assert (done.step, done.steps) == (4, 4)
@@ -95,7 +95,7 @@ def test_labels_become_a_served_model_in_a_process_of_its_own(
 def test_the_real_worker_says_what_is_wrong(begin: Callable[..., Trainings], tmp_path: Path) -> None:
     trainings = begin(None)
     failed = trainings.request(TOOL, PROJECT)
-    until(lambda: state_of(trainings, failed) == "failed", 120)
+    until(lambda: state_of(trainings, failed) == "failed", 600)
     assert "has no accepted labels" in trainings.jobs.get(failed.id).message
 
 
