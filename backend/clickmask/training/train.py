@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +18,7 @@ from clickmask.datasets import IGNORED, Dataset, Sample, class_map, folds
 from clickmask.errors import InvalidRequest, ModelDamaged, SegmenterNotReady
 from clickmask.images import DEFAULT_LIMITS, ImageLimits, decode_image
 from clickmask.metrics import LabelMap
-from clickmask.reports import Measured, measure
+from clickmask.reports import Measured, measure, report_to_json
 from clickmask.sides import ENOUGH, SIDES
 from clickmask.training.fit import Plan, Progress
 from clickmask.training.fitting import Beat, Cancelled, Fitting
@@ -79,8 +78,8 @@ def train(
     measured = measuring.measure([(candidate, sides["validation"])])
     decision = _decide(measuring, measured, sides["validation"], models)
     about = {
-        **_reported(measuring, measured, candidate, sides["test"], others),
-        "validation": as_json(measured),
+        **_reported(measuring, candidate, sides["test"], others),
+        "validation": report_to_json(measured.report),
         "decision": decision.reason,
         "promoted": decision.promoted,
         "step": fitted.step,
@@ -112,17 +111,6 @@ def export(network: torch.nn.Module) -> bytes:
         blank = torch.zeros(1, 3, 4 * MULTIPLE, 4 * MULTIPLE)
         cast("Any", torch.onnx).export(network.cpu().eval(), (blank,), written, **arguments)
     return written.getvalue()
-
-
-def as_json(measured: Measured) -> dict[str, Any]:
-    """The report in plain values; what is not a number is null."""
-    return cast("dict[str, Any]", _plain(asdict(measured.report)))
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {name: _plain(each) for name, each in cast("Mapping[str, object]", value).items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 class _Measuring:
@@ -158,7 +146,6 @@ def _cross_validated(fitting: Fitting, parts: Sequence[tuple[list[Sample], list[
 
 def _reported(
     measuring: _Measuring,
-    validated: Measured,
     candidate: Labeller,
     test: Sequence[Sample],
     others: Sequence[Part],
@@ -170,10 +157,8 @@ def _reported(
             f"too few: a test side of {found.report.images} images says little (from {ENOUGH} on it counts), "
             f"so the numbers are those of {len(others)} networks on images that they were not trained on"
         )
-        return {"split": split, **as_json(found), "too_few": said}
-    if test:
-        return {"split": "test", **as_json(measuring.measure([(candidate, test)]))}
-    return {"split": "validation", **as_json(validated)}
+        return {"split": split, **report_to_json(found.report), "too_few": said}
+    return {"split": "test", **report_to_json(measuring.measure([(candidate, test)]).report)}
 
 
 def _decide(measuring: _Measuring, ours: Measured, samples: Sequence[Sample], models: Models) -> Decision:
