@@ -49,16 +49,16 @@ def main() -> Section:
     largest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:SHOWN]
     lines = [
         f"`pip install clickmask` is {least:.0f} MB, `clickmask[openvino]` {most:.0f} MB: OpenVINO, which",
-        "encodes faster than ONNX Runtime, costs more than the bound leaves, so it is an extra. Neither brings",
-        f"torch, which alone is {megabytes('torch'):.0f} MB in this environment.",
+        "encodes faster than ONNX Runtime, costs more than the bound leaves, so it is an extra. Neither",
+        f"brings torch, which alone is {megabytes('torch'):.0f} MB in this environment.",
         "",
         "| package | MB |",
         "|---|---:|",
         *(f"| {name} | {sizes[name]:.0f} |" for name in largest),
         f"| {len(faster) - SHOWN} others | {most - sum(sizes[name] for name in largest):.0f} |",
         "",
-        "The stretch is missed by what OpenCV weighs. Next idea: numpy and Pillow for the few operations that",
-        "a click with SAM needs of it (resize, transpose), and OpenCV only with the classic segmenters.",
+        "The stretch is missed by what OpenCV weighs. Next idea: numpy and Pillow for the few operations",
+        "that a click with SAM needs of it (resize, transpose), and OpenCV for the classic segmenters alone.",
     ]
     return Section(
         "\n".join(lines), [Goal("installed to serve, without OpenVINO", least, 500, 350, unit=" MB")]
