@@ -16,12 +16,12 @@ from clickmask.errors import AnnotatorNotReady, InvalidRequest
 from clickmask.kept_images import KeptImages
 from clickmask.metrics import confusion_matrix, miou
 from clickmask.store import Store
-from clickmask.training import pictures, serving, train
+from clickmask.training import fitting, pictures, serving, train
 from clickmask.training.fit import Plan, Progress
 from clickmask.training.models import Models, verify
 from clickmask.training.networks import unet
 from clickmask.training.serving import ProjectModels, folder_name, open_labeller
-from drawn_projects import COLOURS, accept_drawings, drawn_picture
+from drawn_projects import COLOURS, SIZE, accept_drawings, drawn_picture
 from labelled import PROJECT, TOOL
 
 PLAN = Plan(steps=80, side=64, crops=4, validate_every=20, rate=5e-3)
@@ -260,3 +260,14 @@ def test_networks_see_what_is_dark_as_they_see_what_is_bright() -> None:
     assert abs(seen[0] - seen[1]).max() < 12
     noise = random.integers(9, 12, (40, 50, 3)).astype(np.uint8)
     assert np.ptp(serving.prepared(noise)) < 30
+
+
+def test_early_stopping_looks_at_a_part_of_many_pictures(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = SIZE[0] * SIZE[1]
+    for watched, pictures_of_it in ((1, 1), (2 * pixels, 2), (3 * pixels - 1, 2), (99 * pixels, 18)):
+        monkeypatch.setattr(fitting, "WATCHED", watched)
+        chosen = list(fitting._first(dataset.samples))
+        assert len(chosen) == pictures_of_it
+        assert chosen == sorted(chosen, key=lambda each: each.image)
