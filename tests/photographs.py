@@ -18,7 +18,8 @@ import numpy as np
 import skimage
 from PIL import Image as Picture
 
-from clickmask.types import Box, Mask, Pixels, Point
+from clickmask.masks import mask_box
+from clickmask.types import Box, Mask, Pixels
 
 OUTLINES = Path(__file__).parent / "photographs"
 PICTURES = Path(skimage.__file__).parent / "data"
@@ -47,32 +48,7 @@ def _filled(ring: np.ndarray, size: tuple[int, ...]) -> Mask:
     return mask > 0
 
 
-def central_point(mask: Mask) -> Point | None:
-    """Centre of the pixel of `mask` that is furthest from everything else; None if it is empty."""
-    if not mask.any():
-        return None
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    row, column = np.unravel_index(depth.argmax(), depth.shape)
-    return float(column) - 0.5, float(row) - 0.5
-
-
-def next_click(mask: Mask, truth: Mask) -> tuple[Point, bool] | None:
-    """Where an annotator would click next, the middle of the larger error, and whether it is foreground."""
-    missed, wrong = truth & ~mask, mask & ~truth
-    depths = [_depth(missed), _depth(wrong)]
-    if max(depths) == 0:
-        return None
-    point = central_point(missed if depths[0] >= depths[1] else wrong)
-    assert point is not None
-    return point, depths[0] >= depths[1]
-
-
-def _depth(mask: Mask) -> float:
-    return float(
-        cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).max()
-    )
-
-
 def tight_box(mask: Mask) -> Box:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return float(columns[0]), float(rows[0]), float(columns[-1]) + 1, float(rows[-1]) + 1
+    box = mask_box(mask)
+    assert box is not None
+    return box

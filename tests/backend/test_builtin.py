@@ -14,13 +14,14 @@ import builtin_outputs
 from builtin_outputs import OUTPUTS, PROMPTS, photograph
 from clickmask.disk_embeddings import Restoring, half_precision
 from clickmask.errors import SegmenterNotReady
+from clickmask.evaluation import central_point, next_click
 from clickmask.masks import mask_iou, rle_to_mask
 from clickmask.refinement import LogitsCache, replay
 from clickmask.runtimes import Runtimes
 from clickmask.segmenters import builtin
 from clickmask.segmenters.builtin import Builtin, BuiltinEmbedding
 from clickmask.types import Image, Point, Prompt, Refining
-from photographs import Outlined, central_point, next_click, outlined_objects, tight_box
+from photographs import Outlined, outlined_objects, tight_box
 from scenes import drawn_scene
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -75,7 +76,7 @@ def ious_by_clicks(segmenter: Builtin, outlined: Outlined, clicks: int) -> list[
     found, ious = np.zeros_like(outlined.mask), list[float]()
     foreground, background = list[Point](), list[Point]()
     while len(ious) < clicks and (click := next_click(found, outlined.mask)):
-        (foreground if click[1] else background).append(click[0])
+        (foreground if click.foreground else background).append(click.point)
         prompt = Prompt(tuple(foreground), tuple(background))
         found = replay(segmenter, embedding, prompt, cache=cache)[0].mask
         ious.append(mask_iou(found, outlined.mask))

@@ -10,12 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
+from clickmask.evaluation import central_point, next_click
 from clickmask.masks import mask_iou
 from clickmask.segmenters import grabcut
 from clickmask.segmenters._small_image import SmallImage
 from clickmask.segmenters.grabcut import GrabCut
 from clickmask.types import Image, Mask, Pixels, Point, Prediction, Prompt
-from photographs import Outlined, central_point, next_click, outlined_objects, tight_box
+from photographs import Outlined, outlined_objects, tight_box
 from scenes import SIZE, drawn_scene
 
 BY_CLICK, BY_BOX, DRAWN = 0.40, 0.68, 0.90  # mean IoU that was promised
@@ -53,7 +54,7 @@ def by_clicks(segmenter: GrabCut, embedding: SmallImage, truth: Mask, clicks: in
     for _ in range(clicks):
         mask = answers[-1].mask if answers else np.zeros_like(truth)
         if (click := next_click(mask, truth)) is not None:
-            (foreground if click[1] else background).append(click[0])
+            (foreground if click.foreground else background).append(click.point)
         answers.append(segmenter.decode(embedding, Prompt(tuple(foreground), tuple(background)))[0])
     return answers
 

@@ -20,6 +20,7 @@ from PIL import Image
 from playwright.sync_api import Page
 
 from clicking import chromium
+from clickmask.evaluation import central_point
 from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
 from clickmask.inbox import Inbox
@@ -28,7 +29,7 @@ from clickmask.types import Mask, Pixels, Size
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.connect import connect
 from e2e.label_studio_server import LabelingPage, LabelStudioServer
-from photographs import central_point, outlined_objects, tight_box
+from photographs import outlined_objects, tight_box
 from scenes import drawn_scene
 from served import Server, serving
 

@@ -17,6 +17,7 @@ import requests
 
 from checkpoints import TINY, write_checkpoint
 from clicking import chromium
+from clickmask.evaluation import central_point
 from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
 from clickmask.masks import mask_iou
@@ -24,7 +25,6 @@ from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.connect import connect
 from e2e.label_studio_server import LabelingPage, LabelStudioServer
 from e2e.test_label_studio import config, plain, saved_masks
-from photographs import central_point
 from pictures import to_base64
 from scenes import drawn_scene
 from serve_checkpoint import server_of
