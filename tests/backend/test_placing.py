@@ -9,6 +9,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from clickmask import placing
 from clickmask.errors import ImageUnknown, StoreUnavailable
 from clickmask.near_duplicates import Fingerprint, fingerprint
 from clickmask.placing import place_image, place_images
@@ -147,6 +148,19 @@ def test_a_neighbour_that_another_process_places_meanwhile_is_followed(
     assert side == sides(store)[digest_of("d'")]
     assert by_quota == sides(store)[digest_of("z")]
     assert quarantined(store.sides(TOOL, PROJECT)) == frozenset()
+
+
+@pytest.mark.parametrize("most", [0, 500])
+def test_a_neighbour_is_followed_however_many_there_are(
+    store: Store, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(placing, "_MOST_NAMED", most)
+    first: dict[str, Side] = {}
+    for name in "abcd":
+        first[name] = place(store, name)
+        submit(store, name, {"r": ("cell", SQUARE)}, task=name)
+    assert {name: place(store, f"{name}'") for name in "abcd"} == first
+    assert len(set(first.values())) == 3
 
 
 def test_whoever_assigns_an_image_first_is_believed(store: Store, other: Store) -> None:

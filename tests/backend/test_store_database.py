@@ -114,6 +114,18 @@ def test_a_log_that_cannot_be_emptied_takes_nothing_back(
     assert "could not be emptied" in caplog.text
 
 
+def test_a_log_that_is_being_emptied_or_is_not_there_is_left_alone(
+    in_sqlite: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(database_module, "LONGEST_LOG", 1)
+    monkeypatch.setattr(database_module, "closing", lambda _: pytest.fail("it is emptied"))
+    with in_sqlite._database._emptying:
+        in_sqlite.set_pull_position(TOOL, "1", "20")
+    in_sqlite._database._log = tmp_path / "nothing"
+    in_sqlite.set_pull_position(TOOL, "1", "40")
+    assert in_sqlite.pull_position(TOOL, "1") == "40"
+
+
 def test_write_transactions_are_timed(store: Store) -> None:
     before = store.write_times().count
     store.set_pull_position(TOOL, "1", "20")
