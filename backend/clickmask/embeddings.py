@@ -17,7 +17,7 @@ from clickmask.types import Embedding
 
 log = logging.getLogger(__name__)
 
-CLICK, PREPARATION = 0, 1  # order in the queue: an annotator who waits comes first
+CLICK, PREPARATION, BATCH = 0, 1, 2  # order in the queue: an annotator who waits comes first
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class _Encoding:
 class EmbeddingCache:
     """Embeddings by (segmenter, image digest): least recently used out first, bounded in bytes.
 
-    One worker computes what is missing, clicks before preparations, so that encodes never fight
-    for the cores. At most `queue_length` images wait; a click takes the place of a waiting
-    preparation. An embedding that alone exceeds the capacity is handed out but not kept.
+    One worker computes what is missing, clicks before preparations before batches, so that encodes
+    never fight for the cores. At most `queue_length` images wait; who comes before others takes the
+    place of one of them. An embedding that alone exceeds the capacity is handed out but not kept.
     What is not in memory is looked for on the disk by whoever asks: that takes milliseconds, and
     no place in the queue. The cache closes its `disk`.
     """
@@ -75,7 +75,9 @@ class EmbeddingCache:
         self._worker = threading.Thread(target=self._work, name="encoder", daemon=True)
         self._worker.start()
 
-    def get(self, key: EmbeddingKey, compute: Callable[[], Embedding]) -> tuple[Embedding, bool]:
+    def get(
+        self, key: EmbeddingKey, compute: Callable[[], Embedding], priority: int = CLICK
+    ) -> tuple[Embedding, bool]:
         """The embedding, and whether it was there already; waits for `compute` where it was not.
 
         Raises what `compute` raises, and Busy if the queue is full or the wait too long.
@@ -93,7 +95,7 @@ class EmbeddingCache:
         with self._changed:
             if (kept := self._recall(key)) is not None:  # finished since
                 return kept, True
-            future = self._enqueue(key, compute, CLICK).future
+            future = self._enqueue(key, compute, priority).future
         try:
             return future.result(self._patience), False
         except TimeoutError:
@@ -180,6 +182,7 @@ class EmbeddingCache:
         if victim is None:
             raise Busy(f"{self._queue_length} images wait to be encoded already; try again in a moment")
         del self._waiting[victim.key]
+        victim.future.set_exception(Busy("others who wait came first; try again in a moment"))
 
     def _next(self) -> _Encoding | None:
         with self._changed:

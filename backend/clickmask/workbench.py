@@ -13,7 +13,7 @@ from typing import Any
 
 from clickmask.catalogue import AnnotatorCatalogue, AnnotatorStatus, Catalogue, SegmenterStatus
 from clickmask.disk_embeddings import Restoring
-from clickmask.embeddings import CacheStatus, EmbeddingCache, EmbeddingKey
+from clickmask.embeddings import BATCH, CLICK, CacheStatus, EmbeddingCache, EmbeddingKey
 from clickmask.errors import (
     Busy,
     ClickmaskError,
@@ -164,13 +164,13 @@ class Workbench:
         return True
 
     def encode(self, ref: ImageRef, segmenter: str | None = None) -> bool:
-        """Have the embedding of the image, on the disk too, now; whether it was there already.
+        """Have the embedding of the image, on the disk too, when nobody else waits; whether it was there.
 
         Raises as `propose` does, and NotStored.
         """
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
         identity = self.images.identify(ref)
-        embedding, was_there = self._embedding(chosen, ref, identity)
+        embedding, was_there = self._embedding(chosen, ref, identity, BATCH)
         if not self._cache.store(EmbeddingKey(chosen.name, identity.digest), embedding):
             raise NotStored("its embedding is not stored: the disk is full, broken or slow")
         return was_there
@@ -259,10 +259,10 @@ class Workbench:
         self.inbox.close()
 
     def _embedding(
-        self, segmenter: Segmenter[Any], ref: ImageRef, identity: ImageIdentity
+        self, segmenter: Segmenter[Any], ref: ImageRef, identity: ImageIdentity, priority: int = CLICK
     ) -> tuple[Embedding, bool]:
         key = EmbeddingKey(segmenter.name, identity.digest)
-        return self._cache.get(key, lambda: self._encode(segmenter, ref, identity))
+        return self._cache.get(key, lambda: self._encode(segmenter, ref, identity), priority)
 
     def _encode(self, segmenter: Segmenter[Any], ref: ImageRef, identity: ImageIdentity) -> Embedding:
         image = self.images.load(ref)

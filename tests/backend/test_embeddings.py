@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 
-from clickmask.embeddings import EmbeddingCache, EmbeddingKey
+from clickmask.embeddings import BATCH, EmbeddingCache, EmbeddingKey
 from clickmask.errors import Busy
 from waiting import until
 
@@ -112,6 +113,27 @@ def test_clicks_come_before_preparations(cache: EmbeddingCache) -> None:
             click.result(5)
     cache.get(key("prepared first"), lambda: pytest.fail("encoded twice"))
     assert order == ["prepared, then clicked", "clicked", "prepared first"]
+
+
+def test_batches_come_last_and_make_room_for_all_others(cache: EmbeddingCache) -> None:
+    blocker, order = Blocker(cache), []
+
+    def encode(name: str) -> np.ndarray:
+        order.append(name)
+        return embedding()
+
+    with ThreadPoolExecutor(2) as pool:
+        batches: list[Future[Any]] = []
+        for name in ("batch", "later batch"):
+            batches.append(pool.submit(cache.get, key(name), lambda name=name: encode(name), BATCH))
+            until(lambda: cache.status().waiting == len(batches), 60)
+        for name in ("prepared", "prepared too"):  # the second takes the place of the later batch
+            assert cache.prepare(key(name), lambda name=name: encode(name))
+        with pytest.raises(Busy, match="came first"):
+            batches[1].result(60)
+        blocker.released.set()
+        batches[0].result(60)
+    assert order == ["prepared", "prepared too", "batch"]
 
 
 def test_a_full_queue_refuses_clicks_and_drops_preparations(cache: EmbeddingCache) -> None:

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.embeddings import EmbeddingCache, EmbeddingKey
+from clickmask.embeddings import BATCH, EmbeddingCache, EmbeddingKey
 from clickmask.masks import mask_area, mask_box
 from clickmask.types import Image, Mask, Pixels, Prediction, Prompt, Segmenter
 
@@ -42,7 +42,7 @@ def refine(
     if not found:
         return []
     key = EmbeddingKey(segmenter.name, image.digest)
-    embedding, _ = embeddings.get(key, lambda: segmenter.encode(image))
+    embedding, _ = embeddings.get(key, lambda: segmenter.encode(image), BATCH)
     strengths = edge_strengths(image.pixels)
     refined: list[tuple[str, Prediction]] = []
     for label, region in found:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.catalogue import Catalogue
-from clickmask.embeddings import EmbeddingCache, EmbeddingKey
+from clickmask.embeddings import BATCH, EmbeddingCache, EmbeddingKey
 from clickmask.errors import AnnotatorNotReady, SegmenterNotReady
 from clickmask.masks import mask_box
 from clickmask.types import Embedding, Image, Logits, Mask, Prediction, Size, Sweeping
@@ -67,7 +67,7 @@ class Everything:
     def annotate(self, image: Image) -> list[tuple[str, Prediction]]:
         """Raises Busy while too many other images wait to be encoded."""
         key = EmbeddingKey(self._segmenter.name, image.digest)
-        embedding, _ = self._embeddings.get(key, lambda: self._segmenter.encode(image))
+        embedding, _ = self._embeddings.get(key, lambda: self._segmenter.encode(image), BATCH)
         candidates = list(self._candidates(embedding, image.size))
         boxes = np.array([candidate.box for candidate in candidates]).reshape(-1, 4)
         scores = np.array([candidate.score for candidate in candidates])
