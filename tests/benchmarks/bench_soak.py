@@ -91,7 +91,7 @@ def main() -> Section:
             for clicks, seconds, held, threads in rows
         ),
     ]
-    name = f"{CLICKS} clicks on {IMAGES} images: memory at the end / after {SETTLED}"
+    name = f"{rows[-1][0]} clicks on {IMAGES} images: memory at the end / after {SETTLED}"
     return Section("\n".join(lines), [Goal(name, rows[-1][2] / settled, 1.1, 1.03)])
 
 
