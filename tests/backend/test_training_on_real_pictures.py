@@ -26,7 +26,7 @@ from coco_projects import CocoPicture, accept_pictures, read_pictures
 from labelled import PROJECT, TOOL
 
 FOLDER = os.environ.get("CLICKMASK_TEST_DATA")
-PLAN = Plan(steps=600, seconds=3600)  # by steps: a busy machine takes longer, and learns as much
+PLAN = Plan(steps=1200, patience=30, seconds=7200)  # by steps: a busy machine takes longer, no more
 MOST = 90  # images to train
 
 pytestmark = [
