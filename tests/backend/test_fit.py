@@ -126,6 +126,16 @@ def test_training_stops_when_validation_no_longer_improves(tmp_path: Path) -> No
     assert 3 + 4 < run.step < 100
 
 
+def test_training_ends_where_nothing_could_be_an_improvement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    perfect = np.diag([100, 100, 100])[None]
+    monkeypatch.setattr("clickmask.training.fit.confusion_matrices", lambda *_: perfect)
+    run = fit(replace(PLAN, steps=1000, validate_every=2, patience=100, tail=3), tmp_path / "a.pt")
+    assert run.run().reason == "no longer improving"
+    assert run.step == 2 + 3
+
+
 def test_the_learning_rate_falls_once_more_before_a_training_stops(tmp_path: Path) -> None:
     plan = replace(PLAN, steps=1000, validate_every=1, patience=3, tail=10, rate=1e-9)
     rates: list[float] = []

@@ -205,7 +205,8 @@ class Fit:
             self._best, self._worse = Fitted(state, found, self.step, "cancelled"), 0
         else:
             self._worse += 1
-        if self._worse >= self.plan.patience and not self._ending:
+        perfect = self._best.validation_miou > 1 - BETTER  # nothing could be an improvement
+        if (perfect or self._worse >= self.plan.patience) and not self._ending:
             self._ending = self.step, self._schedule()
 
     def _progress(self, losses: Sequence[float]) -> Progress:
