@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Return as soon as `condition` holds; fail if it never does."""
-    deadline = time.monotonic() + seconds
+    """Return as soon as `condition` holds; fail if it never does. It is asked ever less often."""
+    deadline, pause = time.monotonic() + seconds, 0.002
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.1)

@@ -34,7 +34,7 @@ def test_it_is_the_paper_with_a_quarter_of_its_channels() -> None:
     assert [block[0].in_channels for block in network.expanding] == [256, 128, 64, 32]
     weights = sum(parameter.numel() for parameter in network.parameters())
     assert weights == 1_942_594
-    # With 64 channels it has the paper's 31 million (without the batch normalisation's and with biases).
+    # With 64 channels it has the paper's 31 million (without the normalisation's and with biases).
     assert sum(p.numel() for p in unet.UNet(2, base=64).parameters()) == pytest.approx(31.0e6, rel=0.01)
 
 

@@ -45,7 +45,7 @@ class Plan:
     seconds: float = 1200.0  # of all runs together, when it is stopped and goes on
     side: int = 256  # px of a crop; a multiple of the network's stride
     crops: int = 2  # a step; `Fitting` takes more where it makes them smaller
-    rate: float = 3e-3  # at its peak
+    rate: float = 2e-3  # at its peak
     decay: float = 1e-3
     average: float = 0.99  # of the weights, from one step to the next
     validate_every: int = 20  # steps; the checkpoint is written then too
