@@ -94,7 +94,8 @@ def row(name: str, clock: Clock) -> str:
     cells: list[str] = []
     for what in ("encode", *PROMPTS):
         took, ours = clock.cpu(f"{name}, {what}"), clock.cpu(f"{BUILTIN}, {what}")
-        cells.append(f"{1000 * took:.1f} ({took / ours:.2g})")
+        ratio = took / ours
+        cells.append(f"{1000 * took:.1f} ({ratio:.0f})" if ratio >= 10 else f"{1000 * took:.1f} ({ratio:.2g})")
     return f"| {name} | {' | '.join(cells)} |"
 
 
