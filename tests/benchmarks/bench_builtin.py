@@ -94,8 +94,8 @@ def row(name: str, clock: Clock) -> str:
     cells: list[str] = []
     for what in ("encode", *PROMPTS):
         took, ours = clock.cpu(f"{name}, {what}"), clock.cpu(f"{BUILTIN}, {what}")
-        ratio = took / ours
-        cells.append(f"{1000 * took:.1f} ({ratio:.0f})" if ratio >= 10 else f"{1000 * took:.1f} ({ratio:.2g})")
+        digits = 0 if took > 10 * ours else 2
+        cells.append(f"{1000 * took:.1f} ({took / ours:.{digits}f})")
     return f"| {name} | {' | '.join(cells)} |"
 
 
