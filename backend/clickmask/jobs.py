@@ -99,6 +99,13 @@ class Jobs:
                 self._write(job)
             return job
 
+    def put_back(self, job: Job) -> None:
+        """`job` was stopped, and waits again; unless another owner has taken it over since."""
+        with self._locked():
+            found = self.get(job.id)
+            if found.state in UNDER_WAY and found.owner == job.owner:
+                self._write(replace(found, state="queued"))
+
     def cancel(self, id: str) -> Job:  # noqa: A002
         """One that waits is cancelled at once, one that runs soon. Raises UnknownJob."""
         with self._locked():

@@ -59,6 +59,18 @@ def test_it_ends_with_its_parent_and_is_left_to_be_gone_on_with(working: Working
     assert working.jobs.get(working.job.id).state == "queued"
 
 
+def test_what_another_has_taken_over_is_left_to_it(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path / "jobs")
+    with jobs.owning() as owner:
+        job, _ = jobs.request("cvat", "3", 5, owner)
+        working = Working(jobs, jobs.change(job.id, state="running"), -1)
+    with jobs.owning() as heir:
+        assert jobs.adopt(heir)
+        jobs.change(job.id, state="running")  # it waits for this one to be gone
+        _finish(working, None)
+        assert jobs.get(job.id).state == "running"
+
+
 PRIORITY = "from clickmask.training import worker; import os; worker.give_way(); print(os.nice(0), end=' ');\
 print(worker.AUTOGROUP.exists() and worker.AUTOGROUP.read_text().split()[-1])"
 

@@ -153,7 +153,7 @@ class Trainings:
             return
         self.jobs.change(job.id, state="running")
         place = json.dumps({"job": job.id, **asdict(self._place)})
-        with (self.jobs.folder / f"{job.id}.log").open("wb") as output:
+        with (self.jobs.folder / f"{job.id}.log").open("ab") as output:  # the one before may still write
             process = subprocess.Popen(  # noqa: S603 - ourselves
                 self._worker,
                 stdin=subprocess.PIPE,

@@ -143,7 +143,7 @@ def _finish(working: Working, trained: Trained | None) -> None:
     elif jobs.is_cancelled(job.id):
         jobs.change(job.id, state="cancelled", message="cancelled; the next training goes on from there")
     else:
-        jobs.change(job.id, state="queued")
+        jobs.put_back(job)
 
 
 if __name__ == "__main__":
