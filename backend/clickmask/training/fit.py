@@ -90,7 +90,8 @@ class Fit:
         checkpoint: Path,
         identity: str = "",
     ) -> None:
-        """`checkpoint` is gone on from if it is of the same plan, classes and `identity` (the dataset's).
+        """`checkpoint` is gone on from if it is of the same plan, network, classes and `identity` (the
+        dataset's).
 
         `network` is trained in place, on its own device. Raises ValueError without training samples.
         """
@@ -101,7 +102,7 @@ class Fit:
         self._training, self._validation, self._classes = training, validation, classes
         self._checkpoint, self._identity = (
             checkpoint,
-            {"identity": identity, "classes": classes, **asdict(plan)},
+            {"identity": identity, "classes": classes, "network": repr(network), **asdict(plan)},
         )
         self._device = next(network.parameters()).device
         self._average = copy.deepcopy(network).requires_grad_(False).eval()
