@@ -114,7 +114,7 @@ def test_boxes_select_what_is_in_them(segmenter: Builtin) -> None:
         embedding = segmenter.encode(Image(each.pixels, each.name))
         box = Prompt(box=tight_box(each.mask))
         ious.append(mask_iou(segmenter.decode(embedding, box)[0].mask, each.mask))
-    assert np.mean(ious) > SAME
+    assert np.mean(ious) > 0.82
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
