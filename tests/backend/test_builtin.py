@@ -49,15 +49,16 @@ def test_flat_shapes_are_found_by_one_click_and_by_a_box(segmenter: Builtin) -> 
 
 
 SAME = 0.8  # IoU with an outline drawn by hand, from which on a person would say that it is that
-SAID_BY_ONE_CLICK = [  # and the answer that is shown is meant, not the best candidate
-    "chelsea: cat",
-    "astronaut: mission patch",
-    "astronaut: helmet",
-    "coins: top right coin",
-    "coins: coin with a flat foot",
-    "coins: largest coin",
-    "coins: worn coin",
-]
+SAID_BY_ONE_CLICK = {  # the least IoU of the answer that is shown, not of the best candidate
+    "chelsea: cat": SAME,
+    "astronaut: mission patch": 0.85,
+    "astronaut: helmet": 0.85,
+    "coffee: cup": SAME,
+    "coins: top right coin": 0.85,
+    "coins: coin with a flat foot": 0.85,
+    "coins: largest coin": 0.85,
+    "coins: worn coin": SAME,
+}
 NOT_BY_THREE_CLICKS = {  # MODEL_CARD.md says so
     "astronaut: astronaut",  # head, collar and suit in one: .78 after five clicks
     "chelsea: nose",  # the cat, whatever is clicked; by box .8
@@ -86,7 +87,7 @@ def ious_by_clicks(segmenter: Builtin, outlined: Outlined, clicks: int) -> list[
 @pytest.mark.parametrize("name", SAID_BY_ONE_CLICK)
 def test_one_click_selects_what_a_person_would_say(segmenter: Builtin, name: str) -> None:
     (outlined,) = named(name)
-    assert ious_by_clicks(segmenter, outlined, 1)[0] >= SAME
+    assert ious_by_clicks(segmenter, outlined, 1)[0] > SAID_BY_ONE_CLICK[name]
 
 
 @pytest.mark.parametrize(
