@@ -45,7 +45,7 @@ def pull(name: str, tool: Accepting, project: str, store: Store, intake: Intake)
             done.taken + taken,
             done.known + known,
             done.gone,
-            (*done.left_out, *part.left_out, *left_out),
+            (*done.left_out, *left_out),
         )
         yield done
     unseen = [each for each in store.annotations(name, project) if each not in seen]

@@ -33,14 +33,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pulled:
-    """A part of a pull, and the position at which the pull goes on once it was taken in.
-
-    `left_out` are sentences about what could not be read.
-    """
+    """A part of a pull, and the position at which the pull goes on once it was taken in."""
 
     changes: Sequence[Change]
     position: str
-    left_out: Sequence[str] = ()
     remaining: int | None = None  # parts after this one; None: unknown
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,21 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clickmask.labels import Brush, Ellipse, Polygon, Rectangle, Submission, rasterise
+from clickmask.labels import Brush, Ellipse, Polygon, Rectangle, Submission, Unreadable, rasterise
 from clickmask.masks import rle_to_mask
-from clickmask_adapters.tools.cvat.accepted import JobContent, frame_address, frames, geometry, submissions
+from clickmask_adapters.tools.cvat import accepted as accepted_module
+from clickmask_adapters.tools.cvat.accepted import (
+    JobContent,
+    frame_address,
+    frames,
+    geometry,
+    readable,
+    submissions,
+)
 from clickmask_adapters.tools.cvat.mask_points import mask_to_points
 from cvat_server import CvatServer, picture
 
 SIZE = (60, 80)
-
-
-@pytest.fixture
-def cvat() -> Iterator[CvatServer]:
-    server = CvatServer()
-    server.add_project(1)
-    yield server
-    server.close()
 
 
 def content(cvat: CvatServer, number: int) -> JobContent:
@@ -34,7 +33,8 @@ def content(cvat: CvatServer, number: int) -> JobContent:
 
 def accepted(cvat: CvatServer, number: int) -> list[Submission]:
     cvat.complete(number)
-    return submissions(content(cvat, number))[0]
+    found = submissions(content(cvat, number))
+    return [each for each in found if isinstance(each, Submission)]
 
 
 def shape(kind: str, points: list[float], **fields: Any) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def test_a_job_that_is_not_accepted_gives_nothing_and_so_nothing_that_a_model_dr
     cvat.add_job(3, stage="annotation", state="in progress")
     cvat.draw(3, "rectangle", [10, 10, 30, 20], source="auto")
     cvat.draw(3, "rectangle", [10, 10, 30, 20])
-    assert submissions(content(cvat, 3)) == ([], [])
+    assert submissions(content(cvat, 3)) == []
     (submission,) = accepted(cvat, 3)
     assert len(submission.regions) == 2  # whoever accepts the job accepts what the model drew
 
@@ -112,27 +112,65 @@ def test_frames_of_a_video_share_a_description_and_get_names_of_their_own(cvat: 
     assert [submission.skipped for submission in accepted(cvat, 3)] == [True, False]
 
 
-def test_what_has_no_area_is_left_out_and_what_is_damaged_is_said(
-    cvat: CvatServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_marks_no_area_is_left_out(cvat: CvatServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     cvat.add_job(3)
     cvat.draw(3, "points", [1, 1])
     cvat.draw(3, "points", [2, 2])
     cvat.draw(3, "skeleton", [])
-    cvat.draw(3, "polygon", [1, 1, 9, 9])
-    cvat.draw(3, "mask", [0, 100, 70, 50, 80, 60])  # an exclusive box: stored by CVAT 2.73 as it comes
-    cvat.draw(3, "rectangle", [1, 1, 9, 9], label_id=99)
     kept = cvat.draw(3, "rectangle", [1, 1, 9, 9])
-    cvat.complete(3)
-    (submission,), said = submissions(content(cvat, 3))
+    (submission,) = accepted(cvat, 3)
     assert [region.id for region in submission.regions] == [str(kept["id"])]
-    assert said == [
-        "job 3: 1 x polygon without area",
-        "job 3: 1 x mask without area",
-        "job 3: 1 x without a label",
-    ]
     assert "left out {'points': 2, 'skeleton': 1}" in caplog.text
+
+
+def test_a_frame_with_a_damaged_shape_is_unreadable_and_those_beside_it_are_not(cvat: CvatServer) -> None:
+    cvat.add_job(3, frames=[picture(shade) for shade in range(5)], first=6)
+    for frame in range(6, 11):
+        cvat.draw(3, "rectangle", [1, 1, 9, 9], frame=frame)
+    mask = cvat.draw(3, "mask", [0, 100, 70, 50, 80, 60], frame=7)  # an exclusive box, as CVAT 2.73 takes it
+    polygon = cvat.draw(3, "polygon", [1, 1, 9, 9], frame=8)
+    unnamed = cvat.draw(3, "rectangle", [1, 1, 9, 9], frame=9, label_id=99)
+    cvat.complete(3)
+    first, *damaged, last = submissions(content(cvat, 3))
+    box = "the box (70, 50, 80, 60) is not in the 80x60 image"
+    assert damaged == [
+        Unreadable(f"job 3, frame 7: mask {mask['id']} is damaged: {box}"),
+        Unreadable(f"job 3, frame 8: polygon {polygon['id']} is damaged: a polygon of 4 numbers"),
+        Unreadable(f"job 3, frame 9: rectangle {unnamed['id']} has a label that its job has not"),
+    ]
+    assert [each.item for each in (first, last) if isinstance(each, Submission)] == [6, 10]
+
+
+def test_a_damaged_shape_hides_no_frame_on_which_nothing_counts(cvat: CvatServer) -> None:
+    cvat.add_job(3, frames=[picture(), picture(80)])
+    cvat.draw(3, "polygon", [1, 1, 9, 9], frame=1)
+    cvat.metas[3]["deleted_frames"] = [1]
+    assert [submission.skipped for submission in accepted(cvat, 3)] == [False, True]
+    cvat.metas[3]["deleted_frames"] = []
+    cvat.update_job(3, state="rejected")
+    assert all(isinstance(each, Submission) and each.skipped for each in submissions(content(cvat, 3)))
+
+
+def test_a_job_that_nobody_has_thought_of_is_unreadable(
+    cvat: CvatServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cvat.add_job(3)
+    cvat.complete(3)
+    assert len(readable(content(cvat, 3))) == 1
+
+    def surprised(*_: object) -> None:
+        raise RuntimeError("at /home/secret")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(accepted_module, "frames", surprised)
+        reason = "job 3 cannot be read (RuntimeError); clickmask's log says why"
+        assert readable(content(cvat, 3)) == [Unreadable(reason)]
+        assert "at /home/secret" in caplog.text
+    cvat.jobs[3]["updated_date"] = "yesterday"
+    assert readable(content(cvat, 3)) == [
+        Unreadable("job 3: CVAT does not say when it was updated: 'yesterday'")
+    ]
 
 
 def test_what_lies_above_comes_after(cvat: CvatServer) -> None:
@@ -204,17 +242,13 @@ def test_tracks_of_points_hide_no_frame(cvat: CvatServer) -> None:
 def test_masks_arrive_pixel_by_pixel(bits: list[bool], given_as: type) -> None:
     mask = np.array(bits).reshape(3, 4)
     drawn = geometry(shape("mask", list(map(given_as, mask_to_points(mask)))), (3, 4))
-    if not mask.any():
-        assert drawn is None
-    else:
-        assert isinstance(drawn, Brush)
-        assert np.array_equal(rle_to_mask(drawn.rle), mask)
+    assert isinstance(drawn, Brush)
+    assert np.array_equal(rle_to_mask(drawn.rle), mask)
 
 
 def test_a_polygon_is_one_ring_in_our_frame() -> None:
     drawn = geometry(shape("polygon", [10, 10, 20, 10, 20, 30.5, 10, 30.5]), SIZE)
     assert drawn == Polygon((((10, 10), (20, 10), (20, 30.5), (10, 30.5)),))
-    assert drawn is not None
     mask = rasterise(drawn, SIZE)
     assert mask[10:30, 10:20].all()  # a whole pixel each: no half pixel is lost on the way
     assert mask.sum() == 200
@@ -223,12 +257,10 @@ def test_a_polygon_is_one_ring_in_our_frame() -> None:
 def test_a_rectangle_keeps_its_rotation_clockwise_about_its_centre() -> None:
     drawn = geometry(shape("rectangle", [10, 20, 50, 30], rotation=90.0), SIZE)
     assert drawn == Rectangle((10, 20, 50, 30), 90)
-    assert drawn is not None
     expected = np.zeros(SIZE, bool)
     expected[5:45, 25:35] = True
     assert np.array_equal(rasterise(drawn, SIZE), expected)
     tilted = geometry(shape("rectangle", [10, 20, 50, 30], rotation=30.0), SIZE)
-    assert tilted is not None
     rows, columns = np.nonzero(rasterise(tilted, SIZE))
     assert rows[columns.argmax()] > 25  # y down: clockwise, the right end goes down
 
@@ -237,7 +269,6 @@ def test_an_ellipse_is_its_centre_its_right_and_its_top() -> None:
     drawn = geometry(shape("ellipse", [40, 30, 60, 20], rotation=10.0), SIZE)
     assert drawn == Ellipse((40, 30), (20, 10), 10)
     upright = geometry(shape("ellipse", [40, 30, 60, 20]), SIZE)
-    assert upright is not None
     assert rasterise(upright, SIZE).sum() == pytest.approx(np.pi * 20 * 10, rel=0.01)
 
 
@@ -246,20 +277,35 @@ def test_an_ellipse_is_its_centre_its_right_and_its_top() -> None:
     [
         ("polygon", []),
         ("polygon", [1, 1, 2, 2]),
-        ("rectangle", [1, 1, 1, 9]),
+        ("polygon", [1, 1, 2, 2, 3, 1, 4]),
+        ("polygon", [1, 1, 2, 2, 1e300, 1]),
+        ("polygon", [1, 1, 2, 2, "3", 1]),
         ("rectangle", [1, 1, 9]),
-        ("ellipse", [40, 30, 40, 20]),
         ("ellipse", [40, 30]),
         ("mask", []),
         ("mask", [0, 4, 0, 0, 1]),
-        ("mask", [4, 0, 0, 1, 1]),  # all background
         ("mask", [0, 4.5, 0, 0, 1, 1]),
         ("mask", [0, 4, 79, 59, 80, 60]),
-        ("cuboid", [1.0] * 16),
+        ("mask", None),
     ],
 )
-def test_what_has_no_area_or_is_damaged_is_nothing(kind: str, points: list[float]) -> None:
-    assert geometry(shape(kind, points), SIZE) is None
+def test_what_is_damaged_is_refused(kind: str, points: list[float]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        geometry(shape(kind, points), SIZE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "points"),
+    [
+        ("polygon", [1, 1, 5, 5, 9, 9]),
+        ("rectangle", [1, 1, 1, 9]),
+        ("ellipse", [40, 30, 40, 20]),
+        ("mask", [4, 0, 0, 1, 1]),  # all background: CVAT stores and draws nothing
+    ],
+)
+def test_what_covers_nothing_is_a_label_that_covers_nothing(kind: str, points: list[float]) -> None:
+    """As one of Label Studio's is: `clickmask stats` names it."""
+    assert not rasterise(geometry(shape(kind, points), SIZE), SIZE).any()
 
 
 def test_corners_may_come_in_any_order() -> None:

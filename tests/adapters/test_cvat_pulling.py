@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from clickmask.errors import InvalidRequest
+from clickmask.errors import InvalidRequest, UnknownProject
 from clickmask.fetch import Fetcher
 from clickmask.image_source import ImageSource
+from clickmask.inbox import Inbox
+from clickmask.inbox_reader import InboxReader
 from clickmask.intake import Intake, Pulled
 from clickmask.kept_images import KeptImages
 from clickmask.labels import (
@@ -22,24 +23,19 @@ from clickmask.labels import (
     ProjectDescribed,
     Submission,
     TaskDeleted,
+    Unreadable,
 )
 from clickmask.masks import rle_to_mask
 from clickmask.store import Store
+from clickmask_adapters import pulling
 from clickmask_adapters.tools.cvat import client as client_module
 from clickmask_adapters.tools.cvat.client import CvatClient, CvatError
 from clickmask_adapters.tools.cvat.mask_points import mask_to_points
 from clickmask_adapters.tools.cvat.pulling import MOST_REMEMBERED, CvatLabels, container_of
 from cvat_server import TOKEN, CvatServer, picture
+from waiting import until
 
 SIZE = (60, 80)
-
-
-@pytest.fixture
-def cvat() -> Iterator[CvatServer]:
-    server = CvatServer()
-    server.add_project(1)
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -219,16 +215,35 @@ def test_a_pull_goes_on_where_it_was_stopped(
     assert [job_of(pulled) for pulled in labels.pull("1", position)] == [7]
 
 
-def test_a_pull_says_how_much_is_left_and_what_could_not_be_read(
-    cvat: CvatServer, labels: CvatLabels
-) -> None:
+def test_a_pull_says_how_much_is_left(cvat: CvatServer, labels: CvatLabels) -> None:
     for number in (1, 2, 3):
         cvat.add_job(number)
         cvat.complete(number)
-    cvat.draw(2, "polygon", [1, 1, 2, 2])
-    pulled = list(labels.pull("1"))
-    assert [part.remaining for part in pulled] == [2, 1, 0]
-    assert [list(part.left_out) for part in pulled] == [[], ["job 2: 1 x polygon without area"], []]
+    assert [part.remaining for part in labels.pull("1")] == [2, 1, 0]
+
+
+def test_a_job_that_goes_or_makes_no_sense_while_it_is_pulled_holds_up_no_other(
+    cvat: CvatServer, labels: CvatLabels
+) -> None:
+    for number in (1, 2, 3, 4):
+        cvat.add_job(number)
+        cvat.complete(number)
+    parts = labels.pull("1")
+    next(parts)
+    del cvat.jobs[2]  # between its listing and its reading
+    cvat.metas[3]["frames"] = []
+    gone, strange, whole = parts
+    assert gone.changes == []
+    assert strange.changes == [Unreadable("job 3 cannot be read (IndexError); clickmask's log says why")]
+    assert job_of(whole) == 4
+
+
+@pytest.mark.parametrize(
+    ("project", "said"), [("9", "CVAT has no project 9"), ("task-9", "CVAT has no task 9")]
+)
+def test_a_project_that_never_was_is_said(labels: CvatLabels, project: str, said: str) -> None:
+    with pytest.raises(UnknownProject, match=said):
+        next(labels.pull(project))
 
 
 def test_a_job_that_is_reopened_while_it_is_pulled_gives_nothing(
@@ -237,10 +252,10 @@ def test_a_job_that_is_reopened_while_it_is_pulled_gives_nothing(
     for number in (1, 2):
         cvat.add_job(number)
         cvat.complete(number)
-    pulling = labels.pull("1")
-    next(pulling)
+    parts = labels.pull("1")
+    next(parts)
     cvat.jobs[2]["state"], cvat.jobs[2]["stage"] = "new", "annotation"  # between its listing and its reading
-    assert [list(part.changes) for part in pulling] == [[]]
+    assert [list(part.changes) for part in parts] == [[]]
 
 
 def test_what_cvat_no_longer_has_is_gone(cvat: CvatServer, labels: CvatLabels) -> None:
@@ -316,6 +331,34 @@ def test_a_later_save_replaces_the_whole_set_and_an_older_event_does_not(
     assert take(intake, CvatLabels(CvatClient(cvat.url, f"Bearer {TOKEN}")), accepted) == [False, False]
     (label,) = store.labels("cvat", "1")
     assert label.key.region == str(kept["id"])
+
+
+def test_a_damaged_shape_is_reported_as_by_label_studio_and_costs_its_frame_alone(
+    cvat: CvatServer, labels: CvatLabels, intake: Intake, store: Store, inbox: Inbox
+) -> None:
+    cvat.add_job(3, frames=[picture(), picture(80)])
+    before = [cvat.draw(3, "rectangle", [10, 10, 30, 20], frame=frame) for frame in (0, 1)]
+    take(intake, labels, cvat.complete(3))
+    broken = cvat.draw(3, "mask", [0, 100, 70, 50, 80, 60], frame=1)
+    kept = cvat.draw(3, "ellipse", [40, 30, 50, 25], frame=0)
+    inbox.keep("cvat", raw(cvat.save(3)))
+    reader = InboxReader(inbox, store, intake, {"cvat": labels})
+    reader.start()
+    until(lambda: store.read_to(inbox.id) == 1, 60)
+    (aside,) = reader.status().newest_set_aside
+    reader.close()
+    box = "the box (70, 50, 80, 60) is not in the 80x60 image"
+    sentence = f"job 3, frame 1: mask {broken['id']} is damaged: {box}"
+    assert aside.reason == f"{sentence} (of the event's submissions 1 were taken in, 1 not)"
+    *_, done = pulling.pull("cvat", labels, "1", store, intake)
+    assert (done.left_out, done.known, done.gone) == ((sentence,), 1, 0)
+    # Of the damaged frame stands what was accepted before.
+    standing = [label.key.region for label in store.labels("cvat", "1")]
+    assert standing == [str(drawn["id"]) for drawn in (before[0], kept, before[1])]
+    cvat.annotations[3]["shapes"].remove(broken)
+    assert take(intake, labels, cvat.save(3)) == [False, True, True]
+    assert len(store.labels("cvat", "1")) == 3
+    inbox.close()
 
 
 @pytest.mark.parametrize("by_event", [True, False])

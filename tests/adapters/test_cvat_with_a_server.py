@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import requests
 from typer.testing import CliRunner
 
@@ -18,14 +16,6 @@ from served import serving
 from waiting import until
 
 SECRET = "a secret of their own"
-
-
-@pytest.fixture
-def cvat() -> Iterator[CvatServer]:
-    server = CvatServer()
-    server.add_project(1)
-    yield server
-    server.close()
 
 
 def labels(url: str) -> list[dict[str, Any]]:

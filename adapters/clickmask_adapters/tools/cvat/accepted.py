@@ -11,7 +11,17 @@ from itertools import zip_longest
 from pathlib import PurePosixPath
 from typing import Any
 
-from clickmask.labels import Brush, Ellipse, Geometry, Polygon, Rectangle, Region, Submission
+from clickmask.errors import InvalidRequest
+from clickmask.labels import (
+    Brush,
+    Ellipse,
+    Geometry,
+    Polygon,
+    Rectangle,
+    Region,
+    Submission,
+    Unreadable,
+)
 from clickmask.masks import mask_to_rle
 from clickmask.types import Size
 from clickmask_adapters.tools.cvat.events import TOOL, is_accepted, is_rejected, timestamp
@@ -20,7 +30,7 @@ from clickmask_adapters.tools.cvat.mask_points import points_to_mask
 log = logging.getLogger(__name__)
 
 AREAS = frozenset({"mask", "polygon", "rectangle", "ellipse"})
-WITHOUT_AREA = frozenset({"points", "polyline", "cuboid", "skeleton"})
+FARTHEST = 1e9  # pixels; beyond any image that is decoded
 COUNTED_JOBS = frozenset({None, "annotation", "ground_truth"})  # a consensus replica is no result yet
 
 Json = Mapping[str, Any]
@@ -47,7 +57,19 @@ class Frame:
     of_video: bool
 
 
-def submissions(content: JobContent) -> tuple[list[Submission], list[str]]:
+def readable(content: JobContent) -> Sequence[Submission | Unreadable]:
+    """Its submissions, else why there are none: what one job holds must not keep the others out."""
+    name = f"job {str(content.job.get('id'))[:40]}"
+    try:
+        return submissions(content)
+    except InvalidRequest as error:
+        return [Unreadable(f"{name}: {error}")]
+    except Exception as error:  # CVAT says what nobody has thought of
+        log.exception("%s: %s cannot be read", TOOL, name)
+        return [Unreadable(f"{name} cannot be read ({type(error).__name__}); clickmask's log says why")]
+
+
+def submissions(content: JobContent) -> list[Submission | Unreadable]:
     """One Submission for each frame of an accepted job, also where nothing was marked on it.
 
     A job that is not accepted gives nothing at all, so neither what a model drew into it. Skipped, so
@@ -55,7 +77,8 @@ def submissions(content: JobContent) -> tuple[list[Submission], list[str]]:
     those on which a track is seen without a keyframe (CVAT keeps the keyframes alone, and an image
     that lacks an object would teach that there is none); and of a video those without a shape, which
     are thousands and like their neighbours. What marks no area (points, lines, cuboids, skeletons)
-    is left out; so is what is damaged, as the sentences say.
+    is left out, and logged. A frame on which a shape is damaged is Unreadable: a part of its labels
+    would teach that there is nothing else on it.
     """
     job = content.job
     if (
@@ -63,39 +86,24 @@ def submissions(content: JobContent) -> tuple[list[Submission], list[str]]:
         or job.get("type") not in COUNTED_JOBS
         or job.get("dimension") == "3d"
     ):
-        return [], []
+        return []
     names = {label["id"]: str(label["name"]) for label in content.labels}
-    assignee: Json | None = job.get("assignee")
     shapes, incomplete = _shapes(content.annotations, job["stop_frame"])
     left_out = Counter[str]()
-    found: list[Submission] = []
+    found: list[Submission | Unreadable] = []
     for frame in frames(content):
         drawn = shapes[frame.number]
         unclear = frame.deleted or frame.number in incomplete or (frame.of_video and not drawn)
         skipped = unclear or is_rejected(job)
-        found.append(
-            Submission(
-                tool=TOOL,
-                project=project_of(job),
-                task=str(job["task_id"]),
-                annotation=str(job["id"]),
-                address=frame_address(job["id"], frame.number),
-                name=frame.name,
-                size=frame.size,
-                regions=() if skipped else tuple(_regions(drawn, names, frame.size, left_out)),
-                updated_at=timestamp(job),
-                author=assignee["username"] if assignee else "",
-                item=frame.number,
-                ground_truth=job.get("type") == "ground_truth",
-                skipped=skipped,
-            )
-        )
-    without_area = {kind: count for kind, count in left_out.items() if kind in WITHOUT_AREA}
-    if without_area:
-        log.info("%s: job %s: left out %s", TOOL, job["id"], without_area)
-    return found, [
-        f"job {job['id']}: {count} x {what}" for what, count in left_out.items() if what not in WITHOUT_AREA
-    ]
+        try:
+            regions = () if skipped else tuple(_regions(drawn, names, frame.size, left_out))
+        except InvalidRequest as error:
+            found.append(Unreadable(f"job {job['id']}, frame {frame.number}: {error}"))
+        else:
+            found.append(_submission(job, frame, regions, skipped))
+    if left_out:
+        log.info("%s: job %s: left out %s", TOOL, job["id"], dict(left_out))
+    return found
 
 
 def project_of(row: Json) -> str:
@@ -154,41 +162,63 @@ def _shapes(annotations: Json, last: int) -> tuple[dict[int, list[Json]], set[in
     return found, incomplete
 
 
+def _submission(job: Json, frame: Frame, regions: tuple[Region, ...], skipped: bool) -> Submission:
+    assignee: Json | None = job.get("assignee")
+    return Submission(
+        tool=TOOL,
+        project=project_of(job),
+        task=str(job["task_id"]),
+        annotation=str(job["id"]),
+        address=frame_address(job["id"], frame.number),
+        name=frame.name,
+        size=frame.size,
+        regions=regions,
+        updated_at=timestamp(job),
+        author=assignee["username"] if assignee else "",
+        item=frame.number,
+        ground_truth=job.get("type") == "ground_truth",
+        skipped=skipped,
+    )
+
+
 def _regions(
     shapes: Sequence[Json], names: Mapping[int, str], size: Size, left_out: Counter[str]
 ) -> Iterator[Region]:
-    """Lowest first: what lies above another in CVAT comes after it."""
+    """Lowest first: what lies above another in CVAT comes after it. Raises InvalidRequest."""
     for shape in sorted(shapes, key=lambda shape: shape.get("z_order") or 0):
-        if shape["type"] not in AREAS:
-            left_out[str(shape["type"])] += 1
-        elif shape["label_id"] not in names:
-            left_out["without a label"] += 1
-        elif (drawn := geometry(shape, size)) is None:
-            left_out[f"{shape['type']} without area"] += 1
-        else:
-            yield Region(shape["id"], names[shape["label_id"]], drawn)
+        kind = str(shape["type"])
+        if kind not in AREAS:
+            left_out[kind] += 1
+            continue
+        category = names.get(shape["label_id"])
+        if category is None:
+            raise InvalidRequest(f"{kind} {shape['id']} has a label that its job has not")
+        try:
+            drawn = geometry(shape, size)
+        except (ValueError, TypeError, LookupError) as error:
+            raise InvalidRequest(f"{kind} {shape['id']} is damaged: {error}") from error
+        yield Region(shape["id"], category, drawn)
 
 
-def geometry(shape: Json, size: Size) -> Geometry | None:
-    """What was drawn, in an image of `size`; None where it has no area or is damaged.
+def geometry(shape: Json, size: Size) -> Geometry:
+    """What was drawn, in an image of `size`; it may cover no pixel.
 
     CVAT's coordinates are in our frame already: pixels from the outer corner of the image's first.
+    Raises ValueError, TypeError or LookupError where it is damaged: CVAT 2.73 stores a wrong box of a
+    mask as it comes, for one.
     """
-    points: list[float] = shape["points"]
+    kind, points = shape["type"], shape["points"]
+    if kind == "mask":
+        return Brush(mask_to_rle(points_to_mask(points, size)))
     rotation = float(shape.get("rotation") or 0.0)
-    match shape["type"], points:
-        case "mask", _:
-            try:
-                mask = points_to_mask(points, size)
-            except ValueError as error:  # CVAT 2.73 stores a wrong box as it comes
-                log.info("%s: mask %s: %s", TOOL, shape["id"], error)
-                return None
-            return Brush(mask_to_rle(mask)) if mask.any() else None
-        case "polygon", [_, _, _, _, _, _, *_]:
-            return Polygon((tuple(zip(points[::2], points[1::2], strict=False)),))
-        case "rectangle", [x0, y0, x1, y1] if x0 != x1 and y0 != y1:
+    if not all(abs(number) < FARTHEST for number in (*points, rotation)):
+        raise ValueError("it has a number that is none of an image")
+    match kind, points:
+        case "polygon", [_, _, _, _, _, _, *_] if len(points) % 2 == 0:
+            return Polygon((tuple(zip(points[::2], points[1::2], strict=True)),))
+        case "rectangle", [x0, y0, x1, y1]:
             return Rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), rotation)
-        case "ellipse", [x, y, right, top] if x != right and y != top:
+        case "ellipse", [x, y, right, top]:
             return Ellipse((x, y), (abs(right - x), abs(y - top)), rotation)
         case _:
-            return None
+            raise ValueError(f"a {kind} of {len(points)} numbers")

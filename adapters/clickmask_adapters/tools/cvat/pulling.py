@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import orjson
 
-from clickmask.errors import InvalidRequest
+from clickmask.errors import InvalidRequest, UnknownProject
 from clickmask.intake import Pulled
 from clickmask.labels import AnnotationDeleted, Change, ProjectDescribed, Submission, TaskDeleted
 from clickmask.types import ImageRef
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools.cvat.accepted import AREAS, project_of, submissions
+from clickmask_adapters.tools.cvat.accepted import AREAS, JobContent, project_of, readable
 from clickmask_adapters.tools.cvat.client import CvatClient, CvatError, client_of
 from clickmask_adapters.tools.cvat.events import (
     TOOL,
@@ -66,31 +66,29 @@ class CvatLabels:
             return
         if not again and self._taken.get(means.job, 0.0) >= means.updated_at:
             return
-        try:
-            changes, left_out, updated_at = self._read(means.job)
-        except CvatError as error:
-            if error.status != 404:
-                raise
-            log.info("%s: job %d is gone", TOOL, means.job)  # its deletion is an event of its own
+        content = self._content(means.job)
+        if content is None:
             return
-        if left_out:
-            log.info("%s: left out: %s", TOOL, "; ".join(left_out))
-        yield from changes
+        yield from self._changes_of(content)
         # Only now: whoever takes them may have failed in between, and will ask again.
         if len(self._taken) >= MOST_REMEMBERED:
             self._taken.clear()
-        self._taken[means.job] = updated_at
+        self._taken[means.job] = timestamp(content.job)
 
     def pull(self, project: str, position: str | None = None) -> Iterator[Pulled]:
         """The jobs of a project, or of `task-<id>`, from `position` on, oldest update first, one a part.
 
         Those that are neither accepted nor rejected have no changes. A job that is saved meanwhile
-        comes again. Raises InvalidRequest for what names no project, and CvatError.
+        comes again. Raises InvalidRequest for what names no project, UnknownProject for one that there
+        is not, and CvatError.
         """
-        for job, remaining in self._client.jobs(container_of(project), position):
+        container = container_of(project)
+        self._require(container)
+        for job, remaining in self._client.jobs(container, position):
             judged = is_accepted(job) or is_rejected(job)
-            changes, left_out, _ = self._read(job["id"]) if judged else ([], [], 0.0)
-            yield Pulled(changes, job["updated_date"], left_out, remaining)
+            content = self._content(job["id"]) if judged else None
+            changes = self._changes_of(content) if content else []
+            yield Pulled(changes, job["updated_date"], remaining)
 
     def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
         """The deletions of those of `annotations`, (task, job), that CVAT no longer has."""
@@ -102,12 +100,28 @@ class CvatLabels:
                 if _is_gone(partial(self._client.job, int(job))):
                     yield AnnotationDeleted(TOOL, job)
 
-    def _read(self, job: int) -> tuple[list[Change], list[str], float]:
-        """What the job says, what could not be read of it, and when it was updated."""
-        content = self._client.read_job(job)
-        drawn, left_out = submissions(content)
-        described = [self._describe(content.job, content.labels)] if drawn else []
-        return [*described, *drawn], left_out, timestamp(content.job)
+    def _require(self, container: Mapping[str, int]) -> None:
+        """Raise UnknownProject unless it is there: CVAT lists the jobs of what is not as none."""
+        ((name, number),) = container.items()
+        ask = self._client.project if name == "project_id" else self._client.task
+        if _is_gone(partial(ask, number)):
+            raise UnknownProject(f"CVAT has no {name.removesuffix('_id')} {number}")
+
+    def _content(self, job: int) -> JobContent | None:
+        """None where the job is gone: its deletion is an event of its own, and found by a pull."""
+        try:
+            return self._client.read_job(job)
+        except CvatError as error:
+            if error.status != 404:
+                raise
+            log.info("%s: job %d is gone", TOOL, job)
+            return None
+
+    def _changes_of(self, content: JobContent) -> list[Change]:
+        drawn = readable(content)
+        if not any(isinstance(each, Submission) for each in drawn):
+            return [*drawn]
+        return [self._describe(content.job, content.labels), *drawn]
 
     def _describe(self, job: Json, labels: Sequence[Json]) -> ProjectDescribed:
         number = job["project_id"]
