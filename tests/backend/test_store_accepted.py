@@ -10,8 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,6 +42,7 @@ from clickmask.store import accepted as accepted_module
 from clickmask.store.label_sets import MOST_CHARACTERS, MOST_ROWS
 from drawn import checkerboard
 from pictures import SIZE
+from store_writes import counted_writes, killed_after
 
 IMAGE = ImageIdentity("d" * 64, SIZE)
 OTHER = ImageIdentity("e" * 64, SIZE)
@@ -248,28 +248,6 @@ def test_the_order_of_arrival_and_repetitions_do_not_matter(
         other.close()
 
 
-@contextmanager
-def counted_writes(store: Store) -> Iterator[list[list[tuple[int, int]]]]:
-    """For each transaction that wrote: rows and characters of each of its statements."""
-    transactions: list[list[tuple[int, int]]] = []
-    engine = store._database.engine
-
-    def begun(connection: sa.Connection) -> None:
-        transactions.append([])
-
-    def executed(connection, cursor, statement, parameters, context, many) -> None:  # type: ignore[no-untyped-def]  # SQLAlchemy's own
-        if statement.startswith(("INSERT", "UPDATE", "DELETE")):
-            rows = parameters if many else [parameters]
-            sent = sum(len(value) for row in rows for value in row if isinstance(value, str))
-            transactions[-1].append((max(len(rows), cursor.rowcount), sent))
-
-    sa.event.listen(engine, "begin", begun)
-    sa.event.listen(engine, "after_cursor_execute", executed)
-    yield transactions
-    sa.event.remove(engine, "begin", begun)
-    sa.event.remove(engine, "after_cursor_execute", executed)
-
-
 def test_no_write_transaction_is_long_however_much_is_drawn(store: Store) -> None:
     many = submitted(*(box(number % 40, region=str(number)) for number in range(3 * MOST_ROWS)))
     speckles = Brush({"size": list(SIZE), "counts": "0" * (MOST_CHARACTERS // 3)})  # of the right length only
@@ -289,36 +267,11 @@ def test_no_write_transaction_is_long_however_much_is_drawn(store: Store) -> Non
         assert len(statements) <= 4
 
 
-class Killed(BaseException):
-    """As `kill -9` would: nothing is done after it."""
-
-
 def rows_of(store: Store) -> tuple[int, int]:
     """Labels, seen or not, and sets that are noted as unfinished."""
     with store._database.reading() as connection:
         numbers = (connection.scalar(sa.text(f"SELECT count(*) FROM {t}")) for t in ("labels", "unfinished"))
         return next(numbers), next(numbers)
-
-
-def killed_after(store: Store, writes: int, act: Callable[[], object]) -> bool:
-    """Whether `act` was killed, because it came to more than so many write transactions."""
-    left = writes
-
-    def begun(connection: sa.Connection) -> None:
-        nonlocal left
-        if connection.get_execution_options().get("writes"):
-            left -= 1
-            if left < 0:
-                raise Killed
-
-    sa.event.listen(store._database.engine, "begin", begun)
-    try:
-        act()
-    except Killed:
-        return True
-    finally:
-        sa.event.remove(store._database.engine, "begin", begun)
-    return False
 
 
 MANY = tuple(box(region=str(number)) for number in range(3))

@@ -1,7 +1,8 @@
-"""Sets of labels, written and removed a little at a time: no write transaction is long.
+"""Sets of rows, written and removed a little at a time: no write transaction is long.
 
-A set that stands for no annotation, not yet or no more, is noted as unfinished by the transaction that
-makes it so. What a killed process left half done is removed from these notes.
+Of labels, a set is what stands for an annotation; of what models drew, what one look at an image gave.
+One that does not stand, not yet or no more, is noted as unfinished by the transaction that makes it so.
+What a killed process left half done is removed from these notes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -18,10 +20,13 @@ from clickmask.errors import StoreUnavailable
 from clickmask.labels import Brush, Region, geometry_to_json
 from clickmask.masks import Rle
 from clickmask.store.database import Database
-from clickmask.store.schema import labels, unfinished
+from clickmask.store.schema import labels, preannotated, unfinished
 
 MOST_ROWS = 200  # of one write transaction, so that no click waits longer than milliseconds for it
 MOST_CHARACTERS = 2**19
+TEXTS = MappingProxyType(  # what may be long in a row
+    {"labels": ("counts", "geometry"), "preannotated": ("counts",), "proposals": ("counts",)}
+)
 ABANDONED = 3600.0  # seconds after which nobody can be at work on a set any more
 
 Drawn = tuple[Region, Rle]
@@ -31,12 +36,18 @@ Row = TypeVar("Row")
 def write_set(database: Database, drawn: Sequence[Drawn]) -> str:
     """Write labels that nobody sees yet; the name of their set. It is `replace_set` that lets them stand."""
     revision = secrets.token_hex(12)
-    with database.writing() as connection:
-        _note(connection, [revision])
-    for rows in _chunks((row, len(row["counts"]) + len(row["geometry"])) for row in _rows(revision, drawn)):
-        with database.writing() as connection:
-            connection.execute(labels.insert(), rows)
+    write_rows(database, revision, labels, list(_rows(revision, drawn)))
     return revision
+
+
+def write_rows(database: Database, name: str, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows of the set `name`, which is unfinished until `replace_set`."""
+    with database.writing() as connection:
+        _note(connection, [name])
+    texts = TEXTS[table.name]
+    for some in _chunks((row, sum(len(row[text]) for text in texts)) for row in rows):
+        with database.writing() as connection:
+            connection.execute(table.insert(), some)
 
 
 def replace_set(connection: sa.Connection, stands: str, replaced: str | None) -> None:
@@ -58,17 +69,20 @@ def drop_sets(connection: sa.Connection, revisions: Sequence[str]) -> None:
 
 
 def forget_sets(database: Database, revisions: Sequence[str]) -> None:
-    """Remove sets that stand no more."""
-    of = labels.c.revision.in_(revisions)
-    length = sa.func.length(labels.c.counts) + sa.func.length(labels.c.geometry)
-    with database.reading() as connection:
-        found = connection.execute(sa.select(labels.c.revision, labels.c.position, length).where(of)).all()
-    key = sa.tuple_(labels.c.revision, labels.c.position)
-    for keys in _chunks(((revision, position), size) for revision, position, size in found):
-        with database.writing() as connection:
-            connection.execute(labels.delete().where(key.in_(keys)))
+    """Remove sets of labels that stand no more."""
+    remove_rows(database, labels, labels.c.revision.in_(revisions))
     with database.writing() as connection:
         connection.execute(unfinished.delete().where(unfinished.c.revision.in_(revisions)))
+
+
+def remove_rows(database: Database, table: sa.Table, of: sa.ColumnElement[bool]) -> None:
+    key = list(table.primary_key)
+    length = sum((sa.func.length(table.c[text]) for text in TEXTS[table.name]), sa.literal(0))
+    with database.reading() as connection:
+        found = connection.execute(sa.select(*key, length).where(of)).all()
+    for keys in _chunks((tuple(row[:-1]), row[-1]) for row in found):
+        with database.writing() as connection:
+            connection.execute(table.delete().where(sa.tuple_(*key).in_(keys)))
 
 
 def forget_unfinished(database: Database) -> None:
@@ -79,6 +93,7 @@ def forget_unfinished(database: Database) -> None:
             revisions = list(connection.scalars(left.limit(MOST_ROWS)))
         if not revisions:
             return
+        remove_rows(database, preannotated, preannotated.c.batch.in_(revisions))
         forget_sets(database, revisions)
 
 

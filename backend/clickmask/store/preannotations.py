@@ -12,12 +12,11 @@ import sqlalchemy as sa
 
 from clickmask.masks import Rle, mask_to_rle
 from clickmask.store.database import Database
-from clickmask.store.schema import preannotated
+from clickmask.store.label_sets import remove_rows, replace_set, write_rows
+from clickmask.store.schema import preannotated, unfinished
 from clickmask.types import Prediction, Size
 
 KEPT_PREANNOTATED = 200_000  # apart from clicks' proposals: one run over a project must not push these out
-
-_FORGET = preannotated.delete().where(preannotated.c.number <= sa.bindparam("last"))
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,10 @@ class Preannotations:
     def remember_preannotated(
         self, digest: str, size: Size, annotator: str, found: Sequence[tuple[str, str, Prediction]]
     ) -> None:
-        """What one look at the image of `size` gave: id, label and prediction of each object."""
+        """What one look at the image of `size` gave: id, label and prediction of each object.
+
+        However many there are, each write transaction is short, and readers see all of a look or nothing.
+        """
         batch = secrets.token_urlsafe(9)
         height, width = size
         look = {"batch": batch, "created_at": time.time(), "digest": digest, "annotator": annotator}
@@ -62,14 +64,16 @@ class Preannotations:
         if not rows:
             nothing = mask_to_rle(np.zeros(size, np.bool_))["counts"]
             rows = [{**common, "id": batch, "label": "", "score": 0.0, "counts": nothing}]
+        write_rows(self._database, batch, preannotated, rows)
         with self._database.writing() as connection:
-            connection.execute(preannotated.insert(), rows)
-            newest = connection.scalar(sa.select(sa.func.max(preannotated.c.number)))
-            connection.execute(_FORGET, {"last": (newest or 0) - self._kept_preannotated})
+            replace_set(connection, batch, None)
+            newest = connection.scalar(sa.select(sa.func.max(preannotated.c.number))) or 0
+        remove_rows(self._database, preannotated, preannotated.c.number <= newest - self._kept_preannotated)
 
     def preannotated(self, digest: str) -> list[Preannotated]:
         """Those on one image, oldest first."""
-        chosen = sa.select(preannotated).where(preannotated.c.digest == digest)
+        stands = preannotated.c.batch.not_in(sa.select(unfinished.c.revision))
+        chosen = sa.select(preannotated).where(preannotated.c.digest == digest, stands)
         with self._database.reading() as connection:
             rows = connection.execute(chosen.order_by(preannotated.c.number)).mappings()
             return [

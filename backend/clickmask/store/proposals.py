@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from clickmask.masks import Rle, mask_to_rle
 from clickmask.store.database import Database
+from clickmask.store.label_sets import remove_rows
 from clickmask.store.schema import proposals
 from clickmask.types import Prediction, Prompt
 
@@ -23,7 +24,6 @@ MOST_PENDING = 4  # each may hold a mask of 50 MB
 GRACE = 0.05  # seconds in which the answer leaves first: two threads of Python hinder each other
 
 _INSERT = proposals.insert().returning(proposals.c.number)
-_FORGET = proposals.delete().where(proposals.c.number <= sa.bindparam("last"))
 _SELECT = sa.select(*(column for column in proposals.c if column.name != "number"))
 
 
@@ -87,7 +87,7 @@ class Proposals:
         }
         with self._database.writing() as connection:
             number = connection.execute(_INSERT, row).scalar_one()
-            connection.execute(_FORGET, {"last": number - self._kept_proposals})
+        remove_rows(self._database, proposals, proposals.c.number <= number - self._kept_proposals)
 
     def _write(self, id: str, digest: str, prompt: Prompt, prediction: Prediction, at: float) -> None:  # noqa: A002
         try:
