@@ -18,6 +18,7 @@ from pycocotools import mask as coco
 
 from clickmask.errors import InvalidRequest
 from clickmask.masks import Rle, mask_area, rle_to_mask
+from clickmask.rles import as_rle, rings_to_rle
 from clickmask.types import Mask, Size
 
 Row = Mapping[str, Any]  # an entry of the file's images or annotations
@@ -109,21 +110,13 @@ def _rle(segmentation: object, size: Size) -> Rle | None:
     height, width = size
     if isinstance(segmentation, list):
         rings: Any = [ring for ring in cast("list[Any]", segmentation) if len(ring) >= 6]
-        # the stubs know of one polygon only; pycocotools itself takes a list of them
-        return _as_text(coco.merge(cast("Any", coco.frPyObjects(rings, height, width)))) if rings else None
+        return rings_to_rle(rings, size) if rings else None
     if not isinstance(segmentation, dict):
         return None
     given = cast("Any", segmentation)
     if list(given.get("size", ())) != [height, width]:
         return None
-    return _as_text(coco.frPyObjects(given, height, width) if isinstance(given["counts"], list) else given)
-
-
-def _as_text(encoded: Any) -> Rle:
-    """pycocotools gives `counts` as bytes, files have them as text."""
-    counts = encoded["counts"]
-    text = counts.decode("ascii") if isinstance(counts, bytes) else str(counts)
-    return Rle(size=[int(length) for length in encoded["size"]], counts=text)
+    return as_rle(coco.frPyObjects(given, height, width) if isinstance(given["counts"], list) else given)
 
 
 def _annotation_file(dataset: Path) -> Path:

@@ -6,15 +6,15 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco
 
 from clickmask.datasets import Dataset, Sample
 from clickmask.labels import AcceptedLabel, Brush, Ellipse, LabelKey, Polygon, Rectangle, rectangle_corners
 from clickmask.masks import Rle, rle_to_mask
+from clickmask.rles import rle_area, rle_box, rle_ious
 from clickmask.sides import SIDES
 from clickmask.types import Box
 
@@ -99,7 +99,7 @@ def _standing(sample: Sample) -> str:
 
 def _count_category(category: str, labels: Sequence[AcceptedLabel]) -> CategoryStatistics:
     own = [label for label in labels if label.category == category]
-    areas = [_area(label.rle) for label in own]
+    areas = [rle_area(label.rle) for label in own]
     points = [drawn for label in own if (drawn := _points(label))]
     small, large = sum(area < SMALL for area in areas), sum(area > LARGE for area in areas)
     return CategoryStatistics(
@@ -124,7 +124,7 @@ def _label_flaws(sample: Sample, label: AcceptedLabel) -> Iterator[Flaw]:
         where = f"{sample.name}, task {label.key.task}, region {label.key.region}"
         return Flaw(kind, f"{where}: {label.category} {what}", sample.image, label.key)
 
-    area = _area(label.rle)
+    area = rle_area(label.rle)
     if not area:
         yield flaw("empty", "covers no pixel")
     elif _is_sliver(label.rle, area):
@@ -138,7 +138,7 @@ def _label_flaws(sample: Sample, label: AcceptedLabel) -> Iterator[Flaw]:
 
 
 def _is_sliver(rle: Rle, area: int) -> bool:
-    _, _, width, height = _box(rle)
+    _, _, width, height = rle_box(rle)
     if area > 4 * (width + height) and area > 0.1 * width * height:
         return False  # of a strip two pixels wide that winds more than that there would be no box left
     padded = np.pad(rle_to_mask(rle), 1).view(np.uint8)
@@ -166,11 +166,10 @@ def _bounds(label: AcceptedLabel) -> Box | None:
 
 
 def _duplicates(sample: Sample) -> Iterator[Flaw]:
-    labels = [label for label in sample.labels if _area(label.rle)]
+    labels = [label for label in sample.labels if rle_area(label.rle)]
     if len(labels) < 2:
         return
-    rles = [_as_bytes(label.rle) for label in labels]
-    ious = cast("Any", coco).iou(rles, rles, [0] * len(rles))
+    ious = rle_ious([label.rle for label in labels])
     pairs = cast("list[tuple[int, int]]", np.argwhere(np.triu(ious >= DUPLICATE, 1)).tolist())
     for a, b in pairs:
         one, other = labels[a], labels[b]
@@ -190,16 +189,3 @@ def _absent(dataset: Dataset) -> Iterator[Flaw]:
         lacking = [side for side in SIDES if category not in seen[side]]
         if lacking:
             yield Flaw("absent", f"{category} has no label on: {', '.join(lacking)}", "", None)
-
-
-def _area(rle: Rle) -> int:
-    return int(cast("Any", coco.area(_as_bytes(rle))))
-
-
-def _box(rle: Rle) -> tuple[float, float, float, float]:
-    x, y, width, height = (float(side) for side in cast("Any", coco.toBbox(_as_bytes(rle))))
-    return x, y, width, height
-
-
-def _as_bytes(rle: Rle) -> Any:
-    return {"size": rle["size"], "counts": rle["counts"].encode("ascii")}

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from clickmask.labels import AcceptedLabel
-from clickmask.pairing import SKEW, Made, Session, iou, marks, pair
+from clickmask.pairing import SKEW, Made, Session, marks, pair
+from clickmask.rles import rle_iou
 from clickmask.store import Preannotated, RememberedProposal, Store
 
 UNTOUCHED = 0.99  # IoU; the tool may have encoded the mask anew
@@ -106,8 +107,8 @@ def _accepted(made: Made, session: Session | None, proposal: str | None) -> Entr
     if proposal:
         last = next(each for each in step if each.id == proposal)
     else:
-        last = max(step, key=lambda each: iou(each.rle, made.rle))
-    last_iou = iou(last.rle, made.rle)
+        last = max(step, key=lambda each: rle_iou(each.rle, made.rle))
+    last_iou = rle_iou(last.rle, made.rle)
     # An outline in few points was less than the mask when it was shown.
     untouched = last_iou >= UNTOUCHED or (made.outlined and last_iou >= OUTLINED)
     return Entry(
@@ -115,7 +116,7 @@ def _accepted(made: Made, session: Session | None, proposal: str | None) -> Entr
         category,
         last.segmenter,
         at,
-        iou(session.first.rle, made.rle),
+        rle_iou(session.first.rle, made.rle),
         last_iou,
         _clicks(last),
         last.created_at - session.first.created_at,

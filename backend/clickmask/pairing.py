@@ -15,12 +15,10 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
-
-from pycocotools import mask as coco
 
 from clickmask.labels import AcceptedLabel, Geometry, Polygon
 from clickmask.masks import Rle
+from clickmask.rles import rle_iou, unite
 from clickmask.simplify import GRID
 from clickmask.store import Preannotated, RememberedProposal
 
@@ -155,7 +153,7 @@ def _answered(unnamed: Sequence[Made], found: Sequence[Session], taken: set[int]
         for place, made in enumerate(unnamed)
         for index, session in enumerate(found)
         if index not in taken and session.first.created_at <= made.label.accepted_at + SKEW
-        if (overlap := max(iou(each.rle, made.rle) for each in session.steps[-1])) >= SAME_OBJECT
+        if (overlap := max(rle_iou(each.rle, made.rle) for each in session.steps[-1])) >= SAME_OBJECT
     ]
     answered: dict[int, int] = {}
     for _, place, index in sorted(pairs):
@@ -192,7 +190,7 @@ def _objects(labels: Sequence[AcceptedLabel]) -> list[Made]:
     return [
         Made(
             own[0],
-            own[0].rle if len(own) == 1 else _union([label.rle for label in own]),
+            own[0].rle if len(own) == 1 else unite([label.rle for label in own]),
             all(_is_outline(label.geometry) for label in own),
         )
         for own in parts.values()
@@ -211,19 +209,3 @@ def _is_outline(geometry: Geometry) -> bool:
 
 def _is_on_grid(coordinate: float) -> bool:
     return abs(coordinate * GRID - round(coordinate * GRID)) < 1e-3
-
-
-def iou(one: Rle, other: Rle) -> float:
-    """0 for masks of different sizes, which are not of one picture."""
-    if one["size"] != other["size"]:
-        return 0.0
-    return float(cast("Any", coco).iou([_as_bytes(one)], [_as_bytes(other)], [0])[0, 0])
-
-
-def _union(rles: Sequence[Rle]) -> Rle:
-    merged = cast("Any", coco).merge([_as_bytes(rle) for rle in rles])
-    return {"size": list(rles[0]["size"]), "counts": merged["counts"].decode("ascii")}
-
-
-def _as_bytes(rle: Rle) -> Any:
-    return {"size": rle["size"], "counts": rle["counts"].encode("ascii")}

@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import orjson
-from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from typer import Option
 
@@ -26,6 +25,7 @@ from clickmask.datasets import Dataset, Sample
 from clickmask.errors import ExportFailed
 from clickmask.labels import AcceptedLabel, Brush, Ellipse, Geometry, Polygon, Rectangle, rectangle_corners
 from clickmask.masks import Rle, mask_to_polygons, ring_area, rle_to_mask
+from clickmask.rles import as_rle, rings_to_rle, rle_area, rle_box, rle_iou
 from clickmask.simplify import simplify_mask
 from clickmask.types import Ring
 from clickmask_adapters.exports import _folder, _pictures
@@ -125,7 +125,7 @@ def _labels(dataset: Dataset) -> Iterator[AcceptedLabel]:
     """Those that are written: an area of nothing is refused by many readers."""
     for sample in dataset.samples:
         for label in sample.labels:
-            if _area(label.rle):
+            if rle_area(label.rle):
                 yield label
 
 
@@ -133,12 +133,10 @@ def _written(label: AcceptedLabel, polygons: Polygons) -> _Written:
     rings = _rings(label, polygons)
     if rings:
         flat = [[float(value) for value in ring.ravel()] for ring in rings]
-        height, width = label.size
-        # the stubs know of one polygon only; pycocotools itself takes a list of them
-        raster = _as_text(masks.merge(cast("Any", masks.frPyObjects(cast("Any", flat), height, width))))
-        iou = float(cast("Any", masks).iou([_as_bytes(raster)], [_as_bytes(label.rle)], [0])[0, 0])
+        raster = rings_to_rle(flat, label.size)
+        iou = rle_iou(raster, label.rle)
         # A sliver may lie between the centres of all pixels that pycocotools asks for.
-        if _area(raster) and (iou == 1 or polygons != "exact"):
+        if rle_area(raster) and (iou == 1 or polygons != "exact"):
             return _Written(label, cast("Segmentation", flat), raster, iou)
     return _Written(label, {"size": list(label.size), "counts": label.rle["counts"]}, label.rle, 1.0)
 
@@ -213,8 +211,8 @@ def _annotation(each: _Written, number: int, image: int, category: int, for_cvat
         "image_id": image,
         "category_id": category,
         "segmentation": segmentation,
-        "area": float(_area(each.raster)),
-        "bbox": _box(each.raster),
+        "area": float(rle_area(each.raster)),
+        "bbox": rle_box(each.raster),
         "iscrowd": crowd,
         "attributes": {"region": "/".join((key.tool, key.project, key.task, key.annotation, key.region))},
     }
@@ -233,23 +231,14 @@ def _require_read_back(path: Path, dataset: Dataset, written: Sequence[_Written]
         annotation = cast("dict[str, Any]", read.anns[number])
         name = read.cats[annotation["category_id"]]["name"]
         place: str = dataset.samples[int(annotation["image_id"]) - 1].image
-        found = _as_text(read.annToRLE(cast("Any", annotation)))
-        same = masks.iou([_as_bytes(found)], [_as_bytes(each.raster)], [False])
+        found = as_rle(read.annToRLE(cast("Any", annotation)))
         if (
             (place, name) != (each.label.image, each.label.category)
-            or float(cast("Any", same)[0, 0]) != 1
-            or annotation["area"] != _area(found)
-            or annotation["bbox"] != _box(found)
+            or rle_iou(found, each.raster) != 1
+            or annotation["area"] != rle_area(found)
+            or annotation["bbox"] != rle_box(found)
         ):
             raise ExportFailed(f"annotation {number} of the export does not read back as it was meant")
-
-
-def _area(rle: Rle) -> int:
-    return int(cast("Any", masks.area(_as_bytes(rle))))
-
-
-def _box(rle: Rle) -> list[float]:
-    return [float(side) for side in cast("Any", masks.toBbox(_as_bytes(rle)))]
 
 
 def _runs(rle: Rle) -> list[int]:
@@ -258,14 +247,3 @@ def _runs(rle: Rle) -> list[int]:
     turns = np.flatnonzero(columns[1:] != columns[:-1]) + 1
     runs = np.diff(np.concatenate(([0], turns, [columns.size]))).tolist()
     return [0, *runs] if columns[0] else runs
-
-
-def _as_bytes(rle: Rle) -> Any:
-    return {"size": rle["size"], "counts": rle["counts"].encode("ascii")}
-
-
-def _as_text(encoded: Any) -> Rle:
-    """pycocotools gives `counts` as bytes, files have them as text."""
-    counts = encoded["counts"]
-    text = counts.decode("ascii") if isinstance(counts, bytes) else str(counts)
-    return Rle(size=[int(length) for length in encoded["size"]], counts=text)
