@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from threading import BoundedSemaphore
 from typing import Annotated, Any, TypeVar, cast
 
@@ -107,9 +108,8 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         if b'"TASKS_CREATED"' in body[:EVENT_HEAD] and len(body) <= LARGEST_PREPARED:
             prepare_soon(backend.prepare_created, body)
         if b'"START_TRAINING"' in body[:EVENT_HEAD]:
-            return json_answer(
-                {"status": "kept", "job": await shortly(backend.start_training, _parsed(body))}
-            )
+            job = await shortly(backend.start_training, _parsed(body))
+            return json_answer({"status": "kept", "job": job}, HTTPStatus.ACCEPTED)
         return json_answer({"status": "kept"})
 
     return routes
