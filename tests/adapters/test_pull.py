@@ -7,13 +7,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
 from clickmask.errors import InvalidRequest
 from clickmask.intake import Pulled
-from clickmask.labels import Submission
+from clickmask.labels import ProjectDescribed, Submission
 from clickmask.store import Store
 from clickmask_adapters import pulling
 from clickmask_adapters.cli import app
@@ -252,6 +253,17 @@ def test_without_an_address_nothing_is_pulled(home: Path, monkeypatch: pytest.Mo
 def test_what_is_no_event_is_refused(home: Path, event: bytes) -> None:
     with pytest.raises(InvalidRequest):
         label_studio_pulling.accepting(Settings()).changes(event)
+
+
+def test_an_event_that_is_read_again_says_nothing_of_its_project(
+    studio: LabelStudioStandin, home: Path
+) -> None:
+    """It may have waited for its image for hours, and the project has other labels since."""
+    studio.add_task(1)
+    event = orjson.dumps(studio.event("ANNOTATION_CREATED", studio.annotation(1, rectangle("r"))))
+    labels = label_studio_pulling.accepting(Settings())
+    assert [type(change) for change in labels.changes(event)] == [ProjectDescribed, Submission]
+    assert [type(change) for change in labels.changes(event, again=True)] == [Submission]
 
 
 def test_while_label_studio_is_out_of_order_nothing_is_gone(

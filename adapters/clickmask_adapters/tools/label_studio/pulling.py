@@ -9,7 +9,7 @@ import orjson
 
 from clickmask.errors import InvalidRequest, UnknownProject
 from clickmask.intake import Pulled
-from clickmask.labels import AnnotationDeleted, Change, Submission, TaskDeleted
+from clickmask.labels import AnnotationDeleted, Change, ProjectDescribed, Submission, TaskDeleted
 from clickmask.types import ImageRef
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.label_studio import accepted, label_config
@@ -37,14 +37,18 @@ class LabelStudioLabels:
         return self._client.url
 
     def changes(self, event: bytes, again: bool = False) -> Iterator[Change]:
-        """What the event means, `again` as before. Raises InvalidRequest for one that cannot be read."""
+        """What the event means. Raises InvalidRequest for one that cannot be read.
+
+        `again`: without what it says of its project, which was taken in before and may be old by now.
+        """
         try:
             parsed = orjson.loads(event)
         except orjson.JSONDecodeError as error:
             raise InvalidRequest("the event is not JSON") from error
         if not isinstance(parsed, Mapping):
             raise InvalidRequest("an event of Label Studio is a JSON object")
-        return accepted.changes(cast("Json", parsed))
+        found = accepted.changes(cast("Json", parsed))
+        return (each for each in found if not (again and isinstance(each, ProjectDescribed)))
 
     def locate(self, submission: Submission) -> ImageRef:
         return self._client.image_ref(int(submission.task), submission.address)
