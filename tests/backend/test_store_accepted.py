@@ -158,6 +158,14 @@ def test_a_new_ground_truth_takes_the_place_of_the_one_before(store: Store) -> N
     assert standing(store) == [("1", "2", "b")]
 
 
+def test_a_ground_truth_that_comes_late_is_the_one_before(store: Store) -> None:
+    accept(store, submitted(box(region="b"), annotation="2", at=2.0, ground_truth=True))
+    accept(store, submitted(box(region="a"), annotation="1", at=1.0, ground_truth=True))
+    assert standing(store) == [("1", "2", "b")]
+    accept(store, submitted(box(region="b"), annotation="2", at=3.0))
+    assert standing(store) == [("1", "2", "b")]
+
+
 def test_an_empty_annotation_that_is_newest_says_that_there_is_nothing(store: Store) -> None:
     accept(store, submitted(box(), annotation="1", at=1.0))
     accept(store, submitted(annotation="2", at=2.0), OTHER)

@@ -65,10 +65,16 @@ class Accepted:
                 this = _this(submission)
                 unwanted = connection.scalar(sa.select(annotations.c.revision).where(*this))
                 replace_set(connection, revision, unwanted)
+                others = _other_truths(submission)
+                late = sa.select(sa.literal(1)).where(
+                    *others, annotations.c.updated_at > submission.updated_at
+                )
+                if submission.ground_truth and connection.scalar(late.limit(1)):
+                    row["ground_truth"] = False
                 connection.execute(annotations.delete().where(*this))
                 connection.execute(annotations.insert(), row)
-                if submission.ground_truth:
-                    connection.execute(_other_truths(submission).values(ground_truth=False))
+                if row["ground_truth"]:
+                    connection.execute(annotations.update().where(*others).values(ground_truth=False))
         if unwanted:
             forget_sets(self._database, [unwanted])
         return is_news
@@ -189,14 +195,14 @@ def _this(submission: Submission) -> tuple[Condition, Condition, Condition]:
     )
 
 
-def _other_truths(submission: Submission) -> sa.Update:
-    """A task has one ground truth. Label Studio takes it from the one before without an event (1.23.2)."""
-    return annotations.update().where(
+def _other_truths(submission: Submission) -> tuple[Condition, ...]:
+    """A task has one ground truth, the newest: Label Studio takes it from the one before without an event
+    (1.23.2)."""
+    return (
         annotations.c.tool == submission.tool,
         annotations.c.task == submission.task,
         annotations.c.item == submission.item,
         annotations.c.annotation != submission.annotation,
-        annotations.c.updated_at < submission.updated_at,
         annotations.c.ground_truth.is_(True),
     )
 
