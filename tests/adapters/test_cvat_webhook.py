@@ -67,6 +67,16 @@ def http(workbench: Workbench, request: pytest.FixtureRequest) -> Iterator[TestC
 # --- deliveries
 
 
+def test_a_delivery_is_not_answered_with_success_before_it_is_on_the_disk(
+    http: TestClient, inbox: Inbox
+) -> None:
+    """CVAT delivers it again, then."""
+    inbox._writer.execute("CREATE TRIGGER full BEFORE INSERT ON events BEGIN SELECT RAISE(FAIL, 'full'); END")
+    body = json.dumps(delivery(next(name for name in DELIVERIES if name != "ping"))).encode()
+    assert http.post(webhook.PATH, content=body, headers=signed(body)).status_code == 503
+    assert inbox.count() == 0
+
+
 @pytest.mark.parametrize("name", [name for name in DELIVERIES if name != "ping"])
 def test_a_signed_delivery_is_in_the_inbox_when_it_is_answered(
     http: TestClient, inbox: Inbox, name: str

@@ -383,6 +383,16 @@ def test_a_recorded_event_is_kept_as_it_came(name: str, http: TestClient, inbox:
     assert inbox.count() == before + 1
 
 
+def test_an_event_is_not_answered_with_success_before_it_is_on_the_disk(
+    http: TestClient, inbox: Inbox
+) -> None:
+    inbox._writer.execute("CREATE TRIGGER full BEFORE INSERT ON events BEGIN SELECT RAISE(FAIL, 'full'); END")
+    answer = http.post("/webhook", json=recorded("13"))
+    assert answer.status_code == 503
+    assert "could not be kept" in answer.json()["error"]
+    assert inbox.count() == 0
+
+
 def test_an_event_that_is_no_object_is_refused(http: TestClient, inbox: Inbox) -> None:
     assert http.post("/webhook", content=b"").status_code == 400
     assert http.post("/webhook", json=[1]).status_code == 400
