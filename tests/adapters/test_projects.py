@@ -10,13 +10,15 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
+from accepting import box, submitted
 from clickmask.errors import OriginRefused
 from clickmask.fetch import Fetcher
-from clickmask.image_source import ImageSource
+from clickmask.image_source import ImageIdentity, ImageSource
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_app
 from clickmask_adapters.settings import Settings
 from label_studio_standin import TOKEN, LabelStudioStandin, label_studio_standin, rectangle
+from pictures import SIZE
 from waiting import until
 
 
@@ -161,4 +163,12 @@ def test_a_server_of_another_label_studio_does_not_start(
     tell(client, studio.event("ANNOTATION_CREATED", studio.annotation(7)))
     elsewhere = settings.model_copy(update={"label_studio_url": "http://elsewhere"})
     with pytest.raises(OriginRefused, match="not of http://elsewhere"):
+        create_app(elsewhere, workbench)
+
+
+def test_a_server_of_another_cvat_does_not_start(settings: Settings, workbench: Workbench) -> None:
+    workbench.store.require_origin("cvat", "http://first")
+    workbench.store.accept(submitted(box(), tool="cvat"), ImageIdentity("d" * 64, SIZE), [])
+    elsewhere = settings.model_copy(update={"cvat_url": "http://elsewhere"})
+    with pytest.raises(OriginRefused, match="the labels of http://first, not of http://elsewhere"):
         create_app(elsewhere, workbench)
