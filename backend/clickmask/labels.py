@@ -92,6 +92,7 @@ class Submission:
     updated_at: float  # seconds since 1970, by the tool's clock
     author: str = ""
     item: int = 0  # which of the task's images: Label Studio's item_index, CVAT's frame
+    items: int | None = None  # how many the annotation is on, all saved at once; None: the tool has others
     ground_truth: bool = False
     skipped: bool = False  # no labels, whatever the regions are
 

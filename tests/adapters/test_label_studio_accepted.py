@@ -262,6 +262,7 @@ def test_each_image_of_a_task_is_a_submission_of_its_own() -> None:
         (1, "two.png", ["second"], SIZE),
         (2, "m.png", ["map"], SIZE),
     ]
+    assert {each.items for each in found} == {3}
 
 
 @pytest.mark.parametrize(

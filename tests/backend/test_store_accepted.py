@@ -200,44 +200,64 @@ def test_an_image_is_known_by_the_address_that_its_task_had(store: Store) -> Non
     assert store.known_image(submitted(item=1)) is None
 
 
-Happening = Submission | AnnotationDeleted | TaskDeleted
+def test_an_image_that_an_annotation_is_on_no_more_is_withdrawn_for_good(store: Store) -> None:
+    """Of two images of a task, one was taken out of it, or out of its project's labeling interface."""
+    both = [submitted(box(region=f"on {item}"), item=item, items=2, at=1.0) for item in (0, 1)]
+    for each in both:
+        accept(store, each)
+    accept(store, submitted(box(region="alone"), items=1, at=2.0))
+    assert standing(store) == [("1", "1", "alone")]
+    assert not any(accept(store, each) for each in both)  # they come late, and again
+    assert standing(store) == [("1", "1", "alone")]
+    assert rows_of(store) == (1, 0)
+
+
+Save = tuple[Submission, ...]  # of an annotation: one of each of its images
+Happening = Save | AnnotationDeleted | TaskDeleted
 
 
 def happen(store: Store, happenings: Sequence[Happening]) -> None:
     for happening in happenings:
-        if isinstance(happening, Submission):
-            accept(store, happening)
+        if isinstance(happening, tuple):
+            for submission in happening:
+                accept(store, submission)
         else:
             store.delete(happening)
 
 
-submissions = st.builds(
-    lambda annotation, at, skipped: submitted(
-        box(region=f"{annotation} at {at}"),
-        annotation=annotation,
-        task=annotation[0],
-        at=float(at),
-        skipped=skipped and at % 3 == 0,
+saves = st.builds(
+    lambda annotation, at, skipped, items: tuple(
+        submitted(
+            box(region=f"{annotation} at {at}"),
+            annotation=annotation,
+            task=annotation[0],
+            at=float(at),
+            skipped=skipped and at % 3 == 0,
+            item=item,
+            items=items,
+        )
+        for item in range(items)
     ),
     st.sampled_from(["1a", "1b", "2a"]),
     st.integers(1, 9),
     st.booleans(),
+    st.integers(1, 2),
 )
 deletions = st.sampled_from([AnnotationDeleted(TOOL, "1a"), TaskDeleted(TOOL, "2")])
 
 
 def consistent(happenings: Sequence[Happening]) -> list[Happening]:
-    """Without two submissions of one annotation at one time that say different things: no tool sends them."""
+    """Without two saves of one annotation at one time that say different things: no tool sends them."""
     told: dict[tuple[str, float], Happening] = {}
     return [
-        told.setdefault((each.annotation, each.updated_at), each) if isinstance(each, Submission) else each
+        told.setdefault((each[0].annotation, each[0].updated_at), each) if isinstance(each, tuple) else each
         for each in happenings
     ]
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    happenings=st.lists(submissions | deletions, max_size=9).map(consistent),
+    happenings=st.lists(saves | deletions, max_size=9).map(consistent),
     random=st.randoms(use_true_random=False),
 )
 def test_the_order_of_arrival_and_repetitions_do_not_matter(

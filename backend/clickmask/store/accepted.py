@@ -60,10 +60,10 @@ class Accepted:
         row = _annotation_row(submission, image, revision)
         with self._database.writing() as connection:
             is_news = _is_news(connection, submission)
-            unwanted: str | None = revision
+            unwanted = [revision]
             if is_news:
-                this = _this(submission)
-                unwanted = connection.scalar(sa.select(annotations.c.revision).where(*this))
+                replaced = _replaced(submission)
+                unwanted = list(connection.scalars(sa.select(annotations.c.revision).where(*replaced)))
                 replace_set(connection, revision, unwanted)
                 others = _other_truths(submission)
                 late = sa.select(sa.literal(1)).where(
@@ -71,12 +71,12 @@ class Accepted:
                 )
                 if submission.ground_truth and connection.scalar(late.limit(1)):
                     row["ground_truth"] = False
-                connection.execute(annotations.delete().where(*this))
+                connection.execute(annotations.delete().where(*replaced))
                 connection.execute(annotations.insert(), row)
                 if row["ground_truth"]:
                     connection.execute(annotations.update().where(*others).values(ground_truth=False))
         if unwanted:
-            forget_sets(self._database, [unwanted])
+            forget_sets(self._database, unwanted)
         return is_news
 
     def delete(self, deleted: Deleted) -> None:
@@ -183,16 +183,30 @@ def _is_news(connection: sa.Connection, submission: Submission) -> bool:
     )
     if connection.scalar(buried):
         return False
-    known = connection.scalar(sa.select(annotations.c.updated_at).where(*_this(submission)))
-    return known is None or submission.updated_at > known
-
-
-def _this(submission: Submission) -> tuple[Condition, Condition, Condition]:
-    return (
-        annotations.c.tool == submission.tool,
-        annotations.c.annotation == submission.annotation,
-        annotations.c.item == submission.item,
+    known = connection.scalar(
+        sa.select(annotations.c.updated_at).where(
+            *_annotation(submission), annotations.c.item == submission.item
+        )
     )
+    if known is not None or submission.items is None:
+        return known is None or submission.updated_at > known
+    # It was saved without this image since.
+    newest = connection.scalar(
+        sa.select(sa.func.max(annotations.c.updated_at)).where(*_annotation(submission))
+    )
+    return newest is None or submission.updated_at >= newest
+
+
+def _annotation(submission: Submission) -> tuple[Condition, ...]:
+    return annotations.c.tool == submission.tool, annotations.c.annotation == submission.annotation
+
+
+def _replaced(submission: Submission) -> tuple[Condition, ...]:
+    """What was said of its image before, and of images that the annotation is on no more."""
+    this = annotations.c.item == submission.item
+    if submission.items is not None:
+        this = sa.or_(this, annotations.c.item >= submission.items)
+    return *_annotation(submission), this
 
 
 def _other_truths(submission: Submission) -> tuple[Condition, ...]:

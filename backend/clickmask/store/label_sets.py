@@ -50,16 +50,15 @@ def write_rows(database: Database, name: str, table: sa.Table, rows: Sequence[di
             connection.execute(table.insert(), some)
 
 
-def replace_set(connection: sa.Connection, stands: str, replaced: str | None) -> None:
-    """Note, in the transaction that does so, that one set stands now and another one no more.
+def replace_set(connection: sa.Connection, stands: str, replaced: Sequence[str] = ()) -> None:
+    """Note, in the transaction that does so, that one set stands now and others no more.
 
     Raises StoreUnavailable where `stands` was taken for what a killed process left: by a clock that jumped.
     """
     finished = connection.execute(unfinished.delete().where(unfinished.c.revision == stands))
     if not finished.rowcount:
         raise StoreUnavailable("the labels took too long to be written; they will be written again")
-    if replaced:
-        _note(connection, [replaced])
+    drop_sets(connection, replaced)
 
 
 def drop_sets(connection: sa.Connection, revisions: Sequence[str]) -> None:

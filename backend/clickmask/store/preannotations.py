@@ -66,7 +66,7 @@ class Preannotations:
             rows = [{**common, "id": batch, "label": "", "score": 0.0, "counts": nothing}]
         write_rows(self._database, batch, preannotated, rows)
         with self._database.writing() as connection:
-            replace_set(connection, batch, None)
+            replace_set(connection, batch)
             newest = connection.scalar(sa.select(sa.func.max(preannotated.c.number))) or 0
         remove_rows(self._database, preannotated, preannotated.c.number <= newest - self._kept_preannotated)
 

@@ -116,6 +116,7 @@ def submissions(annotation: Json, task: Json, config: LabelConfig) -> list[Submi
             updated_at=_timestamp(annotation.get("updated_at")),
             author=_author(annotation.get("completed_by")),
             item=item,
+            items=len(images),
             ground_truth=annotation.get("ground_truth") is True,
             skipped=annotation.get("was_cancelled") is True,
         )
