@@ -59,6 +59,6 @@ def _differing(one: Bytes, other: Bytes) -> Indices:
     whole = len(one) // 8 * 8
     ones, others = one[:whole].view(np.uint64), other[:whole].view(np.uint64)
     words = np.flatnonzero(ones != others)
-    places = np.flatnonzero((ones[words] ^ others[words]).view(np.uint8))
+    places = np.flatnonzero((ones[words] ^ others[words]).view(np.uint8) != 0)  # faster than of numbers
     rest = np.flatnonzero(one[whole:] != other[whole:]) + whole
     return np.append(8 * words[places >> 3] + (places & 7), rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import cv2
@@ -12,6 +13,7 @@ from clickmask.types import Mask, Size
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
+Batch = tuple[Indices, Indices, Indices, Indices]
 
 CELLS_AT_ONCE = 2048  # what is computed of them stays in the cache, and in memory that is warm
 
@@ -52,10 +54,7 @@ def logits_to_mask(logits: Floats, side: int, resized: Size, size: Size) -> Mask
     down, across = down.counted_from(top), across.counted_from(left)
     everywhere, cells = _decided(positive[box])
     mask = _enlarged(everywhere, down, across, size)
-    part = mask[down.first : down.first + len(down.low), across.first : across.first + len(across.low)]
-    edge = np.ascontiguousarray(inside[box])
-    for start in range(0, len(cells), CELLS_AT_ONCE):
-        _interpolate(edge, cells[start : start + CELLS_AT_ONCE], down, across, part)
+    _interpolate(np.ascontiguousarray(inside[box]), cells, down, across, mask)
     return mask
 
 
@@ -75,10 +74,13 @@ def _taps(source: int, target: int, positive: Indices) -> Taps:
 
 def _decided(positive: Mask) -> tuple[Mask, Indices]:
     """Of the cells between each pixel and its next ones: which are positive at all corners, and the flat
-    places of those that have corners of both signs."""
-    pairs = positive & _next(positive, 0), positive | _next(positive, 0)
-    everywhere, somewhere = pairs[0] & _next(pairs[0], 1), pairs[1] | _next(pairs[1], 1)
-    return everywhere, np.flatnonzero(somewhere & ~everywhere)
+    places of those that have corners of both signs. Beyond the edge there is the edge again."""
+    pixels, corners = positive.view(np.uint8), np.ones((2, 2), np.uint8)
+    everywhere, somewhere = (
+        np.asarray(over_corners(pixels, corners, anchor=(0, 0), borderType=cv2.BORDER_REPLICATE))
+        for over_corners in (cv2.erode, cv2.dilate)
+    )
+    return everywhere.view(np.bool_), np.flatnonzero(everywhere != somewhere)
 
 
 def _enlarged(everywhere: Mask, down: Taps, across: Taps, size: Size) -> Mask:
@@ -94,36 +96,35 @@ def _enlarged(everywhere: Mask, down: Taps, across: Taps, size: Size) -> Mask:
 
 
 def _interpolate(source: Floats, cells: Indices, down: Taps, across: Taps, mask: Mask) -> None:
-    """Fill the pixels of `cells` in `mask`, which has a row for each of `down` and a column for each of
-    `across`.
-
-    First along the rows above and below each cell, then between the two.
-    """
+    """Fill the pixels of `cells` in `mask`, first along the rows above and below each cell, then between
+    the two."""
     height, width = source.shape
-    row, column = cells // width, cells % width
-    cell, x = _between(column, across.low, width)
-    flat = source.ravel()
-    above, below = row * width, np.minimum(row + 1, height - 1) * width
-    left, right = column, np.minimum(column + 1, width - 1)
-    share = across.weight[x]
-    upper = flat[above + left][cell] * (1 - share) + flat[above + right][cell] * share
-    lower = flat[below + left][cell] * (1 - share) + flat[below + right][cell] * share
-    pair, y = _between(row[cell], down.low, height)
-    share = down.weight[y]
-    mask[y, x[pair]] = upper[pair] * (1 - share) + lower[pair] * share > 0
+    flat, answer = source.ravel(), mask.ravel()
+    for row, column, y, x in _alike(cells, down.low, across.low, (height, width)):
+        above, below = row * width, np.minimum(row + 1, height - 1) * width
+        left, right = column, np.minimum(column + 1, width - 1)
+        share = across.weight[x]  # (l, n)
+        upper = flat[above + left] * (1 - share) + flat[above + right] * share
+        lower = flat[below + left] * (1 - share) + flat[below + right] * share
+        share = down.weight[y][:, None]  # (k, 1, n)
+        at = ((down.first + y) * mask.shape[1])[:, None] + (across.first + x)  # (k, l, n)
+        answer[at] = upper * (1 - share) + lower * share > 0
 
 
-def _next(positive: Mask, axis: int) -> Mask:
-    """What each pixel's neighbour to the right or below is; beyond the edge, the edge again."""
-    last = positive[-1:] if axis == 0 else positive[:, -1:]
-    return np.concatenate((positive[1:] if axis == 0 else positive[:, 1:], last), axis=axis)
-
-
-def _between(starts: Indices, low: Indices, length: int) -> tuple[Indices, Indices]:
-    """For every pixel whose lower tap, of `length`, is one of `starts`: the index into `starts`, and the
-    pixel."""
-    edges = np.searchsorted(low, np.arange(length + 1))
-    first = edges[starts]
-    count = edges[starts + 1] - first
-    which = np.repeat(np.arange(len(starts)), count)
-    return which, np.arange(len(which)) - (np.cumsum(count) - count - first)[which]
+def _alike(cells: Indices, down: Indices, across: Indices, shape: Size) -> Iterator[Batch]:
+    """`cells` of a source of `shape`, those together that hold as many pixels: row and column of each
+    (n,), and its pixels' rows (k, n) and columns (l, n), whose lower taps are `down` and `across`."""
+    tops, lefts = (
+        np.searchsorted(low, np.arange(length + 1)) for low, length in zip((down, across), shape, strict=True)
+    )
+    row, column = cells // shape[1], cells % shape[1]
+    heights, widths = np.diff(tops)[row], np.diff(lefts)[column]
+    base = int(widths.max(initial=0)) + 1
+    kinds = heights * base + widths
+    for kind in np.flatnonzero(np.bincount(kinds)):
+        alike, (high, wide) = np.flatnonzero(kinds == kind), divmod(int(kind), base)
+        for start in range(0, len(alike), CELLS_AT_ONCE):
+            some = alike[start : start + CELLS_AT_ONCE]
+            y = tops[row[some]] + np.arange(high)[:, None]
+            x = lefts[column[some]] + np.arange(wide)[:, None]
+            yield row[some], column[some], y, x
