@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from clickmask.store import Store
 from clickmask_adapters.cli import app
+from clickmask_adapters.tools.cvat.client import CvatClient
 from cvat_server import TOKEN, CvatServer, picture
 from served import serving
 from waiting import until
@@ -25,6 +27,7 @@ def labels(url: str) -> list[dict[str, Any]]:
 
 def test_a_click_and_an_accepted_job_go_all_the_way(cvat: CvatServer, tmp_path: Path) -> None:
     environment = {"CVAT_URL": cvat.url, "CVAT_ACCESS_TOKEN": TOKEN, "CVAT_WEBHOOK_SECRET": SECRET}
+    cvat._now = datetime.now(UTC)  # what was accepted long before a click did not come of it
     cvat.add_job(3, frames=[picture(), picture(80)])
     with serving(tmp_path / "home", **environment) as server:
         cvat.nuclio = server.url
@@ -48,13 +51,23 @@ def test_a_click_and_an_accepted_job_go_all_the_way(cvat: CvatServer, tmp_path: 
         cvat.draw(3, "ellipse", [40, 30, 50, 25], frame=1)
         cvat.save(3)
         until(lambda: len(labels(server.url)) == 2)
+
+        clicked = {"job": 3, "frame": 1, "pos_points": [[40, 30]], "neg_points": [], "obj_bbox": []}
+        answer = CvatClient(cvat.url, f"Bearer {TOKEN}").interact("clickmask-threshold", clicked)
+        cvat.draw(3, "mask", answer["shapes"][0]["points"], frame=1)
+        cvat.save(3)
+        until(lambda: len(labels(server.url)) == 3)
+        # CVAT names neither task nor user with a click: what it came to is known by its overlap alone.
+        assist = requests.get(f"{server.url}/v1/projects/cvat/1/assist", timeout=10).json()
+        by_name = {row["name"]: row for row in assist["segmenter"]}
+        assert by_name["threshold"]["untouched"] == 1, assist
         server.stop(signal.SIGKILL)
         assert "Traceback" not in server.output
         assert SECRET not in server.output
         assert TOKEN not in server.output
     with serving(tmp_path / "home", **environment) as server:
         kept = labels(server.url)
-        assert len(kept) == 2
+        assert len(kept) == 3
 
     elsewhere = {**environment, "CLICKMASK_HOME": str(tmp_path / "another home")}
     pulled = CliRunner().invoke(app, ["pull", "cvat", "1"], env=elsewhere)
