@@ -67,16 +67,16 @@ def create_app(settings: Settings, workbench: Workbench | None = None) -> FastAP
         lifespan=lifespan,
     )
     failures.install(app, recent)
+    signed: set[str] = set()  # the tools first: requests are matched with one route after the other
+    for name in plugins.names(tools):
+        tool = plugins.load(tools, name)
+        app.include_router(tool.router(workbench, settings))
+        signed.update(getattr(tool, "signed_paths", ()))
     app.include_router(api.router(workbench, settings, recent))
     app.include_router(projects.router(workbench, settings))
     kept = create_kept_images(settings, workbench.store)
     app.include_router(exporting.router(workbench, settings, kept))
     app.include_router(training.router(workbench, create_models(settings)))
-    signed: set[str] = set()
-    for name in plugins.names(tools):
-        tool = plugins.load(tools, name)
-        app.include_router(tool.router(workbench, settings))
-        signed.update(getattr(tool, "signed_paths", ()))
     app.include_router(web.router(workbench, settings))
     app.add_middleware(Gate, settings=settings, recent=recent, signed_paths=signed)
     return app

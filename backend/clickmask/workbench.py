@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from clickmask.catalogue import AnnotatorCatalogue, AnnotatorStatus, Catalogue, SegmenterStatus
@@ -35,6 +36,8 @@ from clickmask.training.supervisor import Trainings
 from clickmask.types import Embedding, ImageRef, Mask, Prediction, Prompt, Segmenter
 
 log = logging.getLogger(__name__)
+
+BELIEVED = 10.0  # seconds: each click asks for its project's segmenter, and the database takes a millisecond
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +77,8 @@ class Workbench:
         self._reader: InboxReader | None = None
         self._trainings: Trainings | None = None
         self._refinement = Refinement()
+        self._projects_set = 0
+        self._segmenter_of = lru_cache(1000)(self._read_segmenter)
         self._max_points = max_points
         self._preparations = threading.BoundedSemaphore(max_preparations)
         self._annotations = threading.BoundedSemaphore(max_annotations)
@@ -205,9 +210,11 @@ class Workbench:
             self._catalogue.require(segmenter)
         if segmenter != self.store.project_segmenter(tool, project):
             self.store.set_project_segmenter(tool, project, segmenter)
+        self._projects_set += 1
 
     def project_segmenter(self, tool: str, project: str) -> str | None:
-        return self.store.project_segmenter(tool, project)
+        """What `set_project` was last told; another process's is known BELIEVED seconds later at most."""
+        return self._segmenter_of(tool, project, self._projects_set, time.monotonic() // BELIEVED)
 
     def cache_status(self) -> CacheStatus:
         return self._cache.status()
@@ -257,6 +264,9 @@ class Workbench:
         self._cache.close()
         self.store.close()
         self.inbox.close()
+
+    def _read_segmenter(self, tool: str, project: str, projects_set: int, moment: float) -> str | None:
+        return self.store.project_segmenter(tool, project)
 
     def _embedding(
         self, segmenter: Segmenter[Any], ref: ImageRef, identity: ImageIdentity, priority: int = CLICK
