@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Return as soon as `condition` holds; fail if it never does. It is asked ever less often."""
     deadline, pause = time.monotonic() + seconds, 0.002
     while not condition():
