@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -391,3 +392,61 @@ def test_a_deleted_task_leaves_nothing(
     assert store.labels("cvat", "1") == []
     again = CvatLabels(CvatClient(cvat.url, f"Bearer {TOKEN}"))
     assert take(intake, again, event) == [False, False]
+
+
+def held(cvat: CvatServer) -> set[tuple[str, str]]:
+    """Job and shape of all that CVAT holds as accepted."""
+    accepted = [number for number, job in cvat.jobs.items() if job["state"] == "completed"]
+    return {(str(job), str(shape["id"])) for job in accepted for shape in cvat.annotations[job]["shapes"]}
+
+
+def happen(cvat: CvatServer, rng: random.Random) -> dict[str, Any]:
+    """What somebody does in CVAT, and the event of it."""
+    job = rng.choice(list(cvat.jobs))
+    shapes = cvat.annotations[job]["shapes"]
+    match rng.randrange(12):
+        case 0 | 1 | 2 | 3:
+            cvat.draw(job, "rectangle", [10, 10, 30, 20], frame=rng.randrange(2))
+            return cvat.save(job)
+        case 4 | 5 if shapes:
+            shapes.remove(rng.choice(shapes))
+            return cvat.save(job)
+        case 6:
+            return cvat.update_job(job, state="rejected", stage="annotation")
+        case 7 if len(cvat.jobs) > 1:
+            del cvat.jobs[job], cvat.tasks[10 * job]
+            return {"event": "delete:task", "task": {"id": 10 * job}}
+        case _:
+            return cvat.complete(job)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_order_events_arrive_in_what_cvat_holds_is_what_is_stored(
+    cvat: CvatServer, labels: CvatLabels, intake: Intake, store: Store, seed: int
+) -> None:
+    """Late, twice and out of order; some never, so that a pull has to find them; with restarts in between."""
+    rng = random.Random(seed)
+    for number in (1, 2, 3):
+        cvat.add_job(number, frames=[picture(), picture(80)])
+    under_way: list[dict[str, Any]] = []
+    for _ in range(40):
+        under_way.append(happen(cvat, rng))
+        rng.shuffle(under_way)
+        for _ in range(rng.randrange(3)):
+            if under_way:
+                event = under_way[-1] if rng.random() < 0.3 else under_way.pop()
+                take(intake, labels, event)
+        if rng.random() < 0.2:
+            labels = CvatLabels(CvatClient(cvat.url, f"Bearer {TOKEN}"))
+    last = rng.choice(list(cvat.jobs))
+    cvat.draw(last, "rectangle", [10, 10, 30, 20])
+    under_way.append(cvat.complete(last))
+    for event in rng.sample(under_way, len(under_way) // 2):
+        take(intake, labels, event)
+    assert [done.left_out for done in pulling.pull("cvat", labels, "1", store, intake)][-1] == ()
+    standing = store.labels("cvat", "1", all_annotations=True)
+    assert {(label.key.annotation, label.key.region) for label in standing} == held(cvat)
+    for event in under_way:  # and those that come after all
+        take(intake, labels, event)
+    standing = store.labels("cvat", "1", all_annotations=True)
+    assert {(label.key.annotation, label.key.region) for label in standing} == held(cvat) != set()
