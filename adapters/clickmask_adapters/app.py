@@ -30,7 +30,7 @@ from clickmask.weights import WeightsFolder
 from clickmask.workbench import Workbench
 from clickmask_adapters import api, exporting, failures, projects, tools, training, web
 from clickmask_adapters.auth import Gate
-from clickmask_adapters.memory import share_arenas
+from clickmask_adapters.memory import keep_memory_warm
 from clickmask_adapters.settings import Settings
 
 COMPUTE_THREADS = 16
@@ -84,7 +84,7 @@ def create_app(settings: Settings, workbench: Workbench | None = None) -> FastAP
 
 def create_workbench(settings: Settings) -> Workbench:
     """The tool-agnostic core. Raises UnknownSegmenter or SegmenterNotReady if the default cannot run."""
-    share_arenas()
+    keep_memory_warm()
     cv2.setNumThreads(1)  # requests run side by side; OpenCV's own threads would only fight them
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     weights = create_weights(settings)

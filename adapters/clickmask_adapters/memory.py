@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ctypes
 
-_ARENA_MAX = -8  # M_ARENA_MAX of glibc's malloc.h
-ARENAS = 2
+# Of glibc's malloc.h. Otherwise each thread gets an arena of its own, and the arrays that one has
+# freed are cold for all the others; and what is large goes back to the system as soon as it is free.
+_OPTIONS = {
+    -8: 2,  # M_ARENA_MAX
+    -3: 32 * 2**20,  # M_MMAP_THRESHOLD, in bytes: the most that glibc takes; a mask of 12 Mpx is kept
+    -1: 64 * 2**20,  # M_TRIM_THRESHOLD, in bytes that are free at the end of a heap
+}
 
 
-def share_arenas() -> bool:
-    """Have all threads take memory from two arenas, and say whether that could be had; call it early.
+def keep_memory_warm() -> bool:
+    """Have all threads share what they free, and say whether that could be had; call it early.
 
-    Otherwise glibc gives each thread one of its own, and the arrays that one has freed are cold for
-    all the others: of a click on 12 Mpx, answered by any of 16 threads, a third was page faults.
+    Of a click on 12 Mpx, answered by any of 16 threads, a third was page faults.
     """
     try:
-        return ctypes.CDLL(None).mallopt(_ARENA_MAX, ARENAS) == 1
+        return all(ctypes.CDLL(None).mallopt(option, value) == 1 for option, value in _OPTIONS.items())
     except (AttributeError, OSError, TypeError):  # not glibc: macOS, musl, Windows
         return False

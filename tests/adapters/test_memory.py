@@ -5,14 +5,14 @@ import platform
 
 import pytest
 
-from clickmask_adapters.memory import share_arenas
+from clickmask_adapters.memory import keep_memory_warm
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has arenas")
 def test_threads_share_memory_where_glibc_hands_it_out() -> None:
-    assert share_arenas()
+    assert keep_memory_warm()
 
 
 def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    assert not share_arenas()
+    assert not keep_memory_warm()
