@@ -7,7 +7,7 @@ import ctypes
 # Of glibc's malloc.h. Otherwise each thread gets an arena of its own, and the arrays that one has
 # freed are cold for all the others; and what is large goes back to the system as soon as it is free.
 # All arenas but the first give back heaps of 64 MiB as well: with two, a click on 12 Mpx had 1,100
-# page faults and took 28 ms beside its mask decoder; with one it has none, and takes 24.
+# page faults and took 28 ms beside its mask decoder; with one mostly none, and 23 to 26 ms.
 _OPTIONS = {
     -8: 1,  # M_ARENA_MAX
     -3: 32 * 2**20,  # M_MMAP_THRESHOLD, in bytes: the most that glibc takes; a mask of 12 Mpx is kept
