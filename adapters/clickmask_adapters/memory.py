@@ -1,8 +1,9 @@
-"""How the C library hands out memory to the threads of this process."""
+"""How this process keeps its memory, so that no click waits for it."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 
 # Of glibc's malloc.h. Otherwise each thread gets an arena of its own, and the arrays that one has
 # freed are cold for all the others; and what is large goes back to the system as soon as it is free.
@@ -24,3 +25,13 @@ def keep_memory_warm() -> bool:
         return all(ctypes.CDLL(None).mallopt(option, value) == 1 for option, value in _OPTIONS.items())
     except (AttributeError, OSError, TypeError):  # not glibc: macOS, musl, Windows
         return False
+
+
+def spare_what_is_loaded() -> None:
+    """Have Python's garbage collector look no more at what is there by now; call it when all is loaded.
+
+    Modules, routes and models live as long as the process. Each full collection went through these
+    140,000 objects, for 70 to 90 ms, while every thread waited.
+    """
+    gc.collect()
+    gc.freeze()

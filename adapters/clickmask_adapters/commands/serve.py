@@ -13,6 +13,7 @@ import uvicorn
 from clickmask.errors import ClickmaskError
 from clickmask_adapters.app import create_app
 from clickmask_adapters.console import console
+from clickmask_adapters.memory import spare_what_is_loaded
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.slow_clients import Impatient
 
@@ -22,6 +23,7 @@ class AnnouncingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        spare_what_is_loaded()
         for server in getattr(self, "servers", []):
             for bound in server.sockets:
                 host, port = bound.getsockname()[:2]
