@@ -34,6 +34,14 @@ class CocoPicture:
         return [(category, rle_to_mask(rle)) for category, rle in self.objects]
 
 
+def to_train_and_new(folder: Path) -> tuple[list[CocoPicture], list[CocoPicture]]:
+    """Those of the annotation file with `train` in its name, and of the one with `val`."""
+    train, val = (
+        next(each.name for each in sorted(folder.glob(f"*{kind}*.json"))) for kind in ("train", "val")
+    )
+    return read_pictures(folder, train), read_pictures(folder, val)
+
+
 def read_pictures(folder: Path, file: str) -> list[CocoPicture]:
     """The pictures of one annotation file, by their names, and what pycocotools makes of its outlines."""
     content = json.loads((folder / file).read_bytes())

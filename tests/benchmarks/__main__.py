@@ -39,6 +39,8 @@ def main() -> None:
 def measure(name: str) -> None:
     module = importlib.import_module(f"benchmarks.bench_{name}")
     found = module.main()
+    if found is None:
+        return
     section = found if isinstance(found, Section) else Section(found)
     kept = {
         "title": (module.__doc__ or name).splitlines()[0],

@@ -32,7 +32,7 @@ from clickmask.training.fit import Plan
 from clickmask.training.networks import unet
 from clickmask.training.serving import Labeller, ProjectModels, open_labeller
 from clickmask.training.train import export, train
-from coco_projects import CocoPicture, accept_pictures, read_pictures
+from coco_projects import CocoPicture, accept_pictures, to_train_and_new
 from drawn_projects import drawn_picture
 from labelled import PROJECT, TOOL, png
 from served import Server, serving
@@ -58,9 +58,7 @@ def pictures() -> tuple[str, list[CocoPicture], list[CocoPicture]]:
             [drawn(seed) for seed in range(64)],
             [drawn(seed) for seed in range(100, 120)],
         )
-    folder = Path(FOLDER)
-    train, val = (next(each.name for each in folder.glob(f"*{kind}*.json")) for kind in ("train", "val"))
-    return folder.name, read_pictures(folder, train), read_pictures(folder, val)
+    return Path(FOLDER).name, *to_train_and_new(Path(FOLDER))
 
 
 def measured(labeller: Labeller, new: Sequence[CocoPicture], categories: Sequence[str]) -> float:
