@@ -170,6 +170,20 @@ def test_without_anything_to_validate_on_the_last_weights_are_kept(tmp_path: Pat
     assert odd.step == 11, "the steps after the last validation count too"
 
 
+def test_every_other_step_sees_one_wide_crop(tmp_path: Path) -> None:
+    network, seen = small_network(), list[tuple[int, ...]]()
+
+    def note(_: nn.Module, arguments: tuple[torch.Tensor]) -> None:
+        if network.training:
+            seen.append(tuple(arguments[0].shape))
+
+    plan = replace(PLAN, steps=4, wide=48)
+    run = Fit(network, 4, TRAINING, [], 3, plan, tmp_path / "a.pt")
+    network.register_forward_pre_hook(note)
+    run.run()
+    assert seen == 2 * [(2, 3, 32, 32), (1, 3, 48, 48)]
+
+
 def test_no_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no image to train on"):
         Fit(small_network(), 4, [], VALIDATION, 3, PLAN, tmp_path / "a.pt")
@@ -251,8 +265,9 @@ def test_dice_is_the_mean_of_the_label_classes_that_are_there_by_hand() -> None:
 
 
 def test_rare_classes_weigh_more_up_to_a_limit() -> None:
-    weights = class_weights(np.array([10_000, 625, 1, 0]))
-    assert weights.tolist() == [1.0, 2.0, 5.0, 1.0]
+    weights = class_weights(np.array([90_000, 10_000, 625, 1, 0]))
+    assert weights.tolist() == [1.0, 1.0, 2.0, 5.0, 1.0]
+    assert class_weights(np.array([90_000, 10])).tolist() == [1.0, 1.0]
 
 
 def test_a_picture_of_any_size_is_labelled_in_its_own_size() -> None:

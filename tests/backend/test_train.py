@@ -252,6 +252,11 @@ def test_crops_are_as_large_as_objects_ask_for(dataset: Dataset) -> None:
     assert pictures.crop_side(bare, 256) == pictures.SMALLEST_CROP
 
 
+def test_a_wide_crop_has_the_pixels_of_the_others_unless_no_picture_has(dataset: Dataset) -> None:
+    assert pictures.wide_side(dataset.samples, 32, 3) == 64  # 55.4, in steps of 16
+    assert pictures.wide_side(dataset.samples, 64, 4) == 64  # of the pictures
+
+
 def test_networks_see_what_is_dark_as_they_see_what_is_bright() -> None:
     random = np.random.default_rng(0)
     bright = random.integers(0, 256, (40, 50, 3)).astype(np.uint8)

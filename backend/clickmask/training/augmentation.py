@@ -14,7 +14,7 @@ from clickmask.types import Pixels
 IGNORED = 255  # in labels: of unknown class
 Labels = NDArray[np.uint8]  # (H, W): 0 background, k the k-th category, IGNORED
 
-SCALES = (0.75, 1.33)  # of the picture's own size
+SCALES = (0.6, 2.0)  # of the picture's own size: of microscopy one camera has several magnifications
 POWER = 0.3  # brightness is raised to powers between exp(-POWER) and exp(POWER),
 GAIN = 0.15  # multiplied by up to 1 + GAIN,
 TINT = 0.06  # each channel by up to 1 + TINT,

@@ -45,6 +45,7 @@ class Plan:
     seconds: float = 1200.0  # of all runs together, when it is stopped and goes on
     side: int = 256  # px of a crop; a multiple of the network's stride
     crops: int = 2  # a step; `Fitting` takes more where it makes them smaller
+    wide: int = 0  # px of the one crop of every other step, where that is more than `side`
     rate: float = 2e-3  # at its peak
     decay: float = 1e-3
     average: float = 0.99  # of the weights, from one step to the next
@@ -165,10 +166,16 @@ class Fit:
         return float(loss.detach())
 
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Crops (B, 3, side, side) in [0, 1], and their labels (B, side, side)."""
-        chance = np.random.default_rng((self.plan.seed, self.step))
-        chosen = chance.integers(len(self._training), size=self.plan.crops)
-        crops = [draw_crop(self._training[int(index)], self.plan.side, chance) for index in chosen]
+        """Crops (B, 3, side, side) in [0, 1], and their labels (B, side, side).
+
+        Every other time a wide one, for networks normalise by all that they see, and are asked about
+        whole pictures: with small crops alone outlines were too large there.
+        """
+        plan = self.plan
+        chance = np.random.default_rng((plan.seed, self.step))
+        side, count = (plan.wide, 1) if self.step % 2 and plan.wide > plan.side else (plan.side, plan.crops)
+        chosen = chance.integers(len(self._training), size=count)
+        crops = [draw_crop(self._training[int(index)], side, chance) for index in chosen]
         pixels = torch.tensor(np.stack([pixels for pixels, _ in crops]), device=self._device)
         labels = torch.tensor(np.stack([labels for _, labels in crops]), device=self._device)
         return pixels.permute(0, 3, 1, 2).float() / 255, labels.long()  # (B, H, W, 3) -> (B, 3, H, W)
@@ -186,8 +193,9 @@ class Fit:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        """Move the averaged weights a little; more at first, when they are still those of the start."""
-        keep = min(self.plan.average, (1 + self.step) / (10 + self.step))
+        """Move the averaged weights a little. At first they are a mean over some third of the steps, for
+        those of the start are worth nothing."""
+        keep = min(self.plan.average, (1 + self.step) / (4 + self.step))
         theirs = self._network.state_dict()
         for name, ours in self._average.state_dict().items():
             if ours.is_floating_point():

@@ -16,7 +16,7 @@ from clickmask.datasets import Dataset, Sample
 from clickmask.images import ImageLimits
 from clickmask.training.fit import Fit, Fitted, Plan, Progress
 from clickmask.training.networks import unet
-from clickmask.training.pictures import crop_side, training_pictures
+from clickmask.training.pictures import crop_side, training_pictures, wide_side
 from clickmask.training.serving import working_size
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ class Fitting:
         """
         side = crop_side(dataset.samples, plan.side)
         crops = max(1, round(plan.crops * plan.side / side))
-        self.plan = replace(plan, side=side, crops=crops, seconds=plan.seconds / fits)
+        wide = wide_side(dataset.samples, side, crops)
+        self.plan = replace(plan, side=side, crops=crops, wide=wide, seconds=plan.seconds / fits)
         self._dataset, self._checkpoint, self._limits = dataset, checkpoint, limits
         self._report, self._cancelled, self._beat = report, cancelled, beat
         self._fits, self._done, self._seconds = fits, 0, 0.0

@@ -9,17 +9,19 @@ from torch.nn import functional
 
 from clickmask.training.augmentation import IGNORED
 
-LARGEST_WEIGHT = 5.0  # of a class, times that of the most frequent one
+LARGEST_WEIGHT = 5.0  # of a category, times that of the most frequent one
 
 
 def class_weights(pixels: NDArray[np.int64]) -> torch.Tensor:
-    """(K,) from the number of pixels of each class: one over its fourth root, at most LARGEST_WEIGHT.
+    """(K,) from the number of pixels of each class: 1 for the background and the most frequent category.
 
-    The most frequent class weighs 1. A class without pixels weighs as much: nothing is known of it.
-    Crops have more of rare classes already, and what weighs too much grows beyond its outline.
+    Others: one over the fourth root of their share of that one, at most LARGEST_WEIGHT. A category
+    without pixels weighs 1: nothing is known of it. Crops have more of rare categories already, Dice
+    counts all alike, and what weighs more than the background grows beyond its outline.
     """
     counts = torch.as_tensor(pixels, dtype=torch.float32)
-    weights = ((counts.max() / counts.clamp(min=1)) ** 0.25).clamp(max=LARGEST_WEIGHT)
+    weights = ((counts[1:].max() / counts.clamp(min=1)) ** 0.25).clamp(1, LARGEST_WEIGHT)
+    weights[0] = 1
     return torch.where(counts > 0, weights, torch.ones_like(weights))
 
 

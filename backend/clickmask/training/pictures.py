@@ -69,5 +69,17 @@ def crop_side(samples: Sequence[Sample], most: int) -> int:
         for label in sample.labels
     ]
     wanted = max(SMALLEST_CROP, OBJECTS_ACROSS * float(np.median(across)) if across else most)
-    largest = max(max(working_size(sample.size)) for sample in samples)
-    return math.ceil(min(wanted, largest, most) / MULTIPLE) * MULTIPLE
+    return _multiple(min(wanted, _largest(samples), most))
+
+
+def wide_side(samples: Sequence[Sample], side: int, crops: int) -> int:
+    """Of one crop with as many pixels as `crops` of `side`; at most that of the largest picture."""
+    return _multiple(min(side * math.sqrt(crops), _largest(samples)))
+
+
+def _largest(samples: Sequence[Sample]) -> int:
+    return max(max(working_size(sample.size)) for sample in samples)
+
+
+def _multiple(side: float) -> int:
+    return math.ceil(side / MULTIPLE) * MULTIPLE
