@@ -18,7 +18,6 @@ from coco_projects import to_train_and_new
 FOLDER = os.environ.get("CLICKMASK_TEST_DATA")
 PLAN = Plan(steps=1200, patience=30, seconds=7200)  # by steps: a busy machine takes longer, no more
 MOST = 90  # images to train
-AS_GOOD = 0.02  # of IoU; by seed alone, trainings on the same pictures differ by .01
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,4 +39,4 @@ def test_ninety_labelled_pictures_teach_more_than_a_threshold_knows(tmp_path: Pa
     print(f"{minutes:.1f} minutes, {about['step']} steps ({about['stopped']}): {found}")
     assert found.model >= 0.75
     assert found.model > found.otsu
-    assert found.model > found.otsu_told - AS_GOOD
+    assert found.model > found.otsu_told
