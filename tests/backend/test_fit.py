@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from clickmask.metrics import miou
+from clickmask.metrics import Confusion, miou
 from clickmask.training.augmentation import IGNORED, Labels, draw_crop
 from clickmask.training.fit import Fit, Fitted, Plan, Progress
 from clickmask.training.inference import confusion_matrices, predict
@@ -136,6 +136,30 @@ def test_training_ends_where_nothing_could_be_an_improvement(
     run = fit(replace(PLAN, steps=1000, validate_every=2, patience=100, tail=3), tmp_path / "a.pt")
     assert run.run().reason == "no longer improving"
     assert run.step == 2 + 3
+
+
+def test_the_last_weights_are_kept_unless_others_are_surely_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(right: Sequence[int]) -> Confusion:
+        """Of each image so many of 100 pixels of class 1."""
+        return np.array([[[0, 0, 0], [100 - each, each, 0], [0, 0, 0]] for each in right])
+
+    best, by_chance, surely = found([80, 80, 80, 80]), found([84, 78, 84, 70]), found([70, 69, 71, 72])
+    for answers, kept in (
+        ((best, by_chance), 2),
+        ((best, surely), 1),
+        ((best, surely, by_chance, surely), 3),
+    ):
+        steps = len(answers)
+        later = iter(answers)
+        monkeypatch.setattr("clickmask.training.fit.confusion_matrices", lambda *_, later=later: next(later))
+        path = tmp_path / f"{steps}-{kept}.pt"
+        plan = replace(PLAN, steps=steps, validate_every=1)
+        whole = fit(plan, path).run()
+        assert whole.step == kept
+        assert whole.validation_miou == float(miou(answers[kept - 1].sum(axis=0)))
+        assert same_weights(fit(plan, path).run(), whole), "the checkpoint has them"
 
 
 def test_the_learning_rate_falls_once_more_before_a_training_stops(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from clickmask.metrics import miou
+from clickmask.metrics import Confusion, miou, paired_difference
 from clickmask.training.augmentation import IGNORED, LabelledPixels, draw_crop
 from clickmask.training.checkpoint import State, read_checkpoint, write_checkpoint
 from clickmask.training.inference import confusion_matrices
@@ -69,7 +69,7 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """The averaged weights of the best validation (the last ones where none could be made)."""
+    """The last averaged weights that were not surely worse than the best ones, by validation."""
 
     state: State
     validation_miou: float
@@ -108,7 +108,8 @@ class Fit:
         self._device = next(network.parameters()).device
         self._average = copy.deepcopy(network).requires_grad_(False).eval()
         self._optimiser: Any = torch.optim.AdamW(network.parameters(), plan.rate, weight_decay=plan.decay)
-        self._best = Fitted(network.state_dict(), math.nan, 0, "cancelled")
+        self._kept = Fitted(network.state_dict(), math.nan, 0, "cancelled")
+        self._best: Confusion = np.zeros((0, classes, classes), np.int64)  # of the best validation
         self._validated = math.nan  # the mIoU of the last validation
         self._worse = 0  # validations since the best one
         self._ending: tuple[int, float] | None = None  # since which step, and the learning rate's share then
@@ -137,7 +138,7 @@ class Fit:
             self._validate()
             report(self._progress(losses))
         log.info("training ended at step %d: %s", self.step, reason)
-        return Fitted(self._best.state, self._best.validation_miou, self._best.step, reason)
+        return replace(self._kept, reason=reason)
 
     def _reason_to_stop(self, cancelled: Callable[[], bool]) -> Reason | None:
         if cancelled():
@@ -204,17 +205,24 @@ class Fit:
                 ours.copy_(theirs[name])
 
     def _validate(self) -> None:
-        """Keep the averaged weights if they are the best so far, or if nothing can tell."""
+        """Keep the averaged weights, unless those of the best validation are surely better.
+
+        The last ones have learnt the most, with the smallest steps; which of many validations is the
+        best by a little is chance. On 43 pictures of nuclei that had no say, the last weights of nine
+        trainings had an IoU of .797 and .844 (two groups), those of the best validation .787 and .841.
+        """
         matrices = confusion_matrices(self._average, self._validation, self._classes, self._stride)
         found = self._validated = float(miou(matrices.sum(axis=0)))
-        best = self._best.validation_miou
+        best = float(miou(self._best.sum(axis=0)))
         log.info("step %d: validation mIoU %.3f", self.step, found)
         if math.isnan(found) or math.isnan(best) or found > best + BETTER:
-            state = {name: tensor.clone() for name, tensor in self._average.state_dict().items()}
-            self._best, self._worse = Fitted(state, found, self.step, "cancelled"), 0
+            self._best, self._worse = matrices, 0
         else:
             self._worse += 1
-        perfect = self._best.validation_miou > 1 - BETTER  # nothing could be an improvement
+        if self._worse == 0 or not _surely_worse(matrices, self._best):
+            state = {name: tensor.clone() for name, tensor in self._average.state_dict().items()}
+            self._kept = Fitted(state, found, self.step, "cancelled")
+        perfect = best > 1 - BETTER or found > 1 - BETTER  # nothing could be an improvement
         if (perfect or self._worse >= self.plan.patience) and not self._ending:
             self._ending = self.step, self._schedule()
 
@@ -237,9 +245,10 @@ class Fit:
                 "network": self._network.state_dict(),
                 "average": self._average.state_dict(),
                 "optimiser": self._optimiser.state_dict(),
-                "best": self._best.state,
-                "best_miou": self._best.validation_miou,
-                "best_step": self._best.step,
+                "best": torch.tensor(self._best),
+                "kept": self._kept.state,
+                "kept_miou": self._kept.validation_miou,
+                "kept_step": self._kept.step,
             },
         )
 
@@ -252,13 +261,19 @@ class Fit:
         self._optimiser.load_state_dict(kept["optimiser"])
         self.step, self.seconds, self._worse = kept["step"], kept["seconds"], kept["worse"]
         self._ending = kept["ending"]
-        self._best = Fitted(kept["best"], kept["best_miou"], kept["best_step"], "cancelled")
+        self._best = kept["best"].cpu().numpy()
+        self._kept = Fitted(kept["kept"], kept["kept_miou"], kept["kept_step"], "cancelled")
         log.info("going on from step %d", self.step)
 
 
 def _cosine(first: float, done: float) -> float:
     """From `first` to LAST_RATE, as `done` goes from 0 to 1."""
     return LAST_RATE + (first - LAST_RATE) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+def _surely_worse(matrices: Confusion, best: Confusion) -> bool:
+    """Whether on the same images, however they are resampled, `best` is better."""
+    return bool(paired_difference(matrices, best).high < 0)
 
 
 def _pixels_by_class(samples: Sequence[LabelledPixels], classes: int) -> NDArray[np.int64]:
