@@ -208,6 +208,24 @@ def test_every_other_step_sees_one_wide_crop(tmp_path: Path) -> None:
     assert seen == 2 * [(2, 3, 32, 32), (1, 3, 48, 48)]
 
 
+def test_crops_are_drawn_by_the_pixels_that_are_known(tmp_path: Path) -> None:
+    def plain(side: int, shade: int, known: float) -> Drawn:
+        labels = np.zeros((side, side), np.uint8)
+        labels[: round(side * (1 - known))] = IGNORED
+        return Drawn(np.full((side, side, 3), shade, np.uint8), labels)
+
+    network, shades = small_network(), list[float]()
+    network.register_forward_pre_hook(
+        lambda _, arguments: shades.extend(arguments[0].mean(dim=(1, 2, 3)).tolist())
+    )
+    samples = [plain(32, 20, 1), plain(64, 120, 1), plain(32, 220, 0)]
+    Fit(network, 4, samples, [], 3, replace(PLAN, steps=30, side=16, crops=8), tmp_path / "a.pt").run()
+    small, large, unknown = np.histogram(shades, (0, 0.25, 0.65, 1))[0] / len(shades)
+    assert large == pytest.approx(0.8, abs=0.1)
+    assert small == pytest.approx(0.2, abs=0.1)
+    assert unknown < 0.02
+
+
 def test_no_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no image to train on"):
         Fit(small_network(), 4, [], VALIDATION, 3, PLAN, tmp_path / "a.pt")

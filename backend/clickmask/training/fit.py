@@ -113,7 +113,10 @@ class Fit:
         self._validated = math.nan  # the mIoU of the last validation
         self._worse = 0  # validations since the best one
         self._ending: tuple[int, float] | None = None  # since which step, and the learning rate's share then
-        self._weights = class_weights(_pixels_by_class(training, classes)).to(self._device)
+        known = _known_pixels(training, classes)
+        self._weights = class_weights(known.sum(axis=0)).to(self._device)
+        seen = known.sum(axis=1).clip(min=1)
+        self._shares = seen / seen.sum()
         self._resume()
 
     def run(
@@ -169,13 +172,16 @@ class Fit:
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Crops (B, 3, side, side) in [0, 1], and their labels (B, side, side).
 
+        Of a picture as many as it has pixels of known class: by pixels it is measured as well. Where each
+        picture was drawn as often, the largest of the nuclei's had an IoU of .90 to .92 by chance; so .92.
+
         Every other time a wide one, for networks normalise by all that they see, and are asked about
         whole pictures: with small crops alone outlines were too large there.
         """
         plan = self.plan
         chance = np.random.default_rng((plan.seed, self.step))
         side, count = (plan.wide, 1) if self.step % 2 and plan.wide > plan.side else (plan.side, plan.crops)
-        chosen = chance.integers(len(self._training), size=count)
+        chosen = chance.choice(len(self._training), size=count, p=self._shares)
         crops = [draw_crop(self._training[int(index)], side, chance) for index in chosen]
         pixels = torch.tensor(np.stack([pixels for pixels, _ in crops]), device=self._device)
         labels = torch.tensor(np.stack([labels for _, labels in crops]), device=self._device)
@@ -276,10 +282,10 @@ def _surely_worse(matrices: Confusion, best: Confusion) -> bool:
     return bool(paired_difference(matrices, best).high < 0)
 
 
-def _pixels_by_class(samples: Sequence[LabelledPixels], classes: int) -> NDArray[np.int64]:
-    """(classes,) how many pixels of each there are."""
-    counts = np.zeros(classes, np.int64)
-    for sample in samples:
+def _known_pixels(samples: Sequence[LabelledPixels], classes: int) -> NDArray[np.int64]:
+    """(samples, classes) how many pixels of each there are."""
+    counts = np.zeros((len(samples), classes), np.int64)
+    for count, sample in zip(counts, samples, strict=True):
         labels = sample.labels
-        counts += np.bincount(labels[labels != IGNORED].ravel(), minlength=classes)
+        count += np.bincount(labels[labels != IGNORED].ravel(), minlength=classes)
     return counts
