@@ -103,13 +103,17 @@ def test_the_same_seed_trains_the_same_weights_and_another_does_not(tmp_path: Pa
     assert not same_weights(first, fit(replace(PLAN, seed=1), tmp_path / "3.pt").run())
 
 
-def test_a_checkpoint_of_another_dataset_plan_or_network_is_not_gone_on_from(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_dataset_plan_network_or_recipe_is_not_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fit(PLAN, tmp_path / "a.pt", identity="one").run()
     assert fit(PLAN, tmp_path / "a.pt", identity="one").step == 12
     assert fit(PLAN, tmp_path / "a.pt", identity="two").step == 0
     assert fit(replace(PLAN, rate=1e-3), tmp_path / "a.pt", identity="one").step == 0
     wider = unet.UNet(3, base=8, levels=2)
     assert Fit(wider, 4, TRAINING, VALIDATION, 3, PLAN, tmp_path / "a.pt", "one").step == 0
+    monkeypatch.setattr("clickmask.training.fit.RECIPE", 1)
+    assert fit(PLAN, tmp_path / "a.pt", identity="one").step == 0
 
 
 def test_a_file_that_is_no_checkpoint_is_said_and_training_starts_anew(

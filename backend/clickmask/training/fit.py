@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 WARM_UP = 20  # steps
 LAST_RATE = 0.01  # of the peak, where the cosine ends
 CLIP = 1.0  # norm of the gradient
+RECIPE = 2  # of this file: no run goes on from the checkpoint of another one
 BETTER = 0.001  # of mIoU; less is no improvement
 
 Reason = Literal["all steps done", "out of time", "no longer improving", "cancelled"]
@@ -101,10 +102,9 @@ class Fit:
         self.plan, self.step, self.seconds = plan, 0, 0.0
         self._network, self._stride = network, stride
         self._training, self._validation, self._classes = training, validation, classes
-        self._checkpoint, self._identity = (
-            checkpoint,
-            {"identity": identity, "classes": classes, "network": repr(network), **asdict(plan)},
-        )
+        self._checkpoint = checkpoint
+        about = {"recipe": RECIPE, "identity": identity, "classes": classes, "network": repr(network)}
+        self._identity = {**about, **asdict(plan)}
         self._device = next(network.parameters()).device
         self._average = copy.deepcopy(network).requires_grad_(False).eval()
         self._optimiser: Any = torch.optim.AdamW(network.parameters(), plan.rate, weight_decay=plan.decay)
