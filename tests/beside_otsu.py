@@ -51,14 +51,14 @@ def compare(trained: Trained, new: Sequence[CocoPicture]) -> BesideOtsu:
     labeller = open_labeller(trained.version.network)
     model, smaller, told = (np.zeros((2, 2), np.int64) for _ in range(3))
     for picture in new:
-        truth, pixels = foreground(picture), picture.pixels
+        truth, pixels = _foreground(picture), picture.pixels
         model += _of(labeller, pixels, truth)
         for total, found in zip((smaller, told), _otsu(pixels, truth), strict=True):
             total += found
     return BesideOtsu(*(float(iou(each)[1]) for each in (model, smaller, told)))
 
 
-def foreground(picture: CocoPicture) -> Mask:
+def _foreground(picture: CocoPicture) -> Mask:
     return np.any([mask for _, mask in picture.masks()] or np.zeros((1, *picture.size)), axis=0)
 
 

@@ -6,10 +6,11 @@ greater change of colour along it is the better one. Where they agree less, the 
 about something else: a part, or what is around. The segmenter's own score is no help: it is about its
 answer, and there is none for the model's region.
 
-Measured on 30 pictures of nuclei that the model had not seen, 559 regions of a model with a foreground
-IoU of .71 and the built-in network, which knows such pictures: mean IoU with the nearest nucleus .52,
-refined .60; 3 % of the regions lost more than .05. What helps a weak model may harm a good one, and a
-segmenter that knows no such objects more so: it is off unless it is asked for.
+Measured on 30 pictures of nuclei that the model had not seen, but the built-in network had, so that this
+bounds what it can help: 559 regions of a model with a foreground IoU of .71 had a mean IoU with the
+nearest nucleus of .52, refined .60, and 3 % of them lost more than .05; three models with a foreground
+IoU of .854, .846 and .836 had, refined, .855, .856 and .851. A segmenter that knows no such objects may
+do harm: it is off unless it is asked for.
 """
 
 from __future__ import annotations
