@@ -9,8 +9,8 @@ answer, and there is none for the model's region.
 Measured on 30 pictures of nuclei that the model had not seen, but the built-in network had, so that this
 bounds what it can help: 559 regions of a model with a foreground IoU of .71 had a mean IoU with the
 nearest nucleus of .52, refined .60, and 3 % of them lost more than .05; three models with a foreground
-IoU of .854, .846 and .836 had, refined, .855, .856 and .851. A segmenter that knows no such objects may
-do harm: it is off unless it is asked for.
+IoU of .854, .846 and .836 had, refined, .855, .856 and .851. A segmenter that knows no such objects does
+harm: GrabCut made .835 of the .854. It is off unless it is asked for.
 """
 
 from __future__ import annotations
