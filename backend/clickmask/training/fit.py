@@ -92,8 +92,8 @@ class Fit:
         checkpoint: Path,
         identity: str = "",
     ) -> None:
-        """`checkpoint` is gone on from if it is of the same plan, network, classes and `identity` (the
-        dataset's).
+        """`checkpoint` is gone on from if it is of the same recipe, plan, network, classes and `identity`
+        (the dataset's).
 
         `network` is trained in place, on its own device. Raises ValueError without training samples.
         """
@@ -278,7 +278,7 @@ def _cosine(first: float, done: float) -> float:
 
 
 def _surely_worse(matrices: Confusion, best: Confusion) -> bool:
-    """Whether on the same images, however they are resampled, `best` is better."""
+    """Whether `best` is better in 97.5 % of the ways to draw the same images anew."""
     return bool(paired_difference(matrices, best).high < 0)
 
 
