@@ -9,19 +9,19 @@ from typing import Any
 import hypothesis
 import pytest
 
-import fakes
-import postgresql
 from clickmask import annotators, segmenters
-from clickmask.catalogue import AnnotatorCatalogue, AnnotatorStatus, Catalogue, SegmenterStatus
-from clickmask.embeddings import EmbeddingCache
-from clickmask.fetch import Fetcher
-from clickmask.image_source import ImageSource
-from clickmask.inbox import Inbox
+from clickmask.annotators._catalogue import AnnotatorCatalogue, AnnotatorStatus
+from clickmask.images.fetch import Fetcher
+from clickmask.images.source import ImageSource
+from clickmask.inference.catalogue import Catalogue, SegmenterStatus
+from clickmask.inference.embeddings import EmbeddingCache
+from clickmask.inference.weights import WeightsFolder
+from clickmask.ingest.inbox import Inbox
 from clickmask.store import Store
 from clickmask.types import Segmenter
-from clickmask.weights import WeightsFolder
 from clickmask.workbench import Workbench
-from fakes import DiscSegmenter, DrawnAnnotator
+from support import fakes, postgresql
+from support.fakes import DiscSegmenter, DrawnAnnotator
 
 # Machines are shared: how long an example takes says nothing of the code.
 hypothesis.settings.register_profile("clickmask", deadline=None)

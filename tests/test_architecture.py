@@ -15,8 +15,21 @@ BACKEND = ROOT / "backend" / "clickmask"
 ADAPTERS = ROOT / "adapters" / "clickmask_adapters"
 MODULES = sorted([*BACKEND.rglob("*.py"), *ADAPTERS.rglob("*.py")])
 TOP_LEVEL = set("pyproject.toml backend adapters tests docker-compose.yml Dockerfile README.md".split())
-TORCH_MAY_LIVE_IN = ("segmenters", "training", "runtimes")
-USUAL = set("LICENSE CHANGELOG.md Makefile constraints.txt".split())
+TORCH_MAY_LIVE_IN = ("segmenters", "training", "inference/runtimes.py")
+USUAL = set("LICENSE CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile constraints.txt".split())
+FLOORS = [  # each imports from its own floor's folder and from the floors below it, never upward or sideways
+    line.split()
+    for line in """
+        __init__ files caches errors types plugins
+        masks images metrics
+        labels inference weights_builtin
+        segmenters trackers models store
+        annotators datasets engines
+        ingest reports training
+        workbench
+    """.strip().splitlines()
+]
+FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
 
 def from_root(path: Path) -> str:
@@ -30,6 +43,8 @@ def imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             yield node.module or ""
+            if node.module == "clickmask":
+                yield from (f"clickmask.{alias.name}" for alias in node.names)
 
 
 def imported_roots(path: Path) -> set[str]:
@@ -45,12 +60,34 @@ def test_imports_follow_the_rules_of_the_house(path: Path) -> None:
         assert not roots & {"torch", "segment_anything", "torchvision"}
 
 
+def room_of(path: Path) -> str:
+    return path.relative_to(BACKEND).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sorted(BACKEND.rglob("*.py")), ids=from_root)
+def test_no_room_imports_from_a_higher_floor(path: Path) -> None:
+    own = room_of(path)
+    for name in imports(path):
+        package, _, inside = name.partition(".")
+        room = inside.partition(".")[0] or "__init__"
+        if package == "clickmask" and room != own:
+            beside = (
+                FLOOR[own] == FLOOR[room] == 0
+            )  # errors, types and their like are one floor in rooms of one file
+            assert FLOOR[room] < FLOOR[own] or beside, f"{own} imports {name}"
+
+
+def test_only_the_ground_floor_lies_directly_in_the_core() -> None:
+    files = {path.stem for path in BACKEND.glob("*.py")}
+    assert files <= set("__init__ types errors plugins workbench files caches".split())
+
+
 @pytest.mark.parametrize("path", sorted((ADAPTERS / "tools").rglob("*.py")), ids=from_root)
 def test_tools_never_import_each_other(path: Path) -> None:
     own = path.relative_to(ADAPTERS / "tools").parts[0].removesuffix(".py")
     for name in imports(path):
         match = re.match(r"clickmask_adapters\.tools\.(\w+)", name)
-        assert match is None or match[1] == own
+        assert match is None or match[1] == own or match[1].startswith("_")  # what both share
 
 
 @pytest.mark.parametrize("path", sorted((ADAPTERS / "exports").rglob("*.py")), ids=from_root)
@@ -63,8 +100,9 @@ def test_the_environment_is_read_in_one_place() -> None:
     assert readers <= {ADAPTERS / "settings.py"}
 
 
-def test_translators_are_pure() -> None:
-    for path in (ADAPTERS / "tools").rglob("translate.py"):
+@pytest.mark.parametrize("name", ["prompts.py", "answers.py"])
+def test_translators_are_pure(name: str) -> None:
+    for path in (ADAPTERS / "tools").rglob(name):
         assert not imported_roots(path) & {"fastapi", "requests", "sqlite3", "threading"}, path
 
 

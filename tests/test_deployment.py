@@ -14,9 +14,9 @@ import yaml
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from clickmask_adapters.auth import Gate
 from clickmask_adapters.commands.serve import serve
-from clickmask_adapters.failures import RecentFailures
+from clickmask_adapters.server.failures import RecentFailures
+from clickmask_adapters.server.gate import Gate
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools import cvat
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from clickmask import segmenters
-from clickmask.catalogue import Catalogue
+from clickmask.inference.catalogue import Catalogue
+from clickmask.inference.weights import WeightsFolder
 from clickmask.types import Image, Prompt
-from clickmask.weights import WeightsFolder
-from clickmask_adapters.api import ProposalsIn
+from clickmask_adapters.api.proposals import ProposalsIn
 from clickmask_adapters.settings import Settings
 
 ROOT = Path(__file__).parent.parent

@@ -11,26 +11,28 @@ from fastapi import FastAPI
 
 import clickmask
 from clickmask import annotators, plugins, segmenters
-from clickmask.catalogue import AnnotatorCatalogue, Catalogue
-from clickmask.disk_embeddings import DiskEmbeddings
-from clickmask.embeddings import EmbeddingCache
-from clickmask.fetch import Fetcher
-from clickmask.image_source import ImageSource
-from clickmask.images import ImageLimits
-from clickmask.inbox import Inbox
-from clickmask.intake import Accepting
-from clickmask.jobs import Jobs
-from clickmask.kept_images import KeptImages
-from clickmask.missing_images import fetch_missing
-from clickmask.runtimes import Runtimes
+from clickmask.annotators._catalogue import AnnotatorCatalogue
+from clickmask.images.archive import KeptImages
+from clickmask.images.decode import ImageLimits
+from clickmask.images.fetch import Fetcher
+from clickmask.images.source import ImageSource
+from clickmask.inference.catalogue import Catalogue
+from clickmask.inference.disk_cache import DiskEmbeddings
+from clickmask.inference.embeddings import EmbeddingCache
+from clickmask.inference.runtimes import Runtimes
+from clickmask.inference.weights import WeightsFolder
+from clickmask.ingest.apply import Accepting, fetch_missing
+from clickmask.ingest.inbox import Inbox
+from clickmask.models.labeller import ProjectModels
 from clickmask.store import Store
-from clickmask.training.serving import ProjectModels
+from clickmask.store.jobs import Jobs
 from clickmask.training.supervisor import Trainings, Triggers, Workplace
-from clickmask.weights import WeightsFolder
 from clickmask.workbench import Workbench
-from clickmask_adapters import api, exporting, failures, projects, tools, training, web
-from clickmask_adapters.auth import Gate
-from clickmask_adapters.memory import keep_memory_warm
+from clickmask_adapters import tools, web
+from clickmask_adapters.api import datasets, models, projects, proposals
+from clickmask_adapters.server import failures
+from clickmask_adapters.server.gate import Gate
+from clickmask_adapters.server.memory import keep_memory_warm
 from clickmask_adapters.settings import Settings
 
 COMPUTE_THREADS = 16
@@ -72,11 +74,11 @@ def create_app(settings: Settings, workbench: Workbench | None = None) -> FastAP
         tool = plugins.load(tools, name)
         app.include_router(tool.router(workbench, settings))
         signed.update(getattr(tool, "signed_paths", ()))
-    app.include_router(api.router(workbench, settings, recent))
+    app.include_router(proposals.router(workbench, settings, recent))
     app.include_router(projects.router(workbench, settings))
     kept = create_kept_images(settings, workbench.store)
-    app.include_router(exporting.router(workbench, settings, kept))
-    app.include_router(training.router(workbench, create_models(settings)))
+    app.include_router(datasets.router(workbench, settings, kept))
+    app.include_router(models.router(workbench, create_models(settings)))
     app.include_router(web.router(workbench, settings))
     app.add_middleware(Gate, settings=settings, recent=recent, signed_paths=signed)
     return app

@@ -167,7 +167,7 @@ class Refining(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
     `decode_from` MUST be as free of state as `decode` is. `logits` are those of one earlier
     prediction, (1, h, w), from the same embedding, or None at the first step; they are not written
     to. It gives the predictions, best first, and their logits (n, h, w) in the same order.
-    `decode` MUST be `clickmask.refinement.replay`.
+    `decode` MUST be `clickmask.inference.refinement.replay`.
     """
 
     def decode_from(

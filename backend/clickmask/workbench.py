@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from clickmask.catalogue import AnnotatorCatalogue, AnnotatorStatus, Catalogue, SegmenterStatus
-from clickmask.disk_embeddings import Restoring
-from clickmask.embeddings import BATCH, CLICK, CacheStatus, EmbeddingCache, EmbeddingKey
+from clickmask.annotators._catalogue import AnnotatorCatalogue, AnnotatorStatus
 from clickmask.errors import (
     Busy,
     ClickmaskError,
@@ -24,14 +22,17 @@ from clickmask.errors import (
     NotStored,
     TrainingNotReady,
 )
-from clickmask.image_source import ImageIdentity, ImageSource
-from clickmask.inbox import Inbox
-from clickmask.inbox_reader import InboxReader, IntakeStatus
-from clickmask.intake import Accepting, Intake
-from clickmask.jobs import UNDER_WAY, Job
-from clickmask.kept_images import KeptImages
-from clickmask.refinement import Refinement
+from clickmask.images.archive import KeptImages
+from clickmask.images.source import ImageIdentity, ImageSource
+from clickmask.inference.catalogue import Catalogue, SegmenterStatus
+from clickmask.inference.disk_cache import Restoring
+from clickmask.inference.embeddings import BATCH, CLICK, CacheStatus, EmbeddingCache, EmbeddingKey
+from clickmask.inference.refinement import Refinement
+from clickmask.ingest.apply import Accepting, Intake
+from clickmask.ingest.inbox import Inbox
+from clickmask.ingest.reader import InboxReader, IntakeStatus
 from clickmask.store import Store
+from clickmask.store.jobs import UNDER_WAY, Job
 from clickmask.training.supervisor import Trainings
 from clickmask.types import Embedding, ImageRef, Mask, Prediction, Prompt, Segmenter
 
@@ -94,7 +95,7 @@ class Workbench:
         """What the segmenter makes of the prompt, best first, never empty; a mask may be empty.
 
         A foreground click that repeats the one before asks for the next candidate: that is the
-        first then, and those that were passed over are last. See `clickmask.refinement`.
+        first then, and those that were passed over are last. See `clickmask.inference.refinement`.
         `segmenter` None is the default; `tool` is for the log. Raises InvalidPrompt, the image
         errors, UnknownSegmenter, SegmenterNotReady and Busy.
         """

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cvat_server import CvatServer
+from support.cvat_server import CvatServer
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from clickmask.errors import UnknownSegmenter
-from clickmask.inbox import Inbox
+from clickmask.ingest.inbox import Inbox
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import COMPUTE_THREADS, create_app
 from clickmask_adapters.settings import Settings
-from fakes import DiscSegmenter
-from pictures import png_base64
-from waiting import until
+from support.fakes import DiscSegmenter
+from support.pictures import png_base64
+from support.waiting import until
 
 OTHER_PATHS = {
     *("/", "/status", "/static/playground.js", "/v1/openapi.json", "/docs"),

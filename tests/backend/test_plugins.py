@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from clickmask import plugins, segmenters
-from clickmask.catalogue import Catalogue
-from clickmask.weights import WeightsFolder
+from clickmask.inference.catalogue import Catalogue
+from clickmask.inference.weights import WeightsFolder
 
 
 @pytest.fixture

@@ -16,16 +16,17 @@ from clickmask.errors import (
     UnknownAnnotator,
     UnknownSegmenter,
 )
-from clickmask.image_source import ImageSource
-from clickmask.inbox import Inbox
-from clickmask.masks import mask_iou, rle_to_mask
+from clickmask.images.source import ImageSource
+from clickmask.ingest.inbox import Inbox
+from clickmask.masks.regions import mask_iou
+from clickmask.masks.rle import rle_to_mask
 from clickmask.store import Store
 from clickmask.types import Image, ImageRef, Prompt
 from clickmask.workbench import Workbench
-from drawn import scene
-from fakes import DiscSegmenter, DrawnAnnotator, disc_mask
-from pictures import data_uri, png_data_uri
-from waiting import until
+from support.drawn import scene
+from support.fakes import DiscSegmenter, DrawnAnnotator, disc_mask
+from support.pictures import data_uri, png_data_uri
+from support.waiting import until
 
 CLICK = Prompt(foreground=((40.0, 30.0),))
 

@@ -16,13 +16,14 @@ from skimage import data
 
 from benchmarks.bench_runtimes import Clock
 from benchmarks.tiny_vit import tiny_vit
-from checkpoints import VIT_B, write_checkpoint
-from clickmask.runtimes import Runtimes
-from clickmask.segmenters import _sam_export, builtin, grabcut
-from clickmask.segmenters._sam_onnx import OnnxSam
-from clickmask.segmenters._sam_torch import TorchSam
+from clickmask.inference.runtimes import Runtimes
+from clickmask.segmenters import builtin, grabcut
+from clickmask.segmenters._sam import onnx_export
+from clickmask.segmenters._sam.onnx_networks import OnnxSam
+from clickmask.segmenters._sam.torch_networks import TorchSam
 from clickmask.segmenters.sam import Sam
 from clickmask.types import Image, Prompt
+from support.checkpoints import VIT_B, write_checkpoint
 
 RUNTIME = Runtimes("onnxruntime", exact=True, threads=1)
 ROUNDS = 3
@@ -44,8 +45,8 @@ def exported(folder: Path) -> dict[str, Sam]:
         own.mkdir()
         if encoder is not None:
             sam.image_encoder = encoder
-        _sam_export._export_encoder(sam, own)
-        _sam_export._export_decoder(sam, own)
+        onnx_export._export_encoder(sam, own)
+        onnx_export._export_decoder(sam, own)
         (own / "export.json").write_text(json.dumps({"side": sam.side}))
         found[f"SAM, {name}"] = Sam(name, OnnxSam(own, RUNTIME))
     return found

@@ -17,7 +17,7 @@ import numpy as np
 import requests
 from skimage import data
 
-from served import Server, serving
+from support.served import Server, serving
 
 ROUNDS = 7
 SIZES = {"512x512": (512, 512), "12 Mpx": (4000, 3000)}  # width, height

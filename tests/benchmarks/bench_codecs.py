@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from clickmask.masks import mask_to_polygons, mask_to_rle, polygons_to_mask, rle_to_mask
+from clickmask.masks.polygons import mask_to_polygons, polygons_to_mask
+from clickmask.masks.rle import mask_to_rle, rle_to_mask
 from clickmask.types import Mask, Size
 from clickmask_adapters.tools.label_studio.bit_mask import mask_to_bit_mask
 from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask, mask_to_brush_rle

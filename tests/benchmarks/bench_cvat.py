@@ -15,11 +15,10 @@ import orjson
 import requests
 
 from benchmarks.bench_clicks import photograph, timed
-from clickmask_adapters.tools.cvat import image_text
-from clickmask_adapters.tools.cvat.dense import mask_to_dense_reply
-from clickmask_adapters.tools.cvat.mask_points import mask_to_points
-from cvat_standin import Cvat
-from served import Server, serving
+from clickmask_adapters.tools.cvat import images
+from clickmask_adapters.tools.cvat.mask_points import mask_to_dense_reply, mask_to_points
+from support.cvat_standin import Cvat
+from support.served import Server, serving
 
 ROUNDS = 5
 SIZES = {"1 Mpx": (1155, 866), "12 Mpx": (4000, 3000)}  # width, height
@@ -106,7 +105,7 @@ def reading(name: str) -> str:
     body = payload_of(photograph(SIZES[name], 0), [])
     found, parsed = (
         statistics.median(timed(lambda read=read: read(body))[0] for _ in range(ROUNDS))
-        for read in (image_text.split, orjson.loads)
+        for read in (images.split, orjson.loads)
     )
     return f"| {name} | {len(body) / 1e6:.1f} | {found:.2f} | {parsed:.2f} | {parsed / found:.0f} |"
 

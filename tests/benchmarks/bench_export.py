@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from exported_project import OBJECTS, Outcome, by_clickmask, by_converter, outcomes
+from support.exported_project import OBJECTS, Outcome, by_clickmask, by_converter, outcomes
 
 
 def main() -> str:

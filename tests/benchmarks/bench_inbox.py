@@ -23,20 +23,21 @@ import requests
 
 from benchmarks.bench_clicks import photograph
 from benchmarks.goals import Goal, Section
-from clickmask.image_source import ImageIdentity
-from clickmask.inbox import Inbox
-from clickmask.jobs import Jobs
-from clickmask.kept_images import KeptImages
-from clickmask.labels import Brush, ProjectDeleted, Region, Submission
-from clickmask.masks import Rle
+from clickmask.images.archive import KeptImages
+from clickmask.images.source import ImageIdentity
+from clickmask.ingest.inbox import Inbox
+from clickmask.labels.geometry import Brush
+from clickmask.labels.submissions import ProjectDeleted, Region, Submission
+from clickmask.masks.rle import Rle
 from clickmask.store import Store
+from clickmask.store.jobs import Jobs
 from clickmask.types import Mask, Prediction, Prompt, Size
-from drawn_projects import accept_drawings, drawn_picture
-from labelled import PROJECT
-from labelled import TOOL as DRAWN
-from pictures import png_data_uri
-from served import Server, serving
-from waiting import until
+from support.drawn_projects import accept_drawings, drawn_picture
+from support.labelled import PROJECT
+from support.labelled import TOOL as DRAWN
+from support.pictures import png_data_uri
+from support.served import Server, serving
+from support.waiting import until
 
 RATE = 200  # events a second
 SECONDS = 5.0

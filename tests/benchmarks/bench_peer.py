@@ -9,7 +9,7 @@ from statistics import median, quantiles
 from benchmarks.beside import Photo, Photos, Place, Side, both
 from benchmarks.crowd import SAME, Tally, annotate, rate, stampede, while_encoding
 from benchmarks.goals import Goal, Section
-from clickmask.masks import mask_iou
+from clickmask.masks.regions import mask_iou
 
 ROUNDS, BUDGET = 3, 1000.0  # seconds, after which no other round is begun: the first takes most of them
 USUAL, LARGE = (1024, 1024), (4000, 3000)  # width, height

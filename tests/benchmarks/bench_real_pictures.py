@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.goals import Goal, Section
-from beside_otsu import compare, train_on
 from clickmask.training.fit import Plan
-from coco_projects import to_train_and_new
+from support.beside_otsu import compare, train_on
+from support.coco_projects import to_train_and_new
 
 FOLDER = os.environ.get("CLICKMASK_TEST_DATA")
 LABELLED = 90

@@ -23,19 +23,21 @@ from skimage import data
 
 from benchmarks.goals import Goal, Section
 from benchmarks.tiny_vit import tiny_vit
-from checkpoints import VIT_B, weights_of, write_checkpoint
-from clickmask.images import decode_image
-from clickmask.masks import mask_iou, mask_to_polygons
-from clickmask.runtimes import Runtimes, open_session
-from clickmask.runtimes._openvino import import_openvino
-from clickmask.runtimes.sessions import installed_runtimes, usable_cores
-from clickmask.segmenters import _sam_export, sam
-from clickmask.segmenters._logits import logits_to_mask
-from clickmask.segmenters._sam_torch import TorchSam
+from clickmask.images.decode import decode_image
+from clickmask.inference._openvino import import_openvino
+from clickmask.inference.runtimes import Runtimes
+from clickmask.inference.sessions import installed_runtimes, open_session, usable_cores
+from clickmask.inference.weights import WeightsFolder
+from clickmask.masks.polygons import mask_to_polygons
+from clickmask.masks.regions import mask_iou
+from clickmask.segmenters import sam
+from clickmask.segmenters._sam import onnx_export
+from clickmask.segmenters._sam.torch_networks import TorchSam
+from clickmask.segmenters._sam.upscale import logits_to_mask
 from clickmask.types import Image, Prompt, Size
-from clickmask.weights import WeightsFolder
-from clickmask_adapters.tools.cvat.dense import mask_to_dense_reply
+from clickmask_adapters.tools.cvat.mask_points import mask_to_dense_reply
 from clickmask_adapters.tools.label_studio.brush_rle import mask_to_brush_rle
+from support.checkpoints import VIT_B, weights_of, write_checkpoint
 
 Work = Callable[[], Any]
 
@@ -158,7 +160,7 @@ def small_encoders(clock: Clock) -> tuple[list[str], Goal]:
     pixels = np.random.default_rng(0).normal(size=(1, 3, 1024, 1024)).astype(np.float32)
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         file = Path(name) / "tiny.onnx"
-        _sam_export._export(network, (torch.zeros(pixels.shape),), file, ["pixels"], ["features"])
+        onnx_export._export(network, (torch.zeros(pixels.shape),), file, ["pixels"], ["features"])
         runs: dict[str, Work] = {"torch": lambda: network(torch.from_numpy(pixels)).numpy()}
         for runtime in installed_runtimes():
             session = open_session(file, runtime, threads=1)

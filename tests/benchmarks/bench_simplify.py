@@ -15,8 +15,9 @@ import numpy as np
 import shapely
 from skimage import data, segmentation
 
-from clickmask.masks import group_rings, mask_iou, mask_to_polygons, polygons_to_mask
-from clickmask.simplify import simplify_mask
+from clickmask.masks.polygons import group_rings, mask_to_polygons, polygons_to_mask
+from clickmask.masks.regions import mask_iou
+from clickmask.masks.simplify import simplify_mask
 from clickmask.types import Mask, Ring, Size
 
 MIN_IOU = 0.98

@@ -22,7 +22,7 @@ import psutil
 from skimage import data
 
 from benchmarks.goals import Goal, Section
-from served import Server, serving
+from support.served import Server, serving
 
 CLICKS, IMAGES, CLIENTS = 10_000, 500, 4
 SETTLED = 2000  # clicks after which caches are full, and connections and threads are there

@@ -23,19 +23,19 @@ import numpy as np
 import requests
 import torch
 
-from clickmask.datasets import snapshot
-from clickmask.kept_images import KeptImages
-from clickmask.masks import mask_to_rle
-from clickmask.metrics import confusion_matrix, miou
+from clickmask.datasets.snapshot import snapshot
+from clickmask.images.archive import KeptImages
+from clickmask.masks.rle import mask_to_rle
+from clickmask.metrics.confusion import confusion_matrix, miou
+from clickmask.models.labeller import Labeller, ProjectModels, open_labeller
 from clickmask.store import Store
 from clickmask.training.fit import Plan
 from clickmask.training.networks import unet
-from clickmask.training.serving import Labeller, ProjectModels, open_labeller
 from clickmask.training.train import export, train
-from coco_projects import CocoPicture, accept_pictures, to_train_and_new
-from drawn_projects import drawn_picture
-from labelled import PROJECT, TOOL, png
-from served import Server, serving
+from support.coco_projects import CocoPicture, accept_pictures, to_train_and_new
+from support.drawn_projects import drawn_picture
+from support.labelled import PROJECT, TOOL, png
+from support.served import Server, serving
 
 SECONDS = float(os.environ.get("CLICKMASK_BENCH_TRAIN_SECONDS", "24"))
 FOLDER = os.environ.get("CLICKMASK_TEST_DATA")

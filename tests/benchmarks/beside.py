@@ -21,14 +21,14 @@ import numpy as np
 import psutil
 from skimage import data
 
-from checkpoints import VIT_B, weights_of, write_checkpoint
-from clickmask.runtimes import Runtimes
+from clickmask.inference.runtimes import Runtimes
 from clickmask.segmenters import sam
 from clickmask.types import Mask
 from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
-from serve_checkpoint import TESTS, server_of
-from served import Server
-from waiting import until
+from support.checkpoints import VIT_B, weights_of, write_checkpoint
+from support.serve_checkpoint import TESTS, server_of
+from support.served import Server
+from support.waiting import until
 
 PEER = ("-m", "benchmarks.peer")
 DECODED = re.compile(r"decoded in (\d+) ms")

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from PIL import Image as PillowImage
 
-from checkpoints import TINY, VIT_B, write_checkpoint
-from clickmask.images import decode_image
-from clickmask.masks import mask_iou
+from clickmask.images.decode import decode_image
+from clickmask.masks.regions import mask_iou
 from clickmask.segmenters import sam
-from clickmask.segmenters._sam_torch import TorchSam
-from clickmask.segmenters._torchvision import import_segment_anything
+from clickmask.segmenters._sam.torch_networks import TorchSam
+from clickmask.segmenters._sam.without_torchvision import import_segment_anything
 from clickmask.types import Prompt, Size
-from scenes import scene_image
+from support.checkpoints import TINY, VIT_B, write_checkpoint
+from support.scenes import scene_image
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LARGER = {

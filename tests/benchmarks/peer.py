@@ -19,7 +19,7 @@ import numpy as np
 import waitress
 from label_studio_sdk.converter import brush
 
-from clickmask.segmenters._torchvision import import_segment_anything
+from clickmask.segmenters._sam.without_torchvision import import_segment_anything
 
 THREADS = 8
 

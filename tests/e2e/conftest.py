@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from e2e.label_studio_server import LabelStudioServer, label_studio
+from support.label_studio_server import LabelStudioServer, label_studio
 
 
 @pytest.fixture(scope="session")

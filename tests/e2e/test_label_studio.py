@@ -19,19 +19,20 @@ from label_studio_sdk.converter.brush import decode_rle
 from PIL import Image
 from playwright.sync_api import Page
 
-from clicking import chromium
-from clickmask.evaluation import central_point
-from clickmask.fetch import Fetcher
-from clickmask.image_source import ImageSource
-from clickmask.inbox import Inbox
-from clickmask.masks import mask_iou, polygons_to_mask
+from clickmask.images.fetch import Fetcher
+from clickmask.images.source import ImageSource
+from clickmask.ingest.inbox import Inbox
+from clickmask.masks.polygons import polygons_to_mask
+from clickmask.masks.regions import mask_iou
+from clickmask.reports.clicks import central_point
 from clickmask.types import Mask, Pixels, Size
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.connect import connect
-from e2e.label_studio_server import LabelingPage, LabelStudioServer
-from photographs import outlined_objects, tight_box
-from scenes import drawn_scene
-from served import Server, serving
+from support.clicking import chromium
+from support.label_studio_server import LabelingPage, LabelStudioServer
+from support.photographs import outlined_objects, tight_box
+from support.scenes import drawn_scene
+from support.served import Server, serving
 
 pytestmark = pytest.mark.slow
 

@@ -26,20 +26,20 @@ from label_studio_sdk.converter.brush import decode_rle, mask2rle
 from PIL import Image
 from playwright.sync_api import Page
 
-import drawn
-from clicking import chromium
-from clickmask.fetch import Fetcher
-from clickmask.image_source import ImageSource
-from clickmask.masks import rle_to_mask
+from clickmask.images.fetch import Fetcher
+from clickmask.images.source import ImageSource
+from clickmask.masks.rle import rle_to_mask
 from clickmask.store import Store
 from clickmask.types import Mask, Pixels, Point, Size
 from clickmask_adapters.tools.label_studio.bit_mask import mask_to_bit_mask
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.connect import connect
-from e2e.label_studio_server import IMAGE, LabelingPage, LabelStudioServer
-from scenes import drawn_scene
-from served import Server
-from waiting import until
+from support import drawn
+from support.clicking import chromium
+from support.label_studio_server import IMAGE, LabelingPage, LabelStudioServer
+from support.scenes import drawn_scene
+from support.served import Server
+from support.waiting import until
 
 pytestmark = pytest.mark.slow
 

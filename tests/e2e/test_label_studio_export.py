@@ -15,11 +15,10 @@ import requests
 from PIL import Image
 from pycocotools.coco import COCO
 
-from clickmask.fetch import Fetcher
-from clickmask.image_source import ImageSource
+from clickmask.images.fetch import Fetcher
+from clickmask.images.source import ImageSource
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.connect import connect
-from e2e.label_studio_server import LabelStudioServer
 from e2e.test_label_studio_accepted import (
     KINDS,
     SIZE,
@@ -34,7 +33,8 @@ from e2e.test_label_studio_accepted import (
     png,
     same,
 )
-from scenes import drawn_scene
+from support.label_studio_server import LabelStudioServer
+from support.scenes import drawn_scene
 
 pytestmark = [
     pytest.mark.slow,

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from label_studio_sdk.converter.brush import decode_rle
 
-from clicking import chromium
-from clickmask.training.serving import ProjectModels
-from drawn import disc, rectangle
-from e2e.label_studio_server import LabelingPage, LabelStudioServer
-from labelled import png
-from model_drafts import draft
-from waiting import until
+from clickmask.models.labeller import ProjectModels
+from support.clicking import chromium
+from support.drawn import disc, rectangle
+from support.label_studio_server import LabelingPage, LabelStudioServer
+from support.labelled import png
+from support.model_drafts import draft
+from support.waiting import until
 
 pytestmark = pytest.mark.slow
 

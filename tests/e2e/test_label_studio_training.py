@@ -16,16 +16,16 @@ import pytest
 import requests
 from label_studio_sdk.converter.brush import decode_rle, mask2rle
 
-from clickmask.fetch import Fetcher
-from clickmask.image_source import ImageSource
+from clickmask.images.fetch import Fetcher
+from clickmask.images.source import ImageSource
 from clickmask.types import Mask
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.connect import connect
-from drawn_projects import drawn_picture
-from e2e.label_studio_server import LabelStudioServer
-from labelled import png
-from served import Server
-from waiting import until
+from support.drawn_projects import drawn_picture
+from support.label_studio_server import LabelStudioServer
+from support.labelled import png
+from support.served import Server
+from support.waiting import until
 
 pytestmark = pytest.mark.slow
 

@@ -15,20 +15,20 @@ import numpy as np
 import pytest
 import requests
 
-from checkpoints import TINY, write_checkpoint
-from clicking import chromium
-from clickmask.evaluation import central_point
-from clickmask.fetch import Fetcher
-from clickmask.image_source import ImageSource
-from clickmask.masks import mask_iou
+from clickmask.images.fetch import Fetcher
+from clickmask.images.source import ImageSource
+from clickmask.masks.regions import mask_iou
+from clickmask.reports.clicks import central_point
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.connect import connect
-from e2e.label_studio_server import LabelingPage, LabelStudioServer
 from e2e.test_label_studio import config, plain, saved_masks
-from pictures import to_base64
-from scenes import drawn_scene
-from serve_checkpoint import server_of
-from served import Server
+from support.checkpoints import TINY, write_checkpoint
+from support.clicking import chromium
+from support.label_studio_server import LabelingPage, LabelStudioServer
+from support.pictures import to_base64
+from support.scenes import drawn_scene
+from support.serve_checkpoint import server_of
+from support.served import Server
 
 pytestmark = pytest.mark.slow
 

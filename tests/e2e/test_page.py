@@ -17,7 +17,9 @@ from playwright.sync_api import Browser, Page, expect
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
-from clicking import (
+from clickmask.masks.regions import mask_box, mask_iou
+from clickmask.types import Mask, Pixels
+from support.clicking import (
     SHOWN,
     chromium,
     click_at,
@@ -29,10 +31,8 @@ from clicking import (
     wait_for_no_outline,
     wait_for_outline,
 )
-from clickmask.masks import mask_box, mask_iou
-from clickmask.types import Mask, Pixels
-from scenes import drawn_scene
-from served import serving
+from support.scenes import drawn_scene
+from support.served import serving
 
 pytestmark = [
     pytest.mark.slow,

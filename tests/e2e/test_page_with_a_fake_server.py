@@ -19,8 +19,8 @@ from PIL import Image, ImageOps
 from playwright.sync_api import Browser, Page, expect
 from pycocotools import mask as coco
 
-from clicking import chromium, click_at, open_sample, outline, wait_for_outline
 from clickmask_adapters import web
+from support.clicking import chromium, click_at, open_sample, outline, wait_for_outline
 
 pytestmark = pytest.mark.slow
 

@@ -11,13 +11,19 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from clickmask import plugins
-from clickmask.dataset_statistics import find_flaws
+from clickmask.reports.statistics import find_flaws
 from clickmask_adapters import exports
+from clickmask_adapters.api.datasets import open_dataset
 from clickmask_adapters.app import create_kept_images, create_store
-from clickmask_adapters.commands._projects import ProjectName, ToolName, find_project
+from clickmask_adapters.commands._console import (
+    ProjectName,
+    ToolName,
+    console,
+    errors,
+    find_project,
+    sentence_on_failure,
+)
 from clickmask_adapters.commands.pull import pull
-from clickmask_adapters.console import console, errors, sentence_on_failure
-from clickmask_adapters.exporting import open_dataset
 from clickmask_adapters.settings import Settings
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder, or an earlier export.")]

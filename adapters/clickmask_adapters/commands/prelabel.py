@@ -13,9 +13,9 @@ from clickmask import plugins
 from clickmask.errors import ToolUnavailable
 from clickmask_adapters import tools
 from clickmask_adapters.app import accepting_tools, create_workbench
-from clickmask_adapters.console import console, errors, sentence_on_failure
-from clickmask_adapters.prelabelling import Prelabelled
+from clickmask_adapters.commands._console import console, errors, sentence_on_failure
 from clickmask_adapters.settings import Settings
+from clickmask_adapters.tools._prelabel import Prelabelled
 
 
 def add_to(cli: typer.Typer) -> None:

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
+import PIL.Image
 import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
-from clickmask.errors import InvalidRequest, SegmenterNotReady
-from clickmask.images import FORMATS
+from clickmask.errors import Busy, InvalidRequest, SegmenterNotReady
+from clickmask.images.decode import FORMATS
+from clickmask.types import ImageRef
+from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_workbench
-from clickmask_adapters.console import console, errors, sentence_on_failure
-from clickmask_adapters.preparing import folder_images, prepare_images
-from clickmask_adapters.preparing_progress import follow
+from clickmask_adapters.commands._console import console, errors, sentence_on_failure
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools.label_studio.accepted import TOOL
+from clickmask_adapters.tools import Wanted
 from clickmask_adapters.tools.label_studio.client import client_of
-from clickmask_adapters.tools.label_studio.project_images import project_images
+from clickmask_adapters.tools.label_studio.labels import TOOL
+from clickmask_adapters.tools.label_studio.pull import project_images
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -63,3 +84,105 @@ def prepare(
         errors.print("the store is full: what was not used for longest goes; raise CLICKMASK_DISK_BYTES")
     if not complete:
         raise typer.Exit(1)
+
+
+AT_ONCE = 2  # one is fetched and decoded while the other is encoded
+
+
+@dataclass(frozen=True)
+class Prepared:
+    name: str
+    was_there: bool
+    error: str = ""  # why it could not be prepared
+
+
+def folder_images(folder: Path) -> list[Wanted]:
+    """The files below `folder` that are named as images that clickmask reads; hidden ones are not."""
+    PIL.Image.init()
+    endings = {ending for ending, name in PIL.Image.registered_extensions().items() if name in FORMATS}
+    inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return [
+        Wanted(str(path), partial(ImageRef, (folder.resolve() / path).as_uri()))
+        for path in inside
+        if path.suffix.lower() in endings and not any(part.startswith(".") for part in path.parts)
+    ]
+
+
+def prepare_images(workbench: Workbench, wanted: Sequence[Wanted], segmenter: str) -> Generator[Prepared]:
+    """Encode the images in their order, one result each. Those whose embedding is kept cost no encode.
+
+    Closing the generator, or an interrupt, stops it at once; whoever closes the workbench then waits
+    for the encode under way, and it is kept.
+    """
+    stopping = threading.Event()
+
+    def prepare(image: Wanted) -> Prepared:
+        try:
+            return Prepared(image.name, _encode(workbench, image.locate(), segmenter, stopping))
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything; the other images go on
+            return Prepared(image.name, False, str(error) or type(error).__name__)
+
+    waiting = iter(wanted)
+    pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="prepare")
+    running: deque[Future[Prepared]] = deque(pool.submit(prepare, each) for each in islice(waiting, AT_ONCE))
+    try:
+        while running:
+            yield running[0].result()
+            running.popleft()
+            running.extend(pool.submit(prepare, each) for each in islice(waiting, 1))
+    finally:
+        stopping.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _encode(workbench: Workbench, ref: ImageRef, segmenter: str, stopping: threading.Event) -> bool:
+    """Unlike a click, this waits for as long as an encode takes."""
+    waited = False
+    while True:
+        try:
+            return workbench.encode(ref, segmenter) and not waited
+        except Busy as error:
+            waited = True
+            if stopping.wait(error.retry_after):
+                raise
+
+
+class Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.2f} images/s" if task.speed else "")
+
+
+def follow(prepared: Generator[Prepared], total: int, out: Console, err: Console) -> bool:
+    """Show a bar, then what became of the images; whether all are prepared.
+
+    An interrupt ends it early, without an exception.
+    """
+    columns = (
+        BarColumn(20),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    encoded = kept = 0
+    failed: list[Prepared] = []
+    interrupted = False
+    began = time.perf_counter()
+    with Progress(*columns, console=err, speed_estimate_period=300) as bar, closing(prepared):
+        task = bar.add_task("", total=total)
+        try:
+            for image in prepared:
+                encoded += not image.was_there and not image.error
+                kept += image.was_there
+                failed += [image] if image.error else []
+                said = f"{encoded} encoded, {kept} there already, {len(failed)} failed"
+                bar.update(task, advance=1, description=said)
+        except KeyboardInterrupt:
+            interrupted = True
+    seconds = time.perf_counter() - began
+    for image in failed:
+        err.print(f"{image.name}: {image.error}", markup=False)
+    out.print(f"{encoded} encoded, {kept} there already, {len(failed)} failed, in {seconds:.0f} s")
+    if interrupted:
+        err.print("interrupted, once the image under way is done; the same command goes on from there")
+    return not interrupted and not failed

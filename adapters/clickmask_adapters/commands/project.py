@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
-from clickmask.labels import Unlabelled
+from clickmask.labels.submissions import Unlabelled
 from clickmask_adapters.app import create_store
-from clickmask_adapters.commands._projects import ProjectName, ToolName, find_project
-from clickmask_adapters.console import console, sentence_on_failure
+from clickmask_adapters.commands._console import (
+    ProjectName,
+    ToolName,
+    console,
+    find_project,
+    sentence_on_failure,
+)
 from clickmask_adapters.settings import Settings
 
 

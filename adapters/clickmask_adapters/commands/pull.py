@@ -10,10 +10,10 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clickmask.errors import ToolUnavailable
-from clickmask.intake import Intake
-from clickmask_adapters import pulling
+from clickmask.ingest import pull as pulling
+from clickmask.ingest.apply import Intake
 from clickmask_adapters.app import accepting_tools, create_images, create_kept_images, create_store
-from clickmask_adapters.console import console, errors, sentence_on_failure
+from clickmask_adapters.commands._console import console, errors, sentence_on_failure
 from clickmask_adapters.settings import Settings
 
 

@@ -10,13 +10,19 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from clickmask import ledger
+from clickmask.reports import assistance as ledger
+from clickmask_adapters.api.datasets import assistance, proposal_reports
+from clickmask_adapters.api.models import describe_report
 from clickmask_adapters.app import create_models, create_store
-from clickmask_adapters.commands._projects import ProjectName, ToolName, find_project
-from clickmask_adapters.console import console, errors, sentence_on_failure
-from clickmask_adapters.exporting import assistance, proposal_reports
+from clickmask_adapters.commands._console import (
+    ProjectName,
+    ToolName,
+    console,
+    errors,
+    find_project,
+    sentence_on_failure,
+)
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.training import describe_report
 
 
 def add_to(cli: typer.Typer) -> None:

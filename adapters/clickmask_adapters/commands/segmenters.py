@@ -6,9 +6,9 @@ import typer
 from rich.table import Table
 
 from clickmask import segmenters as installed
-from clickmask.catalogue import Catalogue
+from clickmask.inference.catalogue import Catalogue
 from clickmask_adapters.app import create_runtimes, create_weights
-from clickmask_adapters.console import console
+from clickmask_adapters.commands._console import console
 from clickmask_adapters.settings import Settings
 
 

@@ -12,10 +12,10 @@ import uvicorn
 
 from clickmask.errors import ClickmaskError
 from clickmask_adapters.app import create_app
-from clickmask_adapters.console import console
-from clickmask_adapters.memory import spare_what_is_loaded
+from clickmask_adapters.commands._console import console
+from clickmask_adapters.server.memory import spare_what_is_loaded
+from clickmask_adapters.server.uvicorn import Impatient
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.slow_clients import Impatient
 
 
 class AnnouncingServer(uvicorn.Server):

@@ -10,11 +10,17 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from clickmask.dataset_statistics import Statistics, count
+from clickmask.reports.statistics import Statistics, count
+from clickmask_adapters.api.datasets import describe, open_dataset
 from clickmask_adapters.app import create_kept_images, create_store
-from clickmask_adapters.commands._projects import ProjectName, ToolName, find_project
-from clickmask_adapters.console import console, errors, sentence_on_failure
-from clickmask_adapters.exporting import describe, open_dataset
+from clickmask_adapters.commands._console import (
+    ProjectName,
+    ToolName,
+    console,
+    errors,
+    find_project,
+    sentence_on_failure,
+)
 from clickmask_adapters.settings import Settings
 
 SHOWN_FLAWS = 20

@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from clickmask.inbox import Inbox
-from clickmask.inbox_reader import InboxReader
-from clickmask.intake import Intake
-from clickmask.jobs import UNDER_WAY, Job
+from clickmask.ingest.apply import Intake
+from clickmask.ingest.inbox import Inbox
+from clickmask.ingest.reader import InboxReader
 from clickmask.store import Store
+from clickmask.store.jobs import UNDER_WAY, Job
 from clickmask.training.supervisor import Trainings
 from clickmask_adapters.app import (
     accepting_tools,
@@ -26,8 +26,14 @@ from clickmask_adapters.app import (
     create_store,
     workplace,
 )
-from clickmask_adapters.commands._projects import ProjectName, ToolName, find_project
-from clickmask_adapters.console import console, errors, sentence_on_failure
+from clickmask_adapters.commands._console import (
+    ProjectName,
+    ToolName,
+    console,
+    errors,
+    find_project,
+    sentence_on_failure,
+)
 from clickmask_adapters.settings import Settings
 
 LOOK = 0.3  # seconds between looks at the job

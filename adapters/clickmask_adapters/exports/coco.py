@@ -21,12 +21,13 @@ import orjson
 from pycocotools.coco import COCO
 from typer import Option
 
-from clickmask.datasets import Dataset, Sample
+from clickmask.datasets.snapshot import Dataset, Sample
 from clickmask.errors import ExportFailed
-from clickmask.labels import AcceptedLabel, Brush, Ellipse, Geometry, Polygon, Rectangle, rectangle_corners
-from clickmask.masks import Rle, mask_to_polygons, ring_area, rle_to_mask
-from clickmask.rles import as_rle, rings_to_rle, rle_area, rle_box, rle_iou
-from clickmask.simplify import simplify_mask
+from clickmask.labels.geometry import Brush, Ellipse, Geometry, Polygon, Rectangle, rectangle_corners
+from clickmask.labels.submissions import AcceptedLabel
+from clickmask.masks.polygons import mask_to_polygons, ring_area
+from clickmask.masks.rle import Rle, as_rle, rings_to_rle, rle_area, rle_box, rle_iou, rle_to_mask
+from clickmask.masks.simplify import simplify_mask
 from clickmask.types import Ring
 from clickmask_adapters.exports import _folder, _pictures
 

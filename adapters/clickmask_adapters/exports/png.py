@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from clickmask.datasets import IGNORED, Dataset
+from clickmask.datasets.snapshot import IGNORED, Dataset
 from clickmask_adapters.exports import _class_maps, _folder, _pictures
 
 CATEGORIES = "categories.json"

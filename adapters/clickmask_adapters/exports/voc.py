@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from clickmask.datasets import Dataset, Sample
+from clickmask.datasets.snapshot import Dataset, Sample
 from clickmask.errors import ExportFailed
-from clickmask.masks import mask_box, rle_to_mask
-from clickmask.sides import SIDES
+from clickmask.labels.split import SIDES
+from clickmask.masks.regions import mask_box
+from clickmask.masks.rle import rle_to_mask
 from clickmask_adapters.exports import _class_maps, _folder, _pictures
 
 SETS = {"train": "train", "validation": "val", "test": "test"}

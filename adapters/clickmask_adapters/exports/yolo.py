@@ -15,13 +15,16 @@ from typing import Annotated
 import numpy as np
 from typer import Option
 
-from clickmask.bridges import join_holes, join_parts
-from clickmask.datasets import Dataset, Sample
+from clickmask.datasets.snapshot import Dataset, Sample
 from clickmask.errors import ExportFailed
-from clickmask.labels import AcceptedLabel, Polygon
-from clickmask.masks import group_rings, mask_iou, polygons_to_mask, rle_to_mask
-from clickmask.sides import SIDES
-from clickmask.simplify import simplify_mask
+from clickmask.labels.geometry import Polygon
+from clickmask.labels.split import SIDES
+from clickmask.labels.submissions import AcceptedLabel
+from clickmask.masks.polygons import group_rings, polygons_to_mask
+from clickmask.masks.regions import mask_iou
+from clickmask.masks.rle import rle_to_mask
+from clickmask.masks.simplify import simplify_mask
+from clickmask.masks.single_rings import join_holes, join_parts
 from clickmask.types import Ring
 from clickmask_adapters.exports import _folder, _pictures
 

@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.catalogue import Catalogue
-from clickmask.embeddings import BATCH, EmbeddingCache, EmbeddingKey
 from clickmask.errors import AnnotatorNotReady, SegmenterNotReady
-from clickmask.masks import mask_box
+from clickmask.inference.catalogue import Catalogue
+from clickmask.inference.embeddings import BATCH, EmbeddingCache, EmbeddingKey
+from clickmask.masks.regions import mask_box
 from clickmask.types import Embedding, Image, Logits, Mask, Prediction, Size, Sweeping
 
 LABEL = "object"

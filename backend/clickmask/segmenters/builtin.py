@@ -1,6 +1,6 @@
 """The built-in network: small, in the package, for trying out, tests and weak machines.
 
-`clickmask.training.promptable` says what it is and trains it; MODEL_CARD.md beside the weights says
+`clickmask.training.click` says what it is and trains it; MODEL_CARD.md beside the weights says
 on what, and how good it is. It looks twice: at the whole image, which is kept, and, where what it
 found is small and not sure, at the part round that. Two thirds of a click's time are the second look.
 """
@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.errors import SegmenterNotReady
-from clickmask.refinement import replay
-from clickmask.runtimes import Runtimes, Session
-from clickmask.segmenters._builtin_look import (
+from clickmask.inference.refinement import replay
+from clickmask.inference.runtimes import Runtimes
+from clickmask.inference.sessions import Session
+from clickmask.segmenters._builtin.crops import (
     KEPT_SIDE,
     Look,
     coverage,
@@ -32,7 +33,7 @@ from clickmask.segmenters._builtin_look import (
     settled,
     whole_mask,
 )
-from clickmask.segmenters._builtin_view import MAPS, Floats, View, network_input, render, view_of
+from clickmask.segmenters._builtin.prompt_maps import MAPS, Floats, View, network_input, render, view_of
 from clickmask.types import Image, Logits, Pixels, Prediction, Prompt, Size
 
 WEIGHTS = "clickmask.weights_builtin"  # the package that they lie in

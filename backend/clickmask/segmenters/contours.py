@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.masks import fill_pinholes, mask_box
-from clickmask.segmenters._credibility import most_credible
-from clickmask.segmenters._small_image import (
+from clickmask.masks.regions import fill_pinholes, mask_box
+from clickmask.segmenters._classic.mask_quality import most_credible
+from clickmask.segmenters._classic.small_image import (
     SmallImage,
     in_box,
     parts_at,

@@ -19,10 +19,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.masks import mask_iou
-from clickmask.segmenters._credibility import credibility
-from clickmask.segmenters._small_image import SmallImage, pixel_centres, shrink
-from clickmask.segmenters._window import REACH, Window, look_at, resized, whole_mask
+from clickmask.masks.regions import mask_iou
+from clickmask.segmenters._classic.mask_quality import credibility
+from clickmask.segmenters._classic.small_image import SmallImage, pixel_centres, resized, shrink
+from clickmask.segmenters._classic.window import REACH, Window, look_at, whole_mask
 from clickmask.types import Box, Image, Mask, Point, Prediction, Prompt, Size
 
 EMBEDDING_SIDE = 1024  # px; longest side of the pixels that are kept

@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from clickmask.errors import SegmenterNotReady
-from clickmask.refinement import replay
-from clickmask.runtimes import Runtimes
-from clickmask.runtimes.exports import Exporter, Progress
-from clickmask.runtimes.sessions import usable_cores
-from clickmask.segmenters._logits import logits_to_mask
-from clickmask.segmenters._sam_onnx import OnnxSam
+from clickmask.inference.onnx_exports import Exporter, Progress
+from clickmask.inference.refinement import replay
+from clickmask.inference.runtimes import Runtimes
+from clickmask.inference.sessions import usable_cores
+from clickmask.inference.weights import WeightsFolder
+from clickmask.segmenters._sam.onnx_networks import OnnxSam
+from clickmask.segmenters._sam.upscale import logits_to_mask
 from clickmask.types import Box, Image, Logits, Mask, Pixels, Point, Prediction, Prompt, Size
-from clickmask.weights import WeightsFolder
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ VARIANTS = ("vit_b", "vit_l", "vit_h")
 SWEEPS = True
 DECODERS = {"vit_h": "sam:vit_h"}  # that of CVAT's page was published for ViT-H alone
 PACKAGES = {"torch": "torch", "segment_anything": "segment-anything"}  # as imported, as installed
-EXPORTER = Exporter("clickmask.segmenters._sam_export", version=1)
+EXPORTER = Exporter("clickmask.segmenters._sam.onnx_export", version=1)
 IN_TORCH = Runtimes()
 CERTAIN = 8.0  # logit of a pixel that a given mask covers, its negative outside: what SAM's own masks reach
 
@@ -233,7 +233,7 @@ def load(variant: str, weights: WeightsFolder, runtimes: Runtimes = IN_TORCH) ->
         folder = None
     if folder:
         return Sam(name, OnnxSam(folder, runtimes))
-    from clickmask.segmenters._sam_torch import TorchSam
+    from clickmask.segmenters._sam.torch_networks import TorchSam
 
     return Sam(name, TorchSam(weights.verify(name)))
 

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.masks import mask_box
-from clickmask.segmenters._credibility import most_credible
-from clickmask.segmenters._small_image import (
+from clickmask.masks.regions import mask_box
+from clickmask.segmenters._classic.mask_quality import most_credible
+from clickmask.segmenters._classic.small_image import (
     SmallImage,
     disc,
     in_box,

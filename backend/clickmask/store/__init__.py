@@ -6,10 +6,15 @@ from pathlib import Path
 
 from clickmask.store.accepted import Accepted
 from clickmask.store.database import Database, WriteTimes
-from clickmask.store.preannotations import Preannotated, Preannotations
 from clickmask.store.progress import Progress, SetAside
 from clickmask.store.projects import Project, Projects
-from clickmask.store.proposals import KEPT_PROPOSALS, Proposals, RememberedProposal
+from clickmask.store.proposals import (
+    KEPT_PROPOSALS,
+    Preannotated,
+    Preannotations,
+    Proposals,
+    RememberedProposal,
+)
 from clickmask.store.splits import Splits
 
 __all__ = ("Preannotated", "Project", "RememberedProposal", "SetAside", "Store", "WriteTimes")

@@ -9,21 +9,19 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from clickmask.image_source import ImageIdentity
-from clickmask.labels import (
+from clickmask.images.source import ImageIdentity
+from clickmask.labels.geometry import Brush, Geometry, geometry_from_json
+from clickmask.labels.submissions import (
     AcceptedLabel,
     AnnotationDeleted,
-    Brush,
     Deleted,
-    Geometry,
     LabelKey,
     LabelledImage,
     ProjectDeleted,
     Submission,
     TaskDeleted,
-    geometry_from_json,
 )
-from clickmask.masks import Rle
+from clickmask.masks.rle import Rle
 from clickmask.store.database import Database
 from clickmask.store.label_sets import (
     MOST_ROWS,

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from clickmask.errors import StoreUnavailable
-from clickmask.labels import Brush, Region, geometry_to_json
-from clickmask.masks import Rle
+from clickmask.labels.geometry import Brush, geometry_to_json
+from clickmask.labels.submissions import Region
+from clickmask.masks.rle import Rle
 from clickmask.store.database import Database
 from clickmask.store.schema import labels, preannotated, unfinished
 

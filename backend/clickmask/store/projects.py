@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from clickmask.errors import OriginRefused
-from clickmask.labels import ProjectDescribed, Unlabelled
+from clickmask.labels.submissions import ProjectDescribed, Unlabelled
 from clickmask.store.database import Database
 from clickmask.store.schema import annotations, labels, origins, projects
 

@@ -120,7 +120,7 @@ sides = sa.Table(
     sa.Column("project", sa.Text, primary_key=True),
     sa.Column("digest", sa.Text, primary_key=True),
     sa.Column("side", sa.Text, nullable=False),
-    sa.Column("hash", sa.LargeBinary, nullable=False),  # of clickmask.near_duplicates.Fingerprint
+    sa.Column("hash", sa.LargeBinary, nullable=False),  # of clickmask.labels.split.Fingerprint
     sa.Column("thumbnail", sa.LargeBinary, nullable=False),
 )
 

@@ -6,8 +6,7 @@ from collections.abc import Collection
 
 import sqlalchemy as sa
 
-from clickmask.near_duplicates import Fingerprint
-from clickmask.sides import SIDES, Placed, Side, Standing
+from clickmask.labels.split import SIDES, Fingerprint, Placed, Side, Standing
 from clickmask.store.database import Database
 from clickmask.store.schema import annotations, labels, sides
 

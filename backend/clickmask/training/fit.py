@@ -11,7 +11,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,21 +20,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional
 
-from clickmask.metrics import Confusion, miou, paired_difference
-from clickmask.training.augmentation import IGNORED, LabelledPixels, draw_crop
-from clickmask.training.checkpoint import State, read_checkpoint, write_checkpoint
-from clickmask.training.inference import confusion_matrices
+from clickmask.metrics.confusion import Confusion, confusion_matrix, miou, paired_difference
+from clickmask.training.crops import IGNORED, LabelledPixels, Labels, draw_crop
+from clickmask.training.loop import State, read_checkpoint, write_checkpoint
 from clickmask.training.losses import class_weights, segmentation_loss
+from clickmask.types import Pixels
 
 log = logging.getLogger(__name__)
-
 WARM_UP = 20  # steps
 LAST_RATE = 0.01  # of the peak, where the cosine ends
 CLIP = 1.0  # norm of the gradient
 RECIPE = 2  # of this file: no run goes on from the checkpoint of another one
 BETTER = 0.001  # of mIoU; less is no improvement
-
 Reason = Literal["all steps done", "out of time", "no longer improving", "cancelled"]
 
 
@@ -289,3 +288,31 @@ def _known_pixels(samples: Sequence[LabelledPixels], classes: int) -> NDArray[np
         labels = sample.labels
         count += np.bincount(labels[labels != IGNORED].ravel(), minlength=classes)
     return counts
+
+
+def to_tensor(pixels: Pixels, device: torch.device) -> torch.Tensor:
+    """(1, 3, H, W) in [0, 1]."""
+    return torch.tensor(pixels, device=device).permute(2, 0, 1)[None].float() / 255
+
+
+def predict(network: nn.Module, pixels: Pixels, stride: int) -> Labels:
+    """The class of each pixel. Sides are padded to multiples of `stride` by the outermost pixels."""
+    height, width = pixels.shape[:2]
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        padding = (0, -width % stride, 0, -height % stride)
+        logits = network(functional.pad(to_tensor(pixels, device), padding, mode="replicate"))
+        best = logits[0, :, :height, :width].argmax(dim=0).to(torch.uint8)  # (H, W)
+    return best.cpu().numpy()
+
+
+def confusion_matrices(
+    network: nn.Module, samples: Iterable[LabelledPixels], classes: int, stride: int
+) -> Confusion:
+    """(images, classes, classes), one for each sample; the network is left in evaluation mode."""
+    network.eval()
+    matrices = [
+        confusion_matrix(sample.labels, predict(network, sample.pixels, stride), classes, IGNORED)
+        for sample in samples
+    ]
+    return np.stack(matrices) if matrices else np.zeros((0, classes, classes), np.int64)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from clickmask.training.augmentation import IGNORED
+from clickmask.training.crops import IGNORED
 
 LARGEST_WEIGHT = 5.0  # of a category, times that of the most frequent one
 

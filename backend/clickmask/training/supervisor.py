@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from clickmask.errors import ClickmaskError, StoreUnavailable, TrainingNotReady
-from clickmask.jobs import Job, Jobs
 from clickmask.store import Store
+from clickmask.store.jobs import Job, Jobs
 
 log = logging.getLogger(__name__)
 

@@ -5,36 +5,29 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from clickmask.datasets import IGNORED, Dataset, Sample, class_map, folds
-from clickmask.errors import InvalidRequest, ModelDamaged, SegmenterNotReady
-from clickmask.images import DEFAULT_LIMITS, ImageLimits, decode_image
-from clickmask.metrics import LabelMap
-from clickmask.reports import Measured, measure, report_to_json
-from clickmask.sides import ENOUGH, SIDES
+from clickmask.datasets.snapshot import Dataset, Sample, folds
+from clickmask.errors import InvalidRequest
+from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits
+from clickmask.labels.split import SIDES
+from clickmask.metrics.report import report_to_json
+from clickmask.models.labeller import LOGITS, MULTIPLE, PIXELS, open_labeller, to_input
+from clickmask.models.versions import Draft, Models, ModelVersion, Provenance
+from clickmask.training.cross_validation import Beat, Cancelled, Fitting
 from clickmask.training.fit import Plan, Progress
-from clickmask.training.fitting import Beat, Cancelled, Fitting
-from clickmask.training.gate import Decision, decide
-from clickmask.training.models import Draft, Models, ModelVersion, Provenance
-from clickmask.training.serving import LOGITS, MULTIPLE, PIXELS, Labeller, open_labeller, to_input
+from clickmask.training.promotion import Decision, Measuring, Part, compare, report_scores
 from clickmask.types import Pixels
 
 log = logging.getLogger(__name__)
-
 NETWORK = "unet"
 OPSET = 17
 GOLDEN_SIDE = 256  # px of the picture by which a version is known to be what was trained
-CROSS_VALIDATION = "cross-validation"  # in place of a side, in a report
-
-Part = tuple[Labeller, Sequence[Sample]]  # a network, and pictures that it has not seen
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ def train(
     fitting = Fitting(
         dataset, plan, checkpoint, limits, fits=1 + len(parts), report=report, cancelled=cancelled, beat=beat
     )
-    measuring = _Measuring(dataset, limits, beat)
+    measuring = Measuring(dataset, limits, beat)
     try:
         network, fitted = fitting.fit(sides["train"], sides["validation"])
         others = list(_cross_validated(fitting, parts))
@@ -76,9 +69,9 @@ def train(
     exported = export(network)
     candidate = open_labeller(exported)
     measured = measuring.measure([(candidate, sides["validation"])])
-    decision = _decide(measuring, measured, sides["validation"], models)
+    decision = compare(measuring, measured, sides["validation"], models)
     about = {
-        **_reported(measuring, candidate, sides["test"], others),
+        **report_scores(measuring, candidate, sides["test"], others),
         "validation": report_to_json(measured.report),
         "decision": decision.reason,
         "promoted": decision.promoted,
@@ -113,74 +106,11 @@ def export(network: torch.nn.Module) -> bytes:
     return written.getvalue()
 
 
-class _Measuring:
-    """At the pictures' full size."""
-
-    def __init__(self, dataset: Dataset, limits: ImageLimits, beat: Beat) -> None:
-        self.categories = dataset.categories
-        self._dataset, self._limits, self._beat = dataset, limits, beat
-
-    def pixels(self, sample: Sample) -> Pixels:
-        return decode_image(self._dataset.pictures.read(sample.image), self._limits).pixels
-
-    def measure(self, parts: Iterable[Part], numbers: NDArray[np.uint8] | None = None) -> Measured:
-        """All parts together; `numbers` are the dataset's classes for those of another model."""
-
-        def pairs() -> Iterator[tuple[LabelMap, LabelMap]]:
-            for labeller, samples in parts:
-                for sample in samples:
-                    self._beat()
-                    found = labeller.label(self.pixels(sample)).classes
-                    truth = class_map(sample, self.categories, self._dataset.unlabelled)
-                    yield truth, found if numbers is None else numbers[found]
-
-        return measure(pairs(), self.categories, ignore=IGNORED)
-
-
 def _cross_validated(fitting: Fitting, parts: Sequence[tuple[list[Sample], list[Sample]]]) -> Iterator[Part]:
     """Nothing stops these early: what is measured on must decide nothing."""
     for training, held_out in parts:
         network, _ = fitting.fit(training, [])
         yield open_labeller(export(network)), held_out
-
-
-def _reported(
-    measuring: _Measuring,
-    candidate: Labeller,
-    test: Sequence[Sample],
-    others: Sequence[Part],
-) -> dict[str, Any]:
-    """The numbers to go by: of the test side, or of networks like this one on all that few pictures."""
-    if others:
-        found, split = measuring.measure(others), CROSS_VALIDATION
-        said = (
-            f"too few: a test side of {found.report.images} images says little (from {ENOUGH} on it counts), "
-            f"so the numbers are those of {len(others)} networks on images that they were not trained on"
-        )
-        return {"split": split, **report_to_json(found.report), "too_few": said}
-    return {"split": "test", **report_to_json(measuring.measure([(candidate, test)]).report)}
-
-
-def _decide(measuring: _Measuring, ours: Measured, samples: Sequence[Sample], models: Models) -> Decision:
-    """Against the model in service; what it finds that is no category any more is background."""
-    categories = measuring.categories
-    try:
-        with models.opening() as served:
-            labeller = open_labeller(served.network) if served else None
-    except (ModelDamaged, SegmenterNotReady) as error:  # any model is better than one that cannot run
-        log.error("%s", error)
-        served = labeller = None
-    if served is None or labeller is None:
-        decision = decide(ours.matrices, None, categories)
-    else:
-        known = served.provenance.categories
-        places = {category: number for number, category in enumerate(categories, 1)}
-        numbers = np.array([0, *(places.get(category, 0) for category in known)], np.uint8)
-        theirs = measuring.measure([(labeller, samples)], numbers)
-        shared = sorted(set(known) & set(categories))
-        decision = decide(ours.matrices, theirs.matrices, categories, shared)
-    log.info("%s", decision.reason)
-    return decision
 
 
 def _draft(provenance: Provenance, network: torch.nn.Module, exported: bytes, shown: Pixels) -> Draft:

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from clickmask.datasets import snapshot
+from clickmask.datasets.snapshot import snapshot
 from clickmask.errors import ClickmaskError
-from clickmask.images import ImageLimits
-from clickmask.jobs import Job, Jobs
-from clickmask.kept_images import KeptImages
+from clickmask.images.archive import KeptImages
+from clickmask.images.decode import ImageLimits
+from clickmask.models.labeller import ProjectModels
 from clickmask.store import Store
+from clickmask.store.jobs import Job, Jobs
 from clickmask.training.fit import Plan, Progress
-from clickmask.training.serving import ProjectModels
 from clickmask.training.train import Trained, train
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ import orjson
 import requests
 
 from clickmask.errors import ImageRefused, ToolUnavailable
-from clickmask.fetch import origin_of
+from clickmask.images.fetch import origin_of
 from clickmask.types import ImageRef
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools.cvat.accepted import JobContent
+from clickmask_adapters.tools.cvat.labels import JobContent
 
 URL_VARIABLE = "CVAT_URL"
 CREDENTIALS = "CVAT_ACCESS_TOKEN (or CVAT_USERNAME and CVAT_PASSWORD)"

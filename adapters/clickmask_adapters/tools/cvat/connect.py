@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 from clickmask.errors import ClickmaskError
 from clickmask.types import ImageRef
-from clickmask_adapters.tools.cvat.accepted import JobContent, frame_address, frames
 from clickmask_adapters.tools.cvat.client import CvatClient, CvatError
-from clickmask_adapters.tools.cvat.webhook import PATH, SECRET_VARIABLE
+from clickmask_adapters.tools.cvat.labels import JobContent, frame_address, frames
+from clickmask_adapters.tools.cvat.routes import PATH, SECRET_VARIABLE
 
 EVENTS = ("update:job", "delete:job", "delete:task")
 OURS = "clickmask-"  # how the ids of our models begin

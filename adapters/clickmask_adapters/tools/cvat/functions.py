@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import orjson
 
-from clickmask.catalogue import AnnotatorStatus, SegmenterStatus
+from clickmask.annotators._catalogue import AnnotatorStatus
+from clickmask.inference.catalogue import SegmenterStatus
 
 SAM_PLUGIN = "pth-facebookresearch-sam-vit-h"
 """The id at which CVAT's page asks for an embedding, and decodes it itself: with ViT-H's decoder."""

@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.runs import row_toggles
+from clickmask.masks.rle import row_toggles
 from clickmask.types import Mask, Size
 
 Bytes = NDArray[np.uint8]

@@ -18,7 +18,7 @@ import orjson
 import requests
 
 from clickmask.errors import ImageRefused, ToolUnavailable
-from clickmask.fetch import origin_of
+from clickmask.images.fetch import origin_of
 from clickmask.types import ImageRef
 from clickmask_adapters.settings import Settings
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from clickmask_adapters.app import create_images
-from clickmask_adapters.console import console, sentence_on_failure
+from clickmask_adapters.commands._console import console, sentence_on_failure
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.label_studio.client import client_of
 from clickmask_adapters.tools.label_studio.connect import connect

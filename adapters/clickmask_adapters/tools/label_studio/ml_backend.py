@@ -23,12 +23,12 @@ from label_studio_ml.model import LabelStudioMLBase
 
 from clickmask.errors import ClickmaskError
 from clickmask.workbench import Workbench
-from clickmask_adapters import failures
 from clickmask_adapters.app import create_workbench, read_events
+from clickmask_adapters.server import failures
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools.label_studio.accepted import TOOL
+from clickmask_adapters.tools.label_studio.backend import Backend, images_of
 from clickmask_adapters.tools.label_studio.client import client_of
-from clickmask_adapters.tools.label_studio.routes import Backend, images_of
+from clickmask_adapters.tools.label_studio.labels import TOOL
 
 Json = Mapping[str, Any]
 

@@ -1,0 +1,1 @@
+"""clickmask's own HTTP API, under /v1/."""

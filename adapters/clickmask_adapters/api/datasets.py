@@ -1,0 +1,232 @@
+"""Datasets over HTTP: counted, measured against what was proposed, and as a zip of an export."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+import shutil
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Generator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import StreamingResponse
+
+from clickmask import plugins
+from clickmask.datasets.snapshot import Dataset, Pictures, snapshot
+from clickmask.errors import Busy, ExportFailed, ExportTooLarge, InvalidRequest
+from clickmask.images.decode import ImageLimits
+from clickmask.metrics.report import report_to_json
+from clickmask.reports import assistance as ledger
+from clickmask.reports.segmenters import measure_segmenters
+from clickmask.reports.statistics import count
+from clickmask.store import Store
+from clickmask.workbench import Workbench
+from clickmask_adapters import exports
+from clickmask_adapters.api._json import json_answer
+from clickmask_adapters.api.projects import require_project
+from clickmask_adapters.exports import _folder
+from clickmask_adapters.settings import Settings
+
+AT_ONCE = 2  # exports over HTTP that are being written
+MOST_READ = 16  # zips that are there for those who read them, however slowly
+LONGEST_READ = 3600.0  # seconds in which a zip must have been read
+CHUNK = 2**20
+ABANDONED = 24 * 3600.0  # seconds after which nobody can be reading a zip any more
+MOST_FLAWS = 1000  # of one answer
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member, so that the same dataset is the same zip
+
+
+def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIRouter:
+    routes = APIRouter(prefix="/v1/projects/{tool}/{project}")
+    writers, readers = threading.BoundedSemaphore(AT_ONCE), threading.BoundedSemaphore(MOST_READ)
+
+    def written_zip(write: Callable[[Path], Path]) -> Path:
+        """Of which a reader's place is held. Whoever reads slowly keeps nobody from writing."""
+        if not readers.acquire(blocking=False):
+            raise Busy("other exports are being read; try again in a moment", retry_after=10)
+        try:
+            if not writers.acquire(blocking=False):
+                raise Busy("other exports are under way; try again in a moment", retry_after=10)
+            try:
+                return _zip(settings.home / "zips", write)
+            finally:
+                writers.release()
+        except BaseException:
+            readers.release()
+            raise
+
+    def dataset(tool: str, project: str) -> Dataset:
+        require_project(workbench.store, tool, project)
+        return open_dataset(workbench.store, tool, project, pictures, settings)
+
+    @routes.get("/stats", summary="What is in the dataset, counted, and what looks wrong in it")
+    def stats(tool: str, project: str) -> Response:
+        return json_answer(describe(dataset(tool, project)))
+
+    @routes.get("/assist", summary="What the assistance was worth")
+    def assist(tool: str, project: str) -> Response:
+        require_project(workbench.store, tool, project)
+        return json_answer(assistance(workbench.store, tool, project))
+
+    @routes.get("/segmenters", summary="What was proposed, measured against what was accepted")
+    def segmenters(tool: str, project: str) -> Response:
+        require_project(workbench.store, tool, project)
+        return json_answer(proposal_reports(workbench.store, tool, project))
+
+    @routes.get("/export/{name}", summary="The dataset as a zip", response_class=StreamingResponse)
+    def export(
+        tool: str,
+        project: str,
+        name: str,
+        polygons: Annotated[
+            Literal["source", "exact", "simplified"] | None,
+            Query(description="COCO: which polygons are written"),
+        ] = None,
+        for_cvat: Annotated[bool | None, Query(description="COCO: masks have iscrowd 1")] = None,
+    ) -> Response:
+        given = {"polygons": polygons, "for_cvat": for_cvat}
+        options = {option: value for option, value in given.items() if value is not None}
+        write = find_export(name).write
+        if unknown := options.keys() - inspect.signature(write).parameters.keys():
+            raise InvalidRequest(f"an export to {name} has no option {min(unknown)}")
+        made = dataset(tool, project)
+        total = sum(pictures.size_of(sample.image) for sample in made.samples)
+        if total > settings.export_bytes:
+            raise ExportTooLarge(
+                f"the pictures have {total} bytes, more than CLICKMASK_EXPORT_BYTES: run `clickmask export`"
+            )
+        path = written_zip(lambda folder: write(made, folder, **options))
+        size = path.stat().st_size
+        chunks = _read(path, readers.release)
+        first = next(chunks)  # from here on the zip is removed and the place given back, whatever happens
+        called = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{tool}-{project}-{name}.zip")
+        headers = {
+            "Content-Disposition": f'attachment; filename="{called}"',
+            "Content-Length": str(size),
+        }
+        return StreamingResponse(
+            itertools.chain([first], chunks), headers=headers, media_type="application/zip"
+        )
+
+    return routes
+
+
+def open_dataset(store: Store, tool: str, project: str, pictures: Pictures, settings: Settings) -> Dataset:
+    """Raises InvalidRequest where nothing was accepted in the project."""
+    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+    return snapshot(store, tool, project, pictures, limits)
+
+
+def find_export(name: str) -> Any:
+    """The module of a format. Raises InvalidRequest for one that there is not."""
+    known = plugins.names(exports)
+    if name not in known:
+        raise InvalidRequest(f"there is no export to {name[:40]!r}; there is: {', '.join(known)}")
+    return plugins.load(exports, name)
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """As JSON; of flaws the first thousand."""
+    counted = asdict(count(dataset))
+    flaws = counted.pop("flaws")
+    return {
+        "digest": dataset.digest,
+        "unlabelled": dataset.unlabelled,
+        **counted,
+        "flaw_count": len(flaws),
+        "flaws": flaws[:MOST_FLAWS],
+    }
+
+
+def assistance(store: Store, tool: str, project: str) -> dict[str, Any]:
+    """As JSON: of all, and by category, segmenter and week."""
+    entries = ledger.read(store, tool, project)
+    axes: tuple[ledger.Axis, ...] = ("category", "segmenter", "week")
+    (together,) = ledger.summarise(entries)
+    return {
+        "all": asdict(together),
+        **{axis: [asdict(each) for each in ledger.summarise(entries, axis)] for axis in axes},
+    }
+
+
+def proposal_reports(store: Store, tool: str, project: str) -> dict[str, Any]:
+    """As JSON: by segmenter and annotator, of the first answers and of the accepted ones."""
+    return {
+        "segmenters": [
+            {
+                "name": each.name,
+                "objects": each.objects,
+                "first": report_to_json(each.first),
+                "last": each.last and report_to_json(each.last),
+            }
+            for each in measure_segmenters(store, tool, project)
+        ]
+    }
+
+
+def _zip(where: Path, write: Callable[[Path], Path]) -> Path:
+    """The zip, in a folder of its own in `where`, of the folder that `write` makes."""
+    try:
+        where.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _remove_abandoned(where)
+        above = Path(tempfile.mkdtemp(dir=where))  # not where temporary files are: that may be memory
+    except OSError as error:
+        raise ExportFailed(f"nothing can be written in CLICKMASK_HOME: {error.strerror}") from error
+    try:
+        folder = above / "export"
+        write(folder)
+        _pack(folder, above / "export.zip")
+        shutil.rmtree(folder)
+    except OSError as error:
+        shutil.rmtree(above, ignore_errors=True)
+        raise ExportFailed(f"the export cannot be written in CLICKMASK_HOME: {error.strerror}") from error
+    except BaseException:
+        shutil.rmtree(above, ignore_errors=True)
+        raise
+    return above / "export.zip"
+
+
+def _pack(folder: Path, path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            if file.name == _folder.MANIFEST:
+                continue
+            member = zipfile.ZipInfo(file.relative_to(folder).as_posix(), _EPOCH)
+            member.file_size = file.stat().st_size
+            member.external_attr = 0o644 << 16
+            # Pictures are compressed already.
+            member.compress_type = zipfile.ZIP_STORED if "images" in file.parts else zipfile.ZIP_DEFLATED
+            with archive.open(member, "w") as into, file.open("rb") as content:
+                shutil.copyfileobj(content, into, CHUNK)
+
+
+def _read(path: Path, done: Callable[[], None]) -> Generator[bytes]:
+    """The zip in chunks; whatever happens, it is removed then, and `done` is called."""
+    until = time.monotonic() + LONGEST_READ
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+                if time.monotonic() > until:
+                    raise ExportFailed("the export was not read in time")
+    finally:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        done()
+
+
+def _remove_abandoned(where: Path) -> None:
+    """What a process that was killed has left."""
+    for folder in where.iterdir():
+        try:
+            made = folder.stat().st_mtime
+        except FileNotFoundError:  # another export has just ended
+            continue
+        if time.time() - made > ABANDONED:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,309 @@
+"""clickmask's own HTTP API, under /v1/."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+import clickmask
+from clickmask.errors import InvalidRequest
+from clickmask.masks.polygons import group_rings
+from clickmask.masks.regions import mask_area, mask_box
+from clickmask.masks.rle import mask_to_rle
+from clickmask.masks.simplify import simplify_mask
+from clickmask.types import ImageRef, Prediction, Prompt
+from clickmask.workbench import Workbench
+from clickmask_adapters.api._json import json_answer
+from clickmask_adapters.server.failures import RecentFailures
+from clickmask_adapters.settings import Settings
+
+XY = tuple[float, float]
+FRAME = "Pixels of the upright image from its top-left corner, x right, y down."
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ImageIn(Strict):
+    """An image: exactly one of its bytes, its address, or the digest that an earlier answer named."""
+
+    data: str | None = Field(None, description="The file, base64 (JPEG, PNG, WebP, BMP, TIFF, GIF)")
+    url: str | None = Field(
+        None, description="http(s):// or file:// under a configured folder", max_length=4096
+    )
+    digest: str | None = Field(None, description="Of an image sent before; 410 if it is not known any more")
+
+    def ref(self) -> ImageRef:
+        given = [value for value in (self.data, self.url, self.digest) if value is not None]
+        if len(given) != 1:
+            raise InvalidRequest("an image is given by exactly one of data, url and digest")
+        if self.data is not None:
+            return ImageRef("data:;base64," + self.data)
+        if self.digest is not None:
+            return ImageRef("digest:" + self.digest)
+        return ImageRef(given[0])
+
+
+class PromptIn(Strict):
+    foreground: list[XY] = Field([], description=f"Points on the object. {FRAME}")
+    background: list[XY] = Field([], description="Points that are not on it.")
+    box: tuple[float, float, float, float] | None = Field(None, description="x0, y0, x1, y1")
+
+    def prompt(self) -> Prompt:
+        return Prompt(tuple(self.foreground), tuple(self.background), self.box)
+
+
+class WantedIn(Strict):
+    want: list[Literal["rle", "polygons"]] = Field(["rle", "polygons"])
+    min_iou: float | None = Field(
+        None, gt=0, le=1, description="The IoU with the mask that polygons must reach; 1: exact. Null: 0.98"
+    )
+    max_points: int | None = Field(None, ge=3, description="At most so many points, whatever the IoU")
+
+
+class ProposalsIn(WantedIn):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "image": {"url": "https://example.com/cat.jpg"},
+                    "prompt": {"foreground": [[310.5, 220]], "background": [[20, 30]], "box": None},
+                    "segmenter": None,
+                    "want": ["rle", "polygons"],
+                    "min_iou": 0.98,
+                }
+            ]
+        },
+    )
+    image: ImageIn
+    prompt: PromptIn
+    segmenter: str | None = Field(None, description="A name from /v1/segmenters; null: the default")
+
+
+class AnnotationsIn(WantedIn):
+    image: ImageIn
+    annotator: str = Field(description="A name from /v1/annotators")
+    min_score: float = Field(0, ge=0, le=1, description="Objects of a lower score are left out")
+
+
+class ImagesIn(Strict):
+    image: ImageIn
+    segmenter: str | None = None
+
+
+class ImageOut(BaseModel):
+    digest: str
+    width: int
+    height: int
+
+
+class RleOut(BaseModel):
+    size: Annotated[list[int], Field(description="height, width")]
+    counts: Annotated[str, Field(description="COCO's compressed run lengths, column by column")]
+
+
+class PolygonOut(BaseModel):
+    outer: list[XY]
+    holes: list[list[XY]]
+
+
+class MaskOut(BaseModel):
+    score: Annotated[float, Field(description="The segmenter's own estimate of the IoU, 0 to 1")]
+    area: Annotated[int, Field(description="Pixels")]
+    box: Annotated[tuple[float, float, float, float] | None, Field(description="Null: nothing was found")]
+    rle: RleOut | None = None
+    polygons: list[PolygonOut] | None = None
+    iou: Annotated[float | None, Field(description="Of the polygons with the mask")] = None
+    points: Annotated[int | None, Field(description="Of all polygons together")] = None
+
+
+class ProposalOut(MaskOut):
+    id: str
+
+
+class ProposalsOut(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "image": {"digest": "9f2c…", "width": 451, "height": 300},
+                    "segmenter": "builtin",
+                    "proposals": [
+                        {
+                            "id": "wT3kq0mXn1ZrB2aS",
+                            "score": 0.81,
+                            "area": 21034,
+                            "box": [120, 40, 330, 280],
+                            "rle": {"size": [300, 451], "counts": "Pgc14…"},
+                            "polygons": [{"outer": [[120, 44.5], [330, 51], [201, 280]], "holes": []}],
+                            "iou": 0.983,
+                            "points": 3,
+                        }
+                    ],
+                }
+            ]
+        }
+    )
+    image: ImageOut
+    segmenter: str
+    proposals: list[ProposalOut]
+
+
+class ObjectOut(MaskOut):
+    label: str
+
+
+class AnnotationsOut(BaseModel):
+    image: ImageOut
+    annotator: str
+    objects: list[ObjectOut]
+
+
+class SegmenterOut(BaseModel):
+    name: str
+    ready: bool
+    reason: Annotated[str, Field(description="Why it is not ready; empty if it is")]
+
+
+class SegmentersOut(BaseModel):
+    default: str
+    segmenters: list[SegmenterOut]
+
+
+class AnnotatorOut(SegmenterOut):
+    labels: Annotated[list[str], Field(description="What it finds; none while it is not ready")]
+
+
+class AnnotatorsOut(BaseModel):
+    annotators: list[AnnotatorOut]
+
+
+class ErrorOut(BaseModel):
+    error: Annotated[str, Field(description="One sentence for people")]
+
+
+def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> APIRouter:
+    failed: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorOut, "description": text}
+        for status, text in {
+            400: "The request is not what is expected",
+            401: "The secret is missing",
+            403: "The image must not be read, or the caller may not ask",
+            404: "No such segmenter or annotator",
+            410: "The digest is not known any more: send the image again",
+            413: "Too large",
+            422: "The prompt or the image cannot be",
+            502: "The image could not be fetched",
+            503: "Busy: try again after Retry-After seconds",
+        }.items()
+    }
+    routes = APIRouter(prefix="/v1", responses=failed)
+    started = time.monotonic()
+
+    @routes.post("/proposals", response_model=ProposalsOut, summary="A prompt becomes masks, best first")
+    def proposals(asked: ProposalsIn) -> Response:
+        ref = asked.image.ref()
+        made = workbench.propose(ref, asked.prompt.prompt(), asked.segmenter)
+        first = made[0]
+        height, width = first.prediction.mask.shape
+        return json_answer(
+            {
+                "image": {"digest": first.digest, "width": width, "height": height},
+                "segmenter": first.prediction.segmenter,
+                "proposals": [
+                    {"id": proposal.id} | _described(proposal.prediction, asked, settings.min_iou)
+                    for proposal in made
+                ],
+            }
+        )
+
+    @routes.post(
+        "/annotations", response_model=AnnotationsOut, summary="Every object in an image, without a prompt"
+    )
+    def annotations(asked: AnnotationsIn) -> Response:
+        ref = asked.image.ref()
+        identity = workbench.identify(ref)
+        found = workbench.annotate(ref, asked.annotator)
+        height, width = identity.size
+        return json_answer(
+            {
+                "image": {"digest": identity.digest, "width": width, "height": height},
+                "annotator": asked.annotator,
+                "objects": [
+                    {"label": label} | _described(prediction, asked, settings.min_iou)
+                    for label, prediction in found
+                    if prediction.score >= asked.min_score
+                ],
+            }
+        )
+
+    @routes.get("/annotators", response_model=AnnotatorsOut, summary="What annotates whole images")
+    def annotators() -> Response:
+        return json_answer({"annotators": [asdict(status) for status in workbench.annotators()]})
+
+    @routes.post(
+        "/images", response_model=ImageOut, summary="Make an image known, and encode it ahead of the clicks"
+    )
+    def images(asked: ImagesIn) -> Response:
+        ref = asked.image.ref()
+        identity = workbench.identify(ref)
+        workbench.prepare(ref, asked.segmenter)
+        height, width = identity.size
+        return json_answer({"digest": identity.digest, "width": width, "height": height})
+
+    @routes.get("/segmenters", response_model=SegmentersOut, summary="What is installed, and what is ready")
+    def segmenters() -> Response:
+        found = [
+            {"name": status.name, "ready": status.ready, "reason": status.reason}
+            for status in workbench.segmenters()
+        ]
+        return json_answer({"default": workbench.default_segmenter, "segmenters": found})
+
+    @routes.get("/status", summary="How the server is doing, with its last 50 errors")
+    async def status() -> Response:
+        cache = asdict(workbench.cache_status())
+        intake = workbench.intake_status()
+        queue = {"waiting": cache.pop("waiting"), "capacity": cache.pop("queue_length")}
+        return json_answer(
+            {
+                "version": clickmask.__version__,
+                "segmenter": workbench.default_segmenter,
+                "uptime_s": round(time.monotonic() - started, 1),
+                "cache": cache,
+                "queue": queue,
+                "inbox": workbench.kept_events(),
+                "intake": asdict(intake)
+                | {"newest_set_aside": [each._asdict() for each in intake.newest_set_aside]}
+                if intake
+                else None,
+                "writes": asdict(workbench.store.write_times()),
+                "trainings": [asdict(job) for job in workbench.trainings_under_way()],
+                "errors": [asdict(failure) for failure in recent.all()],
+            }
+        )
+
+    return routes
+
+
+def _described(prediction: Prediction, asked: WantedIn, min_iou: float) -> dict[str, Any]:
+    mask = prediction.mask
+    described: dict[str, Any] = {
+        "score": prediction.score,
+        "area": mask_area(mask),
+        "box": mask_box(mask),
+    }
+    if "rle" in asked.want:
+        described["rle"] = mask_to_rle(mask)
+    if "polygons" in asked.want:
+        simplified = simplify_mask(mask, asked.min_iou or min_iou, max_points=asked.max_points)
+        parts = group_rings(simplified.rings)
+        described["polygons"] = [{"outer": outer, "holes": holes} for outer, holes in parts]
+        described["iou"] = simplified.iou
+        described["points"] = simplified.points
+    return described

@@ -1,0 +1,1 @@
+"""What surrounds every request: the gate, failures, connections, memory."""

@@ -1,0 +1,144 @@
+"""One table from errors to HTTP statuses, and the last failures, kept for those who run the server."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from types import MappingProxyType
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from clickmask import errors
+from clickmask_adapters.server.uvicorn import HEADER, reason
+
+STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = MappingProxyType(
+    {
+        errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
+        errors.InvalidPrompt: HTTPStatus.UNPROCESSABLE_ENTITY,
+        errors.InvalidImage: HTTPStatus.UNPROCESSABLE_ENTITY,
+        errors.ImageTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        errors.ImageRefused: HTTPStatus.FORBIDDEN,
+        errors.ImageUnknown: HTTPStatus.GONE,
+        errors.ImageUnavailable: HTTPStatus.BAD_GATEWAY,
+        errors.ToolUnavailable: HTTPStatus.BAD_GATEWAY,
+        errors.UnknownSegmenter: HTTPStatus.NOT_FOUND,
+        errors.SegmenterNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.UnknownAnnotator: HTTPStatus.NOT_FOUND,
+        errors.AnnotatorNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.UnknownModel: HTTPStatus.NOT_FOUND,
+        errors.TrainingNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.UnknownJob: HTTPStatus.NOT_FOUND,
+        errors.ModelDamaged: HTTPStatus.INTERNAL_SERVER_ERROR,
+        errors.WeightsUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.UnknownProject: HTTPStatus.NOT_FOUND,
+        errors.OriginRefused: HTTPStatus.CONFLICT,
+        errors.NotStored: HTTPStatus.INSUFFICIENT_STORAGE,
+        errors.Busy: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.ExportFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
+        errors.ExportTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        errors.ClickmaskError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    }
+)
+DOOR = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.MISDIRECTED_REQUEST})
+UNEXPECTED = "something went wrong inside clickmask; its log has the details"
+
+
+@dataclass(frozen=True)
+class Failure:
+    at: str  # ISO 8601, UTC
+    method: str
+    path: str
+    status: int
+    error: str
+
+
+class RecentFailures:
+    """The last 50 failed requests, newest first. The tools' own pages show nothing when a click fails.
+
+    Anybody can be refused at the door, as often as he likes: ten of these are kept, apart, so that
+    they push out nothing that an annotator met.
+    """
+
+    def __init__(self, kept: int = 50, at_the_door: int = 10) -> None:
+        self._lock = threading.Lock()
+        self._failures: deque[Failure] = deque(maxlen=kept)
+        self._at_the_door: deque[Failure] = deque(maxlen=at_the_door)
+
+    def add(self, method: str, path: str, status: int, error: str, admitted: bool = False) -> None:
+        """`admitted`: a route asked for it, so a 403 is about an image, say, and not about the caller."""
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        # What is signed gets past the door; before its signature is found right it is anybody's.
+        unsigned = path.startswith("/webhooks/") and status < HTTPStatus.INTERNAL_SERVER_ERROR
+        stranger = not admitted and (status in DOOR or unsigned)
+        with self._lock:
+            kept = self._at_the_door if stranger else self._failures
+            kept.appendleft(Failure(at, method, path[:200], status, error[:500]))
+
+    def all(self) -> list[Failure]:
+        with self._lock:
+            return list(heapq.merge(self._failures, self._at_the_door, key=_when, reverse=True))
+
+
+def _when(failure: Failure) -> str:
+    return failure.at
+
+
+def status_of(error: errors.ClickmaskError) -> HTTPStatus:
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def answer(status: int, error: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The sentence as JSON, and as the reason phrase."""
+    return JSONResponse({"error": error}, status, {**(headers or {}), HEADER: reason(error)})
+
+
+def install(app: FastAPI, failures: RecentFailures) -> None:
+    """Turn every error of a route into a status and a sentence: never a traceback, path or token."""
+
+    def failed(
+        request: Request,
+        status: int,
+        error: str,
+        headers: Mapping[str, str] | None = None,
+        admitted: bool = True,
+    ) -> JSONResponse:
+        failures.add(request.method, request.url.path, status, error, admitted)
+        return answer(status, error, headers)
+
+    async def clickmask_error(request: Request, error: Exception) -> JSONResponse:
+        if not isinstance(error, errors.ClickmaskError):
+            raise error
+        retry = error.retry_after if isinstance(error, errors.Busy) else None
+        headers = {"Retry-After": str(math.ceil(retry))} if retry is not None else None
+        return failed(request, status_of(error), str(error), headers)
+
+    async def validation_error(request: Request, error: Exception) -> JSONResponse:
+        if not isinstance(error, RequestValidationError):
+            raise error
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return failed(request, HTTPStatus.UNPROCESSABLE_ENTITY, f"{where}: {first['msg']}")
+
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
+        if not isinstance(error, HTTPException):
+            raise error
+        # A wrong signature is such an error; where the caller was admitted none has a status of the door.
+        return failed(request, error.status_code, str(error.detail), error.headers, admitted=False)
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return failed(request, HTTPStatus.INTERNAL_SERVER_ERROR, UNEXPECTED)
+
+    app.add_exception_handler(errors.ClickmaskError, clickmask_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, unexpected)

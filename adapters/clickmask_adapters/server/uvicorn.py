@@ -1,0 +1,85 @@
+"""An error's sentence in the status line of the answer.
+
+CVAT shows its users only that line of an answer that is no success, e.g. `422 Client Error: <reason>
+for url: …` (measured with 2.73.0), and ASGI has no word for it: it travels as a header.
+
+Connections on which nothing comes are closed: uvicorn 0.54 waits for ever for a request and its body.
+
+Anybody who reaches the port could else hold all the connections that the system allows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+HEADER = "x-clickmask-error"
+LONGEST = 300  # characters
+
+
+def reason(error: str) -> str:
+    """`error` as it may stand in a status line or a header: short, printable ASCII."""
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in error[:LONGEST]).strip()
+
+
+class ReasonPhrases(H11Protocol):
+    """uvicorn's protocol, but an answer's HEADER is its reason phrase."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.conn = _Connection(h11.SERVER, config.h11_max_incomplete_event_size or 2**16)
+
+
+class _Connection(h11.Connection):
+    def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
+        if isinstance(event, h11.Response):
+            phrase = next((value for name, value in event.headers if name == HEADER.encode()), b"")
+            if phrase:
+                event = h11.Response(status_code=event.status_code, headers=event.headers, reason=phrase)
+        return super().send_with_data_passthrough(event)
+
+
+HEAD = 30.0  # seconds from its beginning, or from the connection's, to the end of a request's head
+BODY = 60.0  # seconds between two pieces of a body
+
+
+class Impatient(ReasonPhrases):
+    """uvicorn's protocol, with our reason phrases, that hangs up. Its own timer is for idle connections
+    that were used before."""
+
+    _hanging_up: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # as uvicorn has it
+        super().connection_made(transport)
+        self._wait(HEAD)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self.conn.their_state is h11.SEND_BODY:
+            self._wait(BODY)
+        elif self.conn.their_state is not h11.IDLE:  # all of it is here: now it waits for us
+            self._wait(None)
+        elif self._hanging_up is None:
+            self._wait(HEAD)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wait(None)
+        super().connection_lost(exc)
+
+    def _wait(self, seconds: float | None) -> None:
+        if self._hanging_up:
+            self._hanging_up.cancel()
+        self._hanging_up = None if seconds is None else self.loop.call_later(seconds, self.transport.close)

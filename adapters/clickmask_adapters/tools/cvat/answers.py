@@ -1,0 +1,168 @@
+"""Between the JSON of CVAT's functions (read and measured with 2.73.0) and the core's vocabulary. Pure.
+
+CVAT's points are those of the core: continuous pixels of the upright image, from its corner. Its
+boxes of masks are not: they are whole and inclusive; see `mask_points`.
+
+Objects that a model found, as the shapes that CVAT's API stores (cvat-sdk 2.80.0). Pure.
+
+The points are in CVAT's coordinates, which are the core's; those of masks are in `mask_points`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import orjson
+
+from clickmask.masks.polygons import group_rings, ring_area
+from clickmask.masks.regions import mask_area, mask_box
+from clickmask.masks.simplify import simplify_mask
+from clickmask.types import Mask, Prediction, Size
+from clickmask_adapters.tools.cvat.mask_points import (
+    InclusiveBox,
+    mask_to_crop,
+    mask_to_dense_reply,
+    mask_to_flat,
+    mask_to_points,
+)
+
+Json = Mapping[str, Any]
+CONFIDENCE = 0  # the attribute that CVAT's slider filters by
+LEAST_PART = 0.01  # of a detected mask's area: what is smaller is not worth a shape of its own
+
+
+def shapes_reply(found: Sequence[Prediction]) -> bytes:
+    """One shape for each mask that is not empty, with the confidence that CVAT's slider filters by."""
+    shapes = [
+        {
+            "type": "mask",
+            "points": mask_to_points(prediction.mask),
+            "attributes": [{"spec_id": CONFIDENCE, "value": _confidence(prediction)}],
+        }
+        for prediction in found
+        if prediction.mask.any()
+    ]
+    return orjson.dumps({"shapes": shapes})
+
+
+def dense_reply(found: Sequence[Prediction], size: Size) -> memoryview:
+    """All masks in one, which is never cropped: CVAT since 2.60 draws it at the image's corner."""
+    mask = np.zeros(size, np.bool_)
+    for prediction in found:
+        mask |= prediction.mask
+    return mask_to_dense_reply(mask)
+
+
+def detector_reply(found: Sequence[tuple[str, Prediction]], min_iou: float) -> bytes:
+    """Each connected part as a mask and as a polygon: CVAT takes the polygon where the task wants one.
+
+    The parts of one object share a group. What is empty, or has no outline, is left out: CVAT stores an
+    empty mask unseen, and refuses the whole frame for an outline of two points. `min_iou` bounds the
+    points of the outlines.
+    """
+    items: list[dict[str, Any]] = []
+    for number, (label, prediction) in enumerate(found, 1):
+        parts = [
+            {
+                "confidence": _confidence(prediction),
+                "label": label,
+                "type": "mask",
+                "points": outline,
+                "mask": orjson.Fragment(mask_to_flat(part, after=box)),
+            }
+            for part, box in _parts(prediction.mask)
+            if len(outline := _outline(part, box, min_iou)) >= 6
+        ]
+        items += [part | {"group_id": number} for part in parts] if len(parts) > 1 else parts
+    return orjson.dumps(items)
+
+
+def _parts(mask: Mask) -> Iterator[tuple[Mask, InclusiveBox]]:
+    """The connected parts worth a shape, largest first, and at least one: cropped, with their boxes."""
+    area = mask_area(mask)
+    if not area:
+        return
+    crop, (left, top, _, _) = mask_to_crop(mask)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(crop.view(np.uint8), connectivity=4)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    largest_first = np.argsort(-areas, kind="stable")
+    kept = [part for part in largest_first if areas[part] >= LEAST_PART * area] or largest_first[:1]
+    for part in kept:
+        x, y, width, height = (int(value) for value in stats[1 + part, :4])
+        box = (left + x, top + y, left + x + width - 1, top + y + height - 1)
+        yield labels[y : y + height, x : x + width] == 1 + part, box
+
+
+def _outline(part: Mask, box: InclusiveBox, min_iou: float) -> list[float]:
+    """x, y, x, y, ... of the outer ring of a connected mask: CVAT's polygons have no holes."""
+    rings = simplify_mask(part, min_iou).rings
+    if not rings:
+        return []
+    outer = max(rings, key=ring_area)
+    return (outer + box[:2]).reshape(-1).tolist()
+
+
+def _confidence(prediction: Prediction) -> str:
+    return f"{prediction.score:.4f}"
+
+
+MASKS: Final = frozenset({"mask", "any", "unknown"})  # types of labels that take a mask; `unknown` is old
+DRAWN: Final = MASKS | {"polygon", "rectangle"}
+
+
+@dataclass(frozen=True)
+class Drawable:
+    """A label of CVAT's that a model's objects can be drawn with."""
+
+    id: int
+    type: str
+
+
+def drawable(labels: Sequence[Json]) -> dict[str, Drawable]:
+    """Those of a job's labels that mark areas as the models find them, by name."""
+    typed = ((label, str(label.get("type") or "any")) for label in labels)
+    return {str(label["name"]): Drawable(label["id"], kind) for label, kind in typed if kind in DRAWN}
+
+
+def shapes(
+    found: Sequence[tuple[str, Prediction]],
+    frame: int,
+    labels: Mapping[str, Drawable],
+    first_group: int,
+    min_iou: float,
+) -> list[dict[str, Any]]:
+    """What CVAT stores of the objects on one frame, which all have one of `labels`.
+
+    The parts of an object, as polygons, share a group: `first_group` plus the object's place. `min_iou`
+    bounds the points of polygons.
+    """
+    made: list[dict[str, Any]] = []
+    for place, (name, prediction) in enumerate(found):
+        label = labels[name]
+        parts = list(_points(prediction.mask, label.type, min_iou))
+        common: dict[str, Any] = {
+            "type": "mask" if label.type in MASKS else label.type,
+            "label_id": label.id,
+            "frame": frame,
+            "group": first_group + place if len(parts) > 1 else 0,
+            "source": "auto",
+            "score": prediction.score,
+            "occluded": False,
+            "attributes": [],
+        }
+        made += [common | {"points": points} for points in parts]
+    return made
+
+
+def _points(mask: Mask, kind: str, min_iou: float) -> Iterator[Sequence[float]]:
+    if kind in MASKS:
+        yield mask_to_points(mask)
+    elif kind == "rectangle":
+        yield list(mask_box(mask) or ())
+    else:  # CVAT's polygons have no holes
+        for outer, _ in group_rings(simplify_mask(mask, min_iou).rings):
+            yield outer.reshape(-1).tolist()

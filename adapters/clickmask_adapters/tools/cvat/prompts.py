@@ -1,0 +1,115 @@
+"""CVAT's requests as prompts. Pure: no I/O, no state."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from clickmask.errors import InvalidPrompt, InvalidRequest
+from clickmask.types import Box, Point, Prompt, Size
+
+SHAPES_SINCE = (2, 60)  # before, CVAT drew nothing but a dense mask
+Json = Mapping[str, Any]
+MOST_BOXES = 100
+MOST_POINTS = 10_000  # before they are dealt out to the boxes; CLICKMASK_MAX_POINTS is for each prompt
+
+
+@dataclass(frozen=True)
+class Pointed:
+    """What an annotator pointed at, where CVAT said it: it may lie outside of the image."""
+
+    foreground: tuple[Point, ...]
+    background: tuple[Point, ...]
+    boxes: tuple[tuple[Point, Point], ...]  # two opposite corners each
+
+    def prompts(self, size: Size) -> list[Prompt]:
+        """One for each box, in their order, or one without a box; none if nothing positive is left.
+
+        What lies outside of the image of `size` is moved to its edge, and a box without area is none.
+        Of several boxes, each takes the points that lie nearer to it than to the others.
+        """
+        foreground, background = (
+            tuple(_clamped(point, size) for point in points) for points in (self.foreground, self.background)
+        )
+        boxes = [box for corners in self.boxes if (box := _box(corners, size))]
+        if not boxes:
+            return [Prompt(foreground, background)] if foreground else []
+        nearest = [_nearest(points, boxes) for points in (foreground, background)]
+        return [
+            Prompt(_only(foreground, nearest[0], index), _only(background, nearest[1], index), box)
+            for index, box in enumerate(boxes)
+        ]
+
+
+def understands_shapes(user_agent: str) -> bool:
+    """Whether the caller draws `shapes`. CVAT says which it is since 2.4: whoever does not, does not."""
+    version = re.match(r"CVAT/(\d{1,4})\.(\d{1,4})", user_agent)
+    return version is not None and (int(version[1]), int(version[2])) >= SHAPES_SINCE
+
+
+def pointed(asked: Json) -> Pointed:
+    """Raises InvalidRequest for what is no list of points, InvalidPrompt for what is no number."""
+    corners = _points(asked, "obj_bbox", 2 * MOST_BOXES)
+    if len(corners) % 2:
+        raise InvalidRequest(f"obj_bbox has {len(corners)} points: each box has two, its corners")
+    boxes = tuple(zip(corners[::2], corners[1::2], strict=True))
+    foreground, background = (_points(asked, name, MOST_POINTS) for name in ("pos_points", "neg_points"))
+    if len(foreground) + len(background) > MOST_POINTS:
+        raise InvalidPrompt(f"a request has at most {MOST_POINTS} points")
+    return Pointed(foreground, background, boxes)
+
+
+def threshold(asked: Json) -> float:
+    """The least score that is wanted; CVAT leaves it out where all are."""
+    value = asked.get("threshold")
+    return 0.0 if value is None else _number(value, "threshold")
+
+
+def _points(asked: Json, name: str, most: int) -> tuple[Point, ...]:
+    given = asked.get(name)
+    if given is None:
+        return ()
+    if not isinstance(given, list):
+        raise InvalidRequest(f"{name} is a list of points")
+    if len(cast("list[object]", given)) > most:  # before they are read: a million take seconds
+        raise InvalidPrompt(f"{name} has at most {most} points")
+    found: list[Point] = []
+    for point in cast("list[object]", given):
+        if not isinstance(point, list) or len(pair := cast("list[object]", point)) != 2:
+            raise InvalidRequest(f"each point of {name} is [x, y]")
+        found.append((_number(pair[0], name), _number(pair[1], name)))
+    return tuple(found)
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return value
+    raise InvalidPrompt(f"{name}: {str(value)[:40]!r} is no finite number")
+
+
+def _clamped(point: Point, size: Size) -> Point:
+    height, width = size
+    return min(max(point[0], 0.0), float(width)), min(max(point[1], 0.0), float(height))
+
+
+def _box(corners: tuple[Point, Point], size: Size) -> Box | None:
+    (ax, ay), (bx, by) = (_clamped(corner, size) for corner in corners)
+    box = (min(ax, bx), min(ay, by), max(ax, bx), max(ay, by))
+    return box if box[0] < box[2] and box[1] < box[3] else None
+
+
+def _nearest(points: Sequence[Point], boxes: Sequence[Box]) -> list[int]:
+    """Of each point the index of its nearest box, the first of those equally near."""
+    xy = np.reshape(points, (-1, 1, 2))
+    corners = np.reshape(boxes, (1, -1, 4))
+    apart = np.maximum(corners[..., :2] - xy, xy - corners[..., 2:]).clip(min=0)  # (points, boxes, 2)
+    return np.hypot(apart[..., 0], apart[..., 1]).argmin(axis=1).tolist()
+
+
+def _only(points: Sequence[Point], owners: Sequence[int], owner: int) -> tuple[Point, ...]:
+    return tuple(point for point, index in zip(points, owners, strict=True) if index == owner)

@@ -1,0 +1,212 @@
+"""The routes of nuclio's dashboard that CVAT 2.73.0 calls, and nothing else of it: no code ever comes in.
+
+CVAT asks for a function's description before each call of it: that never waits for a segmenter, nor
+for the pool that segmenters keep busy. Of an answer that is no success its users see the reason phrase.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import time
+from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+import orjson
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
+
+from clickmask.errors import AnnotatorNotReady, Busy, ClickmaskError, InvalidRequest, SegmenterNotReady
+from clickmask.workbench import Workbench
+from clickmask_adapters.api._json import json_answer
+from clickmask_adapters.settings import Settings
+from clickmask_adapters.tools.cvat.backend import Invoker, LateAnswers, key_of, within
+from clickmask_adapters.tools.cvat.functions import Function, functions
+from clickmask_adapters.tools.cvat.labels import TOOL
+
+log = logging.getLogger(__name__)
+BELIEVED = 5.0  # seconds for which the list of functions is taken for the truth: making it takes 0.03
+LONGEST_CLICK = 50.0  # seconds; the nginx before CVAT gives up on an annotator's call after 60
+DEFAULT_TIMEOUT = 120.0  # seconds; CVAT's own default, where its request does not say
+RESERVE = 5.0  # seconds before CVAT's timeout that an answer should be on its way
+
+
+def router(workbench: Workbench, settings: Settings) -> APIRouter:
+    offered = Offered(workbench)
+    invoker = Invoker(workbench, settings.min_iou, every_candidate=settings.cvat_candidates)
+    late = LateAnswers()
+    listing = ThreadPoolExecutor(1, thread_name_prefix="cvat-functions")
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        yield
+        listing.shutdown()
+
+    routes = APIRouter(include_in_schema=False, lifespan=lifespan)
+
+    async def current() -> Mapping[str, Function]:
+        return await asyncio.get_running_loop().run_in_executor(listing, offered.now)
+
+    async def required(name: str) -> Function:
+        function = offered.last.get(name) or (await current()).get(name)
+        if function is None:
+            raise HTTPException(HTTPStatus.NOT_FOUND, f"clickmask offers no function {name[:80]!r}")
+        return function
+
+    async def invoke(request: Request, name: str) -> Response:
+        function = await required(name)
+        body = await request.body()  # its size was limited at the gate
+        # Counted from here: waiting for a thread of the pool is part of what CVAT waits for.
+        until = time.monotonic() + patience(function, request.headers.get("x-nuclio-invoke-timeout", ""))
+        user_agent = request.headers.get("user-agent", "")
+
+        async def begin() -> Response:
+            return await run_in_threadpool(invoker.answer, function, body, user_agent)
+
+        key = await asyncio.to_thread(key_of, name, body) if function.kind == "detector" else b""
+        while True:
+            try:
+                if function.kind == "detector":
+                    return await late.within(until, key, begin)
+                return await within(until, asyncio.ensure_future(begin()))
+            except Busy as error:
+                # A batch of CVAT's ends with the first frame that fails, so a detector waits its turn.
+                if function.kind != "detector" or time.monotonic() + error.retry_after >= until:
+                    raise _refusal(HTTPStatus.TOO_MANY_REQUESTS, error, error.retry_after) from error
+                await asyncio.sleep(error.retry_after)
+            except (SegmenterNotReady, AnnotatorNotReady) as error:
+                raise _refusal(HTTPStatus.CONFLICT, error) from error
+            except ClickmaskError:
+                raise
+            except Exception as error:  # a plugin is foreign code; CVAT would show its users a bare 500
+                log.exception("cvat: %s failed", function.runs)
+                sentence = f"{function.runs} failed on this image; clickmask's log has the details"
+                raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, sentence) from error
+
+    @routes.get("/api/functions")
+    async def list_functions(request: Request) -> Response:
+        port = _port(request)
+        return json_answer({name: each.described(port) for name, each in (await current()).items()})
+
+    @routes.get("/api/functions/{name}")
+    async def describe_function(name: str, request: Request) -> Response:
+        return json_answer((await required(name)).described(_port(request)))
+
+    @routes.post("/api/function_invocations")
+    async def invoke_function(request: Request) -> Response:
+        return await invoke(request, request.headers.get("x-nuclio-function-name", ""))
+
+    if direct := settings.cvat_direct_function:
+        if direct not in offered.last:
+            known = ", ".join(offered.last)
+            log.warning("cvat: CLICKMASK_CVAT_DIRECT_FUNCTION names no function; there is: %s", known)
+
+        @routes.post("/")
+        async def invoke_directly(request: Request) -> Response:
+            return await invoke(request, direct)
+
+    return routes
+
+
+class Offered:
+    """The functions that can be called, by name. Loads no model."""
+
+    def __init__(self, workbench: Workbench) -> None:
+        """Logs what is ready but cannot be offered."""
+        self._workbench = workbench
+        self.last, left_out = self._look()
+        self._until = time.monotonic() + BELIEVED
+        for reason in left_out:
+            log.warning("cvat: not offered: %s", reason)
+
+    def now(self) -> Mapping[str, Function]:
+        """All that is ready now, or was a few seconds ago; `last` is what this gave before."""
+        if time.monotonic() >= self._until:
+            self.last, _ = self._look()
+            self._until = time.monotonic() + BELIEVED
+        return self.last
+
+    def _look(self) -> tuple[Mapping[str, Function], list[str]]:
+        bench = self._workbench
+        return functions(bench.segmenters(), bench.annotators(), bench.default_segmenter)
+
+
+def patience(function: Function, timeout: str) -> float:
+    """Seconds in which the answer must be there; `timeout` is CVAT's own, such as "120s"."""
+    given = re.fullmatch(r"(\d{1,6}(?:\.\d{1,9})?)s", timeout)
+    seconds = float(given[1]) if given else DEFAULT_TIMEOUT
+    longest = seconds if function.kind == "detector" else LONGEST_CLICK
+    return max(1.0, min(seconds - RESERVE, longest))
+
+
+def _refusal(status: HTTPStatus, error: Exception, retry_after: float | None = None) -> HTTPException:
+    headers = {"Retry-After": f"{retry_after:.0f}"} if retry_after is not None else None
+    return HTTPException(status, str(error), headers)
+
+
+def _port(request: Request) -> int:
+    return int((request.scope.get("server") or ("", 0))[1] or 0)
+
+
+PATH = "/webhooks/cvat"
+SECRET_VARIABLE = "CVAT_WEBHOOK_SECRET"  # noqa: S105  # its name, not its value
+SIGNATURE = "X-Signature-256"
+signed_paths = frozenset({PATH})
+
+
+def webhook_router(workbench: Workbench, settings: Settings) -> APIRouter:
+    """One route, for events that are signed with CVAT_WEBHOOK_SECRET."""
+    secret = (
+        settings.cvat_webhook_secret.get_secret_value().encode() if settings.cvat_webhook_secret else None
+    )
+    routes = APIRouter(include_in_schema=False)
+
+    @routes.post(PATH)
+    async def webhook(request: Request) -> JSONResponse:
+        body = await request.body()  # its size was limited at the gate
+        require_signature(secret, body, request.headers.get(SIGNATURE, ""))
+        if event_name(body) == "ping":
+            return JSONResponse({"status": "clickmask hears CVAT"})
+        await asyncio.wrap_future(workbench.inbox.keep_soon(TOOL, body))  # on the disk: no answer before
+        return JSONResponse({"status": "kept"}, HTTPStatus.ACCEPTED)
+
+    return routes
+
+
+def signature(secret: bytes, body: bytes) -> str:
+    """What CVAT writes into X-Signature-256: HMAC-SHA256 over the body's bytes as they are sent."""
+    return "sha256=" + hmac.new(secret, body, hashlib.sha256).hexdigest()
+
+
+def require_signature(secret: bytes | None, body: bytes, given: str) -> None:
+    """Raise HTTPException unless `given` is the body's signature; compared in constant time."""
+    if secret is None:
+        raise HTTPException(
+            HTTPStatus.FORBIDDEN,
+            f"CVAT's webhooks are refused until {SECRET_VARIABLE} is set: to a secret of your own, the same "
+            "for the server and for clickmask connect cvat",
+        )
+    # Starlette decodes headers as Latin-1: this is the bytes as they came.
+    if not hmac.compare_digest(signature(secret, body).encode(), given.encode("latin-1")):
+        raise HTTPException(
+            HTTPStatus.UNAUTHORIZED,
+            f"the webhook's signature is not that of {SECRET_VARIABLE}: run clickmask connect cvat with the "
+            "server's secret",
+        )
+
+
+def event_name(body: bytes) -> str:
+    """The event's own name. Raises InvalidRequest for what is no event."""
+    try:
+        event = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest("the event is not JSON") from error
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):  # pyright: ignore[reportUnknownMemberType]
+        raise InvalidRequest('an event of CVAT is a JSON object with a text "event"')
+    return str(event["event"])  # pyright: ignore[reportUnknownArgumentType]

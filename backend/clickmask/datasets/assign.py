@@ -1,0 +1,63 @@
+"""Where an image gets its side of the split: when it is first accepted, and never again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from clickmask.errors import ClickmaskError, StoreUnavailable
+from clickmask.labels.split import Side, choose_side, close, fingerprint, neighbouring_side
+from clickmask.store import Store
+from clickmask.types import Pixels
+
+_MOST_NAMED = 500  # digests of one query
+
+PixelsOf = Callable[[str], Pixels]  # of an image, by its digest; raises ClickmaskError where they are not
+
+
+def place_image(
+    store: Store, tool: str, project: str, digest: str, categories: frozenset[str], pixels_of: PixelsOf
+) -> Side:
+    """The side of an image that has labels of `categories`; assigned now if it has none yet.
+
+    Of several processes that place images at once, each decides by what all others have decided.
+    Raises what `pixels_of` raises; it is asked only for an image without a side.
+    """
+    if side := store.side_of(tool, project, digest):
+        return side
+    shown = fingerprint(pixels_of(digest))
+    while True:
+        hashes = store.hashes(tool, project)
+        near = [hashes[index][0] for index in close(shown.hash, [code for _, code in hashes])]
+        placed = store.sides(tool, project, near if len(near) <= _MOST_NAMED else None) if near else []
+        side = neighbouring_side(shown, placed)
+        if side is None:
+            side = choose_side(digest, categories, store.standing(tool, project, categories))
+        assigned = store.assign_side(tool, project, digest, side, shown, known=len(hashes))
+        if assigned:
+            return assigned
+
+
+def place_images(store: Store, tool: str, project: str, pixels_of: PixelsOf) -> dict[str, ClickmaskError]:
+    """Assign a side to each labelled image that has none, in the order in which they were accepted.
+
+    These are images whose pictures were not at hand when they were accepted. Those of which they still
+    are not are returned, with what `pixels_of` says; nothing is trained on or measured by them.
+    """
+    known = {digest for digest, _ in store.hashes(tool, project)}
+    since = {image.digest: float("inf") for image in store.images(tool, project) if image.digest not in known}
+    if not since:
+        return {}
+    categories: dict[str, set[str]] = {digest: set() for digest in since}
+    for label in store.labels(tool, project):
+        if label.image in since:
+            since[label.image] = min(since[label.image], label.accepted_at)
+            categories[label.image].add(label.category)
+    missing: dict[str, ClickmaskError] = {}
+    for digest in sorted(since, key=lambda image: (since[image], image)):
+        try:
+            place_image(store, tool, project, digest, frozenset(categories[digest]), pixels_of)
+        except StoreUnavailable:
+            raise
+        except ClickmaskError as error:
+            missing[digest] = error
+    return missing

@@ -1,0 +1,178 @@
+"""The outlined objects of a COCO dataset that lies in a folder.
+
+The format: cocodataset.org, "Data format", object detection (read 2026). What is taken: images,
+categories and annotations with polygons or RLE (compressed or not). Crowd regions are no objects.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from pycocotools import mask as coco
+
+from clickmask.errors import InvalidRequest
+from clickmask.masks.regions import mask_area
+from clickmask.masks.rle import Rle, as_rle, rings_to_rle, rle_to_mask
+from clickmask.types import Mask, Size
+
+Row = Mapping[str, Any]  # an entry of the file's images or annotations
+EVALUATED_FIRST = ("val", "test")  # of several annotation files, the one whose name has this
+
+
+@dataclass(frozen=True)
+class CocoObject:
+    """One object: where its picture is, what it is, and its mask, which is small until it is wanted."""
+
+    picture: Path
+    category: str
+    annotation: int  # its id in the file
+    rle: Rle
+
+    @property
+    def size(self) -> Size:
+        height, width = self.rle["size"]
+        return height, width
+
+    def mask(self) -> Mask:
+        return rle_to_mask(self.rle)
+
+
+@dataclass(frozen=True)
+class CocoSample:
+    """Objects of a dataset, those of one picture side by side, and why others were left out."""
+
+    annotations: Path
+    objects: Sequence[CocoObject]
+    left_out: Mapping[str, int]  # reason -> objects; of those that were looked at
+
+
+def sample_objects(dataset: Path, most: int | None = None, seed: int = 0, smallest: int = 64) -> CocoSample:
+    """`most` objects of `dataset`, chosen by `seed`; all if None. The same call gives the same ones.
+
+    `dataset` is an annotation file or a folder with one: in it or in its `annotations`. `smallest`
+    is in pixels of the mask. Raises InvalidRequest where there is no such file, or no object.
+    """
+    path = _annotation_file(dataset)
+    root = dataset if dataset.is_dir() else path.parent
+    content = _read(path)
+    if content is None:
+        raise InvalidRequest(f"{path.name} is no COCO annotation file")
+    images: dict[int, Row] = {row["id"]: row for row in content["images"]}
+    categories: dict[int, str] = {row["id"]: str(row["name"]) for row in content.get("categories", [])}
+    annotations: list[Row] = sorted(content["annotations"], key=lambda row: row["id"])
+    random.Random(seed).shuffle(annotations)  # noqa: S311  to be repeated, not to be unguessable
+    pictures = _Pictures(root, path.parent)
+    taken: list[CocoObject] = []
+    left_out: Counter[str] = Counter()
+    for annotation in annotations:
+        if most is not None and len(taken) == most:
+            break
+        category = categories.get(annotation["category_id"], str(annotation["category_id"]))
+        found = _object(annotation, images.get(annotation["image_id"]), category, pictures, smallest)
+        if isinstance(found, CocoObject):
+            taken.append(found)
+        else:
+            left_out[found] += 1
+    if not taken:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise InvalidRequest(f"{path.name} has no object to take: {reasons or 'it has no annotations'}")
+    taken.sort(key=lambda each: (str(each.picture), each.annotation))
+    return CocoSample(path, taken, left_out)
+
+
+def _object(
+    annotation: Row, image: Row | None, category: str, pictures: _Pictures, smallest: int
+) -> CocoObject | str:
+    """The object, or the reason why it is none."""
+    if annotation.get("iscrowd"):
+        return "crowd regions"
+    if image is None:
+        return "of no image"
+    rle = _rle(annotation.get("segmentation"), (int(image["height"]), int(image["width"])))
+    if rle is None:
+        return "without an outline"
+    if mask_area(rle_to_mask(rle)) < max(1, smallest):
+        return f"smaller than {smallest} px"
+    picture = pictures.find(str(image["file_name"]))
+    if picture is None:
+        return "whose picture is missing"
+    return CocoObject(picture, category, int(annotation["id"]), rle)
+
+
+def _rle(segmentation: object, size: Size) -> Rle | None:
+    """The union of a list of polygons, as pycocotools draws it, or an RLE of this size; else None."""
+    height, width = size
+    if isinstance(segmentation, list):
+        rings: Any = [ring for ring in cast("list[Any]", segmentation) if len(ring) >= 6]
+        return rings_to_rle(rings, size) if rings else None
+    if not isinstance(segmentation, dict):
+        return None
+    given = cast("Any", segmentation)
+    if list(given.get("size", ())) != [height, width]:
+        return None
+    return as_rle(coco.frPyObjects(given, height, width) if isinstance(given["counts"], list) else given)
+
+
+def _annotation_file(dataset: Path) -> Path:
+    if dataset.is_file():
+        return dataset
+    if not dataset.is_dir():
+        raise InvalidRequest(f"there is no dataset {dataset.name}")
+    files = sorted(path for folder in (dataset, dataset / "annotations") for path in folder.glob("*.json"))
+    found = [path for path in files if _read(path) is not None]
+    if not found:
+        raise InvalidRequest(f"{dataset.name} has no COCO annotation file, nor has its folder annotations")
+    for word in EVALUATED_FIRST:
+        named = [path for path in found if word in path.stem.lower()]
+        if len(named) == 1:
+            return named[0]
+    if len(found) > 1:
+        raise InvalidRequest(f"give one of the files: {', '.join(path.name for path in found)}")
+    return found[0]
+
+
+def _read(path: Path) -> Row | None:
+    """The content of a file of instances, None if it is another one."""
+    try:
+        content: object = json.loads(path.read_bytes())
+    except ValueError:
+        return None
+    if not isinstance(content, dict):
+        return None
+    rows = cast("dict[str, Any]", content)
+    if not isinstance(rows.get("images"), list) or not isinstance(rows.get("annotations"), list):
+        return None
+    outlined = any("segmentation" in row for row in rows["annotations"])
+    return rows if outlined or not rows["annotations"] else None
+
+
+class _Pictures:
+    """Where the pictures of a dataset are: exporters put them in different folders."""
+
+    def __init__(self, root: Path, beside: Path) -> None:
+        self._root = root
+        self._folders = dict.fromkeys(
+            (root / "images", root, beside / "images", beside, beside.parent / "images")
+        )
+        self._by_name: dict[str, Path] | None = None
+
+    def find(self, file_name: str) -> Path | None:
+        relative = PurePosixPath(file_name.replace("\\", "/"))
+        if relative.is_absolute() or ".." in relative.parts:
+            return None  # a dataset names its own pictures
+        for folder in self._folders:
+            if (folder / relative).is_file():
+                return folder / relative
+        if self._by_name is None:
+            self._by_name = {path.name: path for path in _files(self._root)}
+        return self._by_name.get(relative.name)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*"), reverse=True) if path.is_file())

@@ -1,0 +1,1 @@
+"""Images: decoding, fetching, and the originals of labelled ones."""

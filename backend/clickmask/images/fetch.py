@@ -1,0 +1,302 @@
+"""Bytes of an image by its address: data:, file:// inside configured folders, http(s)://.
+
+An address comes from whoever may write tasks, so it is never trusted: names are resolved once, every
+address that a name has is checked, and the connection is made to what was checked; each redirect
+starts over. Credentials leave only for a configured origin. What goes wrong is said without
+paths, queries or tokens.
+"""
+
+from __future__ import annotations
+
+import binascii
+import os
+import stat
+import zlib
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
+
+import requests
+import urllib3.exceptions
+
+from clickmask.errors import ImageRefused, ImageUnavailable, InvalidImage
+from clickmask.images.connections import Deadline, PinnedAdapter, addresses_of, is_public
+from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits
+from clickmask.types import ImageRef
+
+Origin = tuple[str, str, int]  # scheme, host, port
+
+_CHUNK = 2**16
+_MAX_REDIRECTS = 3
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PORTS = {"http": 80, "https": 443}
+_ADVICE = {
+    401: "it wants credentials: check the API key that clickmask was given",
+    403: "it refuses these credentials: check that the API key may read the image",
+    404: "check the image's address in the task",
+    410: "the image is gone",
+    429: "too many requests: try again later",
+}
+
+
+@dataclass(frozen=True)
+class Validator:
+    """The ETag of an image, and the address (without its query) that gave it."""
+
+    etag: str
+    address: str
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The bytes of an image, and for how many seconds they may be taken for granted."""
+
+    raw: bytes
+    trusted_for: float
+    validator: Validator | None
+
+
+@dataclass(frozen=True)
+class NotModified:
+    """The image is still the one that the validator was given with."""
+
+    trusted_for: float
+
+
+def origin_of(url: str) -> Origin:
+    """Scheme, host and port of an http(s) URL; ValueError if it has none."""
+    parts = urlsplit(url)
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise ValueError("an origin is http(s)://host[:port]")
+    return parts.scheme, parts.hostname.rstrip("."), parts.port or _PORTS[parts.scheme]
+
+
+class Fetcher:
+    """Reads the bytes behind an ImageRef. Holds no state; callable from any thread.
+
+    `roots`: folders that file:// may read. `hosts`: `host` or `host:port` whose address may be
+    private. `trusted_origins`: URLs of labeling tools; they may be private too, and only they are
+    sent the headers of a ref. `ca_bundle`: a PEM file to verify certificates with, instead of
+    certifi's. Timeouts are in seconds; the total one spans redirects.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: ImageLimits = DEFAULT_LIMITS,
+        roots: Sequence[Path] = (),
+        hosts: Sequence[str] = (),
+        trusted_origins: Sequence[str] = (),
+        ca_bundle: Path | None = None,
+        connect_timeout: float = 5.0,
+        read_timeout: float = 15.0,
+        total_timeout: float = 60.0,
+        trust_etag_for: float = 60.0,
+        trust_url_for: float = 300.0,
+    ) -> None:
+        self._limits = limits
+        self._roots = tuple(root.resolve() for root in roots)
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._trusted = frozenset(map(origin_of, trusted_origins))
+        self._verify = str(ca_bundle) if ca_bundle else True
+        self._timeouts = (connect_timeout, read_timeout)
+        self._total_timeout = total_timeout
+        self._trust_etag_for = trust_etag_for
+        self._trust_url_for = trust_url_for
+
+    def fetch(self, ref: ImageRef, known: Validator | None = None) -> Fetched | NotModified:
+        """The bytes behind `ref`, or NotModified if they are still those of `known`.
+
+        Raises ImageRefused for an address that must not be read, ImageUnavailable where reading
+        failed, ImageTooLarge over the byte cap, InvalidImage for a damaged data: URI.
+        """
+        scheme = ref.uri.partition(":")[0].lower()
+        if scheme == "data":
+            return Fetched(read_data_uri(ref.uri, self._limits), 0.0, None)
+        if scheme == "file":
+            return self._read_file(ref.uri, known)
+        if scheme in _PORTS:
+            return self._follow(ref, known)
+        raise ImageRefused("an image's address starts with https://, http://, file:// or data:")
+
+    def _read_file(self, uri: str, known: Validator | None) -> Fetched | NotModified:
+        parts = urlsplit(uri)
+        path = unquote(parts.path)
+        if parts.netloc not in ("", "localhost") or "\0" in path:
+            raise ImageRefused("a file address is file:///path, on this machine")
+        refused = ImageRefused("the file lies outside of the folders that clickmask may read (image roots)")
+        try:
+            # Symlinks first, containment second; an outsider learns nothing about what exists.
+            real = Path(path).resolve()
+        except (OSError, RuntimeError):  # a loop of symlinks
+            raise refused from None
+        if not any(real.is_relative_to(root) for root in self._roots):
+            raise refused
+        try:
+            # The path was resolved: a link in its place now is a trick. A pipe must not block.
+            handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise ImageUnavailable(f"the image's file cannot be read: {error.strerror}") from None
+        try:
+            return self._read_open_file(handle, known)
+        finally:
+            os.close(handle)
+
+    def _read_open_file(self, handle: int, known: Validator | None) -> Fetched | NotModified:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageRefused("the image's address is not that of a plain file")
+        self._limits.require_bytes(status.st_size)
+        validator = Validator(f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}", "file")
+        if validator == known:
+            return NotModified(0.0)
+        with open(handle, "rb", closefd=False) as file:
+            raw = file.read(self._limits.max_bytes + 1)
+        self._limits.require_bytes(len(raw))
+        return Fetched(raw, 0.0, validator)  # asking the file system again costs nothing
+
+    def _follow(self, ref: ImageRef, known: Validator | None) -> Fetched | NotModified:
+        url = _prepared(ref.uri, {}).url or ""
+        # Dropped for good by the first redirect to elsewhere: what comes back was written by others.
+        credentials = dict(ref.headers) if origin_of(url) in self._trusted else {}
+        with Deadline(self._total_timeout) as deadline:
+            for _ in range(_MAX_REDIRECTS + 1):
+                request = _prepared(url, credentials | _conditions(url, known))
+                try:
+                    with self._hop(request, deadline) as response:
+                        location = response.headers.get("Location", "")
+                        if response.status_code not in _REDIRECTS or not location:
+                            return self._answer(response, url, known, deadline)
+                except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+                    raise _unavailable(url, error, deadline) from error
+                target = _prepared(urljoin(url, location), {}).url or ""
+                if origin_of(target) != origin_of(url):
+                    credentials = {}
+                url = target
+        raise ImageUnavailable(f"{origin_of(url)[1]} redirects more than {_MAX_REDIRECTS} times")
+
+    @contextmanager
+    def _hop(self, request: requests.PreparedRequest, deadline: Deadline) -> Generator[requests.Response]:
+        """The answer to one request, from checked addresses; its body is not read yet.
+
+        Not through a Session: that reads the whole body of a redirect, keeps cookies, and has to
+        be told (trust_env) not to ask the environment for proxies, passwords and certificates.
+        """
+        origin = origin_of(request.url or "")
+        _, host, port = origin
+        addresses = addresses_of(host, port)
+        allowed = origin in self._trusted or not self._hosts.isdisjoint(_spellings(host, port))
+        if not allowed and not all(is_public(address.ip) for address in addresses):
+            raise ImageRefused(
+                f"{host} has an address in a private network; list it in CLICKMASK_IMAGE_HOSTS to allow it"
+            )
+        adapter = PinnedAdapter(addresses, deadline)
+        send = partial(adapter.send, stream=True, timeout=self._timeouts, verify=self._verify)
+        with closing(adapter), closing(send(request)) as response:
+            yield response
+
+    def _answer(
+        self, response: requests.Response, url: str, known: Validator | None, deadline: Deadline
+    ) -> Fetched | NotModified:
+        host, status = origin_of(url)[1], response.status_code
+        if status == 304 and _conditions(url, known):
+            return NotModified(self._trust_etag_for)
+        if status != 200:
+            advice = _ADVICE.get(status, "try again later" if status >= 500 else "check the image's address")
+            raise ImageUnavailable(f"{host} answered {status}: {advice}")
+        if response.headers.get("Content-Type", "").lower().startswith("text/html"):
+            raise ImageUnavailable(
+                f"{host} answered with a web page instead of an image: check the address, "
+                "and the API key if it asks to log in"
+            )
+        length = response.headers.get("Content-Length", "")
+        if length.isascii() and length.isdigit():
+            self._limits.require_bytes(int(length[:20]))
+        raw = bytearray()
+        for chunk in _decoded(response, self._limits.max_bytes + 1):
+            raw += chunk
+            self._limits.require_bytes(len(raw))
+        if deadline.passed:  # a connection that was cut looks like the end of the body
+            raise TimeoutError
+        etag = response.headers.get("ETag", "")
+        if not etag or len(etag) > 256 or not (etag.isascii() and etag.isprintable()):
+            return Fetched(bytes(raw), self._trust_url_for, None)
+        return Fetched(bytes(raw), self._trust_etag_for, Validator(etag, url.partition("?")[0]))
+
+
+def read_data_uri(uri: str, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """The bytes in a data: URI (RFC 2397). Raises InvalidImage for junk, ImageTooLarge over the cap."""
+    header, comma, payload = uri.partition(",")
+    if not comma:
+        raise InvalidImage("a data: address is data:[type][;base64],content")
+    characters = len(payload) - 2 * payload.count("%")
+    if not header.lower().endswith(";base64"):
+        limits.require_bytes(characters)
+        raw = unquote_to_bytes(payload)
+    else:
+        limits.require_bytes(characters * 3 // 4 - 2)
+        try:
+            encoded = unquote_to_bytes(payload) if "%" in payload else payload
+            raw = binascii.a2b_base64(encoded, strict_mode=True)
+        except ValueError:  # binascii.Error is one; so is text that is not ASCII
+            raise InvalidImage("the image's base64 is damaged or cut short") from None
+    limits.require_bytes(len(raw))
+    return raw
+
+
+def _prepared(url: str, headers: dict[str, str]) -> requests.PreparedRequest:
+    """A GET of `url`, in its normal form. Raises ImageRefused where clickmask must not ask."""
+    own = {"User-Agent": "clickmask", "Accept": "*/*", "Accept-Encoding": "identity"}
+    try:
+        request = requests.Request("GET", url.partition("#")[0].strip(), headers=headers | own).prepare()
+        origin_of(request.url or "")
+        netloc = urlsplit(request.url or "").netloc
+    except ValueError:  # so are those of requests for URLs and headers
+        raise ImageRefused("the image's address is not an http:// or https:// address") from None
+    if "@" in str(netloc) or "@" in urlsplit(url).netloc:
+        raise ImageRefused("an image's address may not carry a user name or password")
+    return request
+
+
+def _conditions(url: str, known: Validator | None) -> dict[str, str]:
+    return {"If-None-Match": known.etag} if known and known.address == url.partition("?")[0] else {}
+
+
+def _spellings(host: str, port: int) -> set[str]:
+    return {host, f"{host}:{port}", f"[{host}]", f"[{host}]:{port}"}
+
+
+def _decoded(response: requests.Response, most: int) -> Iterator[bytes]:
+    """The body in pieces. A compressed one is unpacked piecewise: no more than `most` bytes at once."""
+    chunks: Iterator[bytes] = response.raw.stream(_CHUNK, decode_content=False)
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    if encoding in ("", "identity"):
+        yield from chunks
+    elif encoding in ("gzip", "x-gzip", "deflate"):
+        unpacker = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)
+        try:
+            for chunk in chunks:
+                yield unpacker.decompress(chunk, most)
+        except zlib.error:
+            raise InvalidImage("the image's compressed transfer is damaged") from None
+        if not unpacker.eof:
+            raise InvalidImage("the image's compressed transfer is cut short")
+    else:
+        raise ImageUnavailable("the image's server compresses it in a way that was not asked for")
+
+
+def _unavailable(url: str, error: Exception, deadline: Deadline) -> ImageUnavailable:
+    host = origin_of(url)[1]
+    if deadline.passed:
+        return ImageUnavailable(f"{host} did not send the image within {deadline.seconds:g} seconds")
+    if isinstance(error, requests.exceptions.SSLError):
+        return ImageUnavailable(f"the certificate of {host} cannot be verified")
+    timeouts = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
+    if isinstance(error, timeouts):
+        return ImageUnavailable(f"{host} did not answer in time: try again later")
+    return ImageUnavailable(
+        f"{host} cannot be reached, or broke off: check that it runs and the image's address"
+    )

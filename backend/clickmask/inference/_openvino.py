@@ -1,0 +1,77 @@
+"""OpenVINO, on the CPU."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import queue
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.inference.sessions import Precision
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class OpenVinoSession:
+    runtime = "openvino"
+
+    def __init__(self, compiled: Any, at_once: int, precision: Precision) -> None:
+        self.precision: Precision = precision
+        # Nodes keep the names of the file. Tensors that were fused have several, in any order.
+        self._inputs: set[str] = {given.node.get_friendly_name() for given in compiled.inputs}
+        self._outputs: list[str] = [
+            output.node.get_friendly_name().rpartition("/sink_port_")[0] for output in compiled.outputs
+        ]
+        # A request holds the arrays of one run; the last one given back is the next one taken, so
+        # that its memory is warm and the others' is never touched.
+        self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
+        for _ in range(at_once):
+            self._requests.put(compiled.create_infer_request())
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        if set(feeds) != self._inputs:  # it would go on with what the run before was given
+            raise ValueError(f"the network takes {sorted(self._inputs)}, not {sorted(feeds)}")
+        request = self._requests.get()
+        try:
+            request.infer(dict(feeds), share_inputs=True)
+            return {
+                name: np.array(request.get_output_tensor(index).data)
+                for index, name in enumerate(self._outputs)
+            }
+        finally:
+            self._requests.put(request)
+
+
+def open_session(model: Path | bytes, threads: int, at_once: int, precision: Precision) -> OpenVinoSession:
+    core = import_openvino().Core()
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    precision = precision if has_bf16 else "f32"
+    network = core.read_model(str(model)) if isinstance(model, Path) else core.read_model(io.BytesIO(model))
+    compiled = core.compile_model(
+        network,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": precision,  # left alone, it would take bf16 where there is some
+            "INFERENCE_NUM_THREADS": threads * at_once,
+            "NUM_STREAMS": at_once,
+            "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
+        },
+    )
+    return OpenVinoSession(compiled, at_once, precision)
+
+
+def import_openvino() -> ModuleType:
+    """The package, without openvino_telemetry, which tells Google Analytics of each import.
+
+    (openvino 2026.4, `tools/ovc/__init__.py`; it goes without where that package is missing.) It
+    stays away for the whole process: the converter, which reports as well, is of no use here.
+    """
+    sys.modules["openvino_telemetry"] = None  # pyright: ignore[reportArgumentType] - what Python documents
+    return importlib.import_module("openvino")

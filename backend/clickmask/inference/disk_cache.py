@@ -1,0 +1,350 @@
+"""The disk tier of the embedding cache: an image is encoded once, whoever restarts.
+
+One file an embedding, its floats in half precision:
+
+    clickmask embedding <format> <CRC-32 of the rest> <bytes of the rest>
+    {"segmenter": ..., "weights": ..., "precision": ..., "digest": ...,
+     "arrays": [[name, dtype here, shape, dtype], ...]}
+    the arrays, row by row, one after the other
+
+The checksum stands in for fsync: after a power cut a file may hold anything, and is not believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import queue
+import re
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.inference.weights import WeightsFolder
+from clickmask.types import Embedding, Segmenter
+
+log = logging.getLogger(__name__)
+
+Arrays = Mapping[str, NDArray[Any]]
+
+FORMAT = 1  # raise it when the layout changes, or what one of our segmenters makes of an image
+_SUFFIX = ".embedding"
+_DRAFT = ".draft"
+_STALE = 3600.0  # seconds after which a draft was left behind by a process that was killed
+_SWEEP_AFTER = 0.01  # of the capacity: looking at thousands of files takes a tenth of a second
+_QUEUE_LENGTH = 32  # embeddings on their way to the disk
+_TOUCH_AFTER = 3600.0  # seconds between two notes that an embedding is in use
+_TOUCHES = 10_000  # embeddings whose last note is remembered
+_FAREWELL = 10.0  # seconds that a hanging disk may delay the end of the process
+_MAX_HALF = 65504.0
+
+
+class EmbeddingKey(NamedTuple):
+    segmenter: str
+    digest: str
+
+
+@runtime_checkable
+class Storable(Protocol):
+    """An embedding that can be stored: `arrays` is all of it, and never written to."""
+
+    def arrays(self) -> Arrays: ...
+
+
+@runtime_checkable
+class Restoring(Protocol):
+    """A segmenter whose embeddings are worth a file: encoding takes longer than reading it.
+
+    `restore` gets what `arrays` gave, in arrays of its own of the same types, floats rounded to
+    half precision; it may keep them, and MUST NOT write to them. Embeddings are told apart by the
+    segmenter's name, its official weights and its `precision` (if it has that; else f32): a
+    segmenter whose embeddings depend on more MUST have that in its name.
+    """
+
+    def restore(self, arrays: Arrays) -> Embedding: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """An embedding on its way to the disk; the future says whether it arrived."""
+
+    key: EmbeddingKey
+    identity: Mapping[str, str]
+    arrays: Arrays
+    written: Future[bool] = field(default_factory=Future[bool])
+
+
+@dataclass(frozen=True)
+class DiskStatus:
+    bytes: int  # as this process knows the folder, which others may write to as well
+    capacity: int
+    entries: int
+    hits: int
+    hit_rate: float | None  # of the images that were looked for; None: none was
+
+
+class DiskEmbeddings:
+    """A folder of embeddings, least recently used out first, for any thread.
+
+    It is bounded in bytes, but for the hundredth that each process writes before it looks again.
+
+    Several processes may share it: files appear by renaming, and the time of the last use is
+    their mtime. Nothing here fails a click: what cannot be written is not stored, what cannot be
+    believed is not there. `segmenters` gives a loaded segmenter by its name.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        capacity: int,
+        segmenters: Callable[[str], Segmenter[Any]],
+        weights: WeightsFolder,
+    ) -> None:
+        self._folder = folder
+        self._capacity = capacity  # bytes
+        self._segmenters = segmenters
+        self._weights = weights
+        self._lock = threading.Lock()
+        self._bytes = self._entries = self._asked = self._hits = 0
+        self._unswept = 0  # bytes written since the folder was looked at
+        self._queue: queue.Queue[_Job | None] = queue.Queue(_QUEUE_LENGTH)
+        self._pending: dict[EmbeddingKey, _Job] = {}
+        self._touched: dict[EmbeddingKey, float] = {}  # monotonic seconds
+        self._writer = threading.Thread(target=self._write_all, name="embedding writer", daemon=True)
+        self._writer.start()
+
+    def load(self, key: EmbeddingKey) -> Embedding | None:
+        """The stored embedding; None if there is none that can be believed."""
+        segmenter = self._segmenters(key.segmenter)
+        if not isinstance(segmenter, Restoring):
+            return None
+        with self._lock:
+            self._asked += 1
+        identity = self._identity(key)
+        path = self._path(identity)
+        try:
+            embedding = segmenter.restore(unpack(path.read_bytes(), identity))
+            os.utime(path)  # the time of its last use
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything; the image is encoded again
+            log.warning("a stored embedding of image %s is not usable: %s", key.digest[:8], error)
+            return None
+        with self._lock:
+            self._hits += 1
+        return embedding
+
+    def store(self, key: EmbeddingKey, embedding: Embedding) -> Embedding:
+        """The embedding as it will be read back, so that no answer depends on where it was kept.
+
+        It is written soon, on a thread of its own; an embedding that cannot be stored is given
+        back as it is.
+        """
+        segmenter = self._segmenters(key.segmenter)
+        if not isinstance(segmenter, Restoring) or not isinstance(embedding, Storable):
+            return embedding
+        try:
+            rounded = half_precision(embedding.arrays())
+            restored = segmenter.restore(rounded)
+        except Exception:  # a plugin may raise anything; the click has its embedding
+            log.exception("an embedding of %s cannot be stored", key.segmenter)
+            return embedding
+        if not self._submit(_Job(key, self._identity(key), rounded), patience=0):
+            log.warning("the disk is too slow: an embedding of %s is not stored", key.segmenter)
+        return restored
+
+    def store_now(self, key: EmbeddingKey, embedding: Embedding, patience: float) -> bool:
+        """Whether it is on the disk when this returns, at the latest after twice `patience` seconds.
+
+        Nothing is written again that is there, or on its way.
+        """
+        if not isinstance(embedding, Storable):
+            return False
+        identity = self._identity(key)
+        with self._lock:
+            job = self._pending.get(key)
+        if job is None:
+            if self._path(identity).exists():
+                return True
+            job = _Job(key, identity, half_precision(embedding.arrays()))
+            if not self._submit(job, patience):
+                return False
+        try:
+            return job.written.result(patience)
+        except TimeoutError:
+            return False
+
+    def touch(self, key: EmbeddingKey) -> None:
+        """Have it not go soon, as it is in use; noted seldom, since that is a write."""
+        now = time.monotonic()
+        with self._lock:
+            if now - self._touched.get(key, -math.inf) < _TOUCH_AFTER:
+                return
+            if len(self._touched) >= _TOUCHES:
+                self._touched.clear()
+            self._touched[key] = now
+        with suppress(OSError):  # not stored, or not any more
+            os.utime(self._path(self._identity(key)))
+
+    def status(self) -> DiskStatus:
+        with self._lock:
+            rate = self._hits / self._asked if self._asked else None
+            return DiskStatus(self._bytes, self._capacity, self._entries, self._hits, rate)
+
+    def close(self) -> None:
+        """Write what waits, then stop."""
+        with suppress(queue.Full):
+            self._queue.put(None, timeout=_FAREWELL)
+            self._writer.join(_FAREWELL)
+
+    def _identity(self, key: EmbeddingKey) -> dict[str, str]:
+        checkpoint = self._weights.checkpoints.get(key.segmenter)
+        weights = checkpoint.sha256 if checkpoint else ""
+        named = {"segmenter": key.segmenter, "weights": weights, "digest": key.digest}
+        return {**named, "precision": str(getattr(self._segmenters(key.segmenter), "precision", "f32"))}
+
+    def _path(self, identity: Mapping[str, str]) -> Path:
+        readable = "-".join(
+            re.sub(r"[^A-Za-z0-9]+", "_", identity[part])[:32] for part in ("segmenter", "digest")
+        )
+        unique = hashlib.sha256(json.dumps([FORMAT, *identity.values()]).encode()).hexdigest()[:16]
+        return self._folder / f"{readable}-{unique}{_SUFFIX}"
+
+    def _submit(self, job: _Job, patience: float) -> bool:
+        """Whether there was room in the queue within `patience` seconds."""
+        with self._lock:
+            self._pending[job.key] = job
+        try:
+            self._queue.put(job, block=patience > 0, timeout=patience or None)
+        except queue.Full:
+            self._finish(job, written=False)
+            return False
+        return True
+
+    def _finish(self, job: _Job, written: bool) -> None:
+        with self._lock:
+            if self._pending.get(job.key) is job:
+                del self._pending[job.key]
+        job.written.set_result(written)
+
+    def _write_all(self) -> None:
+        self._sweep()
+        while (job := self._queue.get()) is not None:
+            written = False
+            try:
+                written = self._write(job.identity, job.arrays)
+            except (OSError, ValueError) as error:  # the disk; arrays of what is no number
+                log.warning("an embedding is not stored: %s", error)
+            self._finish(job, written)
+            if self._unswept > self._capacity * _SWEEP_AFTER:
+                self._sweep()
+
+    def _write(self, identity: Mapping[str, str], arrays: Arrays) -> bool:
+        """Whether there is room for it at all."""
+        raw = pack(arrays, identity)
+        if len(raw) > self._capacity:
+            return False
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=_DRAFT, delete=False) as file:
+            draft = Path(file.name)
+            try:
+                file.write(raw)
+                file.flush()
+                draft.replace(self._path(identity))
+            except OSError:
+                draft.unlink(missing_ok=True)
+                raise
+        self._unswept += len(raw)
+        with self._lock:
+            self._bytes += len(raw)
+            self._entries += 1
+        return True
+
+    def _sweep(self) -> None:
+        """Remove what was not used for longest until the rest fits, and what was never finished."""
+        found: list[tuple[int, int, str]] = []
+        with suppress(OSError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # another process was quicker
+                    status = entry.stat()
+                    if entry.name.endswith(_SUFFIX):
+                        found.append((status.st_mtime_ns, status.st_size, entry.path))
+                    elif entry.name.endswith(_DRAFT) and time.time() - status.st_mtime > _STALE:
+                        Path(entry.path).unlink()
+        found.sort(reverse=True)
+        total = sum(size for _, size, _ in found)
+        while total > self._capacity:
+            _, size, path = found.pop()
+            total -= size
+            with suppress(OSError):
+                Path(path).unlink()
+        self._unswept = 0
+        with self._lock:
+            self._bytes, self._entries = total, len(found)
+
+
+def half_precision(arrays: Arrays) -> dict[str, NDArray[Any]]:
+    """New arrays as they are after having been stored: the same types, floats rounded to 16 bits."""
+    return {name: _halved(array).astype(array.dtype) for name, array in arrays.items()}
+
+
+def pack(arrays: Arrays, identity: Mapping[str, str]) -> bytes:
+    """The content of a file; see the module. Raises ValueError for arrays of Python objects."""
+    described: list[tuple[str, str, tuple[int, ...], str]] = []
+    contents: list[bytes] = []
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise ValueError(f"{name} is an array of objects")
+        stored = _halved(array)
+        described.append((name, stored.dtype.str, stored.shape, array.dtype.str))
+        contents.append(stored.tobytes())
+    header = json.dumps({**identity, "arrays": described}).encode()
+    body = b"".join([header, b"\n", *contents])
+    return _first_line(body) + body
+
+
+def unpack(raw: bytes, identity: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+    """The arrays of a file, in their types before storing.
+
+    Raises ValueError unless the file is whole, and of this identity.
+    """
+    begin = raw.find(b"\n") + 1
+    if raw[:begin] != _first_line(memoryview(raw)[begin:]):
+        raise ValueError("it is damaged, or of another format")
+    offset = raw.index(b"\n", begin) + 1
+    header = json.loads(raw[begin:offset])
+    described = header.pop("arrays")
+    if header != identity:
+        raise ValueError("it belongs to another image, segmenter or weights")
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, stored, shape, dtype in described:
+        kind = np.dtype(str(stored))
+        count = math.prod(shape)
+        arrays[name] = np.frombuffer(raw, kind, count, offset).reshape(shape).astype(dtype)
+        offset += count * kind.itemsize
+    return arrays
+
+
+def _first_line(body: bytes | memoryview) -> bytes:
+    return b"clickmask embedding %d %08x %d\n" % (FORMAT, zlib.crc32(body), len(body))
+
+
+def _halved(array: NDArray[Any]) -> NDArray[Any]:
+    """In half precision, unless it holds no floats or some that would overflow (or are no numbers)."""
+    if array.dtype.kind != "f" or array.dtype.itemsize <= 2:
+        return array
+    fits = array.max(initial=0) <= _MAX_HALF and array.min(initial=0) >= -_MAX_HALF
+    return array.astype(np.float16) if fits else array

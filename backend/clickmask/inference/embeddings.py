@@ -1,0 +1,225 @@
+"""Each image is encoded once: a cache of embeddings in memory, over one on disk, and a queue for the rest."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from clickmask.errors import Busy, ClickmaskError
+from clickmask.inference.disk_cache import DiskEmbeddings, DiskStatus, EmbeddingKey
+from clickmask.types import Embedding
+
+log = logging.getLogger(__name__)
+
+CLICK, PREPARATION, BATCH = 0, 1, 2  # order in the queue: an annotator who waits comes first
+
+
+@dataclass(frozen=True)
+class CacheStatus:
+    bytes: int
+    capacity: int
+    entries: int
+    hits: int
+    misses: int
+    hit_rate: float | None  # of what clicks looked for; None: nothing yet
+    waiting: int
+    queue_length: int
+    disk: DiskStatus | None
+
+
+@dataclass(eq=False)
+class _Encoding:
+    """One image on its way: however many ask for it, it is computed once."""
+
+    key: EmbeddingKey
+    compute: Callable[[], Embedding]
+    priority: int
+    future: Future[Embedding] = field(default_factory=Future[Embedding])
+
+
+class EmbeddingCache:
+    """Embeddings by (segmenter, image digest): least recently used out first, bounded in bytes.
+
+    One worker computes what is missing, clicks before preparations before batches, so that encodes
+    never fight for the cores. At most `queue_length` images wait; who comes before others takes the
+    place of one of them. An embedding that alone exceeds the capacity is handed out but not kept.
+    What is not in memory is looked for on the disk by whoever asks: that takes milliseconds, and
+    no place in the queue. The cache closes its `disk`.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        queue_length: int = 64,
+        patience: float = 95.0,
+        disk: DiskEmbeddings | None = None,
+    ) -> None:
+        self._capacity = capacity  # bytes
+        self._queue_length = queue_length
+        self._patience = patience  # seconds; the tools give up after 100
+        self._disk = disk
+        self._kept: OrderedDict[EmbeddingKey, Embedding] = OrderedDict()
+        self._bytes = self._hits = self._misses = 0
+        self._under_way: dict[EmbeddingKey, _Encoding] = {}
+        self._waiting: dict[EmbeddingKey, _Encoding] = {}
+        self._heap: list[tuple[int, int, EmbeddingKey]] = []
+        self._ticket = itertools.count()
+        self._closed = False
+        self._changed = threading.Condition()
+        self._worker = threading.Thread(target=self._work, name="encoder", daemon=True)
+        self._worker.start()
+
+    def get(
+        self, key: EmbeddingKey, compute: Callable[[], Embedding], priority: int = CLICK
+    ) -> tuple[Embedding, bool]:
+        """The embedding, and whether it was there already; waits for `compute` where it was not.
+
+        Raises what `compute` raises, and Busy if the queue is full or the wait too long.
+        """
+        with self._changed:
+            kept = self._recall(key)
+            self._hits += kept is not None
+            self._misses += kept is None
+        if kept is not None:
+            if self._disk:
+                self._disk.touch(key)
+            return kept, True
+        if (stored := self._read_back(key)) is not None:
+            return stored, True
+        with self._changed:
+            if (kept := self._recall(key)) is not None:  # finished since
+                return kept, True
+            future = self._enqueue(key, compute, priority).future
+        try:
+            return future.result(self._patience), False
+        except TimeoutError:
+            raise Busy("the image is still being encoded; click again in a moment") from None
+
+    def prepare(self, key: EmbeddingKey, compute: Callable[[], Embedding]) -> bool:
+        """Have the embedding computed when no click waits; False if the queue has no room for it.
+
+        One that is on the disk is in memory when this returns.
+        """
+        self._read_back(key)
+        with self._changed:
+            if key not in self._kept:
+                try:
+                    self._enqueue(key, compute, PREPARATION)
+                except Busy:
+                    return False
+            return True
+
+    def store(self, key: EmbeddingKey, embedding: Embedding) -> bool:
+        """Whether what `get` gave is on the disk now, which it usually reaches a moment later."""
+        return self._disk is not None and self._disk.store_now(key, embedding, self._patience)
+
+    def status(self) -> CacheStatus:
+        with self._changed:
+            asked = self._hits + self._misses
+            return CacheStatus(
+                bytes=self._bytes,
+                capacity=self._capacity,
+                entries=len(self._kept),
+                hits=self._hits,
+                misses=self._misses,
+                hit_rate=self._hits / asked if asked else None,
+                waiting=len(self._waiting),
+                queue_length=self._queue_length,
+                disk=self._disk.status() if self._disk else None,
+            )
+
+    def close(self) -> None:
+        """Finish the encode under way and refuse those that wait."""
+        with self._changed:
+            self._closed = True
+            for encoding in self._waiting.values():
+                encoding.future.set_exception(Busy("the server is shutting down"))
+            self._waiting.clear()
+            self._changed.notify_all()
+        self._worker.join()
+        if self._disk:
+            self._disk.close()
+
+    def _recall(self, key: EmbeddingKey) -> Embedding | None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def _read_back(self, key: EmbeddingKey) -> Embedding | None:
+        """The embedding from the disk, now in memory; None if it is there or on its way already."""
+        with self._changed:
+            known = key in self._kept or key in self._under_way or key in self._waiting
+        if self._disk is None or known or (stored := self._disk.load(key)) is None:
+            return None
+        with self._changed:
+            self._keep(key, stored)
+            return self._kept.get(key, stored)
+
+    def _enqueue(self, key: EmbeddingKey, compute: Callable[[], Embedding], priority: int) -> _Encoding:
+        encoding = self._under_way.get(key) or self._waiting.get(key)
+        if encoding is None:
+            if self._closed:
+                raise Busy("the server is shutting down")
+            if len(self._waiting) >= self._queue_length:
+                self._make_room(priority)
+            encoding = self._waiting[key] = _Encoding(key, compute, priority)
+        elif encoding.priority <= priority:
+            return encoding
+        encoding.priority = priority
+        heapq.heappush(self._heap, (priority, next(self._ticket), key))
+        self._changed.notify()
+        return encoding
+
+    def _make_room(self, priority: int) -> None:
+        newest_first = reversed(self._waiting.values())
+        victim = next((waiting for waiting in newest_first if waiting.priority > priority), None)
+        if victim is None:
+            raise Busy(f"{self._queue_length} images wait to be encoded already; try again in a moment")
+        del self._waiting[victim.key]
+        victim.future.set_exception(Busy("others who wait came first; try again in a moment"))
+
+    def _next(self) -> _Encoding | None:
+        with self._changed:
+            while not self._closed:
+                while self._heap:
+                    priority, _, key = heapq.heappop(self._heap)
+                    encoding = self._waiting.get(key)
+                    if encoding is not None and encoding.priority == priority:
+                        self._under_way[key] = self._waiting.pop(key)
+                        return encoding
+                self._changed.wait()
+            return None
+
+    def _work(self) -> None:
+        while (encoding := self._next()) is not None:
+            try:
+                embedding = encoding.compute()
+                if self._disk:
+                    embedding = self._disk.store(encoding.key, embedding)
+            except BaseException as error:  # noqa: BLE001 - a plugin may raise anything; whoever waits gets it
+                with self._changed:
+                    del self._under_way[encoding.key]
+                if encoding.priority == PREPARATION:
+                    level = logging.INFO if isinstance(error, ClickmaskError) else logging.ERROR
+                    log.log(level, "preparing image %s failed: %s", encoding.key.digest[:8], error)
+                encoding.future.set_exception(error)
+            else:
+                with self._changed:
+                    del self._under_way[encoding.key]
+                    self._keep(encoding.key, embedding)
+                encoding.future.set_result(embedding)
+
+    def _keep(self, key: EmbeddingKey, embedding: Embedding) -> None:
+        if embedding.nbytes > self._capacity or key in self._kept:
+            return
+        self._kept[key] = embedding
+        self._bytes += embedding.nbytes
+        while self._bytes > self._capacity:
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= oldest.nbytes

@@ -1,0 +1,166 @@
+"""A network in an ONNX file, run by whichever of the installed runtimes runs it fastest here.
+
+ONNX Runtime is always there; OpenVINO is used where it is installed. Neither imports torch. Which
+is faster depends on the network, the processor and the release, so it is measured, once a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
+
+from clickmask.errors import SegmenterNotReady
+
+log = logging.getLogger(__name__)
+
+Arrays = Mapping[str, NDArray[Any]]
+Model = Path | bytes
+Precision = Literal["f32", "bf16"]
+
+RUNTIMES = ("openvino", "onnxruntime")  # each a module beside this one, with an underscore before it
+_LONG_ENOUGH = 1.0  # seconds of running, after which a runtime's speed is known
+
+
+class Session(Protocol):
+    """A network that is ready to run. It keeps nothing of one run for the next; for any thread."""
+
+    @property
+    def runtime(self) -> str: ...
+
+    @property
+    def precision(self) -> Precision:
+        """What it computes in: f32 where bf16 was asked for and there is none."""
+        ...
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        """The outputs by name, in arrays of the caller's own. `feeds` have the types that the file says.
+
+        Waits while as many runs are under way as the session was opened for.
+        """
+        ...
+
+
+def open_session(
+    model: Model,
+    runtime: str = "auto",
+    *,
+    threads: int | None = None,
+    at_once: int = 1,
+    precision: Precision = "f32",
+    example: Arrays | None = None,
+    memory: Path | None = None,
+) -> Session:
+    """The network in `model`, a file or its bytes, for `at_once` runs of `threads` threads each.
+
+    `threads` None: all cores. bf16 keeps three digits, so it is for what tolerates that, and a hint,
+    as not every processor and runtime has it. `runtime` auto is the one that runs `example` fastest,
+    as measured now, or earlier, if the file `memory` says so; without an example, the first of
+    RUNTIMES that is installed. Raises SegmenterNotReady if the network cannot be run.
+    """
+    threads = threads or usable_cores()
+    installed = installed_runtimes()
+    if runtime != "auto" and runtime not in installed:
+        raise SegmenterNotReady(f"there is no runtime {runtime!r} here; installed: {', '.join(installed)}")
+    candidates = installed if runtime == "auto" else [runtime]
+    note = _Note(memory, _fingerprint(model, installed, threads, at_once, precision)) if memory else None
+    if len(candidates) > 1 and note and (noted := note.read()) in installed:
+        candidates = [noted]
+    if len(candidates) == 1 or example is None:
+        return _open(candidates[0], model, threads, at_once, precision)
+    fastest = _fastest(candidates, lambda name: _open(name, model, threads, at_once, precision), example)
+    if note:
+        note.write(fastest.runtime)
+    return fastest
+
+
+def installed_runtimes() -> list[str]:
+    return [name for name in RUNTIMES if importlib.util.find_spec(name) is not None]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which may be confined to some of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _open(runtime: str, model: Model, threads: int, at_once: int, precision: Precision) -> Session:
+    module = importlib.import_module(f"clickmask.inference._{runtime}")
+    try:
+        return module.open_session(model, threads, at_once, precision)
+    except Exception as error:  # a runtime raises classes of its own, which it does not document
+        name = model.name if isinstance(model, Path) else "the network"
+        raise SegmenterNotReady(f"{runtime} cannot read {name}") from error
+
+
+def _fastest(candidates: list[str], open_one: Callable[[str], Session], example: Arrays) -> Session:
+    found: list[tuple[float, Session]] = []
+    for name in candidates:
+        try:
+            session = open_one(name)
+            found.append((_seconds(session, example), session))
+        except Exception as error:  # noqa: BLE001 - as in _open; the next one may run it
+            log.warning("%s does not run a network: %s", name, error)
+    if not found:
+        raise SegmenterNotReady(f"the network runs on none of {', '.join(candidates)}")
+    said = ", ".join(f"{session.runtime} {1000 * seconds:.0f} ms" for seconds, session in found)
+    log.info("measured a network: %s", said)
+    return min(found, key=lambda each: each[0])[1]
+
+
+def _seconds(session: Session, example: Arrays) -> float:
+    """The shortest of a few runs, after one that does not count."""
+    session.run(example)
+    times: list[float] = []
+    while len(times) < 5 and sum(times) < _LONG_ENOUGH:
+        started = time.perf_counter()
+        session.run(example)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _fingerprint(model: Model, installed: list[str], *how: object) -> str:
+    """Of all that a measurement depends on; a file is known by its place, size and time."""
+    if isinstance(model, Path):
+        status = model.stat()
+        what: tuple[object, ...] = (str(model.resolve()), status.st_size, status.st_mtime_ns)
+    else:
+        what = (hashlib.sha256(model).hexdigest(),)
+    whole = [*what, *(f"{name} {version(name)}" for name in installed), usable_cores(), *how]
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32]
+
+
+class _Note:
+    """One measurement's place in the file of all of them."""
+
+    def __init__(self, memory: Path, fingerprint: str) -> None:
+        self._memory = memory
+        self._fingerprint = fingerprint
+
+    def read(self) -> str | None:
+        return self._all().get(self._fingerprint)
+
+    def write(self, runtime: str) -> None:
+        """A lost note costs a measurement, so nothing fails for it."""
+        try:
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            draft = self._memory.with_name(f"{self._memory.name}.{os.getpid()}")
+            draft.write_text(json.dumps({**self._all(), self._fingerprint: runtime}, indent=1))
+            draft.replace(self._memory)
+        except OSError as error:
+            log.warning("a measurement cannot be noted: %s", error.strerror)
+
+    def _all(self) -> dict[str, str]:
+        try:
+            return json.loads(self._memory.read_text())
+        except (OSError, ValueError):
+            return {}

@@ -1,0 +1,241 @@
+"""Checkpoints: where the official files are, whether one is here and whole, and fetching it.
+
+Only `fetch` downloads, and only the command line calls it: no request ever waits for weights.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from clickmask.errors import UnknownSegmenter, WeightsUnavailable
+from clickmask.inference.downloads import PartialFile, Progress, megabytes
+
+log = logging.getLogger(__name__)
+
+_SEGMENT_ANYTHING = "https://dl.fbaipublicfiles.com/segment_anything/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published file of weights; its SHA-256 says whether a file is this one, wherever it is from."""
+
+    segmenter: str  # `family:variant`
+    address: str
+    bytes: int
+    sha256: str
+    licence: str
+
+    @property
+    def file(self) -> str:
+        return self.address.rpartition("/")[2]
+
+
+CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType(
+    {
+        checkpoint.segmenter: checkpoint
+        for checkpoint in (
+            Checkpoint(
+                "sam:vit_b",
+                _SEGMENT_ANYTHING + "sam_vit_b_01ec64.pth",
+                375_042_383,
+                "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+                "Apache-2.0",
+            ),
+            Checkpoint(
+                "sam:vit_l",
+                _SEGMENT_ANYTHING + "sam_vit_l_0b3195.pth",
+                1_249_524_607,
+                "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+                "Apache-2.0",
+            ),
+            Checkpoint(
+                "sam:vit_h",
+                _SEGMENT_ANYTHING + "sam_vit_h_4b8939.pth",
+                2_564_550_879,
+                "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+                "Apache-2.0",
+            ),
+        )
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a file hashed to, and the size and time by which it is recognised as unchanged."""
+
+    bytes: int
+    mtime_ns: int
+    sha256: str
+
+    def is_of(self, status: os.stat_result) -> bool:
+        return (self.bytes, self.mtime_ns) == (status.st_size, status.st_mtime_ns)
+
+
+class WeightsFolder:
+    """The checkpoint files on this machine, for any thread and for several processes.
+
+    `mirror` replaces the part of the official addresses before the file name: the base of an
+    http(s) address, or a folder. What a file hashed to is remembered beside it (and in memory,
+    where the folder is read-only), so that gigabytes are hashed once and never in a request.
+    """
+
+    def __init__(
+        self, folder: Path, mirror: str | None = None, checkpoints: Mapping[str, Checkpoint] = CHECKPOINTS
+    ) -> None:
+        self.folder = folder
+        self.checkpoints = checkpoints
+        self._mirror = mirror
+        self._lock = threading.Lock()
+        self._seen: dict[Path, _Seen] = {}
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        """Raises UnknownSegmenter with the names that have weights."""
+        if name not in self.checkpoints:
+            known = ", ".join(self.checkpoints) or "none"
+            raise UnknownSegmenter(f"there are no weights named {name[:80]!r}; known: {known}")
+        return self.checkpoints[name]
+
+    def find(self, name: str) -> Path | None:
+        """The complete file, if it was verified; neither hashes nor downloads."""
+        return None if self.missing(name) else self._path(name)
+
+    def missing(self, name: str) -> str:
+        """Why `find` has no file, as a sentence with its remedy; empty if it has one."""
+        if name not in self.checkpoints:
+            return "no weights are known for it"
+        path = self._path(name)
+        if not path.is_file():
+            return f"its weights are not here: clickmask weights fetch {name}"
+        found = self._digest_seen(path)
+        if found is None:
+            return f"its weights were not verified yet: clickmask weights path {name}"
+        return "" if found == self.checkpoint(name).sha256 else f"its {_not_official(path.name, found)}"
+
+    def verify(self, name: str) -> Path:
+        """The complete file; hashed if it is new or changed. Raises WeightsUnavailable."""
+        path = self._path(name)
+        if path.is_file() and self._digest_seen(path) is None:
+            with _explained(f"{path.name} cannot be read"):
+                before = path.stat()  # what changes meanwhile is hashed again
+                self._remember(path, before, _sha256(path))
+        if reason := self.missing(name):
+            raise WeightsUnavailable(f"{name}: {reason}")
+        return path
+
+    def verify_new(self) -> None:
+        """Verify the files that came or changed since; for the start of a server, before requests."""
+        for name in self.checkpoints:
+            if self._path(name).is_file() and self._digest_seen(self._path(name)) is None:
+                log.info("verifying the weights of %s", name)
+                try:
+                    self.verify(name)
+                except WeightsUnavailable as error:
+                    log.warning("%s", error)
+
+    def fetch(self, name: str, progress: Progress = lambda done, total: None) -> Path:
+        """The file, downloaded if it is not here: resumed, verified, then renamed into place.
+
+        Raises WeightsUnavailable; what was downloaded until then stays in a .part file, from
+        which the next fetch goes on, unless it is not the official file.
+        """
+        checkpoint, path = self.checkpoint(name), self._path(name)
+        if not path.exists():
+            with _explained(f"{checkpoint.file} cannot be written"), self._alone():
+                if not path.exists():
+                    self._download(checkpoint, path, progress)
+        return self.verify(name)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / self.checkpoint(name).file
+
+    def _download(self, checkpoint: Checkpoint, path: Path, progress: Progress) -> None:
+        part = PartialFile(path, checkpoint.bytes)
+        missing, free = checkpoint.bytes - part.size, shutil.disk_usage(self.folder).free
+        if missing > free:
+            raise WeightsUnavailable(
+                f"{checkpoint.file} needs {megabytes(missing)}, and the disk has {megabytes(free)} left"
+            )
+        if not self._mirror:
+            part.download(checkpoint.address, progress)
+        elif self._mirror.startswith(("http://", "https://")):
+            part.download(f"{self._mirror.rstrip('/')}/{checkpoint.file}", progress)
+        else:
+            part.copy(Path(self._mirror.removeprefix("file://")).expanduser() / checkpoint.file, progress)
+        if (digest := _sha256(part.path)) != checkpoint.sha256:
+            part.remove()
+            raise WeightsUnavailable(
+                f"what was downloaded is not the official {checkpoint.file}: its SHA-256 begins with "
+                f"{digest[:12]} instead of {checkpoint.sha256[:12]}; it was removed"
+            )
+        part.finish()
+        self._remember(path, path.stat(), digest)
+
+    @contextmanager
+    def _alone(self) -> Generator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise WeightsUnavailable("another process is fetching weights into this folder") from None
+            yield
+
+    def _digest_seen(self, path: Path) -> str | None:
+        """What the file hashed to, unless it changed since, or was never hashed."""
+        with self._lock:
+            seen = self._seen.get(path)
+        try:
+            now = path.stat()
+            if seen is None or not seen.is_of(now):
+                seen = _Seen(**json.loads(_memo(path).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+        return seen.sha256 if seen.is_of(now) else None
+
+    def _remember(self, path: Path, status: os.stat_result, digest: str) -> None:
+        seen = _Seen(status.st_size, status.st_mtime_ns, digest)
+        with self._lock:
+            self._seen[path] = seen
+        memo = _memo(path)
+        try:
+            draft = memo.with_name(f"{memo.name}.{os.getpid()}")
+            draft.write_text(json.dumps(asdict(seen)))
+            draft.replace(memo)
+        except OSError:  # a folder that is mounted read-only: this process knows, others hash again
+            return
+
+
+@contextmanager
+def _explained(what: str) -> Generator[None]:
+    """OSErrors of the file system as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise WeightsUnavailable(f"{what}: {error.strerror or type(error).__name__}") from error
+
+
+def _memo(path: Path) -> Path:
+    return path.with_name(path.name + ".verified")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _not_official(file: str, digest: str) -> str:
+    return (
+        f"{file} is not the official file (its SHA-256 begins with {digest[:12]}): move it away and fetch it"
+    )

@@ -1,0 +1,213 @@
+"""From what a tool submits to labels that are stored: the one way in, for webhooks and pulls."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from clickmask.datasets.assign import place_image
+from clickmask.errors import (
+    ClickmaskError,
+    ImageUnknown,
+    InvalidImage,
+    InvalidRequest,
+    StoreUnavailable,
+    ToolUnavailable,
+)
+from clickmask.images.archive import KeptImages, KeptStatus
+from clickmask.images.source import ImageIdentity, ImageSource
+from clickmask.labels.geometry import Brush, rasterise
+from clickmask.labels.submissions import (
+    AnnotationDeleted,
+    Change,
+    ProjectDeleted,
+    ProjectDescribed,
+    Region,
+    Submission,
+    TaskDeleted,
+    Unreadable,
+    one_label_a_proposal,
+)
+from clickmask.masks.rle import Rle, mask_to_rle
+from clickmask.store import Store
+from clickmask.types import ImageRef, Pixels, Size
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A part of a pull, and the position at which the pull goes on once it was taken in."""
+
+    changes: Sequence[Change]
+    position: str
+    remaining: int | None = None  # parts after this one; None: unknown
+
+
+class Accepting(Protocol):
+    """What a tool brings so that its labels can be taken in. Called from one thread at a time.
+
+    `changes` is lazy where it has to ask the tool: what it gave before it raised was taken in, and
+    stays. It MUST raise InvalidRequest for an event that will never be readable, and ToolUnavailable
+    for one that may be later; for a part of an event alone it gives Unreadable.
+    """
+
+    @property
+    def origin(self) -> str | None:
+        """The address that the tool is configured at; None where it is not."""
+        ...
+
+    def changes(self, event: bytes, again: bool = False) -> Iterable[Change]:
+        """What an event means; nothing, for most kinds.
+
+        `again`: not all of it could be taken in before, so that what was read then MUST be read anew.
+        """
+        ...
+
+    def locate(self, submission: Submission) -> ImageRef:
+        """Where the submission's image is, with what it takes to read it."""
+        ...
+
+    def pull(self, project: str, position: str | None = None) -> Iterator[Pulled]:
+        """All that the project has accepted, from `position` on, in an order that can be gone on with.
+
+        Raises UnknownProject where the tool has no such project (any more).
+        """
+        ...
+
+    def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
+        """The deletions of those of `annotations`, (task, annotation), that the tool no longer has.
+
+        It MUST ask the tool for each: what a pull did not show may only have moved meanwhile.
+        """
+        ...
+
+
+class Intake:
+    """Takes changes in, one at a time or from many threads. Doing it twice changes nothing."""
+
+    def __init__(self, store: Store, images: ImageSource, kept: KeptImages) -> None:
+        self._store = store
+        self._images = images
+        self._kept = kept
+
+    def take(self, change: Change, tool: Accepting) -> bool:
+        """Store the change, its image first; whether labels were changed by it.
+
+        Raises InvalidRequest where a region does not fit its image or nothing could be read, and what
+        `tool.locate` and reading the image raise. StoreUnavailable where it cannot be stored.
+        """
+        match change:
+            case Submission():
+                return self._submit(change, tool)
+            case ProjectDescribed():
+                self._store.describe_project(change)
+                return False
+            case AnnotationDeleted() | TaskDeleted() | ProjectDeleted():
+                self._store.delete(change)
+                return True
+            case Unreadable(reason):
+                raise InvalidRequest(reason)
+
+    def kept_status(self) -> KeptStatus:
+        return self._kept.status()
+
+    def _submit(self, submission: Submission, tool: Accepting) -> bool:
+        if not self._store.is_news(submission):
+            return False
+        if submission.skipped:
+            return self._store.accept(submission, None, [])
+        image = self._image(submission, tool)
+        if submission.size not in (None, image.size):
+            raise InvalidRequest(
+                f"task {submission.task}: the image has {_pixels(image.size)} pixels, but it was "
+                f"annotated as one of {_pixels(submission.size or image.size)}"
+            )
+        drawn = [(region, _rle(region, image.size)) for region in one_label_a_proposal(submission.regions)]
+        # Before the labels: a crash in between leaves a side that nothing is on, not labels without one.
+        self._place(submission, image, frozenset(region.category for region, _ in drawn))
+        return self._store.accept(submission, image, drawn)
+
+    def _place(self, submission: Submission, image: ImageIdentity, categories: frozenset[str]) -> None:
+        try:
+            place_image(
+                self._store, submission.tool, submission.project, image.digest, categories, self._pixels
+            )
+        except (ImageUnknown, InvalidImage):  # there was no room to keep it: it gets a side when it is back
+            log.info("image %s has no side yet", image.digest[:8])
+
+    def _pixels(self, digest: str) -> Pixels:
+        try:
+            return self._images.load_digest(digest).pixels  # it was decoded just now, if it was fetched
+        except ImageUnknown:
+            return self._images.load_bytes(self._kept.read(digest)).pixels
+
+    def _image(self, submission: Submission, tool: Accepting) -> ImageIdentity:
+        """Fetched once: not again for another annotation of the task, nor after a restart."""
+        known = self._store.known_image(submission)
+        if known and self._kept.holds(known.digest):
+            return known
+        ref = tool.locate(submission)
+        seen = self._images.known(ref)
+        if seen and self._kept.holds(seen.digest):
+            return seen
+        image, raw = self._images.read(ref)
+        self._kept.keep(image.digest, raw)
+        return image
+
+
+def _rle(region: Region, size: Size) -> Rle:
+    if isinstance(region.geometry, Brush) and tuple(region.geometry.rle["size"]) == size:
+        return region.geometry.rle
+    try:
+        return mask_to_rle(rasterise(region.geometry, size))
+    except ValueError as error:
+        raise InvalidRequest(f"region {region.id[:40]!r}: {error}") from error
+
+
+def _pixels(size: Size) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def fetch_missing(
+    name: str,
+    tool: Accepting,
+    project: str,
+    store: Store,
+    images: ImageSource,
+    kept: KeptImages,
+    stopped: Callable[[], bool] = lambda: False,
+) -> int:
+    """Keep what `tool`, called `name`, still has of the project's missing images; how many stay missing.
+
+    The tool is asked for the whole project, as only it knows where they are; not at all where none
+    is missing. An image that is another one by now is no use. Raises ToolUnavailable and
+    StoreUnavailable.
+    """
+    missing = {image.digest for image in store.images(name, project)}
+    missing = {digest for digest in missing if not kept.holds(digest)}
+    if not missing:
+        return 0
+    log.info("%s %s: %d labelled images are fetched again", name, project, len(missing))
+    for part in tool.pull(project):
+        for change in part.changes:
+            if stopped() or not missing:
+                return len(missing)
+            known = store.known_image(change) if isinstance(change, Submission) else None
+            if known is None or known.digest not in missing or not isinstance(change, Submission):
+                continue
+            try:
+                image, raw = images.read(tool.locate(change))
+            except (StoreUnavailable, ToolUnavailable):
+                raise
+            except ClickmaskError as error:
+                log.info("%s: the image of task %s stays missing: %s", name, change.task, error)
+                continue
+            if image.digest not in missing:
+                continue
+            if not kept.keep(image.digest, raw):
+                return len(missing)  # there is no room, for others neither
+            missing.discard(image.digest)
+    return len(missing)

@@ -1,0 +1,86 @@
+"""Everything that a tool's project has accepted, by the way that its webhooks go too."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+from clickmask.errors import ClickmaskError, StoreUnavailable, ToolUnavailable, UnknownProject
+from clickmask.ingest.apply import Accepting, Intake, Pulled
+from clickmask.labels.submissions import Change, Submission
+from clickmask.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a pull has done so far. `remaining` parts, tasks or jobs, are to come; None: nobody knows."""
+
+    read: int = 0
+    remaining: int | None = None
+    taken: int = 0  # submissions that changed what is kept here
+    known: int = 0  # submissions that were here already
+    gone: int = 0  # annotations and tasks that the tool no longer has
+    left_out: tuple[str, ...] = ()  # sentences about what could not be taken in
+
+
+def pull(name: str, tool: Accepting, project: str, store: Store, intake: Intake) -> Generator[Progress]:
+    """Take in what `tool`, called `name`, has accepted in `project`, one part of it a step.
+
+    Stopped at any time, the next pull goes on from there; a whole one is followed by the deletions
+    that no webhook told of; of a project that was deleted, of all that is here. What cannot be taken in
+    is left out, and said. Raises UnknownProject, ToolUnavailable and StoreUnavailable.
+    """
+    done = Progress()
+    seen: set[tuple[str, str]] = set()
+    for part in _parts(tool, project, store.pull_position(name, project), store.knows_project(name, project)):
+        seen |= {(each.task, each.annotation) for each in part.changes if isinstance(each, Submission)}
+        taken, known, left_out = _take(part.changes, tool, intake)
+        store.set_pull_position(name, project, part.position)
+        done = Progress(
+            done.read + 1,
+            part.remaining,
+            done.taken + taken,
+            done.known + known,
+            done.gone,
+            (*done.left_out, *left_out),
+        )
+        yield done
+    unseen = [each for each in store.annotations(name, project) if each not in seen]
+    gone = sum(intake.take(deletion, tool) for deletion in tool.gone(unseen))
+    store.set_pull_position(name, project, None)
+    yield Progress(done.read, 0, done.taken, done.known, gone, done.left_out)
+
+
+def _parts(tool: Accepting, project: str, position: str | None, known: bool) -> Iterator[Pulled]:
+    """None of a project that is known here and gone there, of which its webhook was not told."""
+    try:
+        yield from tool.pull(project, position)
+    except UnknownProject:
+        if not known:
+            raise
+
+
+def _take(changes: Sequence[Change], tool: Accepting, intake: Intake) -> tuple[int, int, list[str]]:
+    taken, known, left_out = 0, 0, list[str]()
+    for change in changes:
+        try:
+            changed = intake.take(change, tool)
+        except (ToolUnavailable, StoreUnavailable):
+            raise
+        except Exception as error:  # noqa: BLE001  # the next pull would stop there again, and never reach the rest
+            left_out.append(_sentence(change, error))
+            continue
+        if isinstance(change, Submission):
+            taken, known = taken + changed, known + (not changed)
+    return taken, known, left_out
+
+
+def _sentence(change: Change, error: Exception) -> str:
+    what = f"task {change.task}, annotation {change.annotation}: " if isinstance(change, Submission) else ""
+    if isinstance(error, ClickmaskError):
+        return f"{what}{error}"
+    log.error("%sit cannot be taken in", what, exc_info=error)
+    return f"{what}something went wrong inside clickmask ({type(error).__name__})"

@@ -1,0 +1,1 @@
+"""What annotators drew and accepted, and the rules about it. No I/O."""

@@ -1,0 +1,132 @@
+"""Shapes that annotators draw, in the house's frame, and which pixels they cover."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.masks.polygons import polygons_to_mask
+from clickmask.masks.rle import Rle, rle_to_mask
+from clickmask.types import Box, Mask, Point, Size
+
+
+@dataclass(frozen=True)
+class Brush:
+    """A mask that was painted, or accepted as one; bit masks too."""
+
+    rle: Rle
+
+
+@dataclass(frozen=True)
+class Polygon:
+    """Closed rings, the first point not repeated; by the even-odd rule, so a hole is a ring in a ring."""
+
+    rings: tuple[tuple[Point, ...], ...]
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """`box` turned clockwise about its centre by `rotation` degrees."""
+
+    box: Box
+    rotation: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ellipse:
+    """Semi-axes `radii` along x and y, turned clockwise about `centre` by `rotation` degrees."""
+
+    centre: Point
+    radii: tuple[float, float]
+    rotation: float = 0.0
+
+
+Geometry = Brush | Polygon | Rectangle | Ellipse
+
+
+def rasterise(geometry: Geometry, size: Size) -> Mask:
+    """The pixels of an image of `size` whose centre is in `geometry`, a new array.
+
+    What lies outside of the image is cut off. Raises ValueError where a brush is of another size
+    or is damaged.
+    """
+    match geometry:
+        case Brush(rle):
+            if tuple(rle["size"]) != size:
+                raise ValueError(f"a brush of size {rle['size']} does not fit an image of {list(size)}")
+            return rle_to_mask(rle)
+        case Polygon(rings):
+            return polygons_to_mask([np.array(ring, np.float64).reshape(-1, 2) for ring in rings], size)
+        case Rectangle():
+            return polygons_to_mask([np.array(rectangle_corners(geometry))], size)
+        case Ellipse():
+            return _ellipse_to_mask(geometry, size)
+
+
+def rectangle_corners(rectangle: Rectangle) -> list[Point]:
+    """Its four corners, clockwise, from the one that is top left while it is not turned."""
+    x0, y0, x1, y1 = rectangle.box
+    corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+    if rectangle.rotation:
+        centre = np.array([(x0 + x1) / 2, (y0 + y1) / 2])
+        corners = centre + (corners - centre) @ _clockwise(rectangle.rotation).T
+    return [(float(x), float(y)) for x, y in corners]
+
+
+def geometry_to_json(geometry: Geometry) -> dict[str, Any]:
+    """Plain lists, numbers and text under `kind` and the names of the fields."""
+    match geometry:
+        case Brush(rle):
+            return {"kind": "brush", "rle": {"size": list(rle["size"]), "counts": rle["counts"]}}
+        case Polygon(rings):
+            return {"kind": "polygon", "rings": [[list(point) for point in ring] for ring in rings]}
+        case Rectangle(box, rotation):
+            return {"kind": "rectangle", "box": list(box), "rotation": rotation}
+        case Ellipse(centre, radii, rotation):
+            return {"kind": "ellipse", "centre": list(centre), "radii": list(radii), "rotation": rotation}
+
+
+def geometry_from_json(written: Mapping[str, Any]) -> Geometry:
+    """What `geometry_to_json` wrote. Raises ValueError for a kind that it does not write."""
+    match written["kind"]:
+        case "brush":
+            return Brush(cast("Rle", written["rle"]))
+        case "polygon":
+            return Polygon(tuple(tuple((x, y) for x, y in ring) for ring in written["rings"]))
+        case "rectangle":
+            x0, y0, x1, y1 = written["box"]
+            return Rectangle((x0, y0, x1, y1), written["rotation"])
+        case "ellipse":
+            (x, y), (across, down) = written["centre"], written["radii"]
+            return Ellipse((x, y), (across, down), written["rotation"])
+        case kind:
+            raise ValueError(f"{kind!r} is no kind of geometry")
+
+
+def _ellipse_to_mask(ellipse: Ellipse, size: Size) -> Mask:
+    mask = np.zeros(size, np.bool_)
+    (centre_x, centre_y), (across, down) = ellipse.centre, ellipse.radii
+    if across <= 0 or down <= 0:
+        return mask
+    turn = _clockwise(ellipse.rotation)
+    reach_x, reach_y = np.hypot(*(turn * (across, down)).T)  # half the upright box round it
+    rows, columns = (
+        slice(max(0, int(np.floor(at - reach))), max(0, min(length, int(np.ceil(at + reach)))))
+        for at, reach, length in ((centre_y, reach_y, size[0]), (centre_x, reach_x, size[1]))
+    )
+    y = np.arange(rows.start, max(rows.start, rows.stop))[:, None] + 0.5 - centre_y
+    x = np.arange(columns.start, max(columns.start, columns.stop))[None, :] + 0.5 - centre_x
+    u, v = turn[0, 0] * x + turn[1, 0] * y, turn[0, 1] * x + turn[1, 1] * y
+    mask[rows, columns] = (u / across) ** 2 + (v / down) ** 2 <= 1
+    return mask
+
+
+def _clockwise(degrees: float) -> NDArray[np.float64]:
+    """The matrix that turns (x, y), y down, clockwise on the screen."""
+    angle = np.deg2rad(degrees)
+    cos, sin = float(np.cos(angle)), float(np.sin(angle))
+    return np.array([[cos, -sin], [sin, cos]])

@@ -1,0 +1,135 @@
+"""Accepted labels: what an annotator drew, in the house's frame, and who submitted it where.
+
+A tool's translation ends in these words. `Geometry` is as drawn; `rasterise` says which pixels that
+are. Tools, projects, tasks, annotations and regions are named by text, as their tool writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from clickmask.labels.geometry import Brush, Geometry
+from clickmask.masks.rle import Rle
+from clickmask.types import Size
+
+
+@dataclass(frozen=True)
+class LabelKey:
+    """Names one label. A region id alone does not: two annotators may accept the same proposal."""
+
+    tool: str
+    project: str
+    task: str
+    annotation: str
+    region: str
+
+
+Unlabelled = Literal["background", "ignore"]  # what the area of an image is that no label covers
+
+
+@dataclass(frozen=True)
+class Region:
+    """One object that an annotator marked."""
+
+    id: str
+    category: str
+    geometry: Geometry
+    proposal: str | None = None  # id of the proposal that it was accepted from
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The whole set of regions of one annotation on one image; what is missing was withdrawn.
+
+    `address` is the image's, as the tool writes it, and never leaves its tool. `size` is that of
+    the image as the tool displays it, upright; None where the tool does not say.
+    """
+
+    tool: str
+    project: str
+    task: str
+    annotation: str
+    address: str
+    name: str  # the image's original basename
+    size: Size | None
+    regions: tuple[Region, ...]
+    updated_at: float  # seconds since 1970, by the tool's clock
+    author: str = ""
+    item: int = 0  # which of the task's images: Label Studio's item_index, CVAT's frame
+    items: int | None = None  # how many the annotation is on, all saved at once; None: the tool has others
+    ground_truth: bool = False
+    skipped: bool = False  # no labels, whatever the regions are
+
+
+@dataclass(frozen=True)
+class AnnotationDeleted:
+    tool: str
+    annotation: str
+
+
+@dataclass(frozen=True)
+class TaskDeleted:
+    tool: str
+    task: str
+
+
+@dataclass(frozen=True)
+class ProjectDeleted:
+    tool: str
+    project: str
+
+
+@dataclass(frozen=True)
+class ProjectDescribed:
+    """What a tool says about a project: its title, and its categories in the tool's order."""
+
+    tool: str
+    project: str
+    title: str
+    categories: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A part of an event that makes no sense, and why: those beside it are changes all the same."""
+
+    reason: str
+
+
+Deleted = AnnotationDeleted | TaskDeleted | ProjectDeleted
+Change = Submission | Deleted | ProjectDescribed | Unreadable
+
+
+@dataclass(frozen=True)
+class AcceptedLabel:
+    """One label that stands: `image` is the digest of its image, `size` that image's size."""
+
+    key: LabelKey
+    image: str
+    size: Size
+    category: str
+    geometry: Geometry
+    rle: Rle
+    accepted_at: float  # seconds since 1970, by the tool's clock
+    proposal: str | None
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image of a task that an annotation which stands is on, with or without labels."""
+
+    digest: str
+    name: str
+    size: Size
+    task: str
+    item: int
+
+
+def one_label_a_proposal(regions: Sequence[Region]) -> list[Region]:
+    """`regions` without those whose proposal was accepted as a brush too: the brush wins."""
+    brushed = {region.proposal for region in regions if isinstance(region.geometry, Brush)} - {None}
+    return [
+        region for region in regions if isinstance(region.geometry, Brush) or region.proposal not in brushed
+    ]

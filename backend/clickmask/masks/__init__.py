@@ -1,0 +1,1 @@
+"""Masks as polygons, run lengths and regions. Pure."""

@@ -1,0 +1,216 @@
+"""Masks as polygons and as COCO RLE, exactly; and what is measured and mended on them.
+
+Rings run along pixel edges, so integer vertices are pixel corners. Foreground is 4-connected
+and background 8-connected: pixels that meet in a corner only are separate objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.masks.regions import as_bytes, box_slices
+from clickmask.types import Mask, Point, Ring, Size
+
+Bytes = NDArray[np.uint8]
+Indices = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Part = tuple[Ring, list[Ring]]  # an outer ring and its holes
+
+
+def mask_to_polygons(mask: Mask) -> list[Ring]:
+    """Outlines of `mask` along pixel edges, one closed ring an outline, vertices at the turns only.
+
+    The first point is not repeated. Outer rings have positive signed area (`ring_area`),
+    holes negative, so the areas sum to `mask.sum()` and `polygons_to_mask` gives back `mask`
+    exactly. Diagonal neighbours are separate objects. An empty mask has no rings.
+    """
+    inside = box_slices(mask)
+    y, x, diagonal, below_right, below_left = _corners(as_bytes(mask[inside]))
+    # A vertex where two pixels meet diagonally is a corner of both rings: it is listed twice.
+    # From one corner to the next along a row (column) is a horizontal (vertical) run of edges, so
+    # in sorted order corners 2i and 2i + 1 belong together.
+    listed = np.repeat(np.arange(len(y)), 1 + diagonal)
+    y, x, diagonal, below_right, below_left = (a[listed] for a in (y, x, diagonal, below_right, below_left))
+    second = np.zeros(len(y), np.bool_)
+    second[1:] = listed[1:] == listed[:-1]
+    # The copies are (left, right) along the row. Of a pixel pair on the falling diagonal the upper
+    # run meets the left one; on the rising diagonal, the right one.
+    down_order = np.lexsort((second ^ (diagonal & below_left), y, x))
+    across = np.arange(len(y)) ^ 1
+    down = np.empty_like(across)
+    down[down_order] = down_order[np.arange(len(y)) ^ 1]
+    # Foreground is to the right of the way round: above it, rings run to the right (x grows).
+    first = np.arange(0, len(y), 2)
+    starts = np.where(below_right[first], first, first + 1)
+    order, lengths = _cycles(starts, across, down)
+    points = np.stack((x[order] + inside[1].start, y[order] + inside[0].start), axis=1).astype(np.float64)
+    return np.split(points, np.cumsum(lengths)[:-1]) if lengths else []
+
+
+def polygons_to_mask(rings: Sequence[Ring], size: Size) -> Mask:
+    """The pixels of an image of `size` whose centre is in the polygon, by the even-odd rule.
+
+    `rings` of any direction, in any order, with finite vertices, also outside of the image;
+    a hole is a ring in a ring. Of a centre exactly on an edge: it is in if what is to the right
+    of it is (below it, if the edge is level). Exact: no rounding decides.
+    """
+    return toggles_to_mask(ring_toggles(rings, size), size)
+
+
+def ring_toggles(rings: Sequence[Ring], size: Size) -> Indices:
+    """Where, in the flattened image of `size`, even-odd membership changes: sorted, of even length.
+
+    Pairs of it are the runs of pixels inside. Sorted together, the toggles of two sets of rings
+    are those of their symmetric difference, which makes IoUs without drawing.
+    """
+    return np.sort(ring_crossings(rings, size)[1])
+
+
+def ring_crossings(rings: Sequence[Ring], size: Size) -> tuple[Indices, Indices]:
+    """The toggles, unsorted: the index of the ring that makes each, and where it is."""
+    height, width = size
+    lengths = np.array([len(ring) for ring in rings], np.int64)
+    owner = np.repeat(np.arange(len(rings)), lengths)
+    if not len(owner):
+        return owner, owner
+    start = np.concatenate(rings).T
+    lengths = lengths[lengths > 0]
+    after = np.arange(1, len(start[0]) + 1)
+    after[np.cumsum(lengths) - 1] -= lengths
+    (x0, y0), (x1, y1) = start, start[:, after]
+    if not all(np.isfinite(a).all() for a in (x0, y0)):
+        raise ValueError("a ring has a vertex that is not finite")
+    # Upper end first: an edge that two rings share crosses each row at the same float in both.
+    upward = y1 < y0
+    x0, x1 = np.where(upward, x1, x0), np.where(upward, x0, x1)
+    y0, y1 = np.where(upward, y1, y0), np.where(upward, y0, y1)
+    first = np.clip(np.ceil(y0 - 0.5), 0, height).astype(np.int64)
+    count = np.maximum(np.clip(np.ceil(y1 - 0.5), 0, height).astype(np.int64) - first, 0)
+    edge = np.repeat(np.arange(len(count)), count)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+    column = _crossed_columns(x0, y0, x1, y1, edge, row, width)
+    return owner[edge], row * width + column
+
+
+def ring_area(ring: Ring) -> float:
+    """Signed area, half the sum of x[i] * y[i+1] - x[i+1] * y[i].
+
+    With y down: positive for a ring that runs clockwise on the screen.
+    """
+    x, y = (ring - ring[0]).T
+    return float(x @ np.roll(y, -1) - np.roll(x, -1) @ y) / 2
+
+
+def group_rings(rings: Sequence[Ring]) -> list[Part]:
+    """The outer rings (positive area), in the given order, each with its holes (negative area).
+
+    A hole belongs to the smallest outer ring around it; rings may touch but not cross. Raises
+    ValueError for a hole that is in no outer ring.
+    """
+    areas = np.array([ring_area(ring) for ring in rings])
+    parts: dict[int, Part] = {int(index): (rings[index], []) for index in np.flatnonzero(areas > 0)}
+    holes = [int(index) for index in np.flatnonzero(areas < 0)]
+    owner = np.full(len(holes), -1)
+    x, y = np.array([_inner_point(rings[index]) for index in holes]).reshape(-1, 2).T
+    for index in sorted(parts, key=areas.__getitem__):
+        outer = rings[index]
+        (x0, y0), (x1, y1) = outer.min(axis=0), outer.max(axis=0)
+        free = (owner < 0) & (-areas[holes] <= areas[index]) & (x0 < x) & (x < x1) & (y0 < y) & (y < y1)
+        after = np.roll(outer, -1, axis=0)
+        for hole in np.flatnonzero(free):
+            if np.count_nonzero(_row_crossings(outer, after, float(y[hole])) <= x[hole]) % 2:
+                owner[hole] = index
+    if (owner < 0).any():
+        raise ValueError(f"{np.count_nonzero(owner < 0)} of {len(holes)} holes lie in no outer ring")
+    for hole, index in zip(holes, owner, strict=True):
+        parts[int(index)][1].append(rings[hole])
+    return list(parts.values())
+
+
+def toggles_to_mask(toggles: Indices, size: Size) -> Mask:
+    """The mask, whose flat pixels from each even toggle up to the next one are set."""
+    mask = np.zeros(size, np.bool_)
+    flat = mask.reshape(-1)
+    for start, end in toggles.reshape(-1, 2).tolist():
+        flat[start:end] = True
+    return mask
+
+
+def _corners(mask: Bytes) -> tuple[Indices, Indices, Mask, Mask, Mask]:
+    """y, x of the vertices where outlines turn, by rows; and of each: do two pixels meet there
+    diagonally, and is the pixel below right, below left of it in the mask."""
+    width = mask.shape[1]
+    stride = (width + 2 + 7) // 8 * 8
+    padded = as_bytes(cv2.copyMakeBorder(mask, 1, 1, 1, stride - width - 1, cv2.BORDER_CONSTANT, value=0))
+    level = padded[1:] ^ padded[:-1]  # the horizontal edges
+    # Edges are few: eight pixels at a time are looked at. A run of horizontal edges ends at the
+    # word's end at the latest, or in the first pixel of the next one.
+    words = np.zeros(level.size // 8 + 1, np.bool_)
+    np.not_equal(level.reshape(-1).view(np.uint64), 0, out=words[:-1])
+    words[1:] |= words[:-1]
+    vertex = (np.flatnonzero(words[:-1])[:, None] * 8 + np.arange(8)).reshape(-1)
+    edges, below = level.reshape(-1), padded[1:].reshape(-1)
+    here, before = edges[vertex] != 0, edges[vertex - 1] != 0
+    right, left = below[vertex] != 0, below[vertex - 1] != 0
+    diagonal = here & before & (right ^ left)
+    turns = (here ^ before) | diagonal
+    vertex = vertex[turns]
+    return vertex // stride, vertex % stride - 1, diagonal[turns], right[turns], left[turns]
+
+
+def _cycles(starts: Indices, across: Indices, down: Indices) -> tuple[Indices, list[int]]:
+    """The corners in the order in which steps across (from `starts`) and down, in turn, lead round
+    one ring after the other; and the number of corners of each ring."""
+    after = np.full(len(across), -1)
+    after[starts] = down[across[starts]]
+    following: list[int] = after.tolist()
+    order: list[int] = []
+    lengths: list[int] = []
+    corners: list[int] = starts.tolist()
+    for corner in corners:
+        before = len(order)
+        while following[corner] >= 0:
+            order.append(corner)
+            following[corner], corner = -1, following[corner]
+        if len(order) > before:
+            lengths.append(2 * (len(order) - before))
+    visited = np.array(order, np.int64)
+    return np.stack((visited, across[visited]), axis=1).reshape(-1), lengths
+
+
+def _crossed_columns(
+    x0: Floats, y0: Floats, x1: Floats, y1: Floats, edge: Indices, row: Indices, width: int
+) -> Indices:
+    """The first pixel of `row` whose centre is not left of `edge`, within 0 .. width."""
+    dx, dy = (x1 - x0)[edge], (y1 - y0)[edge]
+    crossing = x0[edge] + (row + 0.5 - y0[edge]) * dx / dy - 0.5
+    column = np.ceil(crossing)
+    # For multiples of 1/256 px up to 2**14 px all of the above is exact where it matters.
+    corners = np.stack((x0, y0, x1, y1))
+    coarse = ((corners * 256 == np.rint(corners * 256)) & (np.abs(corners) <= 2**14)).all(axis=0)
+    scale = 1 + np.abs(corners).max(axis=0)
+    doubtful = ~coarse[edge] & (np.abs(crossing - np.rint(crossing)) < 1e-9 * scale[edge])
+    for index in np.flatnonzero(doubtful):
+        ax, ay, bx, by = (Fraction(float(value)) for value in corners[:, edge[index]])
+        exact = ax + (int(row[index]) + Fraction(1, 2) - ay) * (bx - ax) / (by - ay) - Fraction(1, 2)
+        column[index] = float(np.clip(-(-exact.numerator // exact.denominator), -1, width))
+    return np.clip(column, 0, width).astype(np.int64)
+
+
+def _row_crossings(ring: Ring, after: Ring, y: float) -> Floats:
+    """The x at which the ring, its next vertices being `after`, crosses the horizontal line at `y`."""
+    crossed = (ring[:, 1] <= y) != (after[:, 1] <= y)
+    (x0, y0), (x1, y1) = ring[crossed].T, after[crossed].T
+    return x0 + (y - y0) * (x1 - x0) / (y1 - y0)
+
+
+def _inner_point(ring: Ring) -> Point:
+    """A point strictly inside of a ring that has an area."""
+    y = float(np.unique(ring[:, 1])[:2].mean())
+    x = np.sort(_row_crossings(ring, np.roll(ring, -1, axis=0), y))
+    return float(x[:2].mean()), y

@@ -1,0 +1,86 @@
+"""Pixel regions of a mask: area, box, IoU, connected parts, specks and pinholes.
+
+Foreground is 4-connected and background 8-connected: pixels that meet in a corner only are separate objects.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.types import Box, Mask
+
+Bytes = NDArray[np.uint8]
+Indices = NDArray[np.int64]
+
+
+def mask_area(mask: Mask) -> int:
+    """Number of pixels in the mask."""
+    return cv2.countNonZero(as_bytes(mask))
+
+
+def mask_box(mask: Mask) -> Box | None:
+    """The outer edges of the mask, None if it is empty."""
+    x, y, width, height = cv2.boundingRect(as_bytes(mask)) if mask.size else (0, 0, 0, 0)
+    return (float(x), float(y), float(x + width), float(y + height)) if width else None
+
+
+def mask_iou(a: Mask, b: Mask) -> float:
+    """Intersection over union of two masks of one size; two empty masks are equal: 1."""
+    if a.shape != b.shape:
+        raise ValueError(f"masks of shapes {a.shape} and {b.shape} have no IoU")
+    union = cv2.countNonZero(cv2.bitwise_or(as_bytes(a), as_bytes(b)))
+    return cv2.countNonZero(cv2.bitwise_and(as_bytes(a), as_bytes(b))) / union if union else 1.0
+
+
+def mask_to_parts(mask: Mask) -> list[Mask]:
+    """The connected parts of the mask, largest first, each a mask of the whole image."""
+    labels, areas = _label(as_bytes(mask), connectivity=4)
+    return [labels == 1 + part for part in np.argsort(-areas[1:], kind="stable")]
+
+
+def remove_specks(mask: Mask, min_area: int) -> Mask:
+    """A copy without the parts of fewer than `min_area` pixels."""
+    kept = mask.copy()
+    inside = box_slices(mask)
+    labels, areas = _label(as_bytes(mask[inside]), connectivity=4)
+    small = areas < min_area
+    small[0] = False  # the background
+    if small.any():
+        kept[inside] &= ~small[labels]
+    return kept
+
+
+def fill_pinholes(mask: Mask, max_area: int) -> Mask:
+    """A copy with the holes of at most `max_area` pixels filled.
+
+    A hole is background that even diagonal steps do not lead out of; what the image's edge
+    cuts off is no hole.
+    """
+    filled = mask.copy()
+    inside = box_slices(mask)
+    labels, areas = _label(np.pad(1 - as_bytes(mask[inside]), 1, constant_values=1), connectivity=8)
+    small = areas <= max_area
+    small[0] = small[labels[0, 0]] = False  # the mask itself, and what surrounds it
+    if small.any():
+        filled[inside] |= small[labels[1:-1, 1:-1]]
+    return filled
+
+
+def as_bytes(mask: NDArray[Any]) -> Bytes:
+    return np.ascontiguousarray(mask).view(np.uint8)
+
+
+def _label(mask: Bytes, connectivity: int) -> tuple[Indices, Indices]:
+    """The label of each pixel, 0 where `mask` is 0, and the number of pixels of each label."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
+    return cast("Indices", labels), cast("Indices", stats[:count, cv2.CC_STAT_AREA])
+
+
+def box_slices(mask: Mask) -> tuple[slice, slice]:
+    """The rows and columns of the mask's box, none if it is empty."""
+    x0, y0, x1, y1 = mask_box(mask) or (0, 0, 0, 0)
+    return slice(int(y0), int(y1)), slice(int(x0), int(x1))

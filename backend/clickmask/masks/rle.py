@@ -1,0 +1,150 @@
+"""COCO's compressed run lengths of masks: exact conversions, and areas, boxes and IoUs without drawing.
+
+Runs end in few places, so most of a mask is only looked at, eight pixels at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypedDict, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from clickmask.masks.polygons import toggles_to_mask
+from clickmask.masks.regions import as_bytes
+from clickmask.types import Mask, Size
+
+
+class Rle(TypedDict):
+    """COCO's compressed run lengths of a mask, column by column."""
+
+    size: list[int]  # [height, width]
+    counts: str
+
+
+def mask_to_rle(mask: Mask) -> Rle:
+    """`mask` in COCO's compressed RLE, `counts` as text."""
+    height, width = mask.shape
+    runs = np.diff(column_toggles(mask), prepend=0, append=mask.size)
+    return {"size": [height, width], "counts": runs_to_counts(runs)}
+
+
+def rle_to_mask(rle: Rle) -> Mask:
+    """The mask, a new array, of COCO's compressed RLE. Raises ValueError where runs and size do not fit."""
+    height, width = rle["size"]
+    code = np.frombuffer(rle["counts"].encode("ascii"), np.uint8).astype(np.int64) - 48
+    if not len(code) or code[-1] & 0x20 or code.min() < 0 or code.max() > 0x3F:
+        raise ValueError(f"{rle['counts'][:20]!r} is no compressed RLE")
+    last = np.flatnonzero(code & 0x20 == 0)
+    first = np.concatenate(([0], last[:-1] + 1))
+    shift = 5 * (np.arange(len(code)) - np.repeat(first, last - first + 1))
+    if shift.max() > 30:
+        raise ValueError("the RLE has a run longer than any image")
+    runs = np.add.reduceat((code & 0x1F) << shift, first) - ((code[last] >> 4 & 1) << shift[last] + 5)
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    if runs.min() < 0 or runs.sum() != height * width:
+        raise ValueError(f"the RLE's {runs.sum()} pixels do not fit its size {height} x {width}")
+    ends = np.cumsum(runs)[: len(runs) // 2 * 2]
+    columns = toggles_to_mask(ends, (width, height))
+    return as_bytes(cv2.transpose(as_bytes(columns))).view(np.bool_)
+
+
+def rle_area(rle: Rle) -> int:
+    """Number of pixels."""
+    return int(cast("Any", coco).area(_as_bytes(rle)))
+
+
+def rle_box(rle: Rle) -> list[float]:
+    """As COCO has it: x, y, width, height; all 0 where nothing is covered."""
+    return [float(side) for side in cast("Any", coco).toBbox(_as_bytes(rle))]
+
+
+def rle_iou(one: Rle, other: Rle) -> float:
+    """0 for masks of different sizes, which are not of one picture."""
+    if list(one["size"]) != list(other["size"]):
+        return 0.0
+    return float(cast("Any", coco).iou([_as_bytes(one)], [_as_bytes(other)], [0])[0, 0])
+
+
+def rle_ious(rles: Sequence[Rle]) -> NDArray[np.float64]:
+    """(n, n), of each with each; all of one size."""
+    written = [_as_bytes(rle) for rle in rles]
+    return cast("Any", coco).iou(written, written, [0] * len(written))
+
+
+def unite(rles: Sequence[Rle]) -> Rle:
+    """What any of them covers; all of one size."""
+    return as_rle(cast("Any", coco).merge([_as_bytes(rle) for rle in rles]))
+
+
+def rings_to_rle(rings: Sequence[Sequence[float]], size: Size) -> Rle:
+    """What pycocotools makes of polygons, x and y in turn, which it rounds: all that any covers."""
+    return as_rle(coco.merge(cast("Any", coco).frPyObjects(list(rings), *size)))
+
+
+def as_rle(encoded: Any) -> Rle:
+    """What pycocotools gives, or a file has."""
+    counts = encoded["counts"]
+    text = counts.decode("ascii") if isinstance(counts, bytes) else str(counts)
+    return Rle(size=[int(length) for length in encoded["size"]], counts=text)
+
+
+def _as_bytes(rle: Rle) -> Any:
+    return {"size": rle["size"], "counts": rle["counts"].encode("ascii")}
+
+
+Bytes = NDArray[np.uint8]
+Indices = NDArray[np.int64]
+
+
+def row_toggles(mask: Mask) -> Indices:
+    """Where pixels, counted row by row, differ from the one before; sorted. The first has none before."""
+    flat = np.ascontiguousarray(mask).view(np.uint8).reshape(-1)
+    return _differing(flat[1:], flat[:-1]) + 1
+
+
+def column_toggles(mask: Mask) -> Indices:
+    """Where pixels, counted column by column, differ from the one before; sorted. Before the first is none
+    of the mask."""
+    height, width = mask.shape
+    if not mask.size:
+        return np.zeros(0, np.int64)
+    flat = np.ascontiguousarray(mask).view(np.uint8).reshape(-1)
+    edges = _differing(flat[width:], flat[:-width])
+    top, bottom = np.flatnonzero(mask[0]) * height, (np.flatnonzero(mask[-1]) + 1) * height
+    # From one column's end to the next one's beginning nothing changes where both are set.
+    ends = np.setxor1d(top, bottom, assume_unique=True)
+    toggles = np.concatenate((edges % width * height + edges // width + 1, ends[ends < mask.size]))
+    toggles.sort()
+    return toggles
+
+
+def runs_to_counts(runs: Indices) -> str:
+    """COCO's text of run lengths (maskApi.c, rleToString).
+
+    Five bits a character, lowest first, the sixth saying that more follow, the last of all the
+    sign; from the fourth run on, the difference to the run before the last.
+    """
+    numbers = runs.copy()
+    numbers[3:] -= runs[1:-2]
+    # A number takes as many characters as its two's complement has groups of five bits.
+    bounds = 16 * 32 ** np.arange(6)
+    lengths = 1 + np.searchsorted(bounds, np.where(numbers < 0, -1 - numbers, numbers), side="right")
+    owner = np.repeat(np.arange(len(numbers)), lengths)
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    code = numbers[owner] >> 5 * place & 0x1F
+    code[place < lengths[owner] - 1] |= 0x20
+    return (code + 48).astype(np.uint8).tobytes().decode("ascii")
+
+
+def _differing(one: Bytes, other: Bytes) -> Indices:
+    """Where two flat arrays of one length differ; sorted."""
+    whole = len(one) // 8 * 8
+    ones, others = one[:whole].view(np.uint64), other[:whole].view(np.uint64)
+    words = np.flatnonzero(ones != others)
+    places = np.flatnonzero((ones[words] ^ others[words]).view(np.uint8) != 0)  # faster than of numbers
+    rest = np.flatnonzero(one[whole:] != other[whole:]) + whole
+    return np.append(8 * words[places >> 3] + (places & 7), rest)

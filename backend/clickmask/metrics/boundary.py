@@ -1,0 +1,87 @@
+"""How well outlines are met, for which IoU is blind where objects are large.
+
+Boundary F1: Csurka, Larlus, Perronnin: What is a good evaluation measure for semantic
+segmentation?, BMVC 2013. Boundary IoU: Cheng et al., CVPR 2021. Label maps are those of
+`clickmask.metrics.confusion`. Where the truth is `ignore` nothing counts, and no boundary runs along it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.metrics.confusion import LabelMap, Values
+from clickmask.types import Mask
+
+TOLERANCE = 0.008  # of the image's diagonal, rounded up to pixels, as DAVIS has it: 7 px of 640 x 480
+BAND = 0.02  # of the image's diagonal, rounded, at least 1 px, as the paper of boundary IoU has it
+
+
+def boundary_f1(truth: LabelMap, prediction: LabelMap, classes: int, ignore: int | None = None) -> Values:
+    """(classes,) F1 of each class's boundary in one image; NaN for one that is in neither map.
+
+    Precision is the share of the predicted boundary's pixels that are at most TOLERANCE from the
+    true boundary, recall the other way round. A boundary lies in the mask, where a pixel above,
+    below or beside it is not of it; the edge of the image is none. Two masks without a boundary
+    (all of the image) agree.
+    """
+    reach = math.ceil(TOLERANCE * math.hypot(*truth.shape))
+    counted = _counted(truth, ignore)
+    found = np.full(classes, np.nan)
+    for number in _present(truth, prediction, counted):
+        true, predicted = (_outline(labels == number, counted) for labels in (truth, prediction))
+        precision, recall = _share_near(predicted, true, reach), _share_near(true, predicted, reach)
+        found[number] = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return found
+
+
+def boundary_overlap(
+    truth: LabelMap, prediction: LabelMap, classes: int, ignore: int | None = None
+) -> NDArray[np.int64]:
+    """(classes, 2) pixels of intersection and union of each class's boundary bands in one image.
+
+    A band is what of the mask is at most BAND from its boundary; here the edge of the image is one.
+    Summed over the images of a split, the first by the second is its boundary IoU.
+    """
+    width = max(1, round(BAND * math.hypot(*truth.shape)))
+    counted = _counted(truth, ignore)
+    found = np.zeros((classes, 2), np.int64)
+    for number in _present(truth, prediction, counted):
+        true, predicted = (_band(labels == number, counted, width) for labels in (truth, prediction))
+        found[number] = np.count_nonzero(true & predicted), np.count_nonzero(true | predicted)
+    return found
+
+
+def _counted(truth: LabelMap, ignore: int | None) -> Mask:
+    return np.ones(truth.shape, np.bool_) if ignore is None else np.asarray(truth != ignore)
+
+
+def _present(truth: LabelMap, prediction: LabelMap, counted: Mask) -> list[int]:
+    return [int(number) for number in np.union1d(truth[counted], prediction[counted])]
+
+
+def _outline(mask: Mask, counted: Mask) -> Mask:
+    """The counted pixels of `mask` with a counted one outside of it above, below or beside them."""
+    around = np.pad(mask | ~counted, 1, mode="edge")
+    surrounded = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+    return mask & counted & ~surrounded
+
+
+def _band(mask: Mask, counted: Mask, width: int) -> Mask:
+    """What `width` erosions by a 3 x 3 square take away, as in the paper's own code."""
+    padded = np.pad(mask | ~counted, 1).view(np.uint8)
+    kept = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1] > 0
+    return mask & counted & ~kept
+
+
+def _share_near(of: Mask, to: Mask, reach: int) -> float:
+    """The part of the pixels `of` that have one of `to` within `reach`; 1 where there are none to judge."""
+    if not of.any():
+        return 1.0
+    if not to.any():
+        return 0.0
+    distance = cv2.distanceTransform((~to).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return float((distance[of] <= reach).mean())

@@ -1,0 +1,1 @@
+"""Models trained on a project's labels, without torch."""

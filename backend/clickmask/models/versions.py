@@ -1,0 +1,342 @@
+"""Versions of a project's model, as folders that are whole or not there. No torch.
+
+    models/versions/0003-1f2e3d4c/manifest.json weights.safetensors network.onnx golden.npz
+    models/served.json      which of them is in use, and which were before it
+
+A version is written aside, each file flushed to the disk, loaded, compared with its golden answers,
+and only then renamed into place; it never changes after that. `served.json` is replaced at once.
+So whoever reads finds the old model or the new one, wherever a writer was killed. Old versions are
+renamed aside before they are removed, and one that is being opened (see `opening`) stays.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib
+import io
+import json
+import logging
+import os
+import shutil
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.errors import ModelDamaged, SegmenterNotReady, UnknownModel
+from clickmask.inference.sessions import open_session
+
+log = logging.getLogger(__name__)
+
+Arrays = Mapping[str, NDArray[Any]]
+
+MANIFEST, WEIGHTS, NETWORK, GOLDEN = "manifest.json", "weights.safetensors", "network.onnx", "golden.npz"
+PACKAGES = ("clickmask", "numpy", "onnx", "onnxruntime", "safetensors", "torch")
+KEPT = 5  # versions that stay for being the newest ones
+TOLERANCE = 1e-3  # of logits: what runtimes differ by is a hundredth of it, a wrong weight more
+
+_ASIDE = ".aside-"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model comes from and how good it is: plain values, kept as JSON."""
+
+    network: str  # its module in training/networks
+    categories: tuple[str, ...]  # the background, class 0, is not among them
+    dataset_digest: str
+    split: Mapping[str, Sequence[str]]  # the images' digests, by side
+    report: Mapping[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A trained network, ready to be saved. `golden_outputs` are its own answers to `golden_inputs`."""
+
+    provenance: Provenance
+    weights: Arrays
+    network: bytes  # ONNX
+    golden_inputs: Arrays
+    golden_outputs: Arrays
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    id: str
+    path: Path
+    provenance: Provenance
+    parent: str | None  # the version that was served when this one was saved
+    packages: Mapping[str, str]
+    made_at: str  # ISO 8601, UTC
+    files: Mapping[str, str]  # SHA-256 by name
+
+    @property
+    def network(self) -> Path:
+        return self.path / NETWORK
+
+
+class Models:
+    """The models of one project, below `folder`. Callable from any thread and any process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._versions = folder / "versions"
+        self._pointer = folder / "served.json"
+
+    def save(self, draft: Draft) -> ModelVersion:
+        """Keep the network as a new version, which is served once it is promoted.
+
+        Raises ModelDamaged if what was written cannot be loaded, or answers otherwise than in training.
+        """
+        self._versions.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            self._remove_leftovers()
+            number = 1 + max((int(each.name[:4]) for each in self._folders()), default=0)
+            manifest, files = self._manifest(draft), _files(draft)
+            manifest["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+            written = json.dumps(manifest, indent=1, sort_keys=True).encode()
+            identifier = f"{number:04d}-{hashlib.sha256(written).hexdigest()[:8]}"
+            aside = self._versions / (_ASIDE + identifier)
+            aside.mkdir()
+            for name, content in [*files.items(), (MANIFEST, written)]:
+                _write(aside / name, content)
+            _flush(aside)
+            try:
+                verify(_read_version(aside))
+            except ModelDamaged:
+                shutil.rmtree(aside)
+                raise
+            aside.rename(self._versions / identifier)
+            _flush(self._versions)
+            return _read_version(self._versions / identifier)
+
+    def versions(self) -> list[ModelVersion]:
+        """Oldest first; a damaged one is left out, with a warning."""
+        found: list[ModelVersion] = []
+        for folder in sorted(self._folders()):
+            try:
+                found.append(_read_version(folder))
+            except ModelDamaged as error:
+                log.warning("%s", error)
+        return found
+
+    def version(self, identifier: str) -> ModelVersion:
+        """Raises UnknownModel, and ModelDamaged if its manifest cannot be read."""
+        if identifier not in {folder.name for folder in self._folders()}:
+            raise UnknownModel(f"there is no model {identifier[:80]!r} of this project")
+        return _read_version(self._versions / identifier)
+
+    def served(self) -> ModelVersion | None:
+        """The version in use, None while there is none. Raises ModelDamaged."""
+        identifier, _ = self._served()
+        return None if identifier is None else self.version(identifier)
+
+    @contextmanager
+    def opening(self) -> Generator[ModelVersion | None]:
+        """As `served`, of a version that is not pruned before the context ends."""
+        while True:
+            version = self.served()
+            if version is None:
+                yield None
+                return
+            try:
+                lock = (version.path / MANIFEST).open("rb")
+            except FileNotFoundError:
+                continue  # it was replaced, and pruned, since the pointer was read
+            with lock:
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                if version.path.is_dir():
+                    yield version
+                    return
+
+    @property
+    def serves(self) -> bool:
+        """Whether a version was promoted, be it damaged or not."""
+        return self._pointer.exists()
+
+    def promote(self, identifier: str) -> ModelVersion:
+        """Serve this version from now on. Raises UnknownModel, and ModelDamaged, which changes nothing."""
+        promoted = self.version(identifier)
+        verify(promoted)
+        with self._locked():
+            self.version(identifier)  # nobody has pruned it meanwhile
+            current, before = self._served()
+            if identifier != current:
+                self._serve(identifier, [*before, *([current] if current else [])])
+        return promoted
+
+    def roll_back(self) -> ModelVersion:
+        """Serve what was served before the present version. Raises UnknownModel if there was none."""
+        with self._locked():
+            _, before = self._served()
+            if not before:
+                raise UnknownModel("no other model was served before this one")
+            earlier = self.version(before[-1])
+            verify(earlier)
+            self._serve(earlier.id, before[:-1])
+        return earlier
+
+    def prune(self, newest: int = KEPT) -> list[str]:
+        """Remove old versions; which they were.
+
+        What stays: the one that is served, its parent, the one that a rollback leads to, the
+        `newest` ones (at least 1), and what is being opened.
+        """
+        with self._locked():
+            current, before = self._served()
+            names = sorted(folder.name for folder in self._folders())
+            stay = {current, *before[-1:], *names[-newest:]}
+            with suppress(ModelDamaged, UnknownModel):
+                stay.add(self.version(current).parent if current else None)
+            if current and not stay.issuperset(before):
+                self._serve(current, [name for name in before if name in stay])
+            gone = [name for name in names if name not in stay and self._set_aside(name)]
+            self._remove_leftovers()
+        return gone
+
+    def _set_aside(self, name: str) -> bool:
+        """Whether it could be, as nobody opens it."""
+        folder = self._versions / name
+        try:
+            lock = (folder / MANIFEST).open("rb")
+        except FileNotFoundError:  # damaged
+            folder.rename(self._versions / (_ASIDE + name))
+            return True
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            folder.rename(self._versions / (_ASIDE + name))
+        return True
+
+    def _served(self) -> tuple[str | None, list[str]]:
+        try:
+            pointer = json.loads(self._pointer.read_bytes())
+        except FileNotFoundError:
+            return None, []
+        return pointer["served"], pointer["before"]
+
+    def _serve(self, identifier: str, before: list[str]) -> None:
+        aside = self._pointer.with_suffix(".part")
+        _write(aside, json.dumps({"served": identifier, "before": before}).encode())
+        aside.replace(self._pointer)
+        _flush(self.folder)
+
+    def _manifest(self, draft: Draft) -> dict[str, Any]:
+        return {
+            "provenance": asdict(draft.provenance),
+            "parent": self._served()[0],
+            "packages": {name: found for name in PACKAGES if (found := _installed(name))},
+            "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def _folders(self) -> list[Path]:
+        if not self._versions.is_dir():
+            return []
+        return [each for each in self._versions.iterdir() if not each.name.startswith(_ASIDE)]
+
+    def _remove_leftovers(self) -> None:
+        """Of writers that were killed: nobody else writes while this one holds the lock."""
+        for each in self._versions.glob(_ASIDE + "*"):
+            shutil.rmtree(each)
+
+    @contextmanager
+    def _locked(self) -> Generator[None]:
+        """One writer at a time; the lock of a process that dies is free."""
+        with (self.folder / ".lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def verify(model: ModelVersion) -> None:
+    """Raise ModelDamaged unless every file is as it was written and the network gives its golden answers."""
+    for name, expected in model.files.items():
+        try:
+            found = hashlib.sha256((model.path / name).read_bytes()).hexdigest()
+        except OSError as error:
+            raise ModelDamaged(f"the model {model.id} lacks {name}") from error
+        if found != expected:
+            raise ModelDamaged(f"{name} of the model {model.id} is not what was saved")
+    inputs, outputs = read_golden(model.path / GOLDEN)
+    try:
+        answers = open_session(model.network, "onnxruntime").run(inputs)
+    except SegmenterNotReady as error:
+        raise ModelDamaged(f"the network of the model {model.id} cannot be loaded") from error
+    for name, expected in outputs.items():
+        answer = answers.get(name)
+        if answer is None or answer.shape != expected.shape:
+            raise ModelDamaged(f"the model {model.id} does not answer with {name} {expected.shape}")
+        if not np.allclose(answer, expected, rtol=TOLERANCE, atol=TOLERANCE):
+            worst = float(np.abs(answer - expected).max())
+            raise ModelDamaged(f"{name} of the model {model.id} is {worst:.2g} off what it was in training")
+
+
+def read_golden(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Inputs and the network's own answers to them, by name."""
+    with np.load(path, allow_pickle=False) as stored:
+        named: dict[str, NDArray[Any]] = {name: stored[name] for name in stored.files}
+    inputs = {name[len("input:") :]: each for name, each in named.items() if name.startswith("input:")}
+    outputs = {name[len("output:") :]: each for name, each in named.items() if name.startswith("output:")}
+    return inputs, outputs
+
+
+def _files(draft: Draft) -> dict[str, bytes]:
+    safetensors: Any = importlib.import_module(
+        "safetensors.numpy"
+    )  # of the extra torch: who saves has trained
+    golden = io.BytesIO()
+    named = {f"input:{name}": each for name, each in draft.golden_inputs.items()}
+    named |= {f"output:{name}": each for name, each in draft.golden_outputs.items()}
+    np.savez_compressed(golden, **named)  # pyright: ignore[reportArgumentType] - of arrays alone
+    weights = {name: np.ascontiguousarray(each) for name, each in draft.weights.items()}
+    return {WEIGHTS: safetensors.save(weights), NETWORK: draft.network, GOLDEN: golden.getvalue()}
+
+
+def _read_version(folder: Path) -> ModelVersion:
+    identifier = folder.name.removeprefix(_ASIDE)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        provenance = manifest["provenance"]
+        return ModelVersion(
+            identifier,
+            folder,
+            Provenance(**provenance | {"categories": tuple(provenance["categories"])}),
+            manifest["parent"],
+            manifest["packages"],
+            manifest["made_at"],
+            manifest["files"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelDamaged(f"the model {identifier} has no manifest that can be read") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder: Path) -> None:
+    """What is in the folder is so on the disk, too: names are no part of the files."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,194 @@
+"""How good a segmenter is, measured by a simulated annotator.
+
+The protocol, that of interactive segmentation since Xu et al., "Deep Interactive Object
+Selection", CVPR 2016: click 1 is where the true mask is deepest, click k where the larger error
+of the answer to the clicks before is deepest, foreground if it was missed, background if it is
+wrong. Deepest is the maximum of the Euclidean distance to everything else, and outside of the
+image is everything else; of equal ones the first by rows, and missed before wrong. A box is the
+tight one of the true mask, without a click. What counts is the segmenter's first answer.
+
+NoC@t is the mean number of clicks until an object's IoU is at least t; an object that never gets
+there is a failure and counts as all the clicks there were. An object answered exactly is clicked
+no more.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic
+
+import cv2
+import numpy as np
+
+from clickmask.datasets.coco_reader import CocoObject
+from clickmask.errors import InvalidImage
+from clickmask.images.decode import decode_image
+from clickmask.inference.refinement import LogitsCache, replay
+from clickmask.masks.regions import mask_box, mask_iou
+from clickmask.types import EmbeddingT, Mask, Point, Prompt, Refining, Segmenter
+
+log = logging.getLogger(__name__)
+
+TARGETS = (0.85, 0.90)  # of the IoU, for the number of clicks
+
+
+@dataclass(frozen=True)
+class Click:
+    """The centre of a pixel, and what the annotator says of it."""
+
+    point: Point
+    foreground: bool
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a segmenter made of one object."""
+
+    category: str
+    ious: tuple[float, ...]  # after 1, 2, … clicks
+    box_iou: float
+    encode_ms: float | None  # None: the picture was encoded for an object before
+    decode_ms: tuple[float, ...]  # of each prompt that was answered
+
+    def clicks_to(self, target: float) -> int | None:
+        """How many clicks it took to an IoU of at least `target`; None if it was never reached."""
+        return next((count for count, iou in enumerate(self.ious, 1) if iou >= target), None)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means over objects; times are medians, in ms."""
+
+    objects: int
+    miou: tuple[float, ...]  # after 1, 2, … clicks
+    box_miou: float
+    noc: Mapping[float, float]  # target -> mean number of clicks
+    failures: Mapping[float, int]  # target -> objects that never reached it
+    encode_ms: float | None  # None: no picture was encoded for one of these objects
+    decode_ms: float
+
+
+def central_point(mask: Mask) -> Point | None:
+    """Centre of the first pixel of `mask` that is furthest from everything else; None if it is empty."""
+    found = _deepest(mask)
+    return found[1] if found else None
+
+
+def next_click(found: Mask, truth: Mask) -> Click | None:
+    """What an annotator clicks who wants `truth` and is shown `found`; None if they are equal."""
+    missed, wrong = _deepest(truth & ~found), _deepest(found & ~truth)
+    if missed and (not wrong or missed[0] >= wrong[0]):
+        return Click(missed[1], True)
+    return Click(wrong[1], False) if wrong else None
+
+
+def evaluate(
+    segmenter: Segmenter[EmbeddingT], objects: Sequence[CocoObject], clicks: int = 5
+) -> Iterator[Trial]:
+    """One trial an object, in the order of `objects`, in which those of one picture are side by side.
+
+    Objects of a picture that cannot be read, or that has another size than their annotations say,
+    are logged and left out.
+    """
+    for picture, group in itertools.groupby(objects, key=lambda each: each.picture):
+        try:
+            image = decode_image(picture.read_bytes())
+        except InvalidImage as error:
+            log.warning("%s is left out: %s", picture.name, error)
+            continue
+        started = time.perf_counter()
+        embedding = segmenter.encode(image)
+        encode_ms: float | None = _ms_since(started)
+        for each in group:
+            if image.size != each.size:
+                log.warning("%s is left out: its size is %s, not %s", picture.name, image.size, each.size)
+                continue
+            yield _trial(_Conversation(segmenter, embedding), each, clicks, encode_ms)
+            encode_ms = None
+
+
+def summarise(trials: Sequence[Trial]) -> Summary:
+    """Raises ValueError where there is none."""
+    if not trials:
+        raise ValueError("nothing was tried")
+    noc: dict[float, float] = {}
+    failures: dict[float, int] = {}
+    for target in TARGETS:
+        counts = [trial.clicks_to(target) for trial in trials]
+        failures[target] = counts.count(None)
+        noc[target] = statistics.fmean(
+            len(trial.ious) if count is None else count for count, trial in zip(counts, trials, strict=True)
+        )
+    encodes = [trial.encode_ms for trial in trials if trial.encode_ms is not None]
+    return Summary(
+        len(trials),
+        tuple(statistics.fmean(after) for after in zip(*(trial.ious for trial in trials), strict=True)),
+        statistics.fmean(trial.box_iou for trial in trials),
+        noc,
+        failures,
+        statistics.median(encodes) if encodes else None,
+        statistics.median(ms for trial in trials for ms in trial.decode_ms),
+    )
+
+
+def summarise_categories(trials: Sequence[Trial]) -> dict[str, Summary]:
+    """By category, the most frequent first."""
+    of: dict[str, list[Trial]] = {}
+    for trial in trials:
+        of.setdefault(trial.category, []).append(trial)
+    return {name: summarise(of[name]) for name in sorted(of, key=lambda name: (-len(of[name]), name))}
+
+
+class _Conversation(Generic[EmbeddingT]):
+    """Prompts about one picture, each timed; a segmenter that refines keeps its logits between them."""
+
+    def __init__(self, segmenter: Segmenter[EmbeddingT], embedding: EmbeddingT) -> None:
+        self._segmenter = segmenter
+        self._embedding = embedding
+        self._logits = LogitsCache()
+        self.decode_ms: list[float] = []
+
+    def answer(self, prompt: Prompt) -> Mask:
+        started = time.perf_counter()
+        if isinstance(self._segmenter, Refining):
+            predictions = replay(self._segmenter, self._embedding, prompt, cache=self._logits)
+        else:
+            predictions = self._segmenter.decode(self._embedding, prompt)
+        self.decode_ms.append(_ms_since(started))
+        return predictions[0].mask
+
+
+def _trial(
+    conversation: _Conversation[EmbeddingT], each: CocoObject, clicks: int, encode_ms: float | None
+) -> Trial:
+    truth = each.mask()
+    found = np.zeros_like(truth)
+    foreground: list[Point] = []
+    background: list[Point] = []
+    ious: list[float] = []
+    for _ in range(clicks):
+        if click := next_click(found, truth):
+            (foreground if click.foreground else background).append(click.point)
+            found = conversation.answer(Prompt(tuple(foreground), tuple(background)))
+        ious.append(mask_iou(found, truth))
+    box_iou = mask_iou(conversation.answer(Prompt(box=mask_box(truth))), truth)
+    return Trial(each.category, tuple(ious), box_iou, encode_ms, tuple(conversation.decode_ms))
+
+
+def _deepest(mask: Mask) -> tuple[float, Point] | None:
+    """The largest distance in `mask` to a pixel that is not in it, and the centre of the pixel there."""
+    if not mask.any():
+        return None
+    surrounded = np.pad(mask, 1).view(np.uint8)
+    depth = cv2.distanceTransform(surrounded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return float(depth[row, column]), (float(column) - 0.5, float(row) - 0.5)
+
+
+def _ms_since(started: float) -> float:
+    return 1000 * (time.perf_counter() - started)

@@ -1,0 +1,136 @@
+"""The masks that were proposed, measured against the accepted labels as models are: one matrix each.
+
+A segmenter is measured on the objects that it was asked for. It gives no category, so that each of its
+masks has the one of the object that came of it; other objects of the image are ignored, and whatever
+of the mask lies on none is wrong. What nothing came of has no truth: the ledger counts it.
+
+An annotator, which labels whole images, is measured on all of the image with its own categories: on
+what its last look gave before people submitted. Their work began with that, so that the number flatters
+it; a model's own report is on images that nobody had shown it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from clickmask.datasets.snapshot import IGNORED, Sample, class_map, create_dataset
+from clickmask.labels.geometry import Brush
+from clickmask.labels.submissions import AcceptedLabel, LabelKey, Unlabelled
+from clickmask.metrics.confusion import LabelMap
+from clickmask.metrics.report import Report, measure
+from clickmask.reports.matching import pair, shown
+from clickmask.store import Preannotated, RememberedProposal, Store
+
+UNKNOWN = ""  # a category of no dataset: class maps ignore its area
+NOBODY = ""  # a segmenter's name that there is not
+
+
+@dataclass(frozen=True)
+class SegmenterReport:
+    """`name` is a segmenter's, or an annotator's."""
+
+    name: str
+    objects: int  # accepted ones that it was asked for, or ones that it drew
+    first: Report  # of the answers to the first prompts
+    last: Report | None  # of the answers that were accepted; an annotator gives but one
+
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """What is to be compared on one image, as if all of it were labels."""
+
+    sample: Sample
+    truth: list[AcceptedLabel]
+    first: list[AcceptedLabel]
+    last: list[AcceptedLabel]
+
+
+def measure_segmenters(store: Store, tool: str, project: str) -> list[SegmenterReport]:
+    """By name; of a segmenter that nothing accepted came of there is none."""
+    dataset = create_dataset(
+        store.images(tool, project),
+        store.labels(tool, project),
+        tool=tool,
+        project=project,
+        declared=store.categories(tool, project),
+    )
+    asked: defaultdict[str, list[_Compared]] = defaultdict(list)
+    drawn: defaultdict[str, list[_Compared]] = defaultdict(list)
+    for sample in dataset.samples:
+        preannotated = store.preannotated(sample.image)
+        for name, compared in _asked(sample, store.proposals(sample.image), preannotated).items():
+            asked[name].append(compared)
+        for name, objects in shown(preannotated, sample.labels).items():
+            masks = [_as_label(each, sample) for each in objects if each.label in dataset.categories]
+            drawn[name].append(_Compared(sample, list(sample.labels), masks, []))
+    unlabelled = store.unlabelled(tool, project)
+    return sorted(
+        [_of_segmenter(name, images, dataset.categories) for name, images in asked.items()]
+        + [_of_annotator(name, images, dataset.categories, unlabelled) for name, images in drawn.items()],
+        key=lambda report: report.name,
+    )
+
+
+def _of_segmenter(name: str, images: list[_Compared], categories: Sequence[str]) -> SegmenterReport:
+    def pairs(answer: Callable[[_Compared], list[AcceptedLabel]]) -> Iterator[tuple[LabelMap, LabelMap]]:
+        for each in images:
+            yield _map(each, each.truth, categories), _map(each, answer(each), categories)
+
+    first = measure(pairs(lambda each: each.first), categories, ignore=IGNORED).report
+    last = measure(pairs(lambda each: each.last), categories, ignore=IGNORED).report
+    return SegmenterReport(name, sum(len(each.first) for each in images), first, last)
+
+
+def _of_annotator(
+    name: str, images: list[_Compared], categories: Sequence[str], unlabelled: Unlabelled
+) -> SegmenterReport:
+    pairs = (
+        (_map(each, each.truth, categories, unlabelled), _map(each, each.first, categories))
+        for each in images
+    )
+    report = measure(pairs, categories, ignore=IGNORED).report
+    return SegmenterReport(name, sum(len(each.first) for each in images), report, None)
+
+
+def _asked(
+    sample: Sample, proposals: Sequence[RememberedProposal], preannotated: Sequence[Preannotated]
+) -> dict[str, _Compared]:
+    """By segmenter; nothing where no object came of its answers."""
+    by_annotators = {each.id for each in preannotated}
+    objects: list[tuple[str, AcceptedLabel]] = []  # with the segmenter that was asked for each
+    first: defaultdict[str, list[AcceptedLabel]] = defaultdict(list)
+    last: defaultdict[str, list[AcceptedLabel]] = defaultdict(list)
+    for made, session, proposal in pair(proposals, preannotated, sample.labels).made:
+        name, label = NOBODY, replace(made.label, rle=made.rle)
+        if session is not None and session.first.id not in by_annotators:
+            accepted = next((each for each in session.steps[-1] if each.id == proposal), session.last)
+            if session.first.rle["size"] == accepted.rle["size"] == label.rle["size"]:
+                name = accepted.segmenter
+                first[name].append(replace(label, rle=session.first.rle))
+                last[name].append(replace(label, rle=accepted.rle))
+        objects.append((name, label))
+    return {
+        name: _Compared(
+            sample,
+            [label if by == name else replace(label, category=UNKNOWN) for by, label in objects],
+            first[name],
+            last[name],
+        )
+        for name in first
+    }
+
+
+def _as_label(drawn: Preannotated, sample: Sample) -> AcceptedLabel:
+    key = LabelKey("", "", "", "", drawn.id)
+    return AcceptedLabel(key, sample.image, sample.size, drawn.label, Brush(drawn.rle), drawn.rle, 0.0, None)
+
+
+def _map(
+    compared: _Compared,
+    labels: Sequence[AcceptedLabel],
+    categories: Sequence[str],
+    unlabelled: Unlabelled = "background",
+) -> LabelMap:
+    return class_map(replace(compared.sample, labels=tuple(labels)), categories, unlabelled)

@@ -1,0 +1,191 @@
+"""What is in a dataset, counted; and what looks wrong in it."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import cv2
+import numpy as np
+
+from clickmask.datasets.snapshot import Dataset, Sample
+from clickmask.labels.geometry import Brush, Ellipse, Polygon, Rectangle, rectangle_corners
+from clickmask.labels.split import SIDES
+from clickmask.labels.submissions import AcceptedLabel, LabelKey
+from clickmask.masks.rle import Rle, rle_area, rle_box, rle_ious, rle_to_mask
+from clickmask.types import Box
+
+Kind = Literal["empty", "sliver", "outside", "duplicate", "absent", "quarantined", "unplaced"]
+
+SMALL, LARGE = 32**2, 96**2  # pixels; COCO's bounds of small, medium and large objects
+DUPLICATE = 0.9  # IoU of two labels of one category
+BEYOND = 1.0  # pixels by which a geometry may leave its image
+
+
+@dataclass(frozen=True)
+class Flaw:
+    kind: Kind
+    sentence: str
+    image: str  # digest; empty where it is about the dataset
+    label: LabelKey | None
+
+
+@dataclass(frozen=True)
+class CategoryStatistics:
+    category: str
+    labels: int
+    images: int
+    areas: tuple[int, int, int] | None  # pixels: least, median, most; None without labels
+    small: int  # labels of fewer than 32 x 32 pixels
+    medium: int
+    large: int  # of more than 96 x 96
+    points: float | None  # median of those that were drawn; None where nothing was drawn by points
+
+
+@dataclass(frozen=True)
+class Statistics:
+    images: int
+    unlabelled_images: int  # their annotators found nothing
+    labels: int
+    sides: dict[str, int]  # of images; those that are not used are quarantined or unplaced
+    too_few: bool  # to be split: models are cross-validated
+    categories: tuple[CategoryStatistics, ...]
+    flaws: tuple[Flaw, ...]
+
+
+def count(dataset: Dataset) -> Statistics:
+    sides = Counter(_standing(sample) for sample in dataset.samples)
+    labels = [label for sample in dataset.samples for label in sample.labels]
+    return Statistics(
+        len(dataset.samples),
+        sum(not sample.labels for sample in dataset.samples),
+        len(labels),
+        {name: sides[name] for name in (*SIDES, "quarantined", "unplaced")},
+        dataset.too_few,
+        tuple(_count_category(name, labels) for name in dataset.categories),
+        tuple(find_flaws(dataset)),
+    )
+
+
+def find_flaws(dataset: Dataset) -> Iterator[Flaw]:
+    """What somebody should look at: none of it is taken out of the dataset.
+
+    A sliver is nowhere three pixels wide. Two labels of a category with an IoU of 0.9 are duplicates.
+    """
+    for sample in dataset.samples:
+        if not sample.usable:
+            kind, why = (
+                ("quarantined", "a near duplicate of it is on another side")
+                if sample.quarantined
+                else ("unplaced", "its picture is not kept, so that its near duplicates are not known")
+            )
+            sentence = f"{sample.name} is neither trained on nor measured: {why}"
+            yield Flaw(cast("Kind", kind), sentence, sample.image, None)
+        for label in sample.labels:
+            yield from _label_flaws(sample, label)
+        yield from _duplicates(sample)
+    if not dataset.too_few:
+        yield from _absent(dataset)
+
+
+def _standing(sample: Sample) -> str:
+    if sample.quarantined:
+        return "quarantined"
+    return sample.side or "unplaced"
+
+
+def _count_category(category: str, labels: Sequence[AcceptedLabel]) -> CategoryStatistics:
+    own = [label for label in labels if label.category == category]
+    areas = [rle_area(label.rle) for label in own]
+    points = [drawn for label in own if (drawn := _points(label))]
+    small, large = sum(area < SMALL for area in areas), sum(area > LARGE for area in areas)
+    return CategoryStatistics(
+        category,
+        len(own),
+        len({label.image for label in own}),
+        (min(areas), round(statistics.median(areas)), max(areas)) if areas else None,
+        small,
+        len(areas) - small - large,
+        large,
+        float(statistics.median(points)) if points else None,
+    )
+
+
+def _points(label: AcceptedLabel) -> int:
+    """How many vertices were drawn; 0 for what was not drawn by them."""
+    return sum(map(len, label.geometry.rings)) if isinstance(label.geometry, Polygon) else 0
+
+
+def _label_flaws(sample: Sample, label: AcceptedLabel) -> Iterator[Flaw]:
+    def flaw(kind: Kind, what: str) -> Flaw:
+        where = f"{sample.name}, task {label.key.task}, region {label.key.region}"
+        return Flaw(kind, f"{where}: {label.category} {what}", sample.image, label.key)
+
+    area = rle_area(label.rle)
+    if not area:
+        yield flaw("empty", "covers no pixel")
+    elif _is_sliver(label.rle, area):
+        yield flaw("sliver", f"of {area} pixels is nowhere three pixels wide")
+    bounds, (height, width) = _bounds(label), label.size
+    if bounds:
+        x0, y0, x1, y1 = bounds
+        beyond = max(-x0, -y0, x1 - width, y1 - height)
+        if beyond > BEYOND:
+            yield flaw("outside", f"goes {beyond:.0f} pixels beyond the {width}x{height} image")
+
+
+def _is_sliver(rle: Rle, area: int) -> bool:
+    _, _, width, height = rle_box(rle)
+    if area > 4 * (width + height) and area > 0.1 * width * height:
+        return False  # of a strip two pixels wide that winds more than that there would be no box left
+    padded = np.pad(rle_to_mask(rle), 1).view(np.uint8)
+    return not cv2.erode(padded, np.ones((3, 3), np.uint8)).any()
+
+
+def _bounds(label: AcceptedLabel) -> Box | None:
+    """The box round what was drawn; None for what is painted, which cannot leave its image."""
+    match label.geometry:
+        case Brush():
+            return None
+        case Ellipse((x, y), (across, down), rotation):
+            angle = np.deg2rad(rotation)
+            reach_x = float(np.hypot(across * np.cos(angle), down * np.sin(angle)))
+            reach_y = float(np.hypot(across * np.sin(angle), down * np.cos(angle)))
+            return x - reach_x, y - reach_y, x + reach_x, y + reach_y
+        case Polygon(rings):
+            corners = [point for ring in rings for point in ring]
+        case Rectangle():
+            corners = rectangle_corners(label.geometry)
+    if not corners:
+        return None
+    xs, ys = zip(*corners, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _duplicates(sample: Sample) -> Iterator[Flaw]:
+    labels = [label for label in sample.labels if rle_area(label.rle)]
+    if len(labels) < 2:
+        return
+    ious = rle_ious([label.rle for label in labels])
+    pairs = cast("list[tuple[int, int]]", np.argwhere(np.triu(ious >= DUPLICATE, 1)).tolist())
+    for a, b in pairs:
+        one, other = labels[a], labels[b]
+        if one.category == other.category:
+            sentence = (
+                f"{sample.name}, task {other.key.task}, region {other.key.region}: {other.category} is there "
+                f"twice, as region {one.key.region} of task {one.key.task} too"
+            )
+            yield Flaw("duplicate", sentence, sample.image, other.key)
+
+
+def _absent(dataset: Dataset) -> Iterator[Flaw]:
+    seen = {
+        side: {label.category for sample in dataset.split(side) for label in sample.labels} for side in SIDES
+    }
+    for category in dataset.categories:
+        lacking = [side for side in SIDES if category not in seen[side]]
+        if lacking:
+            yield Flaw("absent", f"{category} has no label on: {', '.join(lacking)}", "", None)

@@ -1,0 +1,207 @@
+"""One look of the built-in network at a view: what it found there, and what is made of that."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from clickmask.segmenters._builtin.prompt_maps import Floats, View
+from clickmask.types import Box, Mask, Point, Prompt, Size
+
+KEPT_SIDE = 1024  # px; longest side of the pixels that are kept to look at parts
+ROOM = 1.7  # sides of a part, in sides of what is in it
+SMALLEST_PART = 64.0  # px of what is kept
+CLOSE_ENOUGH = 0.75  # of the image's long side: a larger part is not worth a second look
+SURE = 8.0  # logit of a pixel that is decided
+SPILL = 0.05  # of a box's sides: how far a mask may leave it
+DECIDED = 0.15  # of the root of the mask's area: radius of what a click decides against the network
+ALIKE = 0.9  # IoU of two candidates that are one
+DOT = 0.02  # of the image's long side: radius of the mask where nothing was found
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What was seen in a view: logits (H / 2, W / 2) of one mask, and its IoU as the network thinks."""
+
+    view: View
+    logits: Floats
+    worth: float
+
+
+def probabilities(logits: Floats) -> Floats:
+    return (1 / (1 + np.exp(-np.clip(logits, -30, 30)))).astype(np.float32)
+
+
+def coverage(mask: Mask, view: View) -> Floats:
+    """How much of each of the view's cells `mask` covers: (H / 2, W / 2)."""
+    height, width = (side // 2 for side in view.size)
+    padded = np.zeros([side // 2 for side in view.padded], np.float32)
+    padded[:height, :width] = cv2.resize(
+        mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA
+    )
+    return padded
+
+
+def settled(logits: Floats, view: View, prompt: Prompt) -> Floats:
+    """`logits` without what cannot be meant: padding, far from the box, or apart from all clicks."""
+    height, width = (side // 2 for side in view.size)
+    inside = np.full_like(logits, -SURE)
+    top, left, bottom, right = 0, 0, height, width
+    if prompt.box is not None:
+        (x0, y0), (x1, y1) = view.framed([prompt.box[:2], prompt.box[2:]])
+        across, down = SPILL * (x1 - x0) + 2, SPILL * (y1 - y0) + 2
+        left, top = max(left, int((x0 - across) / 2)), max(top, int((y0 - down) / 2))
+        right, bottom = min(right, int((x1 + across) / 2) + 1), min(bottom, int((y1 + down) / 2) + 1)
+    inside[top:bottom, left:right] = logits[top:bottom, left:right]
+    foreground, background = (
+        [(x / 2, y / 2) for x, y in view.framed([point for point in points if view.sees(point)])]
+        for points in (prompt.foreground, prompt.background)
+    )
+    _decide(inside, foreground, background, SURE)
+    _decide(inside, background, foreground, -SURE)
+    return _clicked(inside, foreground)
+
+
+def _decide(logits: Floats, points: list[Point], others: list[Point], logit: float) -> None:
+    """Give those of `points` (x, y) at which the network disagrees a disc of `logit`, in place.
+
+    It may think that it knows better, in the middle of something uniform; a person has said so.
+    """
+    radius = max(1.5, DECIDED * float(np.count_nonzero(logits > 0)) ** 0.5)
+    y, x = np.ogrid[: logits.shape[0], : logits.shape[1]]
+    for column, row in points:
+        if (logits[_cell((column, row), logits)] > 0) == (logit > 0):
+            continue
+        reach = min([radius, *(math.dist((column, row), other) / 2 for other in others)])
+        logits[(x + 0.5 - column) ** 2 + (y + 0.5 - row) ** 2 <= reach**2] = logit
+        if reach > 0:
+            logits[_cell((column, row), logits)] = logit
+
+
+def _clicked(logits: Floats, points: list[Point]) -> Floats:
+    """`logits`, below zero in the parts in which none of `points` lies; unchanged if none lies in any."""
+    _, labels = cv2.connectedComponents((logits > 0).view(np.uint8), connectivity=8)
+    clicked = {int(labels[_cell(point, logits)]) for point in points} - {0}
+    if not clicked:
+        return logits
+    return np.where((labels == 0) | np.isin(labels, list(clicked)), logits, np.float32(-SURE))
+
+
+def _cell(point: Point, logits: Floats) -> tuple[int, int]:
+    return min(int(point[1]), logits.shape[0] - 1), min(int(point[0]), logits.shape[1] - 1)
+
+
+def different(looks: list[Look]) -> list[Look]:
+    """The best first, without those that are nearly one before."""
+    kept: list[Look] = []
+    for look in sorted(looks, key=lambda look: -look.worth):
+        mask = look.logits > 0
+        if mask.any() and all(_iou(mask, other.logits > 0) < ALIKE for other in kept):
+            kept.append(look)
+    return kept or looks[:1]
+
+
+def _iou(a: Mask, b: Mask) -> float:
+    return float((a & b).sum() / max(1, (a | b).sum()))
+
+
+def part_round(look: Look, prompt: Prompt, size: Size) -> Box | None:
+    """The square round what was found and pointed at, moved into the image; None if that is most of it."""
+    rows, columns = np.nonzero(look.logits > 0)
+    x0, y0, x1, y1 = look.view.extent
+    sx, sy = 2 * (x1 - x0) / look.view.size[1], 2 * (y1 - y0) / look.view.size[0]
+    xs = [point[0] for point in prompt.foreground]
+    ys = [point[1] for point in prompt.foreground]
+    if rows.size:
+        xs += [float(columns.min()) * sx, float(columns.max() + 1) * sx]
+        ys += [float(rows.min()) * sy, float(rows.max() + 1) * sy]
+    if prompt.box is not None:
+        xs += [prompt.box[0], prompt.box[2]]
+        ys += [prompt.box[1], prompt.box[3]]
+    if not xs:
+        return None
+    smallest = SMALLEST_PART * max(1.0, max(size) / KEPT_SIDE)
+    side = max(ROOM * max(max(xs) - min(xs), max(ys) - min(ys)), smallest)
+    if side > CLOSE_ENOUGH * max(size):
+        return None
+    edges: list[tuple[float, float]] = []
+    for values, length in ((xs, size[1]), (ys, size[0])):
+        low = (min(values) + max(values) - side) / 2
+        low = min(max(low, 0.0), max(0.0, length - side))
+        edges.append((low, min(low + side, float(length))))
+    return edges[0][0], edges[1][0], edges[0][1], edges[1][1]
+
+
+def seen_from(look: Look, view: View) -> Floats:
+    """The logits of `look` where `view` looks, (H / 2, W / 2) of that; outside of the image -SURE."""
+    height, width = (side // 2 for side in view.size)
+    (x0, y0), (x1, y1) = look.view.framed([view.extent[:2], view.extent[2:]])
+    placed = _resampled(look.logits, (x0 / 2, y0 / 2, x1 / 2, y1 / 2), (height, width))
+    padded = np.full([side // 2 for side in view.padded], -SURE, np.float32)
+    padded[:height, :width] = placed
+    return padded
+
+
+def in_view(look: Look, view: View, before: Floats) -> Floats:
+    """`before`, the logits of the whole image's `view`, corrected by a closer `look`."""
+    if look.view == view:
+        return before
+    (x0, y0), (x1, y1) = (
+        (x / 2, y / 2) for x, y in view.framed([look.view.extent[:2], look.view.extent[2:]])
+    )
+    top, left, bottom, right = round(y0), round(x0), round(y1), round(x1)
+    whole = np.full_like(before, -SURE)
+    height, width = (side // 2 for side in look.view.size)
+    if bottom > top and right > left:
+        part = cv2.resize(
+            look.logits[:height, :width], (right - left, bottom - top), interpolation=cv2.INTER_AREA
+        )
+        whole[top:bottom, left:right] = part[: whole.shape[0] - top, : whole.shape[1] - left]
+    return whole
+
+
+def _resampled(logits: Floats, box: Box, size: Size) -> Floats:
+    """The part `box` of `logits`, at `size`; bilinear."""
+    x0, y0, x1, y1 = box
+    x = (x0 + (np.arange(size[1], dtype=np.float32) + 0.5) * ((x1 - x0) / size[1]) - 0.5).astype(np.float32)
+    y = (y0 + (np.arange(size[0], dtype=np.float32) + 0.5) * ((y1 - y0) / size[0]) - 0.5).astype(np.float32)
+    across, down = np.broadcast_arrays(x[None], y[:, None])
+    return np.asarray(
+        cv2.remap(
+            logits,
+            np.ascontiguousarray(across),
+            np.ascontiguousarray(down),
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        ),
+        np.float32,
+    )
+
+
+def whole_mask(look: Look, prompt: Prompt, size: Size) -> Mask:
+    """What `look` found, as a mask of the whole image; never empty."""
+    height, width = (side // 2 for side in look.view.size)
+    x0, y0, x1, y1 = (round(edge) for edge in look.view.extent)
+    mask = np.zeros(size, np.bool_)
+    part = cv2.resize(look.logits[:height, :width], (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
+    mask[y0:y1, x0:x1] = part > 0
+    return mask if mask.any() else _as_pointed(prompt, size)
+
+
+def _as_pointed(prompt: Prompt, size: Size) -> Mask:
+    """What was pointed at itself, for want of anything found: the mask, the box's ellipse, or dots."""
+    if prompt.mask is not None and prompt.mask.any():
+        return prompt.mask.copy()
+    y, x = np.ogrid[0.5 : size[0], 0.5 : size[1]]
+    mask = np.zeros(size, np.bool_)
+    discs = [(point, DOT * max(size), DOT * max(size)) for point in prompt.foreground]
+    if prompt.box is not None:
+        x0, y0, x1, y1 = prompt.box
+        discs = [(((x0 + x1) / 2, (y0 + y1) / 2), (x1 - x0) / 2, (y1 - y0) / 2)]
+    for (column, row), across, down in discs or [((size[1] / 2, size[0] / 2), size[1] / 2, size[0] / 2)]:
+        mask |= ((x - column) / max(across, 0.5)) ** 2 + ((y - row) / max(down, 0.5)) ** 2 <= 1
+        mask[min(int(row), size[0] - 1), min(int(column), size[1] - 1)] = True
+    return mask

@@ -1,0 +1,1 @@
+"""Parts that the segmenters without a network share."""

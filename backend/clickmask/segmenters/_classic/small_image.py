@@ -1,0 +1,158 @@
+"""The image as the classic methods look at it: small, so that a click costs milliseconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.types import Box, Image, Mask, Pixels, Point, Prompt, Size
+
+SMOOTHING = 0.7  # px of the small image, when a mask is enlarged
+
+
+@dataclass(frozen=True, eq=False)
+class SmallImage:
+    """An embedding: the pixels and the size that they had."""
+
+    pixels: Pixels  # (h, w, 3), read-only
+    whole: Size
+
+    @property
+    def nbytes(self) -> int:
+        return self.pixels.nbytes
+
+    @property
+    def size(self) -> Size:
+        height, width = self.pixels.shape[:2]
+        return height, width
+
+    def framed(self, prompt: Prompt) -> Prompt:
+        """`prompt` in the frame of the small pixels; a box keeps an area, a thin mask its pixels."""
+        (height, width), (rows, columns) = self.whole, self.size
+        sx, sy = columns / width, rows / height
+
+        def scaled(points: Sequence[Point]) -> tuple[Point, ...]:
+            return tuple((x * sx, y * sy) for x, y in points)
+
+        box = prompt.box
+        if box is not None:
+            box = (box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy)
+        mask = prompt.mask
+        if mask is not None and mask.shape != self.size:
+            area = cv2.resize(
+                mask.view(np.uint8) * np.uint8(255), (columns, rows), interpolation=cv2.INTER_AREA
+            )
+            mask = np.asarray(area) > 0
+        return replace(
+            prompt,
+            foreground=scaled(prompt.foreground),
+            background=scaled(prompt.background),
+            box=box,
+            mask=mask,
+        )
+
+    def enlarged(self, mask: Mask) -> Mask:
+        """`mask` (h, w) at the size of the whole image, a new array, with a smooth outline."""
+        if self.size == self.whole:
+            return mask.copy()
+        soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), SMOOTHING)
+        height, width = self.whole
+        return np.asarray(cv2.resize(soft, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5)
+
+
+def shrink(image: Image, side: int) -> SmallImage:
+    """`image` with a long side of at most `side` pixels."""
+    scale = min(1.0, side / max(image.size))
+    height, width = (max(1, round(length * scale)) for length in image.size)
+    pixels = image.pixels
+    if (height, width) != image.size:
+        pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    pixels = pixels.copy()
+    pixels.flags.writeable = False
+    return SmallImage(pixels, image.size)
+
+
+def lab(pixels: Pixels) -> NDArray[np.float32]:
+    """(h, w, 3) CIE L*a*b* (D65), in which distances are about what an eye sees."""
+    return np.asarray(cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), np.float32)
+
+
+def size_of(array: NDArray[Any]) -> Size:
+    """(height, width) of anything that has them first."""
+    height, width = array.shape[:2]
+    return height, width
+
+
+def pixel_at(point: Point, size: Size) -> tuple[int, int]:
+    """Row and column of the pixel that `point` lies in; on the far edges, of the last one."""
+    return min(int(point[1]), size[0] - 1), min(int(point[0]), size[1] - 1)
+
+
+def disc(size: Size, centre: Point, radius: float) -> Mask:
+    """Pixels whose centre is at most `radius` away, and always the one that `centre` lies in."""
+    x, y = pixel_centres(size)
+    found = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2
+    found[pixel_at(centre, size)] = True
+    return found
+
+
+def in_box(size: Size, box: Box) -> Mask:
+    """The pixels whose centre is in `box`, at least the one in its middle."""
+    x, y = pixel_centres(size)
+    found = (box[0] < x) & (x < box[2]) & (box[1] < y) & (y < box[3])
+    found[pixel_at(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), size)] = True
+    return found
+
+
+def pixel_centres(size: Size) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """x (1, w) and y (h, 1)."""
+    height, width = size
+    return np.arange(width, dtype=np.float64)[None] + 0.5, np.arange(height, dtype=np.float64)[:, None] + 0.5
+
+
+def parts_at(mask: Mask, points: Sequence[Point]) -> Mask:
+    """The 4-connected parts of `mask` with one of `points` in them."""
+    _, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=4)
+    here = {int(labels[pixel_at(point, size_of(mask))]) for point in points}
+    return mask & np.isin(labels, list(here))
+
+
+def parts_touching(mask: Mask, start: Mask) -> Mask:
+    """The 4-connected parts of `mask` with a pixel of `start` in them."""
+    _, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=4)
+    return mask & np.isin(labels, np.unique(labels[start & mask]))
+
+
+def without_rejected(mask: Mask, foreground: Sequence[Point], background: Sequence[Point]) -> Mask:
+    """`mask` less what a background click rejects, then the parts that a foreground click is in.
+
+    A part with background clicks alone goes. One with clicks of both kinds is divided half way:
+    each of its pixels belongs to the nearest click. Without foreground clicks all other parts stay.
+    """
+    kept = mask.copy()
+    if background:
+        touched = parts_at(mask, background)
+        size = size_of(mask)
+        kept &= ~touched | (_distance_to(size, foreground) <= _distance_to(size, background))
+    return parts_at(kept, foreground) if foreground else kept
+
+
+def _distance_to(size: Size, points: Sequence[Point]) -> NDArray[np.float64]:
+    x, y = pixel_centres(size)
+    distance = np.full(size, math.inf)
+    for point in points:
+        np.minimum(distance, np.hypot(x - point[0], y - point[1]), out=distance)
+    return distance
+
+
+def resized(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """A new array of `size`."""
+    if pixels.shape[:2] == size:
+        return pixels.copy()
+    return np.asarray(cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_AREA), np.uint8)

@@ -1,0 +1,188 @@
+"""SAM's networks from a checkpoint into ONNX files: `python -m ... CHECKPOINT FOLDER`.
+
+Two files that hold no constants of an image: encoder.onnx (its weights beside it, as ViT-H's exceed
+what one file may hold) and decoder.onnx, which is SAM's prompt encoder and mask decoder together,
+up to its logits of low resolution. The form of the decoder's inputs follows
+`segment_anything.utils.onnx.SamOnnxModel`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from clickmask.inference.runtimes import Runtimes
+from clickmask.inference.sessions import installed_runtimes
+from clickmask.segmenters._sam.onnx_networks import NO_POINT, OnnxSam
+from clickmask.segmenters._sam.torch_networks import TorchSam
+from clickmask.types import Box, Logits, Pixels
+
+OPSET = 17
+ALIKE = 0.999  # IoU that masks of both must have
+CLOSE = 1e-3  # of the largest number: how far numbers may be off
+
+
+class Decoder(torch.nn.Module):
+    """Prompt encoder and mask decoder: four masks, of which the first is for prompts that are clear."""
+
+    def __init__(self, sam: TorchSam) -> None:
+        super().__init__()
+        self.prompt_encoder, self.mask_decoder = sam.prompt_encoder, sam.mask_decoder
+        self.register_buffer("positions", sam.positions.clone())
+        self.side = sam.side
+
+    def forward(
+        self,
+        features: torch.Tensor,  # (1, 256, side / 16, side / 16)
+        points: torch.Tensor,  # (1, N, 2)
+        labels: torch.Tensor,  # (1, N)
+        mask: torch.Tensor,  # (1, 1, side / 4, side / 4)
+        has_mask: torch.Tensor,  # (1,): 1 or 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        encoder = self.prompt_encoder
+        sparse = encoder.pe_layer._pe_encoding((points + 0.5) / self.side)  # as SamOnnxModel
+        kind = labels[..., None]  # (1, N, 1)
+        sparse = sparse * (kind != NO_POINT) + encoder.not_a_point_embed.weight * (kind == NO_POINT)
+        for label, embedding in enumerate(encoder.point_embeddings):
+            sparse = sparse + embedding.weight * (kind == label)
+        without = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        dense = has_mask * encoder.mask_downscaling(mask) + (1 - has_mask) * without
+        return self.mask_decoder.predict_masks(
+            image_embeddings=features,
+            image_pe=self.positions,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+        )
+
+
+def export(checkpoint: Path, folder: Path) -> None:
+    _say(0.0, "reading the checkpoint")
+    sam = TorchSam(checkpoint, torch.device("cpu"))
+    _say(0.1, "exporting the image encoder")
+    _export_encoder(sam, folder)
+    _say(0.5, "exporting the mask decoder")
+    _export_decoder(sam, folder)
+    (folder / "export.json").write_text(
+        json.dumps({"side": sam.side, "torch": torch.__version__, "onnx": onnx.__version__, "opset": OPSET})
+    )
+    _say(0.6, "asking torch for an answer")
+    pixels = golden_image(sam.side)
+    features = sam.encode(pixels)
+    runtimes = installed_runtimes()
+    for number, runtime in enumerate(runtimes):
+        _say(0.7 + 0.3 * number / len(runtimes), f"comparing {runtime}'s with it")
+        verify(sam, features, OnnxSam(folder, Runtimes(runtime, exact=True)), pixels)
+    _say(1.0, "done")
+
+
+def golden_image(side: int) -> Pixels:
+    """Three discs on a ramp, (3 / 4 side, side): not flat, and the same everywhere."""
+    y, x = np.mgrid[: side * 3 // 4, :side] / side
+    ramp = np.stack([0.2 + 0.5 * x, 0.3 + 0.4 * y, 0.6 - 0.3 * x], axis=-1)
+    for cx, cy, radius, colour in ((0.3, 0.3, 0.15, 0.9), (0.7, 0.25, 0.1, 0.1), (0.55, 0.55, 0.18, 0.75)):
+        ramp[np.hypot(x - cx, y - cy) < radius] = colour
+    return (255 * ramp).astype(np.uint8)
+
+
+def verify(sam: TorchSam, features: NDArray[np.float32], exported: OnnxSam, pixels: Pixels) -> None:
+    """Raise ValueError unless the exported networks see and answer what torch sees and answers."""
+    _require_close("features", features, exported.encode(pixels))
+    side, placed = sam.side, sam.place(features)
+    point, label = np.full((1, 2), 0.3 * side, np.float32), np.ones(1, np.int32)
+    nowhere = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
+    box: Box = (0.45 * side, 0.15 * side, 0.8 * side, 0.35 * side)
+    coarse: Logits = sam.decode(placed, point, label, None, None, multimask=True)[0][:1]
+    for prompt in (
+        (point, label, None, None),
+        (*nowhere, box, None),
+        (point, label, box, coarse),
+        (*nowhere, None, coarse),
+    ):
+        for multimask in (False, True):
+            expected, scores = sam.decode(placed, *prompt, multimask=multimask)
+            masks, own_scores = exported.decode(exported.place(features), *prompt, multimask=multimask)
+            _require_close("scores", scores, own_scores)
+            _require_close("masks", expected, masks)
+            both, either = ((expected > 0) & (masks > 0)).sum(), ((expected > 0) | (masks > 0)).sum()
+            if both < ALIKE * either:
+                raise ValueError(f"the IoU of masks with torch's is {both / either:.4f}")
+
+
+def _require_close(what: str, expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+    if expected.shape != found.shape:
+        raise ValueError(f"the {what} have the shape {found.shape} instead of {expected.shape}")
+    off = float(np.abs(expected - found).max()) / max(float(np.abs(expected).max()), 1e-6)
+    if not off < CLOSE:
+        raise ValueError(f"the {what} differ from torch's by {off:.1e} of the largest")
+
+
+def _export_encoder(sam: TorchSam, folder: Path) -> None:
+    blank = torch.zeros(1, 3, sam.side, sam.side)
+    with tempfile.TemporaryDirectory(dir=folder) as scattered:  # above 2 GB, torch writes a file a tensor
+        _export(sam.image_encoder, (blank,), Path(scattered) / "encoder.onnx", ["pixels"], ["features"])
+        network = cast("Any", onnx).load(Path(scattered) / "encoder.onnx")
+    cast("Any", onnx).save_model(
+        network,
+        folder / "encoder.onnx",
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location="encoder.weights",
+    )
+
+
+def _export_decoder(sam: TorchSam, folder: Path) -> None:
+    side = sam.side
+    example = (
+        torch.zeros(1, 256, side // 16, side // 16),
+        torch.full((1, 2, 2), side / 2),
+        torch.tensor([[1.0, NO_POINT]]),
+        torch.zeros(1, 1, side // 4, side // 4),
+        torch.ones(1),
+    )
+    names = ["features", "points", "labels", "mask", "has_mask"]
+    _export(
+        Decoder(sam).eval(),
+        example,
+        folder / "decoder.onnx",
+        names,
+        ["masks", "scores"],
+        ["points", "labels"],
+    )
+
+
+def _export(
+    network: torch.nn.Module,
+    example: tuple[torch.Tensor, ...],
+    path: Path,
+    inputs: list[str],
+    outputs: list[str],
+    growing: list[str] | None = None,
+) -> None:
+    """`growing` inputs have any number of points."""
+    arguments: dict[str, Any] = {
+        "input_names": inputs,
+        "output_names": outputs,
+        "opset_version": OPSET,
+        "dynamic_axes": {name: {1: "points"} for name in growing or ()},
+        "dynamo": False,  # the newer exporter needs onnxscript, and minutes
+    }
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # of tracing: shapes that are constants here, and a deprecation
+        cast("Any", torch.onnx).export(network, example, str(path), **arguments)
+
+
+def _say(share: float, what: str) -> None:
+    print(f"{share:.2f} {what}", flush=True)  # noqa: T201 - read by `clickmask.inference.onnx_exports`
+
+
+if __name__ == "__main__":
+    export(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,85 @@
+"""SAM's networks in ONNX files, without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.inference.runtimes import Runtimes
+from clickmask.types import Box, Logits, Pixels
+
+MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of the training pixels, RGB
+FOREGROUND, CORNERS, NO_POINT = 1, (2, 3), -1  # labels, as SAM's prompt encoder has them
+
+
+class OnnxSam:
+    """`clickmask.segmenters.sam.Networks` of a folder that `_sam_export` has filled."""
+
+    def __init__(self, folder: Path, runtimes: Runtimes) -> None:
+        described = json.loads((folder / "export.json").read_text())
+        self.side: int = described["side"]
+        blank = np.zeros((1, 3, self.side, self.side), np.float32)
+        self._encoder = runtimes.encoder(folder / "encoder.onnx", {"pixels": blank})
+        features = np.zeros((256, self.side // 16, self.side // 16), np.float32)
+        click = np.full((1, 2), self.side / 2, np.float32), np.ones(1, np.int32)
+        example = self._feeds(self.place(features), *click, None, None)
+        self._decoder = runtimes.decoder(folder / "decoder.onnx", example)
+
+    @property
+    def precision(self) -> str:
+        return self._encoder.precision
+
+    @property
+    def runtimes(self) -> tuple[str, str]:
+        """Of the encoder and of the decoder."""
+        return self._encoder.runtime, self._decoder.runtime
+
+    def encode(self, pixels: Pixels) -> NDArray[np.float32]:
+        height, width = pixels.shape[:2]
+        normal = (pixels.astype(np.float32) - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
+        padded = np.zeros((1, 3, self.side, self.side), np.float32)
+        padded[0, :, :height, :width] = normal.transpose(2, 0, 1)
+        return self._encoder.run({"pixels": padded})["features"][0]
+
+    def place(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        return features[None]
+
+    def decode(
+        self,
+        placed: NDArray[np.float32],
+        points: NDArray[np.float32],
+        labels: NDArray[np.int32],
+        box: Box | None,
+        logits: Logits | None,
+        multimask: bool,
+    ) -> tuple[Logits, NDArray[np.float32]]:
+        found = self._decoder.run(self._feeds(placed, points, labels, box, logits))
+        wanted = slice(1, None) if multimask else slice(0, 1)  # the first is the one for clear prompts
+        return found["masks"][0, wanted], found["scores"][0, wanted]
+
+    def _feeds(
+        self,
+        placed: NDArray[np.float32],
+        points: NDArray[np.float32],
+        labels: NDArray[np.int32],
+        box: Box | None,
+        logits: Logits | None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Points alone get one that is none behind them, as SAM was trained; a box is two points."""
+        if box is not None:
+            points = np.concatenate((points, np.array(box, np.float32).reshape(2, 2)))
+            labels = np.concatenate((labels, np.array(CORNERS, np.int32)))
+        elif len(points):
+            points = np.concatenate((points, np.zeros((1, 2), np.float32)))
+            labels = np.append(labels, np.array(NO_POINT, np.int32))
+        given = np.zeros((1, self.side // 4, self.side // 4), np.float32) if logits is None else logits
+        return {
+            "features": placed,
+            "points": points[None],
+            "labels": labels[None].astype(np.float32),
+            "mask": given[None],
+            "has_mask": np.full(1, logits is not None, np.float32),
+        }

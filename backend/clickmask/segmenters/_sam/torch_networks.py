@@ -1,0 +1,193 @@
+"""SAM's three networks in torch, from a file of the official format. Import it to load a model."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clickmask.errors import SegmenterNotReady
+from clickmask.segmenters._sam.onnx_networks import DEVIATION, MEAN
+from clickmask.segmenters._sam.without_torchvision import import_segment_anything
+from clickmask.types import Box, Logits, Pixels
+
+DECODER_HEADS, PROMPT_DIM = 8, 256  # the same in every published SAM, and not to be read off a file
+
+State = Mapping[str, torch.Tensor]
+
+
+class TorchSam:
+    """`clickmask.segmenters.sam.Networks` on the best device that torch finds, in float32."""
+
+    precision = "f32"
+
+    def __init__(self, checkpoint: Path, device: torch.device | None = None) -> None:
+        """Raises SegmenterNotReady if `checkpoint` is not a SAM. Nothing in it is executed."""
+        self.device = device or _best_device()
+        # cuDNN's convolutions would round to 10 bits otherwise: masks then differ from a CPU's by an
+        # IoU of 0.997 at worst (H100), for which there is no reason.
+        torch.backends.cudnn.allow_tf32 = False
+        networks = _networks(_read(checkpoint))
+        for network in networks:
+            network.to(self.device).eval().requires_grad_(False)
+        self.image_encoder, self.prompt_encoder, self.mask_decoder = networks
+        self.side = int(self.image_encoder.img_size)
+        self._mean, self._deviation = (
+            torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (MEAN, DEVIATION)
+        )
+        with torch.inference_mode():
+            self.positions = self.prompt_encoder.get_dense_pe()
+
+    def encode(self, pixels: Pixels) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            chw = torch.tensor(pixels, device=self.device).permute(2, 0, 1).contiguous()[None]
+            normal = (chw - self._mean) / self._deviation
+            height, width = pixels.shape[:2]
+            padded = torch.nn.functional.pad(normal, (0, self.side - width, 0, self.side - height))
+            return _array(self.image_encoder(padded)[0])
+
+    def place(self, features: NDArray[np.float32]) -> torch.Tensor:
+        return cast("Any", torch).from_numpy(features)[None].to(self.device)
+
+    def decode(
+        self,
+        placed: torch.Tensor,
+        points: NDArray[np.float32],
+        labels: NDArray[np.int32],
+        box: Box | None,
+        logits: Logits | None,
+        multimask: bool,
+    ) -> tuple[Logits, NDArray[np.float32]]:
+        with torch.inference_mode():
+            clicks = (self._tensor(points)[None], self._tensor(labels)[None]) if len(points) else None
+            corners = None if box is None else self._tensor(np.asarray([box], np.float32))
+            dense = None if logits is None else self._tensor(logits)[None]
+            sparse_prompt, dense_prompt = self.prompt_encoder(clicks, corners, dense)
+            masks, scores = self.mask_decoder(
+                image_embeddings=placed,
+                image_pe=self.positions,
+                sparse_prompt_embeddings=sparse_prompt,
+                dense_prompt_embeddings=dense_prompt,
+                multimask_output=multimask,
+            )
+            return _array(masks[0]), _array(scores[0])
+
+    def decode_clicks(
+        self, placed: torch.Tensor, points: NDArray[np.float32]
+    ) -> tuple[Logits, NDArray[np.float32]]:
+        with torch.inference_mode():
+            foreground = torch.ones((len(points), 1), dtype=torch.int32, device=self.device)
+            clicks = self._tensor(points)[:, None], foreground  # (N, 1, 2), (N, 1)
+            sparse_prompt, dense_prompt = self.prompt_encoder(clicks, None, None)
+            masks, scores = self.mask_decoder(
+                image_embeddings=placed,
+                image_pe=self.positions,
+                sparse_prompt_embeddings=sparse_prompt,
+                dense_prompt_embeddings=dense_prompt,
+                multimask_output=True,
+            )
+            return _array(masks), _array(scores)
+
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        return torch.tensor(array, device=self.device)  # a copy: arrays may be read-only
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    return cast("Any", tensor.cpu()).numpy()
+
+
+def _best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _read(checkpoint: Path) -> State:
+    """The tensors in the file, and nothing else: `weights_only` refuses to unpickle objects."""
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise SegmenterNotReady(f"{checkpoint.name} is not a file of plain tensors") from error
+    named = cast("dict[str, object]", state) if isinstance(state, dict) else {"": state}
+    if not all(isinstance(tensor, torch.Tensor) for tensor in named.values()):
+        raise SegmenterNotReady(f"{checkpoint.name} is not a SAM: it holds other things than named tensors")
+    return cast("State", named)
+
+
+def _networks(state: State) -> tuple[Any, Any, Any]:
+    """Image encoder, prompt encoder and mask decoder with the weights in `state`."""
+    try:
+        with torch.device("meta"):  # no memory and no random numbers: each tensor is replaced
+            networks = _image_encoder(state), *_prompt_encoder_and_mask_decoder(state)
+        for name, network in zip(("image_encoder", "prompt_encoder", "mask_decoder"), networks, strict=True):
+            network.load_state_dict(_below(state, f"{name}."), assign=True)
+    except (KeyError, RuntimeError) as error:
+        raise SegmenterNotReady(
+            "the checkpoint is not a SAM: its tensors have other names or shapes"
+        ) from error
+    return networks
+
+
+def _image_encoder(state: State) -> Any:
+    """The ViT whose sizes are those of the tensors in `state`, so that one function builds all variants."""
+    modeling = import_segment_anything().modeling
+    dim, _, patch, _ = state["image_encoder.patch_embed.proj.weight"].shape
+    grid = state["image_encoder.pos_embed"].shape[1]
+    # A block has one relative position for each offset in its window: 2 * window - 1 of them.
+    depth = _count(state, "image_encoder.blocks.")
+    tables = [state[f"image_encoder.blocks.{block}.attn.rel_pos_h"] for block in range(depth)]
+    windows = [(table.shape[0] + 1) // 2 for table in tables]
+    everywhere = [block for block, window in enumerate(windows) if window == grid]
+    return modeling.ImageEncoderViT(
+        img_size=grid * patch,
+        patch_size=patch,
+        embed_dim=dim,
+        depth=depth,
+        num_heads=dim // tables[0].shape[1],
+        mlp_ratio=state["image_encoder.blocks.0.mlp.lin1.weight"].shape[0] / dim,
+        out_chans=state["image_encoder.neck.0.weight"].shape[0],
+        norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=min(windows),
+        global_attn_indexes=everywhere,
+    )
+
+
+def _prompt_encoder_and_mask_decoder(state: State) -> tuple[Any, Any]:
+    modeling = import_segment_anything().modeling
+    grid = state["image_encoder.pos_embed"].shape[1]
+    side = grid * state["image_encoder.patch_embed.proj.weight"].shape[2]
+    prompt_encoder = modeling.PromptEncoder(
+        embed_dim=PROMPT_DIM,
+        image_embedding_size=(grid, grid),
+        input_image_size=(side, side),
+        mask_in_chans=state["prompt_encoder.mask_downscaling.3.weight"].shape[0],
+    )
+    mask_decoder = modeling.MaskDecoder(
+        transformer_dim=PROMPT_DIM,
+        transformer=modeling.TwoWayTransformer(
+            depth=_count(state, "mask_decoder.transformer.layers."),
+            embedding_dim=PROMPT_DIM,
+            num_heads=DECODER_HEADS,
+            mlp_dim=state["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
+        ),
+        num_multimask_outputs=state["mask_decoder.mask_tokens.weight"].shape[0] - 1,
+        iou_head_depth=_count(state, "mask_decoder.iou_prediction_head.layers."),
+        iou_head_hidden_dim=state["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
+    )
+    return prompt_encoder, mask_decoder
+
+
+def _below(state: State, prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _count(state: State, prefix: str) -> int:
+    """How many numbered layers there are under `prefix`."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})

@@ -1,0 +1,184 @@
+"""ClickFPN: an image encoded once, and clicks, a box and a mask decoded into masks of it.
+
+Prompts enter late, as maps at every stride of a feature pyramid, so that the slow part sees the
+image alone. Beside the maps the decoder is told how much each place looks like what was clicked,
+like what was rejected, and like the inside and the outside of the region so far: GrabCut's colour
+models, of learned features. Coordinates: pixels of the network's input, which is padded to
+multiples of 32 with zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from clickmask.segmenters._builtin.prompt_maps import BOX, CLICKED, MAPS, MIDDLE, REGION, REJECTED
+from clickmask.training.click.encoder import CHANNELS, Encoder
+
+STRIDES = (32, 16, 8, 4, 2)
+WIDTHS = {32: 192, 16: 144, 8: 80, 4: 48, 2: 24}  # of the pyramid
+BLOCKS = {32: 2, 16: 2, 8: 1, 4: 1, 2: 1}  # residual blocks of the decoder
+SIMILARITIES = {16: 32, 8: 24, 4: 16}  # channels of the features that are compared
+ALIKE = 4  # to what was clicked, to what was rejected, to the region so far, to what is outside of it
+TOLD = {32: (16,), 16: (16,), 8: (8, 16), 4: (4, 8, 16), 2: (4,)}  # stride -> those whose likeness it sees
+MASKS = 4  # the answer; and three guesses (a part, the whole, in between) for a lone click
+EMBEDDED = tuple(
+    [f"features{stride}" for stride in STRIDES] + [f"similar{stride}" for stride in SIMILARITIES]
+)
+
+
+class ClickFPN(nn.Module):
+    """Two halves that never call each other: `encoder` and `decoder`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = ImageEncoder()
+        self.decoder = PromptDecoder()
+
+
+def laid_out(network: ClickFPN) -> ClickFPN:
+    """`network` itself, its weights with their channels side by side: twice as fast to train."""
+    moved: Any = network
+    return moved.to(memory_format=torch.channels_last)
+
+
+class ImageEncoder(nn.Module):
+    """The slow half: an image becomes the arrays named in EMBEDDED."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Encoder()
+        self.laterals = _by_stride(lambda stride: _Conv(CHANNELS[stride], WIDTHS[stride], 1))
+        self.descents = _by_stride(lambda stride: _Conv(WIDTHS[2 * stride], WIDTHS[stride], 1), STRIDES[1:])
+        self.mixers = _by_stride(lambda stride: _Conv(WIDTHS[stride], WIDTHS[stride], 3), STRIDES[1:])
+        self.similar = _by_stride(
+            lambda stride: nn.Conv2d(WIDTHS[stride], SIMILARITIES[stride], 1), SIMILARITIES
+        )
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> (B, WIDTHS[s], H / s, W / s) for each stride, then the similarities."""
+        found = self.backbone(image)
+        above = self.laterals["32"](found[32])
+        pyramid = [above]
+        for stride in STRIDES[1:]:
+            lateral = self.laterals[str(stride)](found[stride])
+            above = self.mixers[str(stride)](lateral + _doubled(self.descents[str(stride)](above)))
+            pyramid.append(above)
+        compared = [
+            functional.normalize(self.similar[str(stride)](features).float(), dim=1)
+            for stride, features in zip(STRIDES, pyramid, strict=True)
+            if stride in SIMILARITIES
+        ]
+        return pyramid + compared
+
+
+class PromptDecoder(nn.Module):
+    """The fast half: what was encoded, and maps of a prompt, become logits and what they are worth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompts = _by_stride(
+            lambda stride: nn.Conv2d(MAPS + ALIKE * len(TOLD[stride]), WIDTHS[stride], 3, padding=1)
+        )
+        self.descents = _by_stride(lambda stride: _Conv(WIDTHS[2 * stride], WIDTHS[stride], 1), STRIDES[1:])
+        self.norms = _by_stride(lambda stride: nn.BatchNorm2d(WIDTHS[stride]))
+        self.blocks = _by_stride(
+            lambda stride: nn.Sequential(*[_Residual(WIDTHS[stride]) for _ in range(BLOCKS[stride])])
+        )
+        self.gate = nn.Linear(WIDTHS[32], WIDTHS[32])
+        self.masks = nn.Conv2d(WIDTHS[2], MASKS, 1)
+        if self.masks.bias is not None:
+            nn.init.constant_(self.masks.bias, -1.0)  # most of an image is not the object
+        self.worth = nn.Sequential(
+            nn.Linear(WIDTHS[32] + WIDTHS[16] + WIDTHS[4] + 2, 96), nn.ReLU(), nn.Linear(96, 1)
+        )
+
+    def forward(
+        self, embedded: Sequence[torch.Tensor], maps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """EMBEDDED, and (B, MAPS, H / 2, W / 2) -> logits (B, MASKS, H / 2, W / 2), IoUs (B, MASKS)."""
+        pyramid = dict(zip(STRIDES, embedded[: len(STRIDES)], strict=True))
+        compared = dict(zip(SIMILARITIES, embedded[len(STRIDES) :], strict=True))
+        pooled = {2: maps}
+        for stride in reversed(STRIDES[:-1]):
+            pooled[stride] = functional.avg_pool2d(pooled[stride // 2], 2)
+        alike = {stride: likeness(compared[stride], pooled[stride]) for stride in SIMILARITIES}
+        levels: dict[int, torch.Tensor] = {}
+        for stride in STRIDES:
+            told = [_at_stride(alike[other], other, stride) for other in TOLD[stride]]
+            x = pyramid[stride] + self.prompts[str(stride)](torch.cat([pooled[stride], *told], 1))
+            if stride < 32:
+                x = x + _doubled(self.descents[str(stride)](levels[2 * stride]))
+            x = self.blocks[str(stride)](functional.relu(self.norms[str(stride)](x)))
+            if stride == 32:
+                x = x * torch.sigmoid(self.gate(x.mean((2, 3))))[:, :, None, None]
+            levels[stride] = x
+        logits = self.masks(levels[2])
+        return logits, self._worth(levels, logits)
+
+    def _worth(self, levels: Mapping[int, torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        """An estimate of each mask's IoU: of the scene, of what the mask covers, and of its certainty."""
+        covered = torch.sigmoid(logits.detach().float())  # (B, M, h, w)
+        sure = (covered > 0.5).float()
+        agreed = torch.minimum(covered, sure).sum((2, 3))
+        certainty = agreed / (torch.maximum(covered, sure).sum((2, 3)) + 1)
+        weights = functional.avg_pool2d(covered, 2).flatten(2)  # (B, M, hw)
+        inside = torch.matmul(weights, levels[4].float().flatten(2).transpose(1, 2))  # (B, M, C)
+        inside = inside / (weights.sum(2, keepdim=True) + 1)
+        scene = torch.cat([levels[32].mean((2, 3)), levels[16].mean((2, 3))], 1).float()
+        scene = scene[:, None].expand(-1, MASKS, -1)
+        told = torch.cat([scene, inside, certainty[..., None], covered.mean((2, 3))[..., None]], 2)
+        return torch.sigmoid(self.worth(told)[..., 0].float())
+
+
+def likeness(features: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    """(B, ALIKE, h, w) cosines of `features` (B, C, h, w), of length 1, with their means over regions.
+
+    The regions are those of ALIKE, read off `maps` (B, MAPS, h, w); where there is none, 0.
+    """
+    maps = maps.float()
+    inside = functional.relu(maps[:, REGION]) + maps[:, MIDDLE]
+    outside = functional.relu(-maps[:, REGION]) + functional.relu(-maps[:, BOX])
+    weights = torch.stack([maps[:, CLICKED], maps[:, REJECTED], inside, outside], 1).flatten(2)
+    flat = features.float().flatten(2)  # (B, C, hw)
+    means = functional.normalize(torch.matmul(weights, flat.transpose(1, 2)), dim=2, eps=1e-4)
+    return torch.matmul(means, flat).reshape(-1, ALIKE, features.shape[2], features.shape[3])
+
+
+class _Conv(nn.Sequential):
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+        )
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = _Conv(channels, channels, 3)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.relu(x + self.norm(self.second(self.first(x))))
+
+
+def _by_stride(build: Callable[[int], nn.Module], strides: Iterable[int] = STRIDES) -> nn.ModuleDict:
+    return nn.ModuleDict({str(stride): build(stride) for stride in strides})
+
+
+def _doubled(x: torch.Tensor) -> torch.Tensor:
+    return functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def _at_stride(x: torch.Tensor, stride: int, wanted: int) -> torch.Tensor:
+    if wanted > stride:
+        return functional.avg_pool2d(x, wanted // stride)
+    factor = float(stride // wanted)
+    return x if wanted == stride else functional.interpolate(x, scale_factor=factor, mode="bilinear")

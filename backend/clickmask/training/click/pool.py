@@ -1,0 +1,224 @@
+"""Photographs and the masks of their objects, as tensors that fit a device's memory.
+
+Two layouts are read. The pool's: `sets.json`, and for each set `<set>/images/*.jpg`,
+`<set>/masks/*.png` (0: nobody labelled this; k: object k), `<set>/index.json`. And COCO's: a
+folder with an annotation file, see `coco_folder`. An image takes about 2 MB, whatever its size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clickmask.errors import InvalidRequest
+from clickmask.types import Pixels
+
+log = logging.getLogger(__name__)
+
+SIDE = 512  # px; longest side of what is kept
+PARTS = 256  # codes of an object: 256 * its number + the number of its part, which are counted from 1
+HELD_OUT = 10  # one image in so many is for validation
+NEVER_HELD_OUT = ("roadsigns", "class5")  # near-duplicates: a held out one would have been seen
+WORTH: Mapping[str, float] = {  # of an image of the pool's sets that teach less of photographs; of others 1
+    "animals_openimages": 0.7,
+    "animals_coco": 0.6,
+    "facades": 0.5,
+    "strawberry": 0.4,
+    "mushrooms": 0.3,
+    "roadsigns": 0.1,
+    "class5": 0.1,
+    "dsb_train": 0.3,
+}
+
+SMALLEST = 32  # px of an object that crops are made round
+
+Codes = NDArray[np.int32]  # (h, w)
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """Where one image is; `objects` are its masks, or the file that has them all."""
+
+    name: str
+    group: str
+    tier: str  # of the pool: A, B and C by how free the photograph is; "" elsewhere
+    picture: Path
+    objects: Path | tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Decoded photographs on a device, in the top left of squares of SIDE."""
+
+    photographs: Sequence[Photograph]
+    pixels: torch.Tensor  # (N, 3, SIDE, SIDE) uint8
+    codes: torch.Tensor  # (N, SIDE, SIDE) int32, see PARTS; 0: not labelled
+    sizes: torch.Tensor  # (N, 2) of (height, width)
+    boxes: torch.Tensor  # (M, 4) of every object, in pixels of its square
+    owners: torch.Tensor  # (M,) the photograph of every object
+    numbers: torch.Tensor  # (M,) its number in the codes of that
+    chances: torch.Tensor  # (M,) of every object, to be what a crop is made round
+
+
+def find_photographs(folder: Path) -> list[Photograph]:
+    """All that `folder` has, in either layout. Raises InvalidRequest if it has nothing."""
+    found = list(_pool_layout(folder) if (folder / "sets.json").is_file() else _coco_layout(folder))
+    if not found:
+        raise InvalidRequest(f"there are no labelled images in {folder.name}")
+    return found
+
+
+def held_out(photograph: Photograph) -> bool:
+    """Whether it is for validation: by its name, so that all runs and all copies of it agree."""
+    if photograph.group in NEVER_HELD_OUT:
+        return False
+    digest = hashlib.sha256(photograph.name.encode()).digest()
+    return int.from_bytes(digest[:4], "big") % HELD_OUT == 0
+
+
+def load_pool(photographs: Sequence[Photograph], device: torch.device) -> Pool:
+    """Decode all of them, on as many threads as there are cores."""
+    count = len(photographs)
+    pixels = torch.zeros((count, 3, SIDE, SIDE), dtype=torch.uint8)
+    codes = torch.zeros((count, SIDE, SIDE), dtype=torch.int32)
+    sizes = torch.zeros((count, 2), dtype=torch.long)
+    boxes: list[list[list[int]]] = [[] for _ in photographs]
+    areas: list[list[int]] = [[] for _ in photographs]
+    numbers: list[list[int]] = [[] for _ in photographs]
+
+    def load(number: int) -> None:
+        image, code = read(photographs[number])
+        height, width = code.shape
+        pixels[number, :, :height, :width] = torch.tensor(image.transpose(2, 0, 1))
+        codes[number, :height, :width] = torch.tensor(code)
+        sizes[number] = torch.tensor([height, width])
+        for place, (x0, y0, x1, y1), area in _extents(code // PARTS):
+            if area >= SMALLEST:
+                boxes[number].append([x0, y0, x1, y1])
+                areas[number].append(area)
+                numbers[number].append(place)
+
+    with ThreadPoolExecutor() as threads:
+        for _ in threads.map(load, range(count)):
+            pass
+    chances = _chances(photographs, areas)
+    owners = [number for number, found in enumerate(boxes) for _ in found]
+    log.info("%d photographs with %d objects", count, len(owners))
+    flat = [box for found in boxes for box in found]
+    return Pool(
+        photographs,
+        pixels.to(device),
+        codes.to(device),
+        sizes.to(device),
+        torch.tensor(flat, dtype=torch.float32, device=device),
+        torch.tensor(owners, device=device),
+        torch.tensor([each for found in numbers for each in found], device=device),
+        torch.tensor(chances, dtype=torch.float32, device=device),
+    )
+
+
+def read(photograph: Photograph) -> tuple[Pixels, Codes]:
+    """RGB and codes, longest side at most SIDE. Raises InvalidRequest for what is no picture."""
+    image = cv2.imread(str(photograph.picture), cv2.IMREAD_COLOR)
+    if image is None:
+        raise InvalidRequest(f"{photograph.picture.name} cannot be read")
+    pixels = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    ids = _ids(photograph, pixels.shape[:2])
+    scale = min(1.0, SIDE / max(ids.shape))
+    if scale < 1:
+        size = (max(1, round(ids.shape[1] * scale)), max(1, round(ids.shape[0] * scale)))
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST).astype(np.uint16)
+    return np.asarray(pixels, np.uint8), _with_parts(ids)
+
+
+def _ids(photograph: Photograph, size: tuple[int, ...]) -> NDArray[np.uint16]:
+    """(h, w) of the numbers of the objects, those drawn last on top."""
+    if isinstance(photograph.objects, Path):
+        ids = cv2.imread(str(photograph.objects), cv2.IMREAD_UNCHANGED)
+        if ids is None or ids.shape != size:
+            raise InvalidRequest(f"{photograph.objects.name} is no mask of {photograph.picture.name}")
+        return ids.astype(np.uint16)
+    ids = np.zeros(size, np.uint16)
+    masks = [found.mask() for found in photograph.objects]
+    for number, mask in enumerate(sorted(masks, key=lambda mask: -int(mask.sum())), 1):
+        if mask.shape == size:  # an image that was turned since has masks of another shape
+            ids[mask] = number
+    return ids
+
+
+def _with_parts(ids: NDArray[np.uint16]) -> Codes:
+    """Codes of `ids`: connected parts of an object are told apart."""
+    codes = np.zeros(ids.shape, np.int32)
+    for number, (x0, y0, x1, y1), _ in _extents(ids.astype(np.int32)):
+        window = slice(y0, y1), slice(x0, x1)
+        own = ids[window] == number
+        parts = np.asarray(cv2.connectedComponents(own.view(np.uint8), connectivity=4)[1], np.int32)
+        codes[window][own] = number * PARTS + np.minimum(parts[own], PARTS - 1)
+    return codes
+
+
+def _extents(ids: Codes) -> Iterator[tuple[int, tuple[int, int, int, int], int]]:
+    """Every number of `ids` but 0, its (x0, y0, x1, y1) and its pixels, in one pass."""
+    rows, columns = np.nonzero(ids)
+    values = ids[rows, columns]
+    order = np.argsort(values, kind="stable")
+    rows, columns = rows[order], columns[order]
+    numbers, starts, counts = np.unique(values[order], return_index=True, return_counts=True)
+    if not len(numbers):
+        return
+    edges = [
+        np.minimum.reduceat(columns, starts),
+        np.minimum.reduceat(rows, starts),
+        np.maximum.reduceat(columns, starts) + 1,
+        np.maximum.reduceat(rows, starts) + 1,
+    ]
+    for number, x0, y0, x1, y1, area in zip(numbers, *edges, counts, strict=True):
+        yield int(number), (int(x0), int(y0), int(x1), int(y1)), int(area)
+
+
+def _chances(photographs: Sequence[Photograph], areas: Sequence[Sequence[int]]) -> list[float]:
+    """Sets by WORTH times the root of their images, the objects of an image by the root of their areas."""
+    images: dict[str, int] = {}
+    for photograph in photographs:
+        images[photograph.group] = images.get(photograph.group, 0) + 1
+    chances: list[float] = []
+    for photograph, found in zip(photographs, areas, strict=True):
+        of_image = WORTH.get(photograph.group, 1.0) / images[photograph.group] ** 0.5
+        roots = [area**0.5 for area in found]
+        chances.extend(of_image * root / sum(roots) for root in roots)
+    return chances
+
+
+def _pool_layout(folder: Path) -> Iterator[Photograph]:
+    for group in json.loads((folder / "sets.json").read_text()):
+        index = json.loads((folder / group / "index.json").read_text())
+        for row in index["images"]:
+            name = str(row["name"])
+            yield Photograph(
+                name,
+                group,
+                str(row.get("tier", "")),
+                folder / group / "images" / f"{name}.jpg",
+                folder / group / "masks" / f"{name}.png",
+            )
+
+
+def _coco_layout(folder: Path) -> Iterator[Photograph]:
+    from clickmask.datasets.coco_reader import sample_objects
+
+    objects = sample_objects(folder).objects
+    for picture, found in groupby(objects, key=lambda each: each.picture):
+        yield Photograph(picture.stem, folder.name, "", picture, tuple(found))

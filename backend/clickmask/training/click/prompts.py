@@ -1,0 +1,224 @@
+"""A simulated annotator, for whole batches at once on any device, and prompts as maps.
+
+Coordinates are continuous pixels of the network's input; masks and maps are at half its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional
+
+from clickmask.segmenters._builtin.prompt_maps import (
+    BOX,
+    CLICKED,
+    CLICKED_WIDE,
+    MAPS,
+    MIDDLE,
+    NARROW,
+    REGION,
+    REJECTED,
+    REJECTED_WIDE,
+    WIDE,
+)
+
+BOXES = 0.5  # of the prompts begin with a box
+CLICK_IN_BOX = 0.3  # of those, with a click as well
+SLOPPY = 0.65  # of the boxes
+SLOPPINESS, LARGEST_SLIP = 0.06, 20.0  # of a side, standard deviation; px
+CENTRAL = 0.5  # of the clicks are at the deepest place, the others anywhere that is deep enough
+GIVEN_MASK = 0.1  # of the prompts begin with a mask that is nearly right
+UNTOLD = 0.5  # of those, without a click or box
+
+
+@dataclass
+class Prompts:
+    """What was pointed at so far, for each of N targets of (h, w): half the input's size."""
+
+    size: tuple[int, int]
+    device: torch.device
+    count: int
+    maps: torch.Tensor = field(init=False)  # (N, MAPS, h, w)
+    clicks: torch.Tensor = field(init=False)  # (N,)
+
+    def __post_init__(self) -> None:
+        self.maps = torch.zeros((self.count, MAPS, *self.size), device=self.device)
+        self.clicks = torch.zeros(self.count, device=self.device)
+
+    def ambiguous(self) -> torch.Tensor:
+        """(N,) 1 where there is one click and nothing else, which may mean a part or the whole; else 0."""
+        told = self.maps[:, [BOX, REGION]].abs().amax((1, 2, 3))
+        return ((told == 0) & (self.clicks == 1)).float()
+
+    def click(self, points: torch.Tensor, foreground: torch.Tensor, when: torch.Tensor) -> None:
+        """Add the points (N, 2) of (x, y), those of `when` (N,) bool."""
+        height, width = self.size
+        x = 2 * torch.arange(width, device=self.device) + 1.0  # px of the input, of the pixels' centres
+        y = 2 * torch.arange(height, device=self.device) + 1.0
+        across = (x - points[:, :1]) ** 2  # (N, w)
+        down = (y - points[:, 1:]) ** 2  # (N, h)
+        for sigma, positive, negative in ((NARROW, CLICKED, REJECTED), (WIDE, CLICKED_WIDE, REJECTED_WIDE)):
+            scale = -0.5 / sigma**2
+            bump = torch.exp(down * scale)[:, :, None] * torch.exp(across * scale)[:, None, :]
+            for channel, chosen in ((positive, when & foreground), (negative, when & ~foreground)):
+                added = torch.maximum(self.maps[:, channel], bump)
+                self.maps[:, channel] = torch.where(chosen[:, None, None], added, self.maps[:, channel])
+        self.clicks += when
+
+    def enclose(self, boxes: torch.Tensor, when: torch.Tensor) -> None:
+        """Give the boxes (N, 4) of `when`."""
+        height, width = self.size
+        x = 2 * torch.arange(width, device=self.device) + 1.0
+        y = 2 * torch.arange(height, device=self.device) + 1.0
+        x0, y0, x1, y1 = (boxes[:, number, None] for number in range(4))
+        # of the pixel, the part that is inside: boxes lie on fractions
+        across = ((x - x0 + 1).clamp(0, 2) * (x1 - x + 1).clamp(0, 2) / 4)[:, None, :]
+        down = ((y - y0 + 1).clamp(0, 2) * (y1 - y + 1).clamp(0, 2) / 4)[:, :, None]
+        self.maps[:, BOX] = torch.where(when[:, None, None], 2 * across * down - 1, self.maps[:, BOX])
+        u = (2 * (x - x0) / (x1 - x0).clamp(min=1) - 1)[:, None, :]
+        v = (2 * (y - y0) / (y1 - y0).clamp(min=1) - 1)[:, :, None]
+        middle = (1 - u**2).clamp(min=0) * (1 - v**2).clamp(min=0)
+        self.maps[:, MIDDLE] = torch.where(when[:, None, None], middle, self.maps[:, MIDDLE])
+
+    def correct(self, probabilities: torch.Tensor, when: torch.Tensor) -> None:
+        """Show the masks (N, h, w) of `when` as what there is so far."""
+        self.maps[:, REGION] = torch.where(
+            when[:, None, None], 2 * probabilities.clamp(0, 1) - 1, self.maps[:, REGION]
+        )
+
+
+def begin(targets: torch.Tensor, noise: torch.Generator) -> Prompts:
+    """First prompts for `targets` (N, h, w) of 0 and 1: or masks that are nearly right."""
+    count, height, width = targets.shape
+    prompts = Prompts((height, width), targets.device, count)
+    draw = _uniform(targets, noise)
+    boxed = draw() < BOXES
+    given = draw() < GIVEN_MASK
+    untold = given & (draw() < UNTOLD)
+    prompts.enclose(sloppy_boxes(targets, noise), boxed & ~untold)
+    points, _ = deepest(targets, noise)
+    everywhere = torch.ones_like(boxed)
+    prompts.click(points, everywhere, (~boxed | (draw() < CLICK_IN_BOX)) & ~untold)
+    prompts.correct(nearly(targets, noise), given)
+    return prompts
+
+
+def correct(
+    prompts: Prompts, targets: torch.Tensor, probabilities: torch.Tensor, noise: torch.Generator
+) -> Prompts:
+    """The prompts after a click where `probabilities` (N, h, w) are wrong, with them as the region.
+
+    Now and then without the click, the region blurred: the second look at a part of an image is
+    told of the first one so.
+    """
+    draw = _uniform(targets, noise)
+    found = probabilities > 0.5
+    wanted = targets > 0.5
+    errors = torch.cat([wanted & ~found, found & ~wanted]).float()
+    points, depths = deepest(errors, noise)
+    missed, wrong = depths.chunk(2)
+    foreground = missed >= wrong
+    chosen = torch.where(foreground[:, None], points[: len(targets)], points[len(targets) :])
+    again = draw() < 0.25
+    prompts.click(chosen, foreground, (torch.maximum(missed, wrong) > 0) & ~again)
+    shown = torch.where(again[:, None, None], _blurred(probabilities, 4), probabilities)
+    prompts.correct(shown, torch.ones_like(again))
+    return prompts
+
+
+def deepest(masks: torch.Tensor, noise: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points (N, 2) deep inside of `masks` (N, h, w), and how deep the deepest are (0: an empty mask).
+
+    With `noise`, only CENTRAL of them are the deepest ones. Depths are those of an octagon, in
+    pixels of a quarter of the input's size.
+    """
+    count, _, width = masks.shape
+    small = functional.avg_pool2d(masks[:, None].float(), 2)[:, 0]
+    depth = _depths(small)
+    flat = depth.flatten(1)
+    most = flat.max(1).values
+    score = flat
+    if noise is not None:
+        draw = _uniform(masks, noise)
+        enough = flat >= (draw() * most)[:, None]
+        lottery = torch.rand(flat.shape, generator=noise, device=masks.device)
+        anywhere = enough * (flat > 0) * (lottery + 1e-3)
+        score = torch.where((draw() < CENTRAL)[:, None], flat + 1e-3 * lottery * (flat > 0), anywhere)
+    at = score.argmax(1)
+    row, column = at // (width // 2), at % (width // 2)
+    # of the four pixels under it, one that is in the mask
+    index = torch.arange(count, device=masks.device)
+    four = torch.stack([masks[index, 2 * row + dy, 2 * column + dx] for dy in (0, 1) for dx in (0, 1)], 1)
+    best = four.float().argmax(1)
+    x, y = 4 * column + 2 * (best % 2) + 1, 4 * row + 2 * (best // 2) + 1
+    centre = four.min(1).values > 0.5  # all four are: between them
+    points = torch.stack([torch.where(centre, 4 * column + 2, x), torch.where(centre, 4 * row + 2, y)], 1)
+    return points.float(), most
+
+
+def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
+    """(N, 4) of (x0, y0, x1, y1) round `masks` (N, h, w), in pixels of the input, twice as large."""
+    _, height, width = masks.shape
+    columns, rows = (masks > 0.5).any(1), (masks > 0.5).any(2)
+    x, y = (torch.arange(side, device=masks.device) for side in (width, height))
+    x0 = torch.where(columns, x, width).amin(1)
+    x1 = torch.where(columns, x + 1, 0).amax(1)
+    y0 = torch.where(rows, y, height).amin(1)
+    y1 = torch.where(rows, y + 1, 0).amax(1)
+    return 2.0 * torch.stack([x0, y0, x1, y1], 1)
+
+
+def sloppy_boxes(masks: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+    """Boxes as people draw them: some tight to a pixel or so, some not."""
+    boxes = tight_boxes(masks)
+    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    gaussian = torch.randn(boxes.shape, generator=noise, device=masks.device)
+    sloppy = (_uniform(masks, noise)() < SLOPPY)[:, None]
+    slip = torch.where(sloppy, (SLOPPINESS * sides * gaussian).clamp(-LARGEST_SLIP, LARGEST_SLIP), gaussian)
+    moved = boxes + slip
+    low, high = torch.minimum(moved[:, :2], moved[:, 2:] - 2), torch.maximum(moved[:, 2:], moved[:, :2] + 2)
+    return torch.cat([low, high], 1)
+
+
+def nearly(targets: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+    """`targets` (N, h, w) grown or shrunk, moved and blurred: masks of another model, or of a first look."""
+    draw = _uniform(targets, noise)
+    mask = targets[:, None].float()
+    grown = functional.max_pool2d(mask, 9, 1, 4)
+    shrunk = -functional.max_pool2d(-mask, 5, 1, 2)
+    kind = draw()[:, None, None, None]
+    changed = torch.where(kind < 0.35, grown, torch.where(kind < 0.7, shrunk, mask))
+    rows = (torch.rand((), generator=noise, device=targets.device) * 13 - 6).round().int()
+    columns = (torch.rand((), generator=noise, device=targets.device) * 13 - 6).round().int()
+    changed = torch.roll(changed, (int(rows), int(columns)), (2, 3))
+    return _blurred(changed[:, 0], 8)
+
+
+def _blurred(masks: torch.Tensor, factor: int) -> torch.Tensor:
+    """As if they had been found at a `factor` times smaller size."""
+    small = functional.avg_pool2d(masks[:, None].float(), factor)
+    return functional.interpolate(small, masks.shape[1:], mode="bilinear")[:, 0]
+
+
+def _depths(masks: torch.Tensor) -> torch.Tensor:
+    """How many erosions each pixel of `masks` (N, h, w) outlives; squares and crosses in turn.
+
+    What lies outside of the frame is background. A pixel that is covered in part counts by that part.
+    """
+    alive = functional.pad(masks[:, None].float(), (1, 1, 1, 1))
+    total = torch.zeros_like(alive)
+    for turn in range(min(masks.shape[1:]) // 2 + 1):
+        total += alive
+        if turn % 2:
+            alive = -functional.max_pool2d(-alive, 3, 1, 1)
+        else:
+            across = -functional.max_pool2d(-alive, (1, 3), 1, (0, 1))
+            alive = torch.minimum(across, -functional.max_pool2d(-alive, (3, 1), 1, (1, 0)))
+    return total[:, 0, 1:-1, 1:-1]
+
+
+def _uniform(like: torch.Tensor, noise: torch.Generator) -> Callable[[], torch.Tensor]:
+    """Draws (N,) numbers between 0 and 1, anew at each call."""
+    return lambda: torch.rand(like.shape[0], generator=noise, device=like.device)

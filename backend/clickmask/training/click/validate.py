@@ -1,0 +1,101 @@
+"""A quick measure while training: held-out photographs, whole, at the network's own size.
+
+The protocol of `clickmask.reports.clicks`, but octagonal distances, no second look and half the
+resolution, for batches on the device. It is for comparing runs; what is published is measured by
+`clickmask evaluate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch.nn import functional
+
+from clickmask.training.click.fit import ious
+from clickmask.training.click.network import ClickFPN
+from clickmask.training.click.pool import PARTS, SIDE, Pool
+from clickmask.training.click.prompts import Prompts, deepest, tight_boxes
+
+CLICKS = 5
+OBJECTS = 4  # of an image, the largest but for the root
+BATCH = 16
+
+
+@torch.no_grad()
+def validate(network: ClickFPN, pool: Pool, side: int) -> Mapping[str, list[float]]:
+    """Group of photographs -> mIoU after 1 .. CLICKS clicks, from a box, and the number of objects."""
+    network.eval()
+    found: dict[str, list[torch.Tensor]] = {}
+    noise = torch.Generator(pool.pixels.device).manual_seed(0)
+    usable: list[int] = sorted(set(cast("Any", pool.owners).tolist()))
+    for first in range(0, len(usable), BATCH):
+        owners = torch.tensor(usable[first : first + BATCH], device=pool.owners.device)
+        images, targets = _whole(pool, owners, side, noise)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+            embedded = network.encoder(images.contiguous(memory_format=torch.channels_last))
+            embedded = [each.repeat_interleave(OBJECTS, 0) for each in embedded]
+            scores = _scores(network, embedded, targets.flatten(0, 1)).reshape(len(owners), OBJECTS, -1)
+        for owner, rows in zip(usable[first:], scores, strict=False):
+            found.setdefault(pool.photographs[owner].group, []).extend(rows)
+    summary = {
+        group: [round(float(value), 4) for value in torch.stack(rows).mean(0)] + [float(len(rows))]
+        for group, rows in sorted(found.items())
+    }
+    groups = torch.tensor([row[:-1] for row in summary.values()])
+    summary["mean of groups"] = [round(float(value), 4) for value in groups.mean(0)] + [float(len(groups))]
+    return summary
+
+
+def _scores(network: ClickFPN, embedded: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+    """(N, CLICKS + 1) IoUs: after each click, and from the box alone."""
+    count, height, width = targets.shape
+    everywhere = torch.ones(count, dtype=torch.bool, device=targets.device)
+    prompts = Prompts((height, width), targets.device, count)
+    points, _ = deepest(targets)
+    foreground = everywhere
+    rows: list[torch.Tensor] = []
+    for _ in range(CLICKS):
+        prompts.click(points, foreground, everywhere)
+        logits, _ = network.decoder(embedded, prompts.maps)
+        rows.append(ious(logits[:, :1], targets)[:, 0])
+        found = logits[:, 0] > 0
+        points, depths = deepest(torch.cat([(targets > 0.5) & ~found, found & ~(targets > 0.5)]).float())
+        missed, wrong = depths.chunk(2)
+        foreground = missed >= wrong
+        points = torch.where(foreground[:, None], points[:count], points[count:])
+        prompts.correct(torch.sigmoid(logits[:, 0].float()), everywhere)
+    prompts = Prompts((height, width), targets.device, count)
+    prompts.enclose(tight_boxes(targets), everywhere)
+    logits, _ = network.decoder(embedded, prompts.maps)
+    return torch.stack([*rows, ious(logits[:, :1], targets)[:, 0]], 1)
+
+
+def _whole(
+    pool: Pool, owners: torch.Tensor, side: int, noise: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, 3, S, S) and OBJECTS targets of each (B, P, S / 2, S / 2)."""
+    count = len(owners)
+    sizes = pool.sizes[owners]
+    scale = sizes.amax(1).float() / SIDE
+    theta = torch.zeros((count, 2, 3), device=owners.device)
+    theta[:, 0, 0] = theta[:, 1, 1] = scale
+    theta[:, :, 2] = (scale - 1)[:, None]
+    grid = functional.affine_grid(theta, [count, 3, side, side], align_corners=False)
+    inside = ((grid + 1) * (SIDE / 2) < sizes.flip(1)[:, None, None]).all(3)[:, None]
+    images = (
+        functional.grid_sample(pool.pixels[owners].float() / 127.5 - 1, grid, align_corners=False) * inside
+    )
+    codes = functional.grid_sample(
+        pool.codes[owners][:, None].float(), grid, mode="nearest", align_corners=False
+    )
+    ids = torch.div(codes[:, 0], PARTS, rounding_mode="floor")  # (B, S, S)
+    targets = torch.zeros((count, OBJECTS, side // 2, side // 2), device=owners.device)
+    for number in range(count):
+        own = (pool.owners == owners[number]).nonzero()[:, 0]
+        picked = torch.multinomial(pool.chances[own], OBJECTS, len(own) < OBJECTS, generator=noise)
+        for place, one in enumerate(own[picked]):
+            wanted = ids[number] == pool.numbers[one]
+            targets[number, place] = functional.avg_pool2d(wanted[None].float(), 2)[0] >= 0.5
+    return images, targets

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+import signal
+import socket
+import sqlite3
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import PIL.Image
+import pytest
+import requests
+from typer.testing import CliRunner
+
+from clickmask.inference.catalogue import Catalogue
+from clickmask.inference.weights import CHECKPOINTS, Checkpoint, WeightsFolder
+from clickmask_adapters.cli import app
+from clickmask_adapters.commands import weights
+from support.served import serving
+from support.waiting import until
+
+
+def picture() -> str:
+    """Base64 of a light square on dark noise."""
+    pixels = np.random.default_rng(0).integers(0, 60, (120, 160, 3), dtype=np.uint8)
+    pixels[40:80, 50:110] += 150
+    raw = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(raw, "png")
+    return base64.b64encode(raw.getvalue()).decode()
+
+
+def test_serve_prints_its_address_when_it_answers_and_no_other(tmp_path: Path) -> None:
+    with serving(tmp_path / "home", LABEL_STUDIO_URL="http://localhost:8080") as server:
+        assert requests.get(server.url + "/health", timeout=5).json()["status"] == "UP"
+        body = {"image": {"data": picture()}, "prompt": {"foreground": [[80, 60]]}}
+        answer = requests.post(server.url + "/v1/proposals", json=body, timeout=30)
+        (best, *_) = answer.json()["proposals"]
+        assert abs(best["area"] - 40 * 60) < 240
+        requests.get(server.url + "/nowhere", timeout=5)
+        until(
+            lambda: requests.get(server.url + "/v1/status", timeout=5).json()["cache"]["disk"]["entries"] == 1
+        )
+        server.stop()
+        assert re.findall(r"https?://[^/\s]+:\d+", server.output) == [server.url]
+        assert "Traceback" not in server.output
+        assert re.search(r"api: image [0-9a-f]{8}, builtin, embedding made", server.output)
+
+
+def test_everything_that_is_written_lies_in_the_home(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with serving(home) as server:
+        webhook = requests.post(server.url + "/webhook", json={"action": "TEST"}, timeout=5)
+        assert webhook.status_code == 200
+    assert {path.name for path in home.iterdir()} >= {"store.sqlite", "inbox.sqlite"}
+    with sqlite3.connect(home / "inbox.sqlite") as connection:
+        assert connection.execute("SELECT count(*) FROM events").fetchone() == (1,)
+    connection.close()
+
+
+def test_an_interrupt_ends_the_server_without_a_traceback(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        server.stop(signal.SIGINT)
+        assert "Traceback" not in server.output
+
+
+def test_a_segmenter_that_is_not_installed_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["serve", "--segmenter", "nothing"], env={"CLICKMASK_HOME": str(tmp_path / "home")}
+    )
+    assert result.exit_code == 2
+    assert "grabcut" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_default_that_cannot_run_is_refused_before_anybody_clicks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = ModuleType("plugins")
+    package.__path__ = [str(tmp_path)]
+    (tmp_path / "heavy.py").write_text("def missing(variant, weights): return 'no weights here'")
+    monkeypatch.setitem(sys.modules, "plugins", package)
+    monkeypatch.setattr("clickmask_adapters.app.segmenters", package)
+    environment = {"CLICKMASK_HOME": str(tmp_path / "home"), "COLUMNS": "200"}
+    result = CliRunner().invoke(app, ["serve", "--segmenter", "heavy", "--port", "0"], env=environment)
+    assert result.exit_code == 2
+    assert "heavy cannot run: no weights here" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_segmenters_are_listed() -> None:
+    result = CliRunner().invoke(app, ["segmenters"])
+    assert re.search(r"grabcut\s+yes", result.output)
+
+
+def test_segmenters_say_what_they_lack_and_how_to_get_it(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["segmenters"], env={"CLICKMASK_HOME": str(tmp_path)})
+    for line in result.output.splitlines():
+        if line.startswith("sam:") and "package" not in line:
+            name = line.split()[0]
+            assert line.rstrip().endswith(f"its weights are not here: clickmask weights fetch {name}")
+
+
+def test_weights_are_listed_with_address_size_hash_and_licence(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["weights", "list"], env={"CLICKMASK_HOME": str(tmp_path)})
+    assert result.exit_code == 0
+    assert f"folder: {tmp_path / 'weights'}" in result.output
+    for name, checkpoint in CHECKPOINTS.items():
+        entry = result.output.partition(f"\n{name}: ")[2].partition("\n\n")[0]
+        assert "its weights are not here" in entry
+        for fact in (checkpoint.address, f"{checkpoint.bytes:,} bytes", checkpoint.sha256, "Apache-2.0"):
+            assert fact in entry
+    assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize("command", ["fetch", "path"])
+def test_weights_that_are_not_known_are_one_line(tmp_path: Path, command: str) -> None:
+    result = CliRunner().invoke(app, ["weights", command, "grabcut"], env={"CLICKMASK_HOME": str(tmp_path)})
+    assert result.exit_code == 1
+    assert result.stderr.strip() == "there are no weights named 'grabcut'; known: " + ", ".join(CHECKPOINTS)
+
+
+def test_fetching_weights_offline_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        mirror = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        environment = {"CLICKMASK_HOME": str(tmp_path), "CLICKMASK_WEIGHTS_MIRROR": mirror, "NO_PROXY": "*"}
+        result = CliRunner().invoke(app, ["weights", "fetch", "sam:vit_b"], env=environment)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "127.0.0.1 cannot be reached: check the network" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_weights_that_are_there_are_printed_as_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clickmask_adapters.commands.weights.find_spec", lambda name: None)  # no export
+    environment = {"CLICKMASK_HOME": str(tmp_path)}
+    official = CHECKPOINTS["sam:vit_b"]
+    path = tmp_path / "weights" / official.file
+    result = CliRunner().invoke(app, ["weights", "path", "sam:vit_b"], env=environment)
+    assert result.exit_code == 1
+    assert result.stderr.strip() == ("sam:vit_b: its weights are not here: clickmask weights fetch sam:vit_b")
+    path.parent.mkdir()
+    path.write_bytes(b"something else")
+    for command in ("path", "fetch"):
+        result = CliRunner().invoke(app, ["weights", command, "sam:vit_b"], env=environment)
+        assert result.exit_code == 1
+        assert "sam_vit_b_01ec64.pth is not the official file" in result.stderr
+    _pretend_verified(path, official.sha256)
+    for command in ("path", "fetch"):
+        result = CliRunner().invoke(app, ["weights", command, "sam:vit_b"], env=environment)
+        assert (result.exit_code, result.stdout.strip()) == (0, str(path))
+    assert "sam:vit_b: here" in CliRunner().invoke(app, ["weights", "list"], env=environment).output
+
+
+def _pretend_verified(path: Path, digest: str) -> None:
+    """The memo of a file that nobody can have here: half a gigabyte from outside."""
+    status = path.stat()
+    memo = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": digest}
+    path.with_name(path.name + ".verified").write_text(json.dumps(memo))
+
+
+@pytest.mark.parametrize("with_torch", [True, False])
+def test_fetched_weights_are_exported_where_torch_is(
+    with_torch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small.pth").write_bytes(b"weights")
+    entry = Checkpoint(
+        "sam:vit_b", "https://127.0.0.1/small.pth", 7, hashlib.sha256(b"weights").hexdigest(), "MIT"
+    )
+    fetched = WeightsFolder(tmp_path, checkpoints={"sam:vit_b": entry})
+    exported: list[str] = []
+
+    def export(catalogue: Catalogue, name: str, progress: Callable[[float, str], None]) -> bool:
+        progress(0.5, "exporting the image encoder")
+        exported.append(name)
+        return True
+
+    monkeypatch.setattr(weights, "create_weights", lambda settings: fetched)
+    monkeypatch.setattr(weights, "find_spec", lambda name: object() if with_torch else None)
+    monkeypatch.setattr(Catalogue, "export", export)
+    result = CliRunner().invoke(app, ["weights", "fetch", "sam:vit_b"], env={"CLICKMASK_HOME": str(tmp_path)})
+    assert result.exit_code == 0
+    assert exported == ["sam:vit_b"] * with_torch
+    assert ("serving it needs no torch" in result.stdout) == with_torch

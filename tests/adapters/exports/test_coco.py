@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from pycocotools.coco import COCO
+
+from clickmask.datasets.snapshot import Dataset, create_dataset
+from clickmask.errors import ExportFailed
+from clickmask.images.decode import decode_image
+from clickmask.labels.geometry import Ellipse, Geometry, Polygon, Rectangle
+from clickmask.labels.submissions import AcceptedLabel, LabelledImage
+from clickmask.masks.regions import mask_iou
+from clickmask.masks.rle import rle_to_mask
+from clickmask_adapters.exports import coco
+from support.drawn import MASKS, disc, ring, two_parts
+from support.labelled import FilesInMemory, accepted, brush, digest_of, labelled, noise, png, polygon
+
+# pycocotools 2.0.x returns arrays in a way that numpy 2 is going to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+HERE = {"tool": "label_studio", "project": "7"}
+TRIANGLE = ((10.5, 10.0), (30.0, 10.25), (28.0, 30.0))
+
+
+def dataset(labels: list[AcceptedLabel], images: list[LabelledImage] | None = None, **more: Any) -> Dataset:
+    return create_dataset(images or [labelled("a")], labels, **HERE, **more)
+
+
+def written(made: Dataset, folder: Path, **options: Any) -> dict[str, Any]:
+    return json.loads(coco.write(made, folder / "out", **options).read_text())
+
+
+def read(made: Dataset, folder: Path, **options: Any) -> COCO:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(str(coco.write(made, folder / "out", **options)))
+
+
+def one(geometry: Geometry | np.ndarray, folder: Path, **options: Any) -> dict[str, Any]:
+    (annotation,) = written(dataset([accepted("a", geometry)]), folder, **options)["annotations"]
+    return annotation
+
+
+def test_the_sections_are_complete_and_ids_begin_at_one(tmp_path: Path) -> None:
+    labels = [accepted(image, disc(), category, region=category) for image in "ba" for category in ("y", "x")]
+    made = written(
+        dataset(labels, [labelled("b", task="1"), labelled("a", task="2")], declared=["y", "z"]), tmp_path
+    )
+    assert set(made["info"]) == {"description", "url", "version", "year", "contributor", "date_created"}
+    assert made["licenses"] == [{"id": 1, "name": "unknown", "url": ""}]
+    assert made["categories"] == [
+        {"id": number, "name": name, "supercategory": ""} for number, name in enumerate("yzx", 1)
+    ]
+    assert [(image["id"], image["file_name"]) for image in made["images"]] == [(1, "a.png"), (2, "b.png")]
+    assert {image["license"] for image in made["images"]} == {1}
+    assert (made["images"][0]["width"], made["images"][0]["height"]) == (64, 48)
+    assert [(a["id"], a["image_id"], a["category_id"]) for a in made["annotations"]] == [
+        (1, 1, 3), (2, 1, 1), (3, 2, 3), (4, 2, 1),
+    ]  # fmt: skip
+    assert made["annotations"][0]["attributes"] == {"region": "label_studio/7/1/1/x"}
+
+
+def test_a_polygon_without_holes_is_the_annotators_own_ring(tmp_path: Path) -> None:
+    annotation = one(Polygon((TRIANGLE,)), tmp_path)
+    assert annotation["segmentation"] == [[value for point in TRIANGLE for value in point]]
+    assert annotation["iscrowd"] == 0
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        brush(disc()),
+        Ellipse((30, 20), (9, 6), 20.0),
+        Polygon((TRIANGLE, ((18, 14), (24, 14), (24, 18)))),
+        Polygon((TRIANGLE, ((40, 34), (50, 34), (50, 40)))),
+    ],
+    ids=["brush", "ellipse", "hole", "two parts"],
+)
+def test_all_else_is_run_lengths_of_exactly_the_mask(geometry: Geometry, tmp_path: Path) -> None:
+    label = accepted("a", geometry)
+    annotation = one(geometry, tmp_path)
+    assert annotation["segmentation"] == {"size": [48, 64], "counts": label.rle["counts"]}
+    assert annotation["area"] == rle_to_mask(label.rle).sum()
+    assert annotation["iscrowd"] == 0
+
+
+def test_a_rotated_rectangle_has_its_four_corners(tmp_path: Path) -> None:
+    (corners,) = one(Rectangle((20, 10, 40, 20), 90.0), tmp_path)["segmentation"]
+    assert np.allclose(np.reshape(corners, (4, 2)), [(35, 5), (35, 25), (25, 25), (25, 5)])
+
+
+def test_area_and_box_are_those_of_what_pycocotools_reads(tmp_path: Path) -> None:
+    labels = [
+        accepted("a", Polygon((TRIANGLE,)), region="1"),
+        accepted("a", Rectangle((3.3, 4.4, 20.7, 30.2), 33.0), region="2"),
+        accepted("a", ring(), region="3"),
+    ]
+    loaded = read(dataset(labels), tmp_path)
+    for annotation in loaded.anns.values():
+        mask = loaded.annToMask(annotation).astype(bool)
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        assert annotation["area"] == mask.sum()
+        assert annotation["bbox"] == [
+            columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1,
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("polygons", ["source", "exact"])
+@pytest.mark.parametrize("name", [name for name in MASKS if name != "empty"])
+def test_a_mask_comes_back_exactly(name: str, polygons: coco.Polygons, tmp_path: Path) -> None:
+    mask = MASKS[name]()
+    made = dataset([accepted("a", mask, size=mask.shape)], [labelled("a", size=mask.shape)])
+    loaded = read(made, tmp_path, polygons=polygons)
+    assert np.array_equal(loaded.annToMask(loaded.anns[1]), mask)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(npst.arrays(np.bool_, npst.array_shapes(min_dims=2, max_dims=2, max_side=10)).filter(np.any))
+def test_any_mask_comes_back_exactly(tmp_path: Path, mask: np.ndarray) -> None:
+    made = dataset([accepted("a", mask, size=mask.shape)], [labelled("a", size=mask.shape)])
+    for polygons in ("source", "exact"):
+        loaded = read(made, tmp_path, polygons=polygons)
+        assert np.array_equal(loaded.annToMask(loaded.anns[1]), mask)
+        assert loaded.anns[1]["area"] == mask.sum()
+
+
+coordinates = st.floats(-20, 80).map(lambda value: round(value, 2))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(coordinates, coordinates), min_size=3, max_size=8))
+def test_any_ring_is_written_so_that_it_reads_back(tmp_path: Path, points: list[tuple[float, float]]) -> None:
+    """Also one that crosses itself, leaves the image or has no area."""
+    label = accepted("a", Polygon((tuple(points),)))
+    annotations = written(dataset([label]), tmp_path)["annotations"]
+    assert len(annotations) == bool(rle_to_mask(label.rle).any())
+
+
+def test_exact_polygons_are_used_where_topology_allows_them(tmp_path: Path) -> None:
+    assert len(one(two_parts(), tmp_path, polygons="exact")["segmentation"]) == 2
+    assert isinstance(one(ring(), tmp_path, polygons="exact")["segmentation"], dict)
+
+
+def test_simplified_polygons_have_few_points_and_a_high_iou(tmp_path: Path) -> None:
+    loaded = read(dataset([accepted("a", disc())]), tmp_path, polygons="simplified")
+    (ring_written,) = loaded.anns[1]["segmentation"]
+    assert len(ring_written) < len(one(disc(), tmp_path, polygons="exact")["segmentation"][0]) / 2
+    assert mask_iou(loaded.annToMask(loaded.anns[1]).astype(bool), disc()) > 0.9
+
+
+def test_cvat_reads_masks_as_crowds_of_plain_runs(tmp_path: Path) -> None:
+    for mask in (disc(), np.ones((48, 64), bool)):
+        loaded = read(dataset([accepted("a", mask)]), tmp_path, for_cvat=True)
+        assert loaded.anns[1]["iscrowd"] == 1
+        assert isinstance(loaded.anns[1]["segmentation"]["counts"], list)
+        assert np.array_equal(loaded.annToMask(loaded.anns[1]), mask)
+    assert one(Polygon((TRIANGLE,)), tmp_path, for_cvat=True)["iscrowd"] == 0
+
+
+def test_a_label_that_covers_nothing_is_left_out_and_that_is_said(tmp_path: Path) -> None:
+    made = dataset([accepted("a", polygon((100, 100), (120, 100), (110, 130)))])
+    assert written(made, tmp_path)["annotations"] == []
+    assert "1 labels cover no pixel and are left out" in coco.losses(made)
+
+
+def test_a_polygon_that_pycocotools_sees_nothing_of_becomes_run_lengths(tmp_path: Path) -> None:
+    sliver = polygon((10.45, 3.0), (10.55, 3.0), (10.55, 40.0), (10.45, 40.0))
+    label = accepted("a", sliver)
+    assert rle_to_mask(label.rle).sum() == 37
+    annotation = one(sliver, tmp_path)
+    assert annotation["area"] > 0
+
+
+def test_what_coco_cannot_say_is_said() -> None:
+    labels = [
+        accepted("a", Ellipse((30, 20), (9, 6), 20.0), region="1"),
+        accepted("a", Rectangle((20, 10, 40, 20), 45.0), region="2"),
+        accepted("a", Polygon((TRIANGLE, ((40, 34), (50, 34), (50, 40)))), region="3"),
+        accepted("a", Polygon((TRIANGLE,)), region="4"),
+    ]
+    said = "\n".join(coco.losses(dataset(labels, unlabelled="ignore")))
+    assert "1 ellipses" in said
+    assert "1 rotated rectangles" in said
+    assert "1 polygons with holes or parts" in said
+    assert "area without a label is unknown" in said
+    assert "IoU" in said
+    assert not any("IoU" in sentence for sentence in coco.losses(dataset(labels), polygons="exact"))
+
+
+def test_pictures_are_written_under_their_names_and_prefixed_where_two_share_one(tmp_path: Path) -> None:
+    images = [
+        labelled("a", "1", "folder/Cat.png"),
+        labelled("b", "2", "cat.png"),
+        labelled("c", "3", "dog.png"),
+        labelled("d", "4", f"{digest_of('b')[:8]}-cat.png"),
+    ]
+    pictures = FilesInMemory({name: png(noise(ord(name))) for name in "abcd"})
+    made = dataset([accepted("a", disc())], images, pictures=pictures)
+    names = {image["digest"]: image["file_name"] for image in written(made, tmp_path)["images"]}
+    assert names[digest_of("c")] == "dog.png"
+    assert names[digest_of("a")] == f"{digest_of('a')[:8]}-Cat.png"
+    assert names[digest_of("b")] == f"{digest_of('b')}-cat.png"
+    assert len(set(names.values())) == 4
+    for digest, name in names.items():
+        assert (tmp_path / "out" / "images" / name).read_bytes() == pictures.files[digest]
+
+
+def test_a_picture_turned_by_exif_is_written_upright(tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    PIL.Image.fromarray(noise(1, (64, 48))).save(file, "JPEG", exif=exif, quality=95)
+    made = dataset([accepted("a", disc())], pictures=FilesInMemory({"a": file.getvalue()}))
+    coco.write(made, tmp_path / "out")
+    with PIL.Image.open(tmp_path / "out" / "images" / "a.png") as shown:
+        assert shown.size == (64, 48)
+        assert not shown.getexif()
+        pixels = np.asarray(shown).astype(int)
+    displayed = decode_image(file.getvalue()).pixels
+    assert np.abs(pixels - displayed).mean() < 4
+    assert any("turned upright" in sentence for sentence in coco.losses(made))
+
+
+def test_an_export_that_reads_back_differently_never_appears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = dataset([accepted("a", disc(), region="1"), accepted("a", ring(), region="2")])
+    right = coco._content
+
+    def swapped(*given: Any) -> dict[str, Any]:
+        content = right(*given)
+        one, other = content["annotations"]
+        one["segmentation"], other["segmentation"] = other["segmentation"], one["segmentation"]
+        return content
+
+    monkeypatch.setattr(coco, "_content", swapped)
+    with pytest.raises(ExportFailed, match="annotation 1"):
+        coco.write(made, tmp_path / "out")
+    monkeypatch.setattr(coco, "_content", lambda *given: right(*given) | {"categories": []})
+    with pytest.raises(ExportFailed, match="images, categories"):
+        coco.write(made, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,203 @@
+"""YOLO, Pascal VOC and PNG masks: what is in their files, read by others where there are any."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+import yaml
+
+from clickmask.datasets.snapshot import Dataset, create_dataset
+from clickmask.errors import ExportFailed, InvalidRequest
+from clickmask.labels.split import Placed, Side, fingerprint
+from clickmask.labels.submissions import AcceptedLabel
+from clickmask.masks.polygons import polygons_to_mask
+from clickmask.masks.regions import mask_iou
+from clickmask_adapters.exports import _class_maps, _pictures, png, voc, yolo
+from support.drawn import MASKS, disc, rectangle, ring, two_parts
+from support.labelled import SIZE, FilesInMemory, accepted, digest_of, labelled, noise
+from support.labelled import png as to_png
+
+SIDES: dict[str, Side] = {"a": "train", "b": "validation", "c": "test"}
+LABELS = [
+    accepted("a", disc(), "cell", region="1"),
+    accepted("a", rectangle(SIZE, (20, 20, 40, 30)), "nucleus", region="2"),
+    accepted("b", ring(), "cell", region="3", task="2"),
+    accepted("b", two_parts(), "nucleus", region="4", task="2"),
+]
+
+
+def dataset(labels: list[AcceptedLabel] = LABELS, names: str = "abcd", **more: Any) -> Dataset:
+    """The image "d" has no side."""
+    placed = [Placed(digest_of(name), side, fingerprint(noise(ord(name)))) for name, side in SIDES.items()]
+    return create_dataset(
+        [labelled(name, task=str(number)) for number, name in enumerate(names, 1)],
+        labels,
+        placed,
+        tool="cvat",
+        project="1",
+        pictures=FilesInMemory({name: to_png(noise(ord(name))) for name in names}),
+        **more,
+    )
+
+
+def indexed(path: Path) -> np.ndarray:
+    with PIL.Image.open(path) as image:
+        assert image.mode == "P"
+        return np.array(image)
+
+
+def test_yolo_has_a_line_an_object_in_the_folder_of_its_side(tmp_path: Path) -> None:
+    main = yolo.write(dataset(), tmp_path / "out")
+    described = yaml.safe_load(main.read_text())
+    assert described["names"] == {0: "cell", 1: "nucleus"}
+    for name, side in {"a": "train", "b": "val", "c": "test"}.items():
+        images = tmp_path / "out" / described[side]
+        assert [path.name for path in images.iterdir()] == [f"{name}.png"]
+        assert (tmp_path / "out" / described[side].replace("images", "labels") / f"{name}.txt").exists()
+    assert [path.name for path in (tmp_path / "out" / "images" / "unused").iterdir()] == ["d.png"]
+    lines = (tmp_path / "out" / "labels" / "train" / "a.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["0", "1"]
+    assert (tmp_path / "out" / "labels" / "test" / "c.txt").read_text() == ""
+
+
+@pytest.mark.parametrize("name", [name for name in MASKS if name != "empty"])
+def test_a_line_of_yolo_draws_its_mask_with_parts_and_holes(name: str, tmp_path: Path) -> None:
+    mask = MASKS[name]()
+    label = accepted("d", mask, size=mask.shape)
+    made = create_dataset([labelled("d", size=mask.shape)], [label], tool="cvat", project="1")
+    yolo.write(made, tmp_path / "out", min_iou=1)
+    (line,) = (tmp_path / "out" / "labels" / "unused" / "d.txt").read_text().splitlines()
+    values = np.array(line.split()[1:], float)
+    assert values.min() >= 0
+    assert values.max() <= 1
+    drawn = values.reshape(-1, 2) * (mask.shape[1], mask.shape[0])
+    assert mask_iou(polygons_to_mask([np.round(drawn, 3)], mask.shape), mask) == 1
+
+
+def test_opencv_draws_a_line_of_yolo_about_as_it_was_meant(tmp_path: Path) -> None:
+    """As Ultralytics does: vertices cut off to whole pixels, and the edges drawn with the inside."""
+    yolo.write(dataset(), tmp_path / "out")
+    for line, mask in zip(
+        (tmp_path / "out" / "labels" / "validation" / "b.txt").read_text().splitlines(),
+        (ring(), two_parts()),
+        strict=True,
+    ):
+        points = (np.array(line.split()[1:], float).reshape(-1, 2) * (64, 48)).astype(np.int32)
+        filled = cv2.fillPoly(np.zeros(SIZE, np.uint8), [points], 1).astype(bool)
+        assert mask_iou(filled, mask) > 0.8
+
+
+def test_categories_of_any_name_are_read_by_yaml(tmp_path: Path) -> None:
+    names = ["a: b", 'quo"te', "- dash", "Zelle ü", "null", "1", "new\nline", "#hash"]
+    main = yolo.write(dataset([], declared=names), tmp_path / "out")
+    assert yaml.safe_load(main.read_text())["names"] == dict(enumerate(names))
+    assert yaml.safe_load(yolo.write(dataset([]), tmp_path / "none").read_text())["names"] == {}
+
+
+def test_yolo_says_what_it_bends() -> None:
+    said = "\n".join(yolo.losses(dataset(unlabelled="ignore")))
+    assert "1 objects have holes" in said
+    assert "1 objects have parts" in said
+    assert "1 images are on no side" in said
+    assert "unknown in this project" in said
+
+
+def test_png_masks_have_the_number_of_a_category(tmp_path: Path) -> None:
+    main = png.write(dataset(unlabelled="ignore"), tmp_path / "out")
+    described = json.loads(main.read_text())
+    assert described["categories"] == {"background": 0, "unknown": 255, "1": "cell", "2": "nucleus"}
+    sides = {image["image"]: image["side"] for image in described["images"]}
+    assert sides == {"a.png": "train", "b.png": "validation", "c.png": "test", "d.png": None}
+    classes = indexed(tmp_path / "out" / "masks" / "a.png")
+    small = rectangle(SIZE, (20, 20, 40, 30))
+    assert np.array_equal(classes == 2, small)
+    assert np.array_equal(classes == 1, disc() & ~small)
+    assert np.array_equal(classes == 255, ~disc() & ~small)
+    said = "\n".join(png.losses(dataset()))
+    assert "4 objects are one class a pixel" in said
+    assert "2 images have labels that overlap" in said
+
+
+def test_voc_has_boxes_from_one_on_and_both_kinds_of_masks(tmp_path: Path) -> None:
+    labelmap = voc.write(dataset(), tmp_path / "out")
+    assert labelmap.read_text().splitlines()[1:] == [
+        "background:0,0,0::",
+        "cell:128,0,0::",
+        "nucleus:0,128,0::",
+    ]
+    root = ET.fromstring((tmp_path / "out" / "Annotations" / "a.xml").read_text())
+    assert root.findtext("filename") == "a.png"
+    assert (root.findtext("size/width"), root.findtext("size/height")) == ("64", "48")
+    cell, nucleus = root.findall("object")
+    assert (cell.findtext("name"), nucleus.findtext("name")) == ("cell", "nucleus")
+    assert [nucleus.findtext(f"bndbox/{name}") for name in voc.BOUNDS] == ["21", "21", "40", "30"]
+    objects = indexed(tmp_path / "out" / "SegmentationObject" / "a.png")
+    assert np.array_equal(objects == 2, rectangle(SIZE, (20, 20, 40, 30)))
+    assert np.array_equal(objects > 0, indexed(tmp_path / "out" / "SegmentationClass" / "a.png") > 0)
+    sets = tmp_path / "out" / "ImageSets" / "Segmentation"
+    assert {path.name: path.read_text() for path in sets.iterdir()} == {
+        "train.txt": "a\n", "val.txt": "b\n", "test.txt": "c\n",
+    }  # fmt: skip
+    assert "1 images are on no side, and in no set" in voc.losses(dataset())
+
+
+def test_a_category_that_xml_cannot_hold_is_written_without_that(tmp_path: Path) -> None:
+    made = dataset([accepted("a", disc(), "ce\x00ll <&> \ud800", region="1")])
+    voc.write(made, tmp_path / "out")
+    root = ET.fromstring((tmp_path / "out" / "Annotations" / "a.xml").read_bytes())
+    assert root.findtext("object/name") == "ce_ll <&> _"
+
+
+def test_the_colours_are_those_of_the_voc_kit() -> None:
+    colours = np.frombuffer(_class_maps.palette(), np.uint8).reshape(256, 3)
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 15: (192, 128, 128), 255: (224, 224, 192)}
+    assert {number: tuple(colours[number]) for number in known} == known
+
+
+def test_more_than_254_categories_or_objects_do_not_fit_a_png(tmp_path: Path) -> None:
+    many = dataset([], declared=[str(number) for number in range(255)])
+    for export in (png, voc):
+        with pytest.raises(InvalidRequest, match="254 categories"):
+            export.write(many, tmp_path / "out")
+    crowd = [accepted("a", rectangle(SIZE, (n % 60, 2, n % 60 + 3, 6)), region=f"{n:03}") for n in range(255)]
+    with pytest.raises(InvalidRequest, match="255 objects"):
+        voc.write(dataset(crowd), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_beside_pictures_have_stems_of_their_own() -> None:
+    images = [
+        labelled(str(n), str(n), name) for n, name in enumerate(["a.png", "A.jpg", "b.tar.gz", ".png", "b"])
+    ]
+    made = create_dataset(images, [], tool="cvat", project="1")
+    found = _pictures.stems(made.samples)
+    assert found[digest_of("2")] == ("b.tar", ".gz")
+    assert found[digest_of("3")] == (".png", "")
+    assert found[digest_of("0")] == (f"{digest_of('0')[:8]}-a", ".png")
+    assert len({stem.casefold() for stem, _ in found.values()}) == 5
+
+
+@pytest.mark.parametrize("damage", ["mask", "box", "line"])
+def test_what_reads_back_differently_never_appears(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if damage == "mask":
+        monkeypatch.setattr(_class_maps, "palette", lambda: bytes(768))
+        monkeypatch.setattr(_class_maps.np, "array_equal", lambda one, other: False)
+        export: Any = png
+    elif damage == "box":
+        monkeypatch.setattr(voc, "BOUNDS", ("xmax", "ymin", "xmin", "ymax"))
+        export = voc
+    else:
+        monkeypatch.setattr(yolo, "join_parts", lambda rings: rings[0] + 5)
+        export = yolo
+    with pytest.raises(ExportFailed):
+        export.write(dataset(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,173 @@
+"""What every export promises, those that are yet to be written too."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from clickmask import plugins
+from clickmask.datasets.snapshot import Dataset, create_dataset
+from clickmask.errors import ExportFailed, InvalidImage, InvalidRequest
+from clickmask.labels.geometry import Ellipse, Rectangle
+from clickmask_adapters import exports
+from clickmask_adapters.exports import _folder
+from support.drawn import disc, ring, two_parts
+from support.labelled import FilesInMemory, accepted, labelled, noise, png, polygon
+
+NAMES = plugins.names(exports)
+
+
+def drawn_dataset(*, with_labels: bool = True) -> Dataset:
+    """Every kind of geometry, an image without labels, and one whose file is not kept."""
+    labels = [
+        accepted("a", polygon((10.5, 10), (30, 10.25), (28, 30)), "cell", region="polygon"),
+        accepted("a", Rectangle((30, 5, 50, 20), 15.0), "cell", region="rectangle"),
+        accepted("a", Ellipse((20, 35), (12, 6), 30.0), "nucleus", region="ellipse"),
+        accepted("b", disc(), "nucleus", region="disc"),
+        accepted("b", ring(), "cell", region="ring"),
+        accepted("b", two_parts(), "cell", region="parts"),
+        accepted("b", polygon((90, 90), (95, 90), (95, 95)), "cell", region="outside"),
+        accepted("d", disc(), "cell", region="lost"),
+    ]
+    return create_dataset(
+        [labelled(name, task=name) for name in "abcd"],
+        labels if with_labels else [],
+        tool="label_studio",
+        project="7",
+        declared=["cell", "nucleus", "unused"],
+        pictures=FilesInMemory({name: png(noise(ord(name))) for name in "abc"}),
+    )
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(params=NAMES)
+def export(request: pytest.FixtureRequest) -> ModuleType:
+    return plugins.load(exports, request.param)
+
+
+def test_coco_is_an_export() -> None:
+    assert "coco" in NAMES
+
+
+def test_the_same_dataset_gives_the_same_bytes(export: ModuleType, tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    main = export.write(drawn_dataset(), one)
+    assert main.exists()
+    assert main.is_relative_to(one)
+    export.write(drawn_dataset(), other)
+    assert contents(one) == contents(other)
+
+
+def test_an_earlier_export_is_replaced_whole(export: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "out"
+    export.write(drawn_dataset(), folder)
+    export.write(drawn_dataset(with_labels=False), folder)
+    export.write(drawn_dataset(with_labels=False), tmp_path / "fresh")
+    assert contents(folder) == contents(tmp_path / "fresh")
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("file", ["notes.txt", "images/mine.png", "annotations/train.json"])
+def test_nothing_of_somebody_else_is_ever_removed(export: ModuleType, tmp_path: Path, file: str) -> None:
+    folder = tmp_path / "out"
+    export.write(drawn_dataset(), folder)
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text("mine")
+    before = contents(folder)
+    with pytest.raises(InvalidRequest, match="which is no export's"):
+        export.write(drawn_dataset(), folder)
+    assert contents(folder) == before
+
+
+def test_a_failure_leaves_the_earlier_export(export: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    export.write(drawn_dataset(), folder)
+    before = contents(folder)
+    broken = drawn_dataset()
+    assert isinstance(broken.pictures, FilesInMemory)
+    broken.pictures.files = dict.fromkeys(broken.pictures.files, b"damaged")
+    with pytest.raises(InvalidImage, match="damaged"):
+        export.write(broken, folder)
+    assert contents(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_dataset_without_any_label_is_exported(export: ModuleType, tmp_path: Path) -> None:
+    assert export.write(drawn_dataset(with_labels=False), tmp_path / "out").exists()
+
+
+def test_what_is_lost_is_said_in_sentences(export: ModuleType) -> None:
+    said = export.losses(drawn_dataset())
+    assert any("1 images are not kept" in sentence for sentence in said)
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for name in ("file", "link"):
+        with pytest.raises(InvalidRequest, match="cannot be replaced"):
+            _folder.require_replaceable(tmp_path / name)
+    with (
+        pytest.raises(InvalidRequest, match="nothing can be written beside"),
+        _folder.replacing(Path("/proc/x")),
+    ):
+        pytest.fail("there is nothing to write into")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_readers_see_one_export_or_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """Where the system cannot exchange two folders, the old one is out of the way for a moment."""
+    if not at_once:
+        monkeypatch.setattr(_folder, "_exchanged_at_once", lambda one, other: False)
+    folder = tmp_path / "out"
+    for number in range(3):
+        with _folder.replacing(folder) as new:
+            (new / "file").write_text(str(number))
+            assert not folder.exists() or (folder / "file").read_text() == str(number - 1)
+        assert (folder / "file").read_text() == str(number)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_system_that_cannot_exchange_folders_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert not _folder._exchanged_at_once(one, other)  # there are none
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert not _folder._exchanged_at_once(one, other)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("ctypes.CDLL", lambda *given, **more: object())  # an old C library
+    assert not _folder._exchanged_at_once(one, other)
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_rename_that_fails_leaves_the_earlier_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    folder = tmp_path / "out"
+    with _folder.replacing(folder) as new:
+        (new / "file").write_text("old")
+    monkeypatch.setattr(_folder, "_exchanged_at_once", lambda one, other: False)
+    rename, calls = Path.rename, []
+
+    def broken(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == failing:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", broken)
+    said = pytest.raises(ExportFailed, match="could not be replaced: Input/output error")
+    with said, _folder.replacing(folder) as new:
+        (new / "file").write_text("new")
+    assert (folder / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

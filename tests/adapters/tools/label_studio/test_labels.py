@@ -1,0 +1,420 @@
+"""From Label Studio's annotations to submissions in the domain's words."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clickmask.errors import InvalidRequest
+from clickmask.labels.geometry import Brush, Ellipse, Geometry, Polygon, Rectangle, rasterise
+from clickmask.labels.submissions import (
+    AnnotationDeleted,
+    Change,
+    ProjectDeleted,
+    ProjectDescribed,
+    Submission,
+    TaskDeleted,
+    Unreadable,
+)
+from clickmask.masks.rle import mask_to_rle, rle_to_mask
+from clickmask.types import Mask
+from clickmask_adapters.tools.label_studio import label_config, labels
+from clickmask_adapters.tools.label_studio.bit_mask import PREFIX, bit_mask_to_mask, mask_to_bit_mask
+from clickmask_adapters.tools.label_studio.brush_rle import mask_to_brush_rle
+from support import CONTRACTS, drawn
+
+RECORDED = CONTRACTS / "label_studio"
+CONTROLS = """<BrushLabels name="brush" toName="image"><Label value="Car"/><Label value="Road"/></BrushLabels>
+<PolygonLabels name="poly" toName="image"><Label value="Tree" alias="t"/><Label value="Car"/></PolygonLabels>
+<KeyPointLabels name="point" toName="image" smart="true"><Label value="Only to ask"/></KeyPointLabels>"""
+XML = f'<View><Image name="image" value="$image"/>{CONTROLS}</View>'
+SIZE = (48, 64)
+TASK = {"id": 7, "project": 3, "data": {"image": "/data/upload/3/e9473b6b-a photo.jpg"}}
+PROJECT = {"id": 3, "title": "Streets", "label_config": XML}
+
+
+def recorded(number: int) -> dict[str, Any]:
+    (path,) = RECORDED.glob(f"{number:02}_*.json")
+    return json.loads(path.read_text())
+
+
+def changes_of(number: int) -> list[Change]:
+    return list(labels.changes(recorded(number)["request"]["body"]))
+
+
+def result(kind: str = "rectangle", value: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    value = {"x": 25, "y": 50, "width": 25, "height": 25, "rotation": 0} if value is None else value
+    return {
+        "id": "abc",
+        "type": f"{kind}labels",
+        "from_name": kind,
+        "to_name": "image",
+        "original_width": SIZE[1],
+        "original_height": SIZE[0],
+        "image_rotation": 0,
+        "value": {f"{kind}labels": ["Car"], **value},
+    } | more
+
+
+def annotation(*results: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "id": 11,
+        "task": 7,
+        "project": 3,
+        "result": list(results),
+        "updated_at": "2026-11-22T17:45:26.980658Z",
+        "completed_by": 5,
+        "was_cancelled": False,
+        "ground_truth": False,
+    } | more
+
+
+def submitted(*results: dict[str, Any], xml: str = XML, **more: Any) -> Submission:
+    (only,) = labels.submissions(annotation(*results, **more), TASK, label_config.parse(xml))
+    return only
+
+
+def geometry(*results: dict[str, Any]) -> Geometry:
+    (region,) = submitted(*results).regions
+    return region.geometry
+
+
+def event(action: str, **more: Any) -> dict[str, Any]:
+    return {"action": action, "project": PROJECT, **more}
+
+
+@pytest.mark.parametrize("number", [13, 14, 22])
+def test_recorded_annotations_are_read(number: int) -> None:
+    body = recorded(number)["request"]["body"]
+    described, found = labels.changes(body)
+    assert isinstance(described, ProjectDescribed)
+    assert described.categories == ("Car", "Road")
+    assert isinstance(found, Submission)
+    assert (found.tool, found.project, found.task, found.annotation) == ("label_studio", "1", "1", "1")
+    assert (found.author, found.item, found.skipped, found.ground_truth) == ("1", 0, False, False)
+    assert found.size == (480, 640)
+    assert found.name in ("a.jpg", "plain.jpg")
+    for region, sent in zip(found.regions, body["annotation"]["result"], strict=True):
+        assert (region.id, region.category) == (sent["id"], sent["value"]["brushlabels"][0])
+        assert isinstance(region.geometry, Brush)
+        assert rasterise(region.geometry, (480, 640)).any()
+
+
+def test_a_later_save_has_a_later_time() -> None:
+    created, updated = (changes_of(number)[1] for number in (13, 14))
+    assert isinstance(created, Submission)
+    assert isinstance(updated, Submission)
+    assert 1.32 < updated.updated_at - created.updated_at < 1.33
+
+
+def test_a_recorded_skip_is_no_label() -> None:
+    _, skipped = changes_of(15)
+    assert isinstance(skipped, Submission)
+    assert skipped.skipped
+    assert skipped.regions == ()
+
+
+def test_recorded_deletions_and_changes_of_a_project_are_read() -> None:
+    assert changes_of(16) == [AnnotationDeleted("label_studio", "1")]
+    assert changes_of(20) == [TaskDeleted("label_studio", "4")]
+    (described,) = changes_of(18)
+    assert described == ProjectDescribed("label_studio", "1", "Recorded project", ("Car", "Tree"))
+
+
+def test_the_deletion_of_a_project_is_read() -> None:
+    """As Label Studio's serializer writes it: an organization's webhook gets the id alone."""
+    (deleted,) = labels.changes({"action": "PROJECT_DELETED", "project": {"id": 3}})
+    assert deleted == ProjectDeleted("label_studio", "3")
+
+
+@pytest.mark.parametrize("number", [17, 19])
+def test_events_that_say_nothing_of_labels_mean_nothing(number: int) -> None:
+    assert changes_of(number) == []
+
+
+def test_a_recorded_bit_mask_of_the_ui_is_read() -> None:
+    (found,) = recorded(32)["response_body"]
+    xml = XML.replace("BrushLabels", "BitmaskLabels")
+    (only,) = labels.submissions(found, {**TASK, "project": 23}, label_config.parse(xml))
+    (region,) = only.regions
+    assert isinstance(region.geometry, Brush)
+    assert 1000 < rasterise(region.geometry, (480, 640)).sum() < 480 * 640 / 2
+
+
+def test_bulk_events_match_annotations_with_their_tasks() -> None:
+    other = {"id": 8, "project": 3, "data": {"image": "http://host/b.jpg"}}
+    first, second = annotation(result()), annotation(result(), id=12, task=8)
+    found = labels.changes(event("ANNOTATIONS_CREATED", annotation=[first, second], task=[other, TASK]))
+    assert [(each.annotation, each.task, each.name) for each in found if isinstance(each, Submission)] == [
+        ("11", "7", "a photo.jpg"),
+        ("12", "8", "b.jpg"),
+    ]
+
+
+def test_the_categories_are_those_of_the_controls_that_mark_areas() -> None:
+    assert labels.described(PROJECT) == ProjectDescribed("label_studio", "3", "Streets", ("Car", "Road", "t"))
+
+
+@pytest.mark.parametrize("name", drawn.MASKS)
+def test_brushes_and_bit_masks_are_their_masks(name: str) -> None:
+    mask = drawn.MASKS[name]()
+    height, width = mask.shape
+    size = {"original_height": height, "original_width": width}
+    brush = geometry(result("brush", {"format": "rle", "rle": mask_to_brush_rle(mask).tolist()}, **size))
+    bit_mask = geometry(result("bitmask", {"imageDataURL": mask_to_bit_mask(mask)}, **size))
+    assert brush == bit_mask == Brush(mask_to_rle(mask))
+
+
+@given(st.integers(0, 63), st.integers(0, 47), st.integers(1, 64), st.integers(1, 48))
+def test_percents_of_whole_pixels_are_whole_pixels(x: int, y: int, across: int, down: int) -> None:
+    value = {"x": 100 * x / 64, "y": 100 * y / 48, "width": 100 * across / 64, "height": 100 * down / 48}
+    assert geometry(result(value=value)) == Rectangle((x, y, x + across, y + down))
+
+
+@given(st.floats(0, 60), st.floats(0, 40), st.floats(1, 40), st.floats(1, 40), st.floats(-360, 360))
+def test_a_rectangle_turns_about_its_first_corner(
+    x: float, y: float, across: float, down: float, degrees: float
+) -> None:
+    value = {"x": 100 * x / 64, "y": 100 * y / 48, "width": 100 * across / 64, "height": 100 * down / 48}
+    found = geometry(result(value={**value, "rotation": degrees}))
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
+    angle = math.radians(degrees)
+    along = (columns - x) * math.cos(angle) + (rows - y) * math.sin(angle)
+    beside = (rows - y) * math.cos(angle) - (columns - x) * math.sin(angle)
+    inside = (along > 0) & (along < across) & (beside > 0) & (beside < down)
+    edges = np.stack([np.abs(along), np.abs(along - across), np.abs(beside), np.abs(beside - down)])
+    doubt = edges.min(axis=0) < 1e-6
+    assert np.array_equal(rasterise(found, SIZE) | doubt, inside | doubt)
+
+
+def test_an_ellipse_turns_about_its_centre() -> None:
+    value = {"x": 50, "y": 50, "radiusX": 25, "radiusY": 12.5, "rotation": 30}
+    found = geometry(result("ellipse", value))
+    assert found == Ellipse((32, 24), (16, 6), 30)
+    assert np.array_equal(rasterise(found, SIZE), drawn.ellipse(SIZE, (32, 24), (16, 6), 30))
+
+
+def test_a_polygon_keeps_the_annotators_own_points() -> None:
+    value = {"points": [[10, 10], [33.333333, 10], [20, 87.5]], "closed": True}
+    assert geometry(result("polygon", value)) == Polygon((((6.4, 4.8), (21.33333312, 4.8), (12.8, 42.0)),))
+
+
+def test_the_rotate_tool_does_not_turn_the_coordinates() -> None:
+    assert geometry(result(image_rotation=90)) == geometry(result())
+
+
+def test_a_region_that_labels_tag_labels_is_one_region() -> None:
+    xml = XML.replace(CONTROLS, '<Labels name="l" toName="image"><Label value="Car"/></Labels>')
+    bare = {key: value for key, value in result()["value"].items() if key != "rectanglelabels"}
+    shape = result("rectangle") | {"type": "rectangle", "value": bare}
+    labels = shape | {"type": "labels", "from_name": "l", "value": {**bare, "labels": ["Car"]}}
+    (region,) = submitted(shape, labels, xml=xml).regions
+    assert (region.id, region.category) == ("abc", "Car")
+    assert submitted(shape, xml=xml).regions == ()  # its label was forgotten
+
+
+def test_where_nothing_is_labelled_the_control_is_the_category() -> None:
+    bare = result() | {
+        "type": "rectangle",
+        "from_name": "outline",
+        "value": {"x": 0, "y": 0, "width": 9, "height": 9},
+    }
+    xml = '<View><Image name="image" value="$image"/><Rectangle name="outline" toName="image"/></View>'
+    (region,) = submitted(bare, xml=xml).regions
+    assert region.category == "outline"
+
+
+def test_what_marks_no_area_is_left_out() -> None:
+    point = result("keypoint", {"x": 1, "y": 1, "width": 1}, id="point")
+    text = result(id="text") | {"type": "textarea", "value": {"text": ["a"]}}
+    relation = {"type": "relation", "from_id": "a", "to_id": "b"}
+    assert [region.id for region in submitted(point, result(), text, relation).regions] == ["abc"]
+
+
+def test_regions_that_we_proposed_name_their_proposal() -> None:
+    regions = submitted(result(id="Ab-_efghijklmn12-3"), result(id="own")).regions
+    assert [region.proposal for region in regions] == ["Ab-_efghijklmn12", None]
+
+
+def test_each_image_of_a_task_is_a_submission_of_its_own() -> None:
+    xml = f'<View><Image name="image" valueList="$pages"/><Image name="map" value="$map"/>{CONTROLS}</View>'
+    task = TASK | {"data": {"pages": ["s3://b/one.png", "s3://b/two.png"], "map": "http://host/m.png?sig=1"}}
+    drawn_on = annotation(result(id="second", item_index=1), result(id="map", to_name="map"))
+    found = labels.submissions(drawn_on, task, label_config.parse(xml))
+    assert [(each.item, each.name, [region.id for region in each.regions], each.size) for each in found] == [
+        (0, "one.png", [], None),
+        (1, "two.png", ["second"], SIZE),
+        (2, "m.png", ["map"], SIZE),
+    ]
+    assert {each.items for each in found} == {3}
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("/data/upload/3/e9473b6b-a photo.jpg", "a photo.jpg"),
+        ("/studio/data/upload/3/e9473b6b-%C3%A4.png", "ä.png"),
+        ("/data/local-files/?d=set/b.tif", "b.tif"),
+        ("https://host/e9473b6b-c.jpg?X-Amz-Signature=secret", "e9473b6b-c.jpg"),
+        ("s3://bucket/folder/d.webp", "d.webp"),
+        ("data:image/PNG;base64,AAAA", "task-7.png"),
+        ("data:,x", "task-7.img"),
+        ("http://host/", "task-7"),
+        ("http://[", "task-7"),
+    ],
+)
+def test_an_image_is_called_as_before_it_was_uploaded(uri: str, name: str) -> None:
+    task = TASK | {"data": {"image": uri}}
+    (found,) = labels.submissions(annotation(), task, label_config.parse(XML))
+    assert (found.name, found.address, found.size) == (name, uri, None)
+
+
+@pytest.mark.parametrize(("completed_by", "author"), [(5, "5"), ({"id": 6, "email": "a@b"}, "6"), (None, "")])
+def test_the_author_is_a_number(completed_by: object, author: str) -> None:
+    assert submitted(completed_by=completed_by).author == author
+
+
+def test_ground_truth_and_skips_are_told() -> None:
+    assert submitted(ground_truth=True).ground_truth
+    assert submitted(result(), was_cancelled=True).skipped
+
+
+DAMAGED = {
+    "no labels list": result() | {"value": "text"},
+    "a width that is no number": result(original_width="64"),
+    "a polygon of two points": result("polygon", {"points": [[1, 1], [2, 2]]}),
+    "points that are no pairs": result("polygon", {"points": [[1], [2], [3]]}),
+    "a coordinate that is no number": result(value={"x": "a", "y": 1, "width": 1, "height": 1}),
+    "no width": result(value={"x": 1, "y": 1}),
+    "a brush that is cut off": result("brush", {"rle": mask_to_brush_rle(drawn.disc()).tolist()[:40]}),
+    "a brush of another size": result("brush", {"rle": mask_to_brush_rle(drawn.full()).tolist()}),
+    "a bit mask of another size": result("bitmask", {"imageDataURL": mask_to_bit_mask(drawn.full())}),
+    "an image that the task does not show": result(to_name="elsewhere"),
+    "an index that the task does not have": result(item_index=4),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_region_refuses_its_annotation(name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        submitted(result(id="whole"), DAMAGED[name])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        event("ANNOTATION_CREATED"),
+        event("ANNOTATION_CREATED", annotation=annotation(), task=TASK, project=None),
+        event("ANNOTATIONS_DELETED", annotations=[{}]),
+        event("TASKS_DELETED"),
+        event("PROJECT_UPDATED", project={"id": True}),
+    ],
+    ids=str,
+)
+def test_an_event_that_lacks_what_it_must_have_is_refused(body: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest):
+        list(labels.changes(body))
+
+
+@pytest.mark.parametrize(
+    ("made", "task"),
+    [
+        (annotation(), {"id": 7}),
+        (annotation(), TASK | {"data": {}}),
+        (annotation(id="x"), TASK),
+        (annotation(updated_at="yesterday"), TASK),
+        (annotation(result=None), TASK),
+        (annotation(result=["text"]), TASK),
+        (annotation(task=1234), TASK),
+        (annotation(DAMAGED["a brush that is cut off"]), TASK),
+    ],
+    ids=str,
+)
+def test_an_annotation_that_cannot_be_read_keeps_out_no_other(
+    made: dict[str, Any], task: dict[str, Any]
+) -> None:
+    other = TASK | {"id": 8}
+    around = [annotation(result(), id=number, task=8) for number in (21, 22)]
+    bulk = event("ANNOTATIONS_CREATED", annotation=[around[0], made, around[1]], task=[task, other])
+    _, first, refused, second = labels.changes(bulk)
+    assert [each.annotation for each in (first, second) if isinstance(each, Submission)] == ["21", "22"]
+    assert isinstance(refused, Unreadable)
+    assert f"annotation {made['id']}: " in refused.reason
+
+
+def test_what_nobody_has_thought_of_keeps_out_no_other_annotation(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read = labels._geometry
+
+    def surprised(kind: str, value: dict[str, Any], size: tuple[int, int]) -> Geometry:
+        if kind == "ellipse":
+            raise RuntimeError("at /home/secret")
+        return read(kind, value, size)
+
+    monkeypatch.setattr(labels, "_geometry", surprised)
+    strange = annotation(result("ellipse", {"x": 1, "y": 1, "radiusX": 1, "radiusY": 1}), id=12)
+    made = [strange, annotation(result())]
+    _, refused, read_all_the_same = labels.changes(event("ANNOTATIONS_CREATED", annotation=made, task=[TASK]))
+    assert isinstance(read_all_the_same, Submission)
+    reason = "task 7, annotation 12 cannot be read (RuntimeError); clickmask's log says why"
+    assert refused == Unreadable(reason)
+    assert "at /home/secret" in caplog.text
+
+
+def test_a_bulk_event_is_read_as_it_is_taken_in() -> None:
+    events = labels.changes(event("ANNOTATIONS_CREATED", annotation=[annotation(), None], task=[TASK]))
+    with pytest.raises(InvalidRequest):
+        next(events)  # the list itself is looked at first
+    many = labels.changes(event("ANNOTATIONS_DELETED", annotations=[{"id": 1}, {}]))
+    assert next(many) == AnnotationDeleted("label_studio", "1")
+    with pytest.raises(InvalidRequest):
+        next(many)
+
+
+def test_regions_that_disagree_about_the_images_size_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="different sizes"):
+        submitted(result(), result(id="other", original_width=65))
+
+
+def with_alpha(mask: Mask, alpha: int) -> str:
+    pixels = np.zeros((*mask.shape, 4), np.uint8)
+    pixels[mask, 3] = alpha
+    return PREFIX + base64.b64encode(cv2.imencode(".png", pixels)[1].tobytes()).decode()
+
+
+def test_half_transparent_pixels_of_a_bit_mask_decide_by_their_half() -> None:
+    assert np.array_equal(bit_mask_to_mask(with_alpha(drawn.disc(), 128), SIZE), drawn.disc())
+    assert not bit_mask_to_mask(with_alpha(drawn.disc(), 127), SIZE).any()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "http://host/mask.png",
+        PREFIX + "!",
+        PREFIX + base64.b64encode(b"no image at all, but long enough for a header").decode(),
+        PREFIX + base64.b64encode(cv2.imencode(".png", np.zeros(SIZE, np.uint8))[1].tobytes()).decode(),
+        mask_to_bit_mask(drawn.disc())[:-80],
+    ],
+)
+def test_what_is_no_bit_mask_is_refused(written: str) -> None:
+    with pytest.raises(ValueError, match="bit mask"):
+        bit_mask_to_mask(written, SIZE)
+
+
+def test_a_geometry_is_read_back_as_its_mask() -> None:
+    mask = drawn.ring_in_ring()
+    found = geometry(
+        result("brush", {"rle": mask_to_brush_rle(mask).tolist()}, original_height=64, original_width=64)
+    )
+    assert isinstance(found, Brush)
+    assert np.array_equal(rle_to_mask(found.rle), mask)

@@ -1,0 +1,372 @@
+"""From Label Studio's marks to prompts, and from masks to its regions."""
+
+from __future__ import annotations
+
+import base64
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from clickmask.errors import ClickmaskError, InvalidPrompt, InvalidRequest
+from clickmask.masks.polygons import polygons_to_mask
+from clickmask.masks.regions import mask_iou
+from clickmask.masks.single_rings import mask_to_single_rings
+from clickmask.types import Mask, Prediction
+from clickmask_adapters.tools.label_studio import answers, label_config, prompts
+from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
+from support import drawn
+
+CAR_ROAD = '<Label value="Car"/><Label value="Road"/>'
+IMAGE = '<Image name="image" value="$image"/>'
+KEYPOINTS = f'<KeyPointLabels name="kp" toName="image" smart="true">{CAR_ROAD}</KeyPointLabels>'
+SMART_BOXES = f'<RectangleLabels name="rect" toName="image" smart="true">{CAR_ROAD}</RectangleLabels>'
+BRUSH = f'<BrushLabels name="brush" toName="image">{CAR_ROAD}</BrushLabels>'
+POLYGON = f'<PolygonLabels name="poly" toName="image">{CAR_ROAD}</PolygonLabels>'
+SIZE = (48, 64)
+
+
+def config(*tags: str) -> label_config.LabelConfig:
+    return label_config.parse(f"<View>{IMAGE}{KEYPOINTS}{SMART_BOXES}{''.join(tags)}</View>")
+
+
+def mark(x: Any = 50, y: Any = 25, label: str = "Car", **changes: Any) -> dict[str, Any]:
+    return {
+        "original_width": 64,
+        "original_height": 48,
+        "image_rotation": 0,
+        "value": {"x": x, "y": y, "width": 0.26, "labels": [label], "keypointlabels": [label]},
+        "is_positive": True,
+        "from_name": "kp",
+        "to_name": "image",
+        "type": "keypointlabels",
+    } | changes
+
+
+def box(x: Any, y: Any, width: Any, height: Any, rotation: Any = 0, label: str = "Car") -> dict[str, Any]:
+    value = {
+        "x": x,
+        "y": y,
+        "width": width,
+        "height": height,
+        "rotation": rotation,
+        "rectanglelabels": [label],
+    }
+    shape = mark(value=value, type="rectanglelabels", from_name="rect")
+    del shape["is_positive"]
+    return shape
+
+
+def asked(*marks: dict[str, Any], tags: tuple[str, ...] = (BRUSH,)) -> prompts.Request:
+    return prompts.request({"result": list(marks)}, config(*tags))
+
+
+def answered(request: prompts.Request, mask: Mask, min_iou: float = 0.98) -> list[dict[str, Any]]:
+    return answers.regions("p", Prediction(mask, 0.5, "disc"), request, min_iou).json
+
+
+def summary(regions: list[dict[str, Any]]) -> list[tuple[str, str, list[str] | None]]:
+    return [(region["type"], region["from_name"], region["value"].get(region["type"])) for region in regions]
+
+
+def polygon_mask(regions: list[dict[str, Any]], size: tuple[int, int] = SIZE) -> Mask:
+    height, width = size
+    rings = [np.array(region["value"]["points"]) * (width, height) / 100 for region in regions]
+    return polygons_to_mask(rings, size)
+
+
+# Prompts
+
+
+def test_percent_become_pixels_of_the_displayed_image() -> None:
+    prompt = asked(mark(50, 25), mark(75, 100, is_positive=False)).prompt
+    assert prompt is not None
+    assert prompt.foreground == ((32.0, 12.0),)
+    assert prompt.background == ((48.0, 48.0),)
+
+
+def test_a_mark_that_does_not_say_what_it_is_is_positive() -> None:
+    unsaid = mark()
+    del unsaid["is_positive"]
+    for each in (unsaid, mark(is_positive=None)):
+        prompt = asked(each).prompt
+        assert prompt is not None and len(prompt.foreground) == 1
+
+
+def test_points_and_a_box_go_together() -> None:
+    prompt = asked(mark(), box(25, 50, 50, 25)).prompt
+    assert prompt is not None
+    assert prompt.foreground == ((32.0, 12.0),)
+    assert prompt.box == (16.0, 24.0, 48.0, 36.0)
+
+
+def test_of_several_boxes_the_last_counts() -> None:
+    prompt = asked(box(0, 0, 10, 10), box(25, 50, 50, 25)).prompt
+    assert prompt is not None and prompt.box == (16.0, 24.0, 48.0, 36.0)
+
+
+def test_a_turned_box_becomes_the_upright_box_round_it() -> None:
+    # 10 px to the right and 5 px down from (32, 24), turned clockwise about that corner
+    prompt = asked(box(50, 50, 1000 / 64, 500 / 48, rotation=90)).prompt
+    assert prompt is not None and prompt.box == pytest.approx((27, 24, 32, 34))
+    prompt = asked(box(50, 50, 1000 / 64, 500 / 48, rotation=45)).prompt
+    half = math.sqrt(0.5)
+    assert prompt is not None
+    assert prompt.box == pytest.approx((32 - 5 * half, 24, 32 + 10 * half, 24 + 15 * half))
+
+
+def test_what_lies_outside_is_moved_to_the_edge() -> None:
+    prompt = asked(mark(-3, 140), box(-10, 50, 500, 80)).prompt
+    assert prompt is not None
+    assert prompt.foreground == ((0.0, 48.0),)
+    assert prompt.box == (0.0, 24.0, 64.0, 48.0)
+    prompt.require_inside(SIZE)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, "50", None, True, [5], {}, 10**400])
+def test_what_is_no_finite_number_is_refused(bad: Any) -> None:
+    for marks in ([mark(x=bad)], [mark(y=bad)], [box(10, 10, bad, 10)], [box(10, bad, 10, 10)]):
+        with pytest.raises(InvalidPrompt, match="is no finite number"):
+            asked(*marks)
+
+
+def test_a_box_without_area_is_refused() -> None:
+    with pytest.raises(InvalidPrompt, match="no area"):
+        asked(box(10, 10, 0, 10))
+
+
+def test_only_negative_marks_make_no_prompt() -> None:
+    assert asked(mark(is_positive=False), mark(is_positive=False)).prompt is None
+
+
+def test_results_of_one_id_are_one_mark() -> None:
+    value = {"x": 50, "y": 25, "labels": ["Road"]}
+    point = mark(id="a", type="keypoint", value={"x": 50, "y": 25})
+    labels = mark(id="a", type="labels", from_name="labels", value=value)
+    for pair in ((point, labels), (labels, point)):
+        request = asked(*pair)
+        assert request.prompt is not None and len(request.prompt.foreground) == 1
+        assert request.answers[0].labels == ("Road",)
+
+
+def test_the_last_marks_label_is_the_wanted_one() -> None:
+    assert asked(mark(label="Car"), mark(label="Road", is_positive=False)).answers[0].labels == ("Road",)
+
+
+def test_marks_on_another_image_are_left_out() -> None:
+    request = asked(mark(item_index=0), mark(10, 10, item_index=1))
+    assert request.item_index == 1
+    assert request.prompt is not None and len(request.prompt.foreground) == 1
+
+
+def test_smart_brushes_in_a_context_are_no_marks() -> None:
+    brush = mark(id="b", type="brushlabels", value={"format": "rle", "rle": [0]})
+    labels = mark(id="b", type="labels", value={"format": "rle", "rle": [0], "labels": ["Car"]})
+    request = asked(mark(id="a"), brush, labels)
+    assert request.prompt is not None and len(request.prompt.foreground) == 1
+    with pytest.raises(InvalidPrompt, match="no point and no rectangle"):
+        asked(brush)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [7, [], {}, {"result": {}}, {"result": [7]}, {"result": [{}]}, {"result": [{"type": "keypoint"}]}],
+)
+def test_a_context_that_is_none_is_refused(context: Any) -> None:
+    with pytest.raises(InvalidRequest):
+        prompts.request(context, config(BRUSH))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"original_width": 0},
+        {"original_width": "64"},
+        {"original_height": None},
+        {"original_height": 48.5},
+        {"item_index": -1},
+        {"item_index": "1"},
+        {"to_name": 5},
+        {"from_name": None},
+        {"image_rotation": "x"},
+        {"is_positive": "no"},
+        {"value": None},
+    ],
+)
+def test_a_mark_of_which_a_part_is_wrong_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ClickmaskError):
+        asked(mark(**changes))
+
+
+# What is answered with
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ((BRUSH,), [("brushlabels", "brush", ["Car"])]),
+        ((POLYGON,), [("polygonlabels", "poly", ["Car"])]),
+        ((POLYGON, BRUSH), [("polygonlabels", "poly", ["Car"]), ("brushlabels", "brush", ["Car"])]),
+        (
+            (f'<BitmaskLabels name="bits" toName="image">{CAR_ROAD}</BitmaskLabels>',),
+            [("bitmasklabels", "bits", ["Car"])],
+        ),
+        (
+            (f'<RectangleLabels name="boxes" toName="image">{CAR_ROAD}</RectangleLabels>',),
+            [("rectanglelabels", "boxes", ["Car"])],
+        ),
+        (
+            (BRUSH, f'<RectangleLabels name="boxes" toName="image">{CAR_ROAD}</RectangleLabels>'),
+            [("brushlabels", "brush", ["Car"])],
+        ),
+        (
+            (f'<Labels name="l" toName="image">{CAR_ROAD}</Labels>', '<Polygon name="p" toName="image"/>'),
+            [("polygon", "p", None), ("labels", "l", ["Car"])],
+        ),
+        (('<Brush name="b" toName="image"/>',), [("brush", "b", None)]),
+        (
+            (BRUSH, '<BrushLabels name="trees" toName="image"><Label value="Tree"/></BrushLabels>'),
+            [("brushlabels", "brush", ["Car"])],
+        ),
+        (
+            ('<brushlabels name="b" toname="image"><view><label value="Car"/></view></brushlabels>',),
+            [("brushlabels", "b", ["Car"])],
+        ),
+        (('<BrushLabels name="b" toName="image" value="$kinds"/>',), [("brushlabels", "b", ["Car"])]),
+    ],
+)
+def test_every_control_that_carries_the_label_answers(
+    tags: tuple[str, ...], expected: list[tuple[str, str, list[str] | None]]
+) -> None:
+    assert summary(answered(asked(mark(), tags=tags), drawn.disc())) == expected
+
+
+@pytest.mark.parametrize(
+    ("tags", "sentence"),
+    [
+        ((), "no control to answer with: add <BrushLabels>"),
+        (('<BrushLabels name="b" toName="other"><Label value="Car"/></BrushLabels>',), "no control"),
+        (
+            ('<BrushLabels name="b" toName="image"><Label value="Tree"/></BrushLabels>',),
+            "has the label 'Car'",
+        ),
+    ],
+)
+def test_a_config_that_cannot_answer_is_refused_with_what_to_add(
+    tags: tuple[str, ...], sentence: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=sentence):
+        asked(mark(), tags=tags)
+
+
+def test_labels_are_written_by_their_alias() -> None:
+    aliased = '<Label value="Car" alias="c"/><Label value="Road" alias="r"/>'
+    brush = f'<BrushLabels name="brush" toName="image">{aliased}</BrushLabels>'
+    for written in ("c", "Car"):
+        assert asked(mark(label=written), tags=(brush,)).answers[0].labels == ("c",)
+    keypoints = f'<KeyPointLabels name="k2" toName="image" smart="true">{aliased}</KeyPointLabels>'
+    assert asked(mark(label="c", from_name="k2"), tags=(BRUSH, keypoints)).answers[0].labels == ("Car",)
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "<View>", "text", "<!DOCTYPE x [<!ENTITY a 'b'>]><View/>", "\x00", "<View></Vew>"]
+)
+def test_a_config_that_is_no_plain_xml_is_refused(bad: str) -> None:
+    with pytest.raises(InvalidRequest):
+        label_config.parse(bad)
+
+
+@pytest.mark.parametrize(
+    ("tag", "data", "expected"),
+    [
+        ('value="$image"', {"image": "/a.png"}, ["/a.png"]),
+        ('valueList="$pages"', {"pages": ["/a.png", "/b.png"]}, ["/a.png", "/b.png"]),
+        ('value="$page.scan"', {"page": {"scan": "/a.png"}}, ["/a.png"]),
+        ('value="https://host/$name.png"', {"name": "a"}, None),
+        ('value="https://host/$name"', {"name": "a.png"}, ["https://host/a.png"]),
+        ('value="$image"', {"$undefined$": "/a.png"}, ["/a.png"]),
+        ('value="$image"', {"photo": "/a.png"}, None),
+        ('value="$image"', {"image": 5}, None),
+        ('valueList="$pages"', {"pages": []}, None),
+        ('valueList="$pages"', {"pages": ["/a.png", None]}, None),
+    ],
+)
+def test_an_image_is_looked_up_in_the_task(
+    tag: str, data: dict[str, Any], expected: list[str] | None
+) -> None:
+    parsed = label_config.parse(f'<View><Image name="image" {tag}/></View>')
+    if expected is None:
+        with pytest.raises(InvalidRequest, match="no image"):
+            parsed.image_uris("image", data)
+    else:
+        assert parsed.image_uris("image", data) == expected
+
+
+# Answers
+
+
+def test_what_belongs_to_a_region_is_echoed() -> None:
+    (region,) = answered(asked(mark(item_index=2, image_rotation=90)), drawn.disc())
+    assert region["image_rotation"] == 90
+    assert region["item_index"] == 2
+    assert (region["original_width"], region["original_height"]) == (64, 48)
+    assert region["id"] == "p-0"
+    assert "item_index" not in answered(asked(mark()), drawn.disc())[0]
+
+
+def test_a_brush_is_the_mask() -> None:
+    (region,) = answered(asked(mark()), drawn.ring())
+    assert np.array_equal(brush_rle_to_mask(region["value"]["rle"], SIZE), drawn.ring())
+
+
+def test_a_bit_mask_is_black_where_the_mask_is() -> None:
+    tag = f'<BitmaskLabels name="bits" toName="image">{CAR_ROAD}</BitmaskLabels>'
+    (region,) = answered(asked(mark(), tags=(tag,)), drawn.ring())
+    head, _, png = region["value"]["imageDataURL"].partition(",")
+    assert head == "data:image/png;base64"
+    pixels = cv2.imdecode(np.frombuffer(base64.b64decode(png), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert pixels.shape == (*SIZE, 4) and not pixels[..., :3].any()
+    assert np.array_equal(pixels[..., 3], drawn.ring() * np.uint8(255))
+
+
+def test_a_rectangle_is_the_masks_box_in_percent() -> None:
+    tag = f'<RectangleLabels name="boxes" toName="image">{CAR_ROAD}</RectangleLabels>'
+    (region,) = answered(asked(mark(), tags=(tag,)), drawn.rectangle(SIZE, (16, 12, 48, 24)))
+    expected = {"x": 25, "y": 25, "width": 50, "height": 25, "rotation": 0, "rectanglelabels": ["Car"]}
+    assert region["value"] == expected
+
+
+def test_nothing_is_made_of_an_empty_mask() -> None:
+    assert answered(asked(mark(), tags=(BRUSH, POLYGON)), np.zeros(SIZE, bool)) == []
+
+
+@pytest.mark.parametrize("name", sorted(set(drawn.MASKS) - {"empty"}))
+def test_polygons_are_the_mask_if_all_of_it_is_asked_for(name: str) -> None:
+    mask = drawn.MASKS[name]()
+    height, width = mask.shape
+    point = mark(original_width=width, original_height=height)
+    regions = answered(asked(point, tags=(POLYGON,)), mask, min_iou=1)
+    assert all(region["value"]["closed"] for region in regions)
+    assert np.array_equal(polygon_mask(regions, (height, width)), mask)
+    assert len({region["id"] for region in regions}) == len(regions)
+
+
+def test_each_part_is_a_region_of_its_own_and_crumbs_are_none() -> None:
+    mask = drawn.two_parts()
+    mask[0, 0] = True
+    made = mask_to_single_rings(mask, 0.98)
+    assert len(made.rings) == 2
+    assert made.lost_area == 1
+    assert made.iou == mask_iou(polygons_to_mask(made.rings, SIZE), mask)
+    assert made.iou >= 0.975
+
+
+def test_of_nothing_but_crumbs_one_is_kept() -> None:
+    mask = np.zeros((48, 64), bool)
+    mask[::2, ::2] = True
+    mask[0, 1] = True
+    made = mask_to_single_rings(mask, 0.98)
+    assert len(made.rings) == 1
+    assert made.lost_area == mask.sum() - 3

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clickmask.labels.geometry import (
+    Brush,
+    Ellipse,
+    Geometry,
+    Polygon,
+    Rectangle,
+    geometry_from_json,
+    geometry_to_json,
+    rasterise,
+    rectangle_corners,
+)
+from clickmask.labels.submissions import Region, one_label_a_proposal
+from clickmask.masks.rle import mask_to_rle
+from clickmask.types import Mask, Size
+from support.drawn import MASKS, disc, ellipse, rectangle
+
+SIZE = (48, 64)
+numbers = st.floats(-200, 200, allow_nan=False).map(lambda value: round(value, 3))
+points = st.tuples(numbers, numbers)
+lengths = st.floats(0.01, 90).map(lambda value: round(value, 3))
+geometries: st.SearchStrategy[Geometry] = st.one_of(
+    st.sampled_from(list(MASKS.values())).map(lambda draw: Brush(mask_to_rle(draw()))),
+    st.lists(st.lists(points, min_size=3, max_size=6).map(tuple), min_size=1, max_size=3).map(
+        lambda rings: Polygon(tuple(rings))
+    ),
+    st.builds(Rectangle, st.tuples(numbers, numbers, numbers, numbers), numbers),
+    st.builds(Ellipse, points, st.tuples(lengths, lengths), numbers),
+)
+
+
+def centres(size: Size) -> tuple[np.ndarray, np.ndarray]:
+    y, x = np.mgrid[: size[0], : size[1]] + 0.5
+    return x, y
+
+
+@given(geometries)
+def test_a_geometry_survives_json(geometry: Geometry) -> None:
+    assert geometry_from_json(json.loads(json.dumps(geometry_to_json(geometry)))) == geometry
+
+
+def test_an_unknown_kind_of_geometry_is_refused() -> None:
+    with pytest.raises(ValueError, match="'spline'"):
+        geometry_from_json({"kind": "spline"})
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_brush_is_its_own_mask(name: str) -> None:
+    mask = MASKS[name]()
+    assert np.array_equal(rasterise(Brush(mask_to_rle(mask)), (mask.shape[0], mask.shape[1])), mask)
+
+
+def test_a_brush_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        rasterise(Brush(mask_to_rle(disc())), (48, 65))
+
+
+def test_a_hole_is_a_ring_in_a_ring() -> None:
+    outer, hole = rectangle(SIZE, (5, 6, 30, 40)), rectangle(SIZE, (10, 11, 20, 22))
+    rings = (((5, 6), (30, 6), (30, 40), (5, 40)), ((10, 11), (10, 22), (20, 22), (20, 11)))
+    assert np.array_equal(rasterise(Polygon(rings), SIZE), outer & ~hole)
+
+
+def test_an_upright_rectangle_covers_its_pixels() -> None:
+    assert np.array_equal(rasterise(Rectangle((5, 6, 30, 40)), SIZE), rectangle(SIZE, (5, 6, 30, 40)))
+    assert rasterise(Rectangle((60, 40, 90, 90)), SIZE).sum() == 4 * 8
+
+
+@given(st.tuples(numbers, numbers), st.tuples(lengths, lengths), numbers)
+def test_a_turned_rectangle_covers_the_centres_inside(
+    centre: tuple[float, float], lengths: tuple[float, float], degrees: float
+) -> None:
+    (x, y), (across, down) = centre, lengths
+    turned = Rectangle((x - across / 2, y - down / 2, x + across / 2, y + down / 2), degrees)
+    columns, rows = centres(SIZE)
+    angle = np.deg2rad(degrees)
+    u = (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)
+    v = (rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)
+    doubt = (np.abs(np.abs(u) - across / 2) < 1e-6) | (np.abs(np.abs(v) - down / 2) < 1e-6)
+    inside = (np.abs(u) < across / 2) & (np.abs(v) < down / 2)
+    assert np.array_equal(rasterise(turned, SIZE) | doubt, inside | doubt)
+
+
+def test_a_rectangle_turns_clockwise_about_its_centre() -> None:
+    corners = rectangle_corners(Rectangle((10, 10, 30, 20), 90))
+    assert np.allclose(corners, [(25, 5), (25, 25), (15, 25), (15, 5)])
+
+
+@given(st.tuples(numbers, numbers), st.tuples(lengths, lengths), numbers)
+def test_an_ellipse_covers_the_centres_inside(
+    centre: tuple[float, float], radii: tuple[float, float], degrees: float
+) -> None:
+    found = rasterise(Ellipse(centre, radii, degrees), SIZE)
+    wider, narrower = (
+        ellipse(SIZE, centre, (radii[0] * (1 + step), radii[1] * (1 + step)), degrees)
+        for step in (1e-6, -1e-6)
+    )
+    assert not (narrower & ~found).any()
+    assert not (found & ~wider).any()
+
+
+def test_an_ellipse_without_area_is_empty() -> None:
+    assert not rasterise(Ellipse((10, 10), (0, 5)), SIZE).any()
+
+
+def region(id: str, geometry: Geometry, proposal: str | None = None) -> Region:  # noqa: A002
+    return Region(id, "cat", geometry, proposal)
+
+
+def test_of_brush_and_polygon_of_one_proposal_the_brush_stays() -> None:
+    painted: Mask = disc()
+    brush, box = Brush(mask_to_rle(painted)), Rectangle((1, 1, 5, 5))
+    regions = [
+        region("p-1", box, "p"),
+        region("p-0", brush, "p"),
+        region("q-0", box, "q"),
+        region("q-1", box, "q"),
+        region("own brush", brush),
+        region("own box", box),
+    ]
+    assert [each.id for each in one_label_a_proposal(regions)] == [
+        "p-0",
+        "q-0",
+        "q-1",
+        "own brush",
+        "own box",
+    ]

@@ -1,0 +1,232 @@
+"""Segment Anything without torch: exported to ONNX, beside torch's own answers."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clickmask.errors import SegmenterNotReady
+from clickmask.inference._openvino import import_openvino
+from clickmask.inference.runtimes import Runtimes
+from clickmask.inference.sessions import RUNTIMES
+from clickmask.inference.weights import WeightsFolder
+from clickmask.masks.regions import mask_iou
+from clickmask.segmenters import sam
+from clickmask.segmenters._sam import onnx_export
+from clickmask.segmenters._sam.onnx_networks import OnnxSam
+from clickmask.segmenters._sam.torch_networks import TorchSam
+from clickmask.types import Point, Prompt, Size
+from support.checkpoints import LIKE_TINY_VIT, TINY, VIT_B, Architecture, weights_of, write_checkpoint
+from support.drawn import disc
+from support.scenes import scene_image
+
+SIZES: list[Size] = [(240, 320), (701, 467), (97, 131)]
+
+
+def prompts(size: Size) -> list[Prompt]:
+    """Nine masks of every kind: a click has three, everything else one."""
+
+    def at(x: float, y: float) -> Point:
+        return x * size[1], y * size[0]
+
+    box = (*at(0.3, 0.22), *at(0.71, 0.8))
+    return [
+        Prompt((at(0.5, 0.4),)),
+        Prompt((at(0.21, 0.65),)),
+        Prompt((at(0.5, 0.4), at(0.21, 0.65)), (at(0.9, 0.9),)),
+        Prompt(box=box),
+        Prompt((at(0.5, 0.4),), (at(0.4, 0.7),), box),
+        Prompt(mask=disc(size, at(0.4, 0.5), min(size) * 0.4)),
+        Prompt((at(0.5, 0.4),), mask=disc(size, at(0.4, 0.5), min(size) * 0.4)),
+    ]
+
+
+def compare(ours: sam.Sam, reference: sam.Sam, sizes: list[Size] = SIZES) -> tuple[list[float], float]:
+    """IoUs of the masks of both, where torch's covers 5 to 95 % of the image, each with its own embedding;
+    and by how much embeddings differ, of their largest number."""
+    found: list[float] = []
+    off = 0.0
+    for seed, size in enumerate(sizes):
+        image = scene_image(size, seed + 2)
+        own, theirs = ours.encode(image), reference.encode(image)
+        largest = float(np.abs(theirs.features).max())
+        off = max(off, float(np.abs(own.features - theirs.features).max()) / largest)
+        for prompt in prompts(size):
+            answers, expected = ours.decode(own, prompt), reference.decode(theirs, prompt)
+            for answer, other in zip(answers, expected, strict=True):
+                if 0.05 < other.mask.mean() < 0.95:
+                    found.append(mask_iou(answer.mask, other.mask))
+    return found, off
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> WeightsFolder:
+    return weights_of(write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.pth", TINY))
+
+
+@pytest.fixture(scope="module")
+def home(weights: WeightsFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the checkpoint is exported."""
+    folder = tmp_path_factory.mktemp("home")
+    assert sam.export("vit_b", weights, Runtimes("onnxruntime", folder=folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def in_torch(weights: WeightsFolder) -> sam.Sam:
+    return sam.load("vit_b", weights)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_every_runtime_answers_as_torch_does(
+    runtime: str, weights: WeightsFolder, home: Path, in_torch: sam.Sam
+) -> None:
+    ours = sam.load("vit_b", weights, Runtimes(runtime, exact=True, folder=home))
+    assert ours.precision == "f32"
+    found, off = compare(ours, in_torch)
+    assert off < 1e-4
+    assert len(found) >= 27
+    assert min(found) >= 0.999
+
+
+def has_bf16() -> bool:
+    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@pytest.mark.skipif(not has_bf16(), reason="this processor has no bf16")
+def test_an_encoder_in_bf16_changes_masks_little(
+    weights: WeightsFolder, home: Path, in_torch: sam.Sam
+) -> None:
+    ours = sam.load("vit_b", weights, Runtimes("openvino", folder=home))
+    assert ours.precision == "bf16"
+    found, off = compare(ours, in_torch)
+    assert off < 0.2
+    assert len(found) >= 27
+    assert np.mean(found) >= 0.985
+    assert min(found) >= 0.97
+
+
+def test_the_fastest_of_both_is_found_by_itself(weights: WeightsFolder, home: Path) -> None:
+    runtimes = Runtimes(folder=home)
+    ours = sam.load("vit_b", weights, runtimes)
+    image = scene_image((240, 320), 2)
+    assert len(ours.decode(ours.encode(image), Prompt(((160.0, 100.0),)))) == 3
+    assert (home / "measured.json").is_file()
+
+
+def test_an_embedding_of_one_runtime_serves_the_other(
+    weights: WeightsFolder, home: Path, in_torch: sam.Sam
+) -> None:
+    image = scene_image((240, 320), 2)
+    ours = sam.load("vit_b", weights, Runtimes("onnxruntime", folder=home))
+    stored = {name: array.copy() for name, array in ours.encode(image).arrays().items()}
+    prompt = Prompt(box=(80.0, 50.0, 240.0, 200.0))
+    one = in_torch.decode(in_torch.restore(stored), prompt)[0].mask
+    assert mask_iou(one, ours.decode(ours.restore(stored), prompt)[0].mask) >= 0.999
+
+
+def test_serving_imports_no_torch(weights: WeightsFolder, home: Path) -> None:
+    checkpoint = weights.verify("sam:vit_b")
+    code = (
+        "import sys\nfrom pathlib import Path\nimport numpy as np\n"
+        "from clickmask.inference.runtimes import Runtimes\nfrom clickmask.segmenters import sam\n"
+        "from clickmask.types import Image, Prompt\n"
+        "from clickmask.inference.weights import Checkpoint, WeightsFolder\n"
+        f"path = Path({str(checkpoint)!r})\n"
+        f"entry = Checkpoint('sam:vit_b', 'https://127.0.0.1/' + path.name, {checkpoint.stat().st_size}, "
+        f"{weights.checkpoint('sam:vit_b').sha256!r}, 'none')\n"
+        "weights = WeightsFolder(path.parent, checkpoints={'sam:vit_b': entry})\n"
+        f"ours = sam.load('vit_b', weights, Runtimes(folder=Path({str(home)!r})))\n"
+        "embedding = ours.encode(Image(np.zeros((60, 80, 3), np.uint8), 'blank'))\n"
+        "assert ours.decode(embedding, Prompt(((40.0, 30.0),)))[0].mask.shape == (60, 80)\n"
+        "sys.exit(' '.join(sorted({'torch', 'segment_anything'} & set(sys.modules))) or 0)"
+    )
+    environment = {"PYTHONPATH": str(Path(sam.__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Which of them runs a checkpoint.
+
+
+def test_torch_runs_it_where_it_is_asked_for_and_nothing_is_exported(
+    weights: WeightsFolder, tmp_path: Path
+) -> None:
+    loaded = sam.load("vit_b", weights, Runtimes("torch", folder=tmp_path))
+    assert isinstance(loaded._networks, TorchSam)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torch_runs_it_where_there_is_a_gpu(
+    weights: WeightsFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clickmask.inference.runtimes._torch_has_a_gpu", lambda: True)
+    assert isinstance(sam.load("vit_b", weights, Runtimes(folder=tmp_path))._networks, TorchSam)
+
+
+def test_torch_runs_it_where_the_export_failed(
+    weights: WeightsFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "exports").touch()
+    caplog.set_level(logging.WARNING)
+    assert isinstance(sam.load("vit_b", weights, Runtimes(folder=tmp_path))._networks, TorchSam)
+    assert "cannot be exported" in caplog.text
+
+
+def test_what_is_exported_needs_neither_torch_nor_its_checkpoint(
+    weights: WeightsFolder, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clickmask.segmenters.sam.importlib.util.find_spec", lambda name: None)
+    bare = WeightsFolder(tmp_path, checkpoints=weights.checkpoints)
+    assert sam.missing("vit_b", bare, Runtimes(folder=home)) == ""
+    assert sam.missing("vit_b", bare, Runtimes(folder=tmp_path)) == (
+        "it needs the package torch to export its weights, once"
+    )
+    monkeypatch.undo()
+    assert isinstance(sam.load("vit_b", bare, Runtimes(folder=home))._networks, OnnxSam)
+    with pytest.raises(SegmenterNotReady, match="clickmask weights fetch sam:vit_b"):
+        sam.load("vit_b", bare, Runtimes(folder=tmp_path))
+
+
+# What the exporter verifies.
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_networks_that_differ_from_torch_are_not_exported(
+    part: str, weights: WeightsFolder, home: Path, tmp_path: Path
+) -> None:
+    (exported,) = (home / "exports").glob("sam-*")
+    other = write_checkpoint(tmp_path / "other.pth", TINY, seed=1)
+    ours = OnnxSam(exported, Runtimes("onnxruntime", exact=True))
+    torch_sam = TorchSam(weights.verify("sam:vit_b") if part == "encoder" else other)
+    pixels = onnx_export.golden_image(256)
+    features = ours.encode(pixels)
+    if part == "encoder":
+        features = features * 1.01
+    with pytest.raises(ValueError, match=r"the (features|scores|masks) differ from torch's"):
+        onnx_export.verify(torch_sam, features, ours, pixels)
+
+
+# The real size.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [VIT_B, LIKE_TINY_VIT], ids=["vit_b", "like_tiny_vit"])
+def test_networks_of_real_sizes_answer_as_torch_does_in_every_runtime(
+    architecture: Architecture, tmp_path: Path
+) -> None:
+    weights = weights_of(write_checkpoint(tmp_path / "sam.pth", architecture))
+    reference = sam.load("vit_b", weights)
+    for runtime in RUNTIMES:
+        for exact in (True, False) if runtime == "openvino" and has_bf16() else (True,):
+            ours = sam.load("vit_b", weights, Runtimes(runtime, exact=exact, folder=tmp_path))
+            found, off = compare(ours, reference)
+            assert len(found) >= 27
+            least, mean, most_off = (0.999, 0.999, 1e-4) if exact else (0.97, 0.985, 0.2)
+            assert off < most_off, runtime
+            assert (np.mean(found) >= mean, min(found) >= least) == (True, True), (runtime, found)
