@@ -25,7 +25,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
 import clickmask
-from clickmask.runtimes import Runtimes
+from clickmask.inference.runtimes import Runtimes
 from clickmask.segmenters import builtin
 from clickmask.types import Image, Prompt
 

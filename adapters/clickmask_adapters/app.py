@@ -12,7 +12,7 @@ from fastapi import FastAPI
 import clickmask
 from clickmask import annotators, plugins, segmenters
 from clickmask.annotators._catalogue import AnnotatorCatalogue
-from clickmask.images.archive import KeptImages
+from clickmask.images.archive import ImageArchive
 from clickmask.images.decode import ImageLimits
 from clickmask.images.fetch import Fetcher
 from clickmask.images.source import ImageSource
@@ -21,18 +21,18 @@ from clickmask.inference.disk_cache import DiskEmbeddings
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.inference.runtimes import Runtimes
 from clickmask.inference.weights import WeightsFolder
-from clickmask.ingest.apply import Accepting, fetch_missing
+from clickmask.ingest.apply import LabelSource, refetch_missing
 from clickmask.ingest.inbox import Inbox
 from clickmask.models.labeller import ProjectModels
 from clickmask.store import Store
 from clickmask.store.jobs import Jobs
-from clickmask.training.supervisor import Trainings, Triggers, Workplace
+from clickmask.training.supervisor import Supervisor, Triggers, WorkerConfig
 from clickmask.workbench import Workbench
 from clickmask_adapters import tools, web
 from clickmask_adapters.api import datasets, models, projects, proposals
 from clickmask_adapters.server import failures
 from clickmask_adapters.server.gate import Gate
-from clickmask_adapters.server.memory import keep_memory_warm
+from clickmask_adapters.server.memory import share_malloc_arena
 from clickmask_adapters.settings import Settings
 
 COMPUTE_THREADS = 16
@@ -55,7 +55,7 @@ def create_app(settings: Settings, workbench: Workbench | None = None) -> FastAP
         anyio.to_thread.current_default_thread_limiter().total_tokens = COMPUTE_THREADS
         workbench.warm_up()
         read_events(settings, workbench)
-        workbench.offer_training(create_trainings(settings, workbench))
+        workbench.supervise_training(create_trainings(settings, workbench))
         yield
         workbench.close()
 
@@ -86,7 +86,7 @@ def create_app(settings: Settings, workbench: Workbench | None = None) -> FastAP
 
 def create_workbench(settings: Settings) -> Workbench:
     """The tool-agnostic core. Raises UnknownSegmenter or SegmenterNotReady if the default cannot run."""
-    keep_memory_warm()
+    share_malloc_arena()
     cv2.setNumThreads(1)  # requests run side by side; OpenCV's own threads would only fight them
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     weights = create_weights(settings)
@@ -115,7 +115,7 @@ def read_events(settings: Settings, workbench: Workbench) -> None:
     workbench.read_events(create_kept_images(settings, workbench.store), accepting_tools(settings))
 
 
-def create_trainings(settings: Settings, workbench: Workbench) -> Trainings:
+def create_trainings(settings: Settings, workbench: Workbench) -> Supervisor:
     """Of this process, which begin by themselves too, once what has arrived is read."""
 
     def waiting() -> int:
@@ -123,7 +123,7 @@ def create_trainings(settings: Settings, workbench: Workbench) -> Trainings:
         return intake.waiting if intake else 0
 
     triggers = Triggers(settings.train_after, settings.train_quiet)
-    return Trainings(
+    return Supervisor(
         create_jobs(settings),
         workbench.store,
         workplace(settings),
@@ -140,7 +140,7 @@ def create_fetching(settings: Settings, store: Store) -> Callable[[str, str, Cal
     def fetch(name: str, project: str, stopped: Callable[[], bool]) -> None:
         tool = accepting_tools(settings).get(name)
         if tool and tool.origin:
-            fetch_missing(name, tool, project, store, images, kept, stopped)
+            refetch_missing(name, tool, project, store, images, kept, stopped)
 
     return fetch
 
@@ -149,10 +149,10 @@ def create_jobs(settings: Settings) -> Jobs:
     return Jobs(settings.home / "jobs")
 
 
-def workplace(settings: Settings) -> Workplace:
+def workplace(settings: Settings) -> WorkerConfig:
     """Where a training finds labels and images, and leaves its models."""
     home = settings.home
-    return Workplace(
+    return WorkerConfig(
         str(home / "jobs"),
         str(home / "models"),
         str(home / "images"),
@@ -164,7 +164,7 @@ def workplace(settings: Settings) -> Workplace:
     )
 
 
-def accepting_tools(settings: Settings) -> dict[str, Accepting]:
+def accepting_tools(settings: Settings) -> dict[str, LabelSource]:
     """The tools whose labels can be taken in, by the name of their package."""
     found = {name: plugins.load(tools, name) for name in plugins.names(tools)}
     return {name: tool.accepting(settings) for name, tool in found.items() if hasattr(tool, "accepting")}
@@ -178,8 +178,8 @@ def create_store(settings: Settings) -> Store:
     )
 
 
-def create_kept_images(settings: Settings, store: Store) -> KeptImages:
-    return KeptImages(settings.home / "images", settings.kept_bytes, store.is_labelled)
+def create_kept_images(settings: Settings, store: Store) -> ImageArchive:
+    return ImageArchive(settings.home / "images", settings.kept_bytes, store.is_labelled)
 
 
 def create_models(settings: Settings) -> ProjectModels:

@@ -161,7 +161,7 @@ class Segmenter(Protocol[EmbeddingT]):
 
 
 @runtime_checkable
-class Refining(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
+class Refinable(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
     """A segmenter that can be shown its previous mask again, and corrects it.
 
     `decode_from` MUST be as free of state as `decode` is. `logits` are those of one earlier
@@ -176,7 +176,7 @@ class Refining(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
 
 
 @runtime_checkable
-class Sweeping(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
+class GridPromptable(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
     """A segmenter that can be clicked all over an image at little cost; its module says `SWEEPS = True`.
 
     `decode_clicks` answers N foreground points (N, 2), each on its own, with logits (N, n, h, w) in

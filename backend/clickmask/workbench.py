@@ -22,23 +22,25 @@ from clickmask.errors import (
     NotStored,
     TrainingNotReady,
 )
-from clickmask.images.archive import KeptImages
+from clickmask.images.archive import ImageArchive
 from clickmask.images.source import ImageIdentity, ImageSource
 from clickmask.inference.catalogue import Catalogue, SegmenterStatus
-from clickmask.inference.disk_cache import Restoring
+from clickmask.inference.disk_cache import Restorable
 from clickmask.inference.embeddings import BATCH, CLICK, CacheStatus, EmbeddingCache, EmbeddingKey
 from clickmask.inference.refinement import Refinement
-from clickmask.ingest.apply import Accepting, Intake
+from clickmask.ingest.apply import Ingester, LabelSource
 from clickmask.ingest.inbox import Inbox
-from clickmask.ingest.reader import InboxReader, IntakeStatus
+from clickmask.ingest.reader import InboxReader, IngestStatus
 from clickmask.store import Store
 from clickmask.store.jobs import UNDER_WAY, Job
-from clickmask.training.supervisor import Trainings
+from clickmask.training.supervisor import Supervisor
 from clickmask.types import Embedding, ImageRef, Mask, Prediction, Prompt, Segmenter
 
 log = logging.getLogger(__name__)
 
-BELIEVED = 10.0  # seconds: each click asks for its project's segmenter, and the database takes a millisecond
+SEGMENTER_TTL_S = (
+    10.0  # seconds: each click asks for its project's segmenter, and the database takes a millisecond
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ class Workbench:
         self.inbox = inbox
         self._cache = cache
         self._reader: InboxReader | None = None
-        self._trainings: Trainings | None = None
+        self._supervisor: Supervisor | None = None
         self._refinement = Refinement()
         self._projects_set = 0
         self._segmenter_of = lru_cache(1000)(self._read_segmenter)
@@ -142,7 +144,7 @@ class Workbench:
         )
         return found
 
-    def preannotate(
+    def prelabel(
         self,
         ref: ImageRef,
         annotator: str,
@@ -158,7 +160,7 @@ class Workbench:
             if wanted(label, prediction)
         ]
         shown = [(each.id, label, each.prediction) for label, each in found]
-        self.store.remember_preannotated(identity.digest, identity.size, annotator, shown)
+        self.store.remember_prelabels(identity.digest, identity.size, annotator, shown)
         return found
 
     def prepare(self, ref: ImageRef, segmenter: str | None = None) -> bool:
@@ -193,7 +195,7 @@ class Workbench:
     def stores(self, segmenter: str | None = None) -> bool:
         """Whether embeddings of the segmenter outlast this process; loads it. Raises as `propose` does."""
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
-        return self._cache.status().disk is not None and isinstance(chosen, Restoring)
+        return self._cache.status().disk is not None and isinstance(chosen, Restorable)
 
     def keep_event(self, source: str, body: bytes) -> None:
         """Keep a tool's raw event; it is durable when this returns. Raises StoreUnavailable."""
@@ -214,8 +216,8 @@ class Workbench:
         self._projects_set += 1
 
     def project_segmenter(self, tool: str, project: str) -> str | None:
-        """What `set_project` was last told; another process's is known BELIEVED seconds later at most."""
-        return self._segmenter_of(tool, project, self._projects_set, time.monotonic() // BELIEVED)
+        """Segmenter that `set_project` last set; another process's change shows within SEGMENTER_TTL_S."""
+        return self._segmenter_of(tool, project, self._projects_set, time.monotonic() // SEGMENTER_TTL_S)
 
     def cache_status(self) -> CacheStatus:
         return self._cache.status()
@@ -223,26 +225,26 @@ class Workbench:
     def kept_events(self) -> int:
         return self.inbox.count()
 
-    def read_events(self, kept: KeptImages, tools: Mapping[str, Accepting]) -> None:
+    def read_events(self, kept: ImageArchive, tools: Mapping[str, LabelSource]) -> None:
         """Begin to take in the labels of `tools`, by their names, with their images into `kept`."""
-        self._reader = InboxReader(self.inbox, self.store, Intake(self.store, self.images, kept), tools)
+        self._reader = InboxReader(self.inbox, self.store, Ingester(self.store, self.images, kept), tools)
         self._reader.start()
 
-    def intake_status(self) -> IntakeStatus | None:
+    def intake_status(self) -> IngestStatus | None:
         """None where events are kept but not read. Raises StoreUnavailable."""
         return self._reader.status() if self._reader else None
 
-    def offer_training(self, trainings: Trainings) -> None:
-        """Begin to run `trainings`; they are closed with the workbench."""
-        self._trainings = trainings
-        trainings.start()
+    def supervise_training(self, supervisor: Supervisor) -> None:
+        """Start `supervisor`; it is closed with the workbench."""
+        self._supervisor = supervisor
+        supervisor.start()
 
     @property
-    def trainings(self) -> Trainings:
+    def supervisor(self) -> Supervisor:
         """Raises TrainingNotReady where there are none."""
-        if self._trainings is None:
+        if self._supervisor is None:
             raise TrainingNotReady("nothing is trained by this server")
-        return self._trainings
+        return self._supervisor
 
     def trained_annotator(self, tool: str, project: str) -> tuple[str, str] | None:
         """The annotator that a project's labels have made, and which version it is just now."""
@@ -252,13 +254,13 @@ class Workbench:
             log.error("%s %s: %s", tool, project, error)
             return None
 
-    def trainings_under_way(self) -> list[Job]:
-        jobs = self._trainings.jobs.all() if self._trainings else []
+    def running_jobs(self) -> list[Job]:
+        jobs = self._supervisor.jobs.all() if self._supervisor else []
         return [job for job in jobs if job.state in UNDER_WAY]
 
     def close(self) -> None:
-        if self._trainings:
-            self._trainings.close()
+        if self._supervisor:
+            self._supervisor.close()
         if self._reader:
             self._reader.close()
         self._preparers.shutdown(wait=True, cancel_futures=True)

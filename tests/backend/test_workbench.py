@@ -120,11 +120,11 @@ def test_a_project_may_choose_its_segmenter(workbench: Workbench) -> None:
 def test_clicks_do_not_ask_the_database_for_their_segmenter_each_time(
     workbench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clickmask.workbench.BELIEVED", 1e9)
+    monkeypatch.setattr("clickmask.workbench.SEGMENTER_TTL_S", 1e9)
     assert workbench.project_segmenter("label_studio", "7") is None
     workbench.store.set_project_segmenter("label_studio", "7", "grabcut")  # as another process would
     assert workbench.project_segmenter("label_studio", "7") is None
-    monkeypatch.setattr("clickmask.workbench.BELIEVED", 0.01)
+    monkeypatch.setattr("clickmask.workbench.SEGMENTER_TTL_S", 0.01)
     until(lambda: workbench.project_segmenter("label_studio", "7") == "grabcut")
 
 

@@ -23,7 +23,7 @@ import requests
 
 from benchmarks.bench_clicks import photograph
 from benchmarks.goals import Goal, Section
-from clickmask.images.archive import KeptImages
+from clickmask.images.archive import ImageArchive
 from clickmask.images.source import ImageIdentity
 from clickmask.ingest.inbox import Inbox
 from clickmask.labels.geometry import Brush
@@ -154,7 +154,7 @@ def training(home: Path, server: Server) -> Iterator[Training]:
 def fill(home: Path) -> None:
     """Drawn pictures with accepted labels, to train on, too large to be learnt meanwhile."""
     with closing(Store(home / "store.sqlite")) as store:
-        kept = KeptImages(home / "images", 2**30, store.is_labelled)
+        kept = ImageArchive(home / "images", 2**30, store.is_labelled)
         accept_drawings(store, kept, 24, draw=partial(drawn_picture, size=(480, 640)))
 
 
@@ -248,7 +248,7 @@ def heavy_writes() -> tuple[list[str], Goal]:
     def draw(store: Store, objects: int, pixels: int, name: str) -> None:
         prediction = Prediction(speckled((480, 640), pixels), 0.5, "unet")
         found = [(f"{name} {number}", "cell", prediction) for number in range(objects)]
-        store.remember_preannotated("d" * 64, (480, 640), "unet", found)
+        store.remember_prelabels("d" * 64, (480, 640), "unet", found)
 
     def propose(store: Store) -> None:
         prediction = Prediction(speckled((2600, 3200), 2600 * 3200), 0.5, "disc")

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.goals import Goal, Section
-from clickmask.training.fit import Plan
+from clickmask.training.fit import TrainingConfig
 from support.beside_otsu import compare, train_on
 from support.coco_projects import to_train_and_new
 
@@ -27,7 +27,7 @@ def main() -> Section | None:
     labelled, new = to_train_and_new(Path(FOLDER))
     rows, founds = list[str](), list[float]()
     for seed in SEEDS:
-        plan = Plan(steps=1200, patience=30, seconds=7200, seed=seed)
+        plan = TrainingConfig(steps=1200, patience=30, seconds=7200, seed=seed)
         with tempfile.TemporaryDirectory() as name:
             trained, minutes = train_on(labelled[:LABELLED], Path(name), plan, lambda _: None)
             found = compare(trained, new)

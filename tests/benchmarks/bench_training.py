@@ -24,12 +24,12 @@ import requests
 import torch
 
 from clickmask.datasets.snapshot import snapshot
-from clickmask.images.archive import KeptImages
+from clickmask.images.archive import ImageArchive
 from clickmask.masks.rle import mask_to_rle
 from clickmask.metrics.confusion import confusion_matrix, miou
 from clickmask.models.labeller import Labeller, ProjectModels, open_labeller
 from clickmask.store import Store
-from clickmask.training.fit import Plan
+from clickmask.training.fit import TrainingConfig
 from clickmask.training.networks import unet
 from clickmask.training.train import export, train
 from support.coco_projects import CocoPicture, accept_pictures, to_train_and_new
@@ -74,12 +74,12 @@ def measured(labeller: Labeller, new: Sequence[CocoPicture], categories: Sequenc
 
 def trained_on(labelled: Sequence[CocoPicture], new: Sequence[CocoPicture], folder: Path) -> str:
     store = Store(folder / "store.sqlite")
-    kept = KeptImages(folder / "images", 2**32, lambda digest: True)
+    kept = ImageArchive(folder / "images", 2**32, lambda digest: True)
     accept_pictures(store, kept, list(labelled))
     dataset = snapshot(store, TOOL, PROJECT, kept)
     models = ProjectModels(folder / "models").of(TOOL, PROJECT)
     started = time.perf_counter()
-    found = train(dataset, models, Plan(seconds=SECONDS), folder / "training.pt")
+    found = train(dataset, models, TrainingConfig(seconds=SECONDS), folder / "training.pt")
     minutes = (time.perf_counter() - started) / 60
     store.close()
     assert found
@@ -118,7 +118,7 @@ def health(server: Server) -> list[float]:
 def meanwhile(labelled: Sequence[CocoPicture], home: Path) -> list[str]:
     """Rows of a click and of a health check, without and with a training under way, in turn."""
     store = Store(home / "store.sqlite")
-    accept_pictures(store, KeptImages(home / "images", 2**32, lambda digest: True), list(labelled))
+    accept_pictures(store, ImageArchive(home / "images", 2**32, lambda digest: True), list(labelled))
     store.close()
     image = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (512, 512, 3)).astype(np.uint8))[1]
     waits: dict[tuple[str, bool], list[float]] = {}
@@ -163,7 +163,7 @@ PEAK = """
 import resource, sys, time
 import numpy as np
 import psutil
-from clickmask.training.serving import open_labeller
+from clickmask.models.labeller import open_labeller
 before = psutil.Process().memory_info().rss / 2**10
 labeller = open_labeller(open(sys.argv[1], "rb").read())
 pixels = np.random.default_rng(0).integers(0, 256, (int(sys.argv[2]), int(sys.argv[3]), 3)).astype(np.uint8)

@@ -25,8 +25,8 @@ class FakeTool:
         self.asked: list[bool] = []  # whether again, of each event
         self.failing: Exception | None = None
 
-    def changes(self, event: bytes, again: bool = False) -> Iterable[Change]:
-        self.asked.append(again)
+    def changes(self, event: bytes, retry: bool = False) -> Iterable[Change]:
+        self.asked.append(retry)
         for change in pickle.loads(event):  # what a test made itself
             if isinstance(change, Exception):
                 raise change

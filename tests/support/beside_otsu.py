@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 
 from clickmask.datasets.snapshot import snapshot
-from clickmask.images.archive import KeptImages
+from clickmask.images.archive import ImageArchive
 from clickmask.metrics.confusion import Confusion, confusion_matrix, iou
 from clickmask.models.labeller import Labeller, ProjectModels, open_labeller
 from clickmask.store import Store
-from clickmask.training.fit import Plan, Progress
+from clickmask.training.fit import Progress, TrainingConfig
 from clickmask.training.train import Trained, train
 from clickmask.types import Mask, Pixels
 from support.coco_projects import CocoPicture, accept_pictures
@@ -32,11 +32,11 @@ class BesideOtsu:
 
 
 def train_on(
-    pictures: Sequence[CocoPicture], folder: Path, plan: Plan, report: Callable[[Progress], None]
+    pictures: Sequence[CocoPicture], folder: Path, plan: TrainingConfig, report: Callable[[Progress], None]
 ) -> tuple[Trained, float]:
     """A model of a new project, and the minutes that it took."""
     store = Store(folder / "store.sqlite")
-    kept = KeptImages(folder / "images", 2**32, lambda digest: True)
+    kept = ImageArchive(folder / "images", 2**32, lambda digest: True)
     accept_pictures(store, kept, list(pictures))
     dataset = snapshot(store, TOOL, PROJECT, kept)
     started = time.monotonic()

@@ -9,7 +9,7 @@ from typing import Any
 
 from pycocotools import mask as coco
 
-from clickmask.images.archive import KeptImages
+from clickmask.images.archive import ImageArchive
 from clickmask.images.decode import decode_image
 from clickmask.images.source import ImageIdentity
 from clickmask.labels.submissions import ProjectDescribed, Region, Submission
@@ -63,7 +63,7 @@ def read_pictures(folder: Path, file: str) -> list[CocoPicture]:
     return sorted(found, key=lambda each: each.name)
 
 
-def accept_pictures(store: Store, kept: KeptImages, pictures: list[CocoPicture], first: int = 0) -> None:
+def accept_pictures(store: Store, kept: ImageArchive, pictures: list[CocoPicture], first: int = 0) -> None:
     """Accept each as a task of its own, as intake does; tasks are numbered from `first` + 1 on."""
     categories = sorted({category for picture in pictures for category, _ in picture.objects})
     store.describe_project(ProjectDescribed(TOOL, PROJECT, "COCO", tuple(categories)))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from clickmask.images.archive import KeptImages
+from clickmask.images.archive import ImageArchive
 from clickmask.images.decode import decode_image
 from clickmask.images.source import ImageIdentity
 from clickmask.labels.submissions import ProjectDescribed, Region, Submission
@@ -40,7 +40,7 @@ def drawn_picture(seed: int, size: Size = SIZE) -> tuple[Pixels, dict[str, Mask]
 
 def accept_drawings(
     store: Store,
-    kept: KeptImages,
+    kept: ImageArchive,
     count: int,
     first: int = 0,
     draw: Callable[[int], tuple[Pixels, dict[str, Mask]]] = drawn_picture,

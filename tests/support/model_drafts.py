@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from clickmask.models.versions import Draft, Models, Provenance
+from clickmask.models.versions import Models, Provenance, UnsavedModel
 
 PIXELS = np.random.default_rng(0).random((1, 3, 4, 5), np.float32)
 
@@ -29,8 +29,8 @@ def network(weight: float) -> bytes:
     return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
 
 
-def draft(weight: float = 2.0) -> Draft:
-    return Draft(
+def draft(weight: float = 2.0) -> UnsavedModel:
+    return UnsavedModel(
         Provenance(
             network="unet",
             categories=("cell", "nucleus"),

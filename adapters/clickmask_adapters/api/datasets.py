@@ -29,23 +29,23 @@ from clickmask.reports.statistics import count
 from clickmask.store import Store
 from clickmask.workbench import Workbench
 from clickmask_adapters import exports
-from clickmask_adapters.api._json import json_answer
+from clickmask_adapters.api._json import json_response
 from clickmask_adapters.api.projects import require_project
 from clickmask_adapters.exports import _folder
 from clickmask_adapters.settings import Settings
 
-AT_ONCE = 2  # exports over HTTP that are being written
-MOST_READ = 16  # zips that are there for those who read them, however slowly
-LONGEST_READ = 3600.0  # seconds in which a zip must have been read
+MAX_EXPORTS = 2  # exports over HTTP that are being written
+MAX_ZIPS = 16  # zips that are there for those who read them, however slowly
+ZIP_TTL_S = 3600.0  # seconds in which a zip must have been read
 CHUNK = 2**20
-ABANDONED = 24 * 3600.0  # seconds after which nobody can be reading a zip any more
-MOST_FLAWS = 1000  # of one answer
+ABANDONED_AFTER_S = 24 * 3600.0  # seconds after which nobody can be reading a zip any more
+MAX_FLAWS = 1000  # of one answer
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member, so that the same dataset is the same zip
 
 
 def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIRouter:
     routes = APIRouter(prefix="/v1/projects/{tool}/{project}")
-    writers, readers = threading.BoundedSemaphore(AT_ONCE), threading.BoundedSemaphore(MOST_READ)
+    writers, readers = threading.BoundedSemaphore(MAX_EXPORTS), threading.BoundedSemaphore(MAX_ZIPS)
 
     def written_zip(write: Callable[[Path], Path]) -> Path:
         """Of which a reader's place is held. Whoever reads slowly keeps nobody from writing."""
@@ -68,17 +68,17 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
 
     @routes.get("/stats", summary="What is in the dataset, counted, and what looks wrong in it")
     def stats(tool: str, project: str) -> Response:
-        return json_answer(describe(dataset(tool, project)))
+        return json_response(describe(dataset(tool, project)))
 
     @routes.get("/assist", summary="What the assistance was worth")
     def assist(tool: str, project: str) -> Response:
         require_project(workbench.store, tool, project)
-        return json_answer(assistance(workbench.store, tool, project))
+        return json_response(assistance(workbench.store, tool, project))
 
     @routes.get("/segmenters", summary="What was proposed, measured against what was accepted")
     def segmenters(tool: str, project: str) -> Response:
         require_project(workbench.store, tool, project)
-        return json_answer(proposal_reports(workbench.store, tool, project))
+        return json_response(proposal_reports(workbench.store, tool, project))
 
     @routes.get("/export/{name}", summary="The dataset as a zip", response_class=StreamingResponse)
     def export(
@@ -141,7 +141,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "unlabelled": dataset.unlabelled,
         **counted,
         "flaw_count": len(flaws),
-        "flaws": flaws[:MOST_FLAWS],
+        "flaws": flaws[:MAX_FLAWS],
     }
 
 
@@ -209,7 +209,7 @@ def _pack(folder: Path, path: Path) -> None:
 
 def _read(path: Path, done: Callable[[], None]) -> Generator[bytes]:
     """The zip in chunks; whatever happens, it is removed then, and `done` is called."""
-    until = time.monotonic() + LONGEST_READ
+    until = time.monotonic() + ZIP_TTL_S
     try:
         with path.open("rb") as file:
             while chunk := file.read(CHUNK):
@@ -228,5 +228,5 @@ def _remove_abandoned(where: Path) -> None:
             made = folder.stat().st_mtime
         except FileNotFoundError:  # another export has just ended
             continue
-        if time.time() - made > ABANDONED:
+        if time.time() - made > ABANDONED_AFTER_S:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Trainings and models of projects, under /v1/projects and /v1/jobs."""
+"""Supervisor and models of projects, under /v1/projects and /v1/jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clickmask.errors import UnknownModel
 from clickmask.models.labeller import ProjectModels
 from clickmask.models.versions import Models, ModelVersion
 from clickmask.workbench import Workbench
-from clickmask_adapters.api._json import json_answer
+from clickmask_adapters.api._json import json_response
 from clickmask_adapters.api.projects import require_project
 
 
@@ -30,27 +30,27 @@ def router(workbench: Workbench, models: ProjectModels) -> APIRouter:
     )
     def train(tool: str, project: str) -> Response:
         require_project(workbench.store, tool, project)
-        return json_answer({"job": workbench.trainings.request(tool, project).id}, HTTPStatus.ACCEPTED)
+        return json_response({"job": workbench.supervisor.request(tool, project).id}, HTTPStatus.ACCEPTED)
 
     @routes.get("/projects/{tool}/{project}/report", summary="How good the model in service is")
     def report(tool: str, project: str) -> Response:
-        return json_answer(describe_report(of(tool, project)))
+        return json_response(describe_report(of(tool, project)))
 
     @routes.get("/projects/{tool}/{project}/versions", summary="Every model of the project, oldest first")
     def versions(tool: str, project: str) -> Response:
-        return json_answer(describe_versions(of(tool, project)))
+        return json_response(describe_versions(of(tool, project)))
 
     @routes.post("/projects/{tool}/{project}/rollback", summary="Serve the model that was served before")
     def rollback(tool: str, project: str) -> Response:
-        return json_answer({"served": of(tool, project).roll_back().id})
+        return json_response({"served": of(tool, project).roll_back().id})
 
     @routes.get("/jobs/{id}", summary="How far a training is")
     def job(id: str) -> Response:  # noqa: A002 - the path's word
-        return json_answer(asdict(workbench.trainings.jobs.get(id)))
+        return json_response(asdict(workbench.supervisor.jobs.get(id)))
 
     @routes.delete("/jobs/{id}", summary="Cancel a training")
     def cancel(id: str) -> Response:  # noqa: A002 - as above
-        return json_answer(asdict(workbench.trainings.jobs.cancel(id)))
+        return json_response(asdict(workbench.supervisor.jobs.cancel(id)))
 
     return routes
 

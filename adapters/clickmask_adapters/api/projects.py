@@ -14,10 +14,10 @@ from clickmask.masks.regions import mask_area, mask_box
 from clickmask.masks.rle import rle_to_mask
 from clickmask.store import Store
 from clickmask.workbench import Workbench
-from clickmask_adapters.api._json import json_answer
+from clickmask_adapters.api._json import json_response
 from clickmask_adapters.settings import Settings
 
-MOST_LABELS = 10_000  # of one answer
+MAX_LABELS = 10_000  # of one answer
 
 
 def router(workbench: Workbench, settings: Settings) -> APIRouter:
@@ -26,7 +26,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
 
     @routes.get("", summary="The projects whose labels are kept here")
     def projects() -> Response:
-        return json_answer({"projects": [asdict(project) for project in workbench.store.projects()]})
+        return json_response({"projects": [asdict(project) for project in workbench.store.projects()]})
 
     @routes.get("/{tool}/{project}/labels", summary="The accepted labels of a project")
     def labels(
@@ -36,12 +36,12 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
             bool, Query(description="Of every annotator; else the ground truth's, or the newest one's.")
         ] = False,
         offset: Annotated[int, Query(ge=0)] = 0,
-        limit: Annotated[int, Query(ge=1, le=MOST_LABELS)] = 1000,
+        limit: Annotated[int, Query(ge=1, le=MAX_LABELS)] = 1000,
     ) -> Response:
         require_project(workbench.store, tool, project)
         found = workbench.store.labels(tool, project, all_annotations)
         page = [_written(label) for label in found[offset : offset + limit]]
-        return json_answer({"total": len(found), "offset": offset, "labels": page})
+        return json_response({"total": len(found), "offset": offset, "labels": page})
 
     return routes
 

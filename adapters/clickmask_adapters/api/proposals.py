@@ -17,7 +17,7 @@ from clickmask.masks.rle import mask_to_rle
 from clickmask.masks.simplify import simplify_mask
 from clickmask.types import ImageRef, Prediction, Prompt
 from clickmask.workbench import Workbench
-from clickmask_adapters.api._json import json_answer
+from clickmask_adapters.api._json import json_response
 from clickmask_adapters.server.failures import RecentFailures
 from clickmask_adapters.settings import Settings
 
@@ -212,7 +212,7 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
         made = workbench.propose(ref, asked.prompt.prompt(), asked.segmenter)
         first = made[0]
         height, width = first.prediction.mask.shape
-        return json_answer(
+        return json_response(
             {
                 "image": {"digest": first.digest, "width": width, "height": height},
                 "segmenter": first.prediction.segmenter,
@@ -231,7 +231,7 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
         identity = workbench.identify(ref)
         found = workbench.annotate(ref, asked.annotator)
         height, width = identity.size
-        return json_answer(
+        return json_response(
             {
                 "image": {"digest": identity.digest, "width": width, "height": height},
                 "annotator": asked.annotator,
@@ -245,7 +245,7 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
 
     @routes.get("/annotators", response_model=AnnotatorsOut, summary="What annotates whole images")
     def annotators() -> Response:
-        return json_answer({"annotators": [asdict(status) for status in workbench.annotators()]})
+        return json_response({"annotators": [asdict(status) for status in workbench.annotators()]})
 
     @routes.post(
         "/images", response_model=ImageOut, summary="Make an image known, and encode it ahead of the clicks"
@@ -255,7 +255,7 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
         identity = workbench.identify(ref)
         workbench.prepare(ref, asked.segmenter)
         height, width = identity.size
-        return json_answer({"digest": identity.digest, "width": width, "height": height})
+        return json_response({"digest": identity.digest, "width": width, "height": height})
 
     @routes.get("/segmenters", response_model=SegmentersOut, summary="What is installed, and what is ready")
     def segmenters() -> Response:
@@ -263,14 +263,14 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
             {"name": status.name, "ready": status.ready, "reason": status.reason}
             for status in workbench.segmenters()
         ]
-        return json_answer({"default": workbench.default_segmenter, "segmenters": found})
+        return json_response({"default": workbench.default_segmenter, "segmenters": found})
 
     @routes.get("/status", summary="How the server is doing, with its last 50 errors")
     async def status() -> Response:
         cache = asdict(workbench.cache_status())
         intake = workbench.intake_status()
         queue = {"waiting": cache.pop("waiting"), "capacity": cache.pop("queue_length")}
-        return json_answer(
+        return json_response(
             {
                 "version": clickmask.__version__,
                 "segmenter": workbench.default_segmenter,
@@ -283,7 +283,7 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
                 if intake
                 else None,
                 "writes": asdict(workbench.store.write_times()),
-                "trainings": [asdict(job) for job in workbench.trainings_under_way()],
+                "trainings": [asdict(job) for job in workbench.running_jobs()],
                 "errors": [asdict(failure) for failure in recent.all()],
             }
         )

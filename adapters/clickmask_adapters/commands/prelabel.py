@@ -15,7 +15,7 @@ from clickmask_adapters import tools
 from clickmask_adapters.app import accepting_tools, create_workbench
 from clickmask_adapters.commands._console import console, errors, sentence_on_failure
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools._prelabel import Prelabelled
+from clickmask_adapters.tools._prelabel import Step
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -65,9 +65,9 @@ def prelabel(
         raise typer.Exit(1)
 
 
-def _follow(steps: Iterator[Prelabelled]) -> tuple[Prelabelled, bool]:
+def _follow(steps: Iterator[Step]) -> tuple[Step, bool]:
     """Show a bar; what was done, and whether an interrupt ended it."""
-    done = Prelabelled(0)
+    done = Step(0)
     columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=errors, transient=True, speed_estimate_period=300) as bar:
         shown = bar.add_task("", total=None)
@@ -85,7 +85,7 @@ def _follow(steps: Iterator[Prelabelled]) -> tuple[Prelabelled, bool]:
     return done, False
 
 
-def _summary(done: Prelabelled) -> str:
+def _summary(done: Step) -> str:
     return (
         f"{done.objects} objects drawn in {done.containers}, {done.untouched} left as they were, "
         f"{len(done.left_out)} left out"

@@ -35,7 +35,7 @@ from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_workbench
 from clickmask_adapters.commands._console import console, errors, sentence_on_failure
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools import Wanted
+from clickmask_adapters.tools import NamedImage
 from clickmask_adapters.tools.label_studio.client import client_of
 from clickmask_adapters.tools.label_studio.labels import TOOL
 from clickmask_adapters.tools.label_studio.pull import project_images
@@ -86,7 +86,7 @@ def prepare(
         raise typer.Exit(1)
 
 
-AT_ONCE = 2  # one is fetched and decoded while the other is encoded
+MAX_CONCURRENT = 2  # one is fetched and decoded while the other is encoded
 
 
 @dataclass(frozen=True)
@@ -96,19 +96,19 @@ class Prepared:
     error: str = ""  # why it could not be prepared
 
 
-def folder_images(folder: Path) -> list[Wanted]:
+def folder_images(folder: Path) -> list[NamedImage]:
     """The files below `folder` that are named as images that clickmask reads; hidden ones are not."""
     PIL.Image.init()
     endings = {ending for ending, name in PIL.Image.registered_extensions().items() if name in FORMATS}
     inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return [
-        Wanted(str(path), partial(ImageRef, (folder.resolve() / path).as_uri()))
+        NamedImage(str(path), partial(ImageRef, (folder.resolve() / path).as_uri()))
         for path in inside
         if path.suffix.lower() in endings and not any(part.startswith(".") for part in path.parts)
     ]
 
 
-def prepare_images(workbench: Workbench, wanted: Sequence[Wanted], segmenter: str) -> Generator[Prepared]:
+def prepare_images(workbench: Workbench, wanted: Sequence[NamedImage], segmenter: str) -> Generator[Prepared]:
     """Encode the images in their order, one result each. Those whose embedding is kept cost no encode.
 
     Closing the generator, or an interrupt, stops it at once; whoever closes the workbench then waits
@@ -116,15 +116,17 @@ def prepare_images(workbench: Workbench, wanted: Sequence[Wanted], segmenter: st
     """
     stopping = threading.Event()
 
-    def prepare(image: Wanted) -> Prepared:
+    def prepare(image: NamedImage) -> Prepared:
         try:
             return Prepared(image.name, _encode(workbench, image.locate(), segmenter, stopping))
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything; the other images go on
             return Prepared(image.name, False, str(error) or type(error).__name__)
 
     waiting = iter(wanted)
-    pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="prepare")
-    running: deque[Future[Prepared]] = deque(pool.submit(prepare, each) for each in islice(waiting, AT_ONCE))
+    pool = ThreadPoolExecutor(MAX_CONCURRENT, thread_name_prefix="prepare")
+    running: deque[Future[Prepared]] = deque(
+        pool.submit(prepare, each) for each in islice(waiting, MAX_CONCURRENT)
+    )
     try:
         while running:
             yield running[0].result()

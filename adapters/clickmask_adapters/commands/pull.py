@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from clickmask.errors import ToolUnavailable
 from clickmask.ingest import pull as pulling
-from clickmask.ingest.apply import Intake
+from clickmask.ingest.apply import Ingester
 from clickmask_adapters.app import accepting_tools, create_images, create_kept_images, create_store
 from clickmask_adapters.commands._console import console, errors, sentence_on_failure
 from clickmask_adapters.settings import Settings
@@ -46,9 +46,9 @@ def pull(
         if not chosen.origin:
             raise ToolUnavailable(f"no {tool} is configured: set {name.upper()}_URL")
         store.require_origin(name, chosen.origin, moved)
-        intake = Intake(store, create_images(settings), create_kept_images(settings, store))
-        done = _follow(pulling.pull(name, chosen, project, store, intake))
-        kept = intake.kept_status()
+        ingester = Ingester(store, create_images(settings), create_kept_images(settings, store))
+        done = _follow(pulling.pull(name, chosen, project, store, ingester))
+        kept = ingester.kept_status()
     for sentence in done.left_out:
         errors.print(sentence, markup=False)
     console.print(_summary(done))

@@ -13,8 +13,8 @@ import uvicorn
 from clickmask.errors import ClickmaskError
 from clickmask_adapters.app import create_app
 from clickmask_adapters.commands._console import console
-from clickmask_adapters.server.memory import spare_what_is_loaded
-from clickmask_adapters.server.uvicorn import Impatient
+from clickmask_adapters.server.memory import freeze_gc
+from clickmask_adapters.server.uvicorn import ReadTimeouts
 from clickmask_adapters.settings import Settings
 
 
@@ -23,7 +23,7 @@ class AnnouncingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        spare_what_is_loaded()
+        freeze_gc()
         for server in getattr(self, "servers", []):
             for bound in server.sockets:
                 host, port = bound.getsockname()[:2]
@@ -59,7 +59,7 @@ def serve(
         port,
         log_level="warning",
         access_log=False,
-        http=Impatient,
+        http=ReadTimeouts,
         proxy_headers=False,
         server_header=False,
     )

@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from clickmask.ingest.apply import Intake
+from clickmask.ingest.apply import Ingester
 from clickmask.ingest.inbox import Inbox
 from clickmask.ingest.reader import InboxReader
 from clickmask.store import Store
 from clickmask.store.jobs import UNDER_WAY, Job
-from clickmask.training.supervisor import Trainings
+from clickmask.training.supervisor import Supervisor
 from clickmask_adapters.app import (
     accepting_tools,
     create_fetching,
@@ -36,7 +36,7 @@ from clickmask_adapters.commands._console import (
 )
 from clickmask_adapters.settings import Settings
 
-LOOK = 0.3  # seconds between looks at the job
+POLL_S = 0.3  # seconds between looks at the job
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -57,7 +57,7 @@ def train(
     settings = Settings()
     with sentence_on_failure(), closing(create_store(settings)) as store, _drained(settings, store) as reader:
         chosen, name = find_project(store, project, tool)
-        trainings = Trainings(
+        trainings = Supervisor(
             create_jobs(settings),
             store,
             workplace(settings),
@@ -85,8 +85,8 @@ def rollback(project: ProjectName, tool: ToolName = None) -> None:
 def _drained(settings: Settings, store: Store) -> Generator[InboxReader]:
     """Reads what tools have told; a server that reads it too does no harm, as nothing is taken in twice."""
     inbox = Inbox(settings.home / "inbox.sqlite")
-    intake = Intake(store, create_images(settings), create_kept_images(settings, store))
-    reader = InboxReader(inbox, store, intake, accepting_tools(settings))
+    ingester = Ingester(store, create_images(settings), create_kept_images(settings, store))
+    reader = InboxReader(inbox, store, ingester, accepting_tools(settings))
     reader.start()
     try:
         yield reader
@@ -95,7 +95,7 @@ def _drained(settings: Settings, store: Store) -> Generator[InboxReader]:
         inbox.close()
 
 
-def _follow(trainings: Trainings, job: Job) -> Job:
+def _follow(trainings: Supervisor, job: Job) -> Job:
     """Show a bar until the job has ended; an interrupt ends it with status 130."""
     columns = (
         BarColumn(20),
@@ -112,7 +112,7 @@ def _follow(trainings: Trainings, job: Job) -> Job:
                 left = job.seconds_left
                 total = None if left is None else job.seconds + left
                 bar.update(shown, completed=job.seconds, total=total, description=_described(job))
-                time.sleep(LOOK)
+                time.sleep(POLL_S)
                 job = trainings.jobs.get(job.id)
         except KeyboardInterrupt:
             errors.print("interrupted; the same command goes on from the last validation")

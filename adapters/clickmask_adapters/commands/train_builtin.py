@@ -51,13 +51,13 @@ def train_builtin(
                 raise SegmenterNotReady(f"training needs the package {package}")
         if not data.is_dir():
             raise InvalidRequest(f"there is no folder {data}")
-        from clickmask.training.click.fit import Plan
+        from clickmask.training.click.fit import TrainingConfig
         from clickmask.training.click.train import train
 
         train(
             data,
             to,
-            Plan(steps=steps, crops=crops, objects=objects, seed=seed),
+            TrainingConfig(steps=steps, crops=crops, objects=objects, seed=seed),
             tiers=tuple(tiers),
             cutouts=cutouts,
             encoder=encoder or imagenet_weights(),

@@ -11,7 +11,7 @@ from pathlib import Path
 from clickmask.datasets.snapshot import Dataset, Sample
 from clickmask.images.decode import upright_file
 
-MOST_BYTES = 180  # of a name: file systems take 255, and a prefix may be put before it
+MAX_NAME_BYTES = 180  # of a name: file systems take 255, and a prefix may be put before it
 # Windows refuses these names whatever their ending, and these characters.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])", re.IGNORECASE)
 _REFUSED = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*\u2028\u2029\ud800-\udfff]')
@@ -60,7 +60,7 @@ def safe_basename(name: str) -> str:
     stem, dot, ending = base.rpartition(".")
     if not dot or len(ending) > 10:
         stem, dot, ending = base, "", ""
-    room = MOST_BYTES - len((dot + ending).encode())
+    room = MAX_NAME_BYTES - len((dot + ending).encode())
     return stem.encode()[:room].decode(errors="ignore") + dot + ending
 
 

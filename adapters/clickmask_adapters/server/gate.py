@@ -29,8 +29,8 @@ TOOL_PREFIXES = ("/api/", "/webhooks/")
 UNCOUNTED = frozenset({"/setup", "/webhook"})  # answered without computing: never turned away for load
 LOOPBACK_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
-BODIES = 2  # of the largest size, that what computes may hold in memory at one time
-LONGEST_READ = 120.0  # seconds for which a request that is still arriving holds its place
+MAX_COMPUTE_BODIES = 2  # of the largest size, that what computes may hold in memory at one time
+READ_TIMEOUT_S = 120.0  # seconds for which a request that is still arriving holds its place
 MAX_SIGNED_BODIES = 64 * 2**20  # bytes of all of them
 MAX_SIGNED_BODY = 2**20  # bytes that a stranger may send before anybody has looked at the signature
 
@@ -41,7 +41,7 @@ class Refusal(Exception):
         self.status, self.headers = status, headers
 
 
-class Room:
+class MemoryBudget:
     """Bytes of request bodies that are in memory at one time."""
 
     def __init__(self, most: int) -> None:
@@ -49,7 +49,7 @@ class Room:
         self._held = 0
 
     @contextmanager
-    def taking(self) -> Generator[Callable[[int], None]]:
+    def reserve(self) -> Generator[Callable[[int], None]]:
         """What takes bytes for one request, until its end; it raises Refusal where there are too many."""
         taken = 0
 
@@ -93,8 +93,11 @@ class Gate:
         self._hosts = LOOPBACK_NAMES | {host.lower() for host in settings.allowed_hosts}
         self._max_body = settings.max_body_bytes
         self._signed_paths = frozenset(signed_paths)
-        self._to_compute, self._to_keep = Room(BODIES * self._max_body), Room(self._max_body)
-        self._to_verify = Room(MAX_SIGNED_BODIES)
+        self._to_compute, self._to_keep = (
+            MemoryBudget(MAX_COMPUTE_BODIES * self._max_body),
+            MemoryBudget(self._max_body),
+        )
+        self._to_verify = MemoryBudget(MAX_SIGNED_BODIES)
         self._most_at_work = most_at_work
         self._at_work = 0
 
@@ -142,11 +145,11 @@ class Gate:
             self._at_work -= 1
 
     async def _read_and_serve(
-        self, room: Room, most: int, headers: Headers, scope: Scope, receive: Receive, send: Send
+        self, room: MemoryBudget, most: int, headers: Headers, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        with room.taking() as take:
+        with room.reserve() as take:
             try:
-                async with asyncio.timeout(LONGEST_READ):
+                async with asyncio.timeout(READ_TIMEOUT_S):
                     body = await _body(headers, receive, most, take)
             except TimeoutError:
                 raise Refusal(HTTPStatus.REQUEST_TIMEOUT, "the request did not come to its end") from None

@@ -19,15 +19,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 HEADER = "x-clickmask-error"
-LONGEST = 300  # characters
+MAX_REASON_CHARS = 300  # characters
 
 
 def reason(error: str) -> str:
     """`error` as it may stand in a status line or a header: short, printable ASCII."""
-    return "".join(letter if " " <= letter <= "~" else "?" for letter in error[:LONGEST]).strip()
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in error[:MAX_REASON_CHARS]).strip()
 
 
-class ReasonPhrases(H11Protocol):
+class ErrorInReasonPhrase(H11Protocol):
     """uvicorn's protocol, but an answer's HEADER is its reason phrase."""
 
     def __init__(
@@ -50,11 +50,11 @@ class _Connection(h11.Connection):
         return super().send_with_data_passthrough(event)
 
 
-HEAD = 30.0  # seconds from its beginning, or from the connection's, to the end of a request's head
-BODY = 60.0  # seconds between two pieces of a body
+HEAD_TIMEOUT_S = 30.0  # seconds from its beginning, or from the connection's, to the end of a request's head
+BODY_TIMEOUT_S = 60.0  # seconds between two pieces of a body
 
 
-class Impatient(ReasonPhrases):
+class ReadTimeouts(ErrorInReasonPhrase):
     """uvicorn's protocol, with our reason phrases, that hangs up. Its own timer is for idle connections
     that were used before."""
 
@@ -62,18 +62,18 @@ class Impatient(ReasonPhrases):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # as uvicorn has it
         super().connection_made(transport)
-        self._wait(HEAD)
+        self._wait(HEAD_TIMEOUT_S)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.transport.is_closing():
             return
         if self.conn.their_state is h11.SEND_BODY:
-            self._wait(BODY)
+            self._wait(BODY_TIMEOUT_S)
         elif self.conn.their_state is not h11.IDLE:  # all of it is here: now it waits for us
             self._wait(None)
         elif self._hanging_up is None:
-            self._wait(HEAD)
+            self._wait(HEAD_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait(None)

@@ -9,7 +9,7 @@ from clickmask.workbench import Workbench
 
 
 @dataclass(frozen=True)
-class Prelabelled:
+class Step:
     """One step of a tool's `prelabel`, or several together. `remaining` images are to come after it."""
 
     remaining: int
@@ -19,9 +19,9 @@ class Prelabelled:
     untouched: int = 0  # tasks or jobs in which somebody, or this model, has been already
     left_out: tuple[str, ...] = ()  # sentences about what could not be done
 
-    def then(self, after: Prelabelled) -> Prelabelled:
+    def then(self, after: Step) -> Step:
         """Both together."""
-        return Prelabelled(
+        return Step(
             after.remaining,
             self.images + after.images,
             self.containers + after.containers,

@@ -20,7 +20,7 @@ from clickmask.errors import AnnotatorNotReady, SegmenterNotReady
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.embeddings import BATCH, EmbeddingCache, EmbeddingKey
 from clickmask.masks.regions import mask_box
-from clickmask.types import Embedding, Image, Logits, Mask, Prediction, Size, Sweeping
+from clickmask.types import Embedding, GridPromptable, Image, Logits, Mask, Prediction, Size
 
 LABEL = "object"
 JUDGED_SIDE = 1024  # px; masks of larger images are judged at this size: it is all that SAM sees
@@ -29,7 +29,7 @@ Boxes = NDArray[np.float64]  # (N, 4) of left, top, right, bottom; the last colu
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Grid:
     """Where to click and what to keep. Thresholds are the reference's, chosen there for ViT-H."""
 
     points_per_side: int = 32
@@ -41,7 +41,7 @@ class Sweep:
     min_mask_region_area: int = 100  # pixels: smaller islands and holes are no part of an object
 
 
-SWEEP = Sweep()
+GRID = Grid()
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +53,14 @@ class Candidate:
     box: NDArray[np.float64]  # (4,), of the mask at the size at which it was judged
 
 
-class Everything:
+class SegmentEverything:
     """See the module. It keeps nothing of an image but its embedding, in the cache that clicks use."""
 
     labels = (LABEL,)
 
-    def __init__(self, name: str, segmenter: Sweeping[Any], embeddings: EmbeddingCache, sweep: Sweep) -> None:
+    def __init__(
+        self, name: str, segmenter: GridPromptable[Any], embeddings: EmbeddingCache, sweep: Grid
+    ) -> None:
         self.name = name
         self._segmenter = segmenter
         self._embeddings = embeddings
@@ -131,12 +133,12 @@ def labels(variant: str, **options: object) -> tuple[str, ...]:
     return (LABEL,)
 
 
-def load(variant: str, segmenters: Catalogue, embeddings: EmbeddingCache) -> Everything:
+def load(variant: str, segmenters: Catalogue, embeddings: EmbeddingCache) -> SegmentEverything:
     """Raises AnnotatorNotReady, UnknownSegmenter and SegmenterNotReady."""
     segmenter = segmenters.get(variant)
-    if not isinstance(segmenter, Sweeping):
+    if not isinstance(segmenter, GridPromptable):
         raise AnnotatorNotReady(f"{variant} cannot be clicked all over an image")
-    return Everything(f"everything:{variant}", segmenter, embeddings, SWEEP)
+    return SegmentEverything(f"everything:{variant}", segmenter, embeddings, GRID)
 
 
 def grid(points_per_side: int) -> NDArray[np.float64]:

@@ -23,8 +23,8 @@ from clickmask.types import Image, Mask, Prediction
 
 Refiner = Callable[[Image, list[tuple[str, Prediction]]], list[tuple[str, Prediction]]]
 
-SMALLEST = 1e-4  # of the picture's area; less is a speck, and no object
-SURE = 0.5  # of its pixels, on average; less are fringes between what the network is surer of
+MIN_AREA_SHARE = 1e-4  # of the picture's area; less is a speck, and no object
+MIN_MEAN_PROBABILITY = 0.5  # of its pixels, on average; less are fringes between what the network is surer of
 
 
 class UNet:
@@ -88,7 +88,7 @@ def load(
 def _objects(
     labelling: Labelling, categories: tuple[str, ...], name: str
 ) -> Iterator[tuple[str, Prediction]]:
-    smallest = SMALLEST * labelling.classes.size
+    smallest = MIN_AREA_SHARE * labelling.classes.size
     for number, category in enumerate(categories, 1):
         there = np.asarray(labelling.classes == number).view(np.uint8)
         count, places = cv2.connectedComponents(there, connectivity=8)
@@ -99,5 +99,5 @@ def _objects(
                 continue
             mask: Mask = numbers == part
             score = min(float(labelling.confidence[mask].mean()), 1.0)
-            if score >= SURE:
+            if score >= MIN_MEAN_PROBABILITY:
                 yield category, Prediction(mask, score, name)

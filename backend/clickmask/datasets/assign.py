@@ -9,7 +9,7 @@ from clickmask.labels.split import Side, choose_side, close, fingerprint, neighb
 from clickmask.store import Store
 from clickmask.types import Pixels
 
-_MOST_NAMED = 500  # digests of one query
+_MAX_QUERY_DIGESTS = 500  # digests of one query
 
 PixelsOf = Callable[[str], Pixels]  # of an image, by its digest; raises ClickmaskError where they are not
 
@@ -28,7 +28,7 @@ def place_image(
     while True:
         hashes = store.hashes(tool, project)
         near = [hashes[index][0] for index in close(shown.hash, [code for _, code in hashes])]
-        placed = store.sides(tool, project, near if len(near) <= _MOST_NAMED else None) if near else []
+        placed = store.sides(tool, project, near if len(near) <= _MAX_QUERY_DIGESTS else None) if near else []
         side = neighbouring_side(shown, placed)
         if side is None:
             side = choose_side(digest, categories, store.standing(tool, project, categories))

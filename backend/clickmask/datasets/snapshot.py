@@ -28,7 +28,15 @@ from clickmask.datasets.assign import place_images
 from clickmask.errors import ImageUnknown, InvalidRequest
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
 from clickmask.labels.geometry import geometry_to_json
-from clickmask.labels.split import ENOUGH, HELD_OUT, SIDES, Placed, Side, neighbouring_pairs, quarantined
+from clickmask.labels.split import (
+    MIN_HELD_OUT,
+    MIN_SPLIT_IMAGES,
+    SIDES,
+    Assigned,
+    Side,
+    neighbouring_pairs,
+    quarantined,
+)
 from clickmask.labels.submissions import AcceptedLabel, LabelledImage, Unlabelled
 from clickmask.masks.regions import mask_area
 from clickmask.masks.rle import rle_to_mask
@@ -103,7 +111,7 @@ class Dataset:
     def too_few(self) -> bool:
         """Whether a split would say too little: models are cross-validated then, see `folds`."""
         sides = [len(self.split(side)) for side in SIDES]
-        return sum(sides) < ENOUGH or min(sides[1:]) < HELD_OUT
+        return sum(sides) < MIN_SPLIT_IMAGES or min(sides[1:]) < MIN_HELD_OUT
 
 
 def snapshot(
@@ -137,7 +145,7 @@ def snapshot(
 def create_dataset(
     images: Sequence[LabelledImage],
     labels: Sequence[AcceptedLabel],
-    placed: Sequence[Placed] = (),
+    placed: Sequence[Assigned] = (),
     *,
     tool: str,
     project: str,
@@ -233,7 +241,7 @@ def _of_last_task(labels: Iterable[AcceptedLabel]) -> dict[str, list[AcceptedLab
     }
 
 
-def _groups(placed: Sequence[Placed]) -> dict[str, str]:
+def _groups(placed: Sequence[Assigned]) -> dict[str, str]:
     """Of each image the smallest digest among those that it is joined with."""
     root = list(range(len(placed)))
 

@@ -17,19 +17,19 @@ from clickmask.errors import ImageUnknown, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-YOUNG = 3600.0  # seconds for which an image stays, labelled or not: its labels may be on their way
+MIN_AGE_S = 3600.0  # seconds for which an image stays, labelled or not: its labels may be on their way
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class KeptStatus:
+class ArchiveStatus:
     images: int
     bytes: int
     capacity: int
     refused: int  # images for which there was no room, since the start
 
 
-class KeptImages:
+class ImageArchive:
     """Files named by the digest of their pixels, at most `capacity` bytes. For any thread.
 
     When it is full, images that `is_labelled` denies go, the longest unused first; one that finds no
@@ -87,9 +87,9 @@ class KeptImages:
         except FileNotFoundError:
             return 0
 
-    def status(self) -> KeptStatus:
+    def status(self) -> ArchiveStatus:
         with self._lock:
-            return KeptStatus(self._images, self._bytes, self._capacity, self._refused)
+            return ArchiveStatus(self._images, self._bytes, self._capacity, self._refused)
 
     def _path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
@@ -99,7 +99,7 @@ class KeptImages:
     def _make_room(self, wanted: int) -> None:
         """Another process may have kept and removed images too: count anew, then remove what may go."""
         for stat, path in sorted(self._count(), key=lambda each: each[0].st_mtime):
-            if self._bytes + wanted <= self._capacity or stat.st_mtime > time.time() - YOUNG:
+            if self._bytes + wanted <= self._capacity or stat.st_mtime > time.time() - MIN_AGE_S:
                 return
             if not self._is_labelled(path.name):
                 path.unlink(missing_ok=True)
@@ -113,7 +113,7 @@ class KeptImages:
                 stat = path.stat()
                 if _DIGEST.fullmatch(path.name):
                     found.append((stat, path))
-                elif stat.st_mtime < time.time() - YOUNG:  # a process was killed while it wrote
+                elif stat.st_mtime < time.time() - MIN_AGE_S:  # a process was killed while it wrote
                     path.unlink()
         self._images, self._bytes = len(found), sum(stat.st_size for stat, _ in found)
         return found

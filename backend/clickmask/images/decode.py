@@ -53,7 +53,7 @@ _CORRUPT = (
 
 # Each scan of a progressive JPEG is a pass over all pixels: 100 kB of them were a minute of work. Encoders
 # write about ten.
-_MOST_SCANS = 100
+_MAX_SCANS = 100
 _SCAN = b"\xff\xda"  # its marker, ITU-T T.81 table B.1
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # any marker but those that restart
 
@@ -96,8 +96,8 @@ def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
                 raise ImageTooLarge(
                     f"the image has {width}x{height} pixels; the most that is read is {limits.max_pixels}"
                 )
-            if opened.format in ("JPEG", "MPO") and _scans(raw) > _MOST_SCANS:
-                raise InvalidImage(f"the image is a JPEG of more than {_MOST_SCANS} scans")
+            if opened.format in ("JPEG", "MPO") and _scans(raw) > _MAX_SCANS:
+                raise InvalidImage(f"the image is a JPEG of more than {_MAX_SCANS} scans")
             pixels = _jpeg_pixels(raw, opened)
             if pixels is None:
                 opened.load()
@@ -170,7 +170,7 @@ def _turned(opened: PIL.Image.Image, orientation: int) -> bytes:
 
 def _scans(raw: bytes) -> int:
     """Of a JPEG's first picture, where they may be too many; what follows it, a film say, has none."""
-    if raw.count(_SCAN) <= _MOST_SCANS:
+    if raw.count(_SCAN) <= _MAX_SCANS:
         return 0
     place, scans = 2, 0
     while place + 4 <= len(raw) and raw[place] == 0xFF:

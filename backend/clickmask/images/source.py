@@ -19,8 +19,8 @@ from clickmask.types import Image, ImageRef, Size
 K = TypeVar("K")
 V = TypeVar("V")
 
-_KNOWN = 20_000  # entries of each map from a key to an identity; about 300 bytes each
-_DECODED_AT_ONCE = 4  # an image of the most pixels that are read takes 0.7 GB while it is decoded
+_MAX_KNOWN = 20_000  # entries of each map from a key to an identity; about 300 bytes each
+_MAX_DECODES = 4  # an image of the most pixels that are read takes 0.7 GB while it is decoded
 _GONE = "the image is not known here any more: send the image again"
 
 
@@ -61,13 +61,13 @@ class ImageSource:
         self._limits = limits
         self._clock = clock
         self._images = _ImagesByBytes(image_bytes)
-        self._by_address = _Recent[str, _Seen](_KNOWN)
-        self._by_bytes = _Recent[str, ImageIdentity](_KNOWN)
-        self._by_digest = _Recent[str, ImageIdentity](_KNOWN)
+        self._by_address = _Recent[str, _Seen](_MAX_KNOWN)
+        self._by_bytes = _Recent[str, ImageIdentity](_MAX_KNOWN)
+        self._by_digest = _Recent[str, ImageIdentity](_MAX_KNOWN)
         self._identifying = _SingleFlight[ImageIdentity]()
         self._loading = _SingleFlight[Image]()
         self._decoding = _SingleFlight[Image]()
-        self._decoders = threading.BoundedSemaphore(_DECODED_AT_ONCE)
+        self._decoders = threading.BoundedSemaphore(_MAX_DECODES)
 
     def identify(self, ref: ImageRef) -> ImageIdentity:
         """Digest and size of what `ref` shows now. Raises what fetching and decoding raise."""

@@ -43,12 +43,12 @@ Arrays = Mapping[str, NDArray[Any]]
 FORMAT = 1  # raise it when the layout changes, or what one of our segmenters makes of an image
 _SUFFIX = ".embedding"
 _DRAFT = ".draft"
-_STALE = 3600.0  # seconds after which a draft was left behind by a process that was killed
-_SWEEP_AFTER = 0.01  # of the capacity: looking at thousands of files takes a tenth of a second
+_STALE_DRAFT_S = 3600.0  # seconds after which a draft was left behind by a process that was killed
+_SWEEP_INTERVAL_S = 0.01  # of the capacity: looking at thousands of files takes a tenth of a second
 _QUEUE_LENGTH = 32  # embeddings on their way to the disk
-_TOUCH_AFTER = 3600.0  # seconds between two notes that an embedding is in use
-_TOUCHES = 10_000  # embeddings whose last note is remembered
-_FAREWELL = 10.0  # seconds that a hanging disk may delay the end of the process
+_TOUCH_INTERVAL_S = 3600.0  # seconds between two notes that an embedding is in use
+_MAX_TOUCHES = 10_000  # embeddings whose last note is remembered
+_CLOSE_TIMEOUT_S = 10.0  # seconds that a hanging disk may delay the end of the process
 _MAX_HALF = 65504.0
 
 
@@ -65,7 +65,7 @@ class Storable(Protocol):
 
 
 @runtime_checkable
-class Restoring(Protocol):
+class Restorable(Protocol):
     """A segmenter whose embeddings are worth a file: encoding takes longer than reading it.
 
     `restore` gets what `arrays` gave, in arrays of its own of the same types, floats rounded to
@@ -129,7 +129,7 @@ class DiskEmbeddings:
     def load(self, key: EmbeddingKey) -> Embedding | None:
         """The stored embedding; None if there is none that can be believed."""
         segmenter = self._segmenters(key.segmenter)
-        if not isinstance(segmenter, Restoring):
+        if not isinstance(segmenter, Restorable):
             return None
         with self._lock:
             self._asked += 1
@@ -154,7 +154,7 @@ class DiskEmbeddings:
         back as it is.
         """
         segmenter = self._segmenters(key.segmenter)
-        if not isinstance(segmenter, Restoring) or not isinstance(embedding, Storable):
+        if not isinstance(segmenter, Restorable) or not isinstance(embedding, Storable):
             return embedding
         try:
             rounded = half_precision(embedding.arrays())
@@ -191,9 +191,9 @@ class DiskEmbeddings:
         """Have it not go soon, as it is in use; noted seldom, since that is a write."""
         now = time.monotonic()
         with self._lock:
-            if now - self._touched.get(key, -math.inf) < _TOUCH_AFTER:
+            if now - self._touched.get(key, -math.inf) < _TOUCH_INTERVAL_S:
                 return
-            if len(self._touched) >= _TOUCHES:
+            if len(self._touched) >= _MAX_TOUCHES:
                 self._touched.clear()
             self._touched[key] = now
         with suppress(OSError):  # not stored, or not any more
@@ -207,8 +207,8 @@ class DiskEmbeddings:
     def close(self) -> None:
         """Write what waits, then stop."""
         with suppress(queue.Full):
-            self._queue.put(None, timeout=_FAREWELL)
-            self._writer.join(_FAREWELL)
+            self._queue.put(None, timeout=_CLOSE_TIMEOUT_S)
+            self._writer.join(_CLOSE_TIMEOUT_S)
 
     def _identity(self, key: EmbeddingKey) -> dict[str, str]:
         checkpoint = self._weights.checkpoints.get(key.segmenter)
@@ -249,7 +249,7 @@ class DiskEmbeddings:
             except (OSError, ValueError) as error:  # the disk; arrays of what is no number
                 log.warning("an embedding is not stored: %s", error)
             self._finish(job, written)
-            if self._unswept > self._capacity * _SWEEP_AFTER:
+            if self._unswept > self._capacity * _SWEEP_INTERVAL_S:
                 self._sweep()
 
     def _write(self, identity: Mapping[str, str], arrays: Arrays) -> bool:
@@ -282,7 +282,7 @@ class DiskEmbeddings:
                     status = entry.stat()
                     if entry.name.endswith(_SUFFIX):
                         found.append((status.st_mtime_ns, status.st_size, entry.path))
-                    elif entry.name.endswith(_DRAFT) and time.time() - status.st_mtime > _STALE:
+                    elif entry.name.endswith(_DRAFT) and time.time() - status.st_mtime > _STALE_DRAFT_S:
                         Path(entry.path).unlink()
         found.sort(reverse=True)
         total = sum(size for _, size, _ in found)

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clickmask.types import EmbeddingT, Logits, Mask, Point, Prediction, Prompt, Refining, Segmenter, Size
+from clickmask.types import EmbeddingT, Logits, Mask, Point, Prediction, Prompt, Refinable, Segmenter, Size
 
 CAPACITY = 64 * 2**20  # bytes of logits; a prefix takes SAM 256 KiB
 REPEAT_PIXELS, REPEAT_SHARE = 3.0, 0.005  # a click this near (share: of the long side) is a repeated one
-LONGEST_REPLAY = 16  # steps; bounds the time that a prompt of a thousand points takes
+MAX_REPLAY_STEPS = 16  # steps; bounds the time that a prompt of a thousand points takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +73,14 @@ class Refinement:
     ) -> list[Prediction]:
         """The candidate that was asked for first, then the others, best first, those before it last."""
         distinct, turns = without_repeats(prompt, size)
-        if isinstance(segmenter, Refining):
+        if isinstance(segmenter, Refinable):
             return replay(segmenter, embedding, distinct, turns, self._cache, digest)
         predictions = segmenter.decode(embedding, distinct)
         return _from(predictions, steps(distinct, turns)[-1].turns[-1])
 
 
 def replay(
-    segmenter: Refining[EmbeddingT],
+    segmenter: Refinable[EmbeddingT],
     embedding: EmbeddingT,
     prompt: Prompt,
     turns: Sequence[int] = (),
@@ -126,7 +126,7 @@ def without_repeats(prompt: Prompt, size: Size) -> tuple[Prompt, tuple[int, ...]
 def steps(prompt: Prompt, turns: Sequence[int] = ()) -> list[Step]:
     """The beginnings of `prompt` in canonical order, the whole of it last; the mask is part of each.
 
-    `turns` has a number for each foreground point, or none. At most LONGEST_REPLAY steps: of a
+    `turns` has a number for each foreground point, or none. At most MAX_REPLAY_STEPS steps: of a
     longer prompt, all but the last stretch is the first step. Where a stretch begins depends on
     the number of clicks alone, so the next click goes on from this one's logits.
     """
@@ -142,7 +142,7 @@ def steps(prompt: Prompt, turns: Sequence[int] = ()) -> list[Step]:
             prompt, foreground=foreground[:clicks], background=background[: max(0, clicks - len(foreground))]
         )
 
-    first = (len(every_turn) - 1) // LONGEST_REPLAY * LONGEST_REPLAY + 1
+    first = (len(every_turn) - 1) // MAX_REPLAY_STEPS * MAX_REPLAY_STEPS + 1
     return [Step(beginning(count), every_turn[:count]) for count in range(first, len(every_turn) + 1)]
 
 

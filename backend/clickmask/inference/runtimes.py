@@ -12,7 +12,7 @@ from pathlib import Path
 from clickmask.inference.onnx_exports import ExportsFolder
 from clickmask.inference.sessions import Arrays, Model, Precision, Session, open_session, usable_cores
 
-MOST_DECODERS = 8  # at once: some 200 clicks a second, and each may hold tens of megabytes
+MAX_DECODERS = 8  # at once: some 200 clicks a second, and each may hold tens of megabytes
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Runtimes:
 
     def decoder(self, model: Model, example: Arrays | None = None) -> Session:
         """For short runs side by side, each on one core. Masks are cut at a threshold: always in f32."""
-        return self._open(model, 1, min(self.cores, MOST_DECODERS), "f32", example)
+        return self._open(model, 1, min(self.cores, MAX_DECODERS), "f32", example)
 
     def _open(
         self, model: Model, threads: int, at_once: int, precision: Precision, example: Arrays | None

@@ -29,7 +29,7 @@ Model = Path | bytes
 Precision = Literal["f32", "bf16"]
 
 RUNTIMES = ("openvino", "onnxruntime")  # each a module beside this one, with an underscore before it
-_LONG_ENOUGH = 1.0  # seconds of running, after which a runtime's speed is known
+_MEASURING_S = 1.0  # seconds of running, after which a runtime's speed is known
 
 
 class Session(Protocol):
@@ -121,7 +121,7 @@ def _seconds(session: Session, example: Arrays) -> float:
     """The shortest of a few runs, after one that does not count."""
     session.run(example)
     times: list[float] = []
-    while len(times) < 5 and sum(times) < _LONG_ENOUGH:
+    while len(times) < 5 and sum(times) < _MEASURING_S:
         started = time.perf_counter()
         session.run(example)
         times.append(time.perf_counter() - started)

@@ -16,7 +16,7 @@ from clickmask.errors import (
     StoreUnavailable,
     ToolUnavailable,
 )
-from clickmask.images.archive import KeptImages, KeptStatus
+from clickmask.images.archive import ArchiveStatus, ImageArchive
 from clickmask.images.source import ImageIdentity, ImageSource
 from clickmask.labels.geometry import Brush, rasterise
 from clickmask.labels.submissions import (
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pulled:
+class Page:
     """A part of a pull, and the position at which the pull goes on once it was taken in."""
 
     changes: Sequence[Change]
@@ -46,7 +46,7 @@ class Pulled:
     remaining: int | None = None  # parts after this one; None: unknown
 
 
-class Accepting(Protocol):
+class LabelSource(Protocol):
     """What a tool brings so that its labels can be taken in. Called from one thread at a time.
 
     `changes` is lazy where it has to ask the tool: what it gave before it raised was taken in, and
@@ -59,10 +59,10 @@ class Accepting(Protocol):
         """The address that the tool is configured at; None where it is not."""
         ...
 
-    def changes(self, event: bytes, again: bool = False) -> Iterable[Change]:
+    def changes(self, event: bytes, retry: bool = False) -> Iterable[Change]:
         """What an event means; nothing, for most kinds.
 
-        `again`: not all of it could be taken in before, so that what was read then MUST be read anew.
+        `retry`: not all of it could be taken in before, so that what was read then MUST be read anew.
         """
         ...
 
@@ -70,7 +70,7 @@ class Accepting(Protocol):
         """Where the submission's image is, with what it takes to read it."""
         ...
 
-    def pull(self, project: str, position: str | None = None) -> Iterator[Pulled]:
+    def pull(self, project: str, position: str | None = None) -> Iterator[Page]:
         """All that the project has accepted, from `position` on, in an order that can be gone on with.
 
         Raises UnknownProject where the tool has no such project (any more).
@@ -85,15 +85,15 @@ class Accepting(Protocol):
         ...
 
 
-class Intake:
+class Ingester:
     """Takes changes in, one at a time or from many threads. Doing it twice changes nothing."""
 
-    def __init__(self, store: Store, images: ImageSource, kept: KeptImages) -> None:
+    def __init__(self, store: Store, images: ImageSource, kept: ImageArchive) -> None:
         self._store = store
         self._images = images
         self._kept = kept
 
-    def take(self, change: Change, tool: Accepting) -> bool:
+    def apply(self, change: Change, tool: LabelSource) -> bool:
         """Store the change, its image first; whether labels were changed by it.
 
         Raises InvalidRequest where a region does not fit its image or nothing could be read, and what
@@ -111,10 +111,10 @@ class Intake:
             case Unreadable(reason):
                 raise InvalidRequest(reason)
 
-    def kept_status(self) -> KeptStatus:
+    def kept_status(self) -> ArchiveStatus:
         return self._kept.status()
 
-    def _submit(self, submission: Submission, tool: Accepting) -> bool:
+    def _submit(self, submission: Submission, tool: LabelSource) -> bool:
         if not self._store.is_news(submission):
             return False
         if submission.skipped:
@@ -144,7 +144,7 @@ class Intake:
         except ImageUnknown:
             return self._images.load_bytes(self._kept.read(digest)).pixels
 
-    def _image(self, submission: Submission, tool: Accepting) -> ImageIdentity:
+    def _image(self, submission: Submission, tool: LabelSource) -> ImageIdentity:
         """Fetched once: not again for another annotation of the task, nor after a restart."""
         known = self._store.known_image(submission)
         if known and self._kept.holds(known.digest):
@@ -171,13 +171,13 @@ def _pixels(size: Size) -> str:
     return f"{size[1]}x{size[0]}"
 
 
-def fetch_missing(
+def refetch_missing(
     name: str,
-    tool: Accepting,
+    tool: LabelSource,
     project: str,
     store: Store,
     images: ImageSource,
-    kept: KeptImages,
+    kept: ImageArchive,
     stopped: Callable[[], bool] = lambda: False,
 ) -> int:
     """Keep what `tool`, called `name`, still has of the project's missing images; how many stay missing.

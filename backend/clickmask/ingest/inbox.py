@@ -20,8 +20,8 @@ from clickmask.errors import StoreUnavailable
 PRAGMAS: Mapping[str, str | int] = MappingProxyType(
     {"journal_mode": "wal", "synchronous": 2, "busy_timeout": 500}
 )
-MOST_AT_ONCE = 256  # events of one transaction
-KEPT_FOR = 30 * 24 * 3600.0  # seconds that an event is kept after it was read, for those who look back
+MAX_BATCH = 256  # events of one transaction
+EVENT_TTL_S = 30 * 24 * 3600.0  # seconds that an event is kept after it was read, for those who look back
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, received_at REAL NOT NULL, body BLOB NOT NULL
@@ -60,7 +60,7 @@ class Inbox:
     Raises StoreUnavailable where SQLite does not take its settings.
     """
 
-    def __init__(self, path: Path, kept_for: float = KEPT_FOR) -> None:
+    def __init__(self, path: Path, kept_for: float = EVENT_TTL_S) -> None:
         self._kept_for = kept_for
         self._writer, self._reader = _connect(path), _connect(path)
         self._reading = threading.Lock()
@@ -157,7 +157,7 @@ class Inbox:
         closed = False
         while not closed:
             together: list[_Arrival] = []
-            while not closed and len(together) < MOST_AT_ONCE:
+            while not closed and len(together) < MAX_BATCH:
                 try:
                     arrival = self._arrivals.get(block=not together)
                 except queue.Empty:

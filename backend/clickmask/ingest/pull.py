@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from clickmask.errors import ClickmaskError, StoreUnavailable, ToolUnavailable, UnknownProject
-from clickmask.ingest.apply import Accepting, Intake, Pulled
+from clickmask.ingest.apply import Ingester, LabelSource, Page
 from clickmask.labels.submissions import Change, Submission
 from clickmask.store import Store
 
@@ -26,7 +26,7 @@ class Progress:
     left_out: tuple[str, ...] = ()  # sentences about what could not be taken in
 
 
-def pull(name: str, tool: Accepting, project: str, store: Store, intake: Intake) -> Generator[Progress]:
+def pull(name: str, tool: LabelSource, project: str, store: Store, ingester: Ingester) -> Generator[Progress]:
     """Take in what `tool`, called `name`, has accepted in `project`, one part of it a step.
 
     Stopped at any time, the next pull goes on from there; a whole one is followed by the deletions
@@ -37,7 +37,7 @@ def pull(name: str, tool: Accepting, project: str, store: Store, intake: Intake)
     seen: set[tuple[str, str]] = set()
     for part in _parts(tool, project, store.pull_position(name, project), store.knows_project(name, project)):
         seen |= {(each.task, each.annotation) for each in part.changes if isinstance(each, Submission)}
-        taken, known, left_out = _take(part.changes, tool, intake)
+        taken, known, left_out = _apply(part.changes, tool, ingester)
         store.set_pull_position(name, project, part.position)
         done = Progress(
             done.read + 1,
@@ -49,12 +49,12 @@ def pull(name: str, tool: Accepting, project: str, store: Store, intake: Intake)
         )
         yield done
     unseen = [each for each in store.annotations(name, project) if each not in seen]
-    gone = sum(intake.take(deletion, tool) for deletion in tool.gone(unseen))
+    gone = sum(ingester.apply(deletion, tool) for deletion in tool.gone(unseen))
     store.set_pull_position(name, project, None)
     yield Progress(done.read, 0, done.taken, done.known, gone, done.left_out)
 
 
-def _parts(tool: Accepting, project: str, position: str | None, known: bool) -> Iterator[Pulled]:
+def _parts(tool: LabelSource, project: str, position: str | None, known: bool) -> Iterator[Page]:
     """None of a project that is known here and gone there, of which its webhook was not told."""
     try:
         yield from tool.pull(project, position)
@@ -63,11 +63,11 @@ def _parts(tool: Accepting, project: str, position: str | None, known: bool) -> 
             raise
 
 
-def _take(changes: Sequence[Change], tool: Accepting, intake: Intake) -> tuple[int, int, list[str]]:
+def _apply(changes: Sequence[Change], tool: LabelSource, ingester: Ingester) -> tuple[int, int, list[str]]:
     taken, known, left_out = 0, 0, list[str]()
     for change in changes:
         try:
-            changed = intake.take(change, tool)
+            changed = ingester.apply(change, tool)
         except (ToolUnavailable, StoreUnavailable):
             raise
         except Exception as error:  # noqa: BLE001  # the next pull would stop there again, and never reach the rest

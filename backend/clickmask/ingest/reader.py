@@ -9,33 +9,35 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from clickmask.errors import Busy, ClickmaskError, ImageUnavailable, StoreUnavailable, ToolUnavailable
-from clickmask.images.archive import KeptStatus
-from clickmask.ingest.apply import Accepting, Intake
+from clickmask.images.archive import ArchiveStatus
+from clickmask.ingest.apply import Ingester, LabelSource
 from clickmask.ingest.inbox import Event, Inbox
 from clickmask.labels.submissions import Submission
-from clickmask.store import SetAside, Store
+from clickmask.store import FailedEvent, Store
 
 log = logging.getLogger(__name__)
 
-MAY_PASS = (Busy, ImageUnavailable, ToolUnavailable)  # an event that fails so is tried again later
-FIRST_RETRY = 10.0  # seconds; each further one after twice as long, up to LONGEST_RETRY
-LONGEST_RETRY = 3600.0
-MOST_ATTEMPTS = 32  # a day
-QUIET = 0.05  # seconds without an arrival, after which an event is read
-LONGEST_WAY = 1.0  # seconds that the reader gives way at most
-MOST_LOST = 60.0  # seconds on images of one event that cannot be read, before it waits for its next try
-_MOST_READ = 50  # events at once
-_IDLE = 5.0  # seconds between looks for what is due
+RETRYABLE = (Busy, ImageUnavailable, ToolUnavailable)  # an event that fails so is tried again later
+MIN_RETRY_S = 10.0  # seconds; each further one after twice as long, up to MAX_RETRY_S
+MAX_RETRY_S = 3600.0
+MAX_ATTEMPTS = 32  # a day
+QUIET_S = 0.05  # seconds without an arrival, after which an event is read
+MAX_YIELD_S = 1.0  # seconds that the reader gives way at most
+MAX_IMAGE_WAIT_S = (
+    60.0  # seconds on images of one event that cannot be read, before it waits for its next try
+)
+_MAX_BATCH = 50  # events at once
+_IDLE_S = 5.0  # seconds between looks for what is due
 
 
 @dataclass(frozen=True)
-class IntakeStatus:
+class IngestStatus:
     """`waiting` events were not read yet; those set aside could not be taken in, newest first."""
 
     waiting: int
     set_aside: int
-    newest_set_aside: list[SetAside]
-    kept_images: KeptStatus
+    newest_set_aside: list[FailedEvent]
+    kept_images: ArchiveStatus
 
 
 class InboxReader:
@@ -50,13 +52,13 @@ class InboxReader:
         self,
         inbox: Inbox,
         store: Store,
-        intake: Intake,
-        tools: Mapping[str, Accepting],
+        ingester: Ingester,
+        tools: Mapping[str, LabelSource],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._inbox = inbox
         self._store = store
-        self._intake = intake
+        self._ingester = ingester
         self._tools = tools
         self._clock = clock
         self._closing = False
@@ -72,12 +74,12 @@ class InboxReader:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def status(self) -> IntakeStatus:
+    def status(self) -> IngestStatus:
         """Raises StoreUnavailable."""
         waiting = self._inbox.count(after=self._store.read_to(self._inbox.id))
         aside = self._store.count_set_aside(self._inbox.id)
         newest = self._store.set_aside(self._inbox.id)
-        return IntakeStatus(waiting, aside, newest, self._intake.kept_status())
+        return IngestStatus(waiting, aside, newest, self._ingester.kept_status())
 
     def _run(self) -> None:
         anew = True
@@ -88,29 +90,29 @@ class InboxReader:
                     self._store.retry_set_aside(self._inbox.id, self._clock())
                     anew = False
                 if not self._read_some() and not self._retry_one():
-                    self._inbox.arrived.wait(_IDLE)
+                    self._inbox.arrived.wait(_IDLE_S)
             except StoreUnavailable as error:
                 log.error("events wait in the inbox: %s", error)
-                self._inbox.arrived.wait(_IDLE)
+                self._inbox.arrived.wait(_IDLE_S)
 
     def _read_some(self) -> bool:
         """Whether there were new events."""
-        events = self._inbox.events(after=self._store.read_to(self._inbox.id), limit=_MOST_READ)
+        events = self._inbox.events(after=self._store.read_to(self._inbox.id), limit=_MAX_BATCH)
         for event in events:
             self._give_way()
             if self._closing:
                 break
-            self._store.mark_read(self._inbox.id, event.id, self._take(event, 0))
+            self._store.mark_read(self._inbox.id, event.id, self._apply(event, 0))
             self._inbox.forget_to(event.id)
-            if len(events) == _MOST_READ:
+            if len(events) == _MAX_BATCH:
                 self._retry_one()  # a flood of new events must not starve the old ones
         return bool(events)
 
     def _give_way(self) -> None:
         """Whoever waits for an answer goes first: reading takes the interpreter from all other threads."""
-        until = time.monotonic() + LONGEST_WAY
+        until = time.monotonic() + MAX_YIELD_S
         while (
-            (rest := QUIET - self._inbox.quiet_for()) > 0 and time.monotonic() < until and not self._closing
+            (rest := QUIET_S - self._inbox.quiet_for()) > 0 and time.monotonic() < until and not self._closing
         ):
             time.sleep(rest)
 
@@ -120,33 +122,33 @@ class InboxReader:
         if due is None:
             return False
         event = self._inbox.event(due.event)
-        again = self._take(event, due.attempts) if event else None
-        if again:
-            self._store.put_aside(self._inbox.id, again)
+        failed = self._apply(event, due.attempts) if event else None
+        if failed:
+            self._store.defer(self._inbox.id, failed)
         else:
-            self._store.take_back(self._inbox.id, due.event)
+            self._store.resolve(self._inbox.id, due.event)
         return True
 
-    def _take(self, event: Event, attempts: int) -> SetAside | None:
+    def _apply(self, event: Event, attempts: int) -> FailedEvent | None:
         """Take the event in; what is to be said of it if that cannot be. Raises StoreUnavailable."""
         tool = self._tools.get(event.source)
         if tool is None:
             return None  # of a tool that has no labels to give
-        taken, failed = self._take_changes(event, tool, again=attempts > 0)
+        taken, failed = self._apply_changes(event, tool, retry=attempts > 0)
         if not failed:
             return None
         for error in failed:
             if not isinstance(error, ClickmaskError):
                 log.error("a part of event %d of %s failed", event.id, event.source, exc_info=error)
-        worst = next((error for error in failed if isinstance(error, MAY_PASS)), failed[0])
+        worst = next((error for error in failed if isinstance(error, RETRYABLE)), failed[0])
         retry_at: float | None = None
-        if isinstance(worst, MAY_PASS) and attempts + 1 < MOST_ATTEMPTS:
-            retry_at = self._clock() + min(FIRST_RETRY * 2**attempts, LONGEST_RETRY)
+        if isinstance(worst, RETRYABLE) and attempts + 1 < MAX_ATTEMPTS:
+            retry_at = self._clock() + min(MIN_RETRY_S * 2**attempts, MAX_RETRY_S)
         reason = _sentence(worst, taken, len(failed))
         log.warning("event %d of %s is set aside: %s", event.id, event.source, reason)
-        return SetAside(event.id, event.source, reason, self._clock(), attempts + 1, retry_at)
+        return FailedEvent(event.id, event.source, reason, self._clock(), attempts + 1, retry_at)
 
-    def _take_changes(self, event: Event, tool: Accepting, again: bool) -> tuple[int, list[Exception]]:
+    def _apply_changes(self, event: Event, tool: LabelSource, retry: bool) -> tuple[int, list[Exception]]:
         """How many submissions were taken in, and what became of the rest. Raises StoreUnavailable.
 
         A submission that fails, for whatever reason, keeps none of the others out; unless it took long,
@@ -154,17 +156,17 @@ class InboxReader:
         """
         taken, lost, failed = 0, 0.0, list[Exception]()
         try:
-            for change in tool.changes(event.body, again):
+            for change in tool.changes(event.body, retry):
                 began = time.monotonic()
                 try:
-                    self._intake.take(change, tool)
+                    self._ingester.apply(change, tool)
                     taken += isinstance(change, Submission)
                 except (Busy, StoreUnavailable, ToolUnavailable):
                     raise
                 except Exception as error:  # noqa: BLE001  # whatever it is, those beside it must be read
                     failed.append(error)
                     lost += time.monotonic() - began
-                    if lost > MOST_LOST:
+                    if lost > MAX_IMAGE_WAIT_S:
                         break
         except StoreUnavailable:
             raise

@@ -29,13 +29,13 @@ from clickmask.types import Pixels
 
 Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = ("train", "validation", "test")
-ENOUGH = 16  # images; with fewer a split says too little, and models are cross-validated
-HELD_OUT = 3  # images at least on each of validation and test, from ENOUGH on
+MIN_SPLIT_IMAGES = 16  # images; with fewer a split says too little, and models are cross-validated
+MIN_HELD_OUT = 3  # images at least on each of validation and test, from MIN_SPLIT_IMAGES on
 _SHARES: tuple[float, ...] = (0.70, 0.15, 0.15)
 
 
 @dataclass(frozen=True)
-class Placed:
+class Assigned:
     """An image that has a side, whether or not labels are on it now: its neighbours follow it anyway."""
 
     digest: str
@@ -44,20 +44,20 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Standing:
+class SideCounts:
     """What is on a side now: images that an annotation is on, and categories that their labels have."""
 
     images: int = 0
     categories: frozenset[str] = frozenset()
 
 
-def neighbouring_side(fingerprint: Fingerprint, placed: Sequence[Placed]) -> Side | None:
+def neighbouring_side(fingerprint: Fingerprint, placed: Sequence[Assigned]) -> Side | None:
     """The side of its nearest neighbour in `placed`; None for a picture unlike all of them."""
     near = neighbours(fingerprint, [other.fingerprint for other in placed])
     return placed[near[0]].side if near else None
 
 
-def choose_side(digest: str, categories: frozenset[str], standing: Mapping[Side, Standing]) -> Side:
+def choose_side(digest: str, categories: frozenset[str], standing: Mapping[Side, SideCounts]) -> Side:
     """The side of a picture without neighbours that has labels of `categories`, by the quotas.
 
     Quotas are 70, 15 and 15 in a hundred, and from 16 images on 3 at least for validation and for
@@ -68,11 +68,13 @@ def choose_side(digest: str, categories: frozenset[str], standing: Mapping[Side,
     images = {side: standing[side].images for side in SIDES}
     counting = sum(images.values())
     below = {side: quota - images[side] for side, quota in _quotas(counting + 1).items()}
-    needed: dict[Side, int] = {side: HELD_OUT - images[side] for side in SIDES[1:] if images[side] < HELD_OUT}
+    needed: dict[Side, int] = {
+        side: MIN_HELD_OUT - images[side] for side in SIDES[1:] if images[side] < MIN_HELD_OUT
+    }
     candidates: list[Side]
     lacking = {side: len(categories - standing[side].categories) for side in SIDES}
     # The last images before the 16th, and any after it, go where the least number is not reached.
-    if needed and counting + sum(needed.values()) >= ENOUGH:
+    if needed and counting + sum(needed.values()) >= MIN_SPLIT_IMAGES:
         candidates = list(needed)
     else:
         candidates = [side for side in SIDES if below[side] > (-1 if lacking[side] else 0)]
@@ -87,7 +89,7 @@ def choose_side(digest: str, categories: frozenset[str], standing: Mapping[Side,
     )
 
 
-def quarantined(placed: Sequence[Placed]) -> frozenset[str]:
+def quarantined(placed: Sequence[Assigned]) -> frozenset[str]:
     """Digests of the images that have a neighbour on another side."""
     pairs = neighbouring_pairs([image.fingerprint for image in placed])
     apart = [(placed[a], placed[b]) for a, b in pairs if placed[a].side != placed[b].side]
@@ -95,8 +97,14 @@ def quarantined(placed: Sequence[Placed]) -> frozenset[str]:
 
 
 def _quotas(images: int) -> Mapping[Side, float]:
-    """Of so many images; they sum to that. HELD_OUT are reached, evenly, by the time of ENOUGH."""
-    held_out = [max(share * images, min(HELD_OUT, HELD_OUT * images / ENOUGH)) for share in _SHARES[1:]]
+    """Images due on each side of a split of `images`, which they sum to.
+
+    The held-out sides reach MIN_HELD_OUT evenly, by the time there are MIN_SPLIT_IMAGES.
+    """
+    held_out = [
+        max(share * images, min(MIN_HELD_OUT, MIN_HELD_OUT * images / MIN_SPLIT_IMAGES))
+        for share in _SHARES[1:]
+    ]
     return dict(zip(SIDES, (images - sum(held_out), *held_out), strict=True))
 
 
@@ -104,8 +112,8 @@ def _drawn(digest: str, side: Side) -> bytes:
     return hashlib.sha256(f"{digest} {side}".encode()).digest()
 
 
-MOST_BITS = 4  # of 64 in which the hashes of neighbours differ
-LEAST_CORRELATION = 0.95
+MAX_HAMMING_BITS = 4  # of 64 in which the hashes of neighbours differ
+MIN_CORRELATION = 0.95
 SIDE = 32  # of the grey copy, pixels
 BITS = 8  # the hash is of BITS x BITS frequencies
 FLAT = 1.0  # grey levels of standard deviation; below, a correlation is that of noise
@@ -140,22 +148,22 @@ def close(one: bytes, others: Sequence[bytes]) -> list[int]:
     hashes = np.frombuffer(b"".join(others), np.uint8).reshape(len(others), -1)
     differing = hashes ^ np.frombuffer(one, np.uint8)
     distance = cast("NDArray[np.int64]", np.unpackbits(differing, axis=1).sum(axis=1))
-    return [int(index) for index in np.flatnonzero(distance <= MOST_BITS)]
+    return [int(index) for index in np.flatnonzero(distance <= MAX_HAMMING_BITS)]
 
 
 def neighbours(one: Fingerprint, others: Sequence[Fingerprint]) -> list[int]:
     """Indices of those of `others` that show nearly what `one` shows, most alike first."""
     near = close(one.hash, [other.hash for other in others])
     alike = sorted((-_correlation(one, others[index]), index) for index in near)
-    return [index for negated, index in alike if -negated >= LEAST_CORRELATION]
+    return [index for negated, index in alike if -negated >= MIN_CORRELATION]
 
 
 def neighbouring_pairs(prints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
     """All pairs of indices, the smaller first, of pictures that are neighbours; sorted."""
     hashes = [int.from_bytes(each.hash, "big") for each in prints]
     candidates: set[tuple[int, int]] = set()
-    # Of MOST_BITS + 1 stretches of the hash at least one has no bit that differs.
-    length = -(-BITS * BITS // (MOST_BITS + 1))
+    # Of MAX_HAMMING_BITS + 1 stretches of the hash at least one has no bit that differs.
+    length = -(-BITS * BITS // (MAX_HAMMING_BITS + 1))
     for shift in range(0, BITS * BITS, length):
         alike: dict[int, list[int]] = {}
         for index, code in enumerate(hashes):
@@ -164,13 +172,13 @@ def neighbouring_pairs(prints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
             candidates.update(
                 pair
                 for pair in itertools.combinations(group, 2)
-                if (hashes[pair[0]] ^ hashes[pair[1]]).bit_count() <= MOST_BITS
+                if (hashes[pair[0]] ^ hashes[pair[1]]).bit_count() <= MAX_HAMMING_BITS
             )
     return sorted(pair for pair in candidates if _alike(prints[pair[0]], prints[pair[1]]))
 
 
 def _alike(a: Fingerprint, b: Fingerprint) -> bool:
-    return _correlation(a, b) >= LEAST_CORRELATION
+    return _correlation(a, b) >= MIN_CORRELATION
 
 
 def _correlation(a: Fingerprint, b: Fingerprint) -> float:

@@ -16,14 +16,17 @@ Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 GRID = 16  # vertices lie on multiples of 1/16 px, which makes every test on them exact
-SPECK = 1e-3  # a ring of less than this share of the mask's area may be left out
-SPECKS = (0.25, 0.5)  # and all those left out cost at most this share of what the IoU may lose: either
-ROUNDS = 5  # of fitting
-TRIES = 40  # a mask of many ragged parts could go on for long, for the last few points
+SPECK_SHARE = 1e-3  # a ring of less than this share of the mask's area may be left out
+SPECK_LOSS_SHARES = (
+    0.25,
+    0.5,
+)  # and all those left out cost at most this share of what the IoU may lose: either
+FIT_ROUNDS = 5  # of fitting
+MAX_TRIES = 40  # a mask of many ragged parts could go on for long, for the last few points
 # Nor may noise, or an image of one endless row, hold a thread for minutes: beyond these the exact rings stay.
-LONGEST = 500_000  # pixel edges of all rings together
-RAGGED = 60_000  # vertices to begin with
-WORK = 80_000  # vertices of all tries together
+MAX_EDGES = 500_000  # pixel edges of all rings together
+MAX_VERTICES = 60_000  # vertices to begin with
+MAX_TRIED_VERTICES = 80_000  # vertices of all tries together
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +57,7 @@ def simplify_mask(
     exact = mask_to_polygons(mask)
     if not exact:
         return Simplified([], 1.0, 0, True)
-    if max_points is None and _length(exact) > LONGEST:
+    if max_points is None and _length(exact) > MAX_EDGES:
         return Simplified(exact, 1.0, _count(exact), True)
     truth = _Truth(exact, (mask.shape[0], mask.shape[1]), min_iou, min_ring_iou)
     searches = [_Search(truth, kept) for kept in truth.without_specks()]
@@ -98,8 +101,8 @@ class _Truth:
         """
         order = np.argsort(self.ring_areas, kind="stable")
         areas = self.ring_areas[order]
-        small = np.count_nonzero(areas < SPECK * self.area)
-        spared = (1 - self.min_iou) * self.area * np.array(SPECKS)
+        small = np.count_nonzero(areas < SPECK_SHARE * self.area)
+        spared = (1 - self.min_iou) * self.area * np.array(SPECK_LOSS_SHARES)
         gone = {min(small, int(place)) for place in np.searchsorted(np.cumsum(areas), spared, side="right")}
         return [np.sort(order[count:]) for count in sorted(gone)]
 
@@ -126,13 +129,13 @@ class _Search:
 
     def fewest(self) -> list[Ring]:
         """As many vertices as the bounds ask for, found by taking away from enough of them."""
-        best = self._enough() if len(self._start.points) <= RAGGED else None
+        best = self._enough() if len(self._start.points) <= MAX_VERTICES else None
         if best is None:
             return [ring if index in self._kept else ring[:0] for index, ring in enumerate(self._truth.exact)]
         plain, locked = [best], self._unlocked
         step, work = len(best.points) // 2, 0
-        for _ in range(TRIES):
-            if not step or work > WORK:
+        for _ in range(MAX_TRIES):
+            if not step or work > MAX_TRIED_VERTICES:
                 break
             work += len(best.points)
             found = self._with_fewer(best, plain, len(best.points) - step, locked)
@@ -152,7 +155,7 @@ class _Search:
             unlocked = search._unlocked
             for target in _descending(limit, 3) if count == 1 else (limit,):
                 chain = search._collapse(search._start, target, unlocked)
-                for rounds in (ROUNDS, 0):
+                for rounds in (FIT_ROUNDS, 0):
                     rings = search._aligned(fit(chain, search._boundary, rounds))
                     if _count(rings) <= limit and not contacts(rings) and _nested(rings):
                         return rings
@@ -175,7 +178,7 @@ class _Search:
         ring_budget = (1 - self._truth.min_ring_iou) * self._areas
         for _ in range(6):
             plain = collapse(self._start, 3, spared, ring_budget, self._unlocked, self._boundary)
-            for chain in (fit(plain, self._boundary, ROUNDS), plain):
+            for chain in (fit(plain, self._boundary, FIT_ROUNDS), plain):
                 mended = self._mended(chain, self._all, len(self._all.points) + 1)
                 if isinstance(mended, Chain):
                     return mended
@@ -202,7 +205,7 @@ class _Search:
         # Where much had to be mended, smaller steps find a better place for the same points.
         step = len(best.points) - target
         limit = len(best.points) if step <= len(best.points) // 16 else target + (step + 1) // 2
-        ways = ((fewer, ROUNDS), (plain[-1], ROUNDS), (plain[-1], 0))
+        ways = ((fewer, FIT_ROUNDS), (plain[-1], FIT_ROUNDS), (plain[-1], 0))
         for chain, rounds in ways if step <= len(best.points) // 8 + 2 else ways[:1]:
             mended = self._mended(fit(chain, self._boundary, rounds), best, limit)
             if isinstance(mended, Chain):

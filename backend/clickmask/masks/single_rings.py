@@ -61,7 +61,7 @@ def _left_of(ring: Ring, point: Point) -> tuple[int, Point]:
     return int(edges[nearest]), (min(float(crossings[nearest]), x), y)
 
 
-LEAST_PART = 0.01  # of a mask's area: what is smaller is not worth a region of its own
+MIN_PART_SHARE = 0.01  # of a mask's area: what is smaller is not worth a region of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def mask_to_single_rings(mask: Mask, min_iou: float) -> SingleRings:
     of these very rings, drawn, with `mask`, which must not be empty.
     """
     area = mask_area(mask)
-    kept = remove_specks(mask, math.ceil(LEAST_PART * area))
+    kept = remove_specks(mask, math.ceil(MIN_PART_SHARE * area))
     kept_area = mask_area(kept)
     if not kept_area:  # more than a hundred crumbs
         kept = mask_to_parts(mask)[0]

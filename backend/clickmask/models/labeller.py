@@ -19,9 +19,9 @@ from clickmask.types import Pixels, Size
 
 PIXELS, LOGITS = "pixels", "logits"  # of an ONNX file: (1, 3, H, W) in [0, 1] -> (1, K, H, W)
 MULTIPLE = 16  # of the sides that a network takes
-TAIL = 0.5  # percent of a picture's values, at either end, that may be cut off
-NARROWEST = 32.0  # values that are spread over all at most: of less the noise is no picture
-LONGEST_SIDE = 1536  # px; larger pictures are trained on and answered at this size, for memory's sake
+CLIPPED_PERCENT = 0.5  # percent of a picture's values, at either end, that may be cut off
+MIN_VALUE_RANGE = 32.0  # values that are spread over all at most: of less the noise is no picture
+MAX_SIDE_PX = 1536  # px; larger pictures are trained on and answered at this size, for memory's sake
 
 
 class Labelling(NamedTuple):
@@ -51,8 +51,8 @@ class Labeller:
 
 
 def working_size(size: Size) -> Size:
-    """At most LONGEST_SIDE, the ratio of the sides kept."""
-    scale = LONGEST_SIDE / max(size)
+    """At most MAX_SIDE_PX, the ratio of the sides kept."""
+    scale = MAX_SIDE_PX / max(size)
     height, width = (side if scale >= 1 else max(1, round(scale * side)) for side in size)
     return height, width
 
@@ -66,8 +66,8 @@ def prepared(pixels: Pixels) -> Pixels:
     size = working_size((height, width))
     if size != (height, width):
         pixels = np.asarray(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
-    low, high = np.percentile(pixels, (TAIL, 100 - TAIL))
-    high = max(high, low + NARROWEST)
+    low, high = np.percentile(pixels, (CLIPPED_PERCENT, 100 - CLIPPED_PERCENT))
+    high = max(high, low + MIN_VALUE_RANGE)
     spread = (np.arange(256) - low) / (high - low) * 255
     return np.rint(spread).clip(0, 255).astype(np.uint8)[pixels]
 
@@ -101,7 +101,7 @@ class ProjectModels:
         """Of the projects in which a version is served, as `folder_name` has it."""
         if not self._folder.is_dir():
             return []
-        return sorted(each.name for each in self._folder.iterdir() if Models(each).serves)
+        return sorted(each.name for each in self._folder.iterdir() if Models(each).has_served)
 
     def named(self, name: str) -> Models:
         return Models(self._folder / name)
@@ -111,7 +111,7 @@ class ProjectModels:
 
         Raises AnnotatorNotReady where nothing is, ModelDamaged and SegmenterNotReady.
         """
-        with self.named(name).opening() as version:
+        with self.named(name).lock_served() as version:
             if version is None:
                 raise AnnotatorNotReady(f"no model of {name} was trained yet")
             with self._lock:

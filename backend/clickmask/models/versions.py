@@ -39,7 +39,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 MANIFEST, WEIGHTS, NETWORK, GOLDEN = "manifest.json", "weights.safetensors", "network.onnx", "golden.npz"
 PACKAGES = ("clickmask", "numpy", "onnx", "onnxruntime", "safetensors", "torch")
-KEPT = 5  # versions that stay for being the newest ones
+MAX_VERSIONS = 5  # versions that stay for being the newest ones
 TOLERANCE = 1e-3  # of logits: what runtimes differ by is a hundredth of it, a wrong weight more
 
 _ASIDE = ".aside-"
@@ -58,7 +58,7 @@ class Provenance:
 
 
 @dataclass(frozen=True, eq=False)
-class Draft:
+class UnsavedModel:
     """A trained network, ready to be saved. `golden_outputs` are its own answers to `golden_inputs`."""
 
     provenance: Provenance
@@ -91,7 +91,7 @@ class Models:
         self._versions = folder / "versions"
         self._pointer = folder / "served.json"
 
-    def save(self, draft: Draft) -> ModelVersion:
+    def save(self, draft: UnsavedModel) -> ModelVersion:
         """Keep the network as a new version, which is served once it is promoted.
 
         Raises ModelDamaged if what was written cannot be loaded, or answers otherwise than in training.
@@ -140,7 +140,7 @@ class Models:
         return None if identifier is None else self.version(identifier)
 
     @contextmanager
-    def opening(self) -> Generator[ModelVersion | None]:
+    def lock_served(self) -> Generator[ModelVersion | None]:
         """As `served`, of a version that is not pruned before the context ends."""
         while True:
             version = self.served()
@@ -158,7 +158,7 @@ class Models:
                     return
 
     @property
-    def serves(self) -> bool:
+    def has_served(self) -> bool:
         """Whether a version was promoted, be it damaged or not."""
         return self._pointer.exists()
 
@@ -184,7 +184,7 @@ class Models:
             self._serve(earlier.id, before[:-1])
         return earlier
 
-    def prune(self, newest: int = KEPT) -> list[str]:
+    def prune(self, newest: int = MAX_VERSIONS) -> list[str]:
         """Remove old versions; which they were.
 
         What stays: the one that is served, its parent, the one that a rollback leads to, the
@@ -231,7 +231,7 @@ class Models:
         aside.replace(self._pointer)
         _flush(self.folder)
 
-    def _manifest(self, draft: Draft) -> dict[str, Any]:
+    def _manifest(self, draft: UnsavedModel) -> dict[str, Any]:
         return {
             "provenance": asdict(draft.provenance),
             "parent": self._served()[0],
@@ -289,7 +289,7 @@ def read_golden(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[
     return inputs, outputs
 
 
-def _files(draft: Draft) -> dict[str, bytes]:
+def _files(draft: UnsavedModel) -> dict[str, bytes]:
     safetensors: Any = importlib.import_module(
         "safetensors.numpy"
     )  # of the extra torch: who saves has trained

@@ -15,8 +15,8 @@ from typing import Literal
 
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.rle import rle_iou
-from clickmask.reports.matching import SKEW, Made, Session, marks, pair
-from clickmask.store import Preannotated, RememberedProposal, Store
+from clickmask.reports.matching import MAX_CLOCK_SKEW_S, AcceptedObject, Session, marks, pair
+from clickmask.store import PrelabelledObject, RememberedProposal, Store
 
 UNTOUCHED = 0.99  # IoU; the tool may have encoded the mask anew
 OUTLINED = 0.95  # the same of an outline in few points that nobody has moved a vertex of
@@ -59,7 +59,7 @@ def match(
     proposals: Sequence[RememberedProposal],
     labels: Sequence[AcceptedLabel],
     submitted: bool,
-    preannotated: Sequence[Preannotated] = (),
+    preannotated: Sequence[PrelabelledObject] = (),
 ) -> list[Entry]:
     """What came of the proposals on one image, and how the objects on it came about.
 
@@ -81,7 +81,7 @@ def read(store: Store, tool: str, project: str) -> list[Entry]:
     return [
         entry
         for digest, own in sorted(labels.items())
-        for entry in match(store.proposals(digest), own, True, store.preannotated(digest))
+        for entry in match(store.proposals(digest), own, True, store.prelabels(digest))
     ]
 
 
@@ -99,7 +99,7 @@ def summarise(entries: Iterable[Entry], by: Axis | None = None) -> list[Summary]
     return [_summary(name, groups[name]) for name in sorted(groups)]
 
 
-def _accepted(made: Made, session: Session | None, proposal: str | None) -> Entry:
+def _accepted(made: AcceptedObject, session: Session | None, proposal: str | None) -> Entry:
     category, at = made.label.category, made.label.accepted_at
     if session is None:
         return Entry("unassisted", category, "", at, None, None, None, None)
@@ -125,7 +125,7 @@ def _accepted(made: Made, session: Session | None, proposal: str | None) -> Entr
 
 def _unaccepted(session: Session, until: float) -> Entry:
     last = session.last
-    outcome: Outcome = "rejected" if last.created_at <= until + SKEW else "open"
+    outcome: Outcome = "rejected" if last.created_at <= until + MAX_CLOCK_SKEW_S else "open"
     seconds = last.created_at - session.first.created_at
     return Entry(outcome, "", last.segmenter, last.created_at, None, None, _clicks(last), seconds)
 

@@ -30,7 +30,7 @@ from clickmask.errors import InvalidImage
 from clickmask.images.decode import decode_image
 from clickmask.inference.refinement import LogitsCache, replay
 from clickmask.masks.regions import mask_box, mask_iou
-from clickmask.types import EmbeddingT, Mask, Point, Prompt, Refining, Segmenter
+from clickmask.types import EmbeddingT, Mask, Point, Prompt, Refinable, Segmenter
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class _Conversation(Generic[EmbeddingT]):
 
     def answer(self, prompt: Prompt) -> Mask:
         started = time.perf_counter()
-        if isinstance(self._segmenter, Refining):
+        if isinstance(self._segmenter, Refinable):
             predictions = replay(self._segmenter, self._embedding, prompt, cache=self._logits)
         else:
             predictions = self._segmenter.decode(self._embedding, prompt)

@@ -20,10 +20,10 @@ from clickmask.labels.geometry import Geometry, Polygon
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.rle import Rle, rle_iou, unite
 from clickmask.masks.simplify import GRID
-from clickmask.store import Preannotated, RememberedProposal
+from clickmask.store import PrelabelledObject, RememberedProposal
 
 SAME_OBJECT = 0.5  # IoU from which an accepted object may be what a session was about
-SKEW = 300.0  # seconds by which the tool's clock may be behind ours
+MAX_CLOCK_SKEW_S = 300.0  # seconds by which the tool's clock may be behind ours
 
 NOTHING_POINTED_AT = '{"foreground": [], "background": [], "box": null}'
 Marks = tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...], tuple[float, ...] | None]
@@ -49,8 +49,8 @@ class Session:
         return Session(self.steps[: place + 1])
 
 
-def sessions(proposals: Iterable[RememberedProposal]) -> list[Session]:
-    """The sessions on one image, by their beginnings; `proposals` are oldest first.
+def prompt_sessions(proposals: Iterable[RememberedProposal]) -> list[Session]:
+    """The prompt_sessions on one image, by their beginnings; `proposals` are oldest first.
 
     Annotators may take turns: a proposal goes on with the session, of those whose prompt it extends,
     that was used last.
@@ -76,7 +76,7 @@ def sessions(proposals: Iterable[RememberedProposal]) -> list[Session]:
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class AcceptedObject:
     """What was accepted as one object: its label, the first of them if it has several, and its mask."""
 
     label: AcceptedLabel
@@ -86,23 +86,25 @@ class Made:
 
 @dataclass(frozen=True, eq=False)
 class Pairing:
-    """The objects accepted on one image, each with the session that it came of, and the sessions left."""
+    """Objects accepted on one image, each with the session it came from, and the sessions left over."""
 
-    made: list[tuple[Made, Session | None, str | None]]  # and the proposal's id, where the tool has kept it
+    made: list[
+        tuple[AcceptedObject, Session | None, str | None]
+    ]  # and the proposal's id, where the tool has kept it
     unaccepted: list[Session]
 
 
 def pair(
     proposals: Sequence[RememberedProposal],
-    preannotated: Sequence[Preannotated],
+    preannotated: Sequence[PrelabelledObject],
     labels: Sequence[AcceptedLabel],
 ) -> Pairing:
     """Of one image; `proposals` are what clicks were answered with, `labels` those of every annotator."""
-    found = sessions(proposals) + [_unasked(each) for each in preannotated if each.label]
+    found = prompt_sessions(proposals) + [_unasked(each) for each in preannotated if each.label]
     by_id = {each.id: n for n, session in enumerate(found) for step in session.steps for each in step}
-    paired: list[tuple[Made, Session | None, str | None]] = []
+    paired: list[tuple[AcceptedObject, Session | None, str | None]] = []
     taken: set[int] = set()
-    unnamed: list[Made] = []
+    unnamed: list[AcceptedObject] = []
     for made in _objects(labels):
         name = made.label.proposal
         if name in by_id:
@@ -120,8 +122,8 @@ def pair(
 
 
 def shown(
-    preannotated: Sequence[Preannotated], labels: Sequence[AcceptedLabel]
-) -> dict[str, list[Preannotated]]:
+    preannotated: Sequence[PrelabelledObject], labels: Sequence[AcceptedLabel]
+) -> dict[str, list[PrelabelledObject]]:
     """By annotator what its last look gave before the labels were accepted; later ones nobody saw."""
     seen = [each for each in preannotated if each.created_at <= _until(labels)]
     last = {each.annotator: each.batch for each in seen}
@@ -131,28 +133,28 @@ def shown(
     }
 
 
-def _unasked(drawn: Preannotated) -> Session:
+def _unasked(drawn: PrelabelledObject) -> Session:
     known = (drawn.id, drawn.created_at, "", drawn.annotator, drawn.score)
     return Session(((RememberedProposal(*known, NOTHING_POINTED_AT, drawn.rle),),))
 
 
-def _replaced(preannotated: Sequence[Preannotated], labels: Sequence[AcceptedLabel]) -> set[str]:
+def _replaced(preannotated: Sequence[PrelabelledObject], labels: Sequence[AcceptedLabel]) -> set[str]:
     """Those of looks that another one of the same annotator followed, before it was submitted."""
     seen = {each.id for each in preannotated if each.created_at <= _until(labels)}
     return seen - {each.id for drawn in shown(preannotated, labels).values() for each in drawn}
 
 
 def _until(labels: Sequence[AcceptedLabel]) -> float:
-    return max((label.accepted_at for label in labels), default=float("inf")) + SKEW
+    return max((label.accepted_at for label in labels), default=float("inf")) + MAX_CLOCK_SKEW_S
 
 
-def _answered(unnamed: Sequence[Made], found: Sequence[Session], taken: set[int]) -> dict[int, int]:
+def _answered(unnamed: Sequence[AcceptedObject], found: Sequence[Session], taken: set[int]) -> dict[int, int]:
     """By the place of an object the place of its session: the greatest IoUs first, each once."""
     pairs = [
         (-overlap, place, index)
         for place, made in enumerate(unnamed)
         for index, session in enumerate(found)
-        if index not in taken and session.first.created_at <= made.label.accepted_at + SKEW
+        if index not in taken and session.first.created_at <= made.label.accepted_at + MAX_CLOCK_SKEW_S
         if (overlap := max(rle_iou(each.rle, made.rle) for each in session.steps[-1])) >= SAME_OBJECT
     ]
     answered: dict[int, int] = {}
@@ -180,7 +182,7 @@ def _extends(before: Marks, after: Marks) -> bool:
     return points and before[2] in (None, after[2])
 
 
-def _objects(labels: Sequence[AcceptedLabel]) -> list[Made]:
+def _objects(labels: Sequence[AcceptedLabel]) -> list[AcceptedObject]:
     """Regions of one proposal are one object."""
     parts: dict[tuple[str, ...], list[AcceptedLabel]] = {}
     for label in labels:
@@ -188,7 +190,7 @@ def _objects(labels: Sequence[AcceptedLabel]) -> list[Made]:
         of = ("proposal", label.proposal) if label.proposal else ("region", key.region)
         parts.setdefault((key.tool, key.project, key.task, key.annotation, *of), []).append(label)
     return [
-        Made(
+        AcceptedObject(
             own[0],
             own[0].rle if len(own) == 1 else unite([label.rle for label in own]),
             all(_is_outline(label.geometry) for label in own),

@@ -21,7 +21,7 @@ from clickmask.labels.submissions import AcceptedLabel, LabelKey, Unlabelled
 from clickmask.metrics.confusion import LabelMap
 from clickmask.metrics.report import Report, measure
 from clickmask.reports.matching import pair, shown
-from clickmask.store import Preannotated, RememberedProposal, Store
+from clickmask.store import PrelabelledObject, RememberedProposal, Store
 
 UNKNOWN = ""  # a category of no dataset: class maps ignore its area
 NOBODY = ""  # a segmenter's name that there is not
@@ -59,7 +59,7 @@ def measure_segmenters(store: Store, tool: str, project: str) -> list[SegmenterR
     asked: defaultdict[str, list[_Compared]] = defaultdict(list)
     drawn: defaultdict[str, list[_Compared]] = defaultdict(list)
     for sample in dataset.samples:
-        preannotated = store.preannotated(sample.image)
+        preannotated = store.prelabels(sample.image)
         for name, compared in _asked(sample, store.proposals(sample.image), preannotated).items():
             asked[name].append(compared)
         for name, objects in shown(preannotated, sample.labels).items():
@@ -95,7 +95,7 @@ def _of_annotator(
 
 
 def _asked(
-    sample: Sample, proposals: Sequence[RememberedProposal], preannotated: Sequence[Preannotated]
+    sample: Sample, proposals: Sequence[RememberedProposal], preannotated: Sequence[PrelabelledObject]
 ) -> dict[str, _Compared]:
     """By segmenter; nothing where no object came of its answers."""
     by_annotators = {each.id for each in preannotated}
@@ -122,7 +122,7 @@ def _asked(
     }
 
 
-def _as_label(drawn: Preannotated, sample: Sample) -> AcceptedLabel:
+def _as_label(drawn: PrelabelledObject, sample: Sample) -> AcceptedLabel:
     key = LabelKey("", "", "", "", drawn.id)
     return AcceptedLabel(key, sample.image, sample.size, drawn.label, Brush(drawn.rle), drawn.rle, 0.0, None)
 

@@ -22,7 +22,7 @@ Kind = Literal["empty", "sliver", "outside", "duplicate", "absent", "quarantined
 
 SMALL, LARGE = 32**2, 96**2  # pixels; COCO's bounds of small, medium and large objects
 DUPLICATE = 0.9  # IoU of two labels of one category
-BEYOND = 1.0  # pixels by which a geometry may leave its image
+MAX_OVERHANG_PX = 1.0  # pixels by which a geometry may leave its image
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _label_flaws(sample: Sample, label: AcceptedLabel) -> Iterator[Flaw]:
     if bounds:
         x0, y0, x1, y1 = bounds
         beyond = max(-x0, -y0, x1 - width, y1 - height)
-        if beyond > BEYOND:
+        if beyond > MAX_OVERHANG_PX:
             yield flaw("outside", f"goes {beyond:.0f} pixels beyond the {width}x{height} image")
 
 

@@ -22,18 +22,18 @@ from clickmask.inference.refinement import replay
 from clickmask.inference.runtimes import Runtimes
 from clickmask.inference.sessions import Session
 from clickmask.segmenters._builtin.crops import (
-    KEPT_SIDE,
-    Look,
+    MAX_KEPT_PX,
+    Pass,
+    constrain,
     coverage,
+    crop_around,
     different,
-    in_view,
-    part_round,
+    paste,
     probabilities,
-    seen_from,
-    settled,
+    resample,
     whole_mask,
 )
-from clickmask.segmenters._builtin.prompt_maps import MAPS, Floats, View, network_input, render, view_of
+from clickmask.segmenters._builtin.prompt_maps import MAPS, Crop, Floats, crop_of, network_input, render
 from clickmask.types import Image, Logits, Pixels, Prediction, Prompt, Size
 
 WEIGHTS = "clickmask.weights_builtin"  # the package that they lie in
@@ -43,7 +43,7 @@ FILES = {  # and their SHA-256
 }
 SIDE = 448  # px; long side of the whole image as the network sees it
 CLOSE_SIDE = 384  # px; of a part of it
-CONVINCED = 0.9  # worth of a first look that leaves nothing to look at again
+MIN_CONFIDENT_IOU = 0.9  # worth of a first look that leaves nothing to look at again
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class BuiltinEmbedding:
     """What the network makes of an image of `size`, and its pixels, for a closer look."""
 
     features: Mapping[str, Floats]  # by name, (1, C, h, w), read-only
-    pixels: Pixels  # (h, w, 3), read-only, longest side at most KEPT_SIDE
+    pixels: Pixels  # (h, w, 3), read-only, longest side at most MAX_KEPT_PX
     size: Size
 
     @property
@@ -107,44 +107,44 @@ class Builtin:
         if logits is not None:
             region = probabilities(logits[0])
             if prompt.box is None:
-                before = Look(view, settled(logits[0], view, prompt), 0.0)
+                before = Pass(view, constrain(logits[0], view, prompt), 0.0)
                 if (close := self._closer(embedding, prompt, before)) is not before:
-                    return _answers([(close, in_view(close, view, before.logits))], prompt, embedding.size)
+                    return _answers([(close, paste(close, view, before.logits))], prompt, embedding.size)
         elif prompt.mask is not None:
             region = coverage(prompt.mask, view)
         looks = self._looks(embedding.features, view, prompt, region)
         if len(looks) > 1:
             looks = different(looks)
         found = [(look, look.logits) for look in looks]
-        if looks[0].worth < CONVINCED:
+        if looks[0].worth < MIN_CONFIDENT_IOU:
             close = self._closer(embedding, prompt, looks[0])
-            found[0] = close, in_view(close, view, looks[0].logits)
+            found[0] = close, paste(close, view, looks[0].logits)
         return _answers(found, prompt, embedding.size)
 
     def _looks(
-        self, features: Mapping[str, Floats], view: View, prompt: Prompt, region: Floats | None
-    ) -> list[Look]:
+        self, features: Mapping[str, Floats], view: Crop, prompt: Prompt, region: Floats | None
+    ) -> list[Pass]:
         """The answer; before a first mask and for a click alone, the network's guesses after it."""
         answer = self._decoder.run({"maps": render(view, prompt, region), **features})
         alone = (
             len(prompt.foreground) == 1 and not prompt.background and prompt.box is None and region is None
         )
         return [
-            Look(view, settled(logits, view, prompt), float(worth))
+            Pass(view, constrain(logits, view, prompt), float(worth))
             for logits, worth in zip(answer["logits"][0], answer["worth"][0], strict=True)
         ][: None if alone else 1]
 
-    def _closer(self, embedding: BuiltinEmbedding, prompt: Prompt, look: Look) -> Look:
+    def _closer(self, embedding: BuiltinEmbedding, prompt: Prompt, look: Pass) -> Pass:
         """The same at a larger scale, if `look` is a small part of the image."""
-        extent = part_round(look, prompt, embedding.size)
+        extent = crop_around(look, prompt, embedding.size)
         if extent is None:
             return look
         kept = embedding.pixels
         sx, sy = kept.shape[1] / embedding.size[1], kept.shape[0] / embedding.size[0]
         x0, y0, x1, y1 = (round(edge * scale) for edge, scale in zip(extent, (sx, sy, sx, sy), strict=True))
-        view = view_of((x0 / sx, y0 / sy, x1 / sx, y1 / sy), CLOSE_SIDE)
+        view = crop_of((x0 / sx, y0 / sy, x1 / sx, y1 / sy), CLOSE_SIDE)
         features = self._encoder.run({"image": network_input(kept[y0:y1, x0:x1], view)})
-        region = probabilities(seen_from(look, view))
+        region = probabilities(resample(look, view))
         return self._looks(features, view, prompt, region)[0]
 
 
@@ -174,7 +174,7 @@ def _embedding(features: Mapping[str, Floats], pixels: Pixels, size: Size) -> Bu
     return BuiltinEmbedding(features, pixels, size)
 
 
-def _answers(found: list[tuple[Look, Logits]], prompt: Prompt, size: Size) -> tuple[list[Prediction], Logits]:
+def _answers(found: list[tuple[Pass, Logits]], prompt: Prompt, size: Size) -> tuple[list[Prediction], Logits]:
     """Looks and what they are in the whole image's view, as predictions and logits, the best first."""
     found.sort(key=lambda each: -each[0].worth)
     predictions = [
@@ -183,13 +183,13 @@ def _answers(found: list[tuple[Look, Logits]], prompt: Prompt, size: Size) -> tu
     return predictions, np.stack([whole for _, whole in found])
 
 
-def _whole(size: Size) -> View:
-    return view_of((0.0, 0.0, float(size[1]), float(size[0])), SIDE)
+def _whole(size: Size) -> Crop:
+    return crop_of((0.0, 0.0, float(size[1]), float(size[0])), SIDE)
 
 
 def _kept(pixels: Pixels) -> Pixels:
     height, width = pixels.shape[:2]
-    scale = min(1.0, KEPT_SIDE / max(height, width))
+    scale = min(1.0, MAX_KEPT_PX / max(height, width))
     if scale == 1:
         return pixels.copy()
     size = max(1, round(width * scale)), max(1, round(height * scale))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.masks.regions import fill_pinholes, mask_box
-from clickmask.segmenters._classic.mask_quality import most_credible
+from clickmask.segmenters._classic.mask_quality import best_by_predicted_iou
 from clickmask.segmenters._classic.small_image import (
     SmallImage,
     in_box,
@@ -46,10 +46,10 @@ class Contours:
 
     def decode(self, embedding: SmallImage, prompt: Prompt) -> list[Prediction]:
         """One prediction, the most credible of what is enclosed; empty where nothing is."""
-        own = embedding.framed(prompt)
+        own = embedding.to_small(prompt)
         enclosed = (_enclosed(edges, gap, own) for edges in _edges(embedding) for gap in GAPS)
         kept = (without_rejected(found, own.foreground, own.background) for found in enclosed)
-        best, score = most_credible(embedding.pixels, kept)
+        best, score = best_by_predicted_iou(embedding.pixels, kept)
         return [Prediction(embedding.enlarged(best), score, self.name)]
 
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.segmenters._classic.mask_quality import most_credible
+from clickmask.segmenters._classic.mask_quality import best_by_predicted_iou
 from clickmask.segmenters._classic.small_image import (
     SmallImage,
     disc,
@@ -50,11 +50,11 @@ class RegionGrowing:
 
     def decode(self, embedding: SmallImage, prompt: Prompt) -> list[Prediction]:
         """One prediction, that of the tolerance whose region is the most credible."""
-        pixels, own = embedding.pixels, embedding.framed(prompt)
+        pixels, own = embedding.pixels, embedding.to_small(prompt)
         smooth = np.asarray(cv2.medianBlur(pixels, SMOOTHING), np.uint8)
         regions = _regions(lab(smooth), own)
         kept = (without_rejected(region, own.foreground, own.background) for region in regions)
-        best, score = most_credible(smooth, kept)
+        best, score = best_by_predicted_iou(smooth, kept)
         return [Prediction(embedding.enlarged(best), score, self.name)]
 
 

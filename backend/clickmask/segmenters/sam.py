@@ -39,7 +39,9 @@ DECODERS = {"vit_h": "sam:vit_h"}  # that of CVAT's page was published for ViT-H
 PACKAGES = {"torch": "torch", "segment_anything": "segment-anything"}  # as imported, as installed
 EXPORTER = Exporter("clickmask.segmenters._sam.onnx_export", version=1)
 IN_TORCH = Runtimes()
-CERTAIN = 8.0  # logit of a pixel that a given mask covers, its negative outside: what SAM's own masks reach
+MASK_PROMPT_LOGIT = (
+    8.0  # logit of a pixel that a given mask covers, its negative outside: what SAM's own masks reach
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,15 +283,15 @@ def resized_size(size: Size, side: int) -> Size:
 def mask_to_logits(mask: Mask, side: int) -> Logits:
     """`mask` as the decoder takes masks: (1, side / 4, side / 4), padded as the image is.
 
-    CERTAIN inside, -CERTAIN outside, in between where a pixel of this coarse grid is partly
-    covered, so that the outline stays where it is.
+    Logits are MASK_PROMPT_LOGIT inside and -MASK_PROMPT_LOGIT outside. A partly covered pixel of this coarse
+    grid lies in between, so the outline stays where it is.
     """
     height, width = resized_size((mask.shape[0], mask.shape[1]), side)
     coverage = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     padded = np.zeros((side, side), np.float32)
     padded[:height, :width] = coverage
     quarter = padded.reshape(side // 4, 4, side // 4, 4).mean(axis=(1, 3))
-    return ((2 * quarter - 1) * CERTAIN)[None]
+    return ((2 * quarter - 1) * MASK_PROMPT_LOGIT)[None]
 
 
 def _to_sam(points: Sequence[Point] | NDArray[np.float64], size: Size, side: int) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.masks.regions import mask_box
-from clickmask.segmenters._classic.mask_quality import most_credible
+from clickmask.segmenters._classic.mask_quality import best_by_predicted_iou
 from clickmask.segmenters._classic.small_image import (
     SmallImage,
     disc,
@@ -50,13 +50,13 @@ class Threshold:
 
     def decode(self, embedding: SmallImage, prompt: Prompt) -> list[Prediction]:
         """One prediction: of several surroundings of a click, the one with the most credible mask."""
-        own = embedding.framed(prompt)
+        own = embedding.to_small(prompt)
         smooth = np.asarray(cv2.medianBlur(embedding.pixels, SMOOTHING), np.uint8)
         colours = lab(smooth)
         greys = [_grey(colours[..., channel], *span) for channel, span in enumerate(SPANS)]
         parts = (_part(greys, window, own) for window in _windows(own, embedding.size))
         kept = (without_rejected(part, own.foreground, own.background) for part in parts)
-        best, score = most_credible(smooth, kept)
+        best, score = best_by_predicted_iou(smooth, kept)
         return [Prediction(embedding.enlarged(best), score, self.name)]
 
 

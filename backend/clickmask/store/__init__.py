@@ -6,21 +6,21 @@ from pathlib import Path
 
 from clickmask.store.accepted import Accepted
 from clickmask.store.database import Database, WriteTimes
-from clickmask.store.progress import Progress, SetAside
+from clickmask.store.progress import FailedEvent, Progress
 from clickmask.store.projects import Project, Projects
 from clickmask.store.proposals import (
-    KEPT_PROPOSALS,
-    Preannotated,
-    Preannotations,
+    MAX_PROPOSALS,
+    PrelabelledObject,
+    Prelabels,
     Proposals,
     RememberedProposal,
 )
 from clickmask.store.splits import Splits
 
-__all__ = ("Preannotated", "Project", "RememberedProposal", "SetAside", "Store", "WriteTimes")
+__all__ = ("FailedEvent", "PrelabelledObject", "Project", "RememberedProposal", "Store", "WriteTimes")
 
 
-class Store(Proposals, Preannotations, Projects, Accepted, Splits, Progress):
+class Store(Proposals, Prelabels, Projects, Accepted, Splits, Progress):
     """Proposals, pre-annotations, projects, accepted labels, sides of a split, and how far events were read.
 
     `where` is the path of an SQLite file, or the URL of a database that SQLAlchemy knows
@@ -28,9 +28,9 @@ class Store(Proposals, Preannotations, Projects, Accepted, Splits, Progress):
     when it is opened. Raises StoreUnavailable where the database cannot be used.
     """
 
-    def __init__(self, where: Path | str, kept_proposals: int = KEPT_PROPOSALS) -> None:
+    def __init__(self, where: Path | str, max_proposals: int = MAX_PROPOSALS) -> None:
         super().__init__(Database(where))
-        self._kept_proposals = kept_proposals
+        self._max_proposals = max_proposals
         self.forget_unfinished()
 
     def write_times(self) -> WriteTimes:

@@ -24,7 +24,7 @@ from clickmask.labels.submissions import (
 from clickmask.masks.rle import Rle
 from clickmask.store.database import Database
 from clickmask.store.label_sets import (
-    MOST_ROWS,
+    MAX_ROWS,
     Drawn,
     drop_sets,
     forget_sets,
@@ -92,7 +92,7 @@ class Accepted:
             if not connection.scalar(sa.select(tombstones.c.kind).filter_by(**stone)):
                 connection.execute(tombstones.insert(), stone)
         of = (annotations.c.tool == deleted.tool, column == name)
-        some = sa.select(annotations.c.revision).where(*of).limit(MOST_ROWS)
+        some = sa.select(annotations.c.revision).where(*of).limit(MAX_ROWS)
         while True:
             with self._database.writing() as connection:
                 revisions = list(connection.scalars(some))

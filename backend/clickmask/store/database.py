@@ -30,13 +30,13 @@ PRAGMAS: Mapping[str, str | int] = MappingProxyType(
         "synchronous": 1,
         "busy_timeout": 5000,
         "wal_autocheckpoint": 0,  # `_empty_log` does it
-        "journal_size_limit": 2 * 2**20,  # of an emptied log; less than LONGEST_LOG, which is looked for
+        "journal_size_limit": 2 * 2**20,  # of an emptied log; less than MAX_WAL_BYTES, which is looked for
     }
 )
-LONGEST_LOG = 4 * 2**20  # bytes of SQLite's write-ahead log, from which on it is emptied
-LONGEST_WRITE = 0.05  # seconds that a write transaction should take at most
+MAX_WAL_BYTES = 4 * 2**20  # bytes of SQLite's write-ahead log, from which on it is emptied
+MAX_WRITE_S = 0.05  # seconds that a write transaction should take at most
 
-LONGEST_WAIT = 10.0  # seconds, for other processes that open the same new file
+MAX_OPEN_WAIT_S = 10.0  # seconds, for other processes that open the same new file
 WRITERS = 7250614  # PostgreSQL's lock of our writers: any number, but always this one
 
 
@@ -50,7 +50,7 @@ class WriteTimes:
 
     def with_one(self, seconds: float) -> WriteTimes:
         longest = max(self.longest_ms, 1000 * seconds)
-        return WriteTimes(self.count + 1, longest, self.over_50_ms + (seconds > LONGEST_WRITE))
+        return WriteTimes(self.count + 1, longest, self.over_50_ms + (seconds > MAX_WRITE_S))
 
 
 class Database:
@@ -105,7 +105,7 @@ class Database:
     def _empty_log(self) -> None:
         """After a transaction, where SQLite would do it as a part of one: others may write meanwhile."""
         try:
-            if not self._log or self._log.stat().st_size < LONGEST_LOG:
+            if not self._log or self._log.stat().st_size < MAX_WAL_BYTES:
                 return
         except FileNotFoundError:
             return
@@ -158,7 +158,7 @@ def _set_up(connection: Any, record: object) -> None:
 
 def _execute_when_unlocked(connection: Any, pragma: str) -> None:
     """SQLite itself does not wait where several processes turn WAL on at once."""
-    deadline = time.monotonic() + LONGEST_WAIT
+    deadline = time.monotonic() + MAX_OPEN_WAIT_S
     while True:
         try:
             connection.execute(pragma)

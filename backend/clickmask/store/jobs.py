@@ -1,4 +1,4 @@
-"""Trainings as files, one each: whoever shares the folder can follow one, cancel it, or take it over.
+"""Supervisor as files, one each: whoever shares the folder can follow one, cancel it, or take it over.
 
 A job belongs to the process that looks after it, its owner. An owner holds a lock for as long as it
 lives, so one that was killed is known by its lock, and its jobs are taken up by the next.

@@ -23,12 +23,12 @@ from clickmask.masks.rle import Rle
 from clickmask.store.database import Database
 from clickmask.store.schema import labels, preannotated, unfinished
 
-MOST_ROWS = 200  # of one write transaction, so that no click waits longer than milliseconds for it
-MOST_CHARACTERS = 2**19
+MAX_ROWS = 200  # of one write transaction, so that no click waits longer than milliseconds for it
+MAX_CHARACTERS = 2**19
 TEXTS = MappingProxyType(  # what may be long in a row
     {"labels": ("counts", "geometry"), "preannotated": ("counts",), "proposals": ("counts",)}
 )
-ABANDONED = 3600.0  # seconds after which nobody can be at work on a set any more
+ABANDONED_AFTER_S = 3600.0  # seconds after which nobody can be at work on a set any more
 
 Drawn = tuple[Region, Rle]
 Row = TypeVar("Row")
@@ -87,10 +87,10 @@ def remove_rows(database: Database, table: sa.Table, of: sa.ColumnElement[bool])
 
 def forget_unfinished(database: Database) -> None:
     """Remove what processes that were killed have left."""
-    left = sa.select(unfinished.c.revision).where(unfinished.c.since < time.time() - ABANDONED)
+    left = sa.select(unfinished.c.revision).where(unfinished.c.since < time.time() - ABANDONED_AFTER_S)
     while True:
         with database.reading() as connection:
-            revisions = list(connection.scalars(left.limit(MOST_ROWS)))
+            revisions = list(connection.scalars(left.limit(MAX_ROWS)))
         if not revisions:
             return
         remove_rows(database, preannotated, preannotated.c.batch.in_(revisions))
@@ -119,11 +119,11 @@ def _rows(revision: str, drawn: Sequence[Drawn]) -> Iterator[dict[str, Any]]:
 
 
 def _chunks(rows: Iterable[tuple[Row, int]]) -> Iterator[list[Row]]:
-    """Of rows and their lengths: at most MOST_ROWS, and MOST_CHARACTERS unless one row alone has more."""
+    """Of rows and their lengths: at most MAX_ROWS, and MAX_CHARACTERS unless one row alone has more."""
     chunk: list[Row] = []
     characters = 0
     for row, length in rows:
-        if chunk and (len(chunk) == MOST_ROWS or characters + length > MOST_CHARACTERS):
+        if chunk and (len(chunk) == MAX_ROWS or characters + length > MAX_CHARACTERS):
             yield chunk
             chunk, characters = [], 0
         chunk.append(row)

@@ -9,10 +9,10 @@ import sqlalchemy as sa
 from clickmask.store.database import Database
 from clickmask.store.schema import inboxes, pulls, set_aside
 
-_MOST_ROWS = 200  # of one write transaction
+_MAX_ROWS = 200  # of one write transaction
 
 
-class SetAside(NamedTuple):
+class FailedEvent(NamedTuple):
     """An event that could not be taken in. `retry_at` None: it will not be tried again."""
 
     event: int
@@ -33,7 +33,7 @@ class Progress:
         with self._database.reading() as connection:
             return connection.scalar(chosen) or 0
 
-    def mark_read(self, inbox: str, event: int, aside: SetAside | None = None) -> None:
+    def mark_read(self, inbox: str, event: int, aside: FailedEvent | None = None) -> None:
         """Events up to this one are done with; `aside` is what became of this one if it failed."""
         with self._database.writing() as connection:
             changed = connection.execute(
@@ -42,23 +42,23 @@ class Progress:
             if not changed.rowcount:
                 connection.execute(inboxes.insert(), {"inbox": inbox, "read_to": event})
             if aside:
-                _put_aside(connection, inbox, aside)
+                _defer(connection, inbox, aside)
 
-    def put_aside(self, inbox: str, aside: SetAside) -> None:
+    def defer(self, inbox: str, aside: FailedEvent) -> None:
         with self._database.writing() as connection:
-            _put_aside(connection, inbox, aside)
+            _defer(connection, inbox, aside)
 
-    def take_back(self, inbox: str, event: int) -> None:
+    def resolve(self, inbox: str, event: int) -> None:
         """The event was taken in after all."""
         with self._database.writing() as connection:
             connection.execute(set_aside.delete().where(*_event(inbox, event)))
 
-    def set_aside(self, inbox: str, limit: int = 50) -> list[SetAside]:
+    def set_aside(self, inbox: str, limit: int = 50) -> list[FailedEvent]:
         """At most `limit` of the events that wait or were given up, newest first."""
         chosen = sa.select(*_COLUMNS).where(set_aside.c.inbox == inbox)
         with self._database.reading() as connection:
             rows = connection.execute(chosen.order_by(set_aside.c.event.desc()).limit(limit))
-            return [SetAside(*row) for row in rows]
+            return [FailedEvent(*row) for row in rows]
 
     def count_set_aside(self, inbox: str) -> int:
         counted = sa.select(sa.func.count()).where(set_aside.c.inbox == inbox)
@@ -68,21 +68,21 @@ class Progress:
     def retry_set_aside(self, inbox: str, now: float) -> None:
         """Let all events that were set aside be due."""
         of = (set_aside.c.inbox == inbox, sa.or_(set_aside.c.retry_at.is_(None), set_aside.c.retry_at > now))
-        some = sa.select(set_aside.c.event).where(*of).limit(_MOST_ROWS)
+        some = sa.select(set_aside.c.event).where(*of).limit(_MAX_ROWS)
         while True:
             with self._database.writing() as connection:
                 events = list(connection.scalars(some))
                 these = (set_aside.c.inbox == inbox, set_aside.c.event.in_(events))
                 connection.execute(set_aside.update().where(*these).values(retry_at=now))
-            if len(events) < _MOST_ROWS:
+            if len(events) < _MAX_ROWS:
                 return
 
-    def due(self, inbox: str, now: float) -> SetAside | None:
+    def due(self, inbox: str, now: float) -> FailedEvent | None:
         """The event that has waited longest past its time."""
         chosen = sa.select(*_COLUMNS).where(set_aside.c.inbox == inbox, set_aside.c.retry_at <= now)
         with self._database.reading() as connection:
             row = connection.execute(chosen.order_by(set_aside.c.retry_at).limit(1)).first()
-        return SetAside(*row) if row else None
+        return FailedEvent(*row) if row else None
 
     def pull_position(self, tool: str, project: str) -> str | None:
         """Where a pull that was interrupted goes on; None: at the beginning."""
@@ -113,6 +113,6 @@ def _event(inbox: str, event: int) -> tuple[sa.ColumnElement[bool], sa.ColumnEle
     return set_aside.c.inbox == inbox, set_aside.c.event == event
 
 
-def _put_aside(connection: sa.Connection, inbox: str, aside: SetAside) -> None:
+def _defer(connection: sa.Connection, inbox: str, aside: FailedEvent) -> None:
     connection.execute(set_aside.delete().where(*_event(inbox, aside.event)))
     connection.execute(set_aside.insert(), {"inbox": inbox, **aside._asdict()})

@@ -24,9 +24,9 @@ from clickmask.store.schema import preannotated, proposals, unfinished
 from clickmask.types import Prediction, Prompt, Size
 
 log = logging.getLogger(__name__)
-KEPT_PROPOSALS = 200_000
-MOST_PENDING = 4  # each may hold a mask of 50 MB
-GRACE = 0.05  # seconds in which the answer leaves first: two threads of Python hinder each other
+MAX_PROPOSALS = 200_000
+MAX_PENDING = 4  # each may hold a mask of 50 MB
+WRITE_DELAY_S = 0.05  # seconds in which the answer leaves first: two threads of Python hinder each other
 _INSERT = proposals.insert().returning(proposals.c.number)
 _SELECT = sa.select(*(column for column in proposals.c if column.name != "number"))
 
@@ -45,21 +45,21 @@ class RememberedProposal:
 class Proposals:
     """The newest 200,000 are kept. One thread writes them, so that no annotator waits for that."""
 
-    _kept_proposals = KEPT_PROPOSALS
+    _max_proposals = MAX_PROPOSALS
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._ordering = threading.Lock()
         self._pending = 0
         self._hurry = threading.Event()  # set while somebody waits for what is pending
-        self._room = threading.BoundedSemaphore(MOST_PENDING)
+        self._room = threading.BoundedSemaphore(MAX_PENDING)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="proposals")
         self._newest: Future[None] | None = None
 
     def remember_soon(self, id: str, digest: str, prompt: Prompt, prediction: Prediction) -> None:  # noqa: A002
         """Remember it after those before it; who looks for proposals finds it from now on.
 
-        Waits only while MOST_PENDING are unwritten. One that the database refuses is lost, which the
+        Waits only while MAX_PENDING are unwritten. One that the database refuses is lost, which the
         log says: the annotator has the mask.
         """
         if not self._room.acquire(blocking=False):
@@ -91,11 +91,11 @@ class Proposals:
         }
         with self._database.writing() as connection:
             number = connection.execute(_INSERT, row).scalar_one()
-        remove_rows(self._database, proposals, proposals.c.number <= number - self._kept_proposals)
+        remove_rows(self._database, proposals, proposals.c.number <= number - self._max_proposals)
 
     def _write(self, id: str, digest: str, prompt: Prompt, prediction: Prediction, at: float) -> None:  # noqa: A002
         try:
-            self._hurry.wait(max(0.0, at + GRACE - time.time()))
+            self._hurry.wait(max(0.0, at + WRITE_DELAY_S - time.time()))
             self._remember(id, digest, prompt, prediction, at)
         except Exception as error:  # noqa: BLE001 - nobody waits for the outcome, so it is said here
             log.error("a proposal could not be remembered: %s", error)
@@ -146,11 +146,11 @@ def _remembered(row: sa.RowMapping) -> RememberedProposal:
     )
 
 
-KEPT_PREANNOTATED = 200_000  # apart from clicks' proposals: one run over a project must not push these out
+MAX_PRELABELS = 200_000  # apart from clicks' proposals: one run over a project must not push these out
 
 
 @dataclass(frozen=True)
-class Preannotated:
+class PrelabelledObject:
     """`batch` is the same for what one look at the image gave; without a label: it gave nothing."""
 
     id: str
@@ -162,15 +162,15 @@ class Preannotated:
     rle: Rle
 
 
-class Preannotations:
+class Prelabels:
     """The newest 200,000 objects are kept."""
 
-    _kept_preannotated = KEPT_PREANNOTATED
+    _max_prelabels = MAX_PRELABELS
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def remember_preannotated(
+    def remember_prelabels(
         self, digest: str, size: Size, annotator: str, found: Sequence[tuple[str, str, Prediction]]
     ) -> None:
         """What one look at the image of `size` gave: id, label and prediction of each object.
@@ -198,16 +198,16 @@ class Preannotations:
         with self._database.writing() as connection:
             replace_set(connection, batch)
             newest = connection.scalar(sa.select(sa.func.max(preannotated.c.number))) or 0
-        remove_rows(self._database, preannotated, preannotated.c.number <= newest - self._kept_preannotated)
+        remove_rows(self._database, preannotated, preannotated.c.number <= newest - self._max_prelabels)
 
-    def preannotated(self, digest: str) -> list[Preannotated]:
+    def prelabels(self, digest: str) -> list[PrelabelledObject]:
         """Those on one image, oldest first."""
         stands = preannotated.c.batch.not_in(sa.select(unfinished.c.revision))
         chosen = sa.select(preannotated).where(preannotated.c.digest == digest, stands)
         with self._database.reading() as connection:
             rows = connection.execute(chosen.order_by(preannotated.c.number)).mappings()
             return [
-                Preannotated(
+                PrelabelledObject(
                     row["id"],
                     row["batch"],
                     row["created_at"],

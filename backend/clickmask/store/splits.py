@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import sqlalchemy as sa
 
-from clickmask.labels.split import SIDES, Fingerprint, Placed, Side, Standing
+from clickmask.labels.split import SIDES, Assigned, Fingerprint, Side, SideCounts
 from clickmask.store.database import Database
 from clickmask.store.schema import annotations, labels, sides
 
@@ -18,7 +18,7 @@ class Splits:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def sides(self, tool: str, project: str, among: Collection[str] | None = None) -> list[Placed]:
+    def sides(self, tool: str, project: str, among: Collection[str] | None = None) -> list[Assigned]:
         """Every image that has a side, by digest, its labels withdrawn or not; of those `among`, if given."""
         chosen = sa.select(sides.c.digest, sides.c.side, sides.c.hash, sides.c.thumbnail)
         if among is not None:
@@ -26,7 +26,7 @@ class Splits:
         with self._database.reading() as connection:
             rows = connection.execute(chosen.where(*_of(tool, project)).order_by(sides.c.digest)).all()
         return [
-            Placed(digest, _side(side), Fingerprint(code, thumbnail))
+            Assigned(digest, _side(side), Fingerprint(code, thumbnail))
             for digest, side, code, thumbnail in rows
         ]
 
@@ -40,7 +40,7 @@ class Splits:
         with self._database.reading() as connection:
             return _side_of(connection, tool, project, digest)
 
-    def standing(self, tool: str, project: str, categories: Collection[str]) -> dict[Side, Standing]:
+    def standing(self, tool: str, project: str, categories: Collection[str]) -> dict[Side, SideCounts]:
         """What is on each side now; of categories, which of `categories`."""
         there = (annotations.c.tool == tool, annotations.c.project == project)
         on_it = (*there, annotations.c.digest == sides.c.digest, annotations.c.skipped.is_(False))
@@ -60,7 +60,7 @@ class Splits:
                     first = sa.select(sides.c.digest).where(*of, sides.c.side == side, has).limit(1)
                     if connection.scalar(first) is not None:
                         found[side].add(category)
-        return {side: Standing(images.get(side, 0), frozenset(found[side])) for side in SIDES}
+        return {side: SideCounts(images.get(side, 0), frozenset(found[side])) for side in SIDES}
 
     def assign_side(
         self, tool: str, project: str, digest: str, side: Side, fingerprint: Fingerprint, known: int

@@ -88,7 +88,7 @@ def _recoloured(pixels: NDArray[np.uint8], chance: np.random.Generator) -> Pixel
 
 IN_MEMORY = 2**30  # bytes of decoded pictures; where there are more, they are read at each use
 OBJECTS_ACROSS = 4  # a crop is so many times as wide as a typical object,
-SMALLEST_CROP = 128  # px, and at least as wide as this, for the network looks as far
+MIN_CROP_PX = 128  # px, and at least as wide as this, for the network looks as far
 
 
 class TrainingPicture:
@@ -138,7 +138,7 @@ def crop_side(samples: Sequence[Sample], most: int) -> int:
         for sample in samples
         for label in sample.labels
     ]
-    wanted = max(SMALLEST_CROP, OBJECTS_ACROSS * float(np.median(across)) if across else most)
+    wanted = max(MIN_CROP_PX, OBJECTS_ACROSS * float(np.median(across)) if across else most)
     return _multiple(min(wanted, _largest(samples), most))
 
 

@@ -1,4 +1,4 @@
-"""Fitting on parts of one dataset, one after the other, within one time budget."""
+"""CrossValidation on parts of one dataset, one after the other, within one time budget."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from clickmask.datasets.snapshot import Dataset, Sample
 from clickmask.images.decode import ImageLimits
 from clickmask.models.labeller import working_size
 from clickmask.training.crops import crop_side, training_pictures, wide_side
-from clickmask.training.fit import Fit, Fitted, Plan, Progress
+from clickmask.training.fit import Progress, Trainer, TrainingConfig, TrainingResult
 from clickmask.training.networks import unet
 
 log = logging.getLogger(__name__)
 
-WATCHED = 2**22  # pixels of the pictures that early stopping looks at, again and again
+MAX_WATCHED_PIXELS = 2**22  # pixels of the pictures that early stopping looks at, again and again
 
-Beat = Callable[[], None]  # called at least every few seconds of work
+Heartbeat = Callable[[], None]  # called at least every few seconds of work
 
 
 class Cancelled(Exception):
     """The work was stopped, and the same calls go on from there."""
 
 
-class Fitting:
+class CrossValidation:
     """`fits` networks are trained, each for an equal part of the plan's time."""
 
     def __init__(
         self,
         dataset: Dataset,
-        plan: Plan,
+        plan: TrainingConfig,
         checkpoint: Path,
         limits: ImageLimits,
         *,
         fits: int,
         report: Callable[[Progress], None],
         cancelled: Callable[[], bool],
-        beat: Beat,
+        beat: Heartbeat,
     ) -> None:
         """Crops are as large as the dataset's objects ask for, and the more the smaller they are.
 
@@ -57,7 +57,9 @@ class Fitting:
         self._report, self._cancelled, self._beat = report, cancelled, beat
         self._fits, self._done, self._seconds = fits, 0, 0.0
 
-    def fit(self, training: Sequence[Sample], watched: Sequence[Sample]) -> tuple[torch.nn.Module, Fitted]:
+    def fit(
+        self, training: Sequence[Sample], watched: Sequence[Sample]
+    ) -> tuple[torch.nn.Module, TrainingResult]:
         """A network on the CPU, and how it came about. `watched` decide when to stop; none: the plan does.
 
         Raises Cancelled.
@@ -69,7 +71,7 @@ class Fitting:
             "cuda" if torch.cuda.is_available() else "cpu",
             memory_format=torch.channels_last,  # a tenth faster on a CPU
         )
-        run = Fit(
+        run = Trainer(
             network,
             unet.STRIDE,
             training_pictures(self._dataset, training, self._limits),
@@ -116,10 +118,10 @@ class Fitting:
 
 
 def _first(samples: Sequence[Sample]) -> Iterator[Sample]:
-    """As many as WATCHED has pixels for, in an order that says nothing of them; one at least."""
-    left = WATCHED
+    """As many as MAX_WATCHED_PIXELS has pixels for, in an order that says nothing of them; one at least."""
+    left = MAX_WATCHED_PIXELS
     for sample in sorted(samples, key=lambda each: each.image):
-        if left < WATCHED and left < math.prod(working_size(sample.size)):
+        if left < MAX_WATCHED_PIXELS and left < math.prod(working_size(sample.size)):
             return
         left -= math.prod(working_size(sample.size))
         yield sample

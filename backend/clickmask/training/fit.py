@@ -38,13 +38,13 @@ Reason = Literal["all steps done", "out of time", "no longer improving", "cancel
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingConfig:
     """What a training is, and how long at most."""
 
     steps: int = 3000
     seconds: float = 1200.0  # of all runs together, when it is stopped and goes on
     side: int = 256  # px of a crop; a multiple of the network's stride
-    crops: int = 2  # a step; `Fitting` takes more where it makes them smaller
+    crops: int = 2  # a step; `CrossValidation` takes more where it makes them smaller
     wide: int = 0  # px of the one crop of every other step, where that is more than `side`
     rate: float = 2e-3  # at its peak
     decay: float = 1e-3
@@ -68,7 +68,7 @@ class Progress:
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
+class TrainingResult:
     """The last averaged weights that were not surely worse than the best ones, by validation."""
 
     state: State
@@ -77,7 +77,7 @@ class Fitted:
     reason: Reason
 
 
-class Fit:
+class Trainer:
     """A run, made anew or from the checkpoint that it left. One `run` each, in one thread."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Fit:
         training: Sequence[LabelledPixels],
         validation: Sequence[LabelledPixels],
         classes: int,
-        plan: Plan,
+        plan: TrainingConfig,
         checkpoint: Path,
         identity: str = "",
     ) -> None:
@@ -107,7 +107,7 @@ class Fit:
         self._device = next(network.parameters()).device
         self._average = copy.deepcopy(network).requires_grad_(False).eval()
         self._optimiser: Any = torch.optim.AdamW(network.parameters(), plan.rate, weight_decay=plan.decay)
-        self._kept = Fitted(network.state_dict(), math.nan, 0, "cancelled")
+        self._kept = TrainingResult(network.state_dict(), math.nan, 0, "cancelled")
         self._best: Confusion = np.zeros((0, classes, classes), np.int64)  # of the best validation
         self._validated = math.nan  # the mIoU of the last validation
         self._worse = 0  # validations since the best one
@@ -122,7 +122,7 @@ class Fit:
         self,
         report: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> Fitted:
+    ) -> TrainingResult:
         """Train until `plan` is done or validation no longer improves; `report` is called at validations."""
         losses: list[float] = []
         while (reason := self._reason_to_stop(cancelled)) is None:
@@ -226,7 +226,7 @@ class Fit:
             self._worse += 1
         if self._worse == 0 or not _surely_worse(matrices, self._best):
             state = {name: tensor.clone() for name, tensor in self._average.state_dict().items()}
-            self._kept = Fitted(state, found, self.step, "cancelled")
+            self._kept = TrainingResult(state, found, self.step, "cancelled")
         perfect = best > 1 - BETTER or found > 1 - BETTER  # nothing could be an improvement
         if (perfect or self._worse >= self.plan.patience) and not self._ending:
             self._ending = self.step, self._schedule()
@@ -267,7 +267,7 @@ class Fit:
         self.step, self.seconds, self._worse = kept["step"], kept["seconds"], kept["worse"]
         self._ending = kept["ending"]
         self._best = kept["best"].cpu().numpy()
-        self._kept = Fitted(kept["kept"], kept["kept_miou"], kept["kept_step"], "cancelled")
+        self._kept = TrainingResult(kept["kept"], kept["kept_miou"], kept["kept_step"], "cancelled")
         log.info("going on from step %d", self.step)
 
 

@@ -9,18 +9,18 @@ from torch.nn import functional
 
 from clickmask.training.crops import IGNORED
 
-LARGEST_WEIGHT = 5.0  # of a category, times that of the most frequent one
+MAX_CLASS_WEIGHT = 5.0  # of a category, times that of the most frequent one
 
 
 def class_weights(pixels: NDArray[np.int64]) -> torch.Tensor:
     """(K,) from the number of pixels of each class: 1 for the background and the most frequent category.
 
-    Others: one over the fourth root of their share of that one, at most LARGEST_WEIGHT. A category
+    Others: one over the fourth root of their share of that one, at most MAX_CLASS_WEIGHT. A category
     without pixels weighs 1: nothing is known of it. Crops have more of rare categories already, Dice
     counts all alike, and what weighs more than the background grows beyond its outline.
     """
     counts = torch.as_tensor(pixels, dtype=torch.float32)
-    weights = ((counts[1:].max() / counts.clamp(min=1)) ** 0.25).clamp(1, LARGEST_WEIGHT)
+    weights = ((counts[1:].max() / counts.clamp(min=1)) ** 0.25).clamp(1, MAX_CLASS_WEIGHT)
     weights[0] = 1
     return torch.where(counts > 0, weights, torch.ones_like(weights))
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from clickmask.datasets.snapshot import IGNORED, Dataset, Sample, class_map
 from clickmask.errors import ModelDamaged, SegmenterNotReady
 from clickmask.images.decode import ImageLimits, decode_image
-from clickmask.labels.split import ENOUGH
+from clickmask.labels.split import MIN_SPLIT_IMAGES
 from clickmask.metrics.confusion import (
     Confusion,
     LabelMap,
@@ -30,14 +30,14 @@ from clickmask.metrics.confusion import (
 from clickmask.metrics.report import Measured, measure, report_to_json
 from clickmask.models.labeller import Labeller, open_labeller
 from clickmask.models.versions import Models
-from clickmask.training.cross_validation import Beat
+from clickmask.training.cross_validation import Heartbeat
 from clickmask.types import Pixels
 
 log = logging.getLogger(__name__)
 
-EPSILON = 0.02  # of mIoU: how far below no difference the lower bound may be
-DELTA = 0.05  # of IoU: how far no class may fall
-FEW = 20  # images; with fewer an interval says little, and the difference itself decides
+MAX_MIOU_LOSS = 0.02  # of mIoU: how far below no difference the lower bound may be
+MAX_CLASS_IOU_LOSS = 0.05  # of IoU: how far no class may fall
+MIN_IMAGES_FOR_INTERVAL = 20  # images; with fewer an interval says little, and the difference itself decides
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ def decide(
         raise ValueError(f"matrices of {candidate.shape} and {served.shape} are not of the same images")
     ours, theirs = (iou(matrices.sum(axis=0))[compared] for matrices in (candidate, served))
     falls = {categories[number - 1]: theirs[at] - ours[at] for at, number in enumerate(compared)}
-    fallen = {category: fall for category, fall in falls.items() if fall > DELTA}  # NaN is not above
+    fallen = {
+        category: fall for category, fall in falls.items() if fall > MAX_CLASS_IOU_LOSS
+    }  # NaN is not above
     difference = paired_difference(candidate, served, partial(miou, classes=compared))
     said = (
         f"mIoU {float(miou(candidate.sum(axis=0), compared)):.3f} against "
@@ -78,13 +80,14 @@ def decide(
     if fallen:
         worst = max(fallen, key=lambda category: fallen[category])
         return Decision(
-            False, f"not promoted: {worst} falls by {fallen[worst]:.3f}, more than {DELTA}; {said}"
+            False,
+            f"not promoted: {worst} falls by {fallen[worst]:.3f}, more than {MAX_CLASS_IOU_LOSS}; {said}",
         )
-    if len(candidate) < FEW:
+    if len(candidate) < MIN_IMAGES_FOR_INTERVAL:
         promoted = bool(difference.estimate >= 0)
         said += f", too few for an interval: the difference is {difference.estimate:+.3f}"
     else:
-        promoted = bool(difference.low >= -EPSILON)
+        promoted = bool(difference.low >= -MAX_MIOU_LOSS)
         said += f", the difference is {difference.low:+.3f} to {difference.high:+.3f}"
     return Decision(promoted, f"{'' if promoted else 'not '}promoted: {said}")
 
@@ -110,7 +113,7 @@ Part = tuple[Labeller, Sequence[Sample]]  # a network, and pictures that it has 
 class Measuring:
     """At the pictures' full size."""
 
-    def __init__(self, dataset: Dataset, limits: ImageLimits, beat: Beat) -> None:
+    def __init__(self, dataset: Dataset, limits: ImageLimits, beat: Heartbeat) -> None:
         self.categories = dataset.categories
         self._dataset, self._limits, self._beat = dataset, limits, beat
 
@@ -141,7 +144,8 @@ def report_scores(
     if others:
         found, split = measuring.measure(others), CROSS_VALIDATION
         said = (
-            f"too few: a test side of {found.report.images} images says little (from {ENOUGH} on it counts), "
+            f"too few: a test side of {found.report.images} images says little (from {MIN_SPLIT_IMAGES} on it "
+            "counts), "
             f"so the numbers are those of {len(others)} networks on images that they were not trained on"
         )
         return {"split": split, **report_to_json(found.report), "too_few": said}
@@ -152,7 +156,7 @@ def compare(measuring: Measuring, ours: Measured, samples: Sequence[Sample], mod
     """Against the model in service; what it finds that is no category any more is background."""
     categories = measuring.categories
     try:
-        with models.opening() as served:
+        with models.lock_served() as served:
             labeller = open_labeller(served.network) if served else None
     except (ModelDamaged, SegmenterNotReady) as error:  # any model is better than one that cannot run
         log.error("%s", error)

@@ -23,15 +23,15 @@ log = logging.getLogger(__name__)
 
 WORKER = (sys.executable, "-m", "clickmask.training.worker")
 NEEDED = ("torch", "onnx", "safetensors")
-HUNG = 900.0  # seconds without a sign of life: a validation of large pictures takes minutes
-GRACE = 20.0  # seconds that a process has to end by itself
-LONGEST_DRAIN = 300.0  # seconds that a training waits for events that were not read yet
-_LOOK = 0.2  # seconds between looks at a process
-_TICK = 5.0  # seconds between looks for new images
+HEARTBEAT_TIMEOUT_S = 900.0  # seconds without a sign of life: a validation of large pictures takes minutes
+SHUTDOWN_GRACE_S = 20.0  # seconds that a process has to end by itself
+MAX_DRAIN_S = 300.0  # seconds that a training waits for events that were not read yet
+_POLL_S = 0.2  # seconds between looks at a process
+_TICK_S = 5.0  # seconds between looks for new images
 
 
 @dataclass(frozen=True)
-class Workplace:
+class WorkerConfig:
     """What a worker has to know, as it goes through a pipe: `database` may hold a password."""
 
     jobs: str
@@ -40,7 +40,7 @@ class Workplace:
     database: str  # a path, or a URL
     max_image_bytes: int
     max_image_pixels: int
-    plan: Mapping[str, Any]  # fields of `clickmask.training.fit.Plan`
+    plan: Mapping[str, Any]  # fields of `clickmask.training.fit.TrainingConfig`
     threads: int | None = None
 
 
@@ -52,7 +52,7 @@ class Triggers:
     quiet: float = 120.0
 
 
-class Trainings:
+class Supervisor:
     """One thread that looks after the jobs that were asked for here, one after the other.
 
     `waiting` says how many events are still to be read before a training may begin; `fetch` is then
@@ -63,14 +63,14 @@ class Trainings:
         self,
         jobs: Jobs,
         store: Store,
-        place: Workplace,
+        place: WorkerConfig,
         *,
         waiting: Callable[[], int] = lambda: 0,
         fetch: Callable[[str, str, Callable[[], bool]], object] = lambda tool, project, stopped: None,
         triggers: Triggers | None = None,
         worker: Sequence[str] = WORKER,
-        hung_after: float = HUNG,
-        grace: float = GRACE,
+        hung_after: float = HEARTBEAT_TIMEOUT_S,
+        grace: float = SHUTDOWN_GRACE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.jobs = jobs
@@ -127,7 +127,7 @@ class Trainings:
                 self._look_for_new()
             except StoreUnavailable as error:
                 log.warning("new images are not looked for: %s", error)
-            self._asked.wait(_TICK)
+            self._asked.wait(_TICK_S)
 
     def _look_for_new(self) -> None:
         triggers = self._triggers
@@ -175,9 +175,9 @@ class Trainings:
 
     def _drain(self, job: Job) -> None:
         """Wait until the events that have arrived are read, for some minutes at most."""
-        until = time.monotonic() + LONGEST_DRAIN
+        until = time.monotonic() + MAX_DRAIN_S
         while self._waiting() and time.monotonic() < until:
-            if self._closing.wait(_LOOK) or self._is_off(job):
+            if self._closing.wait(_POLL_S) or self._is_off(job):
                 return
 
     def _fetch_missing(self, job: Job) -> None:
@@ -207,7 +207,7 @@ class Trainings:
                 process.kill()
                 process.wait()
                 break
-            time.sleep(_LOOK)
+            time.sleep(_POLL_S)
         if hung:
             return f"the training gave no sign of life for {self._hung_after:.0f} s, and was ended"
         return f"the training's process ended with status {process.returncode}; its log has the details"

@@ -18,9 +18,9 @@ from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits
 from clickmask.labels.split import SIDES
 from clickmask.metrics.report import report_to_json
 from clickmask.models.labeller import LOGITS, MULTIPLE, PIXELS, open_labeller, to_input
-from clickmask.models.versions import Draft, Models, ModelVersion, Provenance
-from clickmask.training.cross_validation import Beat, Cancelled, Fitting
-from clickmask.training.fit import Plan, Progress
+from clickmask.models.versions import Models, ModelVersion, Provenance, UnsavedModel
+from clickmask.training.cross_validation import Cancelled, CrossValidation, Heartbeat
+from clickmask.training.fit import Progress, TrainingConfig
 from clickmask.training.promotion import Decision, Measuring, Part, compare, report_scores
 from clickmask.types import Pixels
 
@@ -39,12 +39,12 @@ class Trained:
 def train(
     dataset: Dataset,
     models: Models,
-    plan: Plan,
+    plan: TrainingConfig,
     checkpoint: Path,
     *,
     report: Callable[[Progress], None] = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
-    beat: Beat = lambda: None,
+    beat: Heartbeat = lambda: None,
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> Trained | None:
     """Train on the dataset's training side, keep the version, and serve it if the gate lets it.
@@ -57,7 +57,7 @@ def train(
     sides = {side: dataset.split(side) for side in SIDES}
     _require_enough(dataset, sides)
     parts = folds(dataset) if dataset.too_few else []
-    fitting = Fitting(
+    fitting = CrossValidation(
         dataset, plan, checkpoint, limits, fits=1 + len(parts), report=report, cancelled=cancelled, beat=beat
     )
     measuring = Measuring(dataset, limits, beat)
@@ -106,20 +106,22 @@ def export(network: torch.nn.Module) -> bytes:
     return written.getvalue()
 
 
-def _cross_validated(fitting: Fitting, parts: Sequence[tuple[list[Sample], list[Sample]]]) -> Iterator[Part]:
+def _cross_validated(
+    fitting: CrossValidation, parts: Sequence[tuple[list[Sample], list[Sample]]]
+) -> Iterator[Part]:
     """Nothing stops these early: what is measured on must decide nothing."""
     for training, held_out in parts:
         network, _ = fitting.fit(training, [])
         yield open_labeller(export(network)), held_out
 
 
-def _draft(provenance: Provenance, network: torch.nn.Module, exported: bytes, shown: Pixels) -> Draft:
+def _draft(provenance: Provenance, network: torch.nn.Module, exported: bytes, shown: Pixels) -> UnsavedModel:
     """Its golden picture is a corner of a picture, answered by torch."""
     seen = to_input(shown[:GOLDEN_SIDE, :GOLDEN_SIDE])
     with torch.inference_mode():
         answer = network(torch.tensor(seen)).numpy()
     weights = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    return Draft(provenance, weights, exported, {PIXELS: seen}, {LOGITS: answer})
+    return UnsavedModel(provenance, weights, exported, {PIXELS: seen}, {LOGITS: answer})
 
 
 def _at_hand(dataset: Dataset) -> Dataset:

@@ -21,23 +21,23 @@ import torch
 
 from clickmask.datasets.snapshot import snapshot
 from clickmask.errors import ClickmaskError
-from clickmask.images.archive import KeptImages
+from clickmask.images.archive import ImageArchive
 from clickmask.images.decode import ImageLimits
 from clickmask.models.labeller import ProjectModels
 from clickmask.store import Store
 from clickmask.store.jobs import Job, Jobs
-from clickmask.training.fit import Plan, Progress
+from clickmask.training.fit import Progress, TrainingConfig
 from clickmask.training.train import Trained, train
 
 log = logging.getLogger(__name__)
 
-LOWEST = 19  # priority
+LOWEST_PRIORITY = 19  # priority
 AUTOGROUP = Path("/proc/self/autogroup")
-BEAT = 1.0  # seconds between signs of life
+HEARTBEAT_S = 1.0  # seconds between signs of life
 
 
 @dataclass
-class Working:
+class RunningJob:
     """One job, while it is worked on."""
 
     jobs: Jobs
@@ -47,7 +47,7 @@ class Working:
     beaten_at: float = -math.inf
 
     def beat(self) -> None:
-        if time.monotonic() - self.beaten_at >= BEAT:
+        if time.monotonic() - self.beaten_at >= HEARTBEAT_S:
             self.beaten_at = time.monotonic()
             self.jobs.change(self.job.id)
             self.told_to_end |= os.getppid() != self.parent
@@ -68,23 +68,23 @@ class Working:
         )
 
 
-def give_way() -> None:
+def lower_priority() -> None:
     """Have the lowest priority.
 
     Linux shares the processor between sessions first, where it has autogroups (sched(7)), and this
     process has one of its own: its niceness alone would count for nothing beside the server's.
     """
-    os.nice(LOWEST)
+    os.nice(LOWEST_PRIORITY)
     with suppress(OSError):
-        AUTOGROUP.write_text(str(LOWEST))
+        AUTOGROUP.write_text(str(LOWEST_PRIORITY))
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    give_way()
+    lower_priority()
     place = json.load(sys.stdin)
     jobs = Jobs(Path(place["jobs"]))
-    working = Working(jobs, jobs.get(place["job"]), os.getppid())
+    working = RunningJob(jobs, jobs.get(place["job"]), os.getppid())
 
     def end(*_: object) -> None:
         working.told_to_end = True
@@ -104,14 +104,14 @@ def main() -> None:
         _finish(working, trained)
 
 
-def _work(working: Working, place: dict[str, Any]) -> Trained | None:
+def _work(working: RunningJob, place: dict[str, Any]) -> Trained | None:
     database, job = place["database"], working.job
     if place["threads"]:
         torch.set_num_threads(place["threads"])
     limits = ImageLimits(place["max_image_bytes"], place["max_image_pixels"])
     store = Store(database if "://" in database else Path(database))
     try:
-        kept = KeptImages(Path(place["images"]), 0, lambda digest: True)
+        kept = ImageArchive(Path(place["images"]), 0, lambda digest: True)
         dataset = snapshot(store, job.tool, job.project, kept, limits)
     finally:
         store.close()
@@ -120,7 +120,7 @@ def _work(working: Working, place: dict[str, Any]) -> Trained | None:
     return train(
         dataset,
         models,
-        Plan(**place["plan"]),
+        TrainingConfig(**place["plan"]),
         models.folder / "training.pt",
         report=working.report,
         cancelled=working.ends,
@@ -129,7 +129,7 @@ def _work(working: Working, place: dict[str, Any]) -> Trained | None:
     )
 
 
-def _finish(working: Working, trained: Trained | None) -> None:
+def _finish(working: RunningJob, trained: Trained | None) -> None:
     jobs, job = working.jobs, working.job
     if trained:
         jobs.change(

@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from clickmask.errors import ExportFailed
-from clickmask.images.archive import KeptImages
+from clickmask.images.archive import ImageArchive
 from clickmask.labels.submissions import ProjectDescribed
 from clickmask.store import Store
 from clickmask.types import Prediction, Prompt
@@ -151,7 +151,7 @@ def test_a_failed_export_is_an_error_and_makes_room_for_the_next(
     client = client_of(workbench, tmp_path, pictures)
     client.get(f"{AT}/stats")  # gives the images their sides
     pictures.files = dict.fromkeys(pictures.files, b"damaged")
-    for _ in range(datasets.AT_ONCE + 1):
+    for _ in range(datasets.MAX_EXPORTS + 1):
         assert client.get(f"{AT}/export/coco").status_code == 422
     pictures.files = FilesInMemory(FILES).files
     assert client.get(f"{AT}/export/coco").status_code == 200
@@ -188,7 +188,7 @@ def test_whoever_reads_too_slowly_is_left(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "export.zip").write_bytes(bytes(1000))
     monkeypatch.setattr(datasets, "CHUNK", 100)
-    monkeypatch.setattr(datasets, "LONGEST_READ", -1.0)
+    monkeypatch.setattr(datasets, "ZIP_TTL_S", -1.0)
     chunks = datasets._read(tmp_path / "made" / "export.zip", lambda: done.append(True))
     next(chunks)
     with pytest.raises(ExportFailed, match="not read in time"):
@@ -202,8 +202,8 @@ def test_slow_readers_keep_nobody_from_exporting(
 ) -> None:
     """Readers who have begun hold no writer's place; there is a limit to them too."""
     fill(workbench.store)
-    monkeypatch.setattr(datasets, "AT_ONCE", 1)
-    monkeypatch.setattr(datasets, "MOST_READ", 3)
+    monkeypatch.setattr(datasets, "MAX_EXPORTS", 1)
+    monkeypatch.setattr(datasets, "MAX_ZIPS", 3)
     reading: list[Any] = []
     read = datasets._read
 
@@ -301,7 +301,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "home").mkdir()
     store = Store(tmp_path / "home" / "store.sqlite")
     fill(store)
-    kept = KeptImages(tmp_path / "home" / "images", 10**9, store.is_labelled)
+    kept = ImageArchive(tmp_path / "home" / "images", 10**9, store.is_labelled)
     for name, raw in FILES.items():
         kept.keep(digest_of(name), raw)
     store.close()
@@ -441,7 +441,7 @@ def test_an_export_of_another_package_is_a_command(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_size_of_a_kept_picture_is_known_without_reading_it(home: Path) -> None:
-    kept = KeptImages(home / "home" / "images", 10**9, lambda digest: True)
+    kept = ImageArchive(home / "home" / "images", 10**9, lambda digest: True)
     assert kept.size_of(digest_of("a")) == len(FILES["a"])
     assert kept.size_of(digest_of("never kept")) == 0
 

@@ -1,4 +1,4 @@
-"""Trainings and models over HTTP and by command, with a script in the worker's place."""
+"""Supervisor and models over HTTP and by command, with a script in the worker's place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from click.testing import Result
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from clickmask.images.archive import KeptImages
+from clickmask.images.archive import ImageArchive
 from clickmask.models.versions import Models
 from clickmask.store import Store
 from clickmask.training import supervisor
@@ -73,14 +73,14 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     script = tmp_path / "worker.py"
     script.write_text(textwrap.dedent(WORKER))
     worker = (sys.executable, str(script))
-    monkeypatch.setitem(supervisor.Trainings.__init__.__kwdefaults__, "worker", worker)
+    monkeypatch.setitem(supervisor.Supervisor.__init__.__kwdefaults__, "worker", worker)
     monkeypatch.setenv("CLICKMASK_HOME", str(tmp_path))
     yield
 
 
 @pytest.fixture
 def client(settings: Settings, workbench: Workbench, tmp_path: Path) -> Iterator[TestClient]:
-    kept = KeptImages(tmp_path / "images", 2**24, lambda digest: True)
+    kept = ImageArchive(tmp_path / "images", 2**24, lambda digest: True)
     accept_drawings(workbench.store, kept, 2)
     served = create_app(settings, workbench)
     with TestClient(served, "http://127.0.0.1:9090", client=("127.0.0.1", 5000)) as client:
@@ -166,7 +166,7 @@ def run(*arguments: str) -> Result:
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     with closing(Store(tmp_path / "store.sqlite")) as store:
-        accept_drawings(store, KeptImages(tmp_path / "images", 2**24, lambda digest: True), 2)
+        accept_drawings(store, ImageArchive(tmp_path / "images", 2**24, lambda digest: True), 2)
     return tmp_path
 
 

@@ -29,7 +29,7 @@ from clickmask.workbench import Workbench
 from clickmask_adapters import cli
 from clickmask_adapters.commands import prepare as prepare_command
 from clickmask_adapters.commands.prepare import (
-    AT_ONCE,
+    MAX_CONCURRENT,
     Prepared,
     Wanted,
     folder_images,
@@ -284,7 +284,7 @@ def test_an_interrupt_ends_it_at_once_and_what_was_encoded_stays(
     bench.close()
     assert out.getvalue().startswith("1 encoded, 0 there already, 0 failed")
     assert "interrupted" in err.getvalue()
-    assert 1 <= len(disc.encoded) <= 1 + AT_ONCE
+    assert 1 <= len(disc.encoded) <= 1 + MAX_CONCURRENT
     again = StoredDisc()
     bench = open_bench(again)
     rest = list(prepare_images(bench, folder_images(photos), "disc"))
@@ -306,7 +306,7 @@ def test_few_images_are_read_ahead(photos: Path, open_bench: Callable[..., Workb
     for _ in range(3):
         next(prepared)
     time.sleep(0.1)
-    assert len(located) <= 3 + AT_ONCE
+    assert len(located) <= 3 + MAX_CONCURRENT
     prepared.close()
     bench.close()
 

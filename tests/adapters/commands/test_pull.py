@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from clickmask.errors import InvalidRequest
 from clickmask.ingest import pull as pulling
-from clickmask.ingest.apply import Pulled
+from clickmask.ingest.apply import Page
 from clickmask.labels.submissions import ProjectDescribed, Submission
 from clickmask.store import Store
 from clickmask_adapters.cli import app
@@ -99,14 +99,14 @@ def test_an_interrupt_loses_nothing(
 ) -> None:
     for number in range(1, 4):
         studio.add_task(number, studio.annotation(number, rectangle("r")))
-    take = pulling._take
+    take = pulling._apply
 
     def interrupted(changes: Sequence[object], *rest: object) -> object:
         if studio.asked.count("/api/tasks") == 2:
             raise KeyboardInterrupt
         return take(changes, *rest)  # type: ignore[arg-type]  # as they came
 
-    monkeypatch.setattr(pulling, "_take", interrupted)
+    monkeypatch.setattr(pulling, "_apply", interrupted)
     result = pull()
     assert result.exit_code == 130
     assert "goes on from there" in result.stderr
@@ -263,7 +263,7 @@ def test_an_event_that_is_read_again_says_nothing_of_its_project(
     event = orjson.dumps(studio.event("ANNOTATION_CREATED", studio.annotation(1, rectangle("r"))))
     labels = label_studio_pulling.accepting(Settings())
     assert [type(change) for change in labels.changes(event)] == [ProjectDescribed, Submission]
-    assert [type(change) for change in labels.changes(event, again=True)] == [Submission]
+    assert [type(change) for change in labels.changes(event, retry=True)] == [Submission]
 
 
 def test_while_label_studio_is_out_of_order_nothing_is_gone(
@@ -277,7 +277,7 @@ def test_while_label_studio_is_out_of_order_nothing_is_gone(
 def test_a_part_says_how_many_are_to_come(studio: LabelStudioStandin, home: Path) -> None:
     for number in range(1, 6):
         studio.add_task(number)
-    parts: list[Pulled] = list(label_studio_pulling.accepting(Settings()).pull(PROJECT))
+    parts: list[Page] = list(label_studio_pulling.accepting(Settings()).pull(PROJECT))
     assert [(part.position, part.remaining) for part in parts] == [
         ("1", 4),
         ("2", 3),

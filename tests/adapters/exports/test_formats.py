@@ -15,7 +15,7 @@ import yaml
 
 from clickmask.datasets.snapshot import Dataset, create_dataset
 from clickmask.errors import ExportFailed, InvalidRequest
-from clickmask.labels.split import Placed, Side, fingerprint
+from clickmask.labels.split import Assigned, Side, fingerprint
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.polygons import polygons_to_mask
 from clickmask.masks.regions import mask_iou
@@ -35,7 +35,7 @@ LABELS = [
 
 def dataset(labels: list[AcceptedLabel] = LABELS, names: str = "abcd", **more: Any) -> Dataset:
     """The image "d" has no side."""
-    placed = [Placed(digest_of(name), side, fingerprint(noise(ord(name)))) for name, side in SIDES.items()]
+    placed = [Assigned(digest_of(name), side, fingerprint(noise(ord(name)))) for name, side in SIDES.items()]
     return create_dataset(
         [labelled(name, task=str(number)) for number, name in enumerate(names, 1)],
         labels,

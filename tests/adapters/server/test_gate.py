@@ -299,7 +299,7 @@ def test_the_bytes_of_all_requests_at_work_are_bounded(
 
 
 def test_a_request_that_never_ends_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "LONGEST_READ", 0.01)
+    monkeypatch.setattr(gate, "READ_TIMEOUT_S", 0.01)
 
     async def never_ending() -> AsyncIterator[bytes]:
         yield b" "
@@ -308,7 +308,7 @@ def test_a_request_that_never_ends_gives_its_place_back(monkeypatch: pytest.Monk
     async def ask() -> None:
         asked = Asked(most_at_work=1)
         assert await asked.post("/v1/proposals", never_ending()) == 408
-        monkeypatch.setattr(gate, "LONGEST_READ", 60.0)
+        monkeypatch.setattr(gate, "READ_TIMEOUT_S", 60.0)
         asked.go_on.set()
         assert await asked.post("/v1/proposals", slowly(b"{}")) == 200
 

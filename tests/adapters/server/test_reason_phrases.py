@@ -10,7 +10,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException
 
 from clickmask_adapters.server import failures
-from clickmask_adapters.server.uvicorn import LONGEST, ReasonPhrases, reason
+from clickmask_adapters.server.uvicorn import MAX_REASON_CHARS, ErrorInReasonPhrase, reason
 from support.waiting import until
 
 
@@ -27,7 +27,7 @@ def port() -> Iterator[int]:
     def refused(sentence: str) -> None:
         raise HTTPException(422, sentence)
 
-    server = uvicorn.Server(uvicorn.Config(app, http=ReasonPhrases, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, http=ErrorInReasonPhrase, log_level="error"))
     with socket.create_server(("127.0.0.1", 0)) as bound:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
@@ -65,7 +65,7 @@ def test_an_empty_sentence_leaves_the_usual_phrase(port: int) -> None:
 def test_nothing_in_a_sentence_can_break_the_status_line(sentence: str, port: int) -> None:
     status, phrase, _ = ask(port, f"/refused?sentence={sentence}")
     assert status == 422
-    assert phrase.isascii() and phrase.isprintable() and 0 < len(phrase) <= LONGEST
+    assert phrase.isascii() and phrase.isprintable() and 0 < len(phrase) <= MAX_REASON_CHARS
 
 
 def test_a_reason_is_printable_ascii() -> None:

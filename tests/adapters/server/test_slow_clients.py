@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 from clickmask_adapters.server import uvicorn as slow_clients
-from clickmask_adapters.server.uvicorn import Impatient
+from clickmask_adapters.server.uvicorn import ReadTimeouts
 from support.waiting import until
 
 SOON = 0.3  # seconds
@@ -20,8 +20,8 @@ SOON = 0.3  # seconds
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr(slow_clients, "HEAD", SOON)
-    monkeypatch.setattr(slow_clients, "BODY", SOON)
+    monkeypatch.setattr(slow_clients, "HEAD_TIMEOUT_S", SOON)
+    monkeypatch.setattr(slow_clients, "BODY_TIMEOUT_S", SOON)
     app = FastAPI()
 
     @app.post("/length")
@@ -33,7 +33,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         time.sleep(3 * SOON)
         return "slow"
 
-    server = uvicorn.Server(uvicorn.Config(app, http=Impatient, log_level="error", timeout_keep_alive=60))
+    server = uvicorn.Server(uvicorn.Config(app, http=ReadTimeouts, log_level="error", timeout_keep_alive=60))
     with socket.create_server(("127.0.0.1", 0)) as bound:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
@@ -80,7 +80,7 @@ def test_a_head_that_drips_is_left_too(port: int) -> None:
 def test_a_request_that_is_all_there_may_take_its_time_and_be_followed_by_another(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slow_clients, "HEAD", 60.0)  # as this client may be slow to begin
+    monkeypatch.setattr(slow_clients, "HEAD_TIMEOUT_S", 60.0)  # as this client may be slow to begin
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     for path, body, answer in (("/slow", b"abc", b'"slow"'), ("/length", b"abc", b"3")):
         connection.request("POST", path, body)

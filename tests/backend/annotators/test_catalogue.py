@@ -24,9 +24,9 @@ from support.scenes import drawn_scene
 @pytest.fixture(scope="module", autouse=True)
 def lenient() -> Iterator[None]:
     """Random weights believe in none of their masks, and clicking everywhere takes seconds."""
-    sweep = everything.Sweep(points_per_side=2, pred_iou_thresh=-1.0, stability_score_thresh=0.0)
+    sweep = everything.Grid(points_per_side=2, pred_iou_thresh=-1.0, stability_score_thresh=0.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(everything, "SWEEP", sweep)
+        patch.setattr(everything, "GRID", sweep)
         yield
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from clickmask import annotators, segmenters
 from clickmask.annotators._catalogue import AnnotatorCatalogue
-from clickmask.annotators.everything import Everything, Sweep, distinct, grid, without_small_regions
+from clickmask.annotators.everything import Grid, SegmentEverything, distinct, grid, without_small_regions
 from clickmask.errors import AnnotatorNotReady
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.embeddings import EmbeddingCache, EmbeddingKey
@@ -32,7 +32,7 @@ from support.scenes import drawn_scene
 
 # Random weights believe in nothing, and draw masks without firm outlines all over the image.
 # This keeps a part of them.
-LENIENT = Sweep(
+LENIENT = Grid(
     points_per_side=6,
     points_per_batch=10,
     stability_score_thresh=0.7,
@@ -72,7 +72,7 @@ def picture(size: Size, seed: int = 2) -> Image:
     return Image(pixels, f"scene {seed} of {size}")
 
 
-def believed(segmenter: sam.Sam, image: Image, sweep: Sweep) -> Sweep:
+def believed(segmenter: sam.Sam, image: Image, sweep: Grid) -> Grid:
     """`sweep` with its threshold in a gap between this network's scores, so that no rounding decides."""
     _, scores = segmenter.decode_clicks(
         segmenter.encode(image), grid(sweep.points_per_side) * image.size[::-1]
@@ -82,7 +82,7 @@ def believed(segmenter: sam.Sam, image: Image, sweep: Sweep) -> Sweep:
     return replace(sweep, pred_iou_thresh=float(ordered[gap : gap + 2].mean()))
 
 
-def generate(network: Any, image: Image, sweep: Sweep) -> list[tuple[Mask, float]]:
+def generate(network: Any, image: Image, sweep: Grid) -> list[tuple[Mask, float]]:
     """What the reference gives, best first, for the same points in the same pixels."""
     size = np.array(image.size[::-1])
     scale = network.image_encoder.img_size / max(image.size)
@@ -113,12 +113,12 @@ def generate(network: Any, image: Image, sweep: Sweep) -> list[tuple[Mask, float
     ids=["landscape", "portrait", "small regions"],
 )
 def test_masks_are_those_of_the_reference(
-    segmenter: sam.Sam, reference: Any, embeddings: EmbeddingCache, size: Size, sweep: Sweep
+    segmenter: sam.Sam, reference: Any, embeddings: EmbeddingCache, size: Size, sweep: Grid
 ) -> None:
     image = picture(size)
     sweep = believed(segmenter, image, sweep)
     expected = generate(reference, image, sweep)
-    found = Everything("everything", segmenter, embeddings, sweep).annotate(image)
+    found = SegmentEverything("everything", segmenter, embeddings, sweep).annotate(image)
     assert len(expected) > 10
     assert len(found) == len(expected)
     for (_, ours), (mask, score) in zip(found, expected, strict=True):
@@ -132,7 +132,7 @@ def test_large_images_are_judged_at_the_networks_size_and_cut_out_at_their_own(
     image = picture((900, 1400))
     sweep = believed(segmenter, image, replace(LENIENT, points_per_side=3))
     expected = [mask for mask, _ in generate(reference, image, sweep)]
-    found = Everything("everything", segmenter, embeddings, sweep).annotate(image)
+    found = SegmentEverything("everything", segmenter, embeddings, sweep).annotate(image)
     assert len(found) == len(expected) > 1
     for (_, ours), mask in zip(found, expected, strict=True):
         assert mask_iou(ours.mask, mask) > 0.999
@@ -162,7 +162,9 @@ def test_the_image_is_encoded_once_for_clicks_and_for_everything(
     image = picture((97, 131))
     embeddings.get(EmbeddingKey(segmenter.name, image.digest), lambda: segmenter.encode(image))
     monkeypatch.setattr(segmenter, "encode", None)  # calling it would raise
-    Everything("everything", segmenter, embeddings, replace(LENIENT, points_per_side=1)).annotate(image)
+    SegmentEverything("everything", segmenter, embeddings, replace(LENIENT, points_per_side=1)).annotate(
+        image
+    )
 
 
 def test_it_stands_on_every_segmenter_that_can_be_swept_and_is_ready_with_it(

@@ -82,7 +82,7 @@ def test_specks_are_no_objects(
     serve(models)
     annotator = catalogue.get("unet:cvat-3")
     assert len(annotator.annotate(picture())) == 3  # of a picture so small, one pixel is an object
-    monkeypatch.setattr("clickmask.annotators.trained.SMALLEST", 1e-2)
+    monkeypatch.setattr("clickmask.annotators.trained.MIN_AREA_SHARE", 1e-2)
     assert len(annotator.annotate(picture())) == 2
 
 

@@ -12,7 +12,7 @@ import pytest
 from clickmask.datasets import assign
 from clickmask.datasets.assign import place_image, place_images
 from clickmask.errors import ImageUnknown, StoreUnavailable
-from clickmask.labels.split import SIDES, Fingerprint, Placed, Side, Standing, fingerprint, quarantined
+from clickmask.labels.split import SIDES, Assigned, Fingerprint, Side, SideCounts, fingerprint, quarantined
 from clickmask.store import Store
 from clickmask.types import Pixels
 from support.labelled import PROJECT, TOOL, digest_of, noise, polygon, submit
@@ -115,7 +115,7 @@ def test_what_counts_for_a_side_is_what_stands_there_now(store: Store) -> None:
     for side in SIDES:
         here = {placed.digest for placed in store.sides(TOOL, PROJECT) if placed.side == side}
         drawn = {"nucleus" if digest == digest_of("b") else "cell" for digest in here}
-        assert standing[side] == Standing(len(here), frozenset(drawn))
+        assert standing[side] == SideCounts(len(here), frozenset(drawn))
     submit(store, "a", {}, task="a", at=2000.0, skipped=True)
     left = store.standing(TOOL, PROJECT, wanted)
     assert sum(each.images for each in left.values()) == 2
@@ -153,7 +153,7 @@ def test_a_neighbour_that_another_process_places_meanwhile_is_followed(
 def test_a_neighbour_is_followed_however_many_there_are(
     store: Store, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(assign, "_MOST_NAMED", most)
+    monkeypatch.setattr(assign, "_MAX_QUERY_DIGESTS", most)
     first: dict[str, Side] = {}
     for name in "abcd":
         first[name] = place(store, name)
@@ -167,7 +167,7 @@ def test_whoever_assigns_an_image_first_is_believed(store: Store, other: Store) 
     assert store.assign_side(TOOL, PROJECT, digest_of("a"), "test", shown, known=0) == "test"
     assert other.assign_side(TOOL, PROJECT, digest_of("a"), "train", shown, known=0) == "test"
     assert other.assign_side(TOOL, PROJECT, digest_of("b"), "train", shown, known=0) is None
-    assert store.sides(TOOL, PROJECT) == [Placed(digest_of("a"), "test", shown)]
+    assert store.sides(TOOL, PROJECT) == [Assigned(digest_of("a"), "test", shown)]
 
 
 def test_processes_that_place_images_at_once_leave_no_neighbours_apart(store: Store, other: Store) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from clickmask.datasets.snapshot import Dataset, Sample, class_map, create_dataset, folds, snapshot
 from clickmask.errors import InvalidRequest
 from clickmask.images.decode import decode_image
-from clickmask.labels.split import Fingerprint, Placed, Side, fingerprint, neighbours
+from clickmask.labels.split import Assigned, Fingerprint, Side, fingerprint, neighbours
 from clickmask.labels.submissions import (
     AcceptedLabel,
     AnnotationDeleted,
@@ -55,12 +55,12 @@ def picture(name: str) -> Pixels:
     return np.clip(pixels + 6.0 * name.count("'"), 0, 255).astype(np.uint8)
 
 
-def placed(name: str, side: Side) -> Placed:
-    return Placed(digest_of(name), side, fingerprint(picture(name)))
+def placed(name: str, side: Side) -> Assigned:
+    return Assigned(digest_of(name), side, fingerprint(picture(name)))
 
 
 def dataset(
-    images: Sequence[LabelledImage], labels: Sequence[AcceptedLabel] = (), sides: Sequence[Placed] = ()
+    images: Sequence[LabelledImage], labels: Sequence[AcceptedLabel] = (), sides: Sequence[Assigned] = ()
 ) -> Dataset:
     return create_dataset(images, labels, sides, **HERE)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clickmask.errors import ImageUnknown, StoreUnavailable
-from clickmask.images.archive import YOUNG, KeptImages
+from clickmask.images.archive import MIN_AGE_S, ImageArchive
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
 
@@ -18,8 +18,8 @@ def age(folder: Path, digest: str, seconds: float) -> None:
     os.utime(folder / digest[:2] / digest, (then, then))
 
 
-def kept(folder: Path, capacity: int = 100, labelled: str = "") -> KeptImages:
-    return KeptImages(folder, capacity, lambda digest: digest[0] in labelled)
+def kept(folder: Path, capacity: int = 100, labelled: str = "") -> ImageArchive:
+    return ImageArchive(folder, capacity, lambda digest: digest[0] in labelled)
 
 
 def test_an_image_comes_back_byte_for_byte_after_a_restart(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_only_digests_name_files(tmp_path: Path, digest: str) -> None:
 def test_a_full_folder_refuses_a_new_image_and_says_so(tmp_path: Path) -> None:
     images = kept(tmp_path, labelled="ab")
     assert images.keep(A, bytes(60))
-    age(tmp_path, A, 2 * YOUNG)
+    age(tmp_path, A, 2 * MIN_AGE_S)
     assert not images.keep(B, bytes(60))
     assert images.holds(A)
     assert images.status().refused == 1
@@ -57,7 +57,7 @@ def test_a_full_folder_refuses_a_new_image_and_says_so(tmp_path: Path) -> None:
 
 def test_images_without_labels_make_room_the_longest_unused_first(tmp_path: Path) -> None:
     images = kept(tmp_path, labelled="b")
-    for digest, seconds in ((A, 2 * YOUNG), (B, 4 * YOUNG), (C, 3 * YOUNG)):
+    for digest, seconds in ((A, 2 * MIN_AGE_S), (B, 4 * MIN_AGE_S), (C, 3 * MIN_AGE_S)):
         assert images.keep(digest, bytes(30))
         age(tmp_path, digest, seconds)
     assert images.keep("d" * 64, bytes(40))
@@ -108,7 +108,7 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
     left, under_way = (tmp_path / A[:2] / f"{A}.{end}" for end in ("0123abcd", "4567cdef"))
     for path in (left, under_way):
         path.write_bytes(bytes(50))
-    age(tmp_path, left.name, 2 * YOUNG)
+    age(tmp_path, left.name, 2 * MIN_AGE_S)
     assert kept(tmp_path).status().images == 1
     assert [left.exists(), under_way.exists()] == [False, True]
 

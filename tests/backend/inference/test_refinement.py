@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from clickmask.inference.refinement import (
-    LONGEST_REPLAY,
+    MAX_REPLAY_STEPS,
     LogitsCache,
     Refinement,
     replay,
     steps,
     without_repeats,
 )
-from clickmask.types import ImageRef, Logits, Point, Prediction, Prompt, Refining
+from clickmask.types import ImageRef, Logits, Point, Prediction, Prompt, Refinable
 from clickmask.workbench import Workbench
 from support.fakes import DiscSegmenter, disc_mask
 from support.pictures import png_data_uri
@@ -75,8 +75,8 @@ def same(predictions: Sequence[Prediction], others: Sequence[Prediction]) -> boo
 
 
 def test_a_segmenter_that_refines_is_told_from_one_that_does_not() -> None:
-    assert isinstance(Rememberer(), Refining)
-    assert not isinstance(DiscSegmenter(), Refining)
+    assert isinstance(Rememberer(), Refinable)
+    assert not isinstance(DiscSegmenter(), Refinable)
 
 
 def test_each_click_corrects_the_mask_of_those_before_it() -> None:
@@ -238,12 +238,12 @@ def test_a_thousand_points_are_not_a_thousand_decodes() -> None:
     row: tuple[Point, ...] = tuple((4.0 * (n % 2), 0.06 * n) for n in range(1000))
     segmenter = Rememberer()
     Refinement().decode(segmenter, EMBEDDING, Prompt(row), "image", SIZE)
-    assert len(segmenter.asked) <= LONGEST_REPLAY
+    assert len(segmenter.asked) <= MAX_REPLAY_STEPS
 
 
 def test_clicks_beyond_the_longest_replay_still_cost_one_decode_each() -> None:
     segmenter, refinement = Rememberer(), Refinement()
-    row: tuple[Point, ...] = tuple((4.0 * (n % 2), float(n)) for n in range(2 * LONGEST_REPLAY + 3))
+    row: tuple[Point, ...] = tuple((4.0 * (n % 2), float(n)) for n in range(2 * MAX_REPLAY_STEPS + 3))
     for count in range(1, len(row) + 1):
         segmenter.asked.clear()
         refinement.decode(segmenter, EMBEDDING, Prompt(row[:count]), "image", SIZE)

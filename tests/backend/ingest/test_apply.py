@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from clickmask.errors import ImageUnavailable, ImageUnknown, InvalidRequest, StoreUnavailable
-from clickmask.images.archive import KeptImages
+from clickmask.images.archive import ImageArchive
 from clickmask.images.decode import decode_image
 from clickmask.images.fetch import Fetcher
 from clickmask.images.source import ImageSource
-from clickmask.ingest.apply import Intake
+from clickmask.ingest.apply import Ingester
 from clickmask.labels.geometry import Brush, Polygon, rasterise
 from clickmask.labels.split import fingerprint
 from clickmask.labels.submissions import (
@@ -38,23 +38,25 @@ def tool() -> FakeTool:
 
 
 @pytest.fixture
-def kept(tmp_path: Path, store: Store) -> KeptImages:
-    return KeptImages(tmp_path / "images", 2**20, store.is_labelled)
+def kept(tmp_path: Path, store: Store) -> ImageArchive:
+    return ImageArchive(tmp_path / "images", 2**20, store.is_labelled)
 
 
 @pytest.fixture
-def intake(store: Store, kept: KeptImages) -> Intake:
-    return Intake(store, ImageSource(Fetcher()), kept)
+def ingester(store: Store, kept: ImageArchive) -> Ingester:
+    return Ingester(store, ImageSource(Fetcher()), kept)
 
 
 def regions_of(store: Store) -> list[str]:
     return [label.key.region for label in store.labels(TOOL, "1")]
 
 
-def test_a_submission_becomes_labels_with_their_masks(store: Store, intake: Intake, tool: FakeTool) -> None:
+def test_a_submission_becomes_labels_with_their_masks(
+    store: Store, ingester: Ingester, tool: FakeTool
+) -> None:
     ring = Polygon((((5.0, 5.0), (20.5, 5.0), (5.0, 20.5)),))
     drawn = Region("poly", "dog", ring)
-    assert intake.take(submitted(box(3), drawn), tool)
+    assert ingester.apply(submitted(box(3), drawn), tool)
     first, second = store.labels(TOOL, "1")
     assert (first.category, first.geometry, first.size) == ("cat", box(3).geometry, SIZE)
     assert np.array_equal(rle_to_mask(first.rle), rasterise(box(3).geometry, SIZE))
@@ -64,30 +66,30 @@ def test_a_submission_becomes_labels_with_their_masks(store: Store, intake: Inta
 
 
 def test_the_image_is_kept_as_it_was_sent(
-    store: Store, intake: Intake, tool: FakeTool, kept: KeptImages
+    store: Store, ingester: Ingester, tool: FakeTool, kept: ImageArchive
 ) -> None:
-    intake.take(submitted(box()), tool)
+    ingester.apply(submitted(box()), tool)
     (image,) = store.images(TOOL, "1")
     assert (image.name, image.size, image.task, image.item) == ("grey.png", SIZE, "1", 0)
     assert kept.read(image.digest)[:4] == b"\x89PNG"
 
 
 def test_an_image_has_its_side_as_soon_as_it_is_accepted(
-    store: Store, intake: Intake, tool: FakeTool, kept: KeptImages
+    store: Store, ingester: Ingester, tool: FakeTool, kept: ImageArchive
 ) -> None:
     """Before anything was trained, measured or exported."""
-    assert not intake.take(ProjectDescribed(TOOL, "1", "Pets", ("cat",)), tool)
-    assert intake.take(submitted(box()), tool)
+    assert not ingester.apply(ProjectDescribed(TOOL, "1", "Pets", ("cat",)), tool)
+    assert ingester.apply(submitted(box()), tool)
     (image,) = store.images(TOOL, "1")
     (placed,) = store.sides(TOOL, "1")
     assert (placed.digest, placed.side) == (image.digest, "train")
     assert placed.fingerprint == fingerprint(decode_image(kept.read(image.digest)).pixels)
 
 
-def test_a_skip_and_what_does_not_fit_get_no_side(store: Store, intake: Intake, tool: FakeTool) -> None:
-    intake.take(submitted(skipped=True), tool)
+def test_a_skip_and_what_does_not_fit_get_no_side(store: Store, ingester: Ingester, tool: FakeTool) -> None:
+    ingester.apply(submitted(skipped=True), tool)
     with pytest.raises(InvalidRequest):
-        intake.take(submitted(box(), annotation="2", size=(1, 1)), tool)
+        ingester.apply(submitted(box(), annotation="2", size=(1, 1)), tool)
     assert store.sides(TOOL, "1") == []
 
 
@@ -97,7 +99,7 @@ def coarse(seed: int) -> str:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_side_changes_whatever_is_accepted_later_in_whatever_order(
-    store: Store, intake: Intake, tool: FakeTool, seed: int
+    store: Store, ingester: Ingester, tool: FakeTool, seed: int
 ) -> None:
     rng = random.Random(seed)
     events: list[Change] = [
@@ -117,7 +119,7 @@ def test_no_side_changes_whatever_is_accepted_later_in_whatever_order(
     rng.shuffle(events)
     first: dict[str, str] = {}
     for event in events:
-        intake.take(event, tool)
+        ingester.apply(event, tool)
         for placed in store.sides(TOOL, "1"):
             assert first.setdefault(placed.digest, placed.side) == placed.side
         assert {image.digest for image in store.images(TOOL, "1")} <= first.keys()
@@ -128,31 +130,31 @@ def test_no_side_changes_whatever_is_accepted_later_in_whatever_order(
 def test_an_image_that_there_was_no_room_for_gets_its_side_from_memory(
     store: Store, tool: FakeTool, tmp_path: Path
 ) -> None:
-    full = KeptImages(tmp_path / "full", 1, store.is_labelled)
-    Intake(store, ImageSource(Fetcher()), full).take(submitted(box()), tool)
+    full = ImageArchive(tmp_path / "full", 1, store.is_labelled)
+    Ingester(store, ImageSource(Fetcher()), full).take(submitted(box()), tool)
     assert len(store.sides(TOOL, "1")) == 1
 
 
 def test_an_image_that_is_known_but_not_at_hand_gets_its_side_when_it_is(
-    store: Store, tool: FakeTool, kept: KeptImages, monkeypatch: pytest.MonkeyPatch
+    store: Store, tool: FakeTool, kept: ImageArchive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*_: object) -> None:
         raise ImageUnknown("gone")
 
-    intake = Intake(store, ImageSource(Fetcher()), kept)
+    ingester = Ingester(store, ImageSource(Fetcher()), kept)
     with monkeypatch.context() as patched:
         patched.setattr(ImageSource, "load_digest", gone)
-        patched.setattr(KeptImages, "read", gone)
-        assert intake.take(submitted(box()), tool)
+        patched.setattr(ImageArchive, "read", gone)
+        assert ingester.apply(submitted(box()), tool)
     assert store.sides(TOOL, "1") == []
-    restarted = Intake(store, ImageSource(Fetcher()), kept)
+    restarted = Ingester(store, ImageSource(Fetcher()), kept)
     assert restarted.take(submitted(box(), at=2.0), tool)
     assert len(store.sides(TOOL, "1")) == 1
     assert len(tool.located) == 1
 
 
 def test_a_side_that_cannot_be_stored_keeps_its_labels_waiting(
-    store: Store, intake: Intake, tool: FakeTool, monkeypatch: pytest.MonkeyPatch
+    store: Store, ingester: Ingester, tool: FakeTool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*_: object, **__: object) -> None:
         raise StoreUnavailable("no room")
@@ -160,19 +162,19 @@ def test_a_side_that_cannot_be_stored_keeps_its_labels_waiting(
     with monkeypatch.context() as patched:
         patched.setattr(store, "assign_side", away)
         with pytest.raises(StoreUnavailable):
-            intake.take(submitted(box()), tool)
+            ingester.apply(submitted(box()), tool)
     assert store.labels(TOOL, "1") == []
-    assert intake.take(submitted(box()), tool)
+    assert ingester.apply(submitted(box()), tool)
     assert len(store.sides(TOOL, "1")) == 1
 
 
 def test_an_image_is_fetched_once_for_all_annotations_also_after_a_restart(
-    store: Store, intake: Intake, tool: FakeTool, kept: KeptImages
+    store: Store, ingester: Ingester, tool: FakeTool, kept: ImageArchive
 ) -> None:
-    intake.take(submitted(box()), tool)
-    intake.take(submitted(box(1), at=2.0), tool)
-    intake.take(submitted(box(2), annotation="2"), tool)
-    restarted = Intake(store, ImageSource(Fetcher()), kept)
+    ingester.apply(submitted(box()), tool)
+    ingester.apply(submitted(box(1), at=2.0), tool)
+    ingester.apply(submitted(box(2), annotation="2"), tool)
+    restarted = Ingester(store, ImageSource(Fetcher()), kept)
     restarted.take(submitted(box(3), at=3.0), tool)
     assert len(tool.located) == 1
     restarted.take(submitted(box(3), at=4.0, address=OTHER), tool)
@@ -181,65 +183,65 @@ def test_an_image_is_fetched_once_for_all_annotations_also_after_a_restart(
     assert by_annotation["1"] != by_annotation["2"]
 
 
-def test_what_is_known_already_asks_for_nothing(store: Store, intake: Intake, tool: FakeTool) -> None:
-    assert intake.take(submitted(box()), tool)
+def test_what_is_known_already_asks_for_nothing(store: Store, ingester: Ingester, tool: FakeTool) -> None:
+    assert ingester.apply(submitted(box()), tool)
     tool.failing = ImageUnavailable("gone")
-    assert not intake.take(submitted(box()), tool)
-    assert not intake.take(submitted(box(), at=0.5, address=OTHER), tool)
+    assert not ingester.apply(submitted(box()), tool)
+    assert not ingester.apply(submitted(box(), at=0.5, address=OTHER), tool)
 
 
-def test_a_skip_is_no_label_and_needs_no_image(store: Store, intake: Intake, tool: FakeTool) -> None:
+def test_a_skip_is_no_label_and_needs_no_image(store: Store, ingester: Ingester, tool: FakeTool) -> None:
     tool.failing = ImageUnavailable("gone")
-    assert intake.take(submitted(box(), skipped=True), tool)
+    assert ingester.apply(submitted(box(), skipped=True), tool)
     assert store.labels(TOOL, "1") == []
     assert store.images(TOOL, "1") == []
 
 
 def test_a_skip_withdraws_and_a_later_submission_stands_again(
-    store: Store, intake: Intake, tool: FakeTool
+    store: Store, ingester: Ingester, tool: FakeTool
 ) -> None:
-    intake.take(submitted(box()), tool)
-    intake.take(submitted(skipped=True, at=2.0), tool)
+    ingester.apply(submitted(box()), tool)
+    ingester.apply(submitted(skipped=True, at=2.0), tool)
     assert regions_of(store) == []
-    intake.take(submitted(box(region="again"), at=3.0), tool)
+    ingester.apply(submitted(box(region="again"), at=3.0), tool)
     assert regions_of(store) == ["again"]
 
 
 def test_an_image_of_another_size_than_was_annotated_is_refused(
-    store: Store, intake: Intake, tool: FakeTool
+    store: Store, ingester: Ingester, tool: FakeTool
 ) -> None:
     with pytest.raises(InvalidRequest, match="80x60 pixels, but it was annotated as one of 60x80"):
-        intake.take(submitted(box(), size=SIZE[::-1]), tool)
+        ingester.apply(submitted(box(), size=SIZE[::-1]), tool)
     assert store.labels(TOOL, "1") == []
-    assert intake.take(submitted(box(), size=None), tool)
+    assert ingester.apply(submitted(box(), size=None), tool)
 
 
-def test_a_brush_that_does_not_fit_is_refused(intake: Intake, tool: FakeTool) -> None:
+def test_a_brush_that_does_not_fit_is_refused(ingester: Ingester, tool: FakeTool) -> None:
     with pytest.raises(InvalidRequest, match="region 'b'"):
-        intake.take(submitted(Region("b", "cat", Brush(mask_to_rle(disc())))), tool)
+        ingester.apply(submitted(Region("b", "cat", Brush(mask_to_rle(disc())))), tool)
 
 
 def test_brush_and_polygon_of_one_proposal_are_one_label(
-    store: Store, intake: Intake, tool: FakeTool
+    store: Store, ingester: Ingester, tool: FakeTool
 ) -> None:
     painted = disc(SIZE)
     brush = Region("p-0", "cat", Brush(mask_to_rle(painted)), "p")
-    intake.take(submitted(box(region="p-1", proposal="p"), brush, box(region="other")), tool)
+    ingester.apply(submitted(box(region="p-1", proposal="p"), brush, box(region="other")), tool)
     assert regions_of(store) == ["p-0", "other"]
     (label, _) = store.labels(TOOL, "1")
     assert label.proposal == "p"
     assert np.array_equal(rle_to_mask(label.rle), painted)
 
 
-def test_deletions_and_descriptions_are_taken_in(store: Store, intake: Intake, tool: FakeTool) -> None:
-    intake.take(submitted(box(), annotation="1"), tool)
-    intake.take(submitted(box(), annotation="2", task="2"), tool)
-    assert intake.take(AnnotationDeleted(TOOL, "1"), tool)
+def test_deletions_and_descriptions_are_taken_in(store: Store, ingester: Ingester, tool: FakeTool) -> None:
+    ingester.apply(submitted(box(), annotation="1"), tool)
+    ingester.apply(submitted(box(), annotation="2", task="2"), tool)
+    assert ingester.apply(AnnotationDeleted(TOOL, "1"), tool)
     assert [label.key.annotation for label in store.labels(TOOL, "1")] == ["2"]
-    assert intake.take(TaskDeleted(TOOL, "2"), tool)
+    assert ingester.apply(TaskDeleted(TOOL, "2"), tool)
     assert store.labels(TOOL, "1") == []
-    intake.take(submitted(box(), annotation="3", task="3"), tool)
-    assert intake.take(ProjectDeleted(TOOL, "1"), tool)
+    ingester.apply(submitted(box(), annotation="3", task="3"), tool)
+    assert ingester.apply(ProjectDeleted(TOOL, "1"), tool)
     assert store.images(TOOL, "1") == []
-    assert not intake.take(ProjectDescribed(TOOL, "1", "Pets", ("dog", "cat")), tool)
+    assert not ingester.apply(ProjectDescribed(TOOL, "1", "Pets", ("dog", "cat")), tool)
     assert store.categories(TOOL, "1") == ("dog", "cat")

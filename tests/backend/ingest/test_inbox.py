@@ -22,7 +22,7 @@ from clickmask.ingest.inbox import PRAGMAS, Inbox
 POSTERS = """
 import os, sys, threading
 from pathlib import Path
-from clickmask.inbox import Inbox
+from clickmask.ingest.inbox import Inbox
 inbox, life = Inbox(Path(sys.argv[1])), sys.argv[2]
 def post(poster):
     for number in range(1_000_000):

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 from clickmask.errors import ImageUnavailable, InvalidRequest, StoreUnavailable, ToolUnavailable
-from clickmask.images.archive import KeptImages
+from clickmask.images.archive import ImageArchive
 from clickmask.images.fetch import Fetcher
 from clickmask.images.source import ImageSource
 from clickmask.ingest import reader as inbox_reader
-from clickmask.ingest.apply import Intake
+from clickmask.ingest.apply import Ingester
 from clickmask.ingest.inbox import Inbox
-from clickmask.ingest.reader import FIRST_RETRY, LONGEST_RETRY, MOST_ATTEMPTS, InboxReader
+from clickmask.ingest.reader import MAX_ATTEMPTS, MAX_RETRY_S, MIN_RETRY_S, InboxReader
 from clickmask.labels.submissions import AnnotationDeleted, Submission, Unreadable
-from clickmask.store import SetAside, Store
+from clickmask.store import FailedEvent, Store
 from support.accepting import TOOL, FakeTool, box, event, submitted
 from support.waiting import until
 
@@ -56,9 +56,9 @@ def open_reader(store: Store, inbox: Inbox, tool: FakeTool, clock: Clock, tmp_pa
     def open_it() -> InboxReader:
         if readers:
             readers[-1].close()
-        kept = KeptImages(tmp_path / "images", 2**20, store.is_labelled)
-        intake = Intake(store, ImageSource(Fetcher()), kept)
-        readers.append(InboxReader(inbox, store, intake, {TOOL: tool}, clock))
+        kept = ImageArchive(tmp_path / "images", 2**20, store.is_labelled)
+        ingester = Ingester(store, ImageSource(Fetcher()), kept)
+        readers.append(InboxReader(inbox, store, ingester, {TOOL: tool}, clock))
         readers[-1].start()
         return readers[-1]
 
@@ -106,9 +106,9 @@ def test_an_image_that_cannot_be_read_keeps_out_no_labels_but_its_own(
     inbox.keep(TOOL, event(broken, missing))
     read_all(reader, inbox, store)
     waiting, _ = reader.status().newest_set_aside
-    assert (waiting.reason, waiting.retry_at) == ("gone", clock.now + FIRST_RETRY)
+    assert (waiting.reason, waiting.retry_at) == ("gone", clock.now + MIN_RETRY_S)
     tool.failing = None
-    clock.now += FIRST_RETRY
+    clock.now += MIN_RETRY_S
     inbox.keep(TOOL, event())
     until(lambda: tool.asked == [False, False, False, True], 60)
 
@@ -116,7 +116,7 @@ def test_an_image_that_cannot_be_read_keeps_out_no_labels_but_its_own(
 def test_images_that_take_long_to_fail_do_not_hold_up_other_events(
     open_reader: Open, store: Store, inbox: Inbox, tool: FakeTool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox_reader, "MOST_LOST", -1.0)
+    monkeypatch.setattr(inbox_reader, "MAX_IMAGE_WAIT_S", -1.0)
     tool.failing = ImageUnavailable("timed out")
     inbox.keep(TOOL, event(*(submitted(box(), task=name, annotation=name) for name in "12")))
     read_all(open_reader(), inbox, store)
@@ -168,7 +168,7 @@ def test_a_poisonous_event_is_set_aside_and_the_others_go_on(
     read_all(reader, inbox, store)
     assert tasks_of(store) == ["1", "2"]
     said = f"{reason} (of the event's submissions 1 were taken in, 1 not)"
-    assert reader.status().newest_set_aside == [SetAside(1, TOOL, said, 1000.0, 1, None)]
+    assert reader.status().newest_set_aside == [FailedEvent(1, TOOL, said, 1000.0, 1, None)]
     assert reader.status().set_aside == 1
 
 
@@ -222,13 +222,13 @@ def test_what_may_pass_is_tried_again_later_and_later(
     reader = open_reader()
     until(lambda: reader.status().set_aside == 1)
     (aside,) = reader.status().newest_set_aside
-    assert (aside.reason, aside.attempts, aside.retry_at) == (str(failure), 1, clock.now + FIRST_RETRY)
-    clock.now += FIRST_RETRY
+    assert (aside.reason, aside.attempts, aside.retry_at) == (str(failure), 1, clock.now + MIN_RETRY_S)
+    clock.now += MIN_RETRY_S
     inbox.arrived.set()
     until(lambda: reader.status().newest_set_aside[0].attempts == 2)
-    assert reader.status().newest_set_aside[0].retry_at == clock.now + 2 * FIRST_RETRY
+    assert reader.status().newest_set_aside[0].retry_at == clock.now + 2 * MIN_RETRY_S
     tool.failing = None
-    clock.now += 2 * FIRST_RETRY
+    clock.now += 2 * MIN_RETRY_S
     inbox.arrived.set()
     until(lambda: reader.status().set_aside == 0)
     assert tasks_of(store) == ["1"]
@@ -241,14 +241,14 @@ def test_after_a_day_of_failures_an_event_is_given_up(
     inbox.keep(TOOL, event(submitted(box())))
     reader = open_reader()
     began = clock.now
-    for attempt in range(1, MOST_ATTEMPTS):
+    for attempt in range(1, MAX_ATTEMPTS):
         until(lambda attempt=attempt: [each.attempts for each in store.set_aside(inbox.id)] == [attempt])
         retry_at = store.set_aside(inbox.id)[0].retry_at
         assert retry_at is not None
-        assert retry_at - clock.now <= LONGEST_RETRY
+        assert retry_at - clock.now <= MAX_RETRY_S
         clock.now = retry_at
         inbox.arrived.set()
-    until(lambda: store.set_aside(inbox.id)[0].attempts == MOST_ATTEMPTS)
+    until(lambda: store.set_aside(inbox.id)[0].attempts == MAX_ATTEMPTS)
     assert store.set_aside(inbox.id)[0].retry_at is None
     assert clock.now - began > 20 * 3600
     assert reader.status().set_aside == 1
@@ -257,7 +257,7 @@ def test_after_a_day_of_failures_an_event_is_given_up(
 def test_an_event_that_is_no_longer_kept_is_not_tried_again(
     open_reader: Open, store: Store, inbox: Inbox
 ) -> None:
-    store.put_aside(inbox.id, SetAside(7, TOOL, "long ago", 0.0, 3, None))
+    store.defer(inbox.id, FailedEvent(7, TOOL, "long ago", 0.0, 3, None))
     reader = open_reader()
     until(lambda: reader.status().set_aside == 0)
 
@@ -272,7 +272,7 @@ def test_a_late_retry_does_not_undo_what_came_after_it(
     tool.failing = None
     inbox.keep(TOOL, event(submitted(box(region="new"), at=2.0)))
     read_all(reader, inbox, store)
-    clock.now += FIRST_RETRY
+    clock.now += MIN_RETRY_S
     inbox.arrived.set()
     until(lambda: reader.status().set_aside == 0)
     assert [label.key.region for label in store.labels(TOOL, "1")] == ["new"]
@@ -309,7 +309,7 @@ def test_reading_gives_way_to_what_arrives(
         asked.set()
         return 0.0
 
-    monkeypatch.setattr(inbox_reader, "LONGEST_WAY", 60.0)
+    monkeypatch.setattr(inbox_reader, "MAX_YIELD_S", 60.0)
     monkeypatch.setattr(inbox, "quiet_for", never_quiet)
     inbox.keep(TOOL, event(submitted(box())))
     reader = open_reader()
@@ -325,7 +325,7 @@ def test_reading_gives_way_to_what_arrives(
 def test_reading_goes_on_even_if_it_is_never_quiet(
     open_reader: Open, store: Store, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox_reader, "LONGEST_WAY", 0.1)
+    monkeypatch.setattr(inbox_reader, "MAX_YIELD_S", 0.1)
     monkeypatch.setattr(inbox, "quiet_for", lambda: 0.0)
     inbox.keep(TOOL, event(submitted(box())))
     read_all(open_reader(), inbox, store)
@@ -333,8 +333,8 @@ def test_reading_goes_on_even_if_it_is_never_quiet(
 
 
 def test_a_reader_that_never_started_can_be_closed(store: Store, inbox: Inbox, tmp_path: Path) -> None:
-    kept = KeptImages(tmp_path / "images", 2**20, store.is_labelled)
-    InboxReader(inbox, store, Intake(store, ImageSource(Fetcher()), kept), {}).close()
+    kept = ImageArchive(tmp_path / "images", 2**20, store.is_labelled)
+    InboxReader(inbox, store, Ingester(store, ImageSource(Fetcher()), kept), {}).close()
     store.close()
     inbox.close()
 
@@ -344,17 +344,17 @@ READER = """
 import sys, time
 from pathlib import Path
 from support.accepting import TOOL, FakeTool
-from clickmask.fetch import Fetcher
-from clickmask.image_source import ImageSource
-from clickmask.inbox import Inbox
-from clickmask.inbox_reader import InboxReader
-from clickmask.intake import Intake
-from clickmask.kept_images import KeptImages
+from clickmask.images.fetch import Fetcher
+from clickmask.images.source import ImageSource
+from clickmask.ingest.inbox import Inbox
+from clickmask.ingest.reader import InboxReader
+from clickmask.ingest.apply import Ingester
+from clickmask.images.archive import ImageArchive
 from clickmask.store import Store
 home = Path(sys.argv[1])
 inbox, store = Inbox(home / "inbox.sqlite"), Store(home / "store.sqlite")
-kept = KeptImages(home / "images", 2**20, store.is_labelled)
-InboxReader(inbox, store, Intake(store, ImageSource(Fetcher()), kept), {TOOL: FakeTool()}).start()
+kept = ImageArchive(home / "images", 2**20, store.is_labelled)
+InboxReader(inbox, store, Ingester(store, ImageSource(Fetcher()), kept), {TOOL: FakeTool()}).start()
 print("reading", flush=True)
 time.sleep(600)
 """
@@ -393,8 +393,8 @@ def test_kills_while_events_are_read_change_nothing(
     read_all(open_reader(), inbox, store)
     with closing(Store(killed / "store.sqlite")) as other, closing(Inbox(killed / "inbox.sqlite")) as copied:
         assert 0 < other.read_to(copied.id)
-        kept = KeptImages(killed / "images", 2**20, other.is_labelled)
-        rest = InboxReader(copied, other, Intake(other, ImageSource(Fetcher()), kept), {TOOL: FakeTool()})
+        kept = ImageArchive(killed / "images", 2**20, other.is_labelled)
+        rest = InboxReader(copied, other, Ingester(other, ImageSource(Fetcher()), kept), {TOOL: FakeTool()})
         rest.start()
         until(lambda: rest.status().waiting == 0, 60)
         rest.close()

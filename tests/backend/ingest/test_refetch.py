@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from clickmask.errors import ImageUnavailable, ToolUnavailable
-from clickmask.images.archive import KeptImages
+from clickmask.images.archive import ImageArchive
 from clickmask.images.fetch import Fetcher
 from clickmask.images.source import ImageSource
-from clickmask.ingest.apply import Intake, Pulled, fetch_missing
+from clickmask.ingest.apply import Ingester, Page, refetch_missing
 from clickmask.labels.submissions import AnnotationDeleted, Submission
 from clickmask.store import Store
 from support.accepting import TOOL, FakeTool, box, submitted
@@ -26,28 +26,28 @@ class PullableTool(FakeTool):
         self.submissions = submissions
         self.pulled = 0
 
-    def pull(self, project: str, position: str | None = None) -> Iterator[Pulled]:
+    def pull(self, project: str, position: str | None = None) -> Iterator[Page]:
         self.pulled += 1
-        yield Pulled([AnnotationDeleted(TOOL, "99")], "0")
+        yield Page([AnnotationDeleted(TOOL, "99")], "0")
         for each in self.submissions:
-            yield Pulled([each], each.task)
+            yield Page([each], each.task)
 
 
 TASKS = [submitted(box(), task=str(n), annotation=str(n), address=png_data_uri(50 * n)) for n in (1, 2, 3)]
 
 
 @pytest.fixture
-def tool(store: Store, kept: KeptImages) -> PullableTool:
-    tool, intake = PullableTool(*TASKS), Intake(store, ImageSource(Fetcher()), kept)
+def tool(store: Store, kept: ImageArchive) -> PullableTool:
+    tool, ingester = PullableTool(*TASKS), Ingester(store, ImageSource(Fetcher()), kept)
     for each in TASKS:
-        intake.take(each, tool)
+        ingester.apply(each, tool)
     tool.located.clear()
     return tool
 
 
 @pytest.fixture
-def kept(tmp_path: Path, store: Store) -> KeptImages:
-    return KeptImages(tmp_path / "images", 2**20, store.is_labelled)
+def kept(tmp_path: Path, store: Store) -> ImageArchive:
+    return ImageArchive(tmp_path / "images", 2**20, store.is_labelled)
 
 
 def lose(store: Store, tmp_path: Path, *tasks: str) -> None:
@@ -56,16 +56,16 @@ def lose(store: Store, tmp_path: Path, *tasks: str) -> None:
             (tmp_path / "images" / image.digest[:2] / image.digest).unlink()
 
 
-def fetch(tool: PullableTool, store: Store, kept: KeptImages, stopped: bool = False) -> int:
-    return fetch_missing(TOOL, tool, "1", store, ImageSource(Fetcher()), kept, lambda: stopped)
+def fetch(tool: PullableTool, store: Store, kept: ImageArchive, stopped: bool = False) -> int:
+    return refetch_missing(TOOL, tool, "1", store, ImageSource(Fetcher()), kept, lambda: stopped)
 
 
-def held(store: Store, kept: KeptImages) -> list[str]:
+def held(store: Store, kept: ImageArchive) -> list[str]:
     return [image.task for image in store.images(TOOL, "1") if kept.holds(image.digest)]
 
 
 def test_only_what_is_missing_is_fetched(
-    tool: PullableTool, store: Store, kept: KeptImages, tmp_path: Path
+    tool: PullableTool, store: Store, kept: ImageArchive, tmp_path: Path
 ) -> None:
     assert fetch(tool, store, kept) == 0
     assert tool.pulled == 0
@@ -78,7 +78,7 @@ def test_only_what_is_missing_is_fetched(
 
 
 def test_what_the_tool_cannot_give_stays_missing_and_keeps_nothing_else_out(
-    tool: PullableTool, store: Store, kept: KeptImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tool: PullableTool, store: Store, kept: ImageArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lose(store, tmp_path, "1", "2", "3")
     locate = tool.locate
@@ -96,7 +96,7 @@ def test_what_the_tool_cannot_give_stays_missing_and_keeps_nothing_else_out(
 
 
 def test_a_tool_that_is_away_is_said(
-    tool: PullableTool, store: Store, kept: KeptImages, tmp_path: Path
+    tool: PullableTool, store: Store, kept: ImageArchive, tmp_path: Path
 ) -> None:
     lose(store, tmp_path, "1")
     tool.failing = ToolUnavailable("it is away")
@@ -105,11 +105,11 @@ def test_a_tool_that_is_away_is_said(
 
 
 def test_fetching_stops_when_told_and_when_there_is_no_room(
-    tool: PullableTool, store: Store, kept: KeptImages, tmp_path: Path
+    tool: PullableTool, store: Store, kept: ImageArchive, tmp_path: Path
 ) -> None:
     lose(store, tmp_path, "1", "2")
     assert fetch(tool, store, kept, stopped=True) == 2
     assert tool.located == []
-    full = KeptImages(tmp_path / "images", 1, store.is_labelled)
+    full = ImageArchive(tmp_path / "images", 1, store.is_labelled)
     assert fetch(tool, store, full) == 2
     assert len(tool.located) == 1

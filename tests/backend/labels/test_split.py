@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from clickmask.labels.split import (
     SIDES,
+    Assigned,
     Fingerprint,
-    Placed,
     Side,
-    Standing,
+    SideCounts,
     choose_side,
     neighbouring_side,
     quarantined,
@@ -41,20 +41,20 @@ def digest(number: int) -> str:
 
 
 @dataclass(frozen=True)
-class Labelled(Placed):
+class Labelled(Assigned):
     categories: frozenset[str] = frozenset()
     counts: bool = True
 
 
 def choose(
-    name: str, shown: Fingerprint, categories: frozenset[str], placed: Sequence[Labelled | Placed]
+    name: str, shown: Fingerprint, categories: frozenset[str], placed: Sequence[Labelled | Assigned]
 ) -> Side:
-    """As an image gets its side; `Placed` alone are of no category."""
-    standing: dict[Side, Standing] = {}
+    """As an image gets its side; `Assigned` alone are of no category."""
+    standing: dict[Side, SideCounts] = {}
     for side in SIDES:
         here = [i for i in placed if i.side == side and not (isinstance(i, Labelled) and not i.counts)]
         seen = frozenset[str]().union(*(i.categories for i in here if isinstance(i, Labelled)))
-        standing[side] = Standing(len(here), seen)
+        standing[side] = SideCounts(len(here), seen)
     return neighbouring_side(shown, placed) or choose_side(name, categories, standing)
 
 
@@ -72,7 +72,7 @@ def place_all(kinds: Sequence[Sequence[str]]) -> list[Labelled]:
     return placed
 
 
-def counts(placed: Sequence[Placed]) -> list[int]:
+def counts(placed: Sequence[Assigned]) -> list[int]:
     images = Counter(image.side for image in placed)
     return [images[side] for side in SIDES]
 
@@ -138,23 +138,23 @@ def test_a_neighbour_follows_an_image_whose_labels_are_gone() -> None:
 
 @pytest.mark.parametrize("sides", [("train", "test"), ("validation", "test"), ("train", "validation")])
 def test_neighbours_on_two_sides_are_quarantined_and_nothing_else_is(sides: tuple[Side, Side]) -> None:
-    apart = [Placed(digest(n), side, unlike(0)) for n, side in enumerate(sides)]
-    others = [Placed(digest(n), "train", unlike(n)) for n in range(2, 9)]
-    together = Placed(digest(9), "train", unlike(8))
+    apart = [Assigned(digest(n), side, unlike(0)) for n, side in enumerate(sides)]
+    others = [Assigned(digest(n), "train", unlike(n)) for n in range(2, 9)]
+    together = Assigned(digest(9), "train", unlike(8))
     assert quarantined([*others, apart[0], together, apart[1]]) == {digest(0), digest(1)}
 
 
 def test_a_picture_between_two_sides_is_quarantined_with_the_one_that_it_did_not_follow() -> None:
     middle = unlike(0)
-    left = Placed(digest(1), "train", flipped(middle, 3))
-    right = Placed(
+    left = Assigned(digest(1), "train", flipped(middle, 3))
+    right = Assigned(
         digest(2),
         "test",
         Fingerprint((int.from_bytes(middle.hash, "big") ^ 0b11110000).to_bytes(8, "big"), middle.thumbnail),
     )
     assert quarantined([left, right]) == frozenset()
     side = choose(digest(3), middle, frozenset(), [left, right])
-    late = Placed(digest(3), side, middle)
+    late = Assigned(digest(3), side, middle)
     assert digest(3) in quarantined([left, right, late])
     assert len(quarantined([left, right, late])) == 2
 

@@ -178,7 +178,7 @@ def test_what_a_rollback_leads_to_and_what_is_damaged_is_pruned_with_care(kept: 
 def test_a_version_that_is_being_opened_is_not_pruned(kept: Models) -> None:
     saved = [kept.save(draft(weight)) for weight in (1.0, 2.0, 3.0)]
     kept.promote(saved[0].id)
-    with kept.opening() as opened:
+    with kept.lock_served() as opened:
         assert opened == saved[0]
         (kept.folder / "served.json").write_text(json.dumps({"served": saved[1].id, "before": []}))
         assert Models(kept.folder).prune(newest=1) == []
@@ -189,14 +189,14 @@ def test_a_version_that_is_being_opened_is_not_pruned(kept: Models) -> None:
 def test_what_is_opened_follows_the_pointer_when_its_version_is_pruned(
     kept: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with kept.opening() as nothing:
+    with kept.lock_served() as nothing:
         assert nothing is None
     first, second = kept.save(draft()), kept.save(draft(3.0))
     kept.promote(second.id)
     shutil.rmtree(first.path)
     answers = iter([first, second])
     monkeypatch.setattr(kept, "served", lambda: next(answers))
-    with kept.opening() as opened:
+    with kept.lock_served() as opened:
         assert opened == second
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from clickmask.masks.rle import mask_to_rle
 from clickmask.reports.assistance import Entry, match, read, summarise
-from clickmask.reports.matching import sessions
-from clickmask.store import Preannotated, RememberedProposal, Store
+from clickmask.reports.matching import prompt_sessions
+from clickmask.store import PrelabelledObject, RememberedProposal, Store
 from clickmask.types import Mask, Point, Prediction, Prompt
 from support.drawn import disc, rectangle
 from support.labelled import PROJECT, SIZE, TOOL, accepted, brush, digest_of, submit
@@ -37,7 +37,7 @@ def proposal(
 
 
 def ids(proposals: Sequence[RememberedProposal]) -> list[list[list[str]]]:
-    return [[[each.id for each in step] for step in session.steps] for session in sessions(proposals)]
+    return [[[each.id for each in step] for step in session.steps] for session in prompt_sessions(proposals)]
 
 
 def shrunk(mask: Mask, columns: int) -> Mask:
@@ -180,7 +180,7 @@ def test_every_object_and_every_session_is_accounted_for_once(
     drawn: list[tuple[list[Point], list[Point]]], from_: list[str]
 ) -> None:
     made = [proposal(str(n), LEFT if n % 2 else RIGHT, *marks) for n, marks in enumerate(drawn)]
-    found = sessions(made)
+    found = prompt_sessions(made)
     assert sorted(each.id for session in found for step in session.steps for each in step) == sorted(
         each.id for each in made
     )
@@ -249,8 +249,8 @@ def test_the_ledger_of_a_project_is_read_from_the_store(store: Store) -> None:
     assert (summary.objects, summary.untouched, summary.unassisted, summary.rejected) == (2, 1, 1, 2)
 
 
-def preannotated(name: str, mask: Mask, batch: str = "first", at: float = 100.0) -> Preannotated:
-    return Preannotated(name, batch, at, "unet:label_studio-7", "cell", 0.9, mask_to_rle(mask))
+def preannotated(name: str, mask: Mask, batch: str = "first", at: float = 100.0) -> PrelabelledObject:
+    return PrelabelledObject(name, batch, at, "unet:label_studio-7", "cell", 0.9, mask_to_rle(mask))
 
 
 def outcomes(entries: Sequence[Entry]) -> list[tuple[str, str]]:
@@ -309,7 +309,7 @@ def test_what_another_look_replaced_is_not_rejected() -> None:
 def test_a_projects_entries_know_what_its_model_drew(store: Store) -> None:
     drawn = {"kept": Prediction(LEFT, 0.9, "unet"), "gone": Prediction(RIGHT, 0.8, "unet")}
     shown = [(name, "cell", prediction) for name, prediction in drawn.items()]
-    store.remember_preannotated(digest_of("a"), SIZE, "unet", shown)
+    store.remember_prelabels(digest_of("a"), SIZE, "unet", shown)
     submit(store, "a", {"kept": ("cell", brush(LEFT))}, task="1", at=time.time(), proposals=["kept"])
     (of_model,) = summarise(read(store, TOOL, PROJECT), "segmenter")[1:] or summarise(
         read(store, TOOL, PROJECT), "segmenter"

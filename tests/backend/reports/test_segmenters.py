@@ -92,7 +92,7 @@ def test_an_annotator_is_measured_on_whole_images_with_its_own_categories(projec
     drawn = [("1", "cell", LEFT), ("2", "nucleus", RIGHT), ("3", "a former name", RIGHT)]
     for image, masks in {"a": drawn, "b": []}.items():
         shown = [(name, label, Prediction(mask, 0.9, "unet")) for name, label, mask in masks]
-        project.remember_preannotated(digest_of(image), SIZE, "unet:x", shown)
+        project.remember_prelabels(digest_of(image), SIZE, "unet:x", shown)
     accept(project, {"1": ("cell", LEFT), "2": ("cell", RIGHT)}, proposals=("1", "2"))
     accept(project, {"by hand": ("cell", LEFT)}, "b")
     report = reports(project)["unet:x"]
@@ -105,7 +105,7 @@ def test_an_annotator_is_measured_on_whole_images_with_its_own_categories(projec
 def test_of_an_annotators_looks_the_last_that_people_saw_is_measured(project: Store) -> None:
     for name, mask in {"1": RIGHT, "2": LEFT}.items():
         look = [(name, "cell", Prediction(mask, 0.9, "unet"))]
-        project.remember_preannotated(digest_of("a"), SIZE, "unet:x", look)
+        project.remember_prelabels(digest_of("a"), SIZE, "unet:x", look)
     accept(project, {"x": ("cell", LEFT)})
     assert reports(project)["unet:x"].first.iou == {"cell": 1.0}
 

@@ -7,7 +7,7 @@ import pytest
 
 from clickmask.datasets.snapshot import Dataset, create_dataset
 from clickmask.labels.geometry import Ellipse, Geometry, Polygon, Rectangle
-from clickmask.labels.split import Placed, Side, fingerprint
+from clickmask.labels.split import Assigned, Side, fingerprint
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.reports.statistics import count, find_flaws
 from support.drawn import disc, line, rectangle, stairs
@@ -20,7 +20,7 @@ SQUARE = polygon((10, 10), (30, 10), (30, 30), (10, 30))
 def dataset(labels: list[AcceptedLabel], images: str = "a", sides: str = "", **more: Any) -> Dataset:
     full: dict[str, Side] = {"t": "train", "v": "validation", "x": "test"}
     placed = [
-        Placed(digest_of(name), full[side], fingerprint(noise(ord(name))))
+        Assigned(digest_of(name), full[side], fingerprint(noise(ord(name))))
         for name, side in zip(images, sides, strict=False)
     ]
     shown = [labelled(name, task=name) for name in images]
@@ -118,8 +118,8 @@ def test_a_category_that_a_side_lacks_is_a_flaw_once_there_are_enough_images() -
 
 def test_images_that_are_not_used_are_named_with_the_reason() -> None:
     near = [
-        Placed(digest_of("a"), "train", fingerprint(noise(1))),
-        Placed(digest_of("b"), "test", fingerprint(noise(1))),
+        Assigned(digest_of("a"), "train", fingerprint(noise(1))),
+        Assigned(digest_of("b"), "test", fingerprint(noise(1))),
     ]
     made = create_dataset([labelled(n, task=n) for n in "abc"], [], near, tool="cvat", project="1")
     assert [flaw.kind for flaw in find_flaws(made)] == ["quarantined", "quarantined", "unplaced"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clickmask.errors import SegmenterNotReady
-from clickmask.inference.disk_cache import Restoring, half_precision
+from clickmask.inference.disk_cache import Restorable, half_precision
 from clickmask.inference.refinement import LogitsCache, replay
 from clickmask.inference.runtimes import Runtimes
 from clickmask.masks.regions import mask_iou
@@ -19,7 +19,7 @@ from clickmask.masks.rle import rle_to_mask
 from clickmask.reports.clicks import central_point, next_click
 from clickmask.segmenters import builtin
 from clickmask.segmenters.builtin import Builtin, BuiltinEmbedding
-from clickmask.types import Image, Point, Prompt, Refining
+from clickmask.types import Image, Point, Prompt, Refinable
 from support import builtin_outputs
 from support.builtin_outputs import OUTPUTS, PROMPTS, photograph
 from support.photographs import Outlined, outlined_objects, tight_box
@@ -141,7 +141,7 @@ def test_a_lone_click_offers_a_part_and_the_whole(segmenter: Builtin) -> None:
 
 
 def test_corrections_add_up(segmenter: Builtin) -> None:
-    assert isinstance(segmenter, Refining)
+    assert isinstance(segmenter, Refinable)
     (man,) = named("camera: man")
     ious = ious_by_clicks(segmenter, man, 4)
     assert ious[-1] > 0.85
@@ -220,7 +220,7 @@ def test_masks_are_never_empty(segmenter: Builtin, fill: int) -> None:
 
 
 def test_embeddings_outlast_the_process(segmenter: Builtin) -> None:
-    assert isinstance(segmenter, Restoring)
+    assert isinstance(segmenter, Restorable)
     image, masks = scene(0)
     embedding = segmenter.encode(image)
     restored = segmenter.restore(half_precision(embedding.arrays()))

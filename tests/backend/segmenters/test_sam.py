@@ -28,7 +28,7 @@ from clickmask.masks.regions import mask_iou
 from clickmask.segmenters import sam
 from clickmask.segmenters._sam.upscale import logits_to_mask
 from clickmask.segmenters._sam.without_torchvision import batched_nms, box_area, import_segment_anything
-from clickmask.types import Box, Image, Point, Prediction, Prompt, Refining, Size
+from clickmask.types import Box, Image, Point, Prediction, Prompt, Refinable, Size
 from support.checkpoints import TINY, VIT_B, Architecture, random_sam, weights_of, write_checkpoint
 from support.drawn import disc
 from support.scenes import scene_image
@@ -240,7 +240,7 @@ def test_two_threads_on_two_images_get_the_reference_answers(pair: Pair) -> None
 
 
 def test_sam_refines_and_is_named_as_users_write_it(tiny: sam.Sam) -> None:
-    assert isinstance(tiny, Refining)
+    assert isinstance(tiny, Refinable)
     assert tiny.name == "sam:vit_b"
 
 
@@ -269,7 +269,7 @@ def test_a_mask_and_its_logits_have_the_same_outline(tiny: sam.Sam, size: Size) 
     mask = disc(size, (size[1] * 0.6, size[0] * 0.5), min(size) * 0.45)
     logits = sam.mask_to_logits(mask, 1024)
     assert logits.shape == (1, 256, 256) and logits.dtype == np.float32
-    assert (logits.min(), logits.max()) == pytest.approx((-sam.CERTAIN, sam.CERTAIN))
+    assert (logits.min(), logits.max()) == pytest.approx((-sam.MASK_PROMPT_LOGIT, sam.MASK_PROMPT_LOGIT))
     padded = cv2.resize(logits[0], (1024, 1024), interpolation=cv2.INTER_LINEAR)
     height, width = sam.resized_size(size, 1024)
     back = cv2.resize(padded[:height, :width], size[::-1], interpolation=cv2.INTER_LINEAR) > 0

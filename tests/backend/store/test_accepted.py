@@ -37,7 +37,7 @@ from clickmask.labels.submissions import (
 from clickmask.masks.rle import mask_to_rle
 from clickmask.store import Store, label_sets
 from clickmask.store import accepted as accepted_module
-from clickmask.store.label_sets import MOST_CHARACTERS, MOST_ROWS
+from clickmask.store.label_sets import MAX_CHARACTERS, MAX_ROWS
 from support.accepting import TOOL, box, submitted
 from support.drawn import checkerboard
 from support.pictures import SIZE
@@ -276,8 +276,8 @@ def test_the_order_of_arrival_and_repetitions_do_not_matter(
 
 
 def test_no_write_transaction_is_long_however_much_is_drawn(store: Store) -> None:
-    many = submitted(*(box(number % 40, region=str(number)) for number in range(3 * MOST_ROWS)))
-    speckles = Brush({"size": list(SIZE), "counts": "0" * (MOST_CHARACTERS // 3)})  # of the right length only
+    many = submitted(*(box(number % 40, region=str(number)) for number in range(3 * MAX_ROWS)))
+    speckles = Brush({"size": list(SIZE), "counts": "0" * (MAX_CHARACTERS // 3)})  # of the right length only
     heavy = submitted(*(Region(str(number), "cat", speckles) for number in range(10)), at=3.0)
     with counted_writes(store) as transactions:
         accept(store, many)
@@ -285,12 +285,12 @@ def test_no_write_transaction_is_long_however_much_is_drawn(store: Store) -> Non
         store.accept(heavy, IMAGE, [(region, speckles.rle) for region in heavy.regions])
         store.delete(TaskDeleted(TOOL, "1"))
     written = [statements for statements in transactions if statements]
-    assert sum(rows for statements in written for rows, _ in statements) > 8 * MOST_ROWS
+    assert sum(rows for statements in written for rows, _ in statements) > 8 * MAX_ROWS
     removed = [rows for statements in written[-6:] for rows, _ in statements]
     assert max(removed) <= 3  # of the heavy ones at once
     for statements in written:
-        assert sum(rows for rows, _ in statements) <= MOST_ROWS + 3
-        assert sum(sent for _, sent in statements) <= MOST_CHARACTERS + 100 * MOST_ROWS
+        assert sum(rows for rows, _ in statements) <= MAX_ROWS + 3
+        assert sum(sent for _, sent in statements) <= MAX_CHARACTERS + 100 * MAX_ROWS
         assert len(statements) <= 4
 
 
@@ -308,7 +308,7 @@ MANY = tuple(box(region=str(number)) for number in range(3))
 def test_what_a_kill_leaves_behind_is_removed(
     empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str
 ) -> None:
-    monkeypatch.setattr(label_sets, "MOST_ROWS", 2)
+    monkeypatch.setattr(label_sets, "MAX_ROWS", 2)
     for writes in itertools.count():
         path = Path(shutil.copy(empty_store, tmp_path / f"{writes}.sqlite"))
         store = Store(path)
@@ -329,7 +329,7 @@ def test_what_a_kill_leaves_behind_is_removed(
         reopened.forget_unfinished()
         assert rows_of(reopened) == left  # another process might be at work on it
         with monkeypatch.context() as patched:
-            patched.setattr(label_sets, "ABANDONED", -1.0)
+            patched.setattr(label_sets, "ABANDONED_AFTER_S", -1.0)
             reopened.forget_unfinished()
         assert rows_of(reopened) == (len(standing(reopened)), 0)
         action(reopened)
@@ -349,7 +349,7 @@ def test_a_set_that_was_taken_for_abandoned_is_written_again(
 
     def slow(*arguments: Any) -> str:
         revision = write(*arguments)
-        monkeypatch.setattr(label_sets, "ABANDONED", -1.0)
+        monkeypatch.setattr(label_sets, "ABANDONED_AFTER_S", -1.0)
         store.forget_unfinished()
         return revision
 
@@ -367,8 +367,8 @@ WRITER = """
 import itertools, sys
 from pathlib import Path
 from support.accepting import TOOL, box, submitted
-from clickmask.image_source import ImageIdentity
-from clickmask.labels import TaskDeleted
+from clickmask.images.source import ImageIdentity
+from clickmask.labels.submissions import TaskDeleted
 from clickmask.store import Store, label_sets
 from clickmask.store import accepted as accepted_module
 store = Store(Path(sys.argv[1]))
@@ -390,7 +390,7 @@ def test_real_kills_leave_nothing_that_is_not_removed(
 ) -> None:
     points = random.Random(5)
     left: set[int] = set()
-    monkeypatch.setattr(label_sets, "ABANDONED", -1.0)
+    monkeypatch.setattr(label_sets, "ABANDONED_AFTER_S", -1.0)
     for number in range(6):
         writing = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path / "store.sqlite"), str(1000 * number)],
@@ -421,12 +421,12 @@ def test_readers_see_the_old_set_until_the_new_one_stands(store: Store) -> None:
     def committed(connection: sa.Connection) -> None:
         seen.append(standing(store))
 
-    many = submitted(*(box(region=f"{number:04}") for number in range(2 * MOST_ROWS)), at=2.0)
+    many = submitted(*(box(region=f"{number:04}") for number in range(2 * MAX_ROWS)), at=2.0)
     sa.event.listen(engine, "commit", committed)
     accept(store, many)
     sa.event.remove(engine, "commit", committed)
     sizes = [len(regions) for regions in itertools.chain(seen, [standing(store)])]
-    assert set(sizes) == {1, 2 * MOST_ROWS}
+    assert set(sizes) == {1, 2 * MAX_ROWS}
     assert sizes == sorted(sizes)
 
 

@@ -19,9 +19,9 @@ from clickmask.images.source import ImageIdentity
 from clickmask.labels.geometry import rasterise
 from clickmask.labels.submissions import ProjectDescribed
 from clickmask.masks.rle import mask_to_rle
-from clickmask.store import SetAside, Store, WriteTimes
+from clickmask.store import FailedEvent, Store, WriteTimes
 from clickmask.store import database as database_module
-from clickmask.store.database import LONGEST_LOG, Database
+from clickmask.store.database import MAX_WAL_BYTES, Database
 from clickmask.store.schema import HEAD, metadata
 from clickmask.types import Prediction, Prompt
 from support import postgresql
@@ -97,7 +97,7 @@ def test_the_write_ahead_log_is_emptied_and_stays_short(in_sqlite: Store, tmp_pa
     """SQLite would do it inside of the transaction that makes the log long."""
     write_text(in_sqlite, 40)
     log = tmp_path / "store.sqlite-wal"
-    assert log.stat().st_size < 2 * LONGEST_LOG
+    assert log.stat().st_size < 2 * MAX_WAL_BYTES
     write_text(in_sqlite, 3)
     assert in_sqlite.projects()[0].title.startswith("2x")
 
@@ -108,7 +108,7 @@ def test_a_log_that_cannot_be_emptied_takes_nothing_back(
     def refused(*_: object) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(database_module, "LONGEST_LOG", 1)
+    monkeypatch.setattr(database_module, "MAX_WAL_BYTES", 1)
     monkeypatch.setattr(database_module, "closing", refused)
     in_sqlite.describe_project(ProjectDescribed(TOOL, "1", "Pets", ()))
     assert in_sqlite.projects()[0].title == "Pets"
@@ -118,7 +118,7 @@ def test_a_log_that_cannot_be_emptied_takes_nothing_back(
 def test_a_log_that_is_being_emptied_or_is_not_there_is_left_alone(
     in_sqlite: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(database_module, "LONGEST_LOG", 1)
+    monkeypatch.setattr(database_module, "MAX_WAL_BYTES", 1)
     monkeypatch.setattr(database_module, "closing", lambda _: pytest.fail("it is emptied"))
     with in_sqlite._database._emptying:
         in_sqlite.set_pull_position(TOOL, "1", "20")
@@ -139,8 +139,8 @@ def test_write_transactions_are_timed(store: Store) -> None:
 def test_all_that_was_set_aside_is_due_however_much_it_is(store: Store) -> None:
     for number in range(450):
         retry_at = (None, 9e9, 1.0)[number % 3]
-        store.put_aside("inbox", SetAside(number, TOOL, "gone", 0.0, 1, retry_at))
-    store.put_aside("another", SetAside(1, TOOL, "gone", 0.0, 1, None))
+        store.defer("inbox", FailedEvent(number, TOOL, "gone", 0.0, 1, retry_at))
+    store.defer("another", FailedEvent(1, TOOL, "gone", 0.0, 1, None))
     store.retry_set_aside("inbox", 5.0)
     assert {each.retry_at for each in store.set_aside("inbox", limit=1000)} == {1.0, 5.0}
     assert store.due("another", 5.0) is None

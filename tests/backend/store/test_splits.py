@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clickmask.labels.split import Placed, fingerprint
+from clickmask.labels.split import Assigned, fingerprint
 from clickmask.labels.submissions import ProjectDescribed
 from clickmask.store import Store
 from support.drawn import scene
@@ -18,8 +18,8 @@ def test_the_first_side_of_an_image_stays(tmp_path: Path) -> None:
     assert store.assign_side("label_studio", "1", "a", "train", PRINT, known=0) == "train"
     store.close()
     reopened = Store(tmp_path / "store.sqlite")
-    assert reopened.sides("cvat", "1") == [Placed("a", "test", PRINT)]
-    assert reopened.sides("cvat", "1", among=["a", "b"]) == [Placed("a", "test", PRINT)]
+    assert reopened.sides("cvat", "1") == [Assigned("a", "test", PRINT)]
+    assert reopened.sides("cvat", "1", among=["a", "b"]) == [Assigned("a", "test", PRINT)]
     assert reopened.sides("cvat", "1", among=["b"]) == []
     assert reopened.hashes("cvat", "1") == [("a", PRINT.hash)]
     assert reopened.sides("cvat", "2") == []

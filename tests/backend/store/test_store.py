@@ -12,7 +12,7 @@ from clickmask.errors import StoreUnavailable
 from clickmask.masks.rle import rle_to_mask
 from clickmask.store import Store
 from clickmask.store.database import Database
-from clickmask.store.proposals import MOST_PENDING
+from clickmask.store.proposals import MAX_PENDING
 from clickmask.types import Mask, Prediction, Prompt
 from support.fakes import disc_mask
 from support.waiting import until
@@ -43,7 +43,7 @@ def test_a_proposal_is_remembered_across_a_restart(tmp_path: Path) -> None:
 
 
 def test_the_oldest_proposals_leave_first(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store.sqlite", kept_proposals=3)
+    store = Store(tmp_path / "store.sqlite", max_proposals=3)
     for number in range(5):
         store.remember_proposal(f"id{number}", "digest", PROMPT, prediction())
     assert [store.proposal(f"id{number}") is not None for number in range(5)] == [
@@ -100,7 +100,7 @@ def test_what_is_still_to_be_remembered_is_written_before_the_end(tmp_path: Path
 
 def test_only_a_few_proposals_wait_to_be_written(tmp_path: Path) -> None:
     store, held = Store(tmp_path / "store.sqlite"), Held()
-    for number in range(MOST_PENDING):
+    for number in range(MAX_PENDING):
         store.remember_soon(f"id{number}", "digest", PROMPT, held.prediction())
     with ThreadPoolExecutor(1) as pool:
         one_more = pool.submit(store.remember_soon, "last", "digest", PROMPT, prediction())

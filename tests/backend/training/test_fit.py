@@ -15,7 +15,14 @@ from torch import nn
 
 from clickmask.metrics.confusion import Confusion, miou
 from clickmask.training.crops import IGNORED, Labels, draw_crop
-from clickmask.training.fit import Fit, Fitted, Plan, Progress, confusion_matrices, predict
+from clickmask.training.fit import (
+    Progress,
+    Trainer,
+    TrainingConfig,
+    TrainingResult,
+    confusion_matrices,
+    predict,
+)
 from clickmask.training.losses import class_weights, segmentation_loss
 from clickmask.training.networks import unet
 from clickmask.types import Pixels
@@ -42,7 +49,7 @@ def drawn(seed: int) -> Drawn:
 
 
 TRAINING, VALIDATION = [drawn(seed) for seed in range(6)], [drawn(seed) for seed in range(10, 13)]
-PLAN = Plan(steps=12, side=32, crops=2, validate_every=4, rate=5e-3)
+PLAN = TrainingConfig(steps=12, side=32, crops=2, validate_every=4, rate=5e-3)
 
 
 @pytest.fixture(autouse=True)
@@ -60,11 +67,13 @@ def small_network() -> nn.Module:
     return unet.UNet(3, base=4, levels=2)
 
 
-def fit(plan: Plan, checkpoint: Path, validation: Sequence[Drawn] = VALIDATION, identity: str = "") -> Fit:
-    return Fit(small_network(), 4, TRAINING, validation, 3, plan, checkpoint, identity)
+def fit(
+    plan: TrainingConfig, checkpoint: Path, validation: Sequence[Drawn] = VALIDATION, identity: str = ""
+) -> Trainer:
+    return Trainer(small_network(), 4, TRAINING, validation, 3, plan, checkpoint, identity)
 
 
-def same_weights(first: Fitted, second: Fitted) -> bool:
+def same_weights(first: TrainingResult, second: TrainingResult) -> bool:
     return all(torch.equal(first.state[name], second.state[name]) for name in first.state)
 
 
@@ -110,7 +119,7 @@ def test_a_checkpoint_of_another_dataset_plan_network_or_recipe_is_not_gone_on_f
     assert fit(PLAN, tmp_path / "a.pt", identity="two").step == 0
     assert fit(replace(PLAN, rate=1e-3), tmp_path / "a.pt", identity="one").step == 0
     wider = unet.UNet(3, base=8, levels=2)
-    assert Fit(wider, 4, TRAINING, VALIDATION, 3, PLAN, tmp_path / "a.pt", "one").step == 0
+    assert Trainer(wider, 4, TRAINING, VALIDATION, 3, PLAN, tmp_path / "a.pt", "one").step == 0
     monkeypatch.setattr("clickmask.training.fit.RECIPE", 1)
     assert fit(PLAN, tmp_path / "a.pt", identity="one").step == 0
 
@@ -205,7 +214,7 @@ def test_every_other_step_sees_one_wide_crop(tmp_path: Path) -> None:
             seen.append(tuple(arguments[0].shape))
 
     plan = replace(PLAN, steps=4, wide=48)
-    run = Fit(network, 4, TRAINING, [], 3, plan, tmp_path / "a.pt")
+    run = Trainer(network, 4, TRAINING, [], 3, plan, tmp_path / "a.pt")
     network.register_forward_pre_hook(note)
     run.run()
     assert seen == 2 * [(2, 3, 32, 32), (1, 3, 48, 48)]
@@ -222,7 +231,7 @@ def test_crops_are_drawn_by_the_pixels_that_are_known(tmp_path: Path) -> None:
         lambda _, arguments: shades.extend(arguments[0].mean(dim=(1, 2, 3)).tolist())
     )
     samples = [plain(32, 20, 1), plain(64, 120, 1), plain(32, 220, 0)]
-    Fit(network, 4, samples, [], 3, replace(PLAN, steps=30, side=16, crops=8), tmp_path / "a.pt").run()
+    Trainer(network, 4, samples, [], 3, replace(PLAN, steps=30, side=16, crops=8), tmp_path / "a.pt").run()
     small, large, unknown = np.histogram(shades, (0, 0.25, 0.65, 1))[0] / len(shades)
     assert large == pytest.approx(0.8, abs=0.1)
     assert small == pytest.approx(0.2, abs=0.1)
@@ -231,7 +240,7 @@ def test_crops_are_drawn_by_the_pixels_that_are_known(tmp_path: Path) -> None:
 
 def test_no_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no image to train on"):
-        Fit(small_network(), 4, [], VALIDATION, 3, PLAN, tmp_path / "a.pt")
+        Trainer(small_network(), 4, [], VALIDATION, 3, PLAN, tmp_path / "a.pt")
 
 
 def test_crops_are_drawn_by_chance_and_labels_stay_on_their_pixels() -> None:

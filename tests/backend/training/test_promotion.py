@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clickmask.metrics.confusion import Confusion
-from clickmask.training.promotion import DELTA, FEW, decide
+from clickmask.training.promotion import MAX_CLASS_IOU_LOSS, MIN_IMAGES_FOR_INTERVAL, decide
 
 CATEGORIES = ("cell", "hole")
 
@@ -38,7 +38,7 @@ def test_a_first_version_that_spoils_the_background_is_not_promoted() -> None:
 
 
 def test_with_few_images_the_difference_itself_decides() -> None:
-    better, worse = matrices(FEW - 1, 0.85), matrices(FEW - 1, 0.82)
+    better, worse = matrices(MIN_IMAGES_FOR_INTERVAL - 1, 0.85), matrices(MIN_IMAGES_FOR_INTERVAL - 1, 0.82)
     assert decide(better, worse, CATEGORIES, CATEGORIES).promoted
     decision = decide(worse, better, CATEGORIES, CATEGORIES)
     assert not decision.promoted
@@ -53,11 +53,13 @@ def test_a_model_that_may_be_a_little_worse_is_promoted_among_many_images() -> N
     assert "the difference is -0.0" in worse.reason
 
 
-@pytest.mark.parametrize("images", [FEW - 1, FEW + 20])
+@pytest.mark.parametrize("images", [MIN_IMAGES_FOR_INTERVAL - 1, MIN_IMAGES_FOR_INTERVAL + 20])
 def test_no_class_may_fall_however_much_the_others_gain(images: int) -> None:
     served = matrices(images, 0.5, 0.8)
-    assert decide(matrices(images, 0.9, 0.8 - DELTA + 0.01), served, CATEGORIES, CATEGORIES).promoted
-    decision = decide(matrices(images, 0.9, 0.8 - DELTA - 0.01), served, CATEGORIES, CATEGORIES)
+    assert decide(
+        matrices(images, 0.9, 0.8 - MAX_CLASS_IOU_LOSS + 0.01), served, CATEGORIES, CATEGORIES
+    ).promoted
+    decision = decide(matrices(images, 0.9, 0.8 - MAX_CLASS_IOU_LOSS - 0.01), served, CATEGORIES, CATEGORIES)
     assert not decision.promoted
     assert decision.reason.startswith("not promoted: hole falls by 0.060")
 

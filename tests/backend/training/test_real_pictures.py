@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from clickmask.training.fit import Plan, Progress
+from clickmask.training.fit import Progress, TrainingConfig
 from support.beside_otsu import compare, train_on
 from support.coco_projects import to_train_and_new
 
 FOLDER = os.environ.get("CLICKMASK_TEST_DATA")
-PLAN = Plan(steps=1200, patience=30, seconds=7200)  # by steps: a busy machine takes longer, no more
+PLAN = TrainingConfig(steps=1200, patience=30, seconds=7200)  # by steps: a busy machine takes longer, no more
 MOST = 90  # images to train
 
 pytestmark = [

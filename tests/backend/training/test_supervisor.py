@@ -14,17 +14,19 @@ from typing import Any
 import pytest
 
 from clickmask.errors import ToolUnavailable, TrainingNotReady
-from clickmask.images.archive import KeptImages
+from clickmask.images.archive import ImageArchive
 from clickmask.models.labeller import ProjectModels
 from clickmask.store import Store
 from clickmask.store.jobs import Job, Jobs
 from clickmask.training import supervisor
-from clickmask.training.supervisor import Trainings, Triggers, Workplace
+from clickmask.training.supervisor import Supervisor, Triggers, WorkerConfig
 from support.drawn_projects import accept_drawings
 from support.labelled import PROJECT, TOOL
 from support.waiting import until
 
-PLACE = Workplace("", "", "", "", 2**24, 2**24, {"seconds": 60, "steps": 4, "crops": 1, "validate_every": 2})
+PLACE = WorkerConfig(
+    "", "", "", "", 2**24, 2**24, {"seconds": 60, "steps": 4, "crops": 1, "validate_every": 2}
+)
 WAITS = """
     while not jobs.is_cancelled(job.id) and not (folder / "go").exists():
         time.sleep(0.01)
@@ -33,14 +35,14 @@ WAITS = """
 
 
 @pytest.fixture
-def begin(tmp_path: Path, store: Store) -> Iterator[Callable[..., Trainings]]:
-    """Trainings whose worker is a script that knows `jobs`, its `job` and the test's `folder`."""
-    begun: list[Trainings] = []
+def begin(tmp_path: Path, store: Store) -> Iterator[Callable[..., Supervisor]]:
+    """Supervisor whose worker is a script that knows `jobs`, its `job` and the test's `folder`."""
+    begun: list[Supervisor] = []
     script = tmp_path / "worker.py"
     place = replace(PLACE, jobs=str(tmp_path / "jobs"), models=str(tmp_path / "models"),
                     images=str(tmp_path / "images"), database=str(tmp_path / "store.sqlite"))  # fmt: skip
 
-    def begin(does: str | None = WAITS, **options: Any) -> Trainings:
+    def begin(does: str | None = WAITS, **options: Any) -> Supervisor:
         head = """
             import json, os, signal, sys, time
             from pathlib import Path
@@ -54,7 +56,7 @@ def begin(tmp_path: Path, store: Store) -> Iterator[Callable[..., Trainings]]:
         if does is not None:
             script.write_text(textwrap.dedent(head) + textwrap.dedent(does))
             options["worker"] = (sys.executable, str(script))
-        trainings = Trainings(Jobs(tmp_path / "jobs"), store, place, **options)
+        trainings = Supervisor(Jobs(tmp_path / "jobs"), store, place, **options)
         begun.append(trainings)
         trainings.start()
         return trainings
@@ -65,19 +67,19 @@ def begin(tmp_path: Path, store: Store) -> Iterator[Callable[..., Trainings]]:
         each.close()
 
 
-def state_of(trainings: Trainings, job: Job) -> str:
+def state_of(trainings: Supervisor, job: Job) -> str:
     return trainings.jobs.get(job.id).state
 
 
-def ended(trainings: Trainings, job: Job) -> Job:
+def ended(trainings: Supervisor, job: Job) -> Job:
     until(lambda: state_of(trainings, job) not in ("queued", "running"), 60)
     return trainings.jobs.get(job.id)
 
 
 def test_labels_become_a_served_model_in_a_process_of_its_own(
-    begin: Callable[..., Trainings], store: Store, tmp_path: Path
+    begin: Callable[..., Supervisor], store: Store, tmp_path: Path
 ) -> None:
-    accept_drawings(store, KeptImages(tmp_path / "images", 2**24, lambda digest: True), 18)
+    accept_drawings(store, ImageArchive(tmp_path / "images", 2**24, lambda digest: True), 18)
     trainings = begin(None)
     job = trainings.request(TOOL, PROJECT)
     assert job.images == 18
@@ -92,14 +94,14 @@ def test_labels_become_a_served_model_in_a_process_of_its_own(
     assert done.message == version.provenance.report["decision"]
 
 
-def test_the_real_worker_says_what_is_wrong(begin: Callable[..., Trainings], tmp_path: Path) -> None:
+def test_the_real_worker_says_what_is_wrong(begin: Callable[..., Supervisor], tmp_path: Path) -> None:
     trainings = begin(None)
     failed = trainings.request(TOOL, PROJECT)
     until(lambda: state_of(trainings, failed) == "failed", 600)
     assert "has no accepted labels" in trainings.jobs.get(failed.id).message
 
 
-def test_requests_while_one_is_under_way_name_it(begin: Callable[..., Trainings], tmp_path: Path) -> None:
+def test_requests_while_one_is_under_way_name_it(begin: Callable[..., Supervisor], tmp_path: Path) -> None:
     trainings = begin()
     job = trainings.request(TOOL, "1")
     until(lambda: state_of(trainings, job) == "running")
@@ -109,7 +111,7 @@ def test_requests_while_one_is_under_way_name_it(begin: Callable[..., Trainings]
     assert (ended(trainings, job).state, ended(trainings, other).state) == ("done", "done")
 
 
-def test_a_training_that_runs_is_cancelled(begin: Callable[..., Trainings]) -> None:
+def test_a_training_that_runs_is_cancelled(begin: Callable[..., Supervisor]) -> None:
     trainings = begin()
     job = trainings.request(TOOL, "1")
     until(lambda: state_of(trainings, job) == "running")
@@ -117,7 +119,7 @@ def test_a_training_that_runs_is_cancelled(begin: Callable[..., Trainings]) -> N
     assert ended(trainings, job).state == "cancelled"
 
 
-def test_one_that_does_not_heed_is_killed(begin: Callable[..., Trainings]) -> None:
+def test_one_that_does_not_heed_is_killed(begin: Callable[..., Supervisor]) -> None:
     trainings = begin("time.sleep(600)", grace=0.3)
     job = trainings.request(TOOL, "1")
     until(lambda: state_of(trainings, job) == "running")
@@ -125,7 +127,7 @@ def test_one_that_does_not_heed_is_killed(begin: Callable[..., Trainings]) -> No
     assert ended(trainings, job).state == "cancelled"
 
 
-def test_one_that_is_killed_is_known_to_be_dead(begin: Callable[..., Trainings], tmp_path: Path) -> None:
+def test_one_that_is_killed_is_known_to_be_dead(begin: Callable[..., Supervisor], tmp_path: Path) -> None:
     trainings = begin("os.kill(os.getpid(), signal.SIGKILL)")
     job = ended(trainings, trainings.request(TOOL, "1"))
     assert (job.state, job.message) == (
@@ -134,7 +136,7 @@ def test_one_that_is_killed_is_known_to_be_dead(begin: Callable[..., Trainings],
     )
 
 
-def test_one_that_hangs_is_ended(begin: Callable[..., Trainings], tmp_path: Path) -> None:
+def test_one_that_hangs_is_ended(begin: Callable[..., Supervisor], tmp_path: Path) -> None:
     trainings = begin("time.sleep(600)", hung_after=0.5)
     job = ended(trainings, trainings.request(TOOL, "1"))
     assert (job.state, "no sign of life" in job.message) == ("failed", True)
@@ -144,7 +146,7 @@ def test_one_that_hangs_is_ended(begin: Callable[..., Trainings], tmp_path: Path
 
 
 def test_what_is_stopped_with_the_server_is_gone_on_with_by_the_next(
-    begin: Callable[..., Trainings], tmp_path: Path
+    begin: Callable[..., Supervisor], tmp_path: Path
 ) -> None:
     first = begin()
     job = first.request(TOOL, "1")
@@ -157,7 +159,7 @@ def test_what_is_stopped_with_the_server_is_gone_on_with_by_the_next(
     assert ended(second, job).state == "done"
 
 
-def test_a_training_waits_for_events_that_have_arrived(begin: Callable[..., Trainings]) -> None:
+def test_a_training_waits_for_events_that_have_arrived(begin: Callable[..., Supervisor]) -> None:
     waiting = [3]
     trainings = begin('jobs.change(job.id, state="done")', waiting=lambda: waiting[0])
     job = trainings.request(TOOL, "1")
@@ -167,7 +169,7 @@ def test_a_training_waits_for_events_that_have_arrived(begin: Callable[..., Trai
     assert ended(trainings, job).state == "done"
 
 
-def test_missing_images_are_fetched_once_all_events_are_read(begin: Callable[..., Trainings]) -> None:
+def test_missing_images_are_fetched_once_all_events_are_read(begin: Callable[..., Supervisor]) -> None:
     waiting, done = [1], list[tuple[str, str, int]]()
 
     def fetch(tool: str, project: str, stopped: Callable[[], bool]) -> None:
@@ -183,7 +185,7 @@ def test_missing_images_are_fetched_once_all_events_are_read(begin: Callable[...
     assert done == [(TOOL, "1", 0)]
 
 
-def test_a_training_that_is_cancelled_stops_the_fetching(begin: Callable[..., Trainings]) -> None:
+def test_a_training_that_is_cancelled_stops_the_fetching(begin: Callable[..., Supervisor]) -> None:
     fetching = threading.Event()
 
     def fetch(tool: str, project: str, stopped: Callable[[], bool]) -> None:
@@ -198,11 +200,11 @@ def test_a_training_that_is_cancelled_stops_the_fetching(begin: Callable[..., Tr
 
 
 def test_enough_new_images_begin_one_training_after_a_quiet_time(
-    begin: Callable[..., Trainings], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begin: Callable[..., Supervisor], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "_TICK", 0.02)
+    monkeypatch.setattr(supervisor, "_TICK_S", 0.02)
     now = [0.0]
-    kept = KeptImages(tmp_path / "images", 2**24, lambda digest: True)
+    kept = ImageArchive(tmp_path / "images", 2**24, lambda digest: True)
     done = 'jobs.change(job.id, state="done")'
     trainings = begin(done, triggers=Triggers(images=3, quiet=60), clock=lambda: now[0])
 
@@ -229,7 +231,7 @@ def test_enough_new_images_begin_one_training_after_a_quiet_time(
 
 
 def test_without_torch_it_is_said_what_to_install(
-    begin: Callable[..., Trainings], monkeypatch: pytest.MonkeyPatch
+    begin: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "NEEDED", ("json", "no_such_torch"))
     with pytest.raises(TrainingNotReady, match=r"needs no_such_torch: install clickmask\[torch\]"):

@@ -13,19 +13,19 @@ import torch
 
 from clickmask.datasets.snapshot import Dataset, snapshot
 from clickmask.errors import AnnotatorNotReady, InvalidRequest
-from clickmask.images.archive import KeptImages
+from clickmask.images.archive import ImageArchive
 from clickmask.metrics.confusion import confusion_matrix, miou
 from clickmask.models import labeller
 from clickmask.models.labeller import ProjectModels, folder_name, open_labeller
 from clickmask.models.versions import Models, verify
 from clickmask.store import Store
 from clickmask.training import crops, cross_validation, train
-from clickmask.training.fit import Plan, Progress
+from clickmask.training.fit import Progress, TrainingConfig
 from clickmask.training.networks import unet
 from support.drawn_projects import COLOURS, SIZE, accept_drawings, drawn_picture
 from support.labelled import PROJECT, TOOL
 
-PLAN = Plan(steps=80, side=64, crops=4, validate_every=20, rate=5e-3)
+PLAN = TrainingConfig(steps=80, side=64, crops=4, validate_every=20, rate=5e-3)
 QUICK = replace(PLAN, steps=4, crops=1, validate_every=2)
 
 
@@ -40,12 +40,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> KeptImages:
-    return KeptImages(tmp_path / "images", 2**24, lambda digest: True)
+def kept(tmp_path: Path) -> ImageArchive:
+    return ImageArchive(tmp_path / "images", 2**24, lambda digest: True)
 
 
 @pytest.fixture
-def dataset(store: Store, kept: KeptImages) -> Dataset:
+def dataset(store: Store, kept: ImageArchive) -> Dataset:
     accept_drawings(store, kept, 18)
     return snapshot(store, TOOL, PROJECT, kept)
 
@@ -137,7 +137,7 @@ def test_pictures_that_are_not_kept_are_left_out(dataset: Dataset, models: Model
 
 
 def test_too_little_to_learn_from_is_said(
-    store: Store, kept: KeptImages, models: Models, tmp_path: Path
+    store: Store, kept: ImageArchive, models: Models, tmp_path: Path
 ) -> None:
     accept_drawings(store, kept, 1)
     with pytest.raises(InvalidRequest, match="of 1 labelled images there are 1 train, 0 validation, 0 test"):
@@ -147,7 +147,7 @@ def test_too_little_to_learn_from_is_said(
 def test_large_pictures_are_worked_on_at_a_smaller_size(
     dataset: Dataset, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labeller, "LONGEST_SIDE", 32)
+    monkeypatch.setattr(labeller, "MAX_SIDE_PX", 32)
     monkeypatch.setattr(crops, "IN_MEMORY", 0)
     trained = train.train(dataset, models, replace(PLAN, steps=40), tmp_path / "a.pt")
     assert trained
@@ -210,7 +210,7 @@ def test_trainings_leave_the_newest_versions(
 
 
 def test_with_few_images_the_numbers_are_cross_validated_within_the_same_time(
-    store: Store, kept: KeptImages, models: Models, tmp_path: Path
+    store: Store, kept: ImageArchive, models: Models, tmp_path: Path
 ) -> None:
     accept_drawings(store, kept, 7)
     few = snapshot(store, TOOL, PROJECT, kept)
@@ -231,7 +231,7 @@ def test_with_few_images_the_numbers_are_cross_validated_within_the_same_time(
 
 
 def test_a_cross_validation_that_is_stopped_goes_on_where_it_was(
-    store: Store, kept: KeptImages, models: Models, tmp_path: Path
+    store: Store, kept: ImageArchive, models: Models, tmp_path: Path
 ) -> None:
     accept_drawings(store, kept, 4)
     few = snapshot(store, TOOL, PROJECT, kept)
@@ -250,7 +250,7 @@ def test_crops_are_as_large_as_objects_ask_for(dataset: Dataset) -> None:
     large = [replace(sample, size=(4000, 3000), labels=()) for sample in dataset.samples]
     assert crops.crop_side(large, 256) == 256
     bare = [replace(sample, size=(400, 300)) for sample in dataset.samples[:1]]
-    assert crops.crop_side(bare, 256) == crops.SMALLEST_CROP
+    assert crops.crop_side(bare, 256) == crops.MIN_CROP_PX
 
 
 def test_a_wide_crop_has_the_pixels_of_the_others_unless_no_picture_has(dataset: Dataset) -> None:
@@ -273,7 +273,7 @@ def test_early_stopping_looks_at_a_part_of_many_pictures(
 ) -> None:
     pixels = SIZE[0] * SIZE[1]
     for watched, pictures_of_it in ((1, 1), (2 * pixels, 2), (3 * pixels - 1, 2), (99 * pixels, 18)):
-        monkeypatch.setattr(cross_validation, "WATCHED", watched)
+        monkeypatch.setattr(cross_validation, "MAX_WATCHED_PIXELS", watched)
         chosen = list(cross_validation._first(dataset.samples))
         assert len(chosen) == pictures_of_it
         assert chosen == sorted(chosen, key=lambda each: each.image)

@@ -14,44 +14,44 @@ import pytest
 from clickmask.errors import InvalidRequest
 from clickmask.store.jobs import Jobs
 from clickmask.training.fit import Progress
-from clickmask.training.worker import AUTOGROUP, BEAT, LOWEST, Working, _finish, _work
+from clickmask.training.worker import AUTOGROUP, HEARTBEAT_S, LOWEST_PRIORITY, RunningJob, _finish, _work
 
 
 @pytest.fixture
-def working(tmp_path: Path) -> Iterator[Working]:
+def working(tmp_path: Path) -> Iterator[RunningJob]:
     jobs = Jobs(tmp_path / "jobs")
     with jobs.owning() as owner:
         job, _ = jobs.request("cvat", "3", 5, owner)
-        yield Working(jobs, jobs.change(job.id, state="running"), os.getppid())
+        yield RunningJob(jobs, jobs.change(job.id, state="running"), os.getppid())
 
 
-def test_progress_is_noted_in_plain_numbers(working: Working) -> None:
+def test_progress_is_noted_in_plain_numbers(working: RunningJob) -> None:
     working.report(Progress(20, 100, 0.5, math.nan, 8.0, 32.0))
     job = working.jobs.get(working.job.id)
     assert (job.step, job.steps, job.loss, job.validation_miou) == (20, 100, 0.5, None)
     assert (job.seconds, job.seconds_left) == (8.0, 32.0)
 
 
-def test_signs_of_life_are_given_now_and_then(working: Working, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signs_of_life_are_given_now_and_then(working: RunningJob, monkeypatch: pytest.MonkeyPatch) -> None:
     changed: list[str] = []
     monkeypatch.setattr(working.jobs, "change", changed.append)
     for _ in range(5):
         working.beat()
     assert len(changed) == 1
-    working.beaten_at -= BEAT
+    working.beaten_at -= HEARTBEAT_S
     working.beat()
     assert len(changed) == 2
     assert not working.ends()
 
 
-def test_it_ends_when_it_is_cancelled_and_says_so(working: Working) -> None:
+def test_it_ends_when_it_is_cancelled_and_says_so(working: RunningJob) -> None:
     working.jobs.cancel(working.job.id)
     assert working.ends()
     _finish(working, None)
     assert working.jobs.get(working.job.id).state == "cancelled"
 
 
-def test_it_ends_with_its_parent_and_is_left_to_be_gone_on_with(working: Working) -> None:
+def test_it_ends_with_its_parent_and_is_left_to_be_gone_on_with(working: RunningJob) -> None:
     working.parent = -1  # another one has adopted it
     working.beat()
     assert working.ends()
@@ -63,7 +63,7 @@ def test_what_another_has_taken_over_is_left_to_it(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path / "jobs")
     with jobs.owning() as owner:
         job, _ = jobs.request("cvat", "3", 5, owner)
-        working = Working(jobs, jobs.change(job.id, state="running"), -1)
+        working = RunningJob(jobs, jobs.change(job.id, state="running"), -1)
     with jobs.owning() as heir:
         assert jobs.adopt(heir)
         jobs.change(job.id, state="running")  # it waits for this one to be gone
@@ -80,9 +80,9 @@ def test_it_gives_way_to_other_sessions_too() -> None:
         [sys.executable, "-c", PRIORITY], capture_output=True, text=True, check=True, start_new_session=True
     )
     nice, of_the_session = done.stdout.split()
-    assert int(nice) == LOWEST
+    assert int(nice) == LOWEST_PRIORITY
     if AUTOGROUP.exists():
-        assert int(of_the_session) == LOWEST
+        assert int(of_the_session) == LOWEST_PRIORITY
 
 
 def test_a_training_uses_no_more_threads_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_a_training_uses_no_more_threads_than_it_may(tmp_path: Path, monkeypatch
              "max_image_bytes": 1, "max_image_pixels": 1, "plan": {}}  # fmt: skip
     jobs = Jobs(tmp_path / "jobs")
     with jobs.owning() as owner:
-        working = Working(jobs, jobs.request("cvat", "3", 5, owner)[0], os.getppid())
+        working = RunningJob(jobs, jobs.request("cvat", "3", 5, owner)[0], os.getppid())
         for threads in (None, 3):
             with pytest.raises(InvalidRequest, match="has no accepted labels"):
                 _work(working, {**place, "threads": threads})

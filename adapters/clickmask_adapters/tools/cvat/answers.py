@@ -32,7 +32,7 @@ from clickmask_adapters.tools.cvat.mask_points import (
 
 Json = Mapping[str, Any]
 CONFIDENCE = 0  # the attribute that CVAT's slider filters by
-LEAST_PART = 0.01  # of a detected mask's area: what is smaller is not worth a shape of its own
+MIN_PART_SHARE = 0.01  # of a detected mask's area: what is smaller is not worth a shape of its own
 
 
 def shapes_reply(found: Sequence[Prediction]) -> bytes:
@@ -90,7 +90,7 @@ def _parts(mask: Mask) -> Iterator[tuple[Mask, InclusiveBox]]:
     _, labels, stats, _ = cv2.connectedComponentsWithStats(crop.view(np.uint8), connectivity=4)
     areas = stats[1:, cv2.CC_STAT_AREA]
     largest_first = np.argsort(-areas, kind="stable")
-    kept = [part for part in largest_first if areas[part] >= LEAST_PART * area] or largest_first[:1]
+    kept = [part for part in largest_first if areas[part] >= MIN_PART_SHARE * area] or largest_first[:1]
     for part in kept:
         x, y, width, height = (int(value) for value in stats[1 + part, :4])
         box = (left + x, top + y, left + x + width - 1, top + y + height - 1)

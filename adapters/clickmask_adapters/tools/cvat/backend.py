@@ -68,7 +68,7 @@ class Invoker:
         return answers.shapes_reply(found) if shapes else answers.dense_reply(found, size)
 
     def _detections(self, ref: ImageRef, least_score: float, annotator: str) -> bytes:
-        made = self._workbench.preannotate(
+        made = self._workbench.prelabel(
             ref, annotator, TOOL, lambda _, prediction: prediction.score >= least_score
         )
         found = [(label, proposal.prediction) for label, proposal in made]
@@ -84,11 +84,11 @@ class Invoker:
 
 log = logging.getLogger(__name__)
 Begin = Callable[[], Coroutine[Any, Any, Response]]
-MOST = 4  # of them; each may have many megabytes
-KEPT_FOR = 900.0  # seconds; a model that was trained since would answer otherwise
+MAX_RESULTS = 4  # of them; each may have many megabytes
+RESULT_TTL_S = 900.0  # seconds; a model that was trained since would answer otherwise
 
 
-class LateAnswers:
+class ResultCache:
     """By the request that they are for. Of the event loop, as asyncio's own objects are."""
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class LateAnswers:
         begun = self._begun.get(key)
         if begun is None:
             begun = self._begun[key] = asyncio.ensure_future(begin())
-            while len(self._begun) > MOST:
+            while len(self._begun) > MAX_RESULTS:
                 self._begun.popitem(last=False)
         try:
             return await within(until, begun)
@@ -110,7 +110,7 @@ class LateAnswers:
             if begun.done():
                 self._forget(key, begun)
             else:
-                asyncio.get_running_loop().call_later(KEPT_FOR, self._forget, key, begun)
+                asyncio.get_running_loop().call_later(RESULT_TTL_S, self._forget, key, begun)
 
     def _forget(self, key: bytes, begun: asyncio.Future[Response]) -> None:
         if self._begun.get(key) is begun:  # and not what another call has begun since

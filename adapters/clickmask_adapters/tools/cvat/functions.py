@@ -22,7 +22,7 @@ SAM_PLUGIN = "pth-facebookresearch-sam-vit-h"
 VIT_H = "sam:vit_h"
 
 NAME = re.compile(r"[a-zA-Z0-9_.-]+")  # of a function: what CVAT's own addresses take
-LONGEST_LABEL = 64  # characters
+MAX_LABEL_CHARS = 64  # characters
 PROMPTS = "Click on the object, right-click on what is not part of it, or draw a box round it."
 
 Kind = Literal["interactor", "embedding", "detector"]
@@ -49,9 +49,9 @@ class Function:
         if len(set(self.labels)) < len(self.labels):
             raise ValueError(f"{self.id}: a label stands twice among {self.labels}")
         for label in self.labels:
-            if not label.strip() or len(label) > LONGEST_LABEL:
+            if not label.strip() or len(label) > MAX_LABEL_CHARS:
                 raise ValueError(
-                    f"{self.id}: {label[:80]!r} cannot be a label: 1 to {LONGEST_LABEL} characters"
+                    f"{self.id}: {label[:80]!r} cannot be a label: 1 to {MAX_LABEL_CHARS} characters"
                 )
 
     def described(self, port: int) -> dict[str, Any]:

@@ -22,13 +22,13 @@ from clickmask.types import ImageRef
 from clickmask.workbench import Workbench
 
 T = TypeVar("T")
-MOST = 10_000  # images; about 250 bytes each
+MAX_IMAGES = 10_000  # images; about 250 bytes each
 
 
 class KnownImages:
     """Digests by the hash of the text that an image came as, for any thread. Bounded: the oldest use goes."""
 
-    def __init__(self, workbench: Workbench, most: int = MOST) -> None:
+    def __init__(self, workbench: Workbench, most: int = MAX_IMAGES) -> None:
         self._workbench = workbench
         self._most = most
         self._lock = threading.Lock()

@@ -35,7 +35,7 @@ from clickmask_adapters.tools.cvat.mask_points import points_to_mask
 
 log = logging.getLogger(__name__)
 AREAS = frozenset({"mask", "polygon", "rectangle", "ellipse"})
-FARTHEST = 1e9  # pixels; beyond any image that is decoded
+MAX_COORDINATE_PX = 1e9  # pixels; beyond any image that is decoded
 COUNTED_JOBS = frozenset({None, "annotation", "ground_truth"})  # a consensus replica is no result yet
 Json = Mapping[str, Any]
 
@@ -215,7 +215,7 @@ def geometry(shape: Json, size: Size) -> Geometry:
     if kind == "mask":
         return Brush(mask_to_rle(points_to_mask(points, size)))
     rotation = float(shape.get("rotation") or 0.0)
-    if not all(abs(number) < FARTHEST for number in (*points, rotation)):
+    if not all(abs(number) < MAX_COORDINATE_PX for number in (*points, rotation)):
         raise ValueError("it has a number that is none of an image")
     match kind, points:
         case "polygon", [_, _, _, _, _, _, *_] if len(points) % 2 == 0:

@@ -142,7 +142,7 @@ class Interactor:
         )
 
 
-PATIENCE = 60  # times that a busy server is asked again, after as long as it says
+MAX_RETRIES = 60  # times that a busy server is asked again, after as long as it says
 _TIMEOUT = (5.0, 600.0)  # connect, read: an image is annotated in minutes where there is no GPU
 
 
@@ -223,7 +223,12 @@ class Served:
             self._session.headers["Authorization"] = f"Token {token}"
         # Of refusals only those are tried again that say when: a busy server, not one without weights.
         retry = Retry(
-            total=PATIENCE, connect=2, read=0, status=PATIENCE, allowed_methods=None, raise_on_status=False
+            total=MAX_RETRIES,
+            connect=2,
+            read=0,
+            status=MAX_RETRIES,
+            allowed_methods=None,
+            raise_on_status=False,
         )
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=retry))

@@ -10,7 +10,7 @@ from clickmask.errors import Busy, ImageRefused, ImageUnavailable, InvalidImage
 from clickmask.types import Prediction
 from clickmask.workbench import Workbench
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools._prelabel import Prelabelled, require_trained
+from clickmask_adapters.tools._prelabel import Step, require_trained
 from clickmask_adapters.tools.cvat.answers import Drawable, drawable, shapes
 from clickmask_adapters.tools.cvat.client import CvatClient, CvatError, client_of
 from clickmask_adapters.tools.cvat.labels import TOOL, Frame, JobContent, frame_address, frames
@@ -19,7 +19,7 @@ from clickmask_adapters.tools.cvat.pull import container_of
 Json = Mapping[str, Any]
 
 
-def prelabel(workbench: Workbench, settings: Settings, project: str) -> Iterator[Prelabelled]:
+def prelabel(workbench: Workbench, settings: Settings, project: str) -> Iterator[Step]:
     """Give each new job without annotations the objects that the model in service finds on its frames.
 
     All shapes of a job come in one request, so that stopped at any time it has all of them or none; a
@@ -35,14 +35,14 @@ def prelabel(workbench: Workbench, settings: Settings, project: str) -> Iterator
     for number, row in sorted(rows.items()):
         remaining -= row["frame_count"]
         if not _is_new(row):
-            yield Prelabelled(remaining, images=row["frame_count"], untouched=1)
+            yield Step(remaining, images=row["frame_count"], untouched=1)
             continue
         try:
             yield from _Job(workbench, client, settings.min_iou, project).annotate(number, remaining)
         except CvatError as error:
             if not error.is_about_this:
                 raise
-            yield Prelabelled(remaining, left_out=(f"job {number}: {error}",))
+            yield Step(remaining, left_out=(f"job {number}: {error}",))
 
 
 class _Job:
@@ -51,16 +51,16 @@ class _Job:
         self._min_iou = min_iou
         self._project = project
 
-    def annotate(self, number: int, later: int) -> Iterator[Prelabelled]:
+    def annotate(self, number: int, later: int) -> Iterator[Step]:
         """One step a frame, and one for the upload. `later`: images of the jobs after this one."""
         content = self._client.read_job(number)
         wanted = [frame for frame in frames(content) if not frame.deleted]
         left = len(wanted)
         if not _is_empty(content):
-            yield Prelabelled(later, images=left, untouched=1)
+            yield Step(later, images=left, untouched=1)
             return
         if any(frame.of_video for frame in wanted):
-            yield Prelabelled(later, images=left, left_out=(f"job {number}: it is of a video",))
+            yield Step(later, images=left, left_out=(f"job {number}: it is of a video",))
             return
         labels = drawable(content.labels)
         drawn: list[dict[str, Any]] = []
@@ -72,26 +72,26 @@ class _Job:
                 found = self._found(number, frame, labels)
             except (InvalidImage, ImageRefused, ImageUnavailable) as error:
                 sentence = f"job {number}, frame {frame.number}: {error}"
-                yield Prelabelled(later + left, images=1, left_out=(sentence,))
+                yield Step(later + left, images=1, left_out=(sentence,))
                 continue
             without |= {label for label, _ in found} - labels.keys()
             found = [each for each in found if each[0] in labels]
             drawn += shapes(found, frame.number, labels, objects + 1, self._min_iou)
             objects += len(found)
-            yield Prelabelled(later + left, images=1)
+            yield Step(later + left, images=1)
         yield self._upload(number, later, drawn, objects, without)
 
     def _upload(
         self, number: int, later: int, drawn: list[dict[str, Any]], objects: int, without: set[str]
-    ) -> Prelabelled:
+    ) -> Step:
         names = ", ".join(sorted(without))
         left_out = (f"job {number}: it has no label to draw {names} with",) if without else ()
         # Looked at again: the frames have taken a while.
         if not _is_new(self._client.job(number)) or _shapes_in(self._client.annotations(number)):
-            return Prelabelled(later, untouched=1, left_out=left_out)
+            return Step(later, untouched=1, left_out=left_out)
         if drawn:
             self._client.add_shapes(number, drawn)
-        return Prelabelled(later, containers=1, objects=objects, left_out=left_out)
+        return Step(later, containers=1, objects=objects, left_out=left_out)
 
     def _found(self, job: int, frame: Frame, labels: Mapping[str, Drawable]) -> list[tuple[str, Prediction]]:
         """Everything; what has no label to be drawn with is not remembered as shown."""
@@ -107,7 +107,7 @@ class _Job:
 
         while True:
             try:
-                made = self._workbench.preannotate(ref, annotator, TOOL, can_be_drawn)
+                made = self._workbench.prelabel(ref, annotator, TOOL, can_be_drawn)
                 return [(label, each.prediction) for label, each in made] + missing
             except Busy as error:
                 time.sleep(error.retry_after)

@@ -15,8 +15,8 @@ from clickmask.types import Box, Point, Prompt, Size
 
 SHAPES_SINCE = (2, 60)  # before, CVAT drew nothing but a dense mask
 Json = Mapping[str, Any]
-MOST_BOXES = 100
-MOST_POINTS = 10_000  # before they are dealt out to the boxes; CLICKMASK_MAX_POINTS is for each prompt
+MAX_BOXES = 100
+MAX_POINTS = 10_000  # before they are dealt out to the boxes; CLICKMASK_MAX_POINTS is for each prompt
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ def understands_shapes(user_agent: str) -> bool:
 
 def pointed(asked: Json) -> Pointed:
     """Raises InvalidRequest for what is no list of points, InvalidPrompt for what is no number."""
-    corners = _points(asked, "obj_bbox", 2 * MOST_BOXES)
+    corners = _points(asked, "obj_bbox", 2 * MAX_BOXES)
     if len(corners) % 2:
         raise InvalidRequest(f"obj_bbox has {len(corners)} points: each box has two, its corners")
     boxes = tuple(zip(corners[::2], corners[1::2], strict=True))
-    foreground, background = (_points(asked, name, MOST_POINTS) for name in ("pos_points", "neg_points"))
-    if len(foreground) + len(background) > MOST_POINTS:
-        raise InvalidPrompt(f"a request has at most {MOST_POINTS} points")
+    foreground, background = (_points(asked, name, MAX_POINTS) for name in ("pos_points", "neg_points"))
+    if len(foreground) + len(background) > MAX_POINTS:
+        raise InvalidPrompt(f"a request has at most {MAX_POINTS} points")
     return Pointed(foreground, background, boxes)
 
 

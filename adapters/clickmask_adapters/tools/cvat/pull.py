@@ -11,7 +11,7 @@ from typing import Any, cast
 import orjson
 
 from clickmask.errors import InvalidRequest, UnknownProject
-from clickmask.ingest.apply import Pulled
+from clickmask.ingest.apply import Page
 from clickmask.labels.submissions import AnnotationDeleted, Change, ProjectDescribed, Submission, TaskDeleted
 from clickmask.types import ImageRef
 from clickmask_adapters.settings import Settings
@@ -32,7 +32,7 @@ from clickmask_adapters.tools.cvat.labels import (
 
 log = logging.getLogger(__name__)
 
-MOST_REMEMBERED = 10_000  # jobs
+MAX_REMEMBERED_JOBS = 10_000  # jobs
 DRAWABLE = AREAS | {"any", "unknown"}  # types of a label: a tag or a skeleton is no category of pixels
 
 Json = Mapping[str, Any]
@@ -57,8 +57,8 @@ class CvatLabels:
     def locate(self, submission: Submission) -> ImageRef:
         return self._client.image_ref(submission.address)
 
-    def changes(self, event: bytes, again: bool = False) -> Iterator[Change]:
-        """What the event means. A job is read again only if it was saved since it was read, or `again`.
+    def changes(self, event: bytes, retry: bool = False) -> Iterator[Change]:
+        """What the event means. A job is read again only if it was saved since it was read, or `retry`.
 
         Raises InvalidRequest for what is no event, CvatError where CVAT cannot be asked now.
         """
@@ -67,18 +67,18 @@ class CvatLabels:
             if means is not None:
                 yield means
             return
-        if not again and self._taken.get(means.job, 0.0) >= means.updated_at:
+        if not retry and self._taken.get(means.job, 0.0) >= means.updated_at:
             return
         content = self._content(means.job)
         if content is None:
             return
         yield from self._changes_of(content)
         # Only now: whoever takes them may have failed in between, and will ask again.
-        if len(self._taken) >= MOST_REMEMBERED:
+        if len(self._taken) >= MAX_REMEMBERED_JOBS:
             self._taken.clear()
         self._taken[means.job] = timestamp(content.job)
 
-    def pull(self, project: str, position: str | None = None) -> Iterator[Pulled]:
+    def pull(self, project: str, position: str | None = None) -> Iterator[Page]:
         """The jobs of a project, or of `task-<id>`, from `position` on, oldest update first, one a part.
 
         Those that are neither accepted nor rejected have no changes. A job that is saved meanwhile
@@ -91,7 +91,7 @@ class CvatLabels:
             judged = is_accepted(job) or is_rejected(job)
             content = self._content(job["id"]) if judged else None
             changes = self._changes_of(content) if content else []
-            yield Pulled(changes, job["updated_date"], remaining)
+            yield Page(changes, job["updated_date"], remaining)
 
     def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
         """The deletions of those of `annotations`, (task, job), that CVAT no longer has."""

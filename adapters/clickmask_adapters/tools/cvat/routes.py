@@ -24,23 +24,23 @@ from starlette.responses import JSONResponse
 
 from clickmask.errors import AnnotatorNotReady, Busy, ClickmaskError, InvalidRequest, SegmenterNotReady
 from clickmask.workbench import Workbench
-from clickmask_adapters.api._json import json_answer
+from clickmask_adapters.api._json import json_response
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools.cvat.backend import Invoker, LateAnswers, key_of, within
+from clickmask_adapters.tools.cvat.backend import Invoker, ResultCache, key_of, within
 from clickmask_adapters.tools.cvat.functions import Function, functions
 from clickmask_adapters.tools.cvat.labels import TOOL
 
 log = logging.getLogger(__name__)
-BELIEVED = 5.0  # seconds for which the list of functions is taken for the truth: making it takes 0.03
-LONGEST_CLICK = 50.0  # seconds; the nginx before CVAT gives up on an annotator's call after 60
-DEFAULT_TIMEOUT = 120.0  # seconds; CVAT's own default, where its request does not say
-RESERVE = 5.0  # seconds before CVAT's timeout that an answer should be on its way
+FUNCTIONS_TTL_S = 5.0  # seconds for which the list of functions is taken for the truth: making it takes 0.03
+MAX_CLICK_S = 50.0  # seconds; the nginx before CVAT gives up on an annotator's call after 60
+DEFAULT_TIMEOUT_S = 120.0  # seconds; CVAT's own default, where its request does not say
+RESERVE_S = 5.0  # seconds before CVAT's timeout that an answer should be on its way
 
 
 def router(workbench: Workbench, settings: Settings) -> APIRouter:
     offered = Offered(workbench)
     invoker = Invoker(workbench, settings.min_iou, every_candidate=settings.cvat_candidates)
-    late = LateAnswers()
+    late = ResultCache()
     listing = ThreadPoolExecutor(1, thread_name_prefix="cvat-functions")
 
     @asynccontextmanager
@@ -92,11 +92,11 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
     @routes.get("/api/functions")
     async def list_functions(request: Request) -> Response:
         port = _port(request)
-        return json_answer({name: each.described(port) for name, each in (await current()).items()})
+        return json_response({name: each.described(port) for name, each in (await current()).items()})
 
     @routes.get("/api/functions/{name}")
     async def describe_function(name: str, request: Request) -> Response:
-        return json_answer((await required(name)).described(_port(request)))
+        return json_response((await required(name)).described(_port(request)))
 
     @routes.post("/api/function_invocations")
     async def invoke_function(request: Request) -> Response:
@@ -121,7 +121,7 @@ class Offered:
         """Logs what is ready but cannot be offered."""
         self._workbench = workbench
         self.last, left_out = self._look()
-        self._until = time.monotonic() + BELIEVED
+        self._until = time.monotonic() + FUNCTIONS_TTL_S
         for reason in left_out:
             log.warning("cvat: not offered: %s", reason)
 
@@ -129,7 +129,7 @@ class Offered:
         """All that is ready now, or was a few seconds ago; `last` is what this gave before."""
         if time.monotonic() >= self._until:
             self.last, _ = self._look()
-            self._until = time.monotonic() + BELIEVED
+            self._until = time.monotonic() + FUNCTIONS_TTL_S
         return self.last
 
     def _look(self) -> tuple[Mapping[str, Function], list[str]]:
@@ -140,9 +140,9 @@ class Offered:
 def patience(function: Function, timeout: str) -> float:
     """Seconds in which the answer must be there; `timeout` is CVAT's own, such as "120s"."""
     given = re.fullmatch(r"(\d{1,6}(?:\.\d{1,9})?)s", timeout)
-    seconds = float(given[1]) if given else DEFAULT_TIMEOUT
-    longest = seconds if function.kind == "detector" else LONGEST_CLICK
-    return max(1.0, min(seconds - RESERVE, longest))
+    seconds = float(given[1]) if given else DEFAULT_TIMEOUT_S
+    longest = seconds if function.kind == "detector" else MAX_CLICK_S
+    return max(1.0, min(seconds - RESERVE_S, longest))
 
 
 def _refusal(status: HTTPStatus, error: Exception, retry_after: float | None = None) -> HTTPException:

@@ -16,14 +16,14 @@ from clickmask_adapters.tools.label_studio import answers, label_config, prompts
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.label_config import LabelConfig
 from clickmask_adapters.tools.label_studio.labels import TOOL
-from clickmask_adapters.tools.label_studio.prelabel import Preannotation, model_version
+from clickmask_adapters.tools.label_studio.prelabel import Prelabeller, model_version
 
 log = logging.getLogger(__name__)
 
 Json = Mapping[str, Any]
 
-MOST_REMEMBERED = 1000  # tasks that were clicked in
-MOST_PREPARED = 64  # images of one request, and requests that wait: a whole project may be sent at once
+MAX_REMEMBERED_TASKS = 1000  # tasks that were clicked in
+MAX_PREPARED = 64  # images of one request, and requests that wait: a whole project may be sent at once
 NEXT_TASKS = 3  # that are prepared while an annotator works on one
 
 
@@ -56,14 +56,14 @@ class Backend:
     def start_training(self, asked: Json) -> str:
         """The job that trains the project. Raises TrainingNotReady."""
         project = json_object(asked.get("project"), "the project of the event")
-        return self._workbench.trainings.request(TOOL, _project({"project": project.get("id")})).id
+        return self._workbench.supervisor.request(TOOL, _project({"project": project.get("id")})).id
 
-    def preannotate(self, asked: Json) -> list[dict[str, Any]]:
+    def prelabel(self, asked: Json) -> list[dict[str, Any]]:
         """The `results` of tasks that nobody has clicked in; none while no model is served."""
         served = self._served(asked)
         if served is None:
             return []
-        annotator = Preannotation(
+        annotator = Prelabeller(
             self._workbench,
             self._client,
             served[0],
@@ -137,7 +137,7 @@ class Backend:
         with self._lock:
             known = place in self._clicked
             self._clicked[place] = None
-            if len(self._clicked) > MOST_REMEMBERED:
+            if len(self._clicked) > MAX_REMEMBERED_TASKS:
                 self._clicked.popitem(last=False)
         return not known
 
@@ -182,13 +182,13 @@ def images_of(asked: Json) -> list[tuple[int, str]]:
     """Task and address of the first images that the tasks show; a task without image is left out."""
     config = _label_config(asked)
     found: list[tuple[int, str]] = []
-    for task, data in map(_task, _tasks(asked)[:MOST_PREPARED]):
+    for task, data in map(_task, _tasks(asked)[:MAX_PREPARED]):
         for to_name in config.images:
             try:
                 found += [(task, uri) for uri in config.image_uris(to_name, data)]
             except InvalidRequest as error:
                 log.info("%s: task %d: %s", TOOL, task, error)
-    return found[:MOST_PREPARED]
+    return found[:MAX_PREPARED]
 
 
 def _tasks(asked: Json) -> list[object]:

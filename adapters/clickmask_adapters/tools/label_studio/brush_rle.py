@@ -24,7 +24,7 @@ Integers = NDArray[np.int64]
 CHANNELS = 4
 WORD_BITS = 8
 RUN_BITS = (3, 4, 8, 16)
-LONGEST_RUN = 2**16
+MAX_RUN = 2**16
 HEADER_BITS = 32 + 5 + 4 * 4
 OPAQUE = 128  # the alpha from which a pixel counts: strokes drawn in the UI have soft edges
 
@@ -43,9 +43,9 @@ def mask_to_brush_rle(mask: Mask) -> Bytes:
     values = pixels[ends - 1].astype(np.int64) * 255
     classes = np.searchsorted([2**bits for bits in RUN_BITS[:3]], lengths)
     # A run that is too long is cut; the rest keeps the widest class, however short it is.
-    pieces = (lengths + LONGEST_RUN - 1) // LONGEST_RUN
+    pieces = (lengths + MAX_RUN - 1) // MAX_RUN
     last = np.cumsum(pieces) - 1
-    lengths, full = np.full(int(last[-1]) + 1, LONGEST_RUN), lengths - (pieces - 1) * LONGEST_RUN
+    lengths, full = np.full(int(last[-1]) + 1, MAX_RUN), lengths - (pieces - 1) * MAX_RUN
     lengths[last] = full
     classes, values = np.repeat(classes, pieces), np.repeat(values, pieces)
     bits = np.array(RUN_BITS)[classes]

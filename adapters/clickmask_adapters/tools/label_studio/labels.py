@@ -38,9 +38,9 @@ log = logging.getLogger(__name__)
 
 TOOL = "label_studio"
 AREAS = ("brush", "bitmask", "polygon", "rectangle", "ellipse")  # what has pixels; points and texts have none
-OURS = re.compile(r"([A-Za-z0-9_-]{16})-\d+")  # a region that we proposed: `translate.regions`
+PROPOSED_REGION = re.compile(r"([A-Za-z0-9_-]{16})-\d+")  # a region that we proposed: `translate.regions`
 UPLOADED = re.compile(r"(?<=/)[0-9a-f]{8}-(?=[^/]+$)")  # what Label Studio puts before an upload's name
-LONGEST_SIDE = 10**6  # pixels; beyond any image that is decoded
+MAX_SIDE_PX = 10**6  # pixels; beyond any image that is decoded
 _DECIMALS = 9  # of a pixel: what percents and back leave behind is no more than this
 
 Json = Mapping[str, Any]
@@ -163,7 +163,7 @@ def _drawn(annotation: Json, config: LabelConfig) -> Iterator[tuple[tuple[str, i
             geometry = _geometry(_kind(shape), _part(shape, "value"), size)
         except (ValueError, TypeError, LookupError) as error:
             raise InvalidRequest(f"region {name[:40]!r} is damaged: {error}") from error
-        ours = OURS.fullmatch(name)
+        ours = PROPOSED_REGION.fullmatch(name)
         place = str(shape.get("to_name")), int(shape.get("item_index") or 0)
         yield place, size, Region(name, labels[0], geometry, ours[1] if ours else None)
 
@@ -268,7 +268,7 @@ def _timestamp(written: object) -> float:
 
 def _pixels(result: Json, name: str) -> int:
     value = result.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LONGEST_SIDE:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_SIDE_PX:
         raise InvalidRequest(f"{name} {str(value)[:40]!r} is no number of pixels")
     return value
 

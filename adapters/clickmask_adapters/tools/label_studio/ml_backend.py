@@ -77,7 +77,7 @@ class ClickmaskModel(LabelStudioMLBase):
         try:
             if not context:
                 backend.prepare(images_of(asked), backend.segmenter(asked))
-                answers = backend.preannotate(asked)
+                answers = backend.prelabel(asked)
             else:
                 answers = [backend.answer(asked, context)]
         except ClickmaskError as error:

@@ -24,7 +24,7 @@ from clickmask.errors import (
 from clickmask.types import Prediction
 from clickmask.workbench import Proposal, Workbench
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools._prelabel import Prelabelled, require_trained
+from clickmask_adapters.tools._prelabel import Step, require_trained
 from clickmask_adapters.tools.label_studio import answers, label_config, prompts
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient, LabelStudioError, client_of
 from clickmask_adapters.tools.label_studio.label_config import Answer, LabelConfig
@@ -36,7 +36,7 @@ OURS = re.compile(r".*, unet .*", re.DOTALL)  # what `model_version` gives
 Json = Mapping[str, Any]
 
 
-def prelabel(workbench: Workbench, settings: Settings, project: str) -> Iterator[Prelabelled]:
+def prelabel(workbench: Workbench, settings: Settings, project: str) -> Iterator[Step]:
     """Give each task without annotations and drafts the prediction of the model that is served, once.
 
     A task is one request, so that stopped at any time it has its prediction or not. Raises
@@ -69,15 +69,15 @@ class _Annotating:
         self._config = label_config.parse(described.get("label_config") or "<View/>")
         self._shown: str = described.get("model_version") or ""
 
-    def annotate(self, task: Json, remaining: int) -> Prelabelled:
+    def annotate(self, task: Json, remaining: int) -> Step:
         # Asked for each time: another model may have been promoted since the one before.
         annotator, version = require_trained(self._workbench, TOOL, str(self._project))
         segmenter = self._workbench.project_segmenter(TOOL, str(self._project))
         version = model_version(segmenter or self._workbench.default_segmenter, version)
         if _is_touched(task) or version in {each.get("model_version") for each in task["predictions"]}:
-            return Prelabelled(remaining, images=1, untouched=1)
+            return Step(remaining, images=1, untouched=1)
         try:
-            drawing = Preannotation(
+            drawing = Prelabeller(
                 self._workbench, self._client, annotator, version, self._config, self._min_iou
             )
             answer = drawing.answer(task["id"], task["data"])
@@ -90,7 +90,7 @@ class _Annotating:
             return _left_out(task, remaining, error)
         self._show(version)
         objects = len({region["id"].rpartition("-")[0] for region in answer["result"]})
-        return Prelabelled(remaining, images=1, containers=1, objects=objects)
+        return Step(remaining, images=1, containers=1, objects=objects)
 
     def _show(self, version: str) -> None:
         """Label Studio shows one version's predictions: no other than ours is ever taken away from there.
@@ -107,12 +107,12 @@ def _is_touched(task: Json) -> bool:
     return any(task.get(name) for name in ("annotations", "cancelled_annotations", "drafts"))
 
 
-def _left_out(task: Json, remaining: int, error: Exception) -> Prelabelled:
-    return Prelabelled(remaining, images=1, left_out=(f"task {task['id']}: {error}",))
+def _left_out(task: Json, remaining: int, error: Exception) -> Step:
+    return Step(remaining, images=1, left_out=(f"task {task['id']}: {error}",))
 
 
 log = logging.getLogger(__name__)
-LONGEST = 80.0  # seconds; Label Studio waits for 100
+PREDICT_WAIT_S = 80.0  # seconds; Label Studio waits for 100
 
 
 def model_version(segmenter: str, trained: str | None) -> str:
@@ -120,7 +120,7 @@ def model_version(segmenter: str, trained: str | None) -> str:
     return f"{segmenter}, {trained}" if trained else segmenter
 
 
-class Preannotation:
+class Prelabeller:
     """Answers one request for predictions; `version` is what Label Studio keeps them under."""
 
     def __init__(
@@ -135,7 +135,7 @@ class Preannotation:
         self._workbench, self._client = workbench, client
         self._annotator, self._version = annotator, version
         self._config, self._min_iou = config, min_iou
-        self._until = time.monotonic() + LONGEST
+        self._until = time.monotonic() + PREDICT_WAIT_S
 
     def answers(self, tasks: Sequence[tuple[int, Json]]) -> list[dict[str, Any]]:
         """One entry of `results` a task, in their order. Raises Busy where they are too many.
@@ -182,7 +182,7 @@ class Preannotation:
         while True:
             try:
                 ref = self._client.image_ref(task, uri)
-                return self._workbench.preannotate(ref, self._annotator, TOOL, can_be_drawn)
+                return self._workbench.prelabel(ref, self._annotator, TOOL, can_be_drawn)
             except Busy as error:
                 if time.monotonic() + error.retry_after > self._until:
                     raise

@@ -13,7 +13,7 @@ from clickmask_adapters.tools.label_studio.label_config import LABELS, Answer, L
 
 Json = Mapping[str, Any]
 MARKS = frozenset({"keypoint", "keypointlabels", "rectangle", "rectanglelabels", LABELS})
-LONGEST_SIDE = 10**6  # pixels; beyond any image that is decoded
+MAX_SIDE_PX = 10**6  # pixels; beyond any image that is decoded
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +159,7 @@ def _finite(value: object, name: str) -> float:
 
 def _pixels(result: Json, name: str) -> int:
     value = result.get(name)
-    if not _is_integer(value) or not 0 < value <= LONGEST_SIDE:
+    if not _is_integer(value) or not 0 < value <= MAX_SIDE_PX:
         raise InvalidRequest(f"{name} {str(value)[:40]!r} is no number of pixels")
     return value
 

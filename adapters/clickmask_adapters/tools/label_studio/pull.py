@@ -10,11 +10,11 @@ from typing import Any, cast
 import orjson
 
 from clickmask.errors import InvalidRequest, UnknownProject
-from clickmask.ingest.apply import Pulled
+from clickmask.ingest.apply import Page
 from clickmask.labels.submissions import AnnotationDeleted, Change, ProjectDescribed, Submission, TaskDeleted
 from clickmask.types import ImageRef
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools import Wanted
+from clickmask_adapters.tools import NamedImage
 from clickmask_adapters.tools.label_studio import label_config, labels
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient, LabelStudioError, client_of
 from clickmask_adapters.tools.label_studio.labels import TOOL
@@ -38,10 +38,10 @@ class LabelStudioLabels:
     def origin(self) -> str | None:
         return self._client.url
 
-    def changes(self, event: bytes, again: bool = False) -> Iterator[Change]:
+    def changes(self, event: bytes, retry: bool = False) -> Iterator[Change]:
         """What the event means. Raises InvalidRequest for one that cannot be read.
 
-        `again`: without what it says of its project, which was taken in before and may be old by now.
+        `retry`: without what it says of its project, which was taken in before and may be old by now.
         """
         try:
             parsed = orjson.loads(event)
@@ -50,12 +50,12 @@ class LabelStudioLabels:
         if not isinstance(parsed, Mapping):
             raise InvalidRequest("an event of Label Studio is a JSON object")
         found = labels.changes(cast("Json", parsed))
-        return (each for each in found if not (again and isinstance(each, ProjectDescribed)))
+        return (each for each in found if not (retry and isinstance(each, ProjectDescribed)))
 
     def locate(self, submission: Submission) -> ImageRef:
         return self._client.image_ref(int(submission.task), submission.address)
 
-    def pull(self, project: str, position: str | None = None) -> Iterator[Pulled]:
+    def pull(self, project: str, position: str | None = None) -> Iterator[Page]:
         """The project's annotations, task by task from the one after `position`, a page at a time.
 
         Pages follow the tasks' numbers, so that tasks that come and go meanwhile neither shift nor
@@ -73,7 +73,7 @@ class LabelStudioLabels:
                 last = task["id"]
                 for annotation in task.get("annotations", []):
                     changes += labels.readable(annotation, {**task, "project": number}, config)
-                yield Pulled(changes, str(last), remaining=total - place - 1)
+                yield Page(changes, str(last), remaining=total - place - 1)
                 changes = []
             if len(tasks) < PAGE:
                 return
@@ -116,7 +116,7 @@ def project_number(project: str) -> int:
 log = logging.getLogger(__name__)
 
 
-def project_images(client: LabelStudioClient, project: int) -> Iterator[Wanted]:
+def project_images(client: LabelStudioClient, project: int) -> Iterator[NamedImage]:
     """Every image of every task, in Label Studio's order; tasks without one are left out.
 
     Raises LabelStudioError where Label Studio cannot be asked.
@@ -132,4 +132,4 @@ def project_images(client: LabelStudioClient, project: int) -> Iterator[Wanted]:
             for number, uri in enumerate(uris, 1):
                 name = f"task {task['id']}" + (f", image {number}" if len(uris) > 1 else "")
                 # Located when its turn comes: the access token of now would have expired by then.
-                yield Wanted(name, partial(client.image_ref, task["id"], uri))
+                yield NamedImage(name, partial(client.image_ref, task["id"], uri))

@@ -19,10 +19,10 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
 from clickmask.errors import InvalidRequest
 from clickmask.workbench import Workbench
-from clickmask_adapters.api._json import json_answer
+from clickmask_adapters.api._json import json_response
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.label_studio.backend import (
-    MOST_PREPARED,
+    MAX_PREPARED,
     Backend,
     images_of,
     json_object,
@@ -32,8 +32,8 @@ from clickmask_adapters.tools.label_studio.client import client_of
 from clickmask_adapters.tools.label_studio.labels import TOOL
 
 log = logging.getLogger(__name__)
-EVENT_HEAD = 200  # bytes of an event in which its action stands
-LARGEST_PREPARED = 4 * 2**20  # bytes of an event that is read again for its images
+EVENT_HEAD_BYTES = 200  # bytes of an event in which its action stands
+MAX_PREPARED_BYTES = 4 * 2**20  # bytes of an event that is read again for its images
 Json = Mapping[str, Any]
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         settings.min_iou,
     )
     short = ThreadPoolExecutor(2, thread_name_prefix="label-studio")  # one transaction each, never more
-    waiting = BoundedSemaphore(MOST_PREPARED)
+    waiting = BoundedSemaphore(MAX_PREPARED)
     preparing = ThreadPoolExecutor(1, thread_name_prefix="label-studio-prepare")
 
     @asynccontextmanager
@@ -73,15 +73,15 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
 
     @routes.get("/health")
     async def health() -> Response:
-        return json_answer({"status": "UP", "model_class": "clickmask"})
+        return json_response({"status": "UP", "model_class": "clickmask"})
 
     @routes.post("/setup")
     async def setup(body: Body) -> Response:
-        return json_answer({"model_version": await shortly(backend.set_up, parse_body(body))})
+        return json_response({"model_version": await shortly(backend.set_up, parse_body(body))})
 
     @routes.get("/versions")
     async def versions() -> Response:
-        return json_answer({"versions": await shortly(backend.versions)})
+        return json_response({"versions": await shortly(backend.versions)})
 
     @routes.post("/predict")
     def predict(body: Body) -> Response:
@@ -90,22 +90,22 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         if context is None:
             prepare_soon(backend.prepare, images_of(asked), backend.segmenter(asked))
             # An empty list stores nothing; anything else would be stored as a prediction.
-            return json_answer({"results": backend.preannotate(asked)})
+            return json_response({"results": backend.prelabel(asked)})
         answer = backend.answer(asked, context)
         if backend.goes_on(asked):
             prepare_soon(backend.prepare_next, asked)
-        return json_answer({"results": [answer]})
+        return json_response({"results": [answer]})
 
     @routes.post("/webhook")
     async def webhook(body: Body) -> Response:
         if not body.lstrip().startswith(b"{"):
             raise InvalidRequest("an event is a JSON object")
         await asyncio.wrap_future(workbench.inbox.keep_soon(TOOL, body))
-        if b'"TASKS_CREATED"' in body[:EVENT_HEAD] and len(body) <= LARGEST_PREPARED:
+        if b'"TASKS_CREATED"' in body[:EVENT_HEAD_BYTES] and len(body) <= MAX_PREPARED_BYTES:
             prepare_soon(backend.prepare_created, body)
-        if b'"START_TRAINING"' in body[:EVENT_HEAD]:
+        if b'"START_TRAINING"' in body[:EVENT_HEAD_BYTES]:
             job = await shortly(backend.start_training, parse_body(body))
-            return json_answer({"status": "kept", "job": job}, HTTPStatus.ACCEPTED)
-        return json_answer({"status": "kept"})
+            return json_response({"status": "kept", "job": job}, HTTPStatus.ACCEPTED)
+        return json_response({"status": "kept"})
 
     return routes

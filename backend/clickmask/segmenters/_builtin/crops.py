@@ -8,25 +8,25 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from clickmask.segmenters._builtin.prompt_maps import Floats, View
+from clickmask.segmenters._builtin.prompt_maps import Crop, Floats
 from clickmask.types import Box, Mask, Point, Prompt, Size
 
-KEPT_SIDE = 1024  # px; longest side of the pixels that are kept to look at parts
-ROOM = 1.7  # sides of a part, in sides of what is in it
-SMALLEST_PART = 64.0  # px of what is kept
+MAX_KEPT_PX = 1024  # px; longest side of the pixels that are kept to look at parts
+CROP_MARGIN = 1.7  # sides of a part, in sides of what is in it
+MIN_CROP_PX = 64.0  # px of what is kept
 CLOSE_ENOUGH = 0.75  # of the image's long side: a larger part is not worth a second look
-SURE = 8.0  # logit of a pixel that is decided
-SPILL = 0.05  # of a box's sides: how far a mask may leave it
-DECIDED = 0.15  # of the root of the mask's area: radius of what a click decides against the network
-ALIKE = 0.9  # IoU of two candidates that are one
-DOT = 0.02  # of the image's long side: radius of the mask where nothing was found
+MIN_CONFIDENCE_LOGIT = 8.0  # logit of a pixel that is decided
+MAX_BOX_OVERSHOOT = 0.05  # of a box's sides: how far a mask may leave it
+CLICK_RADIUS = 0.15  # of the root of the mask's area: radius of what a click decides against the network
+MERGE_IOU = 0.9  # IoU of two candidates that are one
+EMPTY_MASK_RADIUS = 0.02  # of the image's long side: radius of the mask where nothing was found
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class Pass:
     """What was seen in a view: logits (H / 2, W / 2) of one mask, and its IoU as the network thinks."""
 
-    view: View
+    view: Crop
     logits: Floats
     worth: float
 
@@ -35,7 +35,7 @@ def probabilities(logits: Floats) -> Floats:
     return (1 / (1 + np.exp(-np.clip(logits, -30, 30)))).astype(np.float32)
 
 
-def coverage(mask: Mask, view: View) -> Floats:
+def coverage(mask: Mask, view: Crop) -> Floats:
     """How much of each of the view's cells `mask` covers: (H / 2, W / 2)."""
     height, width = (side // 2 for side in view.size)
     padded = np.zeros([side // 2 for side in view.padded], np.float32)
@@ -45,23 +45,23 @@ def coverage(mask: Mask, view: View) -> Floats:
     return padded
 
 
-def settled(logits: Floats, view: View, prompt: Prompt) -> Floats:
+def constrain(logits: Floats, view: Crop, prompt: Prompt) -> Floats:
     """`logits` without what cannot be meant: padding, far from the box, or apart from all clicks."""
     height, width = (side // 2 for side in view.size)
-    inside = np.full_like(logits, -SURE)
+    inside = np.full_like(logits, -MIN_CONFIDENCE_LOGIT)
     top, left, bottom, right = 0, 0, height, width
     if prompt.box is not None:
-        (x0, y0), (x1, y1) = view.framed([prompt.box[:2], prompt.box[2:]])
-        across, down = SPILL * (x1 - x0) + 2, SPILL * (y1 - y0) + 2
+        (x0, y0), (x1, y1) = view.to_crop([prompt.box[:2], prompt.box[2:]])
+        across, down = MAX_BOX_OVERSHOOT * (x1 - x0) + 2, MAX_BOX_OVERSHOOT * (y1 - y0) + 2
         left, top = max(left, int((x0 - across) / 2)), max(top, int((y0 - down) / 2))
         right, bottom = min(right, int((x1 + across) / 2) + 1), min(bottom, int((y1 + down) / 2) + 1)
     inside[top:bottom, left:right] = logits[top:bottom, left:right]
     foreground, background = (
-        [(x / 2, y / 2) for x, y in view.framed([point for point in points if view.sees(point)])]
+        [(x / 2, y / 2) for x, y in view.to_crop([point for point in points if view.contains(point)])]
         for points in (prompt.foreground, prompt.background)
     )
-    _decide(inside, foreground, background, SURE)
-    _decide(inside, background, foreground, -SURE)
+    _decide(inside, foreground, background, MIN_CONFIDENCE_LOGIT)
+    _decide(inside, background, foreground, -MIN_CONFIDENCE_LOGIT)
     return _clicked(inside, foreground)
 
 
@@ -70,7 +70,7 @@ def _decide(logits: Floats, points: list[Point], others: list[Point], logit: flo
 
     It may think that it knows better, in the middle of something uniform; a person has said so.
     """
-    radius = max(1.5, DECIDED * float(np.count_nonzero(logits > 0)) ** 0.5)
+    radius = max(1.5, CLICK_RADIUS * float(np.count_nonzero(logits > 0)) ** 0.5)
     y, x = np.ogrid[: logits.shape[0], : logits.shape[1]]
     for column, row in points:
         if (logits[_cell((column, row), logits)] > 0) == (logit > 0):
@@ -87,19 +87,19 @@ def _clicked(logits: Floats, points: list[Point]) -> Floats:
     clicked = {int(labels[_cell(point, logits)]) for point in points} - {0}
     if not clicked:
         return logits
-    return np.where((labels == 0) | np.isin(labels, list(clicked)), logits, np.float32(-SURE))
+    return np.where((labels == 0) | np.isin(labels, list(clicked)), logits, np.float32(-MIN_CONFIDENCE_LOGIT))
 
 
 def _cell(point: Point, logits: Floats) -> tuple[int, int]:
     return min(int(point[1]), logits.shape[0] - 1), min(int(point[0]), logits.shape[1] - 1)
 
 
-def different(looks: list[Look]) -> list[Look]:
+def different(looks: list[Pass]) -> list[Pass]:
     """The best first, without those that are nearly one before."""
-    kept: list[Look] = []
+    kept: list[Pass] = []
     for look in sorted(looks, key=lambda look: -look.worth):
         mask = look.logits > 0
-        if mask.any() and all(_iou(mask, other.logits > 0) < ALIKE for other in kept):
+        if mask.any() and all(_iou(mask, other.logits > 0) < MERGE_IOU for other in kept):
             kept.append(look)
     return kept or looks[:1]
 
@@ -108,7 +108,7 @@ def _iou(a: Mask, b: Mask) -> float:
     return float((a & b).sum() / max(1, (a | b).sum()))
 
 
-def part_round(look: Look, prompt: Prompt, size: Size) -> Box | None:
+def crop_around(look: Pass, prompt: Prompt, size: Size) -> Box | None:
     """The square round what was found and pointed at, moved into the image; None if that is most of it."""
     rows, columns = np.nonzero(look.logits > 0)
     x0, y0, x1, y1 = look.view.extent
@@ -123,8 +123,8 @@ def part_round(look: Look, prompt: Prompt, size: Size) -> Box | None:
         ys += [prompt.box[1], prompt.box[3]]
     if not xs:
         return None
-    smallest = SMALLEST_PART * max(1.0, max(size) / KEPT_SIDE)
-    side = max(ROOM * max(max(xs) - min(xs), max(ys) - min(ys)), smallest)
+    smallest = MIN_CROP_PX * max(1.0, max(size) / MAX_KEPT_PX)
+    side = max(CROP_MARGIN * max(max(xs) - min(xs), max(ys) - min(ys)), smallest)
     if side > CLOSE_ENOUGH * max(size):
         return None
     edges: list[tuple[float, float]] = []
@@ -135,25 +135,25 @@ def part_round(look: Look, prompt: Prompt, size: Size) -> Box | None:
     return edges[0][0], edges[1][0], edges[0][1], edges[1][1]
 
 
-def seen_from(look: Look, view: View) -> Floats:
-    """The logits of `look` where `view` looks, (H / 2, W / 2) of that; outside of the image -SURE."""
+def resample(look: Pass, view: Crop) -> Floats:
+    """Logits of `look` resampled to `view`, (H / 2, W / 2); -MIN_CONFIDENCE_LOGIT outside the image."""
     height, width = (side // 2 for side in view.size)
-    (x0, y0), (x1, y1) = look.view.framed([view.extent[:2], view.extent[2:]])
+    (x0, y0), (x1, y1) = look.view.to_crop([view.extent[:2], view.extent[2:]])
     placed = _resampled(look.logits, (x0 / 2, y0 / 2, x1 / 2, y1 / 2), (height, width))
-    padded = np.full([side // 2 for side in view.padded], -SURE, np.float32)
+    padded = np.full([side // 2 for side in view.padded], -MIN_CONFIDENCE_LOGIT, np.float32)
     padded[:height, :width] = placed
     return padded
 
 
-def in_view(look: Look, view: View, before: Floats) -> Floats:
+def paste(look: Pass, view: Crop, before: Floats) -> Floats:
     """`before`, the logits of the whole image's `view`, corrected by a closer `look`."""
     if look.view == view:
         return before
     (x0, y0), (x1, y1) = (
-        (x / 2, y / 2) for x, y in view.framed([look.view.extent[:2], look.view.extent[2:]])
+        (x / 2, y / 2) for x, y in view.to_crop([look.view.extent[:2], look.view.extent[2:]])
     )
     top, left, bottom, right = round(y0), round(x0), round(y1), round(x1)
-    whole = np.full_like(before, -SURE)
+    whole = np.full_like(before, -MIN_CONFIDENCE_LOGIT)
     height, width = (side // 2 for side in look.view.size)
     if bottom > top and right > left:
         part = cv2.resize(
@@ -181,7 +181,7 @@ def _resampled(logits: Floats, box: Box, size: Size) -> Floats:
     )
 
 
-def whole_mask(look: Look, prompt: Prompt, size: Size) -> Mask:
+def whole_mask(look: Pass, prompt: Prompt, size: Size) -> Mask:
     """What `look` found, as a mask of the whole image; never empty."""
     height, width = (side // 2 for side in look.view.size)
     x0, y0, x1, y1 = (round(edge) for edge in look.view.extent)
@@ -197,7 +197,9 @@ def _as_pointed(prompt: Prompt, size: Size) -> Mask:
         return prompt.mask.copy()
     y, x = np.ogrid[0.5 : size[0], 0.5 : size[1]]
     mask = np.zeros(size, np.bool_)
-    discs = [(point, DOT * max(size), DOT * max(size)) for point in prompt.foreground]
+    discs = [
+        (point, EMPTY_MASK_RADIUS * max(size), EMPTY_MASK_RADIUS * max(size)) for point in prompt.foreground
+    ]
     if prompt.box is not None:
         x0, y0, x1, y1 = prompt.box
         discs = [(((x0 + x1) / 2, (y0 + y1) / 2), (x1 - x0) / 2, (y1 - y0) / 2)]

@@ -24,7 +24,7 @@ MAPS = 7
 
 
 @dataclass(frozen=True)
-class View:
+class Crop:
     """The part `extent` of an image, seen at `size`: (height, width), even, without the padding."""
 
     extent: Box
@@ -35,26 +35,26 @@ class View:
         height, width = (-(-side // MULTIPLE) * MULTIPLE for side in self.size)
         return height, width
 
-    def framed(self, points: Sequence[Point]) -> list[Point]:
+    def to_crop(self, points: Sequence[Point]) -> list[Point]:
         """`points` of the image, in pixels of the view."""
         x0, y0, x1, y1 = self.extent
         sx, sy = self.size[1] / (x1 - x0), self.size[0] / (y1 - y0)
         return [((x - x0) * sx, (y - y0) * sy) for x, y in points]
 
-    def sees(self, point: Point) -> bool:
+    def contains(self, point: Point) -> bool:
         x0, y0, x1, y1 = self.extent
         return x0 <= point[0] <= x1 and y0 <= point[1] <= y1
 
 
-def view_of(extent: Box, side: int) -> View:
+def crop_of(extent: Box, side: int) -> Crop:
     """`extent` with a long side of `side` pixels."""
     width, height = extent[2] - extent[0], extent[3] - extent[1]
     scale = side / max(width, height)
     rows, columns = (max(2, 2 * round(length * scale / 2)) for length in (height, width))
-    return View(extent, (rows, columns))
+    return Crop(extent, (rows, columns))
 
 
-def network_input(pixels: Pixels, view: View) -> Floats:
+def network_input(pixels: Pixels, view: Crop) -> Floats:
     """(1, 3, H, W) in [-1, 1] of the pixels that lie in the view, the padding zero."""
     height, width = view.size
     shrinks = pixels.shape[0] > height or pixels.shape[1] > width
@@ -66,14 +66,14 @@ def network_input(pixels: Pixels, view: View) -> Floats:
     return padded
 
 
-def render(view: View, prompt: Prompt, region: Floats | None) -> Floats:
+def render(view: Crop, prompt: Prompt, region: Floats | None) -> Floats:
     """(1, MAPS, H / 2, W / 2): `prompt`, and the probabilities (H / 2, W / 2) of the mask so far."""
     rows, columns = (side // 2 for side in view.padded)
     maps = np.zeros((1, MAPS, rows, columns), np.float32)
     x = 2 * np.arange(columns, dtype=np.float32) + 1  # px of the view, of the pixels' centres
     y = 2 * np.arange(rows, dtype=np.float32) + 1
     clicks = [
-        (view.framed([point for point in points if view.sees(point)]), narrow, wide)
+        (view.to_crop([point for point in points if view.contains(point)]), narrow, wide)
         for points, narrow, wide in (
             (prompt.foreground, CLICKED, CLICKED_WIDE),
             (prompt.background, REJECTED, REJECTED_WIDE),
@@ -85,7 +85,7 @@ def render(view: View, prompt: Prompt, region: Floats | None) -> Floats:
                 bump = np.outer(_bump(y - row, sigma), _bump(x - column, sigma))
                 np.maximum(maps[0, channel], bump, out=maps[0, channel])
     if prompt.box is not None:
-        (x0, y0), (x1, y1) = view.framed([prompt.box[:2], prompt.box[2:]])
+        (x0, y0), (x1, y1) = view.to_crop([prompt.box[:2], prompt.box[2:]])
         # of each pixel, the part that is inside: boxes lie on fractions
         across = np.clip(x - x0 + 1, 0, 2) * np.clip(x1 - x + 1, 0, 2) / 4
         down = np.clip(y - y0 + 1, 0, 2) * np.clip(y1 - y + 1, 0, 2) / 4

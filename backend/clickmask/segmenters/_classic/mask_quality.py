@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 
 from clickmask.types import Mask, Pixels
 
-WEIGHTS = (-0.11, 0.60, 0.35, -0.49, -0.48)  # see credibility
+WEIGHTS = (-0.11, 0.60, 0.35, -0.49, -0.48)  # see predicted_iou
 
 
-def most_credible(pixels: Pixels, candidates: Iterable[Mask]) -> tuple[Mask, float]:
+def best_by_predicted_iou(pixels: Pixels, candidates: Iterable[Mask]) -> tuple[Mask, float]:
     """The first of the most credible masks, and its score in [0, 1]; an empty one where there is none."""
     best, believed = np.zeros(pixels.shape[:2], np.bool_), -math.inf
     for found in candidates:
-        estimate = credibility(pixels, found)
+        estimate = predicted_iou(pixels, found)
         if estimate > believed:
             best, believed = found, estimate
     return best, min(max(believed, 0.0), 1.0)
 
 
-def credibility(pixels: Pixels, found: Mask) -> float:
+def predicted_iou(pixels: Pixels, found: Mask) -> float:
     """An estimate of the IoU of `found` with what was meant, from four things that can be seen.
 
     A good mask ends along strong edges, has other colours inside than just outside, does not lean

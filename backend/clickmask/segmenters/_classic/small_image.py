@@ -32,7 +32,7 @@ class SmallImage:
         height, width = self.pixels.shape[:2]
         return height, width
 
-    def framed(self, prompt: Prompt) -> Prompt:
+    def to_small(self, prompt: Prompt) -> Prompt:
         """`prompt` in the frame of the small pixels; a box keeps an area, a thin mask its pixels."""
         (height, width), (rows, columns) = self.whole, self.size
         sx, sy = columns / width, rows / height

@@ -15,7 +15,7 @@ from clickmask.types import Box, Mask, Pixels, Point, Prompt, Size
 
 WINDOW_SIDE = 192  # px; longest side of what is cut: 256 takes twice the time and finds no more
 MARGIN = 0.3  # of a box's sides, on each side: the background that its inside is compared to
-REACH = 0.64  # of sqrt(height * width); what is further from every click is background
+MAX_CLICK_DISTANCE = 0.64  # of sqrt(height * width); what is further from every click is background
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Window:
         return height, width
 
 
-def look_at(embedding: SmallImage, prompt: Prompt) -> Window:
+def crop_for(embedding: SmallImage, prompt: Prompt) -> Window:
     """What a cut needs to see for `prompt`."""
     (height, width), (rows, columns) = embedding.whole, embedding.pixels.shape[:2]
     x0, y0, x1, y1 = _surroundings(prompt, embedding.whole)
@@ -71,7 +71,7 @@ def _surroundings(prompt: Prompt, size: Size) -> Box:
     start = prompt.box
     if start is None and prompt.mask is not None:
         start = mask_box(prompt.mask)
-    reach = 0.0 if start is not None else REACH * math.sqrt(size[0] * size[1])
+    reach = 0.0 if start is not None else MAX_CLICK_DISTANCE * math.sqrt(size[0] * size[1])
     xs = [x + side for x, _ in prompt.foreground for side in (-reach, reach)]
     ys = [y + side for _, y in prompt.foreground for side in (-reach, reach)]
     if start is not None:

@@ -27,8 +27,8 @@ from clickmask.segmenters._sam.torch_networks import TorchSam
 from clickmask.types import Box, Logits, Pixels
 
 OPSET = 17
-ALIKE = 0.999  # IoU that masks of both must have
-CLOSE = 1e-3  # of the largest number: how far numbers may be off
+MIN_MASK_IOU = 0.999  # IoU that masks of both must have
+MAX_DIFFERENCE = 1e-3  # of the largest number: how far numbers may be off
 
 
 class Decoder(torch.nn.Module):
@@ -113,7 +113,7 @@ def verify(sam: TorchSam, features: NDArray[np.float32], exported: OnnxSam, pixe
             _require_close("scores", scores, own_scores)
             _require_close("masks", expected, masks)
             both, either = ((expected > 0) & (masks > 0)).sum(), ((expected > 0) | (masks > 0)).sum()
-            if both < ALIKE * either:
+            if both < MIN_MASK_IOU * either:
                 raise ValueError(f"the IoU of masks with torch's is {both / either:.4f}")
 
 
@@ -121,7 +121,7 @@ def _require_close(what: str, expected: NDArray[np.float32], found: NDArray[np.f
     if expected.shape != found.shape:
         raise ValueError(f"the {what} have the shape {found.shape} instead of {expected.shape}")
     off = float(np.abs(expected - found).max()) / max(float(np.abs(expected).max()), 1e-6)
-    if not off < CLOSE:
+    if not off < MAX_DIFFERENCE:
         raise ValueError(f"the {what} differ from torch's by {off:.1e} of the largest")
 
 

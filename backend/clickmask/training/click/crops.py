@@ -26,7 +26,7 @@ CUTOUT_SIDE = 192  # px
 PASTED, CUTOUT = 60000, 60001  # numbers of objects that no image has
 WHOLE = 0.35  # of the crops see the whole image
 NEAREST, FURTHEST = 1.05, 5.0  # sides of other crops, in sides of the object
-SMALLEST_CROP = 96.0  # px of the image
+MIN_CROP_PX = 96.0  # px of the image
 PASTE, PASTE_CUTOUT, DRAWN = 0.25, 0.15, 0.05  # of the crops
 LEAST, MOST = 0.001, 0.8  # of a crop, that an object covers
 PART_ONLY = 0.5  # of the objects in several pieces are asked for as the piece that is pointed at
@@ -78,7 +78,7 @@ class Sampler:
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
         longest = sizes.amax(1).float()
         factor = torch.exp(self._draw(count) * math.log(FURTHEST / NEAREST)) * NEAREST
-        near = (extents.amax(1) * factor).clamp(min=SMALLEST_CROP).minimum(1.25 * longest)
+        near = (extents.amax(1) * factor).clamp(min=MIN_CROP_PX).minimum(1.25 * longest)
         near_centres = centres + (self._draw(count, 2) - 0.5) * 0.5 * near[:, None]
         whole = self._draw(count) < WHOLE
         sides = torch.where(whole, longest * (1 + 0.1 * self._draw(count)), near)

@@ -22,7 +22,7 @@ from clickmask.training.click.network import EMBEDDED, MAPS, ClickFPN, PromptDec
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 OPSET = 17
-SMALLEST = 64  # elements of a tensor that is worth halving
+MIN_HALVED_ELEMENTS = 64  # elements of a tensor that is worth halving
 
 
 class _Decoder(nn.Module):
@@ -82,7 +82,7 @@ def _halve(model: onnx.ModelProto) -> None:
     casts: list[onnx.NodeProto] = []
     for tensor in model.graph.initializer:
         array: NDArray[np.float32] = arrays.to_array(tensor)
-        if tensor.data_type != TensorProto.FLOAT or array.size < SMALLEST:
+        if tensor.data_type != TensorProto.FLOAT or array.size < MIN_HALVED_ELEMENTS:
             continue
         name = tensor.name
         half = array.astype(np.float16)

@@ -32,7 +32,7 @@ GUESS_SHOWN = 0.3  # of the lone clicks, the best guess is corrected instead of 
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingConfig:
     """What a training is; two with the same plan and seed differ by a device's rounding only."""
 
     steps: int = 10_000
@@ -50,10 +50,12 @@ class Plan:
     seed: int = 0
 
 
-class Training:
+class Trainer:
     """One run in `folder`, which holds its log and its checkpoint."""
 
-    def __init__(self, plan: Plan, network: ClickFPN, sampler: Sampler, noise: torch.Generator, folder: Path):
+    def __init__(
+        self, plan: TrainingConfig, network: ClickFPN, sampler: Sampler, noise: torch.Generator, folder: Path
+    ):
         self.plan, self.network, self.folder = plan, network, folder
         self._sampler, self._noise = sampler, noise
         self.device = next(network.parameters()).device
@@ -167,7 +169,7 @@ class Training:
         return True
 
 
-def _optimiser(network: ClickFPN, plan: Plan) -> torch.optim.AdamW:
+def _optimiser(network: ClickFPN, plan: TrainingConfig) -> torch.optim.AdamW:
     """Norms and biases are not decayed; the encoder, which has seen ImageNet, learns slower."""
     groups: list[dict[str, Any]] = []
     for of_backbone in (True, False):
@@ -183,7 +185,7 @@ def _optimiser(network: ClickFPN, plan: Plan) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.99))
 
 
-def _schedule(plan: Plan, step: int) -> float:
+def _schedule(plan: TrainingConfig, step: int) -> float:
     """A line up, then a cosine down to `last_rate`."""
     if step < plan.warm_up:
         return (step + 1) / plan.warm_up
@@ -204,14 +206,14 @@ def _half(device: torch.device) -> Generator[None]:
 
 
 GAMMA = 2.0
-WORTH = 1.0  # weight of the estimated IoUs
+IOU_LOSS_WEIGHT = 1.0  # weight of the estimated IoUs
 GUESSES = 0.5  # weight of the best of the guesses
 
 
 def mask_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """(B, M): normalised focal loss + Dice of logits (B, M, h, w) against targets (B, h, w) of 0 and 1.
 
-    Sofiiuk et al., "Reviving Iterative Training with Mask Guidance", ICIP 2022, after
+    Sofiiuk et al., "Reviving Iterative Trainer with Mask Guidance", ICIP 2022, after
     Lin et al., "Focal Loss", ICCV 2017: the focal weights of a mask add up to its pixels.
     """
     logits, wanted = logits.float(), targets[:, None].float()
@@ -242,4 +244,6 @@ def total_loss(
     estimates = (worth - ious(logits.detach(), targets)) ** 2
     estimated = estimates[:, 0] + estimates[:, 1:].mean(1) * ambiguous
     known = (targets.sum((1, 2)) > 0).float()  # a crop may have nothing labelled in it
-    return ((losses[:, 0] + GUESSES * guesses + WORTH * estimated) * known).sum() / known.sum().clamp(min=1)
+    return (
+        (losses[:, 0] + GUESSES * guesses + IOU_LOSS_WEIGHT * estimated) * known
+    ).sum() / known.sum().clamp(min=1)

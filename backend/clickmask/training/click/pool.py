@@ -31,7 +31,9 @@ SIDE = 512  # px; longest side of what is kept
 PARTS = 256  # codes of an object: 256 * its number + the number of its part, which are counted from 1
 HELD_OUT = 10  # one image in so many is for validation
 NEVER_HELD_OUT = ("roadsigns", "class5")  # near-duplicates: a held out one would have been seen
-WORTH: Mapping[str, float] = {  # of an image of the pool's sets that teach less of photographs; of others 1
+SET_WEIGHTS: Mapping[
+    str, float
+] = {  # of an image of the pool's sets that teach less of photographs; of others 1
     "animals_openimages": 0.7,
     "animals_coco": 0.6,
     "facades": 0.5,
@@ -42,7 +44,7 @@ WORTH: Mapping[str, float] = {  # of an image of the pool's sets that teach less
     "dsb_train": 0.3,
 }
 
-SMALLEST = 32  # px of an object that crops are made round
+MIN_OBJECT_PX = 32  # px of an object that crops are made round
 
 Codes = NDArray[np.int32]  # (h, w)
 
@@ -105,7 +107,7 @@ def load_pool(photographs: Sequence[Photograph], device: torch.device) -> Pool:
         codes[number, :height, :width] = torch.tensor(code)
         sizes[number] = torch.tensor([height, width])
         for place, (x0, y0, x1, y1), area in _extents(code // PARTS):
-            if area >= SMALLEST:
+            if area >= MIN_OBJECT_PX:
                 boxes[number].append([x0, y0, x1, y1])
                 areas[number].append(area)
                 numbers[number].append(place)
@@ -190,13 +192,13 @@ def _extents(ids: Codes) -> Iterator[tuple[int, tuple[int, int, int, int], int]]
 
 
 def _chances(photographs: Sequence[Photograph], areas: Sequence[Sequence[int]]) -> list[float]:
-    """Sets by WORTH times the root of their images, the objects of an image by the root of their areas."""
+    """Chance of each object: its set by SET_WEIGHTS and the root of its images, then the root of its area."""
     images: dict[str, int] = {}
     for photograph in photographs:
         images[photograph.group] = images.get(photograph.group, 0) + 1
     chances: list[float] = []
     for photograph, found in zip(photographs, areas, strict=True):
-        of_image = WORTH.get(photograph.group, 1.0) / images[photograph.group] ** 0.5
+        of_image = SET_WEIGHTS.get(photograph.group, 1.0) / images[photograph.group] ** 0.5
         roots = [area**0.5 for area in found]
         chances.extend(of_image * root / sum(roots) for root in roots)
     return chances

@@ -26,11 +26,11 @@ from clickmask.segmenters._builtin.prompt_maps import (
 
 BOXES = 0.5  # of the prompts begin with a box
 CLICK_IN_BOX = 0.3  # of those, with a click as well
-SLOPPY = 0.65  # of the boxes
-SLOPPINESS, LARGEST_SLIP = 0.06, 20.0  # of a side, standard deviation; px
+SLOPPY_SHARE = 0.65  # of the boxes
+SLOPPINESS, MAX_SLIP = 0.06, 20.0  # of a side, standard deviation; px
 CENTRAL = 0.5  # of the clicks are at the deepest place, the others anywhere that is deep enough
 GIVEN_MASK = 0.1  # of the prompts begin with a mask that is nearly right
-UNTOLD = 0.5  # of those, without a click or box
+PROMPTLESS_SHARE = 0.5  # of those, without a click or box
 
 
 @dataclass
@@ -96,7 +96,7 @@ def begin(targets: torch.Tensor, noise: torch.Generator) -> Prompts:
     draw = _uniform(targets, noise)
     boxed = draw() < BOXES
     given = draw() < GIVEN_MASK
-    untold = given & (draw() < UNTOLD)
+    untold = given & (draw() < PROMPTLESS_SHARE)
     prompts.enclose(sloppy_boxes(targets, noise), boxed & ~untold)
     points, _ = deepest(targets, noise)
     everywhere = torch.ones_like(boxed)
@@ -175,8 +175,8 @@ def sloppy_boxes(masks: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
     boxes = tight_boxes(masks)
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     gaussian = torch.randn(boxes.shape, generator=noise, device=masks.device)
-    sloppy = (_uniform(masks, noise)() < SLOPPY)[:, None]
-    slip = torch.where(sloppy, (SLOPPINESS * sides * gaussian).clamp(-LARGEST_SLIP, LARGEST_SLIP), gaussian)
+    sloppy = (_uniform(masks, noise)() < SLOPPY_SHARE)[:, None]
+    slip = torch.where(sloppy, (SLOPPINESS * sides * gaussian).clamp(-MAX_SLIP, MAX_SLIP), gaussian)
     moved = boxes + slip
     low, high = torch.minimum(moved[:, :2], moved[:, 2:] - 2), torch.maximum(moved[:, 2:], moved[:, :2] + 2)
     return torch.cat([low, high], 1)

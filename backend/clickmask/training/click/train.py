@@ -14,7 +14,7 @@ from clickmask.errors import InvalidRequest
 from clickmask.training.click.crops import Sampler, load_cutouts
 from clickmask.training.click.encoder import imagenet_weights
 from clickmask.training.click.export import export
-from clickmask.training.click.fit import Plan, Training
+from clickmask.training.click.fit import Trainer, TrainingConfig
 from clickmask.training.click.network import ClickFPN, laid_out
 from clickmask.training.click.pool import find_photographs, held_out, load_pool
 from clickmask.training.click.validate import validate
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def train(
     data: Path,
     folder: Path,
-    plan: Plan,
+    plan: TrainingConfig,
     *,
     tiers: Collection[str] = ("A", "B", "C"),
     cutouts: Path | None = None,
@@ -51,7 +51,7 @@ def train(
     noise = torch.Generator(on).manual_seed(plan.seed)
     drawings = load_cutouts(cutouts, on) if cutouts else None
     sampler = Sampler(load_pool(seen, on), drawings, noise)
-    training = Training(plan, starting_network(encoder).to(on), sampler, noise, folder)
+    training = Trainer(plan, starting_network(encoder).to(on), sampler, noise, folder)
     training.resume()
     training.run()
     if unseen:

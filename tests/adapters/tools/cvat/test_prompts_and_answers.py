@@ -172,7 +172,7 @@ def test_only_cvat_since_2_60_understands_shapes(user_agent: str, shapes: bool) 
 
 
 def test_more_points_than_anybody_sets_are_refused_before_they_are_dealt_out() -> None:
-    many = [[1, 1]] * prompts.MOST_POINTS
-    assert len(prompts.pointed({"pos_points": many}).foreground) == prompts.MOST_POINTS
+    many = [[1, 1]] * prompts.MAX_POINTS
+    assert len(prompts.pointed({"pos_points": many}).foreground) == prompts.MAX_POINTS
     with pytest.raises(InvalidPrompt, match="at most 10000 points"):
         prompts.pointed({"pos_points": many, "neg_points": [[1, 1]]})

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from clickmask.errors import InvalidRequest, UnknownProject
-from clickmask.images.archive import KeptImages
+from clickmask.images.archive import ImageArchive
 from clickmask.images.fetch import Fetcher
 from clickmask.images.source import ImageSource
 from clickmask.ingest import pull
-from clickmask.ingest.apply import Intake, Pulled
+from clickmask.ingest.apply import Ingester, Page
 from clickmask.ingest.inbox import Inbox
 from clickmask.ingest.reader import InboxReader
 from clickmask.labels.submissions import (
@@ -32,7 +32,7 @@ from clickmask.store import Store
 from clickmask_adapters.tools.cvat import client as client_module
 from clickmask_adapters.tools.cvat.client import CvatClient, CvatError
 from clickmask_adapters.tools.cvat.mask_points import mask_to_points
-from clickmask_adapters.tools.cvat.pull import MOST_REMEMBERED, CvatLabels, container_of
+from clickmask_adapters.tools.cvat.pull import MAX_REMEMBERED_JOBS, CvatLabels, container_of
 from support.cvat_server import TOKEN, CvatServer, picture
 from support.waiting import until
 
@@ -52,7 +52,7 @@ def reads(cvat: CvatServer) -> int:
     return sum(path.endswith("/annotations/") for _, path, _ in cvat.asked)
 
 
-def job_of(pulled: Pulled) -> int:
+def job_of(pulled: Page) -> int:
     (job,) = {change.annotation for change in pulled.changes if isinstance(change, Submission)}
     return int(job)
 
@@ -119,14 +119,14 @@ def test_what_was_taken_in_part_is_read_again_when_asked_for(cvat: CvatServer, l
     cvat.add_job(3)
     event = raw(cvat.complete(3))
     assert len(list(labels.changes(event))) == 2
-    assert len(list(labels.changes(event, again=True))) == 2
+    assert len(list(labels.changes(event, retry=True))) == 2
     assert reads(cvat) == 2
 
 
 def test_what_is_remembered_is_bounded(cvat: CvatServer, labels: CvatLabels) -> None:
     cvat.add_job(3)
     remembered = labels._taken
-    remembered.update(dict.fromkeys(range(100, 100 + MOST_REMEMBERED), 1.0))
+    remembered.update(dict.fromkeys(range(100, 100 + MAX_REMEMBERED_JOBS), 1.0))
     assert list(labels.changes(raw(cvat.complete(3))))
     assert list(remembered) == [3]
 
@@ -288,24 +288,24 @@ def test_projects_are_named_as_the_labels_name_them() -> None:
 
 
 @pytest.fixture
-def intake(cvat: CvatServer, store: Store, tmp_path: Path) -> Intake:
+def ingester(cvat: CvatServer, store: Store, tmp_path: Path) -> Ingester:
     images = ImageSource(Fetcher(trusted_origins=[cvat.url]))
-    return Intake(store, images, KeptImages(tmp_path / "images", 2**20, store.is_labelled))
+    return Ingester(store, images, ImageArchive(tmp_path / "images", 2**20, store.is_labelled))
 
 
-def take(intake: Intake, labels: CvatLabels, event: dict[str, Any]) -> list[bool]:
-    return [intake.take(change, labels) for change in labels.changes(raw(event))]
+def take(ingester: Ingester, labels: CvatLabels, event: dict[str, Any]) -> list[bool]:
+    return [ingester.apply(change, labels) for change in labels.changes(raw(event))]
 
 
 def test_what_cvat_holds_is_what_is_stored_mask_by_mask(
-    cvat: CvatServer, labels: CvatLabels, intake: Intake, store: Store
+    cvat: CvatServer, labels: CvatLabels, ingester: Ingester, store: Store
 ) -> None:
     cvat.add_job(3, frames=[picture(), picture(80)])
     blob = np.random.default_rng(0).random(SIZE) < 0.3
     cvat.draw(3, "mask", list(mask_to_points(blob)))
     cvat.draw(3, "polygon", [10, 10, 20, 10, 20, 30, 10, 30], frame=1)
     cvat.draw(3, "rectangle", [10, 20, 50, 30], rotation=90.0, frame=1)
-    assert take(intake, labels, cvat.complete(3)) == [False, True, True]
+    assert take(ingester, labels, cvat.complete(3)) == [False, True, True]
     mask, polygon, rectangle = store.labels("cvat", "1")
     assert mask.key == LabelKey("cvat", "1", "30", "3", str(cvat.annotations[3]["shapes"][0]["id"]))
     assert np.array_equal(rle_to_mask(mask.rle), blob)
@@ -320,30 +320,30 @@ def test_what_cvat_holds_is_what_is_stored_mask_by_mask(
 
 
 def test_a_later_save_replaces_the_whole_set_and_an_older_event_does_not(
-    cvat: CvatServer, labels: CvatLabels, intake: Intake, store: Store
+    cvat: CvatServer, labels: CvatLabels, ingester: Ingester, store: Store
 ) -> None:
     cvat.add_job(3)
     cvat.draw(3, "rectangle", [10, 10, 30, 20])
     accepted = cvat.complete(3)
-    take(intake, labels, accepted)
+    take(ingester, labels, accepted)
     cvat.annotations[3]["shapes"].clear()
     kept = cvat.draw(3, "ellipse", [40, 30, 50, 25])
-    take(intake, labels, cvat.save(3))
-    assert take(intake, CvatLabels(CvatClient(cvat.url, f"Bearer {TOKEN}")), accepted) == [False, False]
+    take(ingester, labels, cvat.save(3))
+    assert take(ingester, CvatLabels(CvatClient(cvat.url, f"Bearer {TOKEN}")), accepted) == [False, False]
     (label,) = store.labels("cvat", "1")
     assert label.key.region == str(kept["id"])
 
 
 def test_a_damaged_shape_is_reported_as_by_label_studio_and_costs_its_frame_alone(
-    cvat: CvatServer, labels: CvatLabels, intake: Intake, store: Store, inbox: Inbox
+    cvat: CvatServer, labels: CvatLabels, ingester: Ingester, store: Store, inbox: Inbox
 ) -> None:
     cvat.add_job(3, frames=[picture(), picture(80)])
     before = [cvat.draw(3, "rectangle", [10, 10, 30, 20], frame=frame) for frame in (0, 1)]
-    take(intake, labels, cvat.complete(3))
+    take(ingester, labels, cvat.complete(3))
     broken = cvat.draw(3, "mask", [0, 100, 70, 50, 80, 60], frame=1)
     kept = cvat.draw(3, "ellipse", [40, 30, 50, 25], frame=0)
     inbox.keep("cvat", raw(cvat.save(3)))
-    reader = InboxReader(inbox, store, intake, {"cvat": labels})
+    reader = InboxReader(inbox, store, ingester, {"cvat": labels})
     reader.start()
     until(lambda: store.read_to(inbox.id) == 1, 60)
     (aside,) = reader.status().newest_set_aside
@@ -351,47 +351,47 @@ def test_a_damaged_shape_is_reported_as_by_label_studio_and_costs_its_frame_alon
     box = "the box (70, 50, 80, 60) is not in the 80x60 image"
     sentence = f"job 3, frame 1: mask {broken['id']} is damaged: {box}"
     assert aside.reason == f"{sentence} (of the event's submissions 1 were taken in, 1 not)"
-    *_, done = pull.pull("cvat", labels, "1", store, intake)
+    *_, done = pull.pull("cvat", labels, "1", store, ingester)
     assert (done.left_out, done.known, done.gone) == ((sentence,), 1, 0)
     # Of the damaged frame stands what was accepted before.
     standing = [label.key.region for label in store.labels("cvat", "1")]
     assert standing == [str(drawn["id"]) for drawn in (before[0], kept, before[1])]
     cvat.annotations[3]["shapes"].remove(broken)
-    assert take(intake, labels, cvat.save(3)) == [False, True, True]
+    assert take(ingester, labels, cvat.save(3)) == [False, True, True]
     assert len(store.labels("cvat", "1")) == 3
     inbox.close()
 
 
 @pytest.mark.parametrize("by_event", [True, False])
 def test_a_rejected_job_is_withdrawn_until_it_is_accepted_anew(
-    cvat: CvatServer, labels: CvatLabels, intake: Intake, store: Store, by_event: bool
+    cvat: CvatServer, labels: CvatLabels, ingester: Ingester, store: Store, by_event: bool
 ) -> None:
     cvat.add_job(3)
     cvat.draw(3, "rectangle", [10, 10, 30, 20])
-    take(intake, labels, cvat.complete(3))
+    take(ingester, labels, cvat.complete(3))
     rejected = cvat.update_job(3, stage="annotation", state="rejected")
     if by_event:
-        take(intake, labels, rejected)
+        take(ingester, labels, rejected)
     else:
         for part in labels.pull("1"):
             for change in part.changes:
-                intake.take(change, labels)
+                ingester.apply(change, labels)
     assert store.labels("cvat", "1") == []
-    take(intake, labels, cvat.complete(3))
+    take(ingester, labels, cvat.complete(3))
     assert len(store.labels("cvat", "1")) == 1
 
 
 def test_a_deleted_task_leaves_nothing(
-    cvat: CvatServer, labels: CvatLabels, intake: Intake, store: Store
+    cvat: CvatServer, labels: CvatLabels, ingester: Ingester, store: Store
 ) -> None:
     cvat.add_job(3)
     cvat.draw(3, "rectangle", [10, 10, 30, 20])
     event = cvat.complete(3)
-    take(intake, labels, event)
-    take(intake, labels, {"event": "delete:task", "task": {"id": 30}})
+    take(ingester, labels, event)
+    take(ingester, labels, {"event": "delete:task", "task": {"id": 30}})
     assert store.labels("cvat", "1") == []
     again = CvatLabels(CvatClient(cvat.url, f"Bearer {TOKEN}"))
-    assert take(intake, again, event) == [False, False]
+    assert take(ingester, again, event) == [False, False]
 
 
 def held(cvat: CvatServer) -> set[tuple[str, str]]:
@@ -422,7 +422,7 @@ def happen(cvat: CvatServer, rng: random.Random) -> dict[str, Any]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_order_events_arrive_in_what_cvat_holds_is_what_is_stored(
-    cvat: CvatServer, labels: CvatLabels, intake: Intake, store: Store, seed: int
+    cvat: CvatServer, labels: CvatLabels, ingester: Ingester, store: Store, seed: int
 ) -> None:
     """Late, twice and out of order; some never, so that a pull has to find them; with restarts in between."""
     rng = random.Random(seed)
@@ -435,18 +435,18 @@ def test_whatever_order_events_arrive_in_what_cvat_holds_is_what_is_stored(
         for _ in range(rng.randrange(3)):
             if under_way:
                 event = under_way[-1] if rng.random() < 0.3 else under_way.pop()
-                take(intake, labels, event)
+                take(ingester, labels, event)
         if rng.random() < 0.2:
             labels = CvatLabels(CvatClient(cvat.url, f"Bearer {TOKEN}"))
     last = rng.choice(list(cvat.jobs))
     cvat.draw(last, "rectangle", [10, 10, 30, 20])
     under_way.append(cvat.complete(last))
     for event in rng.sample(under_way, len(under_way) // 2):
-        take(intake, labels, event)
-    assert [done.left_out for done in pull.pull("cvat", labels, "1", store, intake)][-1] == ()
+        take(ingester, labels, event)
+    assert [done.left_out for done in pull.pull("cvat", labels, "1", store, ingester)][-1] == ()
     standing = store.labels("cvat", "1", all_annotations=True)
     assert {(label.key.annotation, label.key.region) for label in standing} == held(cvat)
     for event in under_way:  # and those that come after all
-        take(intake, labels, event)
+        take(ingester, labels, event)
     standing = store.labels("cvat", "1", all_annotations=True)
     assert {(label.key.annotation, label.key.region) for label in standing} == held(cvat) != set()

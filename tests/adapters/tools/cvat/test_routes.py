@@ -145,7 +145,7 @@ def test_an_interactor_starts_with_a_click_or_a_box_alone(cvat: Cvat) -> None:
 def test_what_is_not_ready_is_not_offered_and_what_becomes_ready_is(
     workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(routes, "BELIEVED", 0.0)
+    monkeypatch.setattr(routes, "FUNCTIONS_TTL_S", 0.0)
     late = SegmenterStatus("late:big", False, "no weights")
     monkeypatch.setattr(workbench, "segmenters", lambda: [late])
     with http(workbench, tmp_path) as client:
@@ -194,7 +194,7 @@ def test_a_click_does_not_look_through_the_plugins_again(
     workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[None] = []
-    monkeypatch.setattr(routes, "BELIEVED", 0.0)
+    monkeypatch.setattr(routes, "FUNCTIONS_TTL_S", 0.0)
     with http(workbench, tmp_path) as client:
         monkeypatch.setattr(workbench, "segmenters", lambda: looks.append(None) or [])
         assert Cvat(client).click(DISC, picture(), [[40, 30]])["shapes"]
@@ -558,7 +558,7 @@ def test_trap_16_a_click_that_takes_too_long_is_told_to_come_again(
     client: TestClient, disc: DiscSegmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cvat = Cvat(client)
-    monkeypatch.setattr(routes, "LONGEST_CLICK", 1.0)
+    monkeypatch.setattr(routes, "MAX_CLICK_S", 1.0)
     disc.hold = threading.Event()
     with pytest.raises(Refused, match="429") as refused:
         cvat.click(DISC, picture(), [[40, 30]])

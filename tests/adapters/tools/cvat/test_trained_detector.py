@@ -53,7 +53,7 @@ def models(tmp_path: Path) -> ProjectModels:
 def cvat(
     store: Store, inbox: Inbox, models: ProjectModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Cvat]:
-    monkeypatch.setattr(routes, "BELIEVED", 0.0)
+    monkeypatch.setattr(routes, "FUNCTIONS_TTL_S", 0.0)
     catalogue, embeddings = OneSegmenter(DiscSegmenter()), EmbeddingCache(2**24, queue_length=4)
     found = AnnotatorCatalogue(annotators, catalogue, embeddings, models)
     images = ImageSource(Fetcher())
@@ -83,7 +83,7 @@ def test_what_it_finds_is_stored_and_remembered(cvat: Cvat, models: ProjectModel
     masks = {shape["label"]: shape["mask"] for shape in found}
     np.testing.assert_array_equal(masks["nucleus"], NUCLEUS)
     np.testing.assert_array_equal(masks["cell"], CELL)
-    drawn = store.preannotated(decode_image(picture()).digest)
+    drawn = store.prelabels(decode_image(picture()).digest)
     assert {each.annotator for each in drawn} == {"unet:cvat-1"}
     for each in drawn:
         np.testing.assert_array_equal(rle_to_mask(each.rle), masks[each.label])
@@ -95,7 +95,7 @@ def test_what_is_below_cvats_threshold_is_neither_shown_nor_remembered(
     serve(models)
     (only,) = cvat.detect(DETECTOR, picture(), 0.97)
     assert only["label"] == "nucleus"
-    assert [each.label for each in store.preannotated(decode_image(picture()).digest)] == ["nucleus"]
+    assert [each.label for each in store.prelabels(decode_image(picture()).digest)] == ["nucleus"]
 
 
 def test_another_version_answers_from_the_next_frame_on(cvat: Cvat, models: ProjectModels) -> None:

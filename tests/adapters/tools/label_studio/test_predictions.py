@@ -154,7 +154,7 @@ def test_what_is_shown_is_remembered_under_the_ids_of_its_regions(
     uri = address()
     (found,) = predict(http, uri, xml=XML.replace('<Label value="nucleus"/>', ""))
     (region,) = found["result"]
-    (drawn,) = workbench.store.preannotated(
+    (drawn,) = workbench.store.prelabels(
         workbench.identify(ImageRef(uri)).digest
     )  # no nucleus: it is not shown
     assert (f"{drawn.id}-0", "cell", "unet:label_studio-1") == (region["id"], drawn.label, drawn.annotator)
@@ -191,7 +191,7 @@ def test_too_much_at_once_is_busy(
     http: TestClient, models: ProjectModels, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(models)
-    monkeypatch.setattr(prelabel, "LONGEST", 0.0)
+    monkeypatch.setattr(prelabel, "PREDICT_WAIT_S", 0.0)
     while workbench._annotations.acquire(blocking=False):
         pass
     body = {"tasks": [{"id": 1, "data": {"image": address()}}], "project": "1.1", "label_config": XML}

@@ -326,16 +326,16 @@ def test_preparations_that_wait_are_bounded_and_leave_when_done(
         assert hold.wait(10)
 
     monkeypatch.setattr(backend.Backend, "prepare", prepare)
-    for _ in range(backend.MOST_PREPARED + 5):
+    for _ in range(backend.MAX_PREPARED + 5):
         assert send(http, recorded("04")) == {"results": []}
     hold.set()
     deadline = time.monotonic() + 10
-    while len(begun) < backend.MOST_PREPARED and time.monotonic() < deadline:
+    while len(begun) < backend.MAX_PREPARED and time.monotonic() < deadline:
         time.sleep(0.01)
     assert send(http, recorded("04")) == {"results": []}
-    while len(begun) <= backend.MOST_PREPARED and time.monotonic() < deadline:
+    while len(begun) <= backend.MAX_PREPARED and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(begun) == backend.MOST_PREPARED + 1
+    assert len(begun) == backend.MAX_PREPARED + 1
 
 
 def test_health_says_up(http: TestClient) -> None:

@@ -15,12 +15,12 @@ import torch
 
 from clickmask.errors import InvalidRequest
 from clickmask.masks.rle import mask_to_rle
-from clickmask.segmenters._builtin.prompt_maps import View, render
+from clickmask.segmenters._builtin.prompt_maps import Crop, render
 from clickmask.training.click import fit, prompts
 from clickmask.training.click.crops import Sampler, drawn_scenes, load_cutouts
 from clickmask.training.click.encoder import CHANNELS, Encoder, imagenet_weights
 from clickmask.training.click.export import DECODER, ENCODER, export
-from clickmask.training.click.fit import CHECKPOINT, Plan, Training
+from clickmask.training.click.fit import CHECKPOINT, Trainer, TrainingConfig
 from clickmask.training.click.network import EMBEDDED, MAPS, ClickFPN
 from clickmask.training.click.pool import PARTS, SIDE, find_photographs, held_out, load_pool, read
 from clickmask.training.click.train import starting_network, train
@@ -30,7 +30,7 @@ from support.drawn import disc, rectangle
 from support.scenes import drawn_scene
 
 CPU = torch.device("cpu")
-PLAN = Plan(steps=2, crops=2, objects=1, sides=(64,), warm_up=1, save_every=2)
+PLAN = TrainingConfig(steps=2, crops=2, objects=1, sides=(64,), warm_up=1, save_every=2)
 
 
 @pytest.fixture(autouse=True)
@@ -66,11 +66,11 @@ def sampler(pool_folder: Path) -> Sampler:
     return Sampler(load_pool(find_photographs(pool_folder), CPU), None, torch.Generator().manual_seed(0))
 
 
-def training(folder: Path, pool_folder: Path, plan: Plan) -> Training:
+def training(folder: Path, pool_folder: Path, plan: TrainingConfig) -> Trainer:
     noise = torch.Generator().manual_seed(plan.seed)
     torch.manual_seed(0)
     sampler = Sampler(load_pool(find_photographs(pool_folder), CPU), None, noise)
-    return Training(plan, starting_network(None), sampler, noise, folder)
+    return Trainer(plan, starting_network(None), sampler, noise, folder)
 
 
 def as_tensor(*masks: np.ndarray) -> torch.Tensor:
@@ -117,7 +117,7 @@ def test_imagenet_weights_come_under_the_names_of_the_encoder(tmp_path: Path) ->
     ids=["a click", "three clicks", "a box"],
 )
 def test_the_served_maps_are_those_of_training(prompt: Prompt) -> None:
-    view = View((0.0, 0.0, 96.0, 64.0), (64, 96))
+    view = Crop((0.0, 0.0, 96.0, 64.0), (64, 96))
     trained = prompts.Prompts((32, 48), CPU, 1)
     yes = torch.ones(1, dtype=torch.bool)
     for points, foreground in ((prompt.foreground, yes), (prompt.background, ~yes)):
