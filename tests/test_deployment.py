@@ -14,11 +14,12 @@ import yaml
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from clickmask_adapters.commands import connect
+from clickmask_adapters.tools import cvat
 from clickmask_adapters.commands.serve import serve
 from clickmask_adapters.server.failures import RecentFailures
 from clickmask_adapters.server.gate import Gate
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools import cvat
 
 ROOT = Path(__file__).parent.parent
 
@@ -101,8 +102,7 @@ def test_cvat_finds_clickmask_where_it_looks_for_nuclio() -> None:
     services = override(WITH_NUCLIOS_PLACE)["services"]
     command = services["nuclio"]["command"]
     assert command[command.index("--port") + 1] == "8070"
-    default = inspect.signature(cvat.connect_command).parameters["clickmask_url"].default
-    assert default == "http://nuclio:8070"
+    assert connect.OUR_URL["cvat"] == "http://nuclio:8070"
     assert not any("CVAT_NUCLIO_HOST" in service.get("environment", {}) for service in services.values())
 
 

@@ -22,7 +22,6 @@ from clickmask.errors import (
     NotStored,
     TrainingNotReady,
 )
-from clickmask.images.archive import ImageArchive
 from clickmask.images.source import ImageIdentity, ImageSource
 from clickmask.inference.catalogue import Catalogue, SegmenterStatus
 from clickmask.inference.disk_cache import Restorable
@@ -225,10 +224,14 @@ class Workbench:
     def kept_events(self) -> int:
         return self.inbox.count()
 
-    def read_events(self, kept: ImageArchive, tools: Mapping[str, LabelSource]) -> None:
-        """Begin to take in the labels of `tools`, by their names, with their images into `kept`."""
-        self._reader = InboxReader(self.inbox, self.store, Ingester(self.store, self.images, kept), tools)
+    def read_events(self, ingester: Ingester, sources: Mapping[str, LabelSource]) -> None:
+        """Start to take in the labels that the inbox's events announce; `sources` are by tool."""
+        self._reader = InboxReader(self.inbox, self.store, ingester, sources)
         self._reader.start()
+
+    def waiting_events(self) -> int:
+        """Events that are kept and not yet read. Raises StoreUnavailable."""
+        return self._reader.status().waiting if self._reader else 0
 
     def intake_status(self) -> IngestStatus | None:
         """None where events are kept but not read. Raises StoreUnavailable."""

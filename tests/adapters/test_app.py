@@ -14,6 +14,7 @@ from clickmask.errors import UnknownSegmenter
 from clickmask.ingest.inbox import Inbox
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import COMPUTE_THREADS, create_app
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from support.fakes import DiscSegmenter
 from support.pictures import png_base64
@@ -28,7 +29,7 @@ CLICK = {"foreground": [[40, 30]]}
 
 @pytest.fixture
 def app(workbench: Workbench, tmp_path: Path) -> FastAPI:
-    return create_app(Settings(home=tmp_path), workbench)
+    return create_app(Home(Settings(home=tmp_path), workbench))
 
 
 @pytest.fixture
@@ -94,4 +95,4 @@ def test_every_route_stands_behind_the_gate(app: FastAPI) -> None:
 
 def test_a_default_that_is_not_installed_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(UnknownSegmenter, match="builtin"):
-        create_app(Settings(home=tmp_path / "home", segmenter="nothing"))
+        create_app(Home(Settings(home=tmp_path / "home", segmenter="nothing")))

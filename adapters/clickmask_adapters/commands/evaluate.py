@@ -14,13 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from clickmask import segmenters as installed
 from clickmask.datasets.coco_reader import CocoSample, sample_objects
 from clickmask.errors import InvalidRequest
 from clickmask.inference.catalogue import Catalogue
 from clickmask.reports.clicks import TARGETS, Summary, Trial, evaluate, summarise, summarise_categories
-from clickmask_adapters.app import create_weights
 from clickmask_adapters.commands._console import console, errors, sentence_on_failure
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 
 
@@ -83,7 +82,7 @@ def evaluate_segmenters(
     """
     *named, folder = dataset
     settings = Settings()
-    catalogue = Catalogue(installed, create_weights(settings))
+    catalogue = Home(settings).segmenters
     with sentence_on_failure():
         names = _chosen(catalogue, named or [settings.segmenter], bool(named), everything)
         if plot:

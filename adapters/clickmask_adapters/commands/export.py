@@ -14,7 +14,6 @@ from clickmask import plugins
 from clickmask.reports.statistics import find_flaws
 from clickmask_adapters import exports
 from clickmask_adapters.api.datasets import open_dataset
-from clickmask_adapters.app import create_kept_images, create_store
 from clickmask_adapters.commands._console import (
     ProjectName,
     ToolName,
@@ -24,6 +23,7 @@ from clickmask_adapters.commands._console import (
     sentence_on_failure,
 )
 from clickmask_adapters.commands.pull import pull
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder, or an earlier export.")]
@@ -69,9 +69,9 @@ def _export(
         _pull_first(from_, project)
         tool = from_
     settings = Settings()
-    with sentence_on_failure(), closing(create_store(settings)) as store:
-        chosen, name = find_project(store, project, tool)
-        dataset = open_dataset(store, chosen, name, create_kept_images(settings, store), settings)
+    with sentence_on_failure(), closing(Home(settings)) as home:
+        chosen, name = find_project(home.store, project, tool)
+        dataset = open_dataset(home.store, chosen, name, home.archive, settings)
         written = module.write(dataset, out, **options)
         known = inspect.signature(module.losses).parameters
         losses = module.losses(dataset, **{key: value for key, value in options.items() if key in known})

@@ -9,11 +9,9 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from clickmask import plugins
 from clickmask.errors import ToolUnavailable
-from clickmask_adapters import tools
-from clickmask_adapters.app import accepting_tools, create_workbench
 from clickmask_adapters.commands._console import console, errors, sentence_on_failure
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools._prelabel import Step
 
@@ -44,17 +42,15 @@ def prelabel(
     """
     settings = Settings() if refine is None else Settings(refine=refine)
     name = tool.replace("-", "_")
-    offered = {each: plugins.load(tools, each) for each in plugins.names(tools)}
-    offered = {each: module for each, module in offered.items() if hasattr(module, "prelabel")}
-    if name not in offered:
-        known = " and ".join(each.replace("_", "-") for each in sorted(offered))
-        raise typer.BadParameter(f"what can be labelled ahead is in {known}, not in {tool}")
-    with sentence_on_failure(), closing(create_workbench(settings)) as workbench:
-        origin = accepting_tools(settings)[name].origin
+    with sentence_on_failure(), closing(Home(settings)) as home:
+        if name not in home.tools:
+            known = " and ".join(each.replace("_", "-") for each in sorted(home.tools))
+            raise typer.BadParameter(f"what can be labelled ahead is in {known}, not in {tool}")
+        origin = home.tools[name].origin
         if not origin:
             raise ToolUnavailable(f"no {tool} is configured: set {name.upper()}_URL")
-        workbench.store.require_origin(name, origin)
-        done, interrupted = _follow(offered[name].prelabel(workbench, settings, project))
+        home.workbench.store.require_origin(name, origin)
+        done, interrupted = _follow(home.tools[name].prelabel(home.workbench, project))
     for sentence in done.left_out:
         errors.print(sentence, markup=False)
     console.print(_summary(done))

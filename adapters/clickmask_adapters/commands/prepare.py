@@ -32,13 +32,11 @@ from clickmask.errors import Busy, InvalidRequest, SegmenterNotReady
 from clickmask.images.decode import FORMATS
 from clickmask.types import ImageRef
 from clickmask.workbench import Workbench
-from clickmask_adapters.app import create_workbench
 from clickmask_adapters.commands._console import console, errors, sentence_on_failure
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools import NamedImage
-from clickmask_adapters.tools.label_studio.client import client_of
 from clickmask_adapters.tools.label_studio.labels import TOOL
-from clickmask_adapters.tools.label_studio.pull import project_images
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -64,7 +62,8 @@ def prepare(
         settings = settings.model_copy(update={"image_roots": roots})
     elif what != "label-studio":
         raise typer.BadParameter(f"{what} has no projects: give a folder, or label-studio and a number")
-    with sentence_on_failure(), closing(create_workbench(settings)) as workbench:
+    with sentence_on_failure(), closing(Home(settings)) as home:
+        workbench = home.workbench
         own = workbench.project_segmenter(TOOL, str(project)) if project is not None else None
         chosen = segmenter or own or settings.segmenter
         if not workbench.stores(chosen):
@@ -72,10 +71,8 @@ def prepare(
                 f"embeddings of {chosen} are not stored, so there is nothing to prepare: choose another "
                 "segmenter" + ("" if settings.disk_bytes else ", and let CLICKMASK_DISK_BYTES be more than 0")
             )
-        if project is None:
-            wanted = folder_images(Path(what))
-        else:
-            wanted = list(project_images(client_of(settings), project))
+        folder = project is None
+        wanted = folder_images(Path(what)) if folder else list(home.tools[TOOL].images(str(project)))
         if not wanted:
             raise InvalidRequest(f"there is no image here; clickmask reads {', '.join(FORMATS)}")
         complete = follow(prepare_images(workbench, wanted, chosen), len(wanted), console, errors)

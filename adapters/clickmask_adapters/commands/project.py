@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from clickmask.labels.submissions import Unlabelled
-from clickmask_adapters.app import create_store
 from clickmask_adapters.commands._console import (
     ProjectName,
     ToolName,
@@ -16,6 +15,7 @@ from clickmask_adapters.commands._console import (
     find_project,
     sentence_on_failure,
 )
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 
 
@@ -32,12 +32,12 @@ def project(
     ] = None,
 ) -> None:
     """Show what is kept of a project, and say what its area without a label is."""
-    with sentence_on_failure(), closing(create_store(Settings())) as store:
-        chosen, _ = find_project(store, name, tool)
+    with sentence_on_failure(), closing(Home(Settings())) as home:
+        chosen, _ = find_project(home.store, name, tool)
         if unlabelled:
-            store.set_unlabelled(chosen, name, unlabelled)
-        found = next(each for each in store.projects() if (each.tool, each.project) == (chosen, name))
-        area = store.unlabelled(chosen, name)
+            home.store.set_unlabelled(chosen, name, unlabelled)
+        found = next(each for each in home.store.projects() if (each.tool, each.project) == (chosen, name))
+        area = home.store.unlabelled(chosen, name)
     console.print(f"{found.tool.replace('_', '-')} {found.project}: {found.title}", markup=False)
     console.print(f"categories: {', '.join(found.categories) or 'not told yet'}", markup=False)
     console.print(f"{found.images} images, {found.labels} labels, of all annotators")

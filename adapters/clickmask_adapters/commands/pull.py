@@ -11,9 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from clickmask.errors import ToolUnavailable
 from clickmask.ingest import pull as pulling
-from clickmask.ingest.apply import Ingester
-from clickmask_adapters.app import accepting_tools, create_images, create_kept_images, create_store
 from clickmask_adapters.commands._console import console, errors, sentence_on_failure
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 
 
@@ -35,20 +34,18 @@ def pull(
     Interrupted, the same command goes on where it stopped. What is kept already costs nothing; what was
     deleted in the tool goes here too.
     """
-    settings = Settings()
-    with sentence_on_failure(), closing(create_store(settings)) as store:
+    with sentence_on_failure(), closing(Home(Settings())) as home:
         name = tool.replace("-", "_")
-        tools = accepting_tools(settings)
+        tools = home.label_sources
         if name not in tools:
             known = " and ".join(each.replace("_", "-") for each in sorted(tools))
             raise typer.BadParameter(f"labels are pulled from {known}, not from {tool}")
         chosen = tools[name]
         if not chosen.origin:
             raise ToolUnavailable(f"no {tool} is configured: set {name.upper()}_URL")
-        store.require_origin(name, chosen.origin, moved)
-        ingester = Ingester(store, create_images(settings), create_kept_images(settings, store))
-        done = _follow(pulling.pull(name, chosen, project, store, ingester))
-        kept = ingester.kept_status()
+        home.store.require_origin(name, chosen.origin, moved)
+        done = _follow(pulling.pull(name, chosen, project, home.store, home.ingester))
+        kept = home.archive.status()
     for sentence in done.left_out:
         errors.print(sentence, markup=False)
     console.print(_summary(done))

@@ -13,7 +13,6 @@ from rich.text import Text
 from clickmask.reports import assistance as ledger
 from clickmask_adapters.api.datasets import assistance, proposal_reports
 from clickmask_adapters.api.models import describe_report
-from clickmask_adapters.app import create_models, create_store
 from clickmask_adapters.commands._console import (
     ProjectName,
     ToolName,
@@ -22,6 +21,7 @@ from clickmask_adapters.commands._console import (
     find_project,
     sentence_on_failure,
 )
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 
 
@@ -46,12 +46,12 @@ def assist(
     answer, and clicks, are means over the assisted objects; seconds, from the first answer to the last, a
     median.
     """
-    with sentence_on_failure(), closing(create_store(Settings())) as store:
-        chosen, name = find_project(store, project, tool)
+    with sentence_on_failure(), closing(Home(Settings())) as home:
+        chosen, name = find_project(home.store, project, tool)
         if as_json:
-            console.print_json(json.dumps(assistance(store, chosen, name)))
+            console.print_json(json.dumps(assistance(home.store, chosen, name)))
             return
-        entries = ledger.read(store, chosen, name)
+        entries = ledger.read(home.store, chosen, name)
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column(by, overflow="fold")
     for heading in ("objects", "untouched", "edited", "by hand", "rejected", "first", "last", "clicks", "s"):
@@ -75,10 +75,9 @@ def miou(
     All numbers but the mean over images are from one confusion matrix over all of their pixels; mIoU
     is the mean over the categories.
     """
-    settings = Settings()
-    with sentence_on_failure(), closing(create_store(settings)) as store:
-        chosen, name = find_project(store, project, tool)
-        report = describe_report(create_models(settings).of(chosen, name))
+    with sentence_on_failure(), closing(Home(Settings())) as home:
+        chosen, name = find_project(home.store, project, tool)
+        report = describe_report(home.models.of(chosen, name))
     if as_json:
         console.print_json(json.dumps(report))
         return
@@ -119,9 +118,9 @@ def segmenters(
     answers, and of those that were accepted. An annotator is measured on whole images; people began
     with what it drew, which flatters it.
     """
-    with sentence_on_failure(), closing(create_store(Settings())) as store:
-        chosen, name = find_project(store, project, tool)
-        found = proposal_reports(store, chosen, name)
+    with sentence_on_failure(), closing(Home(Settings())) as home:
+        chosen, name = find_project(home.store, project, tool)
+        found = proposal_reports(home.store, chosen, name)
     if as_json:
         console.print_json(json.dumps(found))
         return

@@ -13,6 +13,7 @@ import uvicorn
 from clickmask.errors import ClickmaskError
 from clickmask_adapters.app import create_app
 from clickmask_adapters.commands._console import console
+from clickmask_adapters.home import Home
 from clickmask_adapters.server.memory import freeze_gc
 from clickmask_adapters.server.uvicorn import ReadTimeouts
 from clickmask_adapters.settings import Settings
@@ -49,7 +50,7 @@ def serve(
     logging.getLogger("alembic").setLevel(logging.WARNING)  # ten lines about itself at each start
     settings = Settings(segmenter=segmenter) if segmenter else Settings()
     try:
-        application = create_app(settings)
+        application = create_app(Home(settings))
     except ClickmaskError as error:
         raise typer.BadParameter(str(error)) from error
     # Without proxy_headers: whoever may set X-Forwarded-For could otherwise claim to be this machine.

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from clickmask.reports.statistics import Statistics, count
 from clickmask_adapters.api.datasets import describe, open_dataset
-from clickmask_adapters.app import create_kept_images, create_store
 from clickmask_adapters.commands._console import (
     ProjectName,
     ToolName,
@@ -21,6 +20,7 @@ from clickmask_adapters.commands._console import (
     find_project,
     sentence_on_failure,
 )
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 
 SHOWN_FLAWS = 20
@@ -43,9 +43,9 @@ def stats(
     Points are those of polygons, as they were drawn.
     """
     settings = Settings()
-    with sentence_on_failure(), closing(create_store(settings)) as store:
-        chosen, name = find_project(store, project, tool)
-        dataset = open_dataset(store, chosen, name, create_kept_images(settings, store), settings)
+    with sentence_on_failure(), closing(Home(settings)) as home:
+        chosen, name = find_project(home.store, project, tool)
+        dataset = open_dataset(home.store, chosen, name, home.archive, settings)
     if as_json:
         console.print_json(json.dumps(describe(dataset)))
         return

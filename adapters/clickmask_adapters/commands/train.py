@@ -10,22 +10,9 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from clickmask.ingest.apply import Ingester
-from clickmask.ingest.inbox import Inbox
 from clickmask.ingest.reader import InboxReader
-from clickmask.store import Store
 from clickmask.store.jobs import UNDER_WAY, Job
 from clickmask.training.supervisor import Supervisor
-from clickmask_adapters.app import (
-    accepting_tools,
-    create_fetching,
-    create_images,
-    create_jobs,
-    create_kept_images,
-    create_models,
-    create_store,
-    workplace,
-)
 from clickmask_adapters.commands._console import (
     ProjectName,
     ToolName,
@@ -34,6 +21,7 @@ from clickmask_adapters.commands._console import (
     find_project,
     sentence_on_failure,
 )
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 
 POLL_S = 0.3  # seconds between looks at the job
@@ -54,16 +42,9 @@ def train(
     from the last validation; so does the server when it starts. CLICKMASK_TRAIN_SECONDS is how long
     it takes at most.
     """
-    settings = Settings()
-    with sentence_on_failure(), closing(create_store(settings)) as store, _drained(settings, store) as reader:
-        chosen, name = find_project(store, project, tool)
-        trainings = Supervisor(
-            create_jobs(settings),
-            store,
-            workplace(settings),
-            waiting=lambda: reader.status().waiting,
-            fetch=create_fetching(settings, store),
-        )
+    with sentence_on_failure(), closing(Home(Settings())) as home, _drained(home) as reader:
+        chosen, name = find_project(home.store, project, tool)
+        trainings = home.supervisor(lambda: reader.status().waiting)
         with closing(trainings):
             trainings.start(adopting=False)
             job = _follow(trainings, trainings.request(chosen, name))
@@ -75,24 +56,20 @@ def train(
 
 def rollback(project: ProjectName, tool: ToolName = None) -> None:
     """Serve the model that was served before the present one."""
-    settings = Settings()
-    with sentence_on_failure(), closing(create_store(settings)) as store:
-        served = create_models(settings).of(*find_project(store, project, tool)).roll_back()
+    with sentence_on_failure(), closing(Home(Settings())) as home:
+        served = home.models.of(*find_project(home.store, project, tool)).roll_back()
     console.print(f"model {served.id} is served again", markup=False)
 
 
 @contextmanager
-def _drained(settings: Settings, store: Store) -> Generator[InboxReader]:
-    """Reads what tools have told; a server that reads it too does no harm, as nothing is taken in twice."""
-    inbox = Inbox(settings.home / "inbox.sqlite")
-    ingester = Ingester(store, create_images(settings), create_kept_images(settings, store))
-    reader = InboxReader(inbox, store, ingester, accepting_tools(settings))
+def _drained(home: Home) -> Generator[InboxReader]:
+    """A reader of the tools' events. A server may read them too: nothing is taken in twice."""
+    reader = InboxReader(home.inbox, home.store, home.ingester, home.label_sources)
     reader.start()
     try:
         yield reader
     finally:
         reader.close()
-        inbox.close()
 
 
 def _follow(trainings: Supervisor, job: Job) -> Job:

@@ -15,10 +15,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from clickmask import segmenters
 from clickmask.inference.catalogue import Catalogue
-from clickmask_adapters.app import create_runtimes, create_weights
 from clickmask_adapters.commands._console import console, errors, sentence_on_failure
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 
 WeightsName = Annotated[str, typer.Argument(metavar="NAME", help="As in `clickmask weights list`.")]
@@ -34,7 +33,7 @@ def add_to(cli: typer.Typer) -> None:
 
 def list_weights() -> None:
     """List the official files, and which are here."""
-    weights = create_weights(Settings())
+    weights = Home(Settings()).weights
     console.print(f"folder: {weights.folder}", markup=False)
     for name, checkpoint in weights.checkpoints.items():
         state = weights.missing(name) or "here"
@@ -51,15 +50,15 @@ def fetch_weights(name: WeightsName) -> None:
     package torch, both only once; without torch here, bring the folder `runtimes` from elsewhere.
     """
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    settings = Settings()
-    weights = create_weights(settings)
+    home = Home(Settings())
+    weights = home.weights
     with sentence_on_failure():
         with Progress(*columns, console=errors, transient=True) as bar:
             task = bar.add_task(name, total=None)
             path = weights.fetch(name, lambda done, total: bar.update(task, completed=done, total=total))
         console.print(str(path), markup=False)
         if find_spec("torch") is not None:
-            _export(name, Catalogue(segmenters, weights, create_runtimes(settings)))
+            _export(name, home.segmenters)
 
 
 def _export(name: str, catalogue: Catalogue) -> None:
@@ -76,4 +75,4 @@ def _export(name: str, catalogue: Catalogue) -> None:
 def weights_path(name: WeightsName) -> None:
     """Print where a file is, once it is verified; that may be one that was put there by hand."""
     with sentence_on_failure():
-        console.print(str(create_weights(Settings()).verify(name)), markup=False)
+        console.print(str(Home(Settings()).weights.verify(name)), markup=False)

@@ -58,7 +58,7 @@ class AnnotatorCatalogue(Installed[Annotator]):
             return None
         version = self._models.of(tool, project).served()
         refined = f" refined by {self._refiner}" if self._refiner else ""
-        return version and (f"unet:{folder_name(tool, project)}", f"unet {version.id}{refined}")
+        return version and (f"trained:{folder_name(tool, project)}", f"unet {version.id}{refined}")
 
     def statuses(self) -> list[AnnotatorStatus]:
         """Every annotator, sorted by family; loads no model."""

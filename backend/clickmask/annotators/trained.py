@@ -1,4 +1,4 @@
-"""The model that was trained on a project's accepted labels, `unet:TOOL-PROJECT`: whichever is served.
+"""The model that was trained on a project's accepted labels, `trained:TOOL-PROJECT`: whichever is served.
 
 Every pixel has one class, so an object is what of a category hangs together. Its score is how sure
 the network is of its pixels, on average. With a `refiner`, the name of a segmenter, each object has the
@@ -82,7 +82,7 @@ def load(
     refining = None
     if refiner:
         refining = partial(refine, segmenter=segmenters.get(refiner), embeddings=embeddings)
-    return UNet(f"unet:{variant}", variant, models, refining)
+    return UNet(f"trained:{variant}", variant, models, refining)
 
 
 def _objects(

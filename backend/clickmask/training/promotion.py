@@ -144,8 +144,8 @@ def report_scores(
     if others:
         found, split = measuring.measure(others), CROSS_VALIDATION
         said = (
-            f"too few: a test side of {found.report.images} images says little (from {MIN_SPLIT_IMAGES} on it "
-            "counts), "
+            f"too few: a test side of {found.report.images} images says little (from {MIN_SPLIT_IMAGES} "
+            "on it counts), "
             f"so the numbers are those of {len(others)} networks on images that they were not trained on"
         )
         return {"split": split, **report_to_json(found.report), "too_few": said}

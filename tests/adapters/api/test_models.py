@@ -21,8 +21,9 @@ from clickmask.models.versions import Models
 from clickmask.store import Store
 from clickmask.training import supervisor
 from clickmask.workbench import Workbench
-from clickmask_adapters.app import create_app, create_models
+from clickmask_adapters.app import create_app
 from clickmask_adapters.cli import app
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from support.drawn_projects import accept_drawings
 from support.labelled import PROJECT, TOOL
@@ -82,14 +83,14 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def client(settings: Settings, workbench: Workbench, tmp_path: Path) -> Iterator[TestClient]:
     kept = ImageArchive(tmp_path / "images", 2**24, lambda digest: True)
     accept_drawings(workbench.store, kept, 2)
-    served = create_app(settings, workbench)
+    served = create_app(Home(settings, workbench))
     with TestClient(served, "http://127.0.0.1:9090", client=("127.0.0.1", 5000)) as client:
         yield client
 
 
 @pytest.fixture
 def models(settings: Settings) -> Models:
-    return create_models(settings).of(TOOL, PROJECT)
+    return Home(settings).models.of(TOOL, PROJECT)
 
 
 def serve(models: Models, weight: float = 2.0, report: dict[str, Any] | None = None) -> str:

@@ -15,6 +15,7 @@ from clickmask.images.fetch import Fetcher
 from clickmask.images.source import ImageIdentity, ImageSource
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_app
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from support.accepting import box, submitted
 from support.label_studio_standin import TOKEN, LabelStudioStandin, label_studio_standin, rectangle
@@ -37,7 +38,7 @@ def settings(studio: LabelStudioStandin, tmp_path: Path) -> Settings:
 @pytest.fixture
 def client(settings: Settings, workbench: Workbench, studio: LabelStudioStandin) -> Iterator[TestClient]:
     workbench.images = ImageSource(Fetcher(trusted_origins=[studio.url]))
-    app = create_app(settings, workbench)
+    app = create_app(Home(settings, workbench))
     with TestClient(app, "http://127.0.0.1:9090", client=("127.0.0.1", 5000)) as client:
         yield client
 
@@ -163,7 +164,7 @@ def test_a_server_of_another_label_studio_does_not_start(
     tell(client, studio.event("ANNOTATION_CREATED", studio.annotation(7)))
     elsewhere = settings.model_copy(update={"label_studio_url": "http://elsewhere"})
     with pytest.raises(OriginRefused, match="not of http://elsewhere"):
-        create_app(elsewhere, workbench)
+        create_app(Home(elsewhere, workbench))
 
 
 def test_a_server_of_another_cvat_does_not_start(settings: Settings, workbench: Workbench) -> None:
@@ -171,4 +172,4 @@ def test_a_server_of_another_cvat_does_not_start(settings: Settings, workbench: 
     workbench.store.accept(submitted(box(), tool="cvat"), ImageIdentity("d" * 64, SIZE), [])
     elsewhere = settings.model_copy(update={"cvat_url": "http://elsewhere"})
     with pytest.raises(OriginRefused, match="the labels of http://first, not of http://elsewhere"):
-        create_app(elsewhere, workbench)
+        create_app(Home(elsewhere, workbench))

@@ -23,6 +23,7 @@ from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.weights import CHECKPOINTS, Checkpoint, WeightsFolder
 from clickmask_adapters.cli import app
 from clickmask_adapters.commands import weights
+from clickmask_adapters.home import Home
 from support.served import serving
 from support.waiting import until
 
@@ -86,7 +87,7 @@ def test_a_default_that_cannot_run_is_refused_before_anybody_clicks(
     package.__path__ = [str(tmp_path)]
     (tmp_path / "heavy.py").write_text("def missing(variant, weights): return 'no weights here'")
     monkeypatch.setitem(sys.modules, "plugins", package)
-    monkeypatch.setattr("clickmask_adapters.app.segmenters", package)
+    monkeypatch.setattr("clickmask_adapters.home.segmenters", package)
     environment = {"CLICKMASK_HOME": str(tmp_path / "home"), "COLUMNS": "200"}
     result = CliRunner().invoke(app, ["serve", "--segmenter", "heavy", "--port", "0"], env=environment)
     assert result.exit_code == 2
@@ -184,7 +185,7 @@ def test_fetched_weights_are_exported_where_torch_is(
         exported.append(name)
         return True
 
-    monkeypatch.setattr(weights, "create_weights", lambda settings: fetched)
+    monkeypatch.setattr(Home, "weights", fetched)
     monkeypatch.setattr(weights, "find_spec", lambda name: object() if with_torch else None)
     monkeypatch.setattr(Catalogue, "export", export)
     result = CliRunner().invoke(app, ["weights", "fetch", "sam:vit_b"], env={"CLICKMASK_HOME": str(tmp_path)})

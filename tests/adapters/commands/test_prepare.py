@@ -31,12 +31,13 @@ from clickmask_adapters.commands import prepare as prepare_command
 from clickmask_adapters.commands.prepare import (
     MAX_CONCURRENT,
     Prepared,
-    Wanted,
     folder_images,
     follow,
     prepare_images,
 )
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
+from clickmask_adapters.tools import NamedImage, label_studio
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.pull import project_images
 from conftest import OneSegmenter
@@ -123,10 +124,10 @@ def prepare(
     """`clickmask prepare` with a segmenter of ours."""
 
     def run(segmenter: Segmenter[Any], *arguments: str, capacity: int = 2**20) -> Result:
-        def create(settings: Settings) -> Workbench:
-            return open_bench(segmenter, capacity)
+        def with_our_bench(settings: Settings) -> Home:
+            return Home(settings, open_bench(segmenter, capacity))
 
-        monkeypatch.setattr(prepare_command, "create_workbench", create)
+        monkeypatch.setattr(prepare_command, "Home", with_our_bench)
         environment = {"CLICKMASK_HOME": str(tmp_path), "CLICKMASK_SEGMENTER": "disc"}
         return CliRunner().invoke(cli.app, ["prepare", *arguments], env=environment)
 
@@ -301,7 +302,7 @@ def test_few_images_are_read_ahead(photos: Path, open_bench: Callable[..., Workb
         return ImageRef((photos / "b.png").as_uri())
 
     bench = open_bench(StoredDisc())
-    wanted = [Wanted(str(number), lambda number=number: locate(number)) for number in range(50)]
+    wanted = [NamedImage(str(number), lambda number=number: locate(number)) for number in range(50)]
     prepared = prepare_images(bench, wanted, "disc")
     for _ in range(3):
         next(prepared)
@@ -354,7 +355,7 @@ def test_a_project_gives_its_images_and_leaves_out_tasks_without() -> None:
 def test_a_project_is_prepared_with_its_own_segmenter(
     photos: Path, prepare: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, store: Store
 ) -> None:
-    monkeypatch.setattr(prepare_command, "client_of", lambda _: PagesOfTasks(1))
+    monkeypatch.setattr(label_studio, "client_of", lambda _: PagesOfTasks(1))
     monkeypatch.setattr(PagesOfTasks, "data", lambda *_: {"image": (photos / "b.png").as_uri()})
     monkeypatch.setattr(LabelStudioClient, "image_ref", lambda _, task, uri: ImageRef(uri))
     result = prepare(StoredDisc(), "label-studio", "1")

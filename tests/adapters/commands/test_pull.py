@@ -20,7 +20,8 @@ from clickmask.store import Store
 from clickmask_adapters.cli import app
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.label_studio import pull as label_studio_pulling
-from clickmask_adapters.tools.label_studio.client import LabelStudioError
+from clickmask_adapters.tools.label_studio.client import LabelStudioError, client_of
+from clickmask_adapters.tools.label_studio.pull import LabelStudioLabels
 from support.label_studio_standin import TOKEN, LabelStudioStandin, label_studio_standin, rectangle
 
 TOOL, PROJECT = "label_studio", "3"
@@ -252,7 +253,7 @@ def test_without_an_address_nothing_is_pulled(home: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("event", [b"no json", b"[1]"])
 def test_what_is_no_event_is_refused(home: Path, event: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        label_studio_pulling.accepting(Settings()).changes(event)
+        LabelStudioLabels(client_of(Settings())).changes(event)
 
 
 def test_an_event_that_is_read_again_says_nothing_of_its_project(
@@ -261,7 +262,7 @@ def test_an_event_that_is_read_again_says_nothing_of_its_project(
     """It may have waited for its image for hours, and the project has other labels since."""
     studio.add_task(1)
     event = orjson.dumps(studio.event("ANNOTATION_CREATED", studio.annotation(1, rectangle("r"))))
-    labels = label_studio_pulling.accepting(Settings())
+    labels = LabelStudioLabels(client_of(Settings()))
     assert [type(change) for change in labels.changes(event)] == [ProjectDescribed, Submission]
     assert [type(change) for change in labels.changes(event, retry=True)] == [Submission]
 
@@ -271,13 +272,13 @@ def test_while_label_studio_is_out_of_order_nothing_is_gone(
 ) -> None:
     monkeypatch.setattr(LabelStudioStandin, "answer", lambda *_: (503, {"detail": "restarting"}))
     with pytest.raises(LabelStudioError, match="503"):
-        list(label_studio_pulling.accepting(Settings()).gone([("1", "1")]))
+        list(LabelStudioLabels(client_of(Settings())).gone([("1", "1")]))
 
 
 def test_a_part_says_how_many_are_to_come(studio: LabelStudioStandin, home: Path) -> None:
     for number in range(1, 6):
         studio.add_task(number)
-    parts: list[Page] = list(label_studio_pulling.accepting(Settings()).pull(PROJECT))
+    parts: list[Page] = list(LabelStudioLabels(client_of(Settings())).pull(PROJECT))
     assert [(part.position, part.remaining) for part in parts] == [
         ("1", 4),
         ("2", 3),

@@ -114,13 +114,13 @@ def test_a_project_s_model_is_refined_by_the_segmenter_that_is_named(tmp_path: P
     plain, both = AnnotatorCatalogue(*given), AnnotatorCatalogue(*given, refiner="grabcut")
     version = models.of("cvat", "3").served()
     assert version is not None
-    assert plain.trained("cvat", "3") == ("unet:cvat-3", f"unet {version.id}")
-    assert both.trained("cvat", "3") == ("unet:cvat-3", f"unet {version.id} refined by grabcut")
+    assert plain.trained("cvat", "3") == ("trained:cvat-3", f"unet {version.id}")
+    assert both.trained("cvat", "3") == ("trained:cvat-3", f"unet {version.id} refined by grabcut")
     pixels = np.full((*SIZE, 3), (250, 0, 0), np.uint8)
     pixels[OBJECT] = (0, 0, 250)
     image = Image(pixels, "blue on red")
     for catalogue in (plain, both):
-        ((label, found),) = catalogue.get("unet:cvat-3").annotate(image)
+        ((label, found),) = catalogue.get("trained:cvat-3").annotate(image)
         assert (label, mask_iou(found.mask, OBJECT)) == ("nucleus", pytest.approx(1, abs=0.1))
 
 
@@ -129,6 +129,6 @@ def test_a_refiner_that_cannot_run_is_said(tmp_path: Path) -> None:
     serve(models)
     segmenters = OneSegmenter(DiscSegmenter())
     catalogue = AnnotatorCatalogue(annotators, segmenters, EmbeddingCache(2**22), models, refiner="sam:vit_b")
-    (status,) = [each for each in catalogue.statuses() if each.name == "unet:cvat-3"]
+    (status,) = [each for each in catalogue.statuses() if each.name == "trained:cvat-3"]
     assert not status.ready
     assert "sam:vit_b cannot run" in status.reason

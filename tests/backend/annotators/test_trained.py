@@ -45,21 +45,21 @@ def picture() -> Image:
     return Image(pixels, "drawn")
 
 
-def unet_names(catalogue: AnnotatorCatalogue) -> list[str]:
-    return [each.name for each in catalogue.statuses() if each.name.startswith("unet")]
+def trained_names(catalogue: AnnotatorCatalogue) -> list[str]:
+    return [each.name for each in catalogue.statuses() if each.name.startswith("trained")]
 
 
 def test_there_is_one_for_each_project_whose_model_is_served(
     catalogue: AnnotatorCatalogue, models: ProjectModels
 ) -> None:
-    assert unet_names(catalogue) == []
+    assert trained_names(catalogue) == []
     with pytest.raises(UnknownAnnotator):
-        catalogue.get("unet:cvat-3")
+        catalogue.get("trained:cvat-3")
     serve(models)
     serve(models, project="task-9")
     models.of("cvat", "4").save(draft())
-    assert unet_names(catalogue) == ["unet:cvat-3", "unet:cvat-task-9"]
-    (status,) = [each for each in catalogue.statuses() if each.name == "unet:cvat-3"]
+    assert trained_names(catalogue) == ["trained:cvat-3", "trained:cvat-task-9"]
+    (status,) = [each for each in catalogue.statuses() if each.name == "trained:cvat-3"]
     assert (status.ready, status.labels) == (True, ("cell", "nucleus"))
 
 
@@ -67,7 +67,7 @@ def test_objects_are_what_hangs_together_and_the_surest_come_first(
     catalogue: AnnotatorCatalogue, models: ProjectModels
 ) -> None:
     serve(models, weight=10.0)
-    found = catalogue.get("unet:cvat-3").annotate(picture())
+    found = catalogue.get("trained:cvat-3").annotate(picture())
     assert [label for label, _ in found] == ["cell", "nucleus", "cell"]
     np.testing.assert_array_equal(found[1][1].mask, BLUE)
     np.testing.assert_array_equal(found[2][1].mask, GREEN)
@@ -80,7 +80,7 @@ def test_specks_are_no_objects(
     catalogue: AnnotatorCatalogue, models: ProjectModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(models)
-    annotator = catalogue.get("unet:cvat-3")
+    annotator = catalogue.get("trained:cvat-3")
     assert len(annotator.annotate(picture())) == 3  # of a picture so small, one pixel is an object
     monkeypatch.setattr("clickmask.annotators.trained.MIN_AREA_SHARE", 1e-2)
     assert len(annotator.annotate(picture())) == 2
@@ -90,7 +90,7 @@ def test_what_the_network_is_not_sure_of_is_no_object(
     catalogue: AnnotatorCatalogue, models: ProjectModels
 ) -> None:
     serve(models, weight=1.0)  # the block's 0.44 is more than any other class has, and little
-    found = catalogue.get("unet:cvat-3").annotate(picture())
+    found = catalogue.get("trained:cvat-3").annotate(picture())
     assert [label for label, _ in found] == ["cell", "nucleus"]
     assert not any((prediction.mask & GREEN).any() for _, prediction in found)
 
@@ -99,7 +99,7 @@ def test_another_version_is_used_from_the_next_picture_on(
     catalogue: AnnotatorCatalogue, models: ProjectModels
 ) -> None:
     serve(models, weight=1.0)
-    annotator = catalogue.get("unet:cvat-3")
+    annotator = catalogue.get("trained:cvat-3")
     unsure = annotator.annotate(picture())[0][1].score
     serve(models, weight=10.0)
     assert annotator.annotate(picture())[0][1].score > unsure
@@ -110,6 +110,6 @@ def test_another_version_is_used_from_the_next_picture_on(
 def test_a_damaged_model_is_not_ready(catalogue: AnnotatorCatalogue, models: ProjectModels) -> None:
     served = serve(models)
     (models.of("cvat", "3").version(served).path / "manifest.json").unlink()
-    (status,) = [each for each in catalogue.statuses() if each.name == "unet:cvat-3"]
+    (status,) = [each for each in catalogue.statuses() if each.name == "trained:cvat-3"]
     assert not status.ready
     assert "has no manifest that can be read" in status.reason

@@ -172,7 +172,7 @@ def test_what_a_rollback_leads_to_and_what_is_damaged_is_pruned_with_care(kept: 
     assert kept.roll_back() == third, "it was no parent of the second"
     (third.path / versions.MANIFEST).write_text("{")
     assert kept.prune(newest=1) == [second.id]
-    assert kept.serves
+    assert kept.has_served
 
 
 def test_a_version_that_is_being_opened_is_not_pruned(kept: Models) -> None:

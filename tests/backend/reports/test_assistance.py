@@ -250,7 +250,7 @@ def test_the_ledger_of_a_project_is_read_from_the_store(store: Store) -> None:
 
 
 def preannotated(name: str, mask: Mask, batch: str = "first", at: float = 100.0) -> PrelabelledObject:
-    return PrelabelledObject(name, batch, at, "unet:label_studio-7", "cell", 0.9, mask_to_rle(mask))
+    return PrelabelledObject(name, batch, at, "trained:label_studio-7", "cell", 0.9, mask_to_rle(mask))
 
 
 def outcomes(entries: Sequence[Entry]) -> list[tuple[str, str]]:
@@ -268,7 +268,7 @@ def test_what_a_model_drew_is_judged_as_a_session_without_a_click() -> None:
         accepted("a", shrunk(RIGHT, 4), region="changed-0", proposal="changed"),
     ]
     found = match([], labels, True, drawn)
-    model = "unet:label_studio-7"
+    model = "trained:label_studio-7"
     assert outcomes(found) == [("untouched", model), ("edited", model), ("rejected", model)]
     assert [entry.clicks for entry in found] == [0, 0, 0]
 
@@ -284,7 +284,7 @@ def test_clicks_go_on_with_no_object_that_a_model_drew() -> None:
     found = match(
         [proposal("1", RIGHT)], [accepted("a", RIGHT, proposal="1")], True, [preannotated("2", LEFT)]
     )
-    assert outcomes(found) == [("untouched", "disc"), ("rejected", "unet:label_studio-7")]
+    assert outcomes(found) == [("untouched", "disc"), ("rejected", "trained:label_studio-7")]
     assert found[0].clicks == 1
 
 

@@ -90,7 +90,7 @@ def test_labels_become_a_served_model_in_a_process_of_its_own(
     assert done.loss is not None and done.validation_miou is not None and done.seconds > 0
     (version,) = ProjectModels(tmp_path / "models").of(TOOL, PROJECT).versions()
     assert done.version == version.id
-    assert done.promoted is ProjectModels(tmp_path / "models").of(TOOL, PROJECT).serves
+    assert done.promoted is ProjectModels(tmp_path / "models").of(TOOL, PROJECT).has_served
     assert done.message == version.provenance.report["decision"]
 
 

@@ -26,18 +26,15 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from clickmask import annotators, segmenters
-from clickmask.annotators._catalogue import AnnotatorCatalogue, AnnotatorStatus
+from clickmask.annotators._catalogue import AnnotatorStatus
 from clickmask.errors import AnnotatorNotReady, ClickmaskError, InvalidRequest, UnknownAnnotator
 from clickmask.images.decode import opened_image
-from clickmask.inference.catalogue import Catalogue
-from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.inference.refinement import Refinement
 from clickmask.masks.polygons import group_rings
 from clickmask.masks.rle import rle_to_mask
 from clickmask.masks.simplify import simplify_mask
 from clickmask.types import Mask, Prediction, Prompt, Size
-from clickmask_adapters.app import create_models, create_runtimes, create_weights, refiner
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat.mask_points import mask_to_points
 from clickmask_adapters.tools.cvat.prompts import Pointed
@@ -182,17 +179,10 @@ class InProcess:
     """What is installed here, as the settings say; keeps no labels and no proposals."""
 
     def __init__(self, settings: Settings) -> None:
-        weights = create_weights(settings)
-        weights.verify_new()
+        home = Home(settings.model_copy(update={"disk_bytes": 0}))
+        home.weights.verify_new()
         self._default = settings.segmenter
-        self._segmenters = Catalogue(segmenters, weights, create_runtimes(settings))
-        self._annotators = AnnotatorCatalogue(
-            annotators,
-            self._segmenters,
-            EmbeddingCache(settings.embedding_bytes),
-            create_models(settings),
-            refiner(settings),
-        )
+        self._segmenters, self._annotators = home.segmenters, home.annotators
         self._refinement = Refinement()
 
     def labels(self, annotator: str) -> tuple[str, tuple[str, ...]]:

@@ -14,8 +14,7 @@ from clickmask.errors import InvalidRequest, UnknownProject
 from clickmask.ingest.apply import Page
 from clickmask.labels.submissions import AnnotationDeleted, Change, ProjectDescribed, Submission, TaskDeleted
 from clickmask.types import ImageRef
-from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools.cvat.client import CvatClient, CvatError, client_of
+from clickmask_adapters.tools.cvat.client import CvatClient, CvatError
 from clickmask_adapters.tools.cvat.labels import (
     AREAS,
     TOOL,
@@ -36,11 +35,6 @@ MAX_REMEMBERED_JOBS = 10_000  # jobs
 DRAWABLE = AREAS | {"any", "unknown"}  # types of a label: a tag or a skeleton is no category of pixels
 
 Json = Mapping[str, Any]
-
-
-def accepting(settings: Settings) -> CvatLabels:
-    """The labels of the CVAT that the settings name."""
-    return CvatLabels(client_of(settings))
 
 
 class CvatLabels:

@@ -157,7 +157,6 @@ def _port(request: Request) -> int:
 PATH = "/webhooks/cvat"
 SECRET_VARIABLE = "CVAT_WEBHOOK_SECRET"  # noqa: S105  # its name, not its value
 SIGNATURE = "X-Signature-256"
-signed_paths = frozenset({PATH})
 
 
 def webhook_router(workbench: Workbench, settings: Settings) -> APIRouter:

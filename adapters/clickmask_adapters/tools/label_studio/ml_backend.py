@@ -23,7 +23,7 @@ from label_studio_ml.model import LabelStudioMLBase
 
 from clickmask.errors import ClickmaskError
 from clickmask.workbench import Workbench
-from clickmask_adapters.app import create_workbench, read_events
+from clickmask_adapters.home import Home
 from clickmask_adapters.server import failures
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.label_studio.backend import Backend, images_of
@@ -42,12 +42,10 @@ class Opened(NamedTuple):
 
 @functools.cache
 def _open() -> Opened:
-    settings = Settings()
-    client = client_of(settings)
-    workbench = create_workbench(settings)
-    read_events(settings, workbench)
-    atexit.register(workbench.close)
-    return Opened(workbench, Backend(workbench, client, settings.min_iou))
+    home = Home(Settings())
+    home.workbench.read_events(home.ingester, home.label_sources)
+    atexit.register(home.close)
+    return Opened(home.workbench, Backend(home.workbench, client_of(home.settings), home.settings.min_iou))
 
 
 def opened() -> Opened:

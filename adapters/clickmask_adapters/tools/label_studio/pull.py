@@ -13,19 +13,13 @@ from clickmask.errors import InvalidRequest, UnknownProject
 from clickmask.ingest.apply import Page
 from clickmask.labels.submissions import AnnotationDeleted, Change, ProjectDescribed, Submission, TaskDeleted
 from clickmask.types import ImageRef
-from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools import NamedImage
 from clickmask_adapters.tools.label_studio import label_config, labels
-from clickmask_adapters.tools.label_studio.client import LabelStudioClient, LabelStudioError, client_of
+from clickmask_adapters.tools.label_studio.client import LabelStudioClient, LabelStudioError
 from clickmask_adapters.tools.label_studio.labels import TOOL
 
 PAGE = 50  # tasks: with 20 annotations of 100 kB each a page is 100 MB already
 Json = Mapping[str, Any]
-
-
-def accepting(settings: Settings) -> LabelStudioLabels:
-    """The labels of the Label Studio that the settings name."""
-    return LabelStudioLabels(client_of(settings))
 
 
 class LabelStudioLabels:

@@ -25,6 +25,7 @@ from clickmask.masks.regions import mask_iou
 from clickmask.types import Mask
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_app
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat import native
 from clickmask_adapters.tools.cvat.native import ServerFailed
@@ -68,7 +69,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def server(workbench: Workbench, tmp_path: Path) -> Iterator[str]:
     """A real server over the workbench of the fakes."""
-    app = create_app(Settings(home=tmp_path, token="the secret"), workbench)
+    app = create_app(Home(Settings(home=tmp_path, token="the secret"), workbench))
     uvicorn_server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=uvicorn_server.run, daemon=True)
     thread.start()
@@ -200,11 +201,10 @@ def test_a_label_of_the_task_may_stand_for_the_only_one_of_the_annotator(
 
 
 def test_the_network_that_was_trained_on_a_project_is_a_detector_too(plugins: None) -> None:
-    from clickmask_adapters.app import create_models
 
-    models = create_models(Settings()).of("cvat", "3")
+    models = Home(Settings()).models.of("cvat", "3")
     models.promote(models.save(draft(10.0)).id)
-    function = native.create("detector", "unet:cvat-3")
+    function = native.create("detector", "trained:cvat-3")
     assert names(function) == {1: "cell", 2: "nucleus"}
     pixels = np.full((60, 80, 3), (250, 0, 0), np.uint8)  # its network knows colours
     pixels[disc((60, 80), (20, 20), 12)] = (0, 0, 250)

@@ -34,6 +34,7 @@ from clickmask.store import Store
 from clickmask.types import Image, Pixels, Prediction, Prompt, SamFeatures
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_app
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat import routes
 from clickmask_adapters.tools.cvat.functions import SAM_PLUGIN, VIT_H, Function
@@ -60,7 +61,7 @@ def picture(shade: int = 100, size: tuple[int, int] = SIZE) -> bytes:
 
 
 def http(workbench: Workbench, home: Path, address: str = "127.0.0.1", **settings: Any) -> TestClient:
-    app = create_app(Settings(home=home, **settings), workbench)
+    app = create_app(Home(Settings(home=home, **settings), workbench))
     return TestClient(app, "http://127.0.0.1:9090", client=(address, 5000), raise_server_exceptions=False)
 
 

@@ -24,6 +24,7 @@ from clickmask.models.labeller import ProjectModels
 from clickmask.store import Store
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_app
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat import routes
 from conftest import OneSegmenter
@@ -35,7 +36,7 @@ from support.model_drafts import draft
 
 SIZE = (60, 80)
 NUCLEUS, CELL = disc(SIZE, (20, 20), 12), rectangle(SIZE, (50, 30, 70, 50))
-DETECTOR = "clickmask-detect-unet-cvat-1"
+DETECTOR = "clickmask-detect-trained-cvat-1"
 
 
 def picture() -> bytes:
@@ -58,7 +59,7 @@ def cvat(
     found = AnnotatorCatalogue(annotators, catalogue, embeddings, models)
     images = ImageSource(Fetcher())
     bench = Workbench(catalogue, found, images, embeddings, store, inbox, default_segmenter="disc")
-    app = create_app(Settings(home=tmp_path), bench)
+    app = create_app(Home(Settings(home=tmp_path), bench))
     with TestClient(app, "http://127.0.0.1:9090", client=("127.0.0.1", 5000)) as http:
         yield Cvat(http)
 
@@ -84,7 +85,7 @@ def test_what_it_finds_is_stored_and_remembered(cvat: Cvat, models: ProjectModel
     np.testing.assert_array_equal(masks["nucleus"], NUCLEUS)
     np.testing.assert_array_equal(masks["cell"], CELL)
     drawn = store.prelabels(decode_image(picture()).digest)
-    assert {each.annotator for each in drawn} == {"unet:cvat-1"}
+    assert {each.annotator for each in drawn} == {"trained:cvat-1"}
     for each in drawn:
         np.testing.assert_array_equal(rle_to_mask(each.rle), masks[each.label])
 

@@ -20,6 +20,7 @@ from clickmask.ingest.inbox import Inbox
 from clickmask.labels.submissions import AnnotationDeleted, TaskDeleted
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_app
+from clickmask_adapters.home import Home
 from clickmask_adapters.server import failures
 from clickmask_adapters.server.gate import MAX_SIGNED_BODY, Gate
 from clickmask_adapters.settings import Settings
@@ -48,8 +49,8 @@ def client(workbench: Workbench, address: str = STRANGER, **configuration: Any) 
     recent = failures.RecentFailures()
     failures.install(app, recent)
     configured = Settings(**configuration)
-    app.include_router(routes.router(workbench, configured))
-    app.add_middleware(Gate, settings=configured, recent=recent, signed_paths=routes.signed_paths)
+    app.include_router(routes.webhook_router(workbench, configured))
+    app.add_middleware(Gate, settings=configured, recent=recent, signed_paths={routes.PATH})
     return TestClient(app, "http://unknown-name:9090", client=(address, 5000), raise_server_exceptions=False)
 
 
@@ -197,7 +198,7 @@ def test_a_page_in_a_browser_may_not_post_a_webhook(workbench: Workbench) -> Non
 def test_the_application_lets_a_signed_webhook_in(workbench: Workbench, inbox: Inbox, tmp_path: Path) -> None:
     configured = Settings.model_validate({"home": tmp_path, "token": "s", "cvat_webhook_secret": SECRET})
     body = json.dumps(delivery("job_accepted")).encode()
-    with TestClient(create_app(configured, workbench), client=(STRANGER, 5000)) as http:
+    with TestClient(create_app(Home(configured, workbench)), client=(STRANGER, 5000)) as http:
         assert http.post(routes.PATH, content=body, headers=signed(body)).status_code == 202
         assert http.post(routes.PATH, content=body, headers=signed(body, "wrong")).status_code == 401
         assert http.get("/api/functions", headers=signed(b"")).status_code == 401

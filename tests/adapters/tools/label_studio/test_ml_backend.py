@@ -27,6 +27,8 @@ import clickmask
 import clickmask_adapters
 from clickmask.ingest.inbox import Inbox
 from clickmask.workbench import Workbench
+from clickmask_adapters.home import Home
+from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.label_studio.backend import Backend
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from support import CONTRACTS, drawn
@@ -190,12 +192,12 @@ def test_requests_at_the_same_time_open_one_workbench(
 ) -> None:
     opened: list[Workbench] = []
 
-    def open_slowly(_: object) -> Workbench:
+    def open_slowly(settings: Settings) -> Home:
         time.sleep(0.05)
         opened.append(workbench)
-        return workbench
+        return Home(settings, workbench)
 
-    monkeypatch.setattr(ml_backend, "create_workbench", open_slowly)
+    monkeypatch.setattr(ml_backend, "Home", open_slowly)
     monkeypatch.setattr(ml_backend.atexit, "register", lambda _: None)
     threads = [threading.Thread(target=ml_backend.opened) for _ in range(4)]
     for thread in threads:

@@ -27,6 +27,7 @@ from clickmask.store import Store
 from clickmask.types import ImageRef
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_app
+from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.label_studio import client as label_studio_client
 from clickmask_adapters.tools.label_studio import label_config, labels, prelabel
@@ -76,7 +77,7 @@ def http(workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return ImageRef(uri)
 
     monkeypatch.setattr(label_studio_client.LabelStudioClient, "image_ref", image_ref)
-    app = create_app(Settings(home=tmp_path), workbench)
+    app = create_app(Home(Settings(home=tmp_path), workbench))
     with TestClient(app, "http://127.0.0.1:9090", client=("127.0.0.1", 5000)) as client:
         yield client
 
@@ -157,7 +158,7 @@ def test_what_is_shown_is_remembered_under_the_ids_of_its_regions(
     (drawn,) = workbench.store.prelabels(
         workbench.identify(ImageRef(uri)).digest
     )  # no nucleus: it is not shown
-    assert (f"{drawn.id}-0", "cell", "unet:label_studio-1") == (region["id"], drawn.label, drawn.annotator)
+    assert (f"{drawn.id}-0", "cell", "trained:label_studio-1") == (region["id"], drawn.label, drawn.annotator)
     np.testing.assert_array_equal(rle_to_mask(drawn.rle), CELL)
     annotation = {"id": 5, "result": found["result"], "updated_at": "2026-11-22T10:00:00Z", "project": 1}
     task = {"id": 1, "project": 1, "data": {"image": uri}}

@@ -205,14 +205,14 @@ def test_an_interrupt_ends_it_with_what_was_done(
     studio: LabelStudioStandin, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(home)
-    annotate = prelabel._Annotating.annotate
+    annotate = prelabelling._Annotating.annotate
 
-    def interrupted(self: prelabel._Annotating, task: dict[str, object], remaining: int) -> object:
+    def interrupted(self: prelabelling._Annotating, task: dict[str, object], remaining: int) -> object:
         if task["id"] == 6:
             raise KeyboardInterrupt
         return annotate(self, task, remaining)
 
-    monkeypatch.setattr(prelabel._Annotating, "annotate", interrupted)
+    monkeypatch.setattr(prelabelling._Annotating, "annotate", interrupted)
     result = prelabel()
     assert result.exit_code == 130
     assert result.stdout == "4 objects drawn in 2, 0 left as they were, 0 left out\n"

@@ -26,7 +26,7 @@ from clickmask.types import ImageRef, Mask
 from clickmask.workbench import Workbench
 from clickmask_adapters.server import failures
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools.label_studio import backend, router
+from clickmask_adapters.tools.label_studio import backend, routes
 from clickmask_adapters.tools.label_studio import client as label_studio_client
 from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
 from support import CONTRACTS, drawn
@@ -75,7 +75,7 @@ def images(monkeypatch: pytest.MonkeyPatch) -> Images:
 def http(workbench: Workbench, tmp_path: Path, images: Images) -> Iterator[TestClient]:
     app = FastAPI()
     failures.install(app, failures.RecentFailures())
-    app.include_router(router(workbench, Settings(home=tmp_path, segmenter="disc")))
+    app.include_router(routes.router(workbench, Settings(home=tmp_path, segmenter="disc")))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
@@ -255,7 +255,7 @@ def with_label_studio(
 ) -> Iterator[TestClient]:
     known = {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": TOKEN}
     app = FastAPI()
-    app.include_router(router(workbench, Settings(home=tmp_path, segmenter="disc", **known)))
+    app.include_router(routes.router(workbench, Settings(home=tmp_path, segmenter="disc", **known)))
     with TestClient(app) as client:
         yield client
 
