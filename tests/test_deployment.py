@@ -15,11 +15,11 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from clickmask_adapters.commands import connect
-from clickmask_adapters.tools import cvat
 from clickmask_adapters.commands.serve import serve
 from clickmask_adapters.server.failures import RecentFailures
 from clickmask_adapters.server.gate import Gate
 from clickmask_adapters.settings import Settings
+from clickmask_adapters.tools import cvat
 
 ROOT = Path(__file__).parent.parent
 
