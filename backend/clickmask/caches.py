@@ -1,0 +1,116 @@
+"""Bounded caches and shared computations, for any thread.
+
+recent = Lru[str, Image](max_bytes=2**28, size=lambda image: image.pixels.nbytes)
+recent.get(digest)          # the value, now the most recently used; None if it is not kept
+recent.put(digest, image)   # the value that was replaced, or None
+recent.pop(digest)          # the value, no longer kept, or None
+
+flights = SingleFlight[Image]()
+flights.run(key, compute)   # concurrent calls for one key share one result, or one error
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Lru(Generic[K, V]):
+    """A map that drops its least recently used entries beyond `max_count` entries or `max_bytes`.
+
+    `size` gives the bytes of a value. A value larger than `max_bytes` is not kept, and nothing is
+    dropped for it; with `keep_newest` it stays, alone, until the next one is put.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_count: int | None = None,
+        max_bytes: int | None = None,
+        size: Callable[[V], int] | None = None,
+        keep_newest: bool = False,
+    ) -> None:
+        if (max_bytes is None) != (size is None):
+            raise ValueError("max_bytes and size are given together")
+        self._max_count = max_count
+        self._max_bytes = max_bytes
+        self._size = size or (lambda value: 0)
+        self._keep_newest = keep_newest
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: K) -> V | None:
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
+
+    def put(self, key: K, value: V) -> V | None:
+        size = self._size(value)
+        with self._lock:
+            replaced = self._remove(key)
+            if self._max_bytes is not None and size > self._max_bytes and not self._keep_newest:
+                return replaced
+            self._entries[key] = value
+            self._bytes += size
+            while self._is_over() and (len(self._entries) > 1 or not self._keep_newest):
+                self._remove(next(iter(self._entries)))
+            return replaced
+
+    def pop(self, key: K) -> V | None:
+        with self._lock:
+            return self._remove(key)
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether `key` is kept; does not count as a use."""
+        return key in self._entries
+
+    def _remove(self, key: K) -> V | None:
+        value = self._entries.pop(key, None)
+        if value is not None:
+            self._bytes -= self._size(value)
+        return value
+
+    def _is_over(self) -> bool:
+        too_many = self._max_count is not None and len(self._entries) > self._max_count
+        return too_many or (self._max_bytes is not None and self._bytes > self._max_bytes)
+
+
+class SingleFlight(Generic[V]):
+    """Concurrent calls for one key share one computation, its result or its error. Nothing is kept."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._flights: dict[Hashable, Future[V]] = {}
+
+    def run(self, key: Hashable, compute: Callable[[], V]) -> V:
+        with self._lock:
+            flight = self._flights.get(key)
+            leads = flight is None
+            if flight is None:
+                flight = self._flights[key] = Future()
+        if not leads:
+            return flight.result()
+        try:
+            flight.set_result(compute())
+        except BaseException as error:
+            flight.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._flights[key]
+        return flight.result()
