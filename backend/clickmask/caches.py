@@ -40,7 +40,7 @@ class Lru(Generic[K, V]):
             raise ValueError("max_bytes and size are given together")
         self._max_count = max_count
         self._max_bytes = max_bytes
-        self._size = size or (lambda value: 0)
+        self._size: Callable[[V], int] = size or (lambda value: 0)
         self._keep_newest = keep_newest
         self._entries: OrderedDict[K, V] = OrderedDict()
         self._bytes = 0

@@ -232,17 +232,22 @@ def read_data_uri(uri: str, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
     header, comma, payload = uri.partition(",")
     if not comma:
         raise InvalidImage("a data: address is data:[type][;base64],content")
-    characters = len(payload) - 2 * payload.count("%")
-    if not header.lower().endswith(";base64"):
-        limits.require_bytes(characters)
-        raw = unquote_to_bytes(payload)
-    else:
-        limits.require_bytes(characters * 3 // 4 - 2)
-        try:
-            encoded = unquote_to_bytes(payload) if "%" in payload else payload
-            raw = binascii.a2b_base64(encoded, strict_mode=True)
-        except ValueError:  # binascii.Error is one; so is text that is not ASCII
-            raise InvalidImage("the image's base64 is damaged or cut short") from None
+    escapes = payload.count("%")
+    if header.lower().endswith(";base64"):
+        return decode_base64(unquote_to_bytes(payload) if escapes else payload, limits)
+    limits.require_bytes(len(payload) - 2 * escapes)
+    raw = unquote_to_bytes(payload)
+    limits.require_bytes(len(raw))
+    return raw
+
+
+def decode_base64(text: str | bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """The bytes in base64. Raises InvalidImage for junk, ImageTooLarge over the cap, before decoding."""
+    limits.require_bytes(len(text) * 3 // 4 - 2)
+    try:
+        raw = binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:  # binascii.Error is one; so is text that is not ASCII
+        raise InvalidImage("the image's base64 is damaged or cut short") from None
     limits.require_bytes(len(raw))
     return raw
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 import clickmask.images.source
 from clickmask.errors import ImageTooLarge, ImageUnavailable, ImageUnknown, InvalidImage
 from clickmask.images.decode import ImageLimits, decode_image
-from clickmask.images.fetch import Fetched, Fetcher, NotModified, Validator
+from clickmask.images.fetch import Fetched, Fetcher, NotModified, Validator, decode_base64
 from clickmask.images.source import ImageIdentity, ImageSource
 from clickmask.types import Image, ImageRef
 from support.waiting import until
@@ -290,7 +291,7 @@ def test_the_newest_image_stays_even_if_it_is_too_large_for_the_budget() -> None
     assert source.load(A) is source.load(A)
     assert fetcher.downloads == 1
     source.load(B)
-    assert len(source._images._images) == 1  # pyright: ignore
+    assert len(source._images) == 1  # pyright: ignore
 
 
 def test_a_digest_stands_for_an_image_that_is_known() -> None:
@@ -308,13 +309,13 @@ def test_a_digest_stands_for_an_image_that_is_known() -> None:
 
 
 def test_bookkeeping_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clickmask.images.source, "_KNOWN", 3)
+    monkeypatch.setattr(clickmask.images.source, "MAX_KNOWN_IMAGES", 3)
     uris = {f"https://host/{seed}": png(seed, 2, 2) for seed in range(10)}
     source = ImageSource(FakeFetcher(uris))
     for uri in uris:
         source.load(ImageRef(uri))
     for kept in (source._by_address, source._by_bytes, source._by_digest):  # pyright: ignore
-        assert len(kept._entries) == 3  # pyright: ignore
+        assert len(kept) == 3
     for flights in (source._identifying, source._loading, source._decoding):  # pyright: ignore
         assert flights._flights == {}  # pyright: ignore
 
@@ -329,6 +330,49 @@ def test_files_are_asked_each_time_but_decoded_once(tmp_path: Path, decoded: lis
     path.write_bytes(png(2, 31, 40))
     assert source.load(ref).size == source.identify(ref).size == (31, 40)
     assert len(decoded) == 2
+
+
+def test_a_base64_text_that_was_seen_is_recognised_before_it_is_decoded(
+    monkeypatch: pytest.MonkeyPatch, decoded: list[bytes]
+) -> None:
+    def decode(text: memoryview, limits: ImageLimits) -> bytes:
+        texts.append(bytes(text))
+        return decode_base64(text, limits)
+
+    texts = list[bytes]()
+    monkeypatch.setattr(clickmask.images.source, "decode_base64", decode)
+    source = ImageSource(Fetcher())
+    text = memoryview(base64.b64encode(png(1)))
+    identity = source.identify_base64(text)
+    assert identity == source.identify_bytes(png(1))
+    assert source.identify_base64(bytes(text)) == identity
+    assert source.load(ImageRef(f"digest:{identity.digest}")).size == identity.size
+    assert (texts, decoded) == ([bytes(text)], [png(1)])
+
+
+def test_texts_that_are_remembered_are_bounded_and_the_oldest_use_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clickmask.images.source, "MAX_KNOWN_IMAGES", 2)
+    source, texts = ImageSource(Fetcher()), [base64.b64encode(png(seed)) for seed in range(4)]
+    for seed in (1, 2, 1, 3, 1, 2):
+        source.identify_base64(texts[seed])
+    kept = [seed for seed, text in enumerate(texts) if hashlib.sha256(text).hexdigest() in source._by_text]  # pyright: ignore
+    assert kept == [1, 2]
+
+
+@pytest.mark.parametrize("text", ["Bä", "AAA", "no base64!", "QUJD"])
+def test_a_text_that_is_no_image_is_refused_each_time(text: str) -> None:
+    source = ImageSource(Fetcher())
+    for _ in range(2):
+        with pytest.raises(InvalidImage):
+            source.identify_base64(memoryview(text.encode()))
+
+
+def test_a_text_over_the_cap_is_refused_before_it_is_decoded() -> None:
+    source = ImageSource(Fetcher(), limits=ImageLimits(max_bytes=100))
+    with pytest.raises(ImageTooLarge):
+        source.identify_base64(b"!" * 1000)
 
 
 def test_limits_reach_the_decoder() -> None:
