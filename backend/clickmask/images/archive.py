@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from clickmask import files
 from clickmask.errors import ImageUnknown, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,9 @@ class ImageArchive:
                 log.warning("image %s is not kept: %d bytes are full", digest[:8], self._capacity)
                 return False
             try:
-                _write(path, raw)
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                files.write(path, raw)
+                files.flush(self._folder)  # path.parent may be new
             except OSError as error:
                 reason = error.strerror or "the disk refuses them"
                 raise StoreUnavailable(f"images cannot be kept in CLICKMASK_HOME: {reason}") from error
@@ -117,23 +119,3 @@ class ImageArchive:
                     path.unlink()
         self._images, self._bytes = len(found), sum(stat.st_size for stat, _ in found)
         return found
-
-
-def _write(path: Path, raw: bytes) -> None:
-    """Whole or not at all, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    try:
-        with beside.open("xb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        for folder in (path.parent, path.parent.parent):  # their new entries
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -11,16 +11,14 @@ renamed aside before they are removed, and one that is being opened (see `openin
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib
 import io
 import json
 import logging
-import os
 import shutil
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -30,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clickmask import files
 from clickmask.errors import ModelDamaged, SegmenterNotReady, UnknownModel
 from clickmask.inference.sessions import open_session
 
@@ -100,22 +99,23 @@ class Models:
         with self._locked():
             self._remove_leftovers()
             number = 1 + max((int(each.name[:4]) for each in self._folders()), default=0)
-            manifest, files = self._manifest(draft), _files(draft)
-            manifest["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+            manifest, contents = self._manifest(draft), _files(draft)
+            digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+            manifest["files"] = digests
             written = json.dumps(manifest, indent=1, sort_keys=True).encode()
             identifier = f"{number:04d}-{hashlib.sha256(written).hexdigest()[:8]}"
             aside = self._versions / (_ASIDE + identifier)
             aside.mkdir()
-            for name, content in [*files.items(), (MANIFEST, written)]:
-                _write(aside / name, content)
-            _flush(aside)
+            for name, content in [*contents.items(), (MANIFEST, written)]:
+                (aside / name).write_bytes(content)
+            files.flush_tree(aside)
             try:
                 verify(_read_version(aside))
             except ModelDamaged:
                 shutil.rmtree(aside)
                 raise
             aside.rename(self._versions / identifier)
-            _flush(self._versions)
+            files.flush(self._versions)
             return _read_version(self._versions / identifier)
 
     def versions(self) -> list[ModelVersion]:
@@ -147,13 +147,8 @@ class Models:
             if version is None:
                 yield None
                 return
-            try:
-                lock = (version.path / MANIFEST).open("rb")
-            except FileNotFoundError:
-                continue  # it was replaced, and pruned, since the pointer was read
-            with lock:
-                fcntl.flock(lock, fcntl.LOCK_SH)
-                if version.path.is_dir():
+            with files.lock(self._opening(version.id), shared=True):
+                if version.path.is_dir():  # else it was replaced, and pruned, since the pointer was read
                     yield version
                     return
 
@@ -206,17 +201,17 @@ class Models:
         """Whether it could be, as nobody opens it."""
         folder = self._versions / name
         try:
-            lock = (folder / MANIFEST).open("rb")
-        except FileNotFoundError:  # damaged
-            folder.rename(self._versions / (_ASIDE + name))
-            return True
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            folder.rename(self._versions / (_ASIDE + name))
+            with files.lock(self._opening(name), blocking=False):
+                folder.rename(self._versions / (_ASIDE + name))
+        except BlockingIOError:
+            return False
+        with suppress(OSError):  # Windows keeps it while somebody waits for it in vain
+            self._opening(name).unlink()
         return True
+
+    def _opening(self, name: str) -> Path:
+        """The lock of whoever opens this version: outside its folder, which Windows could not rename then."""
+        return self.folder / f".{name}.lock"
 
     def _served(self) -> tuple[str | None, list[str]]:
         try:
@@ -226,10 +221,7 @@ class Models:
         return pointer["served"], pointer["before"]
 
     def _serve(self, identifier: str, before: list[str]) -> None:
-        aside = self._pointer.with_suffix(".part")
-        _write(aside, json.dumps({"served": identifier, "before": before}).encode())
-        aside.replace(self._pointer)
-        _flush(self.folder)
+        files.write(self._pointer, json.dumps({"served": identifier, "before": before}).encode())
 
     def _manifest(self, draft: UnsavedModel) -> dict[str, Any]:
         return {
@@ -248,13 +240,12 @@ class Models:
         """Of writers that were killed: nobody else writes while this one holds the lock."""
         for each in self._versions.glob(_ASIDE + "*"):
             shutil.rmtree(each)
+        for each in self.folder.glob("*" + files.DRAFT):
+            each.unlink()
 
-    @contextmanager
-    def _locked(self) -> Generator[None]:
-        """One writer at a time; the lock of a process that dies is free."""
-        with (self.folder / ".lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def _locked(self) -> AbstractContextManager[None]:
+        """One writer at a time."""
+        return files.lock(self.folder / ".lock")
 
 
 def verify(model: ModelVersion) -> None:
@@ -317,22 +308,6 @@ def _read_version(folder: Path) -> ModelVersion:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelDamaged(f"the model {identifier} has no manifest that can be read") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush(folder: Path) -> None:
-    """What is in the folder is so on the disk, too: names are no part of the files."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _installed(package: str) -> str | None:

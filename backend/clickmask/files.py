@@ -1,0 +1,125 @@
+"""Files and folders that are whole or not there, and locks between processes. On every system.
+
+What is written goes aside first (`NAME.<8 hex digits>.draft`), is flushed to the disk and renamed into
+place, so a reader finds the old content or the new one, wherever the writer was killed. Drafts that
+a killed process left behind are for the owner of the folder to remove.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+DRAFT = ".draft"
+_AT_FDCWD, _EXCHANGE = -100, 2  # of Linux's renameat2
+
+
+def write(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
+    """Write a file whole or not at all. Its folder must exist. Raises OSError, and leaves no draft then.
+
+    If `durable`, it is there after a power cut too. If not, a power cut may leave any content
+    under the name: for caches with a checksum. `mode`: permissions, before the umask.
+    """
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{DRAFT}")
+    try:
+        with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    if durable:
+        flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Have a file's content, or a folder's list of names, on the disk.
+
+    Windows, and some network file systems, cannot flush a folder: its names get there in their own time.
+    """
+    is_folder, is_posix = path.is_dir(), hasattr(os, "O_DIRECTORY")
+    if is_folder and not is_posix:
+        return
+    descriptor = os.open(path, os.O_RDONLY if is_posix else os.O_RDWR)  # Windows flushes no read-only file
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def flush_tree(folder: Path) -> None:
+    """Have everything below `folder`, and the folder itself, on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        flush(path)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """`new` becomes `folder`; what was there before is left where `new` was. Raises OSError.
+
+    Linux exchanges them at once. Elsewhere there is a moment without `folder`, and if the second
+    step fails, the old one comes back. Both lie on one file system.
+    """
+    if not folder.exists():
+        new.rename(folder)
+    elif not _exchange(new, folder):
+        aside = new.with_name(f"{new.name}.old")
+        folder.rename(aside)
+        try:
+            new.rename(folder)
+        except OSError:
+            aside.rename(folder)
+            raise
+        aside.rename(new)
+    flush(folder.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Whether the system, and its file system, can exchange two folders in one step, and did."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    return rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE) == 0
+
+
+@contextmanager
+def lock(path: Path, *, shared: bool = False, blocking: bool = True) -> Generator[None]:
+    """Hold the lock `path`, a file of its own, until the block ends or the process dies.
+
+    It excludes other processes and other threads. Any number may hold it `shared`, while nobody holds
+    it alone; on Windows they take turns. Raises BlockingIOError if it is held and not `blocking`,
+    OSError if the file cannot be made. The file stays.
+    """
+    if fcntl is None:
+        import filelock  # here, since it takes 40 ms and only Windows needs it
+
+        held = filelock.FileLock(path)
+        try:
+            held.acquire(blocking=blocking)
+        except filelock.Timeout as error:
+            raise BlockingIOError(errno.EAGAIN, "the lock is held", str(path)) from error
+        try:
+            yield
+        finally:
+            held.release()
+        return
+    with path.open("ab") as file:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if blocking else fcntl.LOCK_NB))
+        yield
