@@ -42,15 +42,17 @@ class Lru(Generic[K, V]):
         self._max_bytes = max_bytes
         self._size: Callable[[V], int] = size or (lambda value: 0)
         self._keep_newest = keep_newest
-        self._entries: OrderedDict[K, V] = OrderedDict()
+        self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()  # with the size when it was put
         self._bytes = 0
         self._lock = threading.Lock()
 
     def get(self, key: K) -> V | None:
         with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-            return self._entries.get(key)
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            self._entries.move_to_end(key)
+            return entry[0]
 
     def put(self, key: K, value: V) -> V | None:
         size = self._size(value)
@@ -58,7 +60,7 @@ class Lru(Generic[K, V]):
             replaced = self._remove(key)
             if self._max_bytes is not None and size > self._max_bytes and not self._keep_newest:
                 return replaced
-            self._entries[key] = value
+            self._entries[key] = value, size
             self._bytes += size
             while self._is_over() and (len(self._entries) > 1 or not self._keep_newest):
                 self._remove(next(iter(self._entries)))
@@ -80,9 +82,8 @@ class Lru(Generic[K, V]):
         return key in self._entries
 
     def _remove(self, key: K) -> V | None:
-        value = self._entries.pop(key, None)
-        if value is not None:
-            self._bytes -= self._size(value)
+        value, size = self._entries.pop(key, (None, 0))
+        self._bytes -= size
         return value
 
     def _is_over(self) -> bool:

@@ -30,15 +30,15 @@ class OnnxRuntimeSession:
 
 def open_session(model: Path | bytes, threads: int, at_once: int, precision: str) -> OnnxRuntimeSession:
     library: Any = onnxruntime
-    library.disable_telemetry_events()  # which only Windows builds have; ours to say nevertheless
+    library.disable_telemetry_events()  # only Windows builds send any
     options = library.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # From the second run on, a plan of all its memory would lie beside what the first one has taken: of
-    # an encoder 3.2 GB more, for nothing. Decoders are small, and a little faster with theirs.
+    # With a plan of its memory, an encoder takes 3.2 GB more from the second run on, for nothing.
+    # Decoders are small, and a little faster with it.
     options.enable_mem_pattern = at_once > 1
-    # Its threads would keep a core busy for a while after each run, waiting for the next.
+    # Otherwise its threads keep a core busy for a while after each run, waiting for the next.
     for pool in ("intra_op", "inter_op"):
         options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
     source = str(model) if isinstance(model, Path) else model

@@ -24,19 +24,19 @@ class OpenVinoSession:
 
     def __init__(self, compiled: Any, at_once: int, precision: Precision) -> None:
         self.precision: Precision = precision
-        # Nodes keep the names of the file. Tensors that were fused have several, in any order.
+        # Nodes keep the names of the file. Fused tensors have several names, in any order.
         self._inputs: set[str] = {given.node.get_friendly_name() for given in compiled.inputs}
         self._outputs: list[str] = [
             output.node.get_friendly_name().rpartition("/sink_port_")[0] for output in compiled.outputs
         ]
-        # A request holds the arrays of one run; the last one given back is the next one taken, so
-        # that its memory is warm and the others' is never touched.
+        # A request holds the arrays of one run. The last one given back is taken next: its memory is
+        # warm, and that of the others is never touched.
         self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
         for _ in range(at_once):
             self._requests.put(compiled.create_infer_request())
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
-        if set(feeds) != self._inputs:  # it would go on with what the run before was given
+        if set(feeds) != self._inputs:  # a request would reuse what the run before was given
             raise ValueError(f"the network takes {sorted(self._inputs)}, not {sorted(feeds)}")
         request = self._requests.get()
         try:
@@ -58,10 +58,10 @@ def open_session(model: Path | bytes, threads: int, at_once: int, precision: Pre
         network,
         "CPU",
         {
-            "INFERENCE_PRECISION_HINT": precision,  # left alone, it would take bf16 where there is some
+            "INFERENCE_PRECISION_HINT": precision,  # by default it is bf16 if there is any
             "INFERENCE_NUM_THREADS": threads * at_once,
             "NUM_STREAMS": at_once,
-            "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
+            "ENABLE_CPU_PINNING": False,  # else several processes share the same cores
         },
     )
     return OpenVinoSession(compiled, at_once, precision)
@@ -70,8 +70,8 @@ def open_session(model: Path | bytes, threads: int, at_once: int, precision: Pre
 def import_openvino() -> ModuleType:
     """The package, without openvino_telemetry, which tells Google Analytics of each import.
 
-    (openvino 2026.4, `tools/ovc/__init__.py`; it goes without where that package is missing.) It
-    stays away for the whole process: the converter, which reports as well, is of no use here.
+    (openvino 2026.4, `tools/ovc/__init__.py`; it works without that package.) This holds for the whole
+    process: the converter reports too, and is not used here.
     """
     sys.modules["openvino_telemetry"] = None  # pyright: ignore[reportArgumentType] - what Python documents
     return importlib.import_module("openvino")

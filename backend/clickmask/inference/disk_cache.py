@@ -1,13 +1,13 @@
-"""The disk tier of the embedding cache: an image is encoded once, whoever restarts.
+"""The disk tier of the embedding cache: an image is encoded once, however often the server restarts.
 
 One file an embedding, its floats in half precision:
 
     clickmask embedding <format> <CRC-32 of the rest> <bytes of the rest>
     {"segmenter": ..., "weights": ..., "precision": ..., "digest": ...,
-     "arrays": [[name, dtype here, shape, dtype], ...]}
+     "arrays": [[name, stored dtype, shape, dtype], ...]}
     the arrays, row by row, one after the other
 
-The checksum stands in for fsync: after a power cut a file may hold anything, and is not believed.
+The checksum stands in for fsync: after a power cut a file may hold anything, and is then ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import math
 import os
 import queue
 import re
-import tempfile
 import threading
 import time
 import zlib
@@ -33,6 +32,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from clickmask import files
+from clickmask.caches import Lru
 from clickmask.inference.weights import WeightsFolder
 from clickmask.types import Embedding, Segmenter
 
@@ -40,16 +41,15 @@ log = logging.getLogger(__name__)
 
 Arrays = Mapping[str, NDArray[Any]]
 
-FORMAT = 1  # raise it when the layout changes, or what one of our segmenters makes of an image
-_SUFFIX = ".embedding"
-_DRAFT = ".draft"
-_STALE_DRAFT_S = 3600.0  # seconds after which a draft was left behind by a process that was killed
-_SWEEP_INTERVAL_S = 0.01  # of the capacity: looking at thousands of files takes a tenth of a second
-_QUEUE_LENGTH = 32  # embeddings on their way to the disk
-_TOUCH_INTERVAL_S = 3600.0  # seconds between two notes that an embedding is in use
-_MAX_TOUCHES = 10_000  # embeddings whose last note is remembered
-_CLOSE_TIMEOUT_S = 10.0  # seconds that a hanging disk may delay the end of the process
-_MAX_HALF = 65504.0
+FORMAT = 1  # raise it when the layout changes, or when one of our segmenters encodes differently
+SUFFIX = ".embedding"
+STALE_DRAFT_S = 3600.0  # older drafts were left behind by a process that was killed
+SWEEP_SHARE = 0.01  # of the capacity, written between two sweeps: looking at thousands of files takes 0.1 s
+MAX_QUEUE = 32  # embeddings that wait to be written
+TOUCH_INTERVAL_S = 3600.0  # between two notes that an embedding is in use
+MAX_TOUCHES = 10_000  # embeddings whose last note is remembered
+CLOSE_TIMEOUT_S = 10.0  # for which a hanging disk may delay the end of the process
+MAX_HALF = 65504.0  # the largest finite number in half precision
 
 
 class EmbeddingKey(NamedTuple):
@@ -70,8 +70,8 @@ class Restorable(Protocol):
 
     `restore` gets what `arrays` gave, in arrays of its own of the same types, floats rounded to
     half precision; it may keep them, and MUST NOT write to them. Embeddings are told apart by the
-    segmenter's name, its official weights and its `precision` (if it has that; else f32): a
-    segmenter whose embeddings depend on more MUST have that in its name.
+    segmenter's name, its official weights and its `precision` (f32 if it has none): a segmenter
+    whose embeddings depend on more MUST have that in its name.
     """
 
     def restore(self, arrays: Arrays) -> Embedding: ...
@@ -79,7 +79,7 @@ class Restorable(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """An embedding on its way to the disk; the future says whether it arrived."""
+    """An embedding that waits to be written; the future says whether it was."""
 
     key: EmbeddingKey
     identity: Mapping[str, str]
@@ -89,21 +89,20 @@ class _Job:
 
 @dataclass(frozen=True)
 class DiskStatus:
-    bytes: int  # as this process knows the folder, which others may write to as well
+    bytes: int  # as this process knows the folder; others may write to it as well
     capacity: int
     entries: int
     hits: int
-    hit_rate: float | None  # of the images that were looked for; None: none was
+    hit_rate: float | None  # of the images that were looked for; None before the first
 
 
 class DiskEmbeddings:
-    """A folder of embeddings, least recently used out first, for any thread.
+    """A folder of embeddings, at most `capacity` bytes, least recently used out first. For any thread.
 
-    It is bounded in bytes, but for the hundredth that each process writes before it looks again.
-
-    Several processes may share it: files appear by renaming, and the time of the last use is
-    their mtime. Nothing here fails a click: what cannot be written is not stored, what cannot be
-    believed is not there. `segmenters` gives a loaded segmenter by its name.
+    Several processes may share the folder: files appear by renaming, and their mtime is the time of
+    the last use. Each process may write a hundredth of the capacity before it looks at the sum again.
+    Nothing here fails a click: what cannot be written is not stored, and what cannot be trusted is
+    encoded again. `segmenters` gives a loaded segmenter by its name.
     """
 
     def __init__(
@@ -114,20 +113,20 @@ class DiskEmbeddings:
         weights: WeightsFolder,
     ) -> None:
         self._folder = folder
-        self._capacity = capacity  # bytes
+        self._capacity = capacity
         self._segmenters = segmenters
         self._weights = weights
         self._lock = threading.Lock()
         self._bytes = self._entries = self._asked = self._hits = 0
-        self._unswept = 0  # bytes written since the folder was looked at
-        self._queue: queue.Queue[_Job | None] = queue.Queue(_QUEUE_LENGTH)
+        self._unswept = 0  # bytes written since the last sweep
+        self._queue: queue.Queue[_Job | None] = queue.Queue(MAX_QUEUE)
         self._pending: dict[EmbeddingKey, _Job] = {}
-        self._touched: dict[EmbeddingKey, float] = {}  # monotonic seconds
+        self._touched = Lru[EmbeddingKey, float](max_count=MAX_TOUCHES)  # monotonic seconds
         self._writer = threading.Thread(target=self._write_all, name="embedding writer", daemon=True)
         self._writer.start()
 
     def load(self, key: EmbeddingKey) -> Embedding | None:
-        """The stored embedding; None if there is none that can be believed."""
+        """The stored embedding; None if there is none that can be trusted."""
         segmenter = self._segmenters(key.segmenter)
         if not isinstance(segmenter, Restorable):
             return None
@@ -137,7 +136,7 @@ class DiskEmbeddings:
         path = self._path(identity)
         try:
             embedding = segmenter.restore(unpack(path.read_bytes(), identity))
-            os.utime(path)  # the time of its last use
+            os.utime(path)
         except FileNotFoundError:
             return None
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything; the image is encoded again
@@ -150,8 +149,7 @@ class DiskEmbeddings:
     def store(self, key: EmbeddingKey, embedding: Embedding) -> Embedding:
         """The embedding as it will be read back, so that no answer depends on where it was kept.
 
-        It is written soon, on a thread of its own; an embedding that cannot be stored is given
-        back as it is.
+        A thread of its own writes it soon. An embedding that cannot be stored is returned as it is.
         """
         segmenter = self._segmenters(key.segmenter)
         if not isinstance(segmenter, Restorable) or not isinstance(embedding, Storable):
@@ -162,14 +160,14 @@ class DiskEmbeddings:
         except Exception:  # a plugin may raise anything; the click has its embedding
             log.exception("an embedding of %s cannot be stored", key.segmenter)
             return embedding
-        if not self._submit(_Job(key, self._identity(key), rounded), patience=0):
+        if not self._submit(_Job(key, self._identity(key), rounded), timeout=0):
             log.warning("the disk is too slow: an embedding of %s is not stored", key.segmenter)
         return restored
 
-    def store_now(self, key: EmbeddingKey, embedding: Embedding, patience: float) -> bool:
-        """Whether it is on the disk when this returns, at the latest after twice `patience` seconds.
+    def store_now(self, key: EmbeddingKey, embedding: Embedding, timeout: float) -> bool:
+        """Whether the embedding is on the disk, at the latest after twice `timeout` seconds.
 
-        Nothing is written again that is there, or on its way.
+        It is not written again if it is there or waits to be written.
         """
         if not isinstance(embedding, Storable):
             return False
@@ -180,23 +178,21 @@ class DiskEmbeddings:
             if self._path(identity).exists():
                 return True
             job = _Job(key, identity, half_precision(embedding.arrays()))
-            if not self._submit(job, patience):
+            if not self._submit(job, timeout):
                 return False
         try:
-            return job.written.result(patience)
+            return job.written.result(timeout)
         except TimeoutError:
             return False
 
     def touch(self, key: EmbeddingKey) -> None:
-        """Have it not go soon, as it is in use; noted seldom, since that is a write."""
+        """Note that an embedding is in use, at most once an hour, since a note is a write."""
         now = time.monotonic()
         with self._lock:
-            if now - self._touched.get(key, -math.inf) < _TOUCH_INTERVAL_S:
+            if now - (self._touched.get(key) or -math.inf) < TOUCH_INTERVAL_S:
                 return
-            if len(self._touched) >= _MAX_TOUCHES:
-                self._touched.clear()
-            self._touched[key] = now
-        with suppress(OSError):  # not stored, or not any more
+            self._touched.put(key, now)
+        with suppress(OSError):  # not stored, or no longer
             os.utime(self._path(self._identity(key)))
 
     def status(self) -> DiskStatus:
@@ -207,28 +203,32 @@ class DiskEmbeddings:
     def close(self) -> None:
         """Write what waits, then stop."""
         with suppress(queue.Full):
-            self._queue.put(None, timeout=_CLOSE_TIMEOUT_S)
-            self._writer.join(_CLOSE_TIMEOUT_S)
+            self._queue.put(None, timeout=CLOSE_TIMEOUT_S)
+            self._writer.join(CLOSE_TIMEOUT_S)
 
     def _identity(self, key: EmbeddingKey) -> dict[str, str]:
+        """What tells an embedding apart; its order is part of the file's name."""
         checkpoint = self._weights.checkpoints.get(key.segmenter)
-        weights = checkpoint.sha256 if checkpoint else ""
-        named = {"segmenter": key.segmenter, "weights": weights, "digest": key.digest}
-        return {**named, "precision": str(getattr(self._segmenters(key.segmenter), "precision", "f32"))}
+        return {
+            "segmenter": key.segmenter,
+            "weights": checkpoint.sha256 if checkpoint else "",
+            "digest": key.digest,
+            "precision": str(getattr(self._segmenters(key.segmenter), "precision", "f32")),
+        }
 
     def _path(self, identity: Mapping[str, str]) -> Path:
         readable = "-".join(
             re.sub(r"[^A-Za-z0-9]+", "_", identity[part])[:32] for part in ("segmenter", "digest")
         )
         unique = hashlib.sha256(json.dumps([FORMAT, *identity.values()]).encode()).hexdigest()[:16]
-        return self._folder / f"{readable}-{unique}{_SUFFIX}"
+        return self._folder / f"{readable}-{unique}{SUFFIX}"
 
-    def _submit(self, job: _Job, patience: float) -> bool:
-        """Whether there was room in the queue within `patience` seconds."""
+    def _submit(self, job: _Job, timeout: float) -> bool:
+        """Whether there was room in the queue within `timeout` seconds."""
         with self._lock:
             self._pending[job.key] = job
         try:
-            self._queue.put(job, block=patience > 0, timeout=patience or None)
+            self._queue.put(job, block=timeout > 0, timeout=timeout or None)
         except queue.Full:
             self._finish(job, written=False)
             return False
@@ -241,48 +241,36 @@ class DiskEmbeddings:
         job.written.set_result(written)
 
     def _write_all(self) -> None:
+        """The writer's thread, until `close`."""
         self._sweep()
         while (job := self._queue.get()) is not None:
             written = False
             try:
-                written = self._write(job.identity, job.arrays)
-            except (OSError, ValueError) as error:  # the disk; arrays of what is no number
+                raw = pack(job.arrays, job.identity)
+                if len(raw) <= self._capacity:
+                    self._folder.mkdir(parents=True, exist_ok=True)
+                    files.write(self._path(job.identity), raw, durable=False, mode=0o600)
+                    self._unswept += len(raw)
+                    with self._lock:
+                        self._bytes += len(raw)
+                        self._entries += 1
+                    written = True
+            except (OSError, ValueError) as error:  # the disk, or an array of Python objects
                 log.warning("an embedding is not stored: %s", error)
             self._finish(job, written)
-            if self._unswept > self._capacity * _SWEEP_INTERVAL_S:
+            if self._unswept > self._capacity * SWEEP_SHARE:
                 self._sweep()
 
-    def _write(self, identity: Mapping[str, str], arrays: Arrays) -> bool:
-        """Whether there is room for it at all."""
-        raw = pack(arrays, identity)
-        if len(raw) > self._capacity:
-            return False
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=_DRAFT, delete=False) as file:
-            draft = Path(file.name)
-            try:
-                file.write(raw)
-                file.flush()
-                draft.replace(self._path(identity))
-            except OSError:
-                draft.unlink(missing_ok=True)
-                raise
-        self._unswept += len(raw)
-        with self._lock:
-            self._bytes += len(raw)
-            self._entries += 1
-        return True
-
     def _sweep(self) -> None:
-        """Remove what was not used for longest until the rest fits, and what was never finished."""
+        """Remove the least recently used files until the rest fits, and stale drafts."""
         found: list[tuple[int, int, str]] = []
         with suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):  # another process was quicker
                     status = entry.stat()
-                    if entry.name.endswith(_SUFFIX):
+                    if entry.name.endswith(SUFFIX):
                         found.append((status.st_mtime_ns, status.st_size, entry.path))
-                    elif entry.name.endswith(_DRAFT) and time.time() - status.st_mtime > _STALE_DRAFT_S:
+                    elif entry.name.endswith(files.DRAFT) and time.time() - status.st_mtime > STALE_DRAFT_S:
                         Path(entry.path).unlink()
         found.sort(reverse=True)
         total = sum(size for _, size, _ in found)
@@ -297,7 +285,7 @@ class DiskEmbeddings:
 
 
 def half_precision(arrays: Arrays) -> dict[str, NDArray[Any]]:
-    """New arrays as they are after having been stored: the same types, floats rounded to 16 bits."""
+    """Copies of the arrays as storing leaves them: the same types, floats rounded to 16 bits."""
     return {name: _halved(array).astype(array.dtype) for name, array in arrays.items()}
 
 
@@ -317,10 +305,7 @@ def pack(arrays: Arrays, identity: Mapping[str, str]) -> bytes:
 
 
 def unpack(raw: bytes, identity: Mapping[str, str]) -> dict[str, NDArray[Any]]:
-    """The arrays of a file, in their types before storing.
-
-    Raises ValueError unless the file is whole, and of this identity.
-    """
+    """The arrays of a file, in the types they had. Raises ValueError if it is damaged or another's."""
     begin = raw.find(b"\n") + 1
     if raw[:begin] != _first_line(memoryview(raw)[begin:]):
         raise ValueError("it is damaged, or of another format")
@@ -343,8 +328,8 @@ def _first_line(body: bytes | memoryview) -> bytes:
 
 
 def _halved(array: NDArray[Any]) -> NDArray[Any]:
-    """In half precision, unless it holds no floats or some that would overflow (or are no numbers)."""
+    """Floats in half precision, unless one would overflow or is not a number; other arrays as they are."""
     if array.dtype.kind != "f" or array.dtype.itemsize <= 2:
         return array
-    fits = array.max(initial=0) <= _MAX_HALF and array.min(initial=0) >= -_MAX_HALF
+    fits = array.max(initial=0) <= MAX_HALF and array.min(initial=0) >= -MAX_HALF
     return array.astype(np.float16) if fits else array

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,12 +11,13 @@ from urllib.parse import urlsplit
 
 import requests
 
+from clickmask import files
 from clickmask.errors import WeightsUnavailable
 
-Progress = Callable[[int, int], None]  # bytes that are here, bytes of the whole file
+Progress = Callable[[int, int], None]  # bytes so far, bytes of the whole file
 
 _CHUNK = 2**16
-_TIMEOUTS = (10.0, 60.0)  # seconds: to connect, between two pieces of the body
+_TIMEOUTS = (10.0, 60.0)  # seconds to connect, seconds between two pieces of the body
 
 
 class _BrokenOff(Exception):
@@ -25,10 +25,10 @@ class _BrokenOff(Exception):
 
 
 class PartialFile:
-    """`target`.part: the beginning of a file of `total` bytes, and beside it the validator (ETag or
-    date) that its server gave, so that it is never continued with another file's end.
+    """`target`.part, the beginning of a file of `total` bytes, and beside it the validator (ETag or date)
+    that its server gave, so that it is never continued with another file's end.
 
-    Whether the whole is what was wanted is for the caller to say, by its hash, before `finish`.
+    The caller checks the hash of the whole file before `finish`.
     """
 
     def __init__(self, target: Path, total: int) -> None:
@@ -47,15 +47,10 @@ class PartialFile:
 
     def finish(self) -> None:
         """Rename it to its target: the bytes are durable before, the name after."""
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
+        files.flush(self.path)
         self.path.replace(self._target)
         self._validator_path.unlink(missing_ok=True)
-        handle = os.open(self._target.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        files.flush(self._target.parent)
 
     def copy(self, source: Path, progress: Progress) -> None:
         """Fill it from a file. Raises WeightsUnavailable if there is none, OSError."""
@@ -68,7 +63,7 @@ class PartialFile:
     def download(self, address: str, progress: Progress) -> None:
         """Complete it from `address`, through the proxies that the environment names.
 
-        Raises WeightsUnavailable; what was received stays for the next time. OSError: the disk.
+        Raises WeightsUnavailable, and OSError if the disk fails; what was received stays for the next time.
         """
         try:
             host = urlsplit(address).hostname or "the mirror"
@@ -117,14 +112,14 @@ class PartialFile:
         return None
 
     def _write(self, chunks: Iterator[bytes], done: int, progress: Progress) -> None:
-        """Append to what is `done`, or begin anew where that is 0."""
+        """Append after `done` bytes, or begin a new file if that is 0."""
         progress(done, self._total)
         with self.path.open("ab" if done else "wb") as file:
             for chunk in chunks:
                 file.write(chunk)
                 done += len(chunk)
                 if done > self._total:
-                    break  # it cannot be what was wanted any more: its hash will say so
+                    break  # this is another file: its hash will say so
                 progress(done, self._total)
 
     def _validator(self) -> str:
@@ -137,7 +132,7 @@ class PartialFile:
 
 @dataclass(frozen=True)
 class _Offer:
-    """What an answer's headers say about its body: where it starts (-1: nowhere), and of what."""
+    """The body of an answer, by its headers: its first byte in the file (-1 if it has none), and the file."""
 
     start: int
     total: int | None
@@ -145,7 +140,7 @@ class _Offer:
 
     @classmethod
     def of(cls, response: requests.Response) -> _Offer:
-        """Raises WeightsUnavailable for an answer that has no file."""
+        """Raises WeightsUnavailable if the answer has no file."""
         if response.status_code not in (200, 206, 416):
             host = urlsplit(response.url).hostname
             later = response.status_code in (408, 429) or response.status_code >= 500

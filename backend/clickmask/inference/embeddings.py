@@ -1,4 +1,4 @@
-"""Each image is encoded once: a cache of embeddings in memory, over one on disk, and a queue for the rest."""
+"""Each image is encoded once: embeddings in memory, over those on disk, and a queue for the rest."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import heapq
 import itertools
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from clickmask.caches import Lru
 from clickmask.errors import Busy, ClickmaskError
 from clickmask.inference.disk_cache import DiskEmbeddings, DiskStatus, EmbeddingKey
 from clickmask.types import Embedding
 
 log = logging.getLogger(__name__)
 
-CLICK, PREPARATION, BATCH = 0, 1, 2  # order in the queue: an annotator who waits comes first
+CLICK, PREPARATION, BATCH = 0, 1, 2  # priorities in the queue: an annotator who waits comes first
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class CacheStatus:
     entries: int
     hits: int
     misses: int
-    hit_rate: float | None  # of what clicks looked for; None: nothing yet
+    hit_rate: float | None  # of the images that clicks looked for; None before the first
     waiting: int
     queue_length: int
     disk: DiskStatus | None
@@ -35,7 +35,7 @@ class CacheStatus:
 
 @dataclass(eq=False)
 class _Encoding:
-    """One image on its way: however many ask for it, it is computed once."""
+    """One image that waits or is being encoded, once, for all who ask for it."""
 
     key: EmbeddingKey
     compute: Callable[[], Embedding]
@@ -44,13 +44,13 @@ class _Encoding:
 
 
 class EmbeddingCache:
-    """Embeddings by (segmenter, image digest): least recently used out first, bounded in bytes.
+    """Embeddings by segmenter and image digest, at most `capacity` bytes, least recently used out first.
 
-    One worker computes what is missing, clicks before preparations before batches, so that encodes
-    never fight for the cores. At most `queue_length` images wait; who comes before others takes the
-    place of one of them. An embedding that alone exceeds the capacity is handed out but not kept.
-    What is not in memory is looked for on the disk by whoever asks: that takes milliseconds, and
-    no place in the queue. The cache closes its `disk`.
+    One worker computes missing ones, clicks before preparations before batches, so that encodes never
+    compete for the cores. At most `queue_length` images wait; a more urgent one takes the place of
+    another. An embedding that alone exceeds the capacity is handed out but not kept. The caller's
+    thread looks on the disk: that takes milliseconds, and no place in the queue. `patience`: seconds
+    that `get` waits; the tools give up after 100. The cache closes its `disk`.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class EmbeddingCache:
         patience: float = 95.0,
         disk: DiskEmbeddings | None = None,
     ) -> None:
-        self._capacity = capacity  # bytes
+        self._capacity = capacity
         self._queue_length = queue_length
-        self._patience = patience  # seconds; the tools give up after 100
+        self._patience = patience
         self._disk = disk
-        self._kept: OrderedDict[EmbeddingKey, Embedding] = OrderedDict()
-        self._bytes = self._hits = self._misses = 0
+        self._kept = Lru[EmbeddingKey, Embedding](max_bytes=capacity, size=lambda each: each.nbytes)
+        self._hits = self._misses = 0
         self._under_way: dict[EmbeddingKey, _Encoding] = {}
         self._waiting: dict[EmbeddingKey, _Encoding] = {}
         self._heap: list[tuple[int, int, EmbeddingKey]] = []
@@ -78,12 +78,12 @@ class EmbeddingCache:
     def get(
         self, key: EmbeddingKey, compute: Callable[[], Embedding], priority: int = CLICK
     ) -> tuple[Embedding, bool]:
-        """The embedding, and whether it was there already; waits for `compute` where it was not.
+        """The embedding, and whether it was there already; else waits for `compute`.
 
         Raises what `compute` raises, and Busy if the queue is full or the wait too long.
         """
+        kept = self._kept.get(key)
         with self._changed:
-            kept = self._recall(key)
             self._hits += kept is not None
             self._misses += kept is None
         if kept is not None:
@@ -93,7 +93,7 @@ class EmbeddingCache:
         if (stored := self._read_back(key)) is not None:
             return stored, True
         with self._changed:
-            if (kept := self._recall(key)) is not None:  # finished since
+            if (kept := self._kept.get(key)) is not None:  # finished since
                 return kept, True
             future = self._enqueue(key, compute, priority).future
         try:
@@ -104,7 +104,7 @@ class EmbeddingCache:
     def prepare(self, key: EmbeddingKey, compute: Callable[[], Embedding]) -> bool:
         """Have the embedding computed when no click waits; False if the queue has no room for it.
 
-        One that is on the disk is in memory when this returns.
+        An embedding that is on the disk is in memory when this returns.
         """
         self._read_back(key)
         with self._changed:
@@ -123,7 +123,7 @@ class EmbeddingCache:
         with self._changed:
             asked = self._hits + self._misses
             return CacheStatus(
-                bytes=self._bytes,
+                bytes=self._kept.bytes,
                 capacity=self._capacity,
                 entries=len(self._kept),
                 hits=self._hits,
@@ -146,11 +146,6 @@ class EmbeddingCache:
         if self._disk:
             self._disk.close()
 
-    def _recall(self, key: EmbeddingKey) -> Embedding | None:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
-
     def _read_back(self, key: EmbeddingKey) -> Embedding | None:
         """The embedding from the disk, now in memory; None if it is there or on its way already."""
         with self._changed:
@@ -158,16 +153,26 @@ class EmbeddingCache:
         if self._disk is None or known or (stored := self._disk.load(key)) is None:
             return None
         with self._changed:
-            self._keep(key, stored)
-            return self._kept.get(key, stored)
+            if (kept := self._kept.get(key)) is not None:  # another thread read it meanwhile
+                return kept
+            self._kept.put(key, stored)
+            return stored
 
     def _enqueue(self, key: EmbeddingKey, compute: Callable[[], Embedding], priority: int) -> _Encoding:
+        """The encoding of this image, moved forward if this caller is more urgent. Raises Busy."""
         encoding = self._under_way.get(key) or self._waiting.get(key)
         if encoding is None:
             if self._closed:
                 raise Busy("the server is shutting down")
-            if len(self._waiting) >= self._queue_length:
-                self._make_room(priority)
+            if len(self._waiting) >= self._queue_length:  # the newest of the less urgent ones goes
+                newest_first = reversed(self._waiting.values())
+                victim = next((waiting for waiting in newest_first if waiting.priority > priority), None)
+                if victim is None:
+                    raise Busy(
+                        f"{self._queue_length} images wait to be encoded already; try again in a moment"
+                    )
+                del self._waiting[victim.key]
+                victim.future.set_exception(Busy("others who wait came first; try again in a moment"))
             encoding = self._waiting[key] = _Encoding(key, compute, priority)
         elif encoding.priority <= priority:
             return encoding
@@ -176,15 +181,8 @@ class EmbeddingCache:
         self._changed.notify()
         return encoding
 
-    def _make_room(self, priority: int) -> None:
-        newest_first = reversed(self._waiting.values())
-        victim = next((waiting for waiting in newest_first if waiting.priority > priority), None)
-        if victim is None:
-            raise Busy(f"{self._queue_length} images wait to be encoded already; try again in a moment")
-        del self._waiting[victim.key]
-        victim.future.set_exception(Busy("others who wait came first; try again in a moment"))
-
     def _next(self) -> _Encoding | None:
+        """The most urgent encoding, now under way; waits for one. None when the cache is closed."""
         with self._changed:
             while not self._closed:
                 while self._heap:
@@ -212,14 +210,5 @@ class EmbeddingCache:
             else:
                 with self._changed:
                     del self._under_way[encoding.key]
-                    self._keep(encoding.key, embedding)
+                    self._kept.put(encoding.key, embedding)
                 encoding.future.set_result(embedding)
-
-    def _keep(self, key: EmbeddingKey, embedding: Embedding) -> None:
-        if embedding.nbytes > self._capacity or key in self._kept:
-            return
-        self._kept[key] = embedding
-        self._bytes += embedding.nbytes
-        while self._bytes > self._capacity:
-            _, oldest = self._kept.popitem(last=False)
-            self._bytes -= oldest.nbytes

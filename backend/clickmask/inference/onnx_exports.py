@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import subprocess
 import sys
@@ -11,20 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from clickmask import files
 from clickmask.errors import SegmenterNotReady
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[float, str], None]  # a share of 1, and what is being done
+Progress = Callable[[float, str], None]  # the share that is done, and what is being done
 
 
 @dataclass(frozen=True)
 class Exporter:
     """A module that is run with a checkpoint and a folder, and fills the folder.
 
-    It prints `<share of 1> <what is being done>` for each step, and MUST have verified its files
-    against the checkpoint when it ends with status 0. Raise `version` when the same checkpoint
-    gives other files.
+    It prints `<share that is done> <what is being done>` for each step, and MUST have verified its
+    files against the checkpoint when it ends with status 0. Raise `version` when the same
+    checkpoint gives other files.
     """
 
     module: str
@@ -50,21 +50,21 @@ class ExportsFolder:
         checkpoint: Path,
         progress: Progress = lambda share, what: None,
     ) -> Path:
-        """The files, made now if they are not there; waits for another process that makes them.
+        """The files, made now unless they are there; waits for another process that makes them.
 
         Raises SegmenterNotReady if that fails.
         """
         path = self._path(name, sha256, exporter)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with (self._folder / ".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with files.lock(self._folder / ".lock"):
                 if not path.is_dir():
                     with tempfile.TemporaryDirectory(dir=self._folder, prefix=".draft-") as draft:
                         made = Path(draft) / path.name
                         made.mkdir()
                         _run(exporter, checkpoint, made, progress)
-                        made.rename(path)
+                        files.flush_tree(made)
+                        files.replace_folder(made, path)
         except OSError as error:
             raise SegmenterNotReady(f"{name} cannot be exported: {error.strerror}") from error
         return path

@@ -1,4 +1,4 @@
-"""How this process runs its networks, as its settings have it."""
+"""How this process runs its networks, by its settings."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from clickmask.inference.onnx_exports import ExportsFolder
 from clickmask.inference.sessions import Arrays, Model, Precision, Session, open_session, usable_cores
 
-MAX_DECODERS = 8  # at once: some 200 clicks a second, and each may hold tens of megabytes
+MAX_DECODERS = 8  # at once: about 200 clicks a second; each may hold tens of megabytes
 
 
 @dataclass(frozen=True)
 class Runtimes:
     """`runtime` is auto, torch, or one of `sessions.RUNTIMES`. `exact` asks for f32 everywhere.
 
-    `folder` holds what was exported and what was measured. Without one nothing is exported, so
-    checkpoints run in torch, and runtimes are measured each time.
+    `folder` holds exported networks and measurements. Without it nothing is exported, so checkpoints
+    run in torch, and runtimes are measured each time.
     """
 
     runtime: str = "auto"
@@ -38,16 +38,16 @@ class Runtimes:
 
     @property
     def wants_torch(self) -> bool:
-        """Whether checkpoints run in torch: because it was chosen, or because there is a GPU for it."""
+        """Whether checkpoints run in torch: it was chosen, or there is a GPU for it."""
         return self.runtime == "torch" or (self.runtime == "auto" and _torch_has_a_gpu())
 
     def encoder(self, model: Model, example: Arrays | None = None) -> Session:
-        """For one run at a time, on all cores, in bf16 where there is that."""
+        """A session for one run at a time, on all cores, in bf16 if there is that."""
         precision: Precision = "f32" if self.exact else "bf16"
         return self._open(model, self.cores, 1, precision, example)
 
     def decoder(self, model: Model, example: Arrays | None = None) -> Session:
-        """For short runs side by side, each on one core. Masks are cut at a threshold: always in f32."""
+        """A session for short runs side by side, each on one core, in f32: masks are cut at a threshold."""
         return self._open(model, 1, min(self.cores, MAX_DECODERS), "f32", example)
 
     def _open(
@@ -65,7 +65,7 @@ class Runtimes:
 
 
 def _torch_has_a_gpu() -> bool:
-    """Likely; to be sure, torch would have to be imported, which is what a CPU shall be spared."""
+    """Probably: to be sure would take importing torch, which a machine without a GPU shall be spared."""
     if importlib.util.find_spec("torch") is None or version("torch").endswith("+cpu"):
         return False
     if sys.platform == "darwin":

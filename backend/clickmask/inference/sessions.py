@@ -1,7 +1,7 @@
-"""A network in an ONNX file, run by whichever of the installed runtimes runs it fastest here.
+"""A network in an ONNX file, run by the fastest of the installed runtimes.
 
-ONNX Runtime is always there; OpenVINO is used where it is installed. Neither imports torch. Which
-is faster depends on the network, the processor and the release, so it is measured, once a file.
+ONNX Runtime is always there; OpenVINO is used if it is installed. Neither imports torch. Which one is
+faster depends on the network, the processor and the release, so it is measured, once a file.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
+from clickmask import files
 from clickmask.errors import SegmenterNotReady
 
 log = logging.getLogger(__name__)
@@ -28,23 +29,23 @@ Arrays = Mapping[str, NDArray[Any]]
 Model = Path | bytes
 Precision = Literal["f32", "bf16"]
 
-RUNTIMES = ("openvino", "onnxruntime")  # each a module beside this one, with an underscore before it
-_MEASURING_S = 1.0  # seconds of running, after which a runtime's speed is known
+RUNTIMES = ("openvino", "onnxruntime")  # each has a module beside this one, with an underscore before it
+MEASURING_S = 1.0  # of running, after which the speed of a runtime is known
 
 
 class Session(Protocol):
-    """A network that is ready to run. It keeps nothing of one run for the next; for any thread."""
+    """A network that is ready to run. It keeps nothing from one run to the next. For any thread."""
 
     @property
     def runtime(self) -> str: ...
 
     @property
     def precision(self) -> Precision:
-        """What it computes in: f32 where bf16 was asked for and there is none."""
+        """The precision it computes in: f32 if bf16 was asked for and there is none."""
         ...
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
-        """The outputs by name, in arrays of the caller's own. `feeds` have the types that the file says.
+        """The outputs by name, in arrays that the caller owns. `feeds` have the types of the file.
 
         Waits while as many runs are under way as the session was opened for.
         """
@@ -63,24 +64,29 @@ def open_session(
 ) -> Session:
     """The network in `model`, a file or its bytes, for `at_once` runs of `threads` threads each.
 
-    `threads` None: all cores. bf16 keeps three digits, so it is for what tolerates that, and a hint,
-    as not every processor and runtime has it. `runtime` auto is the one that runs `example` fastest,
-    as measured now, or earlier, if the file `memory` says so; without an example, the first of
-    RUNTIMES that is installed. Raises SegmenterNotReady if the network cannot be run.
+    `threads` None: all cores. bf16 keeps three digits, for networks that tolerate that; it is a hint,
+    since not every processor and runtime has it. `runtime` auto is the one that runs `example`
+    fastest, as measured now or noted in the file `memory` earlier; without an example, the first
+    installed one of RUNTIMES. Raises SegmenterNotReady if the network cannot be run.
     """
     threads = threads or usable_cores()
     installed = installed_runtimes()
     if runtime != "auto" and runtime not in installed:
         raise SegmenterNotReady(f"there is no runtime {runtime!r} here; installed: {', '.join(installed)}")
     candidates = installed if runtime == "auto" else [runtime]
-    note = _Note(memory, _fingerprint(model, installed, threads, at_once, precision)) if memory else None
-    if len(candidates) > 1 and note and (noted := note.read()) in installed:
+    fingerprint = _fingerprint(model, installed, threads, at_once, precision) if memory else ""
+    if len(candidates) > 1 and memory and (noted := _notes(memory).get(fingerprint)) in installed:
         candidates = [noted]
     if len(candidates) == 1 or example is None:
         return _open(candidates[0], model, threads, at_once, precision)
     fastest = _fastest(candidates, lambda name: _open(name, model, threads, at_once, precision), example)
-    if note:
-        note.write(fastest.runtime)
+    if memory:
+        notes = {**_notes(memory), fingerprint: fastest.runtime}
+        try:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            files.write(memory, json.dumps(notes, indent=1).encode(), durable=False)
+        except OSError as error:  # a lost note costs a measurement, no more
+            log.warning("a measurement cannot be noted: %s", error.strerror)
     return fastest
 
 
@@ -89,7 +95,7 @@ def installed_runtimes() -> list[str]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, which may be confined to some of the machine's."""
+    """Cores that this process may use: it may be confined to some of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -108,7 +114,7 @@ def _fastest(candidates: list[str], open_one: Callable[[str], Session], example:
         try:
             session = open_one(name)
             found.append((_seconds(session, example), session))
-        except Exception as error:  # noqa: BLE001 - as in _open; the next one may run it
+        except Exception as error:  # noqa: BLE001 - its own undocumented classes; the next one may run it
             log.warning("%s does not run a network: %s", name, error)
     if not found:
         raise SegmenterNotReady(f"the network runs on none of {', '.join(candidates)}")
@@ -118,10 +124,10 @@ def _fastest(candidates: list[str], open_one: Callable[[str], Session], example:
 
 
 def _seconds(session: Session, example: Arrays) -> float:
-    """The shortest of a few runs, after one that does not count."""
+    """Seconds of the shortest of a few runs, after one that does not count."""
     session.run(example)
     times: list[float] = []
-    while len(times) < 5 and sum(times) < _MEASURING_S:
+    while len(times) < 5 and sum(times) < MEASURING_S:
         started = time.perf_counter()
         session.run(example)
         times.append(time.perf_counter() - started)
@@ -129,7 +135,7 @@ def _seconds(session: Session, example: Arrays) -> float:
 
 
 def _fingerprint(model: Model, installed: list[str], *how: object) -> str:
-    """Of all that a measurement depends on; a file is known by its place, size and time."""
+    """A hash of everything that a measurement depends on; a file is told by its place, size and time."""
     if isinstance(model, Path):
         status = model.stat()
         what: tuple[object, ...] = (str(model.resolve()), status.st_size, status.st_mtime_ns)
@@ -139,28 +145,9 @@ def _fingerprint(model: Model, installed: list[str], *how: object) -> str:
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32]
 
 
-class _Note:
-    """One measurement's place in the file of all of them."""
-
-    def __init__(self, memory: Path, fingerprint: str) -> None:
-        self._memory = memory
-        self._fingerprint = fingerprint
-
-    def read(self) -> str | None:
-        return self._all().get(self._fingerprint)
-
-    def write(self, runtime: str) -> None:
-        """A lost note costs a measurement, so nothing fails for it."""
-        try:
-            self._memory.parent.mkdir(parents=True, exist_ok=True)
-            draft = self._memory.with_name(f"{self._memory.name}.{os.getpid()}")
-            draft.write_text(json.dumps({**self._all(), self._fingerprint: runtime}, indent=1))
-            draft.replace(self._memory)
-        except OSError as error:
-            log.warning("a measurement cannot be noted: %s", error.strerror)
-
-    def _all(self) -> dict[str, str]:
-        try:
-            return json.loads(self._memory.read_text())
-        except (OSError, ValueError):
-            return {}
+def _notes(memory: Path) -> dict[str, str]:
+    """The fastest runtime by fingerprint, as measured earlier."""
+    try:
+        return json.loads(memory.read_text())
+    except (OSError, ValueError):
+        return {}

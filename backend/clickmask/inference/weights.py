@@ -1,11 +1,10 @@
-"""Checkpoints: where the official files are, whether one is here and whole, and fetching it.
+"""Checkpoints: where the official files are, whether one is here and complete, and how to fetch it.
 
-Only `fetch` downloads, and only the command line calls it: no request ever waits for weights.
+Only `fetch` downloads, and only the command line calls it: no request waits for weights.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -13,11 +12,12 @@ import os
 import shutil
 import threading
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from clickmask import files
 from clickmask.errors import UnknownSegmenter, WeightsUnavailable
 from clickmask.inference.downloads import PartialFile, Progress, megabytes
 
@@ -73,7 +73,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType(
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a file hashed to, and the size and time by which it is recognised as unchanged."""
+    """The hash of a file, and the size and time by which the file is recognised as unchanged."""
 
     bytes: int
     mtime_ns: int
@@ -84,11 +84,11 @@ class _Seen:
 
 
 class WeightsFolder:
-    """The checkpoint files on this machine, for any thread and for several processes.
+    """The checkpoint files on this machine, for any thread and several processes.
 
-    `mirror` replaces the part of the official addresses before the file name: the base of an
-    http(s) address, or a folder. What a file hashed to is remembered beside it (and in memory,
-    where the folder is read-only), so that gigabytes are hashed once and never in a request.
+    `mirror` replaces the official addresses up to the file name: the base of an http(s) address, or a
+    folder. The hash of a file is remembered beside it (in memory too, in case the folder is
+    read-only), so that gigabytes are hashed once and never in a request.
     """
 
     def __init__(
@@ -108,11 +108,11 @@ class WeightsFolder:
         return self.checkpoints[name]
 
     def find(self, name: str) -> Path | None:
-        """The complete file, if it was verified; neither hashes nor downloads."""
+        """The file if it is complete and was verified; neither hashes nor downloads."""
         return None if self.missing(name) else self._path(name)
 
     def missing(self, name: str) -> str:
-        """Why `find` has no file, as a sentence with its remedy; empty if it has one."""
+        """Why `find` gives no file, as a sentence with its remedy; empty if it gives one."""
         if name not in self.checkpoints:
             return "no weights are known for it"
         path = self._path(name)
@@ -121,21 +121,26 @@ class WeightsFolder:
         found = self._digest_seen(path)
         if found is None:
             return f"its weights were not verified yet: clickmask weights path {name}"
-        return "" if found == self.checkpoint(name).sha256 else f"its {_not_official(path.name, found)}"
+        if found == self.checkpoint(name).sha256:
+            return ""
+        return (
+            f"its {path.name} is not the official file (its SHA-256 begins with {found[:12]}): "
+            "move it away and fetch it"
+        )
 
     def verify(self, name: str) -> Path:
-        """The complete file; hashed if it is new or changed. Raises WeightsUnavailable."""
+        """The complete file, hashed if it is new or changed. Raises WeightsUnavailable."""
         path = self._path(name)
         if path.is_file() and self._digest_seen(path) is None:
             with _explained(f"{path.name} cannot be read"):
-                before = path.stat()  # what changes meanwhile is hashed again
+                before = path.stat()  # a file that changes meanwhile is hashed again
                 self._remember(path, before, _sha256(path))
         if reason := self.missing(name):
             raise WeightsUnavailable(f"{name}: {reason}")
         return path
 
     def verify_new(self) -> None:
-        """Verify the files that came or changed since; for the start of a server, before requests."""
+        """Verify files that are new or changed; for the start of a server, before requests."""
         for name in self.checkpoints:
             if self._path(name).is_file() and self._digest_seen(self._path(name)) is None:
                 log.info("verifying the weights of %s", name)
@@ -147,14 +152,19 @@ class WeightsFolder:
     def fetch(self, name: str, progress: Progress = lambda done, total: None) -> Path:
         """The file, downloaded if it is not here: resumed, verified, then renamed into place.
 
-        Raises WeightsUnavailable; what was downloaded until then stays in a .part file, from
-        which the next fetch goes on, unless it is not the official file.
+        Raises WeightsUnavailable; the part that was downloaded stays in a .part file, and the next
+        fetch goes on from there, unless it turns out not to be the official file.
         """
         checkpoint, path = self.checkpoint(name), self._path(name)
         if not path.exists():
-            with _explained(f"{checkpoint.file} cannot be written"), self._alone():
-                if not path.exists():
-                    self._download(checkpoint, path, progress)
+            with _explained(f"{checkpoint.file} cannot be written"):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    with files.lock(self.folder / ".lock", blocking=False):
+                        if not path.exists():
+                            self._download(checkpoint, path, progress)
+                except BlockingIOError:
+                    raise WeightsUnavailable("another process is fetching weights into this folder") from None
         return self.verify(name)
 
     def _path(self, name: str) -> Path:
@@ -182,18 +192,8 @@ class WeightsFolder:
         part.finish()
         self._remember(path, path.stat(), digest)
 
-    @contextmanager
-    def _alone(self) -> Generator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise WeightsUnavailable("another process is fetching weights into this folder") from None
-            yield
-
     def _digest_seen(self, path: Path) -> str | None:
-        """What the file hashed to, unless it changed since, or was never hashed."""
+        """The hash of the file; None if the file changed since or was never hashed."""
         with self._lock:
             seen = self._seen.get(path)
         try:
@@ -208,18 +208,13 @@ class WeightsFolder:
         seen = _Seen(status.st_size, status.st_mtime_ns, digest)
         with self._lock:
             self._seen[path] = seen
-        memo = _memo(path)
-        try:
-            draft = memo.with_name(f"{memo.name}.{os.getpid()}")
-            draft.write_text(json.dumps(asdict(seen)))
-            draft.replace(memo)
-        except OSError:  # a folder that is mounted read-only: this process knows, others hash again
-            return
+        with suppress(OSError):  # the folder is read-only: this process remembers, others hash again
+            files.write(_memo(path), json.dumps(asdict(seen)).encode(), durable=False)
 
 
 @contextmanager
 def _explained(what: str) -> Generator[None]:
-    """OSErrors of the file system as one sentence."""
+    """Raise OSErrors of the file system as a sentence."""
     try:
         yield
     except OSError as error:
@@ -233,9 +228,3 @@ def _memo(path: Path) -> Path:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _not_official(file: str, digest: str) -> str:
-    return (
-        f"{file} is not the official file (its SHA-256 begins with {digest[:12]}): move it away and fetch it"
-    )

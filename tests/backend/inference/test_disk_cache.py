@@ -431,25 +431,25 @@ def test_who_wants_an_embedding_stored_waits_for_the_disk(tmp_path: Path) -> Non
         disk.store(key("slow"), Features(np.zeros(10).view(Slow), (3, 4)))
         for number in range(40):  # more than may wait: the last ones are dropped
             disk.store(key(str(number)), segmenter.encode(str(number)))
-        assert not disk.store_now(key("0"), segmenter.encode("0"), patience=0.05)  # on its way
-        assert not disk.store_now(key("39"), segmenter.encode("39"), patience=0.05)  # no room
+        assert not disk.store_now(key("0"), segmenter.encode("0"), timeout=0.05)  # on its way
+        assert not disk.store_now(key("39"), segmenter.encode("39"), timeout=0.05)  # no room
         threading.Timer(0.1, released.set).start()
-        assert disk.store_now(key("39"), segmenter.encode("39"), patience=10)
-        assert disk.store_now(key("slow"), segmenter.encode("slow"), patience=10)
+        assert disk.store_now(key("39"), segmenter.encode("39"), timeout=10)
+        assert disk.store_now(key("slow"), segmenter.encode("slow"), timeout=10)
         assert {path.name.split("-")[1] for path in stored(tmp_path)} >= {"slow", "39"}
         (dropped,) = (path for path in stored(tmp_path) if "-39-" in path.name)
         dropped.unlink()  # as another process may
-        assert disk.store_now(key("39"), segmenter.encode("39"), patience=10)
+        assert disk.store_now(key("39"), segmenter.encode("39"), timeout=10)
         assert dropped.exists()
-        assert not disk.store_now(key("a"), np.zeros(3), patience=10)  # of a kind that is not stored
+        assert not disk.store_now(key("a"), np.zeros(3), timeout=10)  # of a kind that is not stored
 
 
 def test_what_cannot_be_written_is_said_to_who_waits(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with closing(disk_in(tmp_path / "file" / "embeddings", CountingSegmenter())) as disk:
-        assert not disk.store_now(key("a"), CountingSegmenter(10).encode("a"), patience=10)
+        assert not disk.store_now(key("a"), CountingSegmenter(10).encode("a"), timeout=10)
     with closing(disk_in(tmp_path, CountingSegmenter(), capacity=10)) as disk:
-        assert not disk.store_now(key("a"), CountingSegmenter(10).encode("a"), patience=10)
+        assert not disk.store_now(key("a"), CountingSegmenter(10).encode("a"), timeout=10)
 
 
 def test_an_embedding_in_memory_keeps_its_file_young(tmp_path: Path) -> None:

@@ -253,20 +253,20 @@ def test_clicks_beyond_the_longest_replay_still_cost_one_decode_each() -> None:
 def test_kept_logits_are_bounded_and_the_least_used_go_first() -> None:
     logits = np.zeros((1, 8, 8), np.float32)  # 256 bytes
     cache = LogitsCache(700)
-    cache.keep("a", logits)
-    cache.keep("b", logits)
+    cache.put("a", logits)
+    cache.put("b", logits)
     assert cache.get("a") is not None
-    cache.keep("c", logits)
+    cache.put("c", logits)
     assert [cache.get(key) is None for key in "abc"] == [False, True, False]
     for _ in range(5):
-        cache.keep("c", logits)  # the same key again takes no more room
+        cache.put("c", logits)  # the same key again takes no more room
     assert cache.get("a") is not None
 
 
 def test_kept_logits_do_not_keep_the_other_candidates_alive() -> None:
     candidates = np.zeros((3, 8, 8), np.float32)
     cache = LogitsCache()
-    cache.keep("a", candidates[1:2])
+    cache.put("a", candidates[1:2])
     kept = cache.get("a")
     assert kept is not None and kept.base is None
 
