@@ -1,4 +1,4 @@
-"""One class a pixel, as indexed PNG files with the colours of Pascal VOC."""
+"""One class or one object a pixel, as indexed PNG files with the colours of Pascal VOC."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from clickmask.masks.rle import rle_to_mask
 
 
 def require_room(dataset: Dataset) -> None:
+    """Raise InvalidRequest for more than 254 categories."""
     if len(dataset.categories) >= IGNORED:
         raise InvalidRequest(
             f"a PNG of classes has room for {IGNORED - 1} categories, not {len(dataset.categories)}"
@@ -22,14 +23,14 @@ def require_room(dataset: Dataset) -> None:
 
 
 def write_classes(dataset: Dataset, sample: Sample, path: Path) -> None:
-    """0 is background, i + 1 is `categories[i]`, 255 is unknown; on overlaps see `datasets.snapshot`."""
-    write_indexed(class_map(sample, dataset.categories, dataset.unlabelled), path)
+    """0 is background, i + 1 is `categories[i]`, 255 is unknown; for overlaps see `datasets.snapshot`."""
+    _write_indexed(class_map(sample, dataset.categories, dataset.unlabelled), path)
 
 
 def write_objects(dataset: Dataset, sample: Sample, path: Path) -> None:
     """0 is background, 255 is unknown; other numbers are the objects of the image.
 
-    Raises InvalidRequest for more than 254 of them.
+    Raises InvalidRequest for more than 254 objects.
     """
     if len(sample.labels) >= IGNORED:
         raise InvalidRequest(
@@ -38,13 +39,13 @@ def write_objects(dataset: Dataset, sample: Sample, path: Path) -> None:
     numbers = np.full(sample.size, 0 if dataset.unlabelled == "background" else IGNORED, np.uint8)
     masks = [rle_to_mask(label.rle) for label in sample.labels]
     order = sorted(range(len(masks)), key=lambda n: (-mask_area(masks[n]), sample.labels[n].accepted_at, n))
-    for index in order:  # as in a class map: the smaller lies on the larger
+    for index in order:  # as in a class map, the smaller one lies on the larger
         numbers[masks[index]] = index + 1
-    write_indexed(numbers, path)
+    _write_indexed(numbers, path)
 
 
-def write_indexed(numbers: NDArray[np.uint8], path: Path) -> None:
-    """Write, and read back; raises ExportFailed where that gives anything else."""
+def _write_indexed(numbers: NDArray[np.uint8], path: Path) -> None:
+    """Write and read back. Raises ExportFailed if that gives anything else."""
     image = PIL.Image.fromarray(numbers, "L")
     image.putpalette(palette())
     image.save(path, "PNG", optimize=False)
@@ -62,13 +63,3 @@ def palette() -> bytes:
         for channel in range(3):
             colours[:, channel] |= ((numbers >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
     return colours.tobytes()
-
-
-def overlap_losses(dataset: Dataset) -> list[str]:
-    """What is hidden where labels lie on one another, in sentences."""
-    hidden = sum(
-        int(np.sum([rle_to_mask(label.rle) for label in sample.labels], axis=0).max() > 1)
-        for sample in dataset.samples
-        if len(sample.labels) > 1
-    )
-    return [f"{hidden} images have labels that overlap: the smaller one covers the larger"] if hidden else []

@@ -1,8 +1,8 @@
 """COCO instances: `annotations/instances.json` and `images/`.
 
 The format of cocodataset.org/#format-data (2014). Widths and heights, outlines and boxes are those of
-the upright picture. What a reader gets is what pycocotools makes of it: `area` and `bbox` are those of
-its raster of what is written, and every annotation is read back with it before the export appears.
+the upright picture. Readers see what pycocotools reads: `area` and `bbox` are those of the raster that
+it gives, and every annotation is read back with it before the export appears.
 """
 
 from __future__ import annotations
@@ -29,21 +29,19 @@ from clickmask.masks.polygons import mask_to_polygons, ring_area
 from clickmask.masks.rle import Rle, as_rle, rings_to_rle, rle_area, rle_box, rle_iou, rle_to_mask
 from clickmask.masks.simplify import simplify_mask
 from clickmask.types import Ring
-from clickmask_adapters.exports import _folder, _pictures
+from clickmask_adapters.exports import _folder, _losses, _pictures
 
 Polygons = Literal["source", "exact", "simplified"]
 Segmentation = list[list[float]] | dict[str, Any]
 
 JSON = Path("annotations/instances.json")
-CVAT_JSON = Path(
-    "annotations/instances_default.json"
-)  # what CVAT looks for in a zip: its subset is "default"
-_PRINTING = threading.Lock()  # pycocotools prints while it loads, and standard output is everybody's
+CVAT_JSON = Path("annotations/instances_default.json")  # CVAT looks for its subset "default" in a zip
+_PRINTING = threading.Lock()  # pycocotools prints while it loads, and all threads share standard output
 
 
 @dataclass(frozen=True)
 class _Written:
-    """An annotation as it is written, and the raster that pycocotools must make of it."""
+    """An annotation as it is written, and the raster that pycocotools must read from it."""
 
     label: AcceptedLabel
     segmentation: Segmentation
@@ -65,11 +63,10 @@ def write(
 ) -> Path:
     """Write the dataset; the path of its JSON file.
 
-    `polygons` says which masks are written as polygons, all others as run lengths:
-    "source", what was drawn as one ring without holes, as it was drawn; "exact", along pixel edges,
-    and "simplified", in few points at an IoU of 0.98, any mask without holes.
-    `for_cvat`: run lengths have `iscrowd` 1 and are not compressed, and the file has the name that
-    CVAT's own exports have.
+    `polygons` says which masks are written as polygons, all others being run lengths. "source": labels
+    drawn as one ring without holes, as they were drawn. "exact": any mask without holes, along pixel
+    edges. "simplified": the same in few points, at an IoU of 0.98. `for_cvat`: run lengths have
+    `iscrowd` 1 and are not compressed, and the file is named as in CVAT's own exports.
     """
     with _folder.replacing(folder) as new:
         written = [_written(label, polygons) for label in _labels(dataset)]
@@ -78,23 +75,16 @@ def write(
         path.write_bytes(orjson.dumps(_content(dataset, written, for_cvat)))
         _require_read_back(path, dataset, written)
         (new / "images").mkdir()
-        names = _pictures.file_names(dataset.samples)
-        _pictures.write_pictures(dataset, {image: new / "images" / name for image, name in names.items()})
+        _pictures.write_pictures(dataset, new / "images", _pictures.file_names(dataset.samples))
     return folder / path.relative_to(new)
 
 
 def losses(dataset: Dataset, *, polygons: Polygons = "source") -> list[str]:
-    """What COCO cannot say of this dataset, or says differently, in sentences."""
-    labels = [label for sample in dataset.samples for label in sample.labels]
-    kinds = Counter(_lost(label.geometry, polygons) for label in labels)
-    empty = len(labels) - sum(1 for _ in _labels(dataset))
-    names = _pictures.file_names(dataset.samples)
-    counted = [
-        *((count, sentence) for sentence, count in sorted(kinds.items()) if sentence),
-        (empty, "labels cover no pixel and are left out"),
-    ]
-    found = [f"{count} {sentence}" for count, sentence in counted if count]
-    found += _pictures.picture_losses(dataset, names)
+    """What COCO cannot express of this dataset, or expresses differently, in sentences."""
+    kinds = Counter(_lost(label.geometry, polygons) for sample in dataset.samples for label in sample.labels)
+    counted = [(count, sentence) for sentence, count in sorted(kinds.items()) if sentence]
+    found = _losses.sentences([*counted, _losses.empty_labels(dataset)])
+    found += _losses.of_pictures(dataset, _pictures.file_names(dataset.samples))
     if dataset.unlabelled == "ignore":
         found.append("area without a label is unknown in this project, but background in COCO")
     ious = [each.iou for each in (_written(label, polygons) for label in _labels(dataset)) if each.iou < 1]
@@ -107,6 +97,7 @@ def losses(dataset: Dataset, *, polygons: Polygons = "source") -> list[str]:
 
 
 def _lost(geometry: Geometry, polygons: Polygons) -> str:
+    """What becomes of such labels, as a sentence; empty if they are written as they were drawn."""
     match geometry:
         case Ellipse():
             return "ellipses are written as what they cover: COCO has no ellipses"
@@ -123,7 +114,7 @@ def _lost(geometry: Geometry, polygons: Polygons) -> str:
 
 
 def _labels(dataset: Dataset) -> Iterator[AcceptedLabel]:
-    """Those that are written: an area of nothing is refused by many readers."""
+    """The labels that are written: many readers refuse an area of nothing."""
     for sample in dataset.samples:
         for label in sample.labels:
             if rle_area(label.rle):
@@ -136,14 +127,14 @@ def _written(label: AcceptedLabel, polygons: Polygons) -> _Written:
         flat = [[float(value) for value in ring.ravel()] for ring in rings]
         raster = rings_to_rle(flat, label.size)
         iou = rle_iou(raster, label.rle)
-        # A sliver may lie between the centres of all pixels that pycocotools asks for.
+        # A sliver may cover no pixel that pycocotools fills.
         if rle_area(raster) and (iou == 1 or polygons != "exact"):
             return _Written(label, cast("Segmentation", flat), raster, iou)
     return _Written(label, {"size": list(label.size), "counts": label.rle["counts"]}, label.rle, 1.0)
 
 
 def _rings(label: AcceptedLabel, polygons: Polygons) -> list[Ring]:
-    """What is written as polygons; none where run lengths are."""
+    """The rings of a label that is written as polygons; empty if run lengths are."""
     if polygons == "source":
         match label.geometry:
             case Polygon((ring,)) if len(ring) >= 3:  # pycocotools takes four numbers for a box
@@ -166,7 +157,7 @@ def _content(dataset: Dataset, written: Sequence[_Written], for_cvat: bool) -> d
             "description": f"{dataset.tool} project {dataset.project}",
             "url": "",
             "version": dataset.digest,
-            "year": 0,  # a date would make other bytes of the same dataset
+            "year": 0,  # a date would give the same dataset other bytes
             "contributor": "clickmask",
             "date_created": "",
         },
@@ -198,7 +189,7 @@ def _image(sample: Sample, number: int, name: str) -> dict[str, Any]:
         "coco_url": "",
         "date_captured": "",
         "digest": sample.image,
-        "side": "quarantine" if sample.quarantined else sample.side,
+        "side": _pictures.side(sample),
     }
 
 
@@ -220,7 +211,7 @@ def _annotation(each: _Written, number: int, image: int, category: int, for_cvat
 
 
 def _require_read_back(path: Path, dataset: Dataset, written: Sequence[_Written]) -> None:
-    """Raise ExportFailed unless pycocotools reads what was meant: images, categories, every mask."""
+    """Raise ExportFailed unless pycocotools reads the images, the categories and every mask as meant."""
     with _PRINTING, contextlib.redirect_stdout(io.StringIO()):
         read = COCO(str(path))
     images = [(image["id"], image["height"], image["width"]) for image in read.dataset["images"]]

@@ -1,4 +1,4 @@
-"""PNG masks for semantic segmentation: `images/`, `masks/` of the same stems, `categories.json`.
+"""PNG masks for semantic segmentation: `images/`, `masks/` with the same stems, `categories.json`.
 
 A mask has one class a pixel: 0 is background, i + 1 the i-th category, 255 unknown.
 """
@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from clickmask.datasets.snapshot import IGNORED, Dataset
-from clickmask_adapters.exports import _class_maps, _folder, _pictures
+from clickmask_adapters.exports import _class_maps, _folder, _losses, _pictures
 
 CATEGORIES = "categories.json"
 
@@ -18,13 +18,13 @@ def write(dataset: Dataset, folder: Path) -> Path:
     """Write the dataset; the path of its `categories.json`, which also lists each image's side."""
     _class_maps.require_room(dataset)
     stems = _pictures.stems(dataset.samples)
+    names = {image: name.whole for image, name in stems.items()}
     with _folder.replacing(folder) as new:
         (new / "images").mkdir()
         (new / "masks").mkdir()
         for sample in dataset.samples:
-            _class_maps.write_classes(dataset, sample, new / "masks" / f"{stems[sample.image][0]}.png")
-        names = {image: stem + ending for image, (stem, ending) in stems.items()}
-        _pictures.write_pictures(dataset, {image: new / "images" / name for image, name in names.items()})
+            _class_maps.write_classes(dataset, sample, new / "masks" / f"{stems[sample.image].stem}.png")
+        _pictures.write_pictures(dataset, new / "images", names)
         described = {
             "dataset": dataset.digest,
             "categories": {"background": 0, "unknown": IGNORED}
@@ -32,19 +32,19 @@ def write(dataset: Dataset, folder: Path) -> Path:
             "images": [
                 {
                     "image": names[sample.image],
-                    "mask": f"{stems[sample.image][0]}.png",
-                    "side": "quarantine" if sample.quarantined else sample.side,
+                    "mask": f"{stems[sample.image].stem}.png",
+                    "side": _pictures.side(sample),
                 }
                 for sample in dataset.samples
             ],
         }
-        (new / CATEGORIES).write_text(json.dumps(described, indent=1))
+        (new / CATEGORIES).write_bytes(json.dumps(described, indent=1).encode())
     return folder / CATEGORIES
 
 
 def losses(dataset: Dataset) -> list[str]:
-    """What masks of classes cannot say of this dataset, in sentences."""
-    names = {image: "".join(name) for image, name in _pictures.stems(dataset.samples).items()}
+    """What masks of classes cannot express of this dataset, in sentences."""
+    names = {image: name.whole for image, name in _pictures.stems(dataset.samples).items()}
     labels = sum(len(sample.labels) for sample in dataset.samples)
-    found = [f"{labels} objects are one class a pixel: which pixels are one object is lost"] if labels else []
-    return found + _class_maps.overlap_losses(dataset) + _pictures.picture_losses(dataset, names)
+    objects = labels, "objects are one class a pixel: which pixels are one object is lost"
+    return _losses.sentences([objects, _losses.overlaps(dataset)]) + _losses.of_pictures(dataset, names)

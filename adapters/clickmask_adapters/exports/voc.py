@@ -18,7 +18,7 @@ from clickmask.errors import ExportFailed
 from clickmask.labels.split import SIDES
 from clickmask.masks.regions import mask_box
 from clickmask.masks.rle import rle_to_mask
-from clickmask_adapters.exports import _class_maps, _folder, _pictures
+from clickmask_adapters.exports import _class_maps, _folder, _losses, _pictures
 
 SETS = {"train": "train", "validation": "val", "test": "test"}
 FOLDERS = ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject", "ImageSets/Segmentation")
@@ -29,33 +29,34 @@ def write(dataset: Dataset, folder: Path) -> Path:
     """Write the dataset; the path of `labelmap.txt`, which names the colours."""
     _class_maps.require_room(dataset)
     stems = _pictures.stems(dataset.samples)
+    names = {image: name.whole for image, name in stems.items()}
     with _folder.replacing(folder) as new:
         for name in FOLDERS:
             (new / name).mkdir(parents=True)
         for sample in dataset.samples:
-            stem, ending = stems[sample.image]
+            stem = stems[sample.image].stem
             _class_maps.write_classes(dataset, sample, new / "SegmentationClass" / f"{stem}.png")
             _class_maps.write_objects(dataset, sample, new / "SegmentationObject" / f"{stem}.png")
             path = new / "Annotations" / f"{stem}.xml"
-            path.write_bytes(_annotation(sample, stem + ending))
+            path.write_bytes(_annotation(sample, names[sample.image]))
             _require_read_back(path, sample)
-        names = {image: stem + ending for image, (stem, ending) in stems.items()}
-        _pictures.write_pictures(dataset, {image: new / "JPEGImages" / name for image, name in names.items()})
+        _pictures.write_pictures(dataset, new / "JPEGImages", names)
         for side in SIDES:
-            listed = "".join(f"{stems[sample.image][0]}\n" for sample in dataset.split(side))
-            (new / "ImageSets" / "Segmentation" / f"{SETS[side]}.txt").write_text(listed, encoding="utf-8")
-        (new / "labelmap.txt").write_text(_labelmap(dataset), encoding="utf-8")
+            listed = "".join(f"{stems[sample.image].stem}\n" for sample in dataset.split(side))
+            (new / "ImageSets" / "Segmentation" / f"{SETS[side]}.txt").write_bytes(listed.encode())
+        (new / "labelmap.txt").write_bytes(_labelmap(dataset).encode())
     return folder / "labelmap.txt"
 
 
 def losses(dataset: Dataset) -> list[str]:
-    """What Pascal VOC cannot say of this dataset, in sentences."""
-    names = {image: "".join(name) for image, name in _pictures.stems(dataset.samples).items()}
-    unused = sum(not sample.usable for sample in dataset.samples)
-    found = [f"{unused} images are on no side, and in no set"] if unused else []
-    empty = sum(not rle_to_mask(label.rle).any() for sample in dataset.samples for label in sample.labels)
-    found += [f"{empty} labels cover no pixel and are left out"] if empty else []
-    return found + _class_maps.overlap_losses(dataset) + _pictures.picture_losses(dataset, names)
+    """What Pascal VOC cannot express of this dataset, in sentences."""
+    names = {image: name.whole for image, name in _pictures.stems(dataset.samples).items()}
+    counted = (
+        _losses.without_side(dataset, ", and in no set"),
+        _losses.empty_labels(dataset),
+        _losses.overlaps(dataset),
+    )
+    return _losses.sentences(counted) + _losses.of_pictures(dataset, names)
 
 
 def _labelmap(dataset: Dataset) -> str:
@@ -93,7 +94,7 @@ def _objects(sample: Sample) -> list[tuple[str, tuple[int, ...]]]:
 def _require_read_back(path: Path, sample: Sample) -> None:
     read = [
         (each.findtext("name"), tuple(int(each.findtext(f"bndbox/{bound}") or 0) for bound in BOUNDS))
-        for each in ET.fromstring(path.read_bytes()).iter("object")  # noqa: S314  written just now, by us
+        for each in ET.fromstring(path.read_bytes()).iter("object")  # noqa: S314 - written just now, by us
     ]
     if read != [(category, (x0 + 1, y0 + 1, x1, y1)) for category, (x0, y0, x1, y1) in _objects(sample)]:
         raise ExportFailed(f"{path.name} does not read back as it was meant")
@@ -105,7 +106,7 @@ def _texts(parent: ET.Element, **texts: str | int) -> None:
 
 
 def _printable(text: str) -> str:
-    """Without what XML cannot hold: control characters and halves of surrogate pairs."""
+    """The text without what XML cannot hold: control characters and halves of surrogate pairs."""
     return "".join(
         c if c >= " " and not 0xD800 <= ord(c) <= 0xDFFF and c not in "\ufffe\uffff" else "_" for c in text
     )

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from clickmask import plugins
+from clickmask import files, plugins
 from clickmask.datasets.snapshot import Dataset, create_dataset
 from clickmask.errors import ExportFailed, InvalidImage, InvalidRequest
 from clickmask.labels.geometry import Ellipse, Rectangle
@@ -127,7 +127,7 @@ def test_readers_see_one_export_or_the_other(
 ) -> None:
     """Where the system cannot exchange two folders, the old one is out of the way for a moment."""
     if not at_once:
-        monkeypatch.setattr(_folder, "_exchanged_at_once", lambda one, other: False)
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     folder = tmp_path / "out"
     for number in range(3):
         with _folder.replacing(folder) as new:
@@ -137,18 +137,6 @@ def test_readers_see_one_export_or_the_other(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_system_that_cannot_exchange_folders_is_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, other = tmp_path / "one", tmp_path / "other"
-    assert not _folder._exchanged_at_once(one, other)  # there are none
-    monkeypatch.setattr("sys.platform", "darwin")
-    assert not _folder._exchanged_at_once(one, other)
-    monkeypatch.setattr("sys.platform", "linux")
-    monkeypatch.setattr("ctypes.CDLL", lambda *given, **more: object())  # an old C library
-    assert not _folder._exchanged_at_once(one, other)
-
-
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_rename_that_fails_leaves_the_earlier_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
@@ -156,7 +144,7 @@ def test_a_rename_that_fails_leaves_the_earlier_export(
     folder = tmp_path / "out"
     with _folder.replacing(folder) as new:
         (new / "file").write_text("old")
-    monkeypatch.setattr(_folder, "_exchanged_at_once", lambda one, other: False)
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     rename, calls = Path.rename, []
 
     def broken(self: Path, target: Path) -> Path:
