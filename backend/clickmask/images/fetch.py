@@ -31,6 +31,8 @@ Origin = tuple[str, str, int]  # scheme, host, port
 
 _CHUNK = 2**16
 _MAX_REDIRECTS = 3
+# The path was resolved: a link in its place now is a trick. A pipe must not block.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # Windows has neither
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PORTS = {"http": 80, "https": 443}
 _ADVICE = {
@@ -125,6 +127,8 @@ class Fetcher:
     def _read_file(self, uri: str, known: Validator | None) -> Fetched | NotModified:
         parts = urlsplit(uri)
         path = unquote(parts.path)
+        if os.name == "nt":  # file:///C:/images
+            path = path.removeprefix("/")
         if parts.netloc not in ("", "localhost") or "\0" in path:
             raise ImageRefused("a file address is file:///path, on this machine")
         refused = ImageRefused("the file lies outside of the folders that clickmask may read (image roots)")
@@ -136,8 +140,7 @@ class Fetcher:
         if not any(real.is_relative_to(root) for root in self._roots):
             raise refused
         try:
-            # The path was resolved: a link in its place now is a trick. A pipe must not block.
-            handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            handle = os.open(real, _OPEN_FLAGS)
         except OSError as error:
             raise ImageUnavailable(f"the image's file cannot be read: {error.strerror}") from None
         try:
