@@ -1,4 +1,4 @@
-"""The images that labels are on, kept as their original bytes: later work needs no labeling tool."""
+"""The images that labels are on, kept as their original bytes, so that later work needs no labeling tool."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clickmask.errors import ImageUnknown, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-MIN_AGE_S = 3600.0  # seconds for which an image stays, labelled or not: its labels may be on their way
+MIN_AGE_S = 3600.0  # for which an image stays, labelled or not: its labels may be on their way
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -32,8 +32,8 @@ class ArchiveStatus:
 class ImageArchive:
     """Files named by the digest of their pixels, at most `capacity` bytes. For any thread.
 
-    When it is full, images that `is_labelled` denies go, the longest unused first; one that finds no
-    room even so is not kept. Several processes may share the folder.
+    When it is full, images without labels (by `is_labelled`) go, longest unused first; an image for which
+    there is still no room is not kept. Several processes may share the folder.
     """
 
     def __init__(self, folder: Path, capacity: int, is_labelled: Callable[[str], bool]) -> None:
@@ -49,9 +49,9 @@ class ImageArchive:
         return self._path(digest).exists()
 
     def keep(self, digest: str, raw: bytes) -> bool:
-        """Keep the image's original bytes; False where `capacity` has no room for them. Durable on return.
+        """Keep the image's original bytes, durably; False if there is no room for them.
 
-        Raises StoreUnavailable where the disk does not take them.
+        Raises StoreUnavailable if the disk refuses them.
         """
         path = self._path(digest)
         with self._lock:
@@ -99,7 +99,7 @@ class ImageArchive:
         return self._folder / digest[:2] / digest
 
     def _make_room(self, wanted: int) -> None:
-        """Another process may have kept and removed images too: count anew, then remove what may go."""
+        """Count again, since other processes keep and remove images too, then remove what may go."""
         for stat, path in sorted(self._count(), key=lambda each: each[0].st_mtime):
             if self._bytes + wanted <= self._capacity or stat.st_mtime > time.time() - MIN_AGE_S:
                 return

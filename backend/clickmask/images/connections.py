@@ -1,8 +1,8 @@
 """Connections to addresses that were checked, within a total time.
 
-A name is resolved once, here; the connection is then made to those very addresses, so that a name
-server that answers differently the second time (DNS rebinding) is never asked. Everything above
-the socket still sees the name: Host header, SNI and certificate are the name's.
+A name is resolved once, here, and the connection is made to those very addresses: a name server that
+answers differently the second time (DNS rebinding) is never asked. Everything above the socket still
+sees the name: Host header, SNI and certificate are the name's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 
 from clickmask.errors import ImageUnavailable
 
-# What the ipaddress module takes for public (3.11.7): protocol assignments, among them a cloud's
+# The ipaddress module takes these for public (3.11.7): protocol assignments, among them a cloud's
 # metadata (RFC 6890); 6to4 relays (RFC 7526); Azure's metadata and agent.
 _NOT_PUBLIC = tuple(map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")))
 # IPv6 addresses that lead to an IPv4 one: NAT64 (RFC 6052, RFC 8215), 6to4.
@@ -49,10 +49,10 @@ def addresses_of(host: str, port: int) -> list[Address]:
 
 
 def is_public(address: str) -> bool:
-    """Whether `address` is a plain one of the open internet.
+    """Whether `address` is a plain address of the open internet.
 
-    Not private, loopback, link-local, shared (100.64.0.0/10), reserved, multicast, unspecified or a
-    cloud's metadata; nor an IPv6 address that stands for an IPv4 one.
+    It is not private, loopback, link-local, shared (100.64.0.0/10), reserved, multicast, unspecified or
+    a cloud's metadata, nor an IPv6 address that stands for an IPv4 one.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and (
@@ -71,10 +71,10 @@ def is_public(address: str) -> bool:
 
 
 class Deadline:
-    """A total time for all that is received over the sockets that it watches.
+    """A total time for everything that is received over the sockets that it watches.
 
-    Timeouts of sockets start anew with each byte; a server that drips would hold a thread for
-    ever. Use as a context manager; afterwards `passed` says whether the time was up.
+    A socket's own timeout starts again with each byte: a server that drips would hold a thread for
+    ever. Use it as a context manager; afterwards `passed` says whether the time was up.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -94,7 +94,7 @@ class Deadline:
         return self.left == 0.0
 
     def watch(self, connected: socket.socket) -> None:
-        """Cut this connection when the time is up. TLS takes a socket over, so a duplicate is kept."""
+        """Cut this connection when the time is up. Keeps a duplicate, since TLS takes the socket over."""
         with self._lock:
             self._watched.append(connected.dup())
 
@@ -121,7 +121,7 @@ class Deadline:
 
 
 class PinnedAdapter(HTTPAdapter):
-    """Connects to the first of `addresses` that answers, whatever the URL's name means by then."""
+    """Connects to the first of `addresses` that answers, whatever the URL's name resolves to by then."""
 
     def __init__(self, addresses: Sequence[Address], deadline: Deadline) -> None:
         super().__init__(pool_connections=1, pool_maxsize=1)

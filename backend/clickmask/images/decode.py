@@ -21,7 +21,7 @@ from clickmask.types import Image, Pixels
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
 # The name and version of the recipe below, part of each digest: raise the number when the same file
-# would give other pixels on purpose. Pillow's own version is left out, as the pixels are hashed.
+# shall give other pixels. Pillow's version is left out, since the pixels are hashed.
 DECODER = b"clickmask.images 1"
 
 # EXIF 2.32, tag 0x0112: the turn that makes the stored pixels upright.
@@ -36,20 +36,12 @@ _UPRIGHT = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 
-# What Pillow's plugins raise on bytes that are cut short or not what they claim to be.
+# Raised by Pillow's plugins on bytes that are cut short or not what they claim to be.
 _CORRUPT = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
+    *(ArithmeticError, RuntimeError, struct.error, zlib.error),
 )
+_DAMAGED = "the image is damaged, cut short, or of a kind that clickmask does not read"
 
 # Each scan of a progressive JPEG is a pass over all pixels: 100 kB of them were a minute of work. Encoders
 # write about ten.
@@ -57,13 +49,13 @@ _MAX_SCANS = 100
 _SCAN = b"\xff\xda"  # its marker, ITU-T T.81 table B.1
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # any marker but those that restart
 
-_WINDOW = (0.5, 99.5)  # percent of the pixels
-_WINDOW_PIXELS = 4_000_000  # above this the window is taken from evenly spaced rows and columns
+_WINDOW = (0.5, 99.5)  # percentiles of the pixels
+_WINDOW_PIXELS = 4_000_000  # of larger images, evenly spaced rows and columns give the window
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Caps that are checked before pixels are decoded: bytes of the file, pixels by its header."""
+    """Caps that are checked before pixels are decoded: bytes of the file, pixels by the header."""
 
     max_bytes: int = 200 * 2**20
     max_pixels: int = 100_000_000
@@ -82,12 +74,12 @@ def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
 
     EXIF orientation is applied. Transparent pixels are shown over white, as a viewer shows them.
     CMYK is converted without its profile. Grey of more than 8 bits (integer or float) is stretched
-    so that its 0.5th to 99.5th percentile becomes 0 to 255. The pixels are read-only for good.
+    so that its 0.5th to 99.5th percentile becomes 0 to 255. The pixels can never be made writeable.
     Raises ImageTooLarge over `limits`, InvalidImage for anything that is not a whole image.
     """
     limits.require_bytes(len(raw))
-    # Pillow's own cap only warns up to its double, through filters that all threads share.
-    # Ours is stricter and stands before each decode.
+    # Pillow's own cap only warns up to twice its value, through filters that all threads share. Ours is
+    # stricter and checked before each decode.
     PIL.Image.MAX_IMAGE_PIXELS = None
     try:
         with PIL.Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
@@ -107,38 +99,31 @@ def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
             f"this is not an image that clickmask reads; it reads {', '.join(FORMATS)}"
         ) from None
     except _CORRUPT as error:
-        raise InvalidImage(
-            "the image is damaged, cut short, or of a kind that clickmask does not read"
-        ) from error
+        raise InvalidImage(_DAMAGED) from error
     except MemoryError:
         raise ImageTooLarge("the image needs more memory than there is") from None
     return Image(pixels, pixels_digest(pixels))
 
 
 def opened_image(opened: PIL.Image.Image) -> Image:
-    """What `decode_image` makes of a file, of an image that Pillow has opened; no cap is checked.
-
-    Raises InvalidImage.
-    """
+    """Like `decode_image`, for an image that Pillow has opened; checks no cap. Raises InvalidImage."""
     try:
         opened.load()
         pixels = _upright_rgb(opened)
     except _CORRUPT as error:
-        raise InvalidImage(
-            "the image is damaged, cut short, or of a kind that clickmask does not read"
-        ) from error
+        raise InvalidImage(_DAMAGED) from error
     return Image(pixels, pixels_digest(pixels))
 
 
 def upright_file(raw: bytes) -> bytes | None:
-    """The same picture with its pixels upright and no EXIF; None if they are upright as they are.
+    """The same picture with its pixels upright and no EXIF; None if they are upright already.
 
     For readers that do not look at EXIF. JPEG is compressed again, at quality 95; other formats lose
-    nothing. `raw` is an image that `decode_image` has read; InvalidImage if it is not any more.
+    nothing. `raw` is an image that `decode_image` has read. Raises InvalidImage if it was damaged since.
     """
     try:
         with PIL.Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
-            if opened.format != "JPEG":  # whose EXIF is before its pixels
+            if opened.format != "JPEG":  # its EXIF comes before its pixels
                 opened.load()
             orientation = _orientation(opened)
             return _turned(opened, orientation) if orientation in _UPRIGHT else None
@@ -169,12 +154,12 @@ def _turned(opened: PIL.Image.Image, orientation: int) -> bytes:
 
 
 def _scans(raw: bytes) -> int:
-    """Of a JPEG's first picture, where they may be too many; what follows it, a film say, has none."""
+    """The scans of a JPEG's first picture; 0 if there cannot be too many. A film may follow the picture."""
     if raw.count(_SCAN) <= _MAX_SCANS:
         return 0
     place, scans = 2, 0
     while place + 4 <= len(raw) and raw[place] == 0xFF:
-        if raw[place + 1] == 0xFF:  # fills up
+        if raw[place + 1] == 0xFF:  # a fill byte
             place += 1
             continue
         marker = raw[place : place + 2]
@@ -191,9 +176,9 @@ def _scans(raw: bytes) -> int:
 
 
 def _jpeg_pixels(raw: bytes, opened: PIL.Image.Image) -> Pixels | None:
-    """What Pillow would make of an ordinary JPEG, to the bit, in a third of the time; None of all others.
+    """The pixels of an ordinary JPEG, to the bit as Pillow decodes it, in a third of the time; else None.
 
-    Both are libjpeg-turbo; this one writes into the array. What it complains of is left to Pillow.
+    Both are libjpeg-turbo; this one writes into the array. Pillow decides on files that it complains of.
     """
     if opened.format not in ("JPEG", "MPO") or opened.mode not in ("RGB", "L"):
         return None
@@ -206,7 +191,7 @@ def _jpeg_pixels(raw: bytes, opened: PIL.Image.Image) -> Pixels | None:
     if (orientation := _orientation(opened)) in _UPRIGHT:
         turned = PIL.Image.fromarray(decoded).transpose(_UPRIGHT[orientation])
         return np.frombuffer(turned.tobytes(), np.uint8).reshape(turned.height, turned.width, 3)
-    # Over a view that nobody can make writeable again.
+    # A view that nobody can make writeable again.
     return np.frombuffer(memoryview(decoded).toreadonly().cast("B"), np.uint8).reshape(decoded.shape)
 
 
@@ -220,10 +205,10 @@ def _upright_rgb(loaded: PIL.Image.Image) -> Pixels:
 
 
 def _orientation(loaded: PIL.Image.Image) -> int:
-    """1 to 8, by the EXIF block; 1 where it is missing or damaged, as browsers have it.
+    """1 to 8, by the EXIF block; 1 if it is missing or damaged, as in browsers.
 
-    Asked after loading: Pillow turns a TIFF itself while it loads it, and a PNG may carry its EXIF
-    behind the pixels. Pillow's own `getexif` would also believe XMP, which Chromium 156 does not.
+    Ask after loading: Pillow turns a TIFF while it loads it, and a PNG may carry its EXIF behind the
+    pixels. Pillow's own `getexif` would also trust XMP, which Chromium 156 does not.
     """
     exif = PIL.Image.Exif()
     try:
@@ -245,9 +230,9 @@ def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _windowed(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Grey values of any type -> uint8, `_WINDOW` stretched over 0 to 255; (H, W) both.
+    """Grey values of any type -> uint8, with `_WINDOW` stretched over 0 to 255; both (H, W).
 
-    One value everywhere is black. Values that are not finite are black and do not count.
+    A constant image is black. Values that are not finite are black and do not count.
     """
     step = max(1, int(np.ceil((values.size / _WINDOW_PIXELS) ** 0.5)))
     sample = values[::step, ::step]

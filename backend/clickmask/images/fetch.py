@@ -1,9 +1,8 @@
 """Bytes of an image by its address: data:, file:// inside configured folders, http(s)://.
 
-An address comes from whoever may write tasks, so it is never trusted: names are resolved once, every
-address that a name has is checked, and the connection is made to what was checked; each redirect
-starts over. Credentials leave only for a configured origin. What goes wrong is said without
-paths, queries or tokens.
+Addresses come from whoever may write tasks, so they are not trusted: a name is resolved once, all its
+addresses are checked, and the connection is made to a checked one; each redirect starts over.
+Credentials are sent to configured origins only. Errors name no paths, queries or tokens.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Validator:
 
 @dataclass(frozen=True)
 class Fetched:
-    """The bytes of an image, and for how many seconds they may be taken for granted."""
+    """The bytes of an image, and for how many seconds to trust that they have not changed."""
 
     raw: bytes
     trusted_for: float
@@ -63,7 +62,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class NotModified:
-    """The image is still the one that the validator was given with."""
+    """The image is still the one that the validator stands for."""
 
     trusted_for: float
 
@@ -79,10 +78,10 @@ def origin_of(url: str) -> Origin:
 class Fetcher:
     """Reads the bytes behind an ImageRef. Holds no state; callable from any thread.
 
-    `roots`: folders that file:// may read. `hosts`: `host` or `host:port` whose address may be
-    private. `trusted_origins`: URLs of labeling tools; they may be private too, and only they are
-    sent the headers of a ref. `ca_bundle`: a PEM file to verify certificates with, instead of
-    certifi's. Timeouts are in seconds; the total one spans redirects.
+    `roots`: folders that file:// may read. `hosts`: `host` or `host:port` whose address may be private.
+    `trusted_origins`: URLs of labeling tools, which may be private too; only they get the headers of a
+    ref. `ca_bundle`: a PEM file to verify certificates with, instead of certifi's. Timeouts are in
+    seconds; the total one spans redirects.
     """
 
     def __init__(
@@ -112,8 +111,8 @@ class Fetcher:
     def fetch(self, ref: ImageRef, known: Validator | None = None) -> Fetched | NotModified:
         """The bytes behind `ref`, or NotModified if they are still those of `known`.
 
-        Raises ImageRefused for an address that must not be read, ImageUnavailable where reading
-        failed, ImageTooLarge over the byte cap, InvalidImage for a damaged data: URI.
+        Raises ImageRefused for an address that must not be read, ImageUnavailable if reading fails,
+        ImageTooLarge over the byte cap, InvalidImage for a damaged data: URI.
         """
         scheme = ref.uri.partition(":")[0].lower()
         if scheme == "data":
@@ -133,7 +132,7 @@ class Fetcher:
             raise ImageRefused("a file address is file:///path, on this machine")
         refused = ImageRefused("the file lies outside of the folders that clickmask may read (image roots)")
         try:
-            # Symlinks first, containment second; an outsider learns nothing about what exists.
+            # Symlinks first, containment second: an outsider does not learn which files exist.
             real = Path(path).resolve()
         except (OSError, RuntimeError):  # a loop of symlinks
             raise refused from None
@@ -163,7 +162,7 @@ class Fetcher:
 
     def _follow(self, ref: ImageRef, known: Validator | None) -> Fetched | NotModified:
         url = _prepared(ref.uri, {}).url or ""
-        # Dropped for good by the first redirect to elsewhere: what comes back was written by others.
+        # Dropped for good by the first redirect to another origin: others wrote what follows.
         credentials = dict(ref.headers) if origin_of(url) in self._trusted else {}
         with Deadline(self._total_timeout) as deadline:
             for _ in range(_MAX_REDIRECTS + 1):
@@ -185,13 +184,14 @@ class Fetcher:
     def _hop(self, request: requests.PreparedRequest, deadline: Deadline) -> Generator[requests.Response]:
         """The answer to one request, from checked addresses; its body is not read yet.
 
-        Not through a Session: that reads the whole body of a redirect, keeps cookies, and has to
-        be told (trust_env) not to ask the environment for proxies, passwords and certificates.
+        A Session would read the whole body of a redirect, keep cookies, and ask the environment for
+        proxies, passwords and certificates unless told otherwise (trust_env).
         """
         origin = origin_of(request.url or "")
         _, host, port = origin
         addresses = addresses_of(host, port)
-        allowed = origin in self._trusted or not self._hosts.isdisjoint(_spellings(host, port))
+        spellings = {host, f"{host}:{port}", f"[{host}]", f"[{host}]:{port}"}
+        allowed = origin in self._trusted or not self._hosts.isdisjoint(spellings)
         if not allowed and not all(is_public(address.ip) for address in addresses):
             raise ImageRefused(
                 f"{host} has an address in a private network; list it in CLICKMASK_IMAGE_HOSTS to allow it"
@@ -256,13 +256,13 @@ def decode_base64(text: str | bytes | memoryview, limits: ImageLimits = DEFAULT_
 
 
 def _prepared(url: str, headers: dict[str, str]) -> requests.PreparedRequest:
-    """A GET of `url`, in its normal form. Raises ImageRefused where clickmask must not ask."""
+    """A GET of `url` in its normal form. Raises ImageRefused for an address that must not be asked."""
     own = {"User-Agent": "clickmask", "Accept": "*/*", "Accept-Encoding": "identity"}
     try:
         request = requests.Request("GET", url.partition("#")[0].strip(), headers=headers | own).prepare()
         origin_of(request.url or "")
         netloc = urlsplit(request.url or "").netloc
-    except ValueError:  # so are those of requests for URLs and headers
+    except ValueError:  # the errors of requests about URLs and headers are ValueErrors
         raise ImageRefused("the image's address is not an http:// or https:// address") from None
     if "@" in str(netloc) or "@" in urlsplit(url).netloc:
         raise ImageRefused("an image's address may not carry a user name or password")
@@ -273,12 +273,8 @@ def _conditions(url: str, known: Validator | None) -> dict[str, str]:
     return {"If-None-Match": known.etag} if known and known.address == url.partition("?")[0] else {}
 
 
-def _spellings(host: str, port: int) -> set[str]:
-    return {host, f"{host}:{port}", f"[{host}]", f"[{host}]:{port}"}
-
-
 def _decoded(response: requests.Response, most: int) -> Iterator[bytes]:
-    """The body in pieces. A compressed one is unpacked piecewise: no more than `most` bytes at once."""
+    """The body in pieces. A compressed one is unpacked in pieces of at most `most` bytes."""
     chunks: Iterator[bytes] = response.raw.stream(_CHUNK, decode_content=False)
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     if encoding in ("", "identity"):

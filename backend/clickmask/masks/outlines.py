@@ -1,6 +1,6 @@
-"""Rings with fewer and fewer vertices: area-preserving collapse, fitting to a boundary, contacts.
+"""Rings with ever fewer vertices: area-preserving collapse, fitting to a boundary, contacts.
 
-All rings are worked on at once, as one array of vertices.
+All rings together are one array of vertices.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Chain:
     """The vertices of several rings, ring after ring."""
 
     points: Points
-    ring: Indices  # (N,) of each vertex; not decreasing
-    at: Floats  # (N,) where on the boundary the vertex stands, in samples from its ring's first
-    spent: Floats  # (R,) area that collapses displaced, of each ring
+    ring: Indices  # (N,) the ring of each vertex; not decreasing
+    at: Floats  # (N,) the vertex's place on the boundary, in samples from its ring's first one
+    spent: Floats  # (R,) area of each ring that collapses displaced
 
     def snapped(self, grid: int, size: Size) -> Chain:
-        """On multiples of 1/grid px, in the image of `size`, and no two vertices alike in a row."""
+        """The chain on multiples of 1/grid px, inside the image, without a vertex that repeats the next."""
         points = np.clip(np.rint(self.points * grid) / grid, 0, size[::-1])
         moved = (points != points[_after(self.ring)]).any(axis=1)
         return Chain(points[moved], self.ring[moved], self.at[moved], self.spent)
@@ -42,7 +42,7 @@ class Chain:
         return np.split(self.points, np.searchsorted(self.ring, np.arange(1, len(self.spent))))
 
     def spliced(self, other: Chain, taken: NDArray[np.bool_], boundary: Boundary) -> Chain:
-        """This chain with those stretches of `boundary` that are `taken`, (samples,), as in the other."""
+        """This chain, with the vertices of the other one on the samples of `boundary` that are `taken`."""
         own, others = ~taken[self.samples(boundary)], taken[other.samples(boundary)]
         ring = np.concatenate((self.ring[own], other.ring[others]))
         points = np.concatenate((self.points[own], other.points[others]))
@@ -79,14 +79,14 @@ class Boundary:
 
     points: Points
     ring: Indices  # (N,) not decreasing
-    first: Indices  # (R + 1,) of each ring, then the end
+    first: Indices  # (R + 1,) the first sample of each ring, then the end
 
 
 def mid_edges(rings: Sequence[Ring], stride: int = 1) -> Boundary:
     """The middles of every `stride`-th pixel edge that `rings` (of `mask_to_polygons`) run along.
 
-    All of them joined up hold the same pixel centres as the rings, never touch each other, and make
-    of a digitised straight line nearly a straight line. Short rings are not thinned out.
+    Joined up, they enclose the same pixel centres as the rings, never touch each other, and turn a
+    digitised straight line into nearly a straight one. Short rings keep every edge.
     """
     corners = np.concatenate(rings)
     ring = np.repeat(np.arange(len(rings)), [len(r) for r in rings])
@@ -103,8 +103,8 @@ def mid_edges(rings: Sequence[Ring], stride: int = 1) -> Boundary:
 
 
 def subset(boundary: Boundary, epsilon: float | None) -> Chain:
-    """The samples of `boundary` that Douglas and Peucker keep at `epsilon` px; of short rings, or
-    without `epsilon`, all."""
+    """The samples of `boundary` that Douglas-Peucker keeps at `epsilon` px; all samples of short rings, or
+    without `epsilon`."""
     places: list[Indices] = []
     every = np.arange(len(boundary.ring))
     for start, end in pairwise(boundary.first):
@@ -131,13 +131,13 @@ def collapse(
     locked: NDArray[np.bool_],
     boundary: Boundary,
 ) -> Chain:
-    """`chain` with edges collapsed to a vertex, cheapest first, until `target` vertices are left,
-    `budget` (area displaced in all) is used up, or nothing may collapse further.
+    """`chain` with edges collapsed to a vertex, cheapest first, until `target` vertices are left, `budget`
+    (the sum of displaced areas) is used up, or nothing may collapse further.
 
     Each collapse keeps the ring's area (Kronenfeld, Stanislawski, Buttenfield and Brockmeyer,
     "Simplification of polylines by segment collapse: minimizing areal displacement while preserving
-    area", 2020); many that do not concern each other happen at once. A ring keeps three vertices
-    and never displaces more than its `ring_budget`; edges on samples of `boundary` that are `locked` stay.
+    area", 2020); independent ones happen at once. A ring keeps three vertices and never displaces more
+    than its `ring_budget`; edges on samples of `boundary` that are `locked` stay.
     """
     while len(chain.points) > target:
         after = _after(chain.ring)
@@ -148,7 +148,7 @@ def collapse(
         open_ = (count[chain.ring] > 3) & (chain.spent[chain.ring] + cost <= ring_budget[chain.ring])
         stays = locked[chain.samples(boundary)]
         cost = np.where(open_ & ~(stays & stays[after]), cost, np.inf)
-        # Those cheaper than all that share a vertex with them; of equals, the first.
+        # Edges cheaper than all that share a vertex with them; among equals, the first.
         rank = np.empty(len(cost))
         rank[np.argsort(cost, kind="stable")] = np.arange(len(cost))
         least = np.isfinite(cost)
@@ -159,20 +159,24 @@ def collapse(
         chosen = np.flatnonzero(least)
         chosen = chosen[np.argsort(rank[chosen])]
         most = min(max(1, len(cost) // 8), len(cost) - target)
-        # None that would not be among the cheapest when they are taken one at a time.
+        # Only edges that would be among the cheapest if they were taken one at a time.
         chosen = chosen[rank[chosen] < 2 * most][:most]
         chosen = chosen[np.cumsum(cost[chosen]) <= budget - chain.spent.sum()]
-        # Several at once may not take a ring below three vertices, nor over its budget.
+        # Together they may not take a ring below three vertices.
         chosen = chosen[_firsts(chain.ring[chosen], count)]
         if not len(chosen):
             break
-        chain = _apply(chain, chosen, after, merged, cost)
+        points, spent, kept = chain.points.copy(), chain.spent.copy(), np.ones(len(cost), np.bool_)
+        points[chosen] = merged[chosen]
+        np.add.at(spent, chain.ring[chosen], cost[chosen])
+        kept[after[chosen]] = False
+        chain = Chain(points[kept], chain.ring[kept], chain.at[kept], spent)
     return chain
 
 
 def fit(chain: Chain, boundary: Boundary, rounds: int) -> Chain:
-    """`chain` with its vertices moved so that the edges run along `boundary` as closely as possible
-    (least absolute distance, by reweighted least squares, one vertex at a time, all in parallel)."""
+    """`chain` with its vertices moved so that the edges follow `boundary` as closely as possible (least
+    absolute distance, by reweighted least squares for each vertex, all in parallel)."""
     vertices, at = _plane(chain.points).copy(), chain.at
     after = _after(chain.ring)
     samples = _plane(boundary.points)
@@ -213,7 +217,7 @@ def contacts(rings: Sequence[Ring]) -> list[tuple[int, int]]:
 
 
 def meeting_edges(points: Points, ring: Indices) -> tuple[Indices, Indices]:
-    """The vertices at which the two edges start of each pair that is in contact."""
+    """The first vertices of both edges, for each pair of edges in contact."""
     after = _after(ring)
     end = points[after]
     low, high = np.minimum(points, end), np.maximum(points, end)
@@ -237,7 +241,7 @@ def meeting_edges(points: Points, ring: Indices) -> tuple[Indices, Indices]:
 
 
 def _after(ring: Indices) -> Indices:
-    """The index of the vertex that follows each, round its own ring."""
+    """The index of the vertex that follows each one in its ring."""
     after = np.arange(1, len(ring) + 1)
     last = np.flatnonzero(np.append(ring[1:] != ring[:-1], True)) if len(ring) else after
     after[last] = np.concatenate(([0], last[:-1] + 1)) if len(ring) else after
@@ -245,7 +249,7 @@ def _after(ring: Indices) -> Indices:
 
 
 def _plane(points: Points) -> Complexes:
-    """The points as complex numbers x + iy, in which everything takes fewer and faster steps."""
+    """The points as complex numbers x + iy, which take fewer and faster operations."""
     return np.ascontiguousarray(points).view(np.complex128)[:, 0]
 
 
@@ -258,12 +262,12 @@ def _cross(a: Complexes, b: Complexes) -> Floats:
 
 
 def _side(a: Complexes, b: Complexes, p: Complexes) -> Floats:
-    """1, 0 or -1 where p is on one side of the line from a to b, on it, or on the other."""
+    """1, 0 or -1: p is on one side of the line from a to b, on it, or on the other side."""
     return np.sign(_cross(b - a, p - a))
 
 
 def _collapsed(points: Points, before: Indices, after: Indices) -> tuple[Points, Floats]:
-    """What the edge from each vertex to the next would become, and the area that this displaces."""
+    """The vertex that the edge from each vertex to the next would collapse to, and the area displaced."""
     b = _plane(points)
     a, c = b[before], b[after]
     d = c[after]
@@ -274,13 +278,13 @@ def _collapsed(points: Points, before: Indices, after: Indices) -> tuple[Points,
     near_enough = 9 * (bc.real**2 + bc.imag**2)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for near, old, share, origin, other in ((b, bc, area / base_b, a, d), (c, -bc, area / base_c, d, a)):
-            # The vertex is where the line from `origin` through `near` keeps the area. The new edge
-            # from it to `other` cuts the old one at a share u of it.
+            # The vertex lies where the line from `origin` through `near` keeps the area. The new edge
+            # from it to `other` cuts the old one at the share u of its length.
             vertex = origin + share * (near - origin)
             beyond, new = vertex - near, other - vertex
             u = _cross(beyond, new) / _cross(old, new)
             cost = np.abs(_cross(beyond, old) * u)
-            # A vertex far off stands on a sliver, whose area says nothing of how far it reaches.
+            # A vertex far off makes a sliver, whose area does not tell how far it reaches.
             reach = vertex - (b + c) / 2
             close = reach.real**2 + reach.imag**2 <= near_enough
             better = close & (u >= 0) & (u <= 1) & (share > 0) & (cost < least)
@@ -289,7 +293,7 @@ def _collapsed(points: Points, before: Indices, after: Indices) -> tuple[Points,
 
 
 def _firsts(ring: Indices, count: Indices) -> NDArray[np.bool_]:
-    """Of rings listed in order of preference, those entries that leave each ring three vertices."""
+    """Which entries of `ring`, in order of preference, may go so that each ring keeps three vertices."""
     order = np.argsort(ring, kind="stable")
     ordered = ring[order]
     place = np.empty(len(ring), np.int64)
@@ -297,21 +301,8 @@ def _firsts(ring: Indices, count: Indices) -> NDArray[np.bool_]:
     return place < np.maximum(count[ring] - 3, 0)
 
 
-def _apply(chain: Chain, chosen: Indices, after: Indices, merged: Points, cost: Floats) -> Chain:
-    points, at, spent = chain.points.copy(), chain.at.copy(), chain.spent.copy()
-    points[chosen] = merged[chosen]
-    np.add.at(spent, chain.ring[chosen], cost[chosen])
-    return _without(Chain(points, chain.ring, at, spent), after[chosen])
-
-
-def _without(chain: Chain, gone: Indices) -> Chain:
-    kept = np.ones(len(chain.points), np.bool_)
-    kept[gone] = False
-    return Chain(chain.points[kept], chain.ring[kept], chain.at[kept], chain.spent)
-
-
 def _edges_of_samples(ring: Indices, at: Floats, boundary: Boundary) -> Indices:
-    """The vertex at which the edge of each sample of the boundary starts."""
+    """The first vertex of the edge that each sample of the boundary belongs to."""
     position = boundary.first[ring] + at
     order = np.argsort(position, kind="stable")
     place = np.searchsorted(position[order], np.arange(len(boundary.ring)), side="right") - 1
@@ -324,7 +315,7 @@ def _edges_of_samples(ring: Indices, at: Floats, boundary: Boundary) -> Indices:
 def _moves(
     steps: Complexes, after: Indices, edge: Indices, t: Floats, distance: Floats, weight: Floats
 ) -> Complexes:
-    """How far each vertex moves towards the weighted least squares, the others standing still."""
+    """The step of each vertex towards its weighted least squares while the others stand still."""
     count = len(steps)
     reach = np.abs(steps)
     normal = 1j * steps / np.maximum(reach, 1e-9)
@@ -339,7 +330,7 @@ def _moves(
     target[after] += np.bincount(edge, pull_after * distance, count) * normal
     trace = 1.04 * trace + 1e-6
     move = 0.6 * 2 * (trace * target - twist * target.conj()) / (trace**2 - np.abs(twist) ** 2)
-    # Not beyond a neighbour: rings fold over where vertices stand closely.
+    # Not past a neighbour: rings would fold over where vertices are close.
     shortest = reach.copy()
     shortest[after] = np.minimum(shortest[after], reach)
     return move * np.minimum(1, 0.3 * shortest / np.maximum(np.abs(move), 1e-9))

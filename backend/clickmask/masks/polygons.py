@@ -1,4 +1,4 @@
-"""Masks as polygons and as COCO RLE, exactly; and what is measured and mended on them.
+"""Masks as polygons and back, exactly.
 
 Rings run along pixel edges, so integer vertices are pixel corners. Foreground is 4-connected
 and background 8-connected: pixels that meet in a corner only are separate objects.
@@ -25,26 +25,26 @@ Part = tuple[Ring, list[Ring]]  # an outer ring and its holes
 def mask_to_polygons(mask: Mask) -> list[Ring]:
     """Outlines of `mask` along pixel edges, one closed ring an outline, vertices at the turns only.
 
-    The first point is not repeated. Outer rings have positive signed area (`ring_area`),
-    holes negative, so the areas sum to `mask.sum()` and `polygons_to_mask` gives back `mask`
-    exactly. Diagonal neighbours are separate objects. An empty mask has no rings.
+    The first point is not repeated. Outer rings have positive signed area (`ring_area`), holes
+    negative, so the areas sum to `mask.sum()` and `polygons_to_mask` gives back `mask` exactly.
+    Diagonal neighbours are separate objects. An empty mask has no rings.
     """
     inside = box_slices(mask)
     y, x, diagonal, below_right, below_left = _corners(as_bytes(mask[inside]))
-    # A vertex where two pixels meet diagonally is a corner of both rings: it is listed twice.
-    # From one corner to the next along a row (column) is a horizontal (vertical) run of edges, so
-    # in sorted order corners 2i and 2i + 1 belong together.
+    # A vertex where two pixels meet diagonally is a corner of both rings, so it is listed twice.
+    # A horizontal (vertical) run of edges leads from one corner of a row (column) to the next, so in
+    # sorted order corners 2i and 2i + 1 belong together.
     listed = np.repeat(np.arange(len(y)), 1 + diagonal)
     y, x, diagonal, below_right, below_left = (a[listed] for a in (y, x, diagonal, below_right, below_left))
     second = np.zeros(len(y), np.bool_)
     second[1:] = listed[1:] == listed[:-1]
-    # The copies are (left, right) along the row. Of a pixel pair on the falling diagonal the upper
-    # run meets the left one; on the rising diagonal, the right one.
+    # The copies are (left, right) along the row. If the pixels lie on the falling diagonal, the upper
+    # run meets the left copy; on the rising diagonal, the right one.
     down_order = np.lexsort((second ^ (diagonal & below_left), y, x))
     across = np.arange(len(y)) ^ 1
     down = np.empty_like(across)
     down[down_order] = down_order[np.arange(len(y)) ^ 1]
-    # Foreground is to the right of the way round: above it, rings run to the right (x grows).
+    # Rings keep the foreground on their right: above it they run to the right (x grows).
     first = np.arange(0, len(y), 2)
     starts = np.where(below_right[first], first, first + 1)
     order, lengths = _cycles(starts, across, down)
@@ -55,24 +55,24 @@ def mask_to_polygons(mask: Mask) -> list[Ring]:
 def polygons_to_mask(rings: Sequence[Ring], size: Size) -> Mask:
     """The pixels of an image of `size` whose centre is in the polygon, by the even-odd rule.
 
-    `rings` of any direction, in any order, with finite vertices, also outside of the image;
-    a hole is a ring in a ring. Of a centre exactly on an edge: it is in if what is to the right
-    of it is (below it, if the edge is level). Exact: no rounding decides.
+    `rings` have any direction and order and finite vertices, also outside the image; a hole is a ring
+    in a ring. A centre exactly on an edge is in if the polygon lies to its right (below it, if the edge
+    is level). Exact: no rounding decides.
     """
     return toggles_to_mask(ring_toggles(rings, size), size)
 
 
 def ring_toggles(rings: Sequence[Ring], size: Size) -> Indices:
-    """Where, in the flattened image of `size`, even-odd membership changes: sorted, of even length.
+    """Indices into the flattened image of `size` at which even-odd membership changes: sorted, in pairs.
 
-    Pairs of it are the runs of pixels inside. Sorted together, the toggles of two sets of rings
-    are those of their symmetric difference, which makes IoUs without drawing.
+    The pairs are the runs of pixels inside. The toggles of two sets of rings, sorted together, are
+    those of their symmetric difference, which gives IoUs without drawing.
     """
     return np.sort(ring_crossings(rings, size)[1])
 
 
 def ring_crossings(rings: Sequence[Ring], size: Size) -> tuple[Indices, Indices]:
-    """The toggles, unsorted: the index of the ring that makes each, and where it is."""
+    """The toggles, unsorted: the index of each one's ring, and its index into the flattened image."""
     height, width = size
     lengths = np.array([len(ring) for ring in rings], np.int64)
     owner = np.repeat(np.arange(len(rings)), lengths)
@@ -100,17 +100,17 @@ def ring_crossings(rings: Sequence[Ring], size: Size) -> tuple[Indices, Indices]
 def ring_area(ring: Ring) -> float:
     """Signed area, half the sum of x[i] * y[i+1] - x[i+1] * y[i].
 
-    With y down: positive for a ring that runs clockwise on the screen.
+    With y down, it is positive for a ring that runs clockwise on the screen.
     """
     x, y = (ring - ring[0]).T
     return float(x @ np.roll(y, -1) - np.roll(x, -1) @ y) / 2
 
 
 def group_rings(rings: Sequence[Ring]) -> list[Part]:
-    """The outer rings (positive area), in the given order, each with its holes (negative area).
+    """The outer rings (positive area), in their order, each with its holes (negative area).
 
-    A hole belongs to the smallest outer ring around it; rings may touch but not cross. Raises
-    ValueError for a hole that is in no outer ring.
+    A hole belongs to the smallest outer ring around it. Rings may touch but not cross. Raises
+    ValueError for a hole in no outer ring.
     """
     areas = np.array([ring_area(ring) for ring in rings])
     parts: dict[int, Part] = {int(index): (rings[index], []) for index in np.flatnonzero(areas > 0)}
@@ -133,7 +133,7 @@ def group_rings(rings: Sequence[Ring]) -> list[Part]:
 
 
 def toggles_to_mask(toggles: Indices, size: Size) -> Mask:
-    """The mask, whose flat pixels from each even toggle up to the next one are set."""
+    """The mask whose flat pixels from each even toggle up to the next one are set."""
     mask = np.zeros(size, np.bool_)
     flat = mask.reshape(-1)
     for start, end in toggles.reshape(-1, 2).tolist():
@@ -142,14 +142,14 @@ def toggles_to_mask(toggles: Indices, size: Size) -> Mask:
 
 
 def _corners(mask: Bytes) -> tuple[Indices, Indices, Mask, Mask, Mask]:
-    """y, x of the vertices where outlines turn, by rows; and of each: do two pixels meet there
-    diagonally, and is the pixel below right, below left of it in the mask."""
+    """y and x of the vertices where outlines turn, by rows; and for each, whether two pixels meet there
+    diagonally, and whether the pixel below right, and below left, of it is in the mask."""
     width = mask.shape[1]
     stride = (width + 2 + 7) // 8 * 8
     padded = as_bytes(cv2.copyMakeBorder(mask, 1, 1, 1, stride - width - 1, cv2.BORDER_CONSTANT, value=0))
     level = padded[1:] ^ padded[:-1]  # the horizontal edges
-    # Edges are few: eight pixels at a time are looked at. A run of horizontal edges ends at the
-    # word's end at the latest, or in the first pixel of the next one.
+    # Edges are few, so eight pixels (a word) are looked at together. A run of horizontal edges that
+    # began in a word may end in the first pixel of the next one.
     words = np.zeros(level.size // 8 + 1, np.bool_)
     np.not_equal(level.reshape(-1).view(np.uint64), 0, out=words[:-1])
     words[1:] |= words[:-1]
@@ -164,8 +164,8 @@ def _corners(mask: Bytes) -> tuple[Indices, Indices, Mask, Mask, Mask]:
 
 
 def _cycles(starts: Indices, across: Indices, down: Indices) -> tuple[Indices, list[int]]:
-    """The corners in the order in which steps across (from `starts`) and down, in turn, lead round
-    one ring after the other; and the number of corners of each ring."""
+    """The corners ring after ring, in the order of steps across (from `starts`) and down in turn; and
+    the number of corners of each ring."""
     after = np.full(len(across), -1)
     after[starts] = down[across[starts]]
     following: list[int] = after.tolist()
@@ -190,7 +190,7 @@ def _crossed_columns(
     dx, dy = (x1 - x0)[edge], (y1 - y0)[edge]
     crossing = x0[edge] + (row + 0.5 - y0[edge]) * dx / dy - 0.5
     column = np.ceil(crossing)
-    # For multiples of 1/256 px up to 2**14 px all of the above is exact where it matters.
+    # For multiples of 1/256 px up to 2**14 px, the above is exact wherever it matters.
     corners = np.stack((x0, y0, x1, y1))
     coarse = ((corners * 256 == np.rint(corners * 256)) & (np.abs(corners) <= 2**14)).all(axis=0)
     scale = 1 + np.abs(corners).max(axis=0)
@@ -203,14 +203,14 @@ def _crossed_columns(
 
 
 def _row_crossings(ring: Ring, after: Ring, y: float) -> Floats:
-    """The x at which the ring, its next vertices being `after`, crosses the horizontal line at `y`."""
+    """The x at which the ring crosses the horizontal line at `y`; `after` are the vertices that follow."""
     crossed = (ring[:, 1] <= y) != (after[:, 1] <= y)
     (x0, y0), (x1, y1) = ring[crossed].T, after[crossed].T
     return x0 + (y - y0) * (x1 - x0) / (y1 - y0)
 
 
 def _inner_point(ring: Ring) -> Point:
-    """A point strictly inside of a ring that has an area."""
+    """A point strictly inside a ring that has an area."""
     y = float(np.unique(ring[:, 1])[:2].mean())
     x = np.sort(_row_crossings(ring, np.roll(ring, -1, axis=0), y))
     return float(x[:2].mean()), y

@@ -1,6 +1,6 @@
 """COCO's compressed run lengths of masks: exact conversions, and areas, boxes and IoUs without drawing.
 
-Runs end in few places, so most of a mask is only looked at, eight pixels at a time.
+Runs end in few places, so eight pixels at a time are compared.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from pycocotools import mask as coco
 from clickmask.masks.polygons import toggles_to_mask
 from clickmask.masks.regions import as_bytes
 from clickmask.types import Mask, Size
+
+Bytes = NDArray[np.uint8]
+Indices = NDArray[np.int64]
 
 
 class Rle(TypedDict):
@@ -33,7 +36,7 @@ def mask_to_rle(mask: Mask) -> Rle:
 
 
 def rle_to_mask(rle: Rle) -> Mask:
-    """The mask, a new array, of COCO's compressed RLE. Raises ValueError where runs and size do not fit."""
+    """The mask of COCO's compressed RLE, a new array. Raises ValueError if runs and size do not fit."""
     height, width = rle["size"]
     code = np.frombuffer(rle["counts"].encode("ascii"), np.uint8).astype(np.int64) - 48
     if not len(code) or code[-1] & 0x20 or code.min() < 0 or code.max() > 0x3F:
@@ -58,64 +61,58 @@ def rle_area(rle: Rle) -> int:
 
 
 def rle_box(rle: Rle) -> list[float]:
-    """As COCO has it: x, y, width, height; all 0 where nothing is covered."""
+    """COCO's box: x, y, width, height in px; all 0 if nothing is covered."""
     return [float(side) for side in cast("Any", coco).toBbox(_as_bytes(rle))]
 
 
 def rle_iou(one: Rle, other: Rle) -> float:
-    """0 for masks of different sizes, which are not of one picture."""
+    """IoU of two masks; 0 for masks of different sizes, which are not of one picture."""
     if list(one["size"]) != list(other["size"]):
         return 0.0
     return float(cast("Any", coco).iou([_as_bytes(one)], [_as_bytes(other)], [0])[0, 0])
 
 
 def rle_ious(rles: Sequence[Rle]) -> NDArray[np.float64]:
-    """(n, n), of each with each; all of one size."""
+    """(n, n) IoUs of each mask with each; all of one size."""
     written = [_as_bytes(rle) for rle in rles]
     return cast("Any", coco).iou(written, written, [0] * len(written))
 
 
 def unite(rles: Sequence[Rle]) -> Rle:
-    """What any of them covers; all of one size."""
+    """The union of masks of one size."""
     return as_rle(cast("Any", coco).merge([_as_bytes(rle) for rle in rles]))
 
 
 def rings_to_rle(rings: Sequence[Sequence[float]], size: Size) -> Rle:
-    """What pycocotools makes of polygons, x and y in turn, which it rounds: all that any covers."""
+    """The union of polygons, each x, y, x, y ..., as pycocotools fills them, which rounds vertices."""
     return as_rle(coco.merge(cast("Any", coco).frPyObjects(list(rings), *size)))
 
 
 def as_rle(encoded: Any) -> Rle:
-    """What pycocotools gives, or a file has."""
+    """An RLE from pycocotools, whose counts are bytes, or from a file."""
     counts = encoded["counts"]
     text = counts.decode("ascii") if isinstance(counts, bytes) else str(counts)
     return Rle(size=[int(length) for length in encoded["size"]], counts=text)
 
 
-def _as_bytes(rle: Rle) -> Any:
-    return {"size": rle["size"], "counts": rle["counts"].encode("ascii")}
-
-
-Bytes = NDArray[np.uint8]
-Indices = NDArray[np.int64]
-
-
 def row_toggles(mask: Mask) -> Indices:
-    """Where pixels, counted row by row, differ from the one before; sorted. The first has none before."""
+    """Indices, counted row by row, of pixels that differ from the one before; sorted, never 0."""
     flat = np.ascontiguousarray(mask).view(np.uint8).reshape(-1)
     return _differing(flat[1:], flat[:-1]) + 1
 
 
 def column_toggles(mask: Mask) -> Indices:
-    """Where pixels, counted column by column, differ from the one before; sorted. Before the first is none
-    of the mask."""
+    """Indices, counted column by column, of pixels that differ from the one before; sorted.
+
+    The first pixel is compared with background.
+    """
     height, width = mask.shape
     if not mask.size:
         return np.zeros(0, np.int64)
     flat = np.ascontiguousarray(mask).view(np.uint8).reshape(-1)
     edges = _differing(flat[width:], flat[:-width])
     top, bottom = np.flatnonzero(mask[0]) * height, (np.flatnonzero(mask[-1]) + 1) * height
-    # From one column's end to the next one's beginning nothing changes where both are set.
+    # If a column's last pixel and the next one's first are both set, nothing changes between them.
     ends = np.setxor1d(top, bottom, assume_unique=True)
     toggles = np.concatenate((edges % width * height + edges // width + 1, ends[ends < mask.size]))
     toggles.sort()
@@ -125,8 +122,8 @@ def column_toggles(mask: Mask) -> Indices:
 def runs_to_counts(runs: Indices) -> str:
     """COCO's text of run lengths (maskApi.c, rleToString).
 
-    Five bits a character, lowest first, the sixth saying that more follow, the last of all the
-    sign; from the fourth run on, the difference to the run before the last.
+    Five bits a character, lowest first; the sixth says that more follow; the topmost is the sign. From
+    the fourth run on, a number is the difference from the run two before.
     """
     numbers = runs.copy()
     numbers[3:] -= runs[1:-2]
@@ -140,11 +137,15 @@ def runs_to_counts(runs: Indices) -> str:
     return (code + 48).astype(np.uint8).tobytes().decode("ascii")
 
 
+def _as_bytes(rle: Rle) -> Any:
+    return {"size": rle["size"], "counts": rle["counts"].encode("ascii")}
+
+
 def _differing(one: Bytes, other: Bytes) -> Indices:
-    """Where two flat arrays of one length differ; sorted."""
+    """Indices at which two flat arrays of one length differ; sorted."""
     whole = len(one) // 8 * 8
     ones, others = one[:whole].view(np.uint64), other[:whole].view(np.uint64)
     words = np.flatnonzero(ones != others)
-    places = np.flatnonzero((ones[words] ^ others[words]).view(np.uint8) != 0)  # faster than of numbers
+    places = np.flatnonzero((ones[words] ^ others[words]).view(np.uint8) != 0)  # `!= 0` is faster
     rest = np.flatnonzero(one[whole:] != other[whole:]) + whole
     return np.append(8 * words[places >> 3] + (places & 7), rest)

@@ -16,39 +16,36 @@ Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 GRID = 16  # vertices lie on multiples of 1/16 px, which makes every test on them exact
-SPECK_SHARE = 1e-3  # a ring of less than this share of the mask's area may be left out
-SPECK_LOSS_SHARES = (
-    0.25,
-    0.5,
-)  # and all those left out cost at most this share of what the IoU may lose: either
-FIT_ROUNDS = 5  # of fitting
-MAX_TRIES = 40  # a mask of many ragged parts could go on for long, for the last few points
-# Nor may noise, or an image of one endless row, hold a thread for minutes: beyond these the exact rings stay.
+SPECK_SHARE = 1e-3  # of the mask's area; a smaller ring may be left out
+SPECK_LOSS_SHARES = (0.25, 0.5)  # of the loss of IoU that is allowed, for all rings left out; both are tried
+FIT_ROUNDS = 5
+MAX_TRIES = 40  # bounds the search for the last few points of many ragged parts
+# Noise must not hold a thread for minutes: beyond these numbers the exact rings stay.
 MAX_EDGES = 500_000  # pixel edges of all rings together
-MAX_VERTICES = 60_000  # vertices to begin with
-MAX_TRIED_VERTICES = 80_000  # vertices of all tries together
+MAX_VERTICES = 60_000  # at the start
+MAX_TRIED_VERTICES = 80_000  # of all tries together
 
 
 @dataclass(frozen=True, eq=False)
 class Simplified:
-    """Rings as `mask_to_polygons` gives them, but with few points; and how good they are."""
+    """Rings like those of `mask_to_polygons` but with few points, and how good they are."""
 
     rings: list[Ring]
     iou: float  # of polygons_to_mask(rings) with the mask
     points: int
-    bound_met: bool  # False where `max_points` left too few points for the IoUs asked for
+    bound_met: bool  # False if `max_points` are too few for the IoUs
 
 
 def simplify_mask(
     mask: Mask, min_iou: float = 0.98, min_ring_iou: float = 0.9, max_points: int | None = None
 ) -> Simplified:
-    """Outlines of `mask` with as few points as keep its IoU at `min_iou` or above.
+    """Outlines of `mask` with as few points as keep the IoU at `min_iou` or above.
 
     Each ring that is kept has, filled by itself, an IoU of at least `min_ring_iou` with the ring it
     stands for. Rings are left out only if they are specks or pinholes below a thousandth of the mask,
-    or for `max_points`, which goes before both bounds. Vertices are multiples of 1/16 px, anywhere
-    in the image. No ring crosses itself or another. Raises ValueError for bounds outside [0, 1] or
-    `max_points` below 3.
+    or for `max_points`, which takes precedence over both bounds. Vertices are multiples of 1/16 px,
+    anywhere in the image. No ring crosses itself or another. Raises ValueError for bounds outside
+    [0, 1] or `max_points` below 3.
     """
     if not (0 <= min_iou <= 1 and 0 <= min_ring_iou <= 1):
         raise ValueError(f"IoU bounds {min_iou} and {min_ring_iou} are not within [0, 1]")
@@ -70,7 +67,7 @@ def simplify_mask(
 
 
 class _Truth:
-    """What a simplification is measured against, pixel by pixel but without drawing."""
+    """The exact rings; measures simplifications against them, pixel by pixel but without drawing."""
 
     def __init__(self, exact: list[Ring], size: Size, min_iou: float, min_ring_iou: float) -> None:
         self.exact, self.size = exact, size
@@ -87,7 +84,7 @@ class _Truth:
         return (both - apart) / (both + apart)
 
     def ring_ious(self, rings: Sequence[Ring]) -> Floats:
-        """Of each ring, filled by itself; 1 for those left out, which are empty."""
+        """IoU of each ring, filled by itself; 1 for those left out, which are empty."""
         owner, flat = ring_crossings(rings, self.size)
         both = self.ring_areas + self._by_ring(owner, flat)
         apart = self._by_ring(np.concatenate((owner, self._owner)), np.concatenate((flat, self._flat)))
@@ -97,7 +94,7 @@ class _Truth:
     def without_specks(self) -> list[Indices]:
         """The rings to keep, in up to two ways, most rings first.
 
-        The smallest go first, so no ring goes before what lies in it.
+        The smallest are left out first, so a ring never goes before the rings inside it.
         """
         order = np.argsort(self.ring_areas, kind="stable")
         areas = self.ring_areas[order]
@@ -115,12 +112,12 @@ class _Truth:
 
 
 class _Search:
-    """The search for the fewest vertices, over those rings of the truth that are kept."""
+    """The search for the fewest vertices of the rings that are kept."""
 
     def __init__(self, truth: _Truth, kept: Indices) -> None:
         self._truth, self._kept = truth, kept
         exact = [truth.exact[int(index)] for index in kept]
-        tolerance = (1 - truth.min_iou) * truth.area / _length(exact)  # px, if spread evenly
+        tolerance = (1 - truth.min_iou) * truth.area / _length(exact)  # px, if the loss is spread evenly
         self._boundary = mid_edges(exact, max(1, int(2 * tolerance)))
         self._all = subset(self._boundary, None)
         self._start = subset(self._boundary, max(0.3 * tolerance, 0.3))
@@ -128,7 +125,7 @@ class _Search:
         self._areas = truth.ring_areas[kept].astype(np.float64)
 
     def fewest(self) -> list[Ring]:
-        """As many vertices as the bounds ask for, found by taking away from enough of them."""
+        """As few vertices as the bounds allow: start with enough, then take away."""
         best = self._enough() if len(self._start.points) <= MAX_VERTICES else None
         if best is None:
             return [ring if index in self._kept else ring[:0] for index, ring in enumerate(self._truth.exact)]
@@ -148,7 +145,7 @@ class _Search:
         return self._aligned(best)
 
     def at_most(self, limit: int) -> list[Ring]:
-        """At most `limit` vertices, whatever the bounds: the largest rings, as far as they keep apart."""
+        """At most `limit` vertices, whatever the bounds: as many of the largest rings as stay apart."""
         order = np.argsort(-self._areas, kind="stable")
         for count in _descending(min(len(order), limit // 3), 1):
             search = _Search(self._truth, self._kept[np.sort(order[:count])])
@@ -159,21 +156,21 @@ class _Search:
                     rings = search._aligned(fit(chain, search._boundary, rounds))
                     if _count(rings) <= limit and not contacts(rings) and _nested(rings):
                         return rings
-        # A sliver, of which the grid left nothing: half of its box.
+        # The grid left nothing of a sliver: half of its box.
         largest = int(self._kept[order[0]])
         (x0, y0), (x1, y1) = self._truth.exact[largest].min(axis=0), self._truth.exact[largest].max(axis=0)
         triangle = np.array([(x0, y0), (x1, y0), (x1, y1)])
         return [triangle if i == largest else ring[:0] for i, ring in enumerate(self._truth.exact)]
 
     def _aligned(self, chain: Chain) -> list[Ring]:
-        """As the exact rings are; those left out are empty."""
+        """The rings in the order of the exact ones; those left out are empty."""
         rings = [np.zeros((0, 2)) for _ in self._truth.exact]
         for index, ring in zip(self._kept, chain.snapped(GRID, self._truth.size).rings(), strict=True):
             rings[index] = ring
         return rings
 
     def _enough(self) -> Chain | None:
-        """Vertices enough for all bounds; None if only the exact rings are."""
+        """A chain that meets all bounds; None if only the exact rings do."""
         spared = (1 - self._truth.min_iou) * self._truth.area * 0.7
         ring_budget = (1 - self._truth.min_ring_iou) * self._areas
         for _ in range(6):
@@ -191,10 +188,10 @@ class _Search:
     def _with_fewer(
         self, best: Chain, plain: list[Chain], target: int, locked: NDArray[np.bool_]
     ) -> Chain | NDArray[np.bool_]:
-        """About `target` vertices, fewer than `best`, that keep the bounds; if none were found, the
-        samples of those rings that have too few.
+        """About `target` vertices, fewer than `best`, that keep the bounds; if none are found, a mask of
+        the samples of the rings that have too few.
 
-        `plain` are the chains so far that were collapsed and never fitted, and gets another one.
+        `plain` holds the chains that were collapsed but never fitted; it gets another one.
         """
         far = self._unlocked
         if target < 3:
@@ -214,10 +211,10 @@ class _Search:
         return far
 
     def _mended(self, chain: Chain, finer: Chain, limit: int) -> Chain | NDArray[np.bool_]:
-        """`chain`, of fewer than `limit` vertices, with what fails in places as it is in `finer`.
+        """`chain` with its failing stretches taken from `finer`, in fewer than `limit` vertices.
 
-        If it cannot be mended: the samples of those rings alone that are too far from theirs, none
-        where all together is too far.
+        If it cannot be mended, a mask of the samples of the rings that miss their own bound; no
+        samples if the rings together miss theirs.
         """
         taken, apart = self._unlocked, self._unlocked
         for attempt in range(6):
@@ -236,14 +233,14 @@ class _Search:
         return apart
 
     def _too_far(self, rings: Sequence[Ring]) -> NDArray[np.bool_]:
-        """Which of the rings that are kept do not keep their own bound."""
+        """Which of the kept rings miss their own bound."""
         if len(self._truth.exact) == 1 and self._truth.min_ring_iou <= self._truth.min_iou:
             return np.zeros(1, np.bool_)
         return self._truth.ring_ious(rings)[self._kept] < self._truth.min_ring_iou
 
 
 def _nested(rings: Sequence[Ring]) -> bool:
-    """Whether all areas are there and all holes in something."""
+    """Whether every hole lies in an outer ring."""
     try:
         group_rings([ring for ring in rings if len(ring)])
     except ValueError:
@@ -252,14 +249,14 @@ def _nested(rings: Sequence[Ring]) -> bool:
 
 
 def _descending(first: int, last: int) -> Iterator[int]:
-    """From `first` to `last`, by a quarter each time and at the end by one."""
+    """From `first` down to `last`, by a quarter each time and by one at the end."""
     while first >= last:
         yield first
         first -= max(1, first // 4)
 
 
 def _length(rings: Sequence[Ring]) -> float:
-    """In px; of each ring but its last edge."""
+    """Length in px of all rings, each without its last edge."""
     return sum(float(np.abs(np.diff(ring, axis=0)).sum()) for ring in rings)
 
 

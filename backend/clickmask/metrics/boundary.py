@@ -1,8 +1,9 @@
-"""How well outlines are met, for which IoU is blind where objects are large.
+"""How well outlines match, which IoU does not tell of large objects.
 
 Boundary F1: Csurka, Larlus, Perronnin: What is a good evaluation measure for semantic
 segmentation?, BMVC 2013. Boundary IoU: Cheng et al., CVPR 2021. Label maps are those of
-`clickmask.metrics.confusion`. Where the truth is `ignore` nothing counts, and no boundary runs along it.
+`clickmask.metrics.confusion`. Pixels whose truth is `ignore` do not count, and no boundary runs along
+them.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from numpy.typing import NDArray
 from clickmask.metrics.confusion import LabelMap, Values
 from clickmask.types import Mask
 
-TOLERANCE = 0.008  # of the image's diagonal, rounded up to pixels, as DAVIS has it: 7 px of 640 x 480
-BAND = 0.02  # of the image's diagonal, rounded, at least 1 px, as the paper of boundary IoU has it
+TOLERANCE = 0.008  # of the image's diagonal, rounded up to pixels, as in DAVIS: 7 px of 640 x 480
+BAND = 0.02  # of the image's diagonal, rounded, at least 1 px, as in the paper on boundary IoU
 
 
 def boundary_f1(truth: LabelMap, prediction: LabelMap, classes: int, ignore: int | None = None) -> Values:
-    """(classes,) F1 of each class's boundary in one image; NaN for one that is in neither map.
+    """(classes,) F1 of each class's boundary in one image; NaN for a class that is in neither map.
 
-    Precision is the share of the predicted boundary's pixels that are at most TOLERANCE from the
-    true boundary, recall the other way round. A boundary lies in the mask, where a pixel above,
-    below or beside it is not of it; the edge of the image is none. Two masks without a boundary
-    (all of the image) agree.
+    Precision is the share of the predicted boundary's pixels that are at most TOLERANCE from the true
+    boundary, recall the other way round. A boundary is the pixels of the mask with a pixel outside it
+    above, below or beside them; the edge of the image is none. Two masks without a boundary (the
+    whole image) agree.
     """
     reach = math.ceil(TOLERANCE * math.hypot(*truth.shape))
     counted = _counted(truth, ignore)
@@ -43,8 +44,8 @@ def boundary_overlap(
 ) -> NDArray[np.int64]:
     """(classes, 2) pixels of intersection and union of each class's boundary bands in one image.
 
-    A band is what of the mask is at most BAND from its boundary; here the edge of the image is one.
-    Summed over the images of a split, the first by the second is its boundary IoU.
+    A band is the part of the mask at most BAND from its boundary; here the edge of the image is one.
+    Summed over the images of a split, intersection by union is the boundary IoU.
     """
     width = max(1, round(BAND * math.hypot(*truth.shape)))
     counted = _counted(truth, ignore)
@@ -64,21 +65,21 @@ def _present(truth: LabelMap, prediction: LabelMap, counted: Mask) -> list[int]:
 
 
 def _outline(mask: Mask, counted: Mask) -> Mask:
-    """The counted pixels of `mask` with a counted one outside of it above, below or beside them."""
+    """The counted pixels of `mask` with a counted pixel outside it above, below or beside them."""
     around = np.pad(mask | ~counted, 1, mode="edge")
     surrounded = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
     return mask & counted & ~surrounded
 
 
 def _band(mask: Mask, counted: Mask, width: int) -> Mask:
-    """What `width` erosions by a 3 x 3 square take away, as in the paper's own code."""
+    """The pixels that `width` erosions by a 3 x 3 square take away, as in the paper's own code."""
     padded = np.pad(mask | ~counted, 1).view(np.uint8)
     kept = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1] > 0
     return mask & counted & ~kept
 
 
 def _share_near(of: Mask, to: Mask, reach: int) -> float:
-    """The part of the pixels `of` that have one of `to` within `reach`; 1 where there are none to judge."""
+    """The share of the pixels `of` that have one of `to` within `reach` px; 1 if there are none."""
     if not of.any():
         return 1.0
     if not to.any():

@@ -1,11 +1,11 @@
 """How good a segmentation of labelled images is, from ONE confusion matrix over all of their pixels.
 
 A label map is (H, W) of integers: 0 is the background, k the k-th label class. Pixels that are
-`ignore` in the truth do not count. What holds for one matrix holds for a stack of them: every
-function takes (..., K, K), so that images, and resamples of images, need no loop.
+`ignore` in the truth do not count. Every function takes one matrix or a stack of them, (..., K, K),
+so that images, and resamples of images, need no loop.
 
-A class that is absent from truth and prediction alike has no IoU and no Dice: NaN. It is left out
-of means, and `absent_classes` says which that are.
+A class that is absent from both truth and prediction has no IoU and no Dice: NaN. It is left out of
+means, and `absent_classes` lists it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROUNDS = 1000  # resamples of an interval
 
 @dataclass(frozen=True)
 class Interval:
-    """What was measured, and the percentiles of what other images of the same kind would have given."""
+    """A measured value, and percentiles of what other images of the same kind would have given."""
 
     estimate: float
     low: float
@@ -58,32 +58,32 @@ def iou(matrix: Confusion) -> Values:
 
 
 def dice(matrix: Confusion) -> Values:
-    """(..., K) Dice (F1) of each class, background first; of identical masks it is 1, whatever the class."""
+    """(..., K) Dice (F1) of each class, background first; 1 for identical masks, whatever the class."""
     both, true, predicted = _counts(matrix)
     return ratio(2 * both, true + predicted)
 
 
 def pixel_accuracy(matrix: Confusion) -> Values:
-    """(...) share of the pixels, background and all, whose class is right; NaN where there are none."""
+    """(...) share of the pixels, background too, whose class is right; NaN if there are no pixels."""
     return ratio(_counts(matrix)[0].sum(axis=-1), matrix.sum(axis=(-2, -1)))
 
 
 def miou(matrix: Confusion, classes: Sequence[int] | None = None) -> Values:
-    """(...) mean IoU of the label classes that are in truth or prediction; NaN where none is.
+    """(...) mean IoU of the label classes that are in truth or prediction; NaN if none is.
 
-    `classes`: numbers of the classes that count, all but the background by default.
+    `classes`: numbers of the classes that count, by default all but the background.
     """
     chosen = range(1, matrix.shape[-1]) if classes is None else classes
     return mean_of_present(iou(matrix)[..., list(chosen)])
 
 
 def miou_with_background(matrix: Confusion) -> Values:
-    """As `miou`, with the background as one more class. It flatters where objects are small."""
+    """(...) mean IoU with the background as one more class, which flatters if objects are small."""
     return mean_of_present(iou(matrix))
 
 
 def mean_dice(matrix: Confusion) -> Values:
-    """(...) mean Dice of the label classes that are in truth or prediction; NaN where none is."""
+    """(...) mean Dice of the label classes that are in truth or prediction; NaN if none is."""
     return mean_of_present(dice(matrix)[..., 1:])
 
 
@@ -104,7 +104,7 @@ def per_image_miou(matrices: Confusion) -> float:
 def bootstrap(
     matrices: Confusion, metric: Metric = miou, *, seed: int = 0, rounds: int = ROUNDS, level: float = 0.95
 ) -> Interval:
-    """`metric` of all images, and its percentile interval when images are drawn anew with replacement.
+    """`metric` of all images, and its percentile interval when images are drawn with replacement.
 
     `matrices` is (images, K, K). Efron: Bootstrap Methods, Annals of Statistics 1979.
     """
@@ -121,9 +121,9 @@ def paired_difference(
     rounds: int = ROUNDS,
     level: float = 0.95,
 ) -> Interval:
-    """By how much `candidate` is better than `served` on the same images, both (images, K, K).
+    """The lead of `candidate` over `served` on the same images, both (images, K, K).
 
-    Both are resampled with the same images, so that what is hard for both cancels out.
+    Both are resampled with the same images, so that an image that is hard for both cancels out.
     """
     if candidate.shape != served.shape:
         raise ValueError(
@@ -141,12 +141,12 @@ def _counts(matrix: Confusion) -> tuple[Confusion, Confusion, Confusion]:
 
 
 def ratio(part: NDArray[Any], whole: NDArray[Any]) -> Values:
-    """NaN where there is no whole."""
+    """`part` by `whole`; NaN where the whole is 0."""
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 
 
 def mean_of_present(values: Values) -> Values:
-    """Mean over the last axis of what is not NaN; NaN where all is."""
+    """Mean over the last axis of the values that are not NaN; NaN if all are."""
     present = ~np.isnan(values)
     return ratio(np.where(present, values, 0.0).sum(axis=-1), present.sum(axis=-1))
 
@@ -165,7 +165,7 @@ def _resampled(matrices: Confusion, draws: Confusion) -> Confusion:
 
 
 def _interval(estimate: float, samples: Values, level: float) -> Interval:
-    """Samples without any class say nothing and are left out."""
+    """Percentiles of the samples; samples without any class are left out."""
     known = samples[~np.isnan(samples)]
     if not known.size:
         return Interval(estimate, float("nan"), float("nan"))

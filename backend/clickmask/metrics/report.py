@@ -1,4 +1,4 @@
-"""All the numbers about one model on one side of a dataset."""
+"""All numbers about one model on one side of a dataset."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from clickmask.metrics.confusion import Confusion, Interval, LabelMap, Values
 
 @dataclass(frozen=True)
 class Report:
-    """Numbers by category lack those that are absent from truth and prediction alike."""
+    """Numbers by category leave out categories that are absent from both truth and prediction."""
 
     images: int
-    miou: float  # from one confusion matrix; NaN where no category is present
+    miou: float  # from one confusion matrix; NaN if no category is present
     interval: Interval  # of `miou`, over images
     miou_with_background: float
     per_image_miou: float
@@ -49,7 +49,7 @@ def measure(
 ) -> Measured:
     """Measure (truth, prediction) pairs; label k of a map is the k-th of `categories`, 0 is background.
 
-    Raises ValueError where there is no pair.
+    Raises ValueError if there is no pair.
     """
     classes = len(categories) + 1
     matrices: list[Confusion] = []
@@ -86,7 +86,7 @@ def _named(values: Values, categories: Sequence[str], present: Sequence[int]) ->
 
 
 def report_to_json(report: Report) -> dict[str, Any]:
-    """In plain values; what is not a number is None."""
+    """The report in plain values, NaN as None."""
     return cast("dict[str, Any]", _plain(asdict(report)))
 
 
