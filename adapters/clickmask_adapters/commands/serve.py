@@ -47,7 +47,6 @@ def serve(
 ) -> None:
     """Answer Label Studio and CVAT, and serve the API and the page."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # ten lines about itself at each start
     settings = Settings(segmenter=segmenter) if segmenter else Settings()
     try:
         application = create_app(Home(settings))

@@ -18,7 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 
 from clickmask.errors import StoreUnavailable
-from clickmask.store.schema import HEAD
+from clickmask.store import migrations
 
 log = logging.getLogger(__name__)
 
@@ -121,14 +121,10 @@ class Database:
 
     def _migrate(self) -> None:
         with self.reading() as connection:
-            there = sa.inspect(connection).has_table("alembic_version")
-            version = connection.scalar(sa.text("SELECT version_num FROM alembic_version")) if there else None
-        if version == HEAD:
-            return
-        from clickmask.store import migrating  # alembic takes half a second to import
-
-        with self.writing() as connection:
-            migrating.upgrade(connection)
+            if migrations.version(connection) == migrations.HEAD:
+                return
+        with self.writing() as connection:  # another process may have been first: the steps look again
+            migrations.upgrade(connection)
 
 
 @contextmanager

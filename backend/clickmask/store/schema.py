@@ -1,10 +1,8 @@
-"""The tables. A change of them is a migration, and a new HEAD."""
+"""The tables. A change of them is a new step of `clickmask.store.migrations`."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
-
-HEAD = "0004"
 
 metadata = sa.MetaData()
 

@@ -11,18 +11,16 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 
 from clickmask.errors import OriginRefused, StoreUnavailable
 from clickmask.images.source import ImageIdentity
 from clickmask.labels.geometry import rasterise
 from clickmask.labels.submissions import ProjectDescribed
 from clickmask.masks.rle import mask_to_rle
-from clickmask.store import FailedEvent, Store, WriteTimes
+from clickmask.store import FailedEvent, Store, WriteTimes, migrations
 from clickmask.store import database as database_module
 from clickmask.store.database import MAX_WAL_BYTES, Database
-from clickmask.store.schema import HEAD, metadata
+from clickmask.store.schema import metadata
 from clickmask.types import Prediction, Prompt
 from support import postgresql
 from support.accepting import TOOL, box, submitted
@@ -56,11 +54,59 @@ def test_settings_that_sqlite_does_not_take_are_refused(
         Store(tmp_path / "store.sqlite")
 
 
-def test_an_empty_file_is_migrated_to_what_the_tables_say(store: Store) -> None:
+UNDO = {  # what takes a step back
+    "0004": "DROP TABLE unfinished",
+    "0003": "DROP TABLE preannotated",
+    "0002": "ALTER TABLE projects DROP COLUMN unlabelled",
+}
+
+
+def schema_of(connection: sa.Connection) -> dict[str, object]:
+    """Columns, keys and indices of every table."""
+    found = sa.inspect(connection)
+    return {
+        name: (
+            [
+                (each["name"], str(each["type"]), each["nullable"], each["default"])
+                for each in found.get_columns(name)
+            ],
+            found.get_pk_constraint(name)["constrained_columns"],
+            sorted((str(each["name"]), each["column_names"]) for each in found.get_indexes(name)),
+            sorted(each["column_names"] for each in found.get_unique_constraints(name)),
+        )
+        for name in found.get_table_names()
+    }
+
+
+def test_a_new_database_has_all_tables_and_the_newest_version(store: Store) -> None:
     with store._database.reading() as connection:
-        assert connection.scalar(sa.text("SELECT version_num FROM alembic_version")) == HEAD
-        context = MigrationContext.configure(connection)
-        assert compare_metadata(context, metadata) == []
+        assert migrations.version(connection) == migrations.HEAD
+        assert schema_of(connection).keys() == metadata.tables.keys() | {"alembic_version"}
+
+
+@pytest.mark.parametrize("version", ["0001", *migrations.STEPS])
+def test_a_database_of_every_earlier_version_is_brought_to_the_newest(store: Store, version: str) -> None:
+    database = store._database
+    store.describe_project(ProjectDescribed(TOOL, "1", "Pets", ("cat",)))
+    with database.writing() as connection:
+        new = schema_of(connection)
+        for number in sorted(UNDO, reverse=True):
+            if number > version:
+                connection.exec_driver_sql(UNDO[number])
+        connection.execute(migrations.version_table.update().values(version_num=version))
+    url = database.engine.url.render_as_string(hide_password=False)
+    with closing(Store(url)) as opened, opened._database.reading() as connection:
+        assert migrations.version(connection) == migrations.HEAD
+        assert schema_of(connection) == new
+        assert opened.projects()[0].title == "Pets"
+        assert opened.unlabelled(TOOL, "1") == "background"
+
+
+def test_a_database_of_a_newer_clickmask_is_refused(store: Store) -> None:
+    with store._database.writing() as connection:
+        connection.execute(migrations.version_table.update().values(version_num="9999"))
+    with pytest.raises(StoreUnavailable, match="newer clickmask"):
+        Store(store._database.engine.url.render_as_string(hide_password=False))
 
 
 def test_a_migrated_file_is_opened_without_migrating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,15 +118,13 @@ def test_a_migrated_file_is_opened_without_migrating(tmp_path: Path, monkeypatch
 def test_a_migration_that_fails_leaves_nothing_half_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clickmask.store import migrating
-
-    upgrade = migrating.upgrade
+    upgrade = migrations.upgrade
 
     def broken(connection: sa.Connection) -> None:
         upgrade(connection)
         raise sa.exc.OperationalError("full", None, sqlite3.OperationalError("disk is full"))
 
-    monkeypatch.setattr(migrating, "upgrade", broken)
+    monkeypatch.setattr(migrations, "upgrade", broken)
     with pytest.raises(StoreUnavailable):
         Store(tmp_path / "store.sqlite")
     with sqlite3.connect(tmp_path / "store.sqlite") as connection:
