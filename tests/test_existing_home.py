@@ -108,7 +108,7 @@ def test_what_was_proposed_and_prelabelled_is_there(home: Home) -> None:
     assert seen.rle == mask_to_rle(disc(SIZE, (40.0, 24.0), 9.0))
     first = home.store.prelabels(FIRST)
     assert [(each.id, each.label) for each in first] == [("ahead-1", "cell"), ("ahead-2", "nucleus")]
-    assert {each.annotator.partition(":")[2] for each in first} == {"label_studio-7"}
+    assert {each.annotator for each in first} == {"trained:label_studio-7"}  # it was unet:label_studio-7
     nothing, other = home.store.prelabels(SECOND)
     assert (nothing.label, other.label, other.annotator) == ("", "object", "everything")
 

@@ -146,14 +146,15 @@ class Home:
 
     @cached_property
     def jobs(self) -> Jobs:
-        return Jobs(self.settings.home / "jobs")
+        """Trainings; those that an earlier version kept in a folder are taken in first."""
+        self.store.jobs.import_folder(self.settings.home / "jobs")
+        return self.store.jobs
 
     def supervisor(self, waiting: Callable[[], int], triggers: Triggers | None = None) -> Supervisor:
         """Trainings of this process. `waiting` counts the events that are still to be read."""
         home = self.settings.home
         database = self.settings.database
         config = WorkerConfig(
-            str(home / "jobs"),
             str(home / "models"),
             str(home / "images"),
             database.get_secret_value() if database else str(home / "store.sqlite"),
@@ -163,7 +164,13 @@ class Home:
             self.settings.threads,
         )
         return Supervisor(
-            self.jobs, self.store, config, waiting=waiting, fetch=self._refetch, triggers=triggers
+            self.jobs,
+            self.store,
+            config,
+            home / "logs",
+            waiting=waiting,
+            fetch=self._refetch,
+            triggers=triggers,
         )
 
     def close(self) -> None:

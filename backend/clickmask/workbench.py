@@ -31,7 +31,7 @@ from clickmask.ingest.apply import Ingester, LabelSource
 from clickmask.ingest.inbox import Inbox
 from clickmask.ingest.reader import InboxReader, IngestStatus
 from clickmask.store import Store
-from clickmask.store.jobs import UNDER_WAY, Job
+from clickmask.store.jobs import Job
 from clickmask.training.supervisor import Supervisor
 from clickmask.types import Embedding, ImageRef, Mask, Prediction, Prompt, Segmenter
 
@@ -258,8 +258,7 @@ class Workbench:
             return None
 
     def running_jobs(self) -> list[Job]:
-        jobs = self._supervisor.jobs.all() if self._supervisor else []
-        return [job for job in jobs if job.state in UNDER_WAY]
+        return self._supervisor.jobs.under_way() if self._supervisor else []
 
     def close(self) -> None:
         if self._supervisor:

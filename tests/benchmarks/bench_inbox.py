@@ -30,7 +30,6 @@ from clickmask.labels.geometry import Brush
 from clickmask.labels.submissions import ProjectDeleted, Region, Submission
 from clickmask.masks.rle import Rle
 from clickmask.store import Store
-from clickmask.store.jobs import Jobs
 from clickmask.types import Mask, Prediction, Prompt, Size
 from support.drawn_projects import accept_drawings, drawn_picture
 from support.labelled import PROJECT
@@ -122,17 +121,17 @@ def click_on_new_images(url: str, done: Counter, stop: Stop) -> None:
 
 
 class Training:
-    """A training under way. Its file and its process are looked at, and the server is left in peace."""
+    """A training under way. Its row and its process are looked at, and the server is left in peace."""
 
     def __init__(self, home: Path, server: Server, job: str) -> None:
-        self._jobs, self._job = Jobs(home / "jobs"), job
+        self._store, self._job = Store(home / "store.sqlite"), job
         until(lambda: self.steps() > 0, 300)  # it gives way to whatever else is busy
         inside = psutil.Process(server.process.pid).children()
         self._worker = next(each for each in inside if "clickmask.training.worker" in each.cmdline())
 
     def steps(self) -> int:
         """As it said at its last validation."""
-        job = self._jobs.get(self._job)
+        job = self._store.jobs.get(self._job)
         assert job.state in ("queued", "running"), job
         return job.step
 

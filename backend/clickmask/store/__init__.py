@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clickmask.store.accepted import Accepted
 from clickmask.store.database import Database, WriteTimes
+from clickmask.store.jobs import Jobs
 from clickmask.store.progress import FailedEvent, Progress
 from clickmask.store.projects import Project, Projects
 from clickmask.store.proposals import (
@@ -17,7 +18,14 @@ from clickmask.store.proposals import (
 )
 from clickmask.store.splits import Splits
 
-__all__ = ("FailedEvent", "PrelabelledObject", "Project", "RememberedProposal", "Store", "WriteTimes")
+__all__ = (
+    "FailedEvent",
+    "PrelabelledObject",
+    "Project",
+    "RememberedProposal",
+    "Store",
+    "WriteTimes",
+)
 
 
 class Store(Proposals, Prelabels, Projects, Accepted, Splits, Progress):
@@ -30,6 +38,7 @@ class Store(Proposals, Prelabels, Projects, Accepted, Splits, Progress):
 
     def __init__(self, where: Path | str, max_proposals: int = MAX_PROPOSALS) -> None:
         super().__init__(Database(where))
+        self.jobs = Jobs(self._database)
         self._max_proposals = max_proposals
         self.forget_unfinished()
 

@@ -15,7 +15,7 @@ from types import MappingProxyType
 import sqlalchemy as sa
 
 from clickmask.errors import StoreUnavailable
-from clickmask.store.schema import metadata, preannotated, unfinished
+from clickmask.store.schema import jobs, metadata, preannotated, unfinished
 
 version_table = sa.Table(
     "alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True)
@@ -61,7 +61,15 @@ def _add_unfinished(connection: sa.Connection) -> None:
     unfinished.create(connection)
 
 
+def _add_jobs(connection: sa.Connection) -> None:
+    """Trained annotators of the family `unet` were renamed to `trained` in this version, too."""
+    jobs.create(connection)
+    old = preannotated.c.annotator.like("unet:%")
+    renamed = sa.literal("trained:") + sa.func.substr(preannotated.c.annotator, len("unet:") + 1)
+    connection.execute(preannotated.update().where(old).values(annotator=renamed))
+
+
 STEPS: Mapping[str, Callable[[sa.Connection], None]] = MappingProxyType(
-    {"0002": _add_unlabelled, "0003": _add_preannotated, "0004": _add_unfinished}
+    {"0002": _add_unlabelled, "0003": _add_preannotated, "0004": _add_unfinished, "0005": _add_jobs}
 )
 HEAD = max(STEPS)

@@ -150,3 +150,32 @@ pulls = sa.Table(
     sa.Column("project", sa.Text, primary_key=True),
     sa.Column("position", sa.Text, nullable=False),
 )
+
+# `owner_beats` and `trainer_beats` are counted up by processes that live; see `clickmask.store.jobs`.
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("tool", sa.Text, nullable=False),
+    sa.Column("project", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("made_at", sa.Double, nullable=False),
+    sa.Column("images", sa.Integer, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("beat_at", sa.Double, nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("steps", sa.Integer, nullable=False),
+    sa.Column("loss", sa.Double),
+    sa.Column("validation_miou", sa.Double),
+    sa.Column("seconds", sa.Double, nullable=False),
+    sa.Column("seconds_left", sa.Double),
+    sa.Column("version", sa.Text),
+    sa.Column("promoted", sa.Boolean),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("cancelled", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("owner_beats", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("trainer", sa.Text, nullable=False, server_default=""),
+    sa.Column("trainer_beats", sa.Integer, nullable=False, server_default="0"),
+    sa.Index("jobs_of_project", "tool", "project", "id"),
+    sa.Index("jobs_of_state", "state"),
+)

@@ -1,8 +1,7 @@
-"""Runs the jobs, each in a process of its own, and begins them by itself. No torch here."""
+"""Runs jobs, each in a process of its own, and requests them when there are new labels. No torch here."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import logging
@@ -11,8 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from clickmask.errors import ClickmaskError, StoreUnavailable, TrainingNotReady
@@ -26,15 +26,15 @@ NEEDED = ("torch", "onnx", "safetensors")
 HEARTBEAT_TIMEOUT_S = 900.0  # seconds without a sign of life: a validation of large pictures takes minutes
 SHUTDOWN_GRACE_S = 20.0  # seconds that a process has to end by itself
 MAX_DRAIN_S = 300.0  # seconds that a training waits for events that were not read yet
+MAX_LOGS = 200  # files
 _POLL_S = 0.2  # seconds between looks at a process
-_TICK_S = 5.0  # seconds between looks for new images
+_TICK_S = 5.0  # seconds between looks for jobs and for new images
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker has to know, as it goes through a pipe: `database` may hold a password."""
+    """What a worker has to know. It goes through a pipe, since `database` may hold a password."""
 
-    jobs: str
     models: str
     images: str
     database: str  # a path, or a URL
@@ -53,17 +53,19 @@ class Triggers:
 
 
 class Supervisor:
-    """One thread that looks after the jobs that were asked for here, one after the other.
+    """One thread that looks after the jobs of this process, one after the other.
 
-    `waiting` says how many events are still to be read before a training may begin; `fetch` is then
-    given a tool, a project and what says that it shall stop, and brings labelled images that are missing.
+    `waiting` counts the events that are still to be read before a training may begin. `fetch` then brings
+    labelled images that are missing, of a tool and a project, until its last argument says stop. Each
+    job's process writes what it logs to a file in `logs`.
     """
 
     def __init__(
         self,
         jobs: Jobs,
         store: Store,
-        place: WorkerConfig,
+        config: WorkerConfig,
+        logs: Path,
         *,
         waiting: Callable[[], int] = lambda: 0,
         fetch: Callable[[str, str, Callable[[], bool]], object] = lambda tool, project, stopped: None,
@@ -74,21 +76,21 @@ class Supervisor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.jobs = jobs
-        self._store, self._place, self._waiting, self._fetch = store, place, waiting, fetch
+        self._store, self._config, self._logs = store, config, logs
+        self._waiting, self._fetch = waiting, fetch
         self._triggers, self._worker, self._clock = triggers, worker, clock
         self._hung_after, self._grace = hung_after, grace
         self._context = ExitStack()
         self._owner = self._context.enter_context(jobs.owning())
         self._closing = threading.Event()
-        self._asked = threading.Event()
+        self._requested = threading.Event()
+        self._adoptable: set[str] | None = None  # ids; None: every job that nobody looks after
         self._seen: dict[tuple[str, str], tuple[object, float]] = {}
         self._thread = threading.Thread(target=self._run, name="trainings", daemon=True)
 
     def start(self, adopting: bool = True) -> None:
-        """Look for what is asked and what is new; `adopting`: go on with what an earlier process left."""
-        if adopting and not _missing():
-            for job in self.jobs.adopt(self._owner):
-                log.info("%s is gone on with", job.id)
+        """Start the thread. `adopting`: take over every job that is left, not only the requested ones."""
+        self._adoptable = None if adopting else set()
         self._thread.start()
 
     def request(self, tool: str, project: str) -> Job:
@@ -102,37 +104,40 @@ class Supervisor:
             (each.images for each in self._store.projects() if (each.tool, each.project) == (tool, project)),
             0,
         )
-        job, mine = self.jobs.request(tool, project, images, self._owner)
-        if mine:
+        job, is_new = self.jobs.request(tool, project, images, self._owner)
+        if self._adoptable is not None:
+            self._adoptable.add(job.id)  # whoever looks after it now may be dead
+        if is_new:
             log.info("%s will train %s %s", job.id, tool, project)
-            self._asked.set()
+            self._requested.set()
         return job
 
     def close(self) -> None:
-        """A training under way is stopped, and gone on with by the next process."""
+        """Stop; the next process goes on with a training under way."""
         self._closing.set()
-        self._asked.set()
+        self._requested.set()
         if self._thread.ident is not None:
             self._thread.join()
         self._context.close()
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            self._asked.clear()
-            mine = [each for each in self.jobs.all() if each.state == "queued" and each.owner == self._owner]
-            if mine:
-                self._look_after(mine[0])
-                continue
+            self._requested.clear()
             try:
+                waiting = self.jobs.adopt(self._owner, () if _missing() else self._adoptable)
+                if waiting:
+                    self._look_after(waiting[0])
+                    continue
                 self._look_for_new()
             except StoreUnavailable as error:
-                log.warning("new images are not looked for: %s", error)
-            self._asked.wait(_TICK_S)
+                log.warning("trainings wait: %s", error)
+            self._requested.wait(_TICK_S)
 
     def _look_for_new(self) -> None:
         triggers = self._triggers
         if triggers is None or not triggers.images or _missing():
             return
+        newest = self.jobs.newest()
         for each in self._store.projects():
             key, now = (each.tool, each.project), self._clock()
             state = (each.images, each.labels, each.updated_at)
@@ -140,20 +145,45 @@ class Supervisor:
             if seen != state:
                 self._seen[key] = state, now
                 since = now
-            earlier = self.jobs.of(*key)
-            new = each.images - (earlier[-1].images if earlier else 0)
+            new = each.images - (newest[key].images if key in newest else 0)
             if new >= triggers.images and now - since >= triggers.quiet:
                 log.info("%s %s has %d new images", *key, new)
                 self.request(*key)
 
     def _look_after(self, job: Job) -> None:
-        self._drain(job)
-        self._fetch_missing(job)
-        if self._is_off(job):
+        until = time.monotonic() + MAX_DRAIN_S
+        while self._waiting() and time.monotonic() < until:
+            if self._closing.wait(_POLL_S) or self._is_off(job):
+                return
+        try:
+            self._fetch(job.tool, job.project, lambda: self._is_off(job))
+        except ClickmaskError as error:  # less to train on is no reason not to train
+            log.warning("missing images of %s %s are not fetched: %s", job.tool, job.project, error)
+        if self._closing.is_set() or not self.jobs.start(job):
             return
-        self.jobs.change(job.id, state="running")
-        place = json.dumps({"job": job.id, **asdict(self._place)})
-        with (self.jobs.folder / f"{job.id}.log").open("ab") as output:  # the one before may still write
+        reason = self._train(job)
+        while True:
+            try:
+                ended = self.jobs.settle(job, "" if self._closing.is_set() else reason)
+                break
+            except StoreUnavailable as error:
+                log.warning("how %s ended is not stored yet: %s", job.id, error)
+                if self._closing.wait(_TICK_S):
+                    return
+        if ended.message == reason:
+            log.error("%s failed: %s", job.id, reason)
+
+    def _is_off(self, job: Job) -> bool:
+        """Whether a job that waits shall not begin: it was cancelled or taken over, or this process ends."""
+        found = self.jobs.get(job.id)
+        return self._closing.is_set() or (found.state, found.owner) != ("queued", self._owner)
+
+    def _train(self, job: Job) -> str:
+        """Run the job's process until it has ended. Returns why it did, if it did not say so itself."""
+        self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for old in sorted(self._logs.glob("*.log"))[:-MAX_LOGS]:
+            old.unlink(missing_ok=True)
+        with (self._logs / f"{job.id}.log").open("ab") as output:  # the one before may still write
             process = subprocess.Popen(  # noqa: S603 - ourselves
                 self._worker,
                 stdin=subprocess.PIPE,
@@ -161,62 +191,28 @@ class Supervisor:
                 stderr=output,
                 start_new_session=True,  # an interrupt from the terminal is ours to pass on
             )
-            _tell(process, place)
-            reason = self._watch(job, process)
-        if self.jobs.get(job.id).state != "running":
-            return
-        if self._closing.is_set():
-            self.jobs.change(job.id, state="queued")
-        elif self.jobs.is_cancelled(job.id):
-            self.jobs.change(job.id, state="cancelled", message="cancelled")
-        else:
-            log.error("%s failed: %s", job.id, reason)
-            self.jobs.change(job.id, state="failed", message=reason)
-
-    def _drain(self, job: Job) -> None:
-        """Wait until the events that have arrived are read, for some minutes at most."""
-        until = time.monotonic() + MAX_DRAIN_S
-        while self._waiting() and time.monotonic() < until:
-            if self._closing.wait(_POLL_S) or self._is_off(job):
-                return
-
-    def _fetch_missing(self, job: Job) -> None:
-        """Without those that cannot be had, there is less to train on, and no reason not to."""
-        try:
-            self._fetch(job.tool, job.project, lambda: self._is_off(job))
-        except ClickmaskError as error:
-            log.warning("missing images of %s %s are not fetched: %s", job.tool, job.project, error)
-
-    def _is_off(self, job: Job) -> bool:
-        """Whether a job that waits shall not begin: it was cancelled, or this process ends."""
-        return self._closing.is_set() or self.jobs.get(job.id).state != "queued"
-
-    def _watch(self, job: Job, process: subprocess.Popen[bytes]) -> str:
-        """Until the process has ended, by itself or not; why, if it did not say so itself."""
+        if process.stdin:
+            with suppress(BrokenPipeError), process.stdin:  # it has ended: its status says more
+                process.stdin.write(json.dumps({"job": job.id, **asdict(self._config)}).encode())
         told_at: float | None = None
-        hung = False
         while process.poll() is None:
-            now = time.monotonic()
+            now, hung = time.monotonic(), False
             if self._closing.is_set() and told_at is None:
                 process.terminate()
                 told_at = now
-            elif told_at is None and self.jobs.is_cancelled(job.id):
-                told_at = now
-            hung = time.time() - self.jobs.get(job.id).beat_at > self._hung_after
+            with suppress(StoreUnavailable):  # the training goes on, and so do the looks at it
+                found = self.jobs.get(job.id)
+                if told_at is None and (found.owner != self._owner or self.jobs.is_cancelled(job.id)):
+                    told_at = now  # the process looks for that itself
+                hung = time.time() - found.beat_at > self._hung_after
             if hung or (told_at is not None and now - told_at > self._grace):
                 process.kill()
                 process.wait()
+                if hung:
+                    return f"the training gave no sign of life for {self._hung_after:.0f} s, and was ended"
                 break
             time.sleep(_POLL_S)
-        if hung:
-            return f"the training gave no sign of life for {self._hung_after:.0f} s, and was ended"
         return f"the training's process ended with status {process.returncode}; its log has the details"
-
-
-def _tell(process: subprocess.Popen[bytes], place: str) -> None:
-    if process.stdin:
-        with contextlib.suppress(BrokenPipeError), process.stdin:  # it has ended: its status says more
-            process.stdin.write(place.encode())
 
 
 def _missing() -> list[str]:

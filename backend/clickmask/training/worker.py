@@ -1,6 +1,7 @@
-"""The process that trains: `python -m clickmask.training.worker`, told by a pipe what to do.
+"""The process that trains: `python -m clickmask.training.worker`, told through a pipe what to do.
 
-It gives way to everything else, and ends, to be gone on with, when its parent has.
+It has the lowest priority. It ends when its parent has, or when another process has taken over its
+job, and the next training goes on from there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from clickmask.datasets.snapshot import snapshot
-from clickmask.errors import ClickmaskError
+from clickmask.errors import ClickmaskError, StoreUnavailable
 from clickmask.images.archive import ImageArchive
 from clickmask.images.decode import ImageLimits
 from clickmask.models.labeller import ProjectModels
@@ -31,14 +32,15 @@ from clickmask.training.train import Trained, train
 
 log = logging.getLogger(__name__)
 
-LOWEST_PRIORITY = 19  # priority
+LOWEST_PRIORITY = 19
 AUTOGROUP = Path("/proc/self/autogroup")
-HEARTBEAT_S = 1.0  # seconds between signs of life
+HEARTBEAT_S = 2.0  # seconds between signs of life
+MAX_STORE_WAIT_S = 120.0  # seconds to wait for the store, if how a job ended cannot be stored
 
 
 @dataclass
 class RunningJob:
-    """One job, while it is worked on."""
+    """One job, while it is worked on. What it says on its way is not worth failing for."""
 
     jobs: Jobs
     job: Job
@@ -49,32 +51,61 @@ class RunningJob:
     def beat(self) -> None:
         if time.monotonic() - self.beaten_at >= HEARTBEAT_S:
             self.beaten_at = time.monotonic()
-            self.jobs.change(self.job.id)
             self.told_to_end |= os.getppid() != self.parent
+            with suppress(StoreUnavailable):
+                self.told_to_end |= self.jobs.change(self.job.id).owner != self.job.owner
 
     def ends(self) -> bool:
-        return self.told_to_end or self.jobs.is_cancelled(self.job.id)
+        if not self.told_to_end:
+            with suppress(StoreUnavailable):
+                self.told_to_end = self.jobs.is_cancelled(self.job.id)
+        return self.told_to_end
 
     def report(self, progress: Progress) -> None:
         miou = progress.validation_miou
-        self.jobs.change(
-            self.job.id,
-            step=progress.step,
-            steps=progress.steps,
-            loss=progress.loss,
-            validation_miou=None if math.isnan(miou) else miou,
-            seconds=progress.seconds,
-            seconds_left=progress.seconds_left,
-        )
+        with suppress(StoreUnavailable):
+            self.jobs.change(
+                self.job.id,
+                step=progress.step,
+                steps=progress.steps,
+                loss=progress.loss,
+                validation_miou=None if math.isnan(miou) else miou,
+                seconds=progress.seconds,
+                seconds_left=progress.seconds_left,
+            )
+
+    def finish(self, trained: Trained | None) -> None:
+        """Note what was made; without that, that the job was cancelled, or waits again."""
+        if trained:
+            reason = trained.decision.reason
+            promoted = trained.decision.promoted
+            self.end("done", reason, version=trained.version.id, promoted=promoted, seconds_left=0.0)
+        elif self.jobs.is_cancelled(self.job.id):
+            self.end("cancelled", "cancelled; the next training goes on from there")
+        else:
+            self.jobs.put_back(self.job)
+
+    def end(self, state: str, message: str, **values: object) -> None:
+        """Note how the job ended. Raises StoreUnavailable after MAX_STORE_WAIT_S."""
+        until = time.monotonic() + MAX_STORE_WAIT_S
+        while True:
+            try:
+                self.jobs.change(self.job.id, state=state, message=message, **values)
+                return
+            except StoreUnavailable:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(HEARTBEAT_S)
 
 
 def lower_priority() -> None:
-    """Have the lowest priority.
+    """Take the lowest priority, on systems that have it.
 
     Linux shares the processor between sessions first, where it has autogroups (sched(7)), and this
     process has one of its own: its niceness alone would count for nothing beside the server's.
     """
-    os.nice(LOWEST_PRIORITY)
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(LOWEST_PRIORITY)
     with suppress(OSError):
         AUTOGROUP.write_text(str(LOWEST_PRIORITY))
 
@@ -82,68 +113,48 @@ def lower_priority() -> None:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     lower_priority()
-    place = json.load(sys.stdin)
-    jobs = Jobs(Path(place["jobs"]))
-    working = RunningJob(jobs, jobs.get(place["job"]), os.getppid())
+    config = json.load(sys.stdin)
+    database = config["database"]
+    with closing(Store(database if "://" in database else Path(database))) as store:
+        running = RunningJob(store.jobs, store.jobs.get(config["job"]), os.getppid())
 
-    def end(*_: object) -> None:
-        working.told_to_end = True
+        def end(*_: object) -> None:
+            running.told_to_end = True
 
-    signal.signal(signal.SIGTERM, end)
-    job = working.job
-    try:
-        with jobs.training(job.tool, job.project):
-            trained = _work(working, place)
-    except ClickmaskError as error:
-        jobs.change(job.id, state="failed", message=str(error))
-    except Exception as error:  # whatever it is, whoever waits for the job must hear of it
-        log.exception("the training failed")
-        said = f"something went wrong inside clickmask ({type(error).__name__}); its log has the details"
-        jobs.change(job.id, state="failed", message=said)
-    else:
-        _finish(working, trained)
+        signal.signal(signal.SIGTERM, end)
+        try:
+            with store.jobs.training(running.job):
+                trained = work(running, store, config)
+        except ClickmaskError as error:
+            running.end("failed", str(error))
+        except Exception as error:  # whatever it is, whoever waits for the job must hear of it
+            log.exception("the training failed")
+            said = f"something went wrong inside clickmask ({type(error).__name__}); its log has the details"
+            running.end("failed", said)
+        else:
+            running.finish(trained)
 
 
-def _work(working: RunningJob, place: dict[str, Any]) -> Trained | None:
-    database, job = place["database"], working.job
-    if place["threads"]:
-        torch.set_num_threads(place["threads"])
-    limits = ImageLimits(place["max_image_bytes"], place["max_image_pixels"])
-    store = Store(database if "://" in database else Path(database))
-    try:
-        kept = ImageArchive(Path(place["images"]), 0, lambda digest: True)
-        dataset = snapshot(store, job.tool, job.project, kept, limits)
-    finally:
-        store.close()
-    working.beat()
-    models = ProjectModels(Path(place["models"]), place["threads"]).of(job.tool, job.project)
+def work(running: RunningJob, store: Store, config: dict[str, Any]) -> Trained | None:
+    """Train on what is accepted now; None if it was told to end. Raises what `train` and `snapshot` raise."""
+    if config["threads"]:
+        torch.set_num_threads(config["threads"])
+    job = running.job
+    limits = ImageLimits(config["max_image_bytes"], config["max_image_pixels"])
+    archive = ImageArchive(Path(config["images"]), 0, lambda digest: True)
+    dataset = snapshot(store, job.tool, job.project, archive, limits)
+    running.beat()
+    models = ProjectModels(Path(config["models"]), config["threads"]).of(job.tool, job.project)
     return train(
         dataset,
         models,
-        TrainingConfig(**place["plan"]),
+        TrainingConfig(**config["plan"]),
         models.folder / "training.pt",
-        report=working.report,
-        cancelled=working.ends,
-        beat=working.beat,
+        report=running.report,
+        cancelled=running.ends,
+        beat=running.beat,
         limits=limits,
     )
-
-
-def _finish(working: RunningJob, trained: Trained | None) -> None:
-    jobs, job = working.jobs, working.job
-    if trained:
-        jobs.change(
-            job.id,
-            state="done",
-            version=trained.version.id,
-            promoted=trained.decision.promoted,
-            seconds_left=0.0,
-            message=trained.decision.reason,
-        )
-    elif jobs.is_cancelled(job.id):
-        jobs.change(job.id, state="cancelled", message="cancelled; the next training goes on from there")
-    else:
-        jobs.put_back(job)
 
 
 if __name__ == "__main__":

@@ -33,11 +33,11 @@ from support.waiting import until
 WORKER = """
     import json, sys, time
     from pathlib import Path
-    from clickmask.store.jobs import Jobs
-    place = json.load(sys.stdin)
-    jobs = Jobs(Path(place["jobs"]))
-    job = jobs.get(place["job"])
-    folder = Path(place["jobs"]).parent
+    from clickmask.store import Store
+    config = json.load(sys.stdin)
+    jobs = Store(Path(config["database"])).jobs
+    job = jobs.get(config["job"])
+    folder = Path(config["models"]).parent
     jobs.change(job.id, step=50, steps=100, loss=0.5, validation_miou=0.7, seconds=9.0, seconds_left=9.0)
     while not jobs.is_cancelled(job.id) and not (folder / "go").exists():
         time.sleep(0.01)
@@ -126,7 +126,9 @@ def test_a_training_is_cancelled(client: TestClient) -> None:
     until(lambda: client.get(f"/v1/jobs/{job}").json()["state"] == "cancelled", 30)
 
 
-def test_a_hundred_webhooks_at_once_cause_one_training(client: TestClient, tmp_path: Path) -> None:
+def test_a_hundred_webhooks_at_once_cause_one_training(
+    client: TestClient, workbench: Workbench, tmp_path: Path
+) -> None:
     event = {"action": "START_TRAINING", "project": {"id": int(PROJECT)}}
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda _: client.post("/webhook", json=event), range(100)))
@@ -134,7 +136,8 @@ def test_a_hundred_webhooks_at_once_cause_one_training(client: TestClient, tmp_p
     (job,) = {answer.json()["job"] for answer in answers}
     (tmp_path / "go").touch()
     until(lambda: client.get(f"/v1/jobs/{job}").json()["state"] == "done", 30)
-    assert len(list((tmp_path / "jobs").glob("*.json"))) == 1
+    jobs = workbench.supervisor.jobs
+    assert ([each.id for each in jobs.newest().values()], jobs.under_way()) == ([job], [])
 
 
 def test_report_and_versions_are_those_of_what_is_served(client: TestClient, models: Models) -> None:

@@ -55,6 +55,7 @@ def test_settings_that_sqlite_does_not_take_are_refused(
 
 
 UNDO = {  # what takes a step back
+    "0005": "DROP TABLE jobs",
     "0004": "DROP TABLE unfinished",
     "0003": "DROP TABLE preannotated",
     "0002": "ALTER TABLE projects DROP COLUMN unlabelled",

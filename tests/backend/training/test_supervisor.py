@@ -17,16 +17,14 @@ from clickmask.errors import ToolUnavailable, TrainingNotReady
 from clickmask.images.archive import ImageArchive
 from clickmask.models.labeller import ProjectModels
 from clickmask.store import Store
-from clickmask.store.jobs import Job, Jobs
+from clickmask.store.jobs import Job
 from clickmask.training import supervisor
 from clickmask.training.supervisor import Supervisor, Triggers, WorkerConfig
 from support.drawn_projects import accept_drawings
 from support.labelled import PROJECT, TOOL
 from support.waiting import until
 
-PLACE = WorkerConfig(
-    "", "", "", "", 2**24, 2**24, {"seconds": 60, "steps": 4, "crops": 1, "validate_every": 2}
-)
+CONFIG = WorkerConfig("", "", "", 2**24, 2**24, {"seconds": 60, "steps": 4, "crops": 1, "validate_every": 2})
 WAITS = """
     while not jobs.is_cancelled(job.id) and not (folder / "go").exists():
         time.sleep(0.01)
@@ -39,24 +37,24 @@ def begin(tmp_path: Path, store: Store) -> Iterator[Callable[..., Supervisor]]:
     """Supervisor whose worker is a script that knows `jobs`, its `job` and the test's `folder`."""
     begun: list[Supervisor] = []
     script = tmp_path / "worker.py"
-    place = replace(PLACE, jobs=str(tmp_path / "jobs"), models=str(tmp_path / "models"),
-                    images=str(tmp_path / "images"), database=str(tmp_path / "store.sqlite"))  # fmt: skip
+    url = store._database.engine.url.render_as_string(hide_password=False)
+    config = replace(CONFIG, models=str(tmp_path / "models"), images=str(tmp_path / "images"), database=url)
 
     def begin(does: str | None = WAITS, **options: Any) -> Supervisor:
         head = """
             import json, os, signal, sys, time
             from pathlib import Path
-            from clickmask.store.jobs import Jobs
-            place = json.load(sys.stdin)
-            folder = Path(place["jobs"]).parent
-            jobs = Jobs(folder / "jobs")
-            job = jobs.get(place["job"])
+            config = json.load(sys.stdin)
+            folder = Path(config["models"]).parent
             (folder / "pid").write_text(str(os.getpid()))
+            from clickmask.store import Store
+            jobs = Store(config["database"]).jobs
+            job = jobs.get(config["job"])
         """
         if does is not None:
             script.write_text(textwrap.dedent(head) + textwrap.dedent(does))
             options["worker"] = (sys.executable, str(script))
-        trainings = Supervisor(Jobs(tmp_path / "jobs"), store, place, **options)
+        trainings = Supervisor(store.jobs, store, config, tmp_path / "logs", **options)
         begun.append(trainings)
         trainings.start()
         return trainings
@@ -137,7 +135,7 @@ def test_one_that_is_killed_is_known_to_be_dead(begin: Callable[..., Supervisor]
 
 
 def test_one_that_hangs_is_ended(begin: Callable[..., Supervisor], tmp_path: Path) -> None:
-    trainings = begin("time.sleep(600)", hung_after=0.5)
+    trainings = begin("time.sleep(600)", hung_after=2.0)
     job = ended(trainings, trainings.request(TOOL, "1"))
     assert (job.state, "no sign of life" in job.message) == ("failed", True)
     until((tmp_path / "pid").exists)
@@ -210,24 +208,25 @@ def test_enough_new_images_begin_one_training_after_a_quiet_time(
 
     def none_yet() -> None:
         with pytest.raises(AssertionError):
-            until(lambda: len(trainings.jobs.all()) > len(made), 0.3)
+            until(lambda: set(trainings.jobs.newest().values()) != made, 0.3)
 
-    made: list[Job] = []
+    made: set[Job] = set()
     accept_drawings(store, kept, 2)
     now[0] += 1000
     none_yet()  # two are not enough
     accept_drawings(store, kept, 1, first=2)
     none_yet()  # and three not quiet
     now[0] += 61
-    until(lambda: len(trainings.jobs.all()) == 1)
-    made = trainings.jobs.all()
-    assert ended(trainings, made[0]).images == 3
+    until(lambda: len(trainings.jobs.newest()) == 1)
+    (first,) = trainings.jobs.newest().values()
+    made = {ended(trainings, first)}
+    assert first.images == 3
     now[0] += 1000
     none_yet()  # there is nothing new
     accept_drawings(store, kept, 3, first=3)
     none_yet()
     now[0] += 61
-    until(lambda: len(trainings.jobs.all()) == 2)
+    until(lambda: first.id not in {job.id for job in trainings.jobs.newest().values()})
 
 
 def test_without_torch_it_is_said_what_to_install(
