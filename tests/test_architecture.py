@@ -95,6 +95,12 @@ def test_exports_know_no_tool(path: Path) -> None:
     assert not any(name.startswith("clickmask_adapters.tools") for name in imports(path))
 
 
+def test_adapters_speak_to_the_workbench_and_not_through_it() -> None:
+    """`home.py` alone, which makes them, knows what a workbench is made of."""
+    for path in set(ADAPTERS.rglob("*.py")) - {ADAPTERS / "home.py"}:
+        assert not re.search(r"workbench\.(store|inbox|images)\b", path.read_text()), path
+
+
 def test_the_environment_is_read_in_one_place() -> None:
     readers = {path for path in MODULES if re.search(r"os\.(environ|getenv)", path.read_text())}
     assert readers <= {ADAPTERS / "settings.py"}

@@ -28,7 +28,7 @@ def create_app(home: Home) -> FastAPI:
     settings, workbench = home.settings, home.workbench
     for name, tool in home.tools.items():
         if tool.origin:
-            workbench.store.require_origin(name, tool.origin)
+            workbench.require_origin(name, tool.origin)
     recent = failures.RecentFailures()
 
     @asynccontextmanager

@@ -1,4 +1,7 @@
-"""The use cases: what the adapters of every tool call."""
+"""The use cases: everything that the adapters of every tool call.
+
+Adapters do not reach through it to the store, the inbox or the images.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from clickmask.annotators._catalogue import AnnotatorCatalogue, AnnotatorStatus
+from clickmask.datasets.snapshot import Dataset, Pictures, snapshot
 from clickmask.errors import (
     Busy,
     ClickmaskError,
@@ -21,7 +25,9 @@ from clickmask.errors import (
     ModelDamaged,
     NotStored,
     TrainingNotReady,
+    UnknownProject,
 )
+from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits
 from clickmask.images.source import ImageIdentity, ImageSource
 from clickmask.inference.catalogue import Catalogue, SegmenterStatus
 from clickmask.inference.disk_cache import Restorable
@@ -30,22 +36,22 @@ from clickmask.inference.refinement import Refinement
 from clickmask.ingest.apply import Ingester, LabelSource
 from clickmask.ingest.inbox import Inbox
 from clickmask.ingest.reader import InboxReader, IngestStatus
-from clickmask.store import Store
+from clickmask.labels.submissions import AcceptedLabel
+from clickmask.store import Project, Store, WriteTimes
 from clickmask.store.jobs import Job
 from clickmask.training.supervisor import Supervisor
 from clickmask.types import Embedding, ImageRef, Mask, Prediction, Prompt, Segmenter
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-SEGMENTER_TTL_S = (
-    10.0  # seconds: each click asks for its project's segmenter, and the database takes a millisecond
-)
+# Seconds. Each click asks for its project's segmenter, and the database takes a millisecond.
+SEGMENTER_TTL_S = 10.0
 
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """A prediction that an annotator may accept; the id is unguessable, and remembered with the mask
-    once that was looked at."""
+    """A prediction that an annotator may accept. The id is unguessable."""
 
     id: str
     digest: str
@@ -53,7 +59,7 @@ class Proposal:
 
 
 class Workbench:
-    """Every method is safe from any thread. Close it to stop the threads that prepare images."""
+    """Every method is safe from any thread. Close it to stop its threads."""
 
     def __init__(
         self,
@@ -93,12 +99,13 @@ class Workbench:
     def propose(
         self, ref: ImageRef, prompt: Prompt, segmenter: str | None = None, tool: str = "api"
     ) -> list[Proposal]:
-        """What the segmenter makes of the prompt, best first, never empty; a mask may be empty.
+        """Predictions for the prompt, best first, at least one; a mask may be empty.
 
-        A foreground click that repeats the one before asks for the next candidate: that is the
-        first then, and those that were passed over are last. See `clickmask.inference.refinement`.
-        `segmenter` None is the default; `tool` is for the log. Raises InvalidPrompt, the image
-        errors, UnknownSegmenter, SegmenterNotReady and Busy.
+        A foreground click that repeats the one before asks for the next candidate, which comes first
+        then; candidates passed over come last. See `clickmask.inference.refinement`. A proposal is
+        remembered when its mask is first read: nobody accepts what nobody saw. `segmenter` None is the
+        default; `tool` is for the log. Raises InvalidPrompt, the image errors, UnknownSegmenter,
+        SegmenterNotReady and Busy.
         """
         if len(prompt.foreground) + len(prompt.background) > self._max_points:
             raise InvalidPrompt(f"a prompt has at most {self._max_points} points")
@@ -119,13 +126,13 @@ class Workbench:
             1000 * (encoded - started),
             1000 * (decoded - encoded),
         )
-        return [self._remember(identity, prompt, prediction) for prediction in predictions]
+        return [self._proposal(identity, prompt, prediction) for prediction in predictions]
 
     def annotate(self, ref: ImageRef, annotator: str, tool: str = "api") -> list[tuple[str, Prediction]]:
-        """Every object that the annotator finds, with its label, best first; there may be none.
+        """Labels and predictions of all objects that the annotator finds, best first; maybe none.
 
-        It takes seconds to minutes in the thread of the caller, so only a few run at a time and
-        the next is Busy; clicks wait for none of them. Raises the image errors, UnknownAnnotator,
+        Takes seconds to minutes in the caller's thread, so only a few run at a time and the next is
+        refused as Busy; no click waits for them. Raises the image errors, UnknownAnnotator,
         AnnotatorNotReady and Busy.
         """
         if not self._annotations.acquire(blocking=False):
@@ -137,10 +144,8 @@ class Workbench:
             found = chosen.annotate(image)
         finally:
             self._annotations.release()
-        seconds = time.perf_counter() - started
-        log.info(
-            "%s: image %s, %s, %d objects in %.1f s", tool, image.digest[:8], annotator, len(found), seconds
-        )
+        seconds, number = time.perf_counter() - started, len(found)
+        log.info("%s: image %s, %s, %d objects in %.1f s", tool, image.digest[:8], annotator, number, seconds)
         return found
 
     def prelabel(
@@ -150,8 +155,10 @@ class Workbench:
         tool: str,
         wanted: Callable[[str, Prediction], bool] = lambda label, prediction: True,
     ) -> list[tuple[str, Proposal]]:
-        """As `annotate`, of what is `wanted`: people will see it, so it is remembered. It may raise
-        StoreUnavailable too."""
+        """Annotate the image, and remember the `wanted` objects, which people will see.
+
+        Raises what `annotate` raises, and StoreUnavailable.
+        """
         identity = self.images.identify(ref)
         found = [
             (label, Proposal(secrets.token_urlsafe(12), identity.digest, prediction))
@@ -163,7 +170,7 @@ class Workbench:
         return found
 
     def prepare(self, ref: ImageRef, segmenter: str | None = None) -> bool:
-        """Fetch and encode the image in the background. Returns at once; False if too many wait."""
+        """Fetch and encode the image in the background. False if too many others wait."""
         if not self._preparations.acquire(blocking=False):
             log.info("no room to prepare another image")
             return False
@@ -171,9 +178,9 @@ class Workbench:
         return True
 
     def encode(self, ref: ImageRef, segmenter: str | None = None) -> bool:
-        """Have the embedding of the image, on the disk too, when nobody else waits; whether it was there.
+        """Make the image's embedding and store it on the disk, after everyone else. True if it was there.
 
-        Raises as `propose` does, and NotStored.
+        Raises what `propose` raises, and NotStored.
         """
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
         identity = self.images.identify(ref)
@@ -183,22 +190,18 @@ class Workbench:
         return was_there
 
     def embedding(self, ref: ImageRef, segmenter: str | None = None) -> Embedding:
-        """The embedding of the image, made now if need be; not to be written to. Raises as `propose` does."""
+        """The image's embedding, made now if needed; read-only. Raises what `propose` raises."""
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
         return self._embedding(chosen, ref, self.images.identify(ref))[0]
 
     def warm_up(self) -> None:
-        """Load the default segmenter in the background, so that no click has to wait for that."""
+        """Load the default segmenter in the background, so that no click waits for it."""
         self._preparers.submit(self._load_default)
 
     def stores(self, segmenter: str | None = None) -> bool:
-        """Whether embeddings of the segmenter outlast this process; loads it. Raises as `propose` does."""
+        """Whether the segmenter's embeddings outlast this process; loads it. Raises what `propose` raises."""
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
         return self._cache.status().disk is not None and isinstance(chosen, Restorable)
-
-    def keep_event(self, source: str, body: bytes) -> None:
-        """Keep a tool's raw event; it is durable when this returns. Raises StoreUnavailable."""
-        self.inbox.keep(source, body)
 
     def segmenters(self) -> list[SegmenterStatus]:
         return self._catalogue.statuses()
@@ -207,7 +210,7 @@ class Workbench:
         return self._annotators.statuses()
 
     def set_project(self, tool: str, project: str, segmenter: str | None) -> None:
-        """Remember which segmenter the project wants; None: the default. Raises UnknownSegmenter."""
+        """Remember the project's segmenter; None is the default. Raises UnknownSegmenter."""
         if segmenter is not None:
             self._catalogue.require(segmenter)
         if segmenter != self.store.project_segmenter(tool, project):
@@ -218,24 +221,60 @@ class Workbench:
         """Segmenter that `set_project` last set; another process's change shows within SEGMENTER_TTL_S."""
         return self._segmenter_of(tool, project, self._projects_set, time.monotonic() // SEGMENTER_TTL_S)
 
-    def cache_status(self) -> CacheStatus:
-        return self._cache.status()
+    def require_project(self, tool: str, project: str) -> None:
+        """Raise UnknownProject unless anything is known of the project; `tool` is a tool package's name."""
+        if not self.store.knows_project(tool, project):
+            raise UnknownProject(f"nothing is kept here of a project {project[:40]!r} of {tool[:40]!r}")
 
-    def kept_events(self) -> int:
-        return self.inbox.count()
+    def require_origin(self, tool: str, origin: str) -> None:
+        """Raise OriginRefused if the store holds labels of this tool from another address than `origin`."""
+        self.store.require_origin(tool, origin)
+
+    def projects(self) -> list[Project]:
+        return self.store.projects()
+
+    def labels(self, tool: str, project: str, all_annotations: bool = False) -> list[AcceptedLabel]:
+        """Accepted labels, as `Store.labels` gives them. Raises UnknownProject."""
+        self.require_project(tool, project)
+        return self.store.labels(tool, project, all_annotations)
+
+    def dataset(
+        self, tool: str, project: str, pictures: Pictures | None = None, limits: ImageLimits = DEFAULT_LIMITS
+    ) -> Dataset:
+        """A snapshot of the accepted labels. Raises UnknownProject, and InvalidRequest if there are none."""
+        self.require_project(tool, project)
+        return snapshot(self.store, tool, project, pictures, limits)
+
+    def report(self, make: Callable[[Store, str, str], T], tool: str, project: str) -> T:
+        """What `make`, of `clickmask.reports`, reads from the store. Raises UnknownProject."""
+        self.require_project(tool, project)
+        return make(self.store, tool, project)
+
+    def keep_event(self, source: str, body: bytes) -> Future[int]:
+        """Keep a tool's raw event. It is durable when the future is done. Raises StoreUnavailable."""
+        return self.inbox.keep_soon(source, body)
 
     def read_events(self, ingester: Ingester, sources: Mapping[str, LabelSource]) -> None:
         """Start to take in the labels that the inbox's events announce; `sources` are by tool."""
         self._reader = InboxReader(self.inbox, self.store, ingester, sources)
         self._reader.start()
 
+    def kept_events(self) -> int:
+        return self.inbox.count()
+
     def waiting_events(self) -> int:
         """Events that are kept and not yet read. Raises StoreUnavailable."""
         return self._reader.status().waiting if self._reader else 0
 
     def intake_status(self) -> IngestStatus | None:
-        """None where events are kept but not read. Raises StoreUnavailable."""
+        """None if events are kept but not read. Raises StoreUnavailable."""
         return self._reader.status() if self._reader else None
+
+    def write_times(self) -> WriteTimes:
+        return self.store.write_times()
+
+    def cache_status(self) -> CacheStatus:
+        return self._cache.status()
 
     def supervise_training(self, supervisor: Supervisor) -> None:
         """Start `supervisor`; it is closed with the workbench."""
@@ -244,21 +283,34 @@ class Workbench:
 
     @property
     def supervisor(self) -> Supervisor:
-        """Raises TrainingNotReady where there are none."""
+        """Raises TrainingNotReady if there is none."""
         if self._supervisor is None:
             raise TrainingNotReady("nothing is trained by this server")
         return self._supervisor
 
+    def retrain(self, tool: str, project: str) -> Job:
+        """The project's job that is under way, or a new one. Raises UnknownProject and TrainingNotReady."""
+        self.require_project(tool, project)
+        return self.supervisor.request(tool, project)
+
+    def job(self, id: str) -> Job:  # noqa: A002
+        """Raises UnknownJob."""
+        return self.supervisor.jobs.get(id)
+
+    def cancel_job(self, id: str) -> Job:  # noqa: A002
+        """Cancel a training that waits at once, and one that runs soon. Raises UnknownJob."""
+        return self.supervisor.jobs.cancel(id)
+
+    def jobs_under_way(self) -> list[Job]:
+        return self._supervisor.jobs.under_way() if self._supervisor else []
+
     def trained_annotator(self, tool: str, project: str) -> tuple[str, str] | None:
-        """The annotator that a project's labels have made, and which version it is just now."""
+        """Name and version of the annotator that was trained on the project; None if none is served."""
         try:
             return self._annotators.trained(tool, project)
         except ModelDamaged as error:  # no click has to suffer for it
             log.error("%s %s: %s", tool, project, error)
             return None
-
-    def running_jobs(self) -> list[Job]:
-        return self._supervisor.jobs.under_way() if self._supervisor else []
 
     def close(self) -> None:
         if self._supervisor:
@@ -270,12 +322,13 @@ class Workbench:
         self.store.close()
         self.inbox.close()
 
-    def _read_segmenter(self, tool: str, project: str, projects_set: int, moment: float) -> str | None:
+    def _read_segmenter(self, tool: str, project: str, *_: float) -> str | None:
         return self.store.project_segmenter(tool, project)
 
     def _embedding(
         self, segmenter: Segmenter[Any], ref: ImageRef, identity: ImageIdentity, priority: int = CLICK
     ) -> tuple[Embedding, bool]:
+        """The embedding, and whether it was there."""
         key = EmbeddingKey(segmenter.name, identity.digest)
         return self._cache.get(key, lambda: self._encode(segmenter, ref, identity), priority)
 
@@ -302,8 +355,7 @@ class Workbench:
         except ClickmaskError as error:  # every click says so too
             log.warning("the default segmenter cannot be loaded: %s", error)
 
-    def _remember(self, identity: ImageIdentity, prompt: Prompt, prediction: Prediction) -> Proposal:
-        """A proposal that is remembered when its mask is first looked at: nobody accepts what nobody saw."""
+    def _proposal(self, identity: ImageIdentity, prompt: Prompt, prediction: Prediction) -> Proposal:
         id = secrets.token_urlsafe(12)  # noqa: A001 - its name everywhere
 
         def look() -> Mask:

@@ -146,7 +146,7 @@ def test_a_default_segmenter_that_cannot_be_loaded_is_said_in_the_log(
 
 
 def test_an_event_is_kept_as_it_came(workbench: Workbench, inbox: Inbox) -> None:
-    workbench.keep_event("label_studio", b"\xff{")
+    workbench.keep_event("label_studio", b"\xff{").result()
     assert [(event.source, event.body) for event in inbox.events()] == [("label_studio", b"\xff{")]
     assert workbench.kept_events() == 1
 

@@ -30,7 +30,6 @@ from clickmask.store import Store
 from clickmask.workbench import Workbench
 from clickmask_adapters import exports
 from clickmask_adapters.api._json import json_response
-from clickmask_adapters.api.projects import require_project
 from clickmask_adapters.exports import _folder
 from clickmask_adapters.settings import Settings
 
@@ -63,8 +62,8 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
             raise
 
     def dataset(tool: str, project: str) -> Dataset:
-        require_project(workbench.store, tool, project)
-        return open_dataset(workbench.store, tool, project, pictures, settings)
+        limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+        return workbench.dataset(tool, project, pictures, limits)
 
     @routes.get("/stats", summary="What is in the dataset, counted, and what looks wrong in it")
     def stats(tool: str, project: str) -> Response:
@@ -72,13 +71,11 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
 
     @routes.get("/assist", summary="What the assistance was worth")
     def assist(tool: str, project: str) -> Response:
-        require_project(workbench.store, tool, project)
-        return json_response(assistance(workbench.store, tool, project))
+        return json_response(workbench.report(assistance, tool, project))
 
     @routes.get("/segmenters", summary="What was proposed, measured against what was accepted")
     def segmenters(tool: str, project: str) -> Response:
-        require_project(workbench.store, tool, project)
-        return json_response(proposal_reports(workbench.store, tool, project))
+        return json_response(workbench.report(proposal_reports, tool, project))
 
     @routes.get("/export/{name}", summary="The dataset as a zip", response_class=StreamingResponse)
     def export(

@@ -13,14 +13,13 @@ from clickmask.models.labeller import ProjectModels
 from clickmask.models.versions import Models, ModelVersion
 from clickmask.workbench import Workbench
 from clickmask_adapters.api._json import json_response
-from clickmask_adapters.api.projects import require_project
 
 
 def router(workbench: Workbench, models: ProjectModels) -> APIRouter:
     routes = APIRouter(prefix="/v1")
 
     def of(tool: str, project: str) -> Models:
-        require_project(workbench.store, tool, project)
+        workbench.require_project(tool, project)
         return models.of(tool, project)
 
     @routes.post(
@@ -29,8 +28,7 @@ def router(workbench: Workbench, models: ProjectModels) -> APIRouter:
         summary="Train a model on the accepted labels; the id of the job, which may be under way already",
     )
     def train(tool: str, project: str) -> Response:
-        require_project(workbench.store, tool, project)
-        return json_response({"job": workbench.supervisor.request(tool, project).id}, HTTPStatus.ACCEPTED)
+        return json_response({"job": workbench.retrain(tool, project).id}, HTTPStatus.ACCEPTED)
 
     @routes.get("/projects/{tool}/{project}/report", summary="How good the model in service is")
     def report(tool: str, project: str) -> Response:
@@ -46,11 +44,11 @@ def router(workbench: Workbench, models: ProjectModels) -> APIRouter:
 
     @routes.get("/jobs/{id}", summary="How far a training is")
     def job(id: str) -> Response:  # noqa: A002 - the path's word
-        return json_response(asdict(workbench.supervisor.jobs.get(id)))
+        return json_response(asdict(workbench.job(id)))
 
     @routes.delete("/jobs/{id}", summary="Cancel a training")
     def cancel(id: str) -> Response:  # noqa: A002 - as above
-        return json_response(asdict(workbench.supervisor.jobs.cancel(id)))
+        return json_response(asdict(workbench.cancel_job(id)))
 
     return routes
 

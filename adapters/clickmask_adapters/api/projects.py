@@ -7,12 +7,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from clickmask.errors import UnknownProject
 from clickmask.labels.geometry import geometry_to_json
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.regions import mask_area, mask_box
 from clickmask.masks.rle import rle_to_mask
-from clickmask.store import Store
 from clickmask.workbench import Workbench
 from clickmask_adapters.api._json import json_response
 from clickmask_adapters.settings import Settings
@@ -26,7 +24,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
 
     @routes.get("", summary="The projects whose labels are kept here")
     def projects() -> Response:
-        return json_response({"projects": [asdict(project) for project in workbench.store.projects()]})
+        return json_response({"projects": [asdict(project) for project in workbench.projects()]})
 
     @routes.get("/{tool}/{project}/labels", summary="The accepted labels of a project")
     def labels(
@@ -38,18 +36,11 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         offset: Annotated[int, Query(ge=0)] = 0,
         limit: Annotated[int, Query(ge=1, le=MAX_LABELS)] = 1000,
     ) -> Response:
-        require_project(workbench.store, tool, project)
-        found = workbench.store.labels(tool, project, all_annotations)
+        found = workbench.labels(tool, project, all_annotations)
         page = [_written(label) for label in found[offset : offset + limit]]
         return json_response({"total": len(found), "offset": offset, "labels": page})
 
     return routes
-
-
-def require_project(store: Store, tool: str, project: str) -> None:
-    """Raise UnknownProject unless anything is known of it; `tool` is `label_studio` or `cvat`."""
-    if not store.knows_project(tool, project):
-        raise UnknownProject(f"nothing is kept here of a project {project[:40]!r} of {tool[:40]!r}")
 
 
 def _written(label: AcceptedLabel) -> dict[str, Any]:

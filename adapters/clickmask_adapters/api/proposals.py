@@ -282,8 +282,8 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
                 | {"newest_set_aside": [each._asdict() for each in intake.newest_set_aside]}
                 if intake
                 else None,
-                "writes": asdict(workbench.store.write_times()),
-                "trainings": [asdict(job) for job in workbench.running_jobs()],
+                "writes": asdict(workbench.write_times()),
+                "trainings": [asdict(job) for job in workbench.jobs_under_way()],
                 "errors": [asdict(failure) for failure in recent.all()],
             }
         )

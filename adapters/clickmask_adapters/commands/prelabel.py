@@ -49,7 +49,7 @@ def prelabel(
         origin = home.tools[name].origin
         if not origin:
             raise ToolUnavailable(f"no {tool} is configured: set {name.upper()}_URL")
-        home.workbench.store.require_origin(name, origin)
+        home.workbench.require_origin(name, origin)
         done, interrupted = _follow(home.tools[name].prelabel(home.workbench, project))
     for sentence in done.left_out:
         errors.print(sentence, markup=False)

@@ -172,7 +172,7 @@ def webhook_router(workbench: Workbench, settings: Settings) -> APIRouter:
         require_signature(secret, body, request.headers.get(SIGNATURE, ""))
         if event_name(body) == "ping":
             return JSONResponse({"status": "clickmask hears CVAT"})
-        await asyncio.wrap_future(workbench.inbox.keep_soon(TOOL, body))  # on the disk: no answer before
+        await asyncio.wrap_future(workbench.keep_event(TOOL, body))  # on the disk: no answer before
         return JSONResponse({"status": "kept"}, HTTPStatus.ACCEPTED)
 
     return routes

@@ -85,7 +85,7 @@ class ClickmaskModel(LabelStudioMLBase):
 
     def fit(self, event: str, data: Json, **kwargs: Any) -> None:
         """Keep the event. Version 2 calls it inside of the annotator's request."""
-        opened().workbench.keep_event(TOOL, orjson.dumps({"action": event, **data}))
+        opened().workbench.keep_event(TOOL, orjson.dumps({"action": event, **data})).result()
 
     def process_event(self, event: str, data: Json, job_id: str, additional_params: Json) -> dict[str, Any]:
         """1.0.9, in a process of its own: forked from one with open databases, it must not use them.

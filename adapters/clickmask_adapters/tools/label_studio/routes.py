@@ -100,7 +100,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
     async def webhook(body: Body) -> Response:
         if not body.lstrip().startswith(b"{"):
             raise InvalidRequest("an event is a JSON object")
-        await asyncio.wrap_future(workbench.inbox.keep_soon(TOOL, body))
+        await asyncio.wrap_future(workbench.keep_event(TOOL, body))
         if b'"TASKS_CREATED"' in body[:EVENT_HEAD_BYTES] and len(body) <= MAX_PREPARED_BYTES:
             prepare_soon(backend.prepare_created, body)
         if b'"START_TRAINING"' in body[:EVENT_HEAD_BYTES]:
