@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 
 from clickmask_adapters.commands import connect
 from clickmask_adapters.commands.serve import serve
+from clickmask_adapters.home import Home
 from clickmask_adapters.server.failures import RecentFailures
 from clickmask_adapters.server.gate import Gate
 from clickmask_adapters.settings import Settings
@@ -148,7 +149,8 @@ def test_nobody_but_cvats_services_may_click_beside_cvat(monkeypatch: pytest.Mon
     async def anything() -> str:
         return "in"
 
-    gate = Gate(inner, settings, RecentFailures())
+    tool = cvat.create(Home(settings))
+    gate = Gate(inner, settings, RecentFailures(), open_paths=tool.open_paths)
     for address, path, status in [
         ("10.187.73.3", "/api/functions", 200),
         ("10.187.73.3", "/v1/status", 403),

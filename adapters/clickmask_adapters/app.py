@@ -58,6 +58,11 @@ def create_app(home: Home) -> FastAPI:
     app.include_router(datasets.router(workbench, settings, home.archive))
     app.include_router(models.router(workbench, home.models))
     app.include_router(web.router(workbench, settings))
-    signed = {path for tool in home.tools.values() for path in tool.signed_paths}
-    app.add_middleware(Gate, settings=settings, recent=recent, signed_paths=signed)
+    app.add_middleware(
+        Gate,
+        settings=settings,
+        recent=recent,
+        open_paths={path for tool in home.tools.values() for path in tool.open_paths},
+        signed_paths={path for tool in home.tools.values() for path in tool.signed_paths},
+    )
     return app

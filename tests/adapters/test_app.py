@@ -93,6 +93,21 @@ def test_every_route_stands_behind_the_gate(app: FastAPI) -> None:
                 assert stranger.request(method, path).status_code == 403
 
 
+def test_the_gate_opens_to_a_trusted_network_what_the_tools_name_and_no_more(
+    workbench: Workbench, tmp_path: Path
+) -> None:
+    settings = Settings(home=tmp_path, trusted_networks="172.20.0.0/16", allowed_hosts="clickmask")
+    lan = TestClient(
+        create_app(Home(settings, workbench)), "http://clickmask:9090", client=("172.20.0.5", 5000)
+    )
+    for path in ("/health", "/setup", "/predict", "/versions", "/webhook", "/api/functions", "/webhooks/x"):
+        assert lan.get(path).status_code != 403
+    assert lan.post("/", json={}).status_code != 403
+    for path in ("/", "/status", "/static/playground.js", "/api", "/healthy", "/v1/status"):
+        assert lan.get(path).status_code == 403
+    assert lan.post("/v1/proposals", json={}).status_code == 403
+
+
 def test_a_default_that_is_not_installed_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(UnknownSegmenter, match="builtin"):
         create_app(Home(Settings(home=tmp_path / "home", segmenter="nothing")))

@@ -43,7 +43,10 @@ class Tool(Protocol):
 
     @property
     def open_paths(self) -> frozenset[str]:
-        """Paths that the tool calls without the server's secret, from trusted networks alone."""
+        """Paths that the tool calls without the server's secret, from trusted networks alone.
+
+        One that ends with "/" stands for all below it; "/" alone is POST to the root, whose GET is a page.
+        """
         return frozenset()
 
     @property

@@ -18,6 +18,8 @@ from clickmask_adapters.settings import Settings
 SECRET = "sécret-with-ümlauts"
 LOOPBACK, LAN, STRANGER = "127.0.0.1", "172.20.0.5", "203.0.113.9"
 JSON = {"Content-Type": "application/json"}
+# What the tools of this house open; test_app.py asks them.
+OPEN_PATHS = {"/health", "/setup", "/predict", "/versions", "/webhook", "/api/", "/webhooks/", "/"}
 EVERY_PATH = [
     "/",
     "/status",
@@ -43,7 +45,7 @@ def client(
     async def echo(request: Request) -> dict[str, int]:
         return {"bytes": len(await request.body())}
 
-    gate = Gate(inner, Settings(**settings), recent or RecentFailures())
+    gate = Gate(inner, Settings(**settings), recent or RecentFailures(), open_paths=OPEN_PATHS)
     return TestClient(gate, f"http://{host}", client=(address, 5000))
 
 
@@ -202,11 +204,13 @@ def test_refusals_are_kept_for_the_status_page() -> None:
 class Asked:
     """Requests that are made byte by byte, so that many can be under way at once."""
 
-    def __init__(self, most_at_work: int = 128, **settings: Any) -> None:
+    def __init__(self, max_requests: int = 128, **settings: Any) -> None:
         self.at_work = 0
         self.go_on = asyncio.Event()
-        signed = ["/webhooks/cvat"]
-        self._gate = Gate(self._serve, Settings(**settings), RecentFailures(), most_at_work, signed)
+        configured, recent = Settings(**settings), RecentFailures()
+        self._gate = Gate(
+            self._serve, configured, recent, max_requests, OPEN_PATHS, signed_paths=["/webhooks/cvat"]
+        )
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         while (await receive())["more_body"]:
@@ -253,7 +257,7 @@ async def settled(asked: Asked, at_work: int) -> None:
 
 def test_one_request_too_many_is_turned_away_before_its_body_is_read() -> None:
     async def ask() -> None:
-        asked = Asked(most_at_work=2)
+        asked = Asked(max_requests=2)
         under_way = [asyncio.create_task(asked.post("/v1/proposals", slowly(b"{}"))) for _ in range(2)]
         await settled(asked, 2)
         read: list[bytes] = []
@@ -306,7 +310,7 @@ def test_a_request_that_never_ends_gives_its_place_back(monkeypatch: pytest.Monk
         await asyncio.Event().wait()
 
     async def ask() -> None:
-        asked = Asked(most_at_work=1)
+        asked = Asked(max_requests=1)
         assert await asked.post("/v1/proposals", never_ending()) == 408
         monkeypatch.setattr(gate, "READ_TIMEOUT_S", 60.0)
         asked.go_on.set()

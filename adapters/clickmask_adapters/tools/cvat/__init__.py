@@ -28,6 +28,10 @@ class Cvat(Tool):
         return self._client.url
 
     @property
+    def open_paths(self) -> frozenset[str]:
+        return frozenset({"/", "/api/", "/webhooks/"})
+
+    @property
     def signed_paths(self) -> frozenset[str]:
         return frozenset({routes.PATH})
 

@@ -27,6 +27,10 @@ class LabelStudio(Tool):
         return self._client.url
 
     @property
+    def open_paths(self) -> frozenset[str]:
+        return frozenset({"/health", "/setup", "/predict", "/versions", "/webhook"})
+
+    @property
     def labels(self) -> pull.LabelStudioLabels:
         return self._labels
 
