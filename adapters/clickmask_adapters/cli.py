@@ -1,23 +1,88 @@
-"""The command line: every file in `commands` adds its own."""
+"""The command line: every module in `commands` adds its own, and is imported when one of these is run."""
 
 from __future__ import annotations
 
-import typer
+import ast
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+import clickmask
 from clickmask import plugins
 from clickmask_adapters import commands
 
 
-def create_cli() -> typer.Typer:
-    cli = typer.Typer(
-        no_args_is_help=True, pretty_exceptions_enable=False, help="Clicks and boxes become masks."
-    )
-    for name in plugins.names(commands):
-        plugins.load(commands, name).add_to(cli)
-    return cli
+class Commands(TyperGroup):
+    """Commands whose names and help are read from their source: importing them takes a second."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self._modules: dict[str, str] = {}
+        for module in plugins.names(commands):
+            spec = find_spec(f"{commands.__name__}.{module}")
+            if spec is None or spec.origin is None:  # another distribution brings it
+                self.commands.update(load(module))
+                continue
+            for name, said in declared(Path(spec.origin).read_text()):
+                self.commands[name] = TyperCommand(name, help=said)
+                self._modules[name] = module
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self.commands)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in self._modules:
+            command = load(self._modules[name])[name]
+        return name, command, rest
 
 
-app = create_cli()
+def load(module: str) -> dict[str, Any]:
+    """The commands and groups of a module, by their names."""
+    return dict(typer.main.get_group(plugins.load(commands, module).cli).commands)
+
+
+def declared(source: str) -> Iterator[tuple[str, str]]:
+    """Name and first line of help of each command and group in a module's source."""
+    for node in ast.parse(source).body:
+        match node:
+            case ast.FunctionDef(name, decorator_list=[ast.Call(ast.Attribute(ast.Name("cli")), arguments)]):
+                (named,) = [ast.literal_eval(each) for each in arguments] or [name.replace("_", "-")]
+                yield named, (ast.get_docstring(node) or "").partition("\n")[0]
+            case ast.Assign(value=ast.Call(ast.Attribute(attr="Typer"), keywords=[_, *_] as keywords)):
+                given = {each.arg: each.value for each in keywords}
+                yield ast.literal_eval(given["name"]), ast.literal_eval(given["help"])
+            case _:
+                pass
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"clickmask {clickmask.__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Clicks and boxes become masks.",
+)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options that stand before the command."""
+
 
 if __name__ == "__main__":
     app()

@@ -88,7 +88,7 @@ def test_the_export_is_what_label_studio_holds_mask_by_mask(
     out = tmp_path / "out"
 
     def export(*options: str) -> tuple[Masks, COCO]:
-        done = running.run("export", "coco", str(project), "--out", str(out), *options)
+        done = running.run("export", "coco", "label-studio", str(project), "--out", str(out), *options)
         assert done.returncode == 0, done.stderr
         return read(out / "annotations" / "instances.json")
 
@@ -123,10 +123,10 @@ def test_the_export_is_what_label_studio_holds_mask_by_mask(
     # What clickmask was not told of is pulled first.
     running.kill()
     studio.api("DELETE", f"/api/annotations/{second}/")
-    pulled, _ = export("--from", "label-studio", "--polygons", "exact")
+    pulled, _ = export("--pull", "--polygons", "exact")
     held = held_by_label_studio(studio, project)
     assert same(pulled, only(held, first, upright))
     assert len(pulled) == 12
-    stats = json.loads(running.run("stats", str(project), "--json").stdout)
+    stats = json.loads(running.run("stats", "label-studio", str(project), "--json").stdout)
     assert (stats["images"], stats["labels"], stats["flaw_count"]) == (2, 12, 0)
     running.start()

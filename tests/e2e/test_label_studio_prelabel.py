@@ -137,8 +137,10 @@ def test_what_an_annotator_submits_of_it_is_known_as_the_models(
         submitted = page.submit()
     assert {region["id"] for region in submitted["result"]} == {region["id"] for region in made["result"]}
     command.run("pull", "label-studio", project)
-    assist = json.loads(command.run("report", "assist", project, "--json"))
+    assist = json.loads(command.run("report", "assist", "label-studio", project, "--json"))
     (of_model,) = assist["segmenter"]
     assert (of_model["name"], of_model["untouched"]) == (f"trained:label_studio-{project}", 2)
-    (measured,) = json.loads(command.run("report", "segmenters", project, "--json"))["segmenters"]
+    (measured,) = json.loads(command.run("report", "segmenters", "label-studio", project, "--json"))[
+        "segmenters"
+    ]
     assert measured["first"]["iou"] == {"cell": 1.0, "nucleus": 1.0}

@@ -1,24 +1,30 @@
-"""Where the commands print: results on standard output, everything else on standard error."""
+"""What the commands share: where they print, how they fail, and how TOOL PROJECT is given."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from clickmask.errors import ClickmaskError, InvalidRequest
+from clickmask import plugins
+from clickmask.errors import ClickmaskError, InvalidRequest, ToolUnavailable
 from clickmask.store import Store
+from clickmask.store.projects import Project
+from clickmask_adapters import tools
+from clickmask_adapters.home import Home
+from clickmask_adapters.settings import Settings
+from clickmask_adapters.tools import Tool
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(highlight=False, soft_wrap=True, stderr=True)
+console = Console(highlight=False, soft_wrap=True)  # results
+errors = Console(highlight=False, soft_wrap=True, stderr=True)  # everything else
 
 
 @contextmanager
 def sentence_on_failure() -> Generator[None]:
-    """End with status 1 and one line where something expected goes wrong."""
+    """End with status 1 and one line if something expected goes wrong."""
     try:
         yield
     except ClickmaskError as error:
@@ -26,28 +32,52 @@ def sentence_on_failure() -> Generator[None]:
         raise typer.Exit(1) from error
 
 
+@contextmanager
+def open_home(settings: Settings | None = None) -> Generator[Home]:
+    """The home of `settings`, or of the environment's, closed at the end; what fails ends in a sentence."""
+    with sentence_on_failure(), closing(Home(settings or Settings())) as home:
+        yield home
+
+
+def tool_name(text: str) -> str:
+    """The name of a tool's package; people write hyphens. Raises BadParameter if it is not installed."""
+    name = text.replace("-", "_")
+    if name not in plugins.names(tools):
+        known = " or ".join(each.replace("_", "-") for each in plugins.names(tools))
+        raise typer.BadParameter(f"there is no tool {text[:40]!r}: it is {known}, and its project comes next")
+    return name
+
+
+ToolName = Annotated[
+    str,
+    typer.Argument(metavar="TOOL", parser=tool_name, help="`label-studio` or `cvat`."),
+]
 ProjectName = Annotated[
     str,
     typer.Argument(metavar="PROJECT", help="Its number; `task-NUMBER` for a CVAT task without a project."),
 ]
-ToolName = Annotated[
-    str | None, typer.Option("--tool", help="label-studio or cvat, where both have a project of that name.")
-]
 
 
-def find_project(store: Store, project: str, tool: str | None) -> tuple[str, str]:
-    """Tool and name of a project with accepted labels. Raises InvalidRequest unless it is one."""
-    wanted = tool.replace("-", "_") if tool else None
-    found = [
-        each.tool for each in store.projects() if each.project == project and wanted in (None, each.tool)
-    ]
-    if len(found) == 1:
-        return found[0], project
-    if found:
-        tools = " and ".join(each.replace("_", "-") for each in found)
-        raise InvalidRequest(f"{tools} both have a project {project}: say which with --tool")
-    there = ", ".join(f"{each.project} of {each.tool.replace('_', '-')}" for each in store.projects())
+def find_project(store: Store, tool: str, project: str) -> Project:
+    """A project with accepted labels. Raises InvalidRequest, naming those that there are."""
+    kept = store.projects()
+    for each in kept:
+        if (each.tool, each.project) == (tool, project):
+            return each
+    there = ", ".join(f"{each.project} of {each.tool.replace('_', '-')}" for each in kept)
     raise InvalidRequest(
-        f"no labels of a project {project} are kept here; there are: {there or 'none'}. "
-        "`clickmask pull TOOL PROJECT` takes them in"
+        f"no labels of a project {project} of {tool.replace('_', '-')} are kept here; there are: "
+        f"{there or 'none'}. `clickmask pull TOOL PROJECT` takes them in"
     )
+
+
+def find_tool(home: Home, name: str, moved: bool = False) -> Tool:
+    """A tool whose address is configured, and is the one that the labels here came from.
+
+    `moved` takes its address for that one's new one. Raises ToolUnavailable and OriginRefused.
+    """
+    tool = home.tools[name]
+    if not tool.origin:
+        raise ToolUnavailable(f"no {name.replace('_', '-')} is configured: set {name.upper()}_URL")
+    home.store.require_origin(name, tool.origin, moved)
+    return tool

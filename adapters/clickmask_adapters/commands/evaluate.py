@@ -18,15 +18,57 @@ from clickmask.datasets.coco_reader import CocoSample, sample_objects
 from clickmask.errors import InvalidRequest
 from clickmask.inference.catalogue import Catalogue
 from clickmask.reports.clicks import TARGETS, Summary, Trial, evaluate, summarise, summarise_categories
-from clickmask_adapters.commands._console import console, errors, sentence_on_failure
-from clickmask_adapters.home import Home
-from clickmask_adapters.settings import Settings
+from clickmask_adapters.commands._console import console, errors, open_home
+
+Trials = Mapping[str, Sequence[Trial]]  # by segmenter
+
+
+cli = typer.Typer()
+
+
+@cli.command("evaluate")
+def evaluate_segmenters(
+    dataset: Annotated[
+        list[str], typer.Argument(metavar="[SEGMENTER]... DATASET", help="A COCO folder or annotation file.")
+    ],
+    clicks: Annotated[int, typer.Option(min=1, max=50, help="Clicks on each object.")] = 5,
+    objects: Annotated[int, typer.Option(min=1, help="At most so many, chosen by the seed.")] = 100,
+    seed: Annotated[int, typer.Option(help="The same seed takes the same objects.")] = 0,
+    smallest: Annotated[int, typer.Option(min=1, help="Pixels of the smallest object that counts.")] = 64,
+    everything: Annotated[bool, typer.Option("--all", help="Every segmenter that is ready.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write mIoU against clicks to a .png, .svg, .pdf.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers here.")] = None,
+) -> None:
+    """Compare segmenters on a COCO dataset, by clicks and boxes of a simulated annotator.
+
+    The first click is in the middle of the true mask, each other one in the middle of the larger
+    error; the box is the tight one. Without a SEGMENTER the default one is evaluated.
+    """
+    *named, folder = dataset
+    with open_home() as home:
+        catalogue = home.segmenters
+        names = _chosen(catalogue, named or [home.settings.segmenter], bool(named), everything)
+        if plot:
+            require_matplotlib(plot)  # now, not after an hour
+        sample = sample_objects(Path(folder), objects, seed, smallest)
+        trials = _try(catalogue, names, sample, clicks)
+        summaries = {name: summarise(trials[name]) for name in names}
+        _print_sample(sample, len(trials[names[0]]))
+        console.print(_table(summaries))
+        if len({each.category for each in sample.objects}) > 1:
+            console.print(_category_table(trials))
+        if json_file:
+            _write_json(json_file, trials, sample, {"clicks": clicks, "seed": seed, "smallest": smallest})
+        if plot:
+            plot_summaries(summaries, f"{len(trials[names[0]])} objects of {Path(folder).name}", plot)
 
 
 def plot_summaries(summaries: Mapping[str, Summary], title: str, file: Path) -> None:
     """Write the plot in the format of the file's suffix: a line of clicks and a star for the box each.
 
-    Raises InvalidRequest without matplotlib, or where it does not write such files.
+    Raises InvalidRequest without matplotlib, or if it does not write such files.
     """
     require_matplotlib(file)
     figures: Any = importlib.import_module("matplotlib.figure")
@@ -52,52 +94,6 @@ def require_matplotlib(file: Path) -> None:
     known = backends.FigureCanvasBase.get_supported_filetypes()
     if file.suffix.removeprefix(".").lower() not in known:
         raise InvalidRequest(f"no plot is written to {file.name}: its suffix is none of {', '.join(known)}")
-
-
-Trials = Mapping[str, Sequence[Trial]]  # by segmenter
-
-
-def add_to(cli: typer.Typer) -> None:
-    cli.command("evaluate")(evaluate_segmenters)
-
-
-def evaluate_segmenters(
-    dataset: Annotated[
-        list[str], typer.Argument(metavar="[SEGMENTER]... DATASET", help="A COCO folder or annotation file.")
-    ],
-    clicks: Annotated[int, typer.Option(min=1, max=50, help="Clicks on each object.")] = 5,
-    objects: Annotated[int, typer.Option(min=1, help="At most so many, chosen by the seed.")] = 100,
-    seed: Annotated[int, typer.Option(help="The same seed takes the same objects.")] = 0,
-    smallest: Annotated[int, typer.Option(min=1, help="Pixels of the smallest object that counts.")] = 64,
-    everything: Annotated[bool, typer.Option("--all", help="Every segmenter that is ready.")] = False,
-    plot: Annotated[
-        Path | None, typer.Option(help="Write mIoU against clicks to a .png, .svg, .pdf.")
-    ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers here.")] = None,
-) -> None:
-    """Compare segmenters on a COCO dataset, by clicks and boxes of a simulated annotator.
-
-    The first click is in the middle of the true mask, each other one in the middle of the larger
-    error; the box is the tight one. Without a SEGMENTER the default one is evaluated.
-    """
-    *named, folder = dataset
-    settings = Settings()
-    catalogue = Home(settings).segmenters
-    with sentence_on_failure():
-        names = _chosen(catalogue, named or [settings.segmenter], bool(named), everything)
-        if plot:
-            require_matplotlib(plot)  # now, not after an hour
-        sample = sample_objects(Path(folder), objects, seed, smallest)
-        trials = _try(catalogue, names, sample, clicks)
-        summaries = {name: summarise(trials[name]) for name in names}
-        _print_sample(sample, len(trials[names[0]]))
-        console.print(_table(summaries))
-        if len({each.category for each in sample.objects}) > 1:
-            console.print(_category_table(trials))
-        if json_file:
-            _write_json(json_file, trials, sample, {"clicks": clicks, "seed": seed, "smallest": smallest})
-        if plot:
-            plot_summaries(summaries, f"{len(trials[names[0]])} objects of {Path(folder).name}", plot)
 
 
 def _chosen(catalogue: Catalogue, names: Sequence[str], given: bool, everything: bool) -> list[str]:

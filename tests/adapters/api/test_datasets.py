@@ -20,15 +20,17 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
+from clickmask import plugins
 from clickmask.errors import ExportFailed
 from clickmask.images.archive import ImageArchive
 from clickmask.labels.submissions import ProjectDescribed
 from clickmask.store import Store
 from clickmask.types import Prediction, Prompt
 from clickmask.workbench import Workbench
+from clickmask_adapters import exports
 from clickmask_adapters.api import datasets
 from clickmask_adapters.cli import app
-from clickmask_adapters.commands import export as export_command
+from clickmask_adapters.commands import labels as labels_command
 from clickmask_adapters.exports import coco
 from clickmask_adapters.server.failures import RecentFailures, install
 from clickmask_adapters.settings import Settings
@@ -308,53 +310,65 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
 
 
+OF = ("label-studio", PROJECT)
+
+
 def run(*words: str) -> Any:
     return CliRunner().invoke(app, list(words), terminal_width=200)
 
 
 def test_an_export_is_written_from_what_is_kept(home: Path) -> None:
-    done = run("export", "coco", PROJECT, "--out", str(home / "out"))
+    done = run("export", "coco", *OF, "--out", str(home / "out"))
     assert done.exit_code == 0, done.output
     assert f"{home / 'out' / 'annotations' / 'instances.json'}\n" in done.stdout
     assert "3 images, 3 labels, 2 categories, dataset " in done.stdout
     assert sorted(path.name for path in (home / "out" / "images").iterdir()) == ["a.png", "b.png", "c.png"]
-    again = run("export", "coco", PROJECT, "--out", str(home / "out"), "--polygons", "exact", "--for-cvat")
+    again = run("export", "coco", *OF, "--out", str(home / "out"), "--polygons", "exact", "--for-cvat")
     assert again.exit_code == 0
     made = json.loads((home / "out" / "annotations" / "instances_default.json").read_text())
     assert [annotation["iscrowd"] for annotation in made["annotations"]] == [0, 1, 0]
 
 
 def test_losses_are_said_on_standard_error(home: Path) -> None:
-    done = run("export", "coco", PROJECT, "--out", str(home / "out"), "--polygons", "simplified")
+    done = run("export", "coco", *OF, "--out", str(home / "out"), "--polygons", "simplified")
     assert "polygons are written as what they cover" in done.stderr
     assert "polygons" not in done.stdout
 
 
 def test_a_folder_with_other_files_is_refused_in_one_sentence(home: Path) -> None:
-    done = run("export", "coco", PROJECT, "--out", str(home))
+    done = run("export", "coco", *OF, "--out", str(home))
     assert done.exit_code == 1
     assert "which is no export's: give a new folder" in done.stderr
     assert (home / "home" / "store.sqlite").exists()
 
 
 @pytest.mark.parametrize(
-    "words", [("export", "coco", "99", "--out", "x"), ("stats", "99"), ("report", "assist", "99")]
+    "words",
+    [
+        ("export", "coco", "label-studio", "99", "--out", "x"),
+        ("stats", "label-studio", "99"),
+        ("project", "label-studio", "99"),
+        ("report", "assist", "cvat", "7"),
+        ("report", "miou", "cvat", "7"),
+        ("report", "segmenters", "cvat", "7"),
+        ("rollback", "cvat", "7"),
+        ("train", "cvat", "7"),
+    ],
 )
 def test_an_unknown_project_is_said_with_those_that_there_are(home: Path, words: tuple[str, ...]) -> None:
     done = run(*words)
     assert done.exit_code == 1
-    assert "no labels of a project 99 are kept here; there are: 7 of label-studio" in done.stderr
+    tool, project = words[-2:] if "--out" not in words else words[2:4]
+    said = f"no labels of a project {project} of {tool} are kept here; there are: 7 of label-studio"
+    assert said in done.stderr
 
 
-def test_where_both_tools_have_the_project_one_must_be_chosen(home: Path) -> None:
+def test_projects_of_one_number_are_told_apart_by_their_tools(home: Path) -> None:
     store = Store(home / "home" / "store.sqlite")
     store.describe_project(ProjectDescribed("cvat", PROJECT, "other", ("car",)))
     store.close()
-    both = run("stats", PROJECT)
-    assert both.exit_code == 1
-    assert "cvat and label-studio both have a project 7: say which with --tool" in both.stderr
-    assert run("stats", PROJECT, "--tool", "label-studio").exit_code == 0
-    empty = run("stats", PROJECT, "--tool", "cvat")
+    assert run("stats", *OF).exit_code == 0
+    empty = run("stats", "cvat", PROJECT)
     assert "the cvat project '7' has no accepted labels" in empty.stderr
 
 
@@ -362,23 +376,23 @@ def test_labels_are_pulled_before_the_export_that_asks_for_it(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pulled: list[tuple[str, str]] = []
-    monkeypatch.setattr(export_command, "pull", lambda tool, project: pulled.append((tool, project)))
-    done = run("export", "coco", PROJECT, "--out", str(home / "out"), "--from", "label-studio")
+    monkeypatch.setattr(labels_command, "pull", lambda tool, project: pulled.append((tool, project)))
+    done = run("export", "coco", *OF, "--out", str(home / "out"), "--pull")
     assert done.exit_code == 0
-    assert pulled == [("label-studio", PROJECT)]
+    assert pulled == [("label_studio", PROJECT)]
 
     def failing(tool: str, project: str) -> None:
         raise typer.Exit(1)
 
-    monkeypatch.setattr(export_command, "pull", failing)
-    failed = run("export", "coco", PROJECT, "--out", str(home / "never"), "--from", "label-studio")
+    monkeypatch.setattr(labels_command, "pull", failing)
+    failed = run("export", "coco", *OF, "--out", str(home / "never"), "--pull")
     assert failed.exit_code == 1
     assert "nothing was exported" in failed.stderr
     assert not (home / "never").exists()
 
 
 def test_a_tool_that_is_not_configured_cannot_be_pulled_from(home: Path) -> None:
-    done = run("export", "coco", PROJECT, "--out", str(home / "out"), "--from", "label-studio")
+    done = run("export", "coco", *OF, "--out", str(home / "out"), "--pull")
     assert done.exit_code == 1
     assert "LABEL_STUDIO_URL" in done.stderr
 
@@ -388,7 +402,7 @@ def test_stats_are_a_table_with_the_flaws_beside_it(home: Path) -> None:
     thin = {str(n): ("cell", polygon((2, 2 * n), (60, 2 * n), (60, 2 * n + 1))) for n in range(22)}
     submit(store, "a", thin, task="1", at=time.time() + 1)
     store.close()
-    done = run("stats", PROJECT)
+    done = run("stats", *OF)
     assert done.exit_code == 0, done.output
     assert re.search(r"cell +23 +2 ", done.stdout)
     assert re.search(
@@ -397,27 +411,29 @@ def test_stats_are_a_table_with_the_flaws_beside_it(home: Path) -> None:
     assert "too few images to be split" in done.stderr
     assert done.stderr.count("sliver:") == 20
     assert "and 2 more: --all" in done.stderr
-    assert run("stats", PROJECT, "--all").stderr.count("sliver:") == 22
-    assert json.loads(run("stats", PROJECT, "--json").stdout)["flaw_count"] == 22
-    exported = run("export", "coco", PROJECT, "--out", str(home / "out"))
-    assert "22 things look wrong in the labels" in exported.stderr
+    assert run("stats", *OF, "--all").stderr.count("sliver:") == 22
+    assert json.loads(run("stats", *OF, "--json").stdout)["flaw_count"] == 22
+    exported = run("export", "coco", *OF, "--out", str(home / "out"))
+    assert (
+        "22 things look wrong in the labels: `clickmask stats label-studio 7` names them" in exported.stderr
+    )
 
 
 def test_the_ledger_is_reported_by_category_segmenter_or_week(home: Path) -> None:
-    done = run("report", "assist", PROJECT)
+    done = run("report", "assist", *OF)
     assert done.exit_code == 0, done.output
     assert re.search(r"cell +2 +1 +0 +1 +0 +1\.000 +1\.000 +1\.0 +0\.0", done.stdout)
-    assert re.search(r"disc +1 +1 ", run("report", "assist", PROJECT, "--by", "segmenter").stdout)
-    assert re.search(r"20\d\d-W\d\d +3 ", run("report", "assist", PROJECT, "--by", "week").stdout)
-    assert json.loads(run("report", "assist", PROJECT, "--json").stdout)["all"]["objects"] == 3
+    assert re.search(r"disc +1 +1 ", run("report", "assist", *OF, "--by", "segmenter").stdout)
+    assert re.search(r"20\d\d-W\d\d +3 ", run("report", "assist", *OF, "--by", "week").stdout)
+    assert json.loads(run("report", "assist", *OF, "--json").stdout)["all"]["objects"] == 3
 
 
 def test_what_segmenters_proposed_is_measured(home: Path) -> None:
-    done = run("report", "segmenters", PROJECT)
+    done = run("report", "segmenters", *OF)
     assert done.exit_code == 0, done.output
     assert re.search(r"disc +cell +1\.000 +1\.000 +1\.000", done.stdout)
     assert re.search(r"disc +mean \(mIoU\) +1 +1 +1\.000 +1\.000", done.stdout)
-    (measured,) = json.loads(run("report", "segmenters", PROJECT, "--json").stdout)["segmenters"]
+    (measured,) = json.loads(run("report", "segmenters", *OF, "--json").stdout)["segmenters"]
     assert measured["last"]["absent"] == ["nucleus"]
 
 
@@ -430,11 +446,10 @@ def test_an_export_of_another_package_is_a_command(monkeypatch: pytest.MonkeyPat
         return folder
 
     vars(foreign).update(write=write, losses=lambda dataset: ["everything but names"])
-    monkeypatch.setattr(export_command.plugins, "names", lambda package: ["foreign"])
-    monkeypatch.setattr(export_command.plugins, "load", lambda package, name: foreign)
-    cli = typer.Typer()
-    export_command.add_to(cli)
-    done = CliRunner().invoke(cli, ["export", "foreign", PROJECT, "--out", str(home / "out"), "--capitals"])
+    names, load = plugins.names, plugins.load
+    monkeypatch.setattr(plugins, "names", lambda of: ["foreign"] if of is exports else names(of))
+    monkeypatch.setattr(plugins, "load", lambda of, name: foreign if of is exports else load(of, name))
+    done = run("export", "foreign", *OF, "--out", str(home / "out"), "--capitals")
     assert done.exit_code == 0, done.output
     assert (home / "out").read_text() == "A.PNG\nB.PNG\nC.PNG"
     assert "everything but names" in done.stderr
@@ -447,18 +462,18 @@ def test_the_size_of_a_kept_picture_is_known_without_reading_it(home: Path) -> N
 
 
 def test_a_project_says_once_what_its_unlabelled_area_is(home: Path) -> None:
-    shown = run("project", PROJECT)
+    shown = run("project", *OF)
     assert shown.exit_code == 0, shown.output
     assert shown.stdout == (
         "label-studio 7: cells\ncategories: cell, nucleus\n3 images, 3 labels, of all annotators\n"
         "area without a label: background\n"
     )
-    before = json.loads(run("stats", PROJECT, "--json").stdout)
-    assert "area without a label: ignore\n" in run("project", PROJECT, "--unlabelled", "ignore").stdout
-    after = json.loads(run("stats", PROJECT, "--json").stdout)
+    before = json.loads(run("stats", *OF, "--json").stdout)
+    assert "area without a label: ignore\n" in run("project", *OF, "--unlabelled", "ignore").stdout
+    after = json.loads(run("stats", *OF, "--json").stdout)
     assert (before["unlabelled"], after["unlabelled"]) == ("background", "ignore")
     assert before["digest"] != after["digest"]
-    exported = run("export", "coco", PROJECT, "--out", str(home / "out"))
+    exported = run("export", "coco", *OF, "--out", str(home / "out"))
     assert "area without a label is unknown in this project, but background in COCO" in exported.stderr
-    assert run("project", PROJECT, "--unlabelled", "nothing").exit_code == 2
-    assert run("project", "99").exit_code == 1
+    assert run("project", *OF, "--unlabelled", "nothing").exit_code == 2
+    assert run("project", "label-studio", "99").exit_code == 1

@@ -191,9 +191,9 @@ def test_a_training_that_fails_by_command_is_a_failure(home: Path, tmp_path: Pat
 
 
 def test_the_report_is_printed_and_a_rollback_is_one_command(home: Path, models: Models) -> None:
-    assert "no model of this project is served yet" in run("report", "miou", PROJECT).output
+    assert "no model of this project is served yet" in run("report", "miou", "label-studio", PROJECT).output
     first, _ = serve(models), serve(models, 3.0)
-    printed = run("report", "miou", PROJECT)
+    printed = run("report", "miou", "label-studio", PROJECT)
     assert printed.exit_code == 0, printed.output
     assert "mIoU: 0.750 (0.700 to 0.800)" in printed.stdout
     assert "boundary F1 (within 0.8% of the diagonal): 0.900" in printed.stdout
@@ -201,9 +201,11 @@ def test_the_report_is_printed_and_a_rollback_is_one_command(home: Path, models:
     assert "3 images, test" in printed.stdout
     assert "too few" not in printed.output
     assert "left out: moon" in printed.output
-    assert '"miou": 0.75' in run("report", "miou", PROJECT, "--json").stdout
+    assert '"miou": 0.75' in run("report", "miou", "label-studio", PROJECT, "--json").stdout
     serve(models, 4.0, REPORT | {"split": "cross-validation", "too_few": "too few: only 3"})
-    assert "3 images, cross-validation\ntoo few: only 3" in run("report", "miou", PROJECT).output
-    run("rollback", PROJECT)
-    assert run("rollback", PROJECT).stdout == f"model {first} is served again\n"
-    assert run("rollback", PROJECT).exit_code == 1
+    assert (
+        "3 images, cross-validation\ntoo few: only 3" in run("report", "miou", "label-studio", PROJECT).output
+    )
+    run("rollback", "label-studio", PROJECT)
+    assert run("rollback", "label-studio", PROJECT).stdout == f"model {first} is served again\n"
+    assert run("rollback", "label-studio", PROJECT).exit_code == 1

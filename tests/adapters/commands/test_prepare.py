@@ -27,7 +27,7 @@ from clickmask.store import Store
 from clickmask.types import Image, ImageRef, Prediction, Prompt, Segmenter
 from clickmask.workbench import Workbench
 from clickmask_adapters import cli
-from clickmask_adapters.commands import prepare as prepare_command
+from clickmask_adapters.commands import _console
 from clickmask_adapters.commands.prepare import (
     MAX_CONCURRENT,
     Prepared,
@@ -127,7 +127,7 @@ def prepare(
         def with_our_bench(settings: Settings) -> Home:
             return Home(settings, open_bench(segmenter, capacity))
 
-        monkeypatch.setattr(prepare_command, "Home", with_our_bench)
+        monkeypatch.setattr(_console, "Home", with_our_bench)
         environment = {"CLICKMASK_HOME": str(tmp_path), "CLICKMASK_SEGMENTER": "disc"}
         return CliRunner().invoke(cli.app, ["prepare", *arguments], env=environment)
 
@@ -218,7 +218,7 @@ def test_a_store_that_is_full_is_said(photos: Path, prepare: Callable[..., Resul
     [
         (["nowhere"], "there is no folder nowhere"),
         (["label-studio"], "a project has a number"),
-        (["cvat", "1"], "cvat has no projects"),
+        (["nowhere", "1"], "there is no tool 'nowhere'"),
     ],
 )
 def test_what_is_neither_a_folder_nor_a_project_is_refused(

@@ -232,7 +232,7 @@ def test_another_label_studio_is_refused_unless_it_moved(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("paint", "3"), "labels are pulled from"),
+        (("paint", "3"), "there is no tool 'paint'"),
         (("label-studio", "three"), "'three' is not the number of a Label Studio project"),
         (("label-studio", "77"), "Label Studio has no project 77"),
     ],

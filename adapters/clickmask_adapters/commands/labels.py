@@ -1,0 +1,223 @@
+"""Accepted labels of a project: taken in (`pull`), counted (`stats`, `project`), written (`export`)."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Generator
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from clickmask import plugins
+from clickmask.errors import InvalidRequest
+from clickmask.ingest import pull as pulling
+from clickmask.labels.submissions import Unlabelled
+from clickmask.reports.statistics import Statistics, count, find_flaws
+from clickmask_adapters import exports
+from clickmask_adapters.api.datasets import describe, open_dataset
+from clickmask_adapters.commands._console import (
+    ProjectName,
+    ToolName,
+    console,
+    errors,
+    find_project,
+    find_tool,
+    open_home,
+)
+
+SHOWN_FLAWS = 20
+
+
+class Exports(TyperGroup):
+    """A command for each module in `exports`, with the options of its `write`."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        found = typer.Typer()
+        for name in plugins.names(exports):
+            found.command(name)(_export_command(plugins.load(exports, name)))
+        self.commands = typer.main.get_group(found).commands
+
+
+cli = typer.Typer()
+export = typer.Typer(
+    name="export",
+    cls=Exports,
+    no_args_is_help=True,
+    help="Write the accepted labels of a project as a dataset.",
+)
+cli.add_typer(export)
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder, or an earlier export.")]
+Pull = Annotated[bool, typer.Option("--pull", help="Take in the tool's labels first.")]
+
+
+@cli.command()
+def pull(
+    tool: ToolName,
+    project: ProjectName,
+    moved: Annotated[
+        bool, typer.Option("--moved", help="The tool is the same one at a new address.")
+    ] = False,
+) -> None:
+    """Take in all accepted labels of a project: those from before it was connected, or missed since.
+
+    Interrupted, the same command goes on where it stopped. What is kept already costs nothing; what was
+    deleted in the tool goes here too.
+    """
+    with open_home() as home:
+        source = find_tool(home, tool, moved).labels
+        if source is None:
+            raise InvalidRequest(f"the labels of {tool.replace('_', '-')} cannot be taken in")
+        done = _follow(pulling.pull(tool, source, project, home.store, home.ingester))
+        kept = home.archive.status()
+    for sentence in done.left_out:
+        errors.print(sentence, markup=False)
+    console.print(_summary(done))
+    if kept.refused:
+        errors.print(f"{kept.refused} images are not kept, for want of room: raise CLICKMASK_KEPT_BYTES")
+    if done.left_out:
+        raise typer.Exit(1)
+
+
+@cli.command()
+def project(
+    tool: ToolName,
+    project: ProjectName,
+    unlabelled: Annotated[
+        Unlabelled | None,
+        typer.Option(help="What area without a label is: background, or unknown, and ignored in training."),
+    ] = None,
+) -> None:
+    """Show what is kept of a project, and say what its area without a label is."""
+    with open_home() as home:
+        found = find_project(home.store, tool, project)
+        if unlabelled:
+            home.store.set_unlabelled(tool, project, unlabelled)
+        area = home.store.unlabelled(tool, project)
+    console.print(f"{found.tool.replace('_', '-')} {found.project}: {found.title}", markup=False)
+    console.print(f"categories: {', '.join(found.categories) or 'not told yet'}", markup=False)
+    console.print(f"{found.images} images, {found.labels} labels, of all annotators")
+    console.print(f"area without a label: {area}")
+
+
+@cli.command()
+def stats(
+    tool: ToolName,
+    project: ProjectName,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every flaw, not the first twenty.")] = False,
+) -> None:
+    """Count the accepted labels of a project, by category, and name what looks wrong in them.
+
+    The least, median and most area are in pixels; small labels have fewer than 32 x 32 of them, large
+    ones more than 96 x 96.
+    Points are those of polygons, as they were drawn.
+    """
+    with open_home() as home:
+        find_project(home.store, tool, project)
+        dataset = open_dataset(home.store, tool, project, home.archive, home.settings)
+    if as_json:
+        console.print_json(json.dumps(describe(dataset)))
+        return
+    counted = count(dataset)
+    console.print(_table(counted))
+    sides = ", ".join(f"{images} {side}" for side, images in counted.sides.items() if images)
+    nothing = f", {counted.unlabelled_images} of them with nothing on it" if counted.unlabelled_images else ""
+    console.print(f"{counted.images} images{nothing}: {sides}")
+    console.print(f"dataset {dataset.digest[:12]}")
+    if counted.too_few:
+        errors.print("too few images to be split: models are cross-validated")
+    shown = counted.flaws if every else counted.flaws[:SHOWN_FLAWS]
+    for flaw in shown:
+        errors.print(f"{flaw.kind}: {flaw.sentence}", markup=False)
+    if hidden := len(counted.flaws) - len(shown):
+        errors.print(f"and {hidden} more: --all")
+
+
+def _follow(steps: Generator[pulling.Progress]) -> pulling.Progress:
+    """Show a bar; an interrupt ends it with status 130, and the next pull goes on."""
+    done = pulling.Progress()
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=errors, transient=True) as bar, closing(steps):
+        shown = bar.add_task("", total=None)
+        try:
+            for done in steps:
+                total = None if done.remaining is None else done.read + done.remaining
+                bar.update(shown, completed=done.read, total=total, description=_summary(done))
+        except KeyboardInterrupt:
+            errors.print("interrupted; the same command goes on from there")
+            raise typer.Exit(130) from None
+    return done
+
+
+def _summary(done: pulling.Progress) -> str:
+    return (
+        f"{done.taken} taken in, {done.known} known already, {done.gone} gone, {len(done.left_out)} left out"
+    )
+
+
+def _table(counted: Statistics) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("category", overflow="fold")
+    for heading in ("labels", "images", "least", "median", "most", "small", "medium", "large", "points"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in counted.categories:
+        numbers = (each.labels, each.images, *(each.areas or ("",) * 3), each.small, each.medium, each.large)
+        points = "" if each.points is None else f"{each.points:g}"
+        table.add_row(Text(each.category), *map(str, numbers), points)
+    return table
+
+
+def _export_command(module: Any) -> Callable[..., None]:
+    """`_export` to the module's format, with the options of its `write` among its own."""
+
+    def command(tool: ToolName, project: ProjectName, out: Out, pull: Pull = False, **options: Any) -> None:
+        _export(module, tool, project, out, pull, options)
+
+    hints = get_type_hints(module.write, include_extras=True)
+    own = [
+        parameter.replace(annotation=hints[parameter.name])
+        for parameter in inspect.signature(module.write).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    signature = inspect.signature(command, eval_str=True)
+    common = list(signature.parameters.values())[:-1]
+    merged = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*common, *own)]
+    vars(command)["__signature__"] = signature.replace(parameters=merged)
+    command.__annotations__ = {each.name: each.annotation for each in merged}
+    command.__doc__ = (module.__doc__ or "").splitlines()[0]
+    return command
+
+
+def _export(
+    module: Any, tool: str, project: str, out: Path, pull_first: bool, options: dict[str, Any]
+) -> None:
+    if pull_first:
+        try:
+            pull(tool, project)
+        except typer.Exit as ended:
+            if ended.exit_code:
+                errors.print("nothing was exported; without --pull, what is kept already can be")
+            raise
+    with open_home() as home:
+        find_project(home.store, tool, project)
+        dataset = open_dataset(home.store, tool, project, home.archive, home.settings)
+        written = module.write(dataset, out, **options)
+        known = inspect.signature(module.losses).parameters
+        losses = module.losses(dataset, **{key: value for key, value in options.items() if key in known})
+    labels = sum(len(sample.labels) for sample in dataset.samples)
+    console.print(str(written), markup=False)
+    said = f"{len(dataset.samples)} images, {labels} labels, {len(dataset.categories)} categories"
+    console.print(f"{said}, dataset {dataset.digest[:12]}")
+    for sentence in losses:
+        errors.print(sentence, markup=False)
+    if flaws := sum(1 for _ in find_flaws(dataset)):
+        command = f"clickmask stats {tool.replace('_', '-')} {project}"
+        errors.print(f"{flaws} things look wrong in the labels: `{command}` names them", markup=False)

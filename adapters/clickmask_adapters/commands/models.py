@@ -1,0 +1,151 @@
+"""`clickmask train`, `rollback` and `prelabel`: models that a project's labels make."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Annotated
+
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from clickmask.ingest.reader import InboxReader
+from clickmask.store.jobs import UNDER_WAY, Job
+from clickmask.training.supervisor import Supervisor
+from clickmask_adapters.commands._console import (
+    ProjectName,
+    ToolName,
+    console,
+    errors,
+    find_project,
+    find_tool,
+    open_home,
+)
+from clickmask_adapters.settings import Settings
+from clickmask_adapters.tools._prelabel import Step
+
+POLL_S = 0.3  # seconds between looks at the job
+
+cli = typer.Typer()
+
+
+@cli.command()
+def train(tool: ToolName, project: ProjectName) -> None:
+    """Train a model on the accepted labels of a project, and serve it if it is the better one.
+
+    A training of the project that is under way is followed. Interrupted, the same command goes on from
+    the last validation; so does the server when it starts. CLICKMASK_TRAIN_SECONDS is how long it takes
+    at most.
+    """
+    with open_home() as home:
+        find_project(home.store, tool, project)
+        # A server may read the tools' events too: nothing is taken in twice.
+        with closing(InboxReader(home.inbox, home.store, home.ingester, home.label_sources)) as reader:
+            reader.start()
+            with closing(home.supervisor(lambda: reader.status().waiting)) as supervisor:
+                supervisor.start(adopting=False)
+                job = _follow_training(supervisor, supervisor.request(tool, project))
+    said = f"model {job.version}: {job.message}" if job.version else job.message
+    (console if job.state == "done" else errors).print(said, markup=False)
+    if job.state != "done":
+        raise typer.Exit(1)
+
+
+@cli.command()
+def rollback(tool: ToolName, project: ProjectName) -> None:
+    """Serve the model that was served before the present one."""
+    with open_home() as home:
+        find_project(home.store, tool, project)
+        served = home.models.of(tool, project).roll_back()
+    console.print(f"model {served.id} is served again", markup=False)
+
+
+@cli.command()
+def prelabel(
+    tool: ToolName,
+    project: ProjectName,
+    refine: Annotated[
+        bool | None,
+        typer.Option(
+            "--refine/--no-refine",
+            help="Show the default segmenter each object, and keep the better outline of the two. Default: "
+            "CLICKMASK_REFINE.",
+        ),
+    ] = None,
+) -> None:
+    """Let the project's trained model draw in every task that nobody has touched.
+
+    Label Studio gets predictions, in tasks without annotations and drafts; CVAT gets shapes, in new jobs
+    without annotations. What has them already is left as it is, so that the same command, interrupted,
+    goes on where it stopped.
+    """
+    with open_home(Settings() if refine is None else Settings(refine=refine)) as home:
+        steps = find_tool(home, tool).prelabel(home.workbench, project)
+        done, interrupted = _follow_prelabelling(steps)
+    for sentence in done.left_out:
+        errors.print(sentence, markup=False)
+    console.print(_summary(done))
+    if interrupted:
+        errors.print("interrupted; the same command goes on from there")
+        raise typer.Exit(130)
+    if done.left_out:
+        raise typer.Exit(1)
+
+
+def _follow_training(supervisor: Supervisor, job: Job) -> Job:
+    """Show a bar until the job has ended; an interrupt ends it with status 130."""
+    columns = (
+        BarColumn(20),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        TextColumn("at most"),
+        TimeRemainingColumn(),
+        TextColumn("more"),
+    )
+    with Progress(*columns, console=errors, transient=True) as bar:
+        shown = bar.add_task(job.state, total=None)
+        try:
+            while job.state in UNDER_WAY:
+                total = None if job.seconds_left is None else job.seconds + job.seconds_left
+                said: str = job.state
+                if job.loss is not None:
+                    miou = "-" if job.validation_miou is None else f"{job.validation_miou:.3f}"
+                    said = f"step {job.step}/{job.steps}, loss {job.loss:.3f}, validation mIoU {miou}"
+                bar.update(shown, completed=job.seconds, total=total, description=said)
+                time.sleep(POLL_S)
+                job = supervisor.jobs.get(job.id)
+        except KeyboardInterrupt:
+            errors.print("interrupted; the same command goes on from the last validation")
+            raise typer.Exit(130) from None
+    return job
+
+
+def _follow_prelabelling(steps: Iterator[Step]) -> tuple[Step, bool]:
+    """Show a bar; what was done, and whether an interrupt ended it."""
+    done = Step(0)
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=errors, transient=True, speed_estimate_period=300) as bar:
+        shown = bar.add_task("", total=None)
+        try:
+            for step in steps:
+                done = done.then(step)
+                total = done.images + done.remaining
+                bar.update(shown, completed=done.images, total=total, description=_summary(done))
+        except KeyboardInterrupt:
+            return done, True
+    return done, False
+
+
+def _summary(done: Step) -> str:
+    return (
+        f"{done.objects} objects drawn in {done.containers}, {done.untouched} left as they were, "
+        f"{len(done.left_out)} left out"
+    )
