@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from threading import RLock
+from typing import Any, Self, TypeVar, overload
 
 import cv2
 
@@ -30,61 +32,77 @@ from clickmask_adapters.server.memory import share_malloc_arena
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools import Tool
 
+PartT = TypeVar("PartT")
+
+
+class part(cached_property[PartT]):  # noqa: N801 - used as `property` is
+    """A `cached_property` that two threads make but once: functools' own has no lock from Python 3.12 on."""
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any] | None = None) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type[Any] | None = None) -> PartT: ...
+    def __get__(self, instance: object, owner: type[Any] | None = None) -> Any:
+        if not isinstance(instance, Home):
+            return self
+        with instance.lock:  # only until it is made: then it is found before this is asked
+            return super().__get__(instance, owner)
+
 
 class Home:
-    """The parts of one process, wired by `settings`. Close it to stop what was made.
+    """The parts of one process, wired by `settings`, for any thread. Close it to stop what was made.
 
-    `workbench` replaces the one that the settings describe; its store and inbox are used then.
+    `workbench` replaces the one that the settings describe; its store, inbox and images are used then.
     """
 
     def __init__(self, settings: Settings, workbench: Workbench | None = None) -> None:
         self.settings = settings
+        self.lock = RLock()  # parts are made of parts
         if workbench:
             self.workbench, self.store, self.inbox = workbench, workbench.store, workbench.inbox
             self.images = workbench.images
 
-    @cached_property
+    @part
     def store(self) -> Store:
         """Raises StoreUnavailable."""
         self._make_folder()
         database = self.settings.database
         return Store(database.get_secret_value() if database else self.settings.home / "store.sqlite")
 
-    @cached_property
+    @part
     def inbox(self) -> Inbox:
         self._make_folder()
         return Inbox(self.settings.home / "inbox.sqlite")
 
-    @cached_property
+    @part
     def archive(self) -> ImageArchive:
         return ImageArchive(self.settings.home / "images", self.settings.kept_bytes, self.store.is_labelled)
 
-    @cached_property
+    @part
     def limits(self) -> ImageLimits:
         return ImageLimits(self.settings.max_image_bytes, self.settings.max_image_pixels)
 
-    @cached_property
+    @part
     def images(self) -> ImageSource:
-        """Images from everywhere that the settings allow."""
-        origins = (self.settings.label_studio_url, self.settings.cvat_url)
+        """Images from everywhere that the settings and the tools' addresses allow."""
         fetcher = Fetcher(
             limits=self.limits,
             roots=self.settings.image_roots,
             hosts=self.settings.image_hosts,
-            trusted_origins=[url for url in origins if url],
+            trusted_origins=[tool.origin for tool in self.tools.values() if tool.origin],
             ca_bundle=self.settings.ca_bundle,
         )
         return ImageSource(fetcher, self.settings.image_bytes, self.limits)
 
-    @cached_property
+    @part
     def models(self) -> ProjectModels:
         return ProjectModels(self.settings.home / "models", self.settings.threads)
 
-    @cached_property
+    @part
     def weights(self) -> WeightsFolder:
         return WeightsFolder(self.settings.home / "weights", self.settings.weights_mirror)
 
-    @cached_property
+    @part
     def runtimes(self) -> Runtimes:
         return Runtimes(
             self.settings.runtime,
@@ -93,11 +111,11 @@ class Home:
             folder=self.settings.home / "runtimes",
         )
 
-    @cached_property
+    @part
     def segmenters(self) -> Catalogue:
         return Catalogue(segmenters, self.weights, self.runtimes)
 
-    @cached_property
+    @part
     def embeddings(self) -> EmbeddingCache:
         disk = None
         if self.settings.disk_bytes:
@@ -105,14 +123,14 @@ class Home:
             disk = DiskEmbeddings(folder, self.settings.disk_bytes, self.segmenters.get, self.weights)
         return EmbeddingCache(self.settings.embedding_bytes, self.settings.queue_length, disk=disk)
 
-    @cached_property
+    @part
     def annotators(self) -> AnnotatorCatalogue:
         refiner = self.settings.segmenter if self.settings.refine else None
         return AnnotatorCatalogue(annotators, self.segmenters, self.embeddings, self.models, refiner)
 
-    @cached_property
+    @part
     def workbench(self) -> Workbench:
-        """Raises UnknownSegmenter or SegmenterNotReady if the default segmenter cannot run."""
+        """The use cases. Raises UnknownSegmenter or SegmenterNotReady if the default cannot run."""
         share_malloc_arena()
         cv2.setNumThreads(1)  # requests run side by side; OpenCV's own threads would only fight them
         self._make_folder()
@@ -130,28 +148,28 @@ class Home:
             max_preparations=self.settings.queue_length,
         )
 
-    @cached_property
+    @part
     def tools(self) -> dict[str, Tool]:
         """The labeling tools that are installed, by the name of their package."""
         return {name: plugins.load(tools, name).create(self) for name in plugins.names(tools)}
 
-    @cached_property
+    @part
     def label_sources(self) -> dict[str, LabelSource]:
-        """The tools whose labels can be taken in."""
+        """The tools whose labels can be taken in, by name."""
         return {name: tool.labels for name, tool in self.tools.items() if tool.labels}
 
-    @cached_property
+    @part
     def ingester(self) -> Ingester:
         return Ingester(self.store, self.images, self.archive)
 
-    @cached_property
+    @part
     def jobs(self) -> Jobs:
         """Trainings; those that an earlier version kept in a folder are taken in first."""
         self.store.jobs.import_folder(self.settings.home / "jobs")
         return self.store.jobs
 
     def supervisor(self, waiting: Callable[[], int], triggers: Triggers | None = None) -> Supervisor:
-        """Trainings of this process. `waiting` counts the events that are still to be read."""
+        """The trainings of this process. `waiting` counts the events that are still to be read."""
         home = self.settings.home
         database = self.settings.database
         config = WorkerConfig(
@@ -174,20 +192,17 @@ class Home:
         )
 
     def close(self) -> None:
-        """Stop the workbench if there is one, else close the store and the inbox."""
+        """Stop what was made; a workbench stops its parts itself, in the order that they need."""
         made = vars(self)
-        if "workbench" in made:
-            self.workbench.close()
-            return
-        for part in (made.get("store"), made.get("inbox")):
-            if part:
-                part.close()
+        for name in ("workbench",) if "workbench" in made else ("embeddings", "store", "inbox"):
+            if name in made:
+                made[name].close()
 
     def _make_folder(self) -> None:
         self.settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _refetch(self, name: str, project: str, stopped: Callable[[], bool]) -> None:
-        """Bring labelled images that the archive lacks, until `stopped`."""
+        """Fetch labelled images that the archive lacks, until `stopped`."""
         source = self.label_sources.get(name)
         if source and source.origin:
             refetch_missing(name, source, project, self.store, self.images, self.archive, stopped)

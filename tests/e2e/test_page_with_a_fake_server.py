@@ -39,7 +39,7 @@ class FakeServer:
         self.refusal: tuple[int, str] | None = None
         self.wider = 0  # pixels by which it misjudges photos
         self.app = FastAPI()
-        self.app.include_router(web.router(None, None))
+        self.app.include_router(web.router())
         self.app.middleware("http")(self.guard)
         self.app.post("/v1/images")(self.images)
         self.app.post("/v1/proposals")(self.propose)

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from clickmask.inference.weights import Checkpoint, WeightsFolder
-from clickmask_adapters import app, cli
+from clickmask_adapters import cli
+from clickmask_adapters.home import Home
 from support.served import Server
 
 SEGMENTER = "sam:vit_b"
@@ -30,7 +31,7 @@ def main() -> None:
     address = f"https://127.0.0.1/{checkpoint.name}"
     entry = Checkpoint(SEGMENTER, address, checkpoint.stat().st_size, sha256, "none")
     weights = WeightsFolder(checkpoint.parent, checkpoints={SEGMENTER: entry})
-    app.create_weights = lambda settings: weights
+    Home.weights = weights  # type: ignore[assignment,method-assign]  # of every home in this process
     cli.app(["serve", "--segmenter", SEGMENTER, *sys.argv[3:]])
 
 

@@ -13,13 +13,11 @@ from clickmask.masks.regions import mask_area, mask_box
 from clickmask.masks.rle import rle_to_mask
 from clickmask.workbench import Workbench
 from clickmask_adapters.api._json import json_response
-from clickmask_adapters.settings import Settings
 
 MAX_LABELS = 10_000  # of one answer
 
 
-def router(workbench: Workbench, settings: Settings) -> APIRouter:
-    """A plugin's signature; the settings are not needed yet."""
+def router(workbench: Workbench) -> APIRouter:
     routes = APIRouter(prefix="/v1/projects")
 
     @routes.get("", summary="The projects whose labels are kept here")
@@ -31,7 +29,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         tool: str,
         project: str,
         all_annotations: Annotated[
-            bool, Query(description="Of every annotator; else the ground truth's, or the newest one's.")
+            bool, Query(description="Every annotator's; else the ground truth's, or the newest one's.")
         ] = False,
         offset: Annotated[int, Query(ge=0)] = 0,
         limit: Annotated[int, Query(ge=1, le=MAX_LABELS)] = 1000,

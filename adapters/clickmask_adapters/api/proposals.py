@@ -1,15 +1,14 @@
-"""clickmask's own HTTP API, under /v1/."""
+"""Prompts, images and whole annotations over HTTP: what clickmask's own page asks."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-import clickmask
 from clickmask.errors import InvalidRequest
 from clickmask.masks.polygons import group_rings
 from clickmask.masks.regions import mask_area, mask_box
@@ -18,7 +17,6 @@ from clickmask.masks.simplify import simplify_mask
 from clickmask.types import ImageRef, Prediction, Prompt
 from clickmask.workbench import Workbench
 from clickmask_adapters.api._json import json_response
-from clickmask_adapters.server.failures import RecentFailures
 from clickmask_adapters.settings import Settings
 
 XY = tuple[float, float]
@@ -39,13 +37,10 @@ class ImageIn(Strict):
     digest: str | None = Field(None, description="Of an image sent before; 410 if it is not known any more")
 
     def ref(self) -> ImageRef:
-        given = [value for value in (self.data, self.url, self.digest) if value is not None]
+        named = (("data:;base64,", self.data), ("", self.url), ("digest:", self.digest))
+        given = [scheme + value for scheme, value in named if value is not None]
         if len(given) != 1:
             raise InvalidRequest("an image is given by exactly one of data, url and digest")
-        if self.data is not None:
-            return ImageRef("data:;base64," + self.data)
-        if self.digest is not None:
-            return ImageRef("digest:" + self.digest)
         return ImageRef(given[0])
 
 
@@ -53,9 +48,6 @@ class PromptIn(Strict):
     foreground: list[XY] = Field([], description=f"Points on the object. {FRAME}")
     background: list[XY] = Field([], description="Points that are not on it.")
     box: tuple[float, float, float, float] | None = Field(None, description="x0, y0, x1, y1")
-
-    def prompt(self) -> Prompt:
-        return Prompt(tuple(self.foreground), tuple(self.background), self.box)
 
 
 class WantedIn(Strict):
@@ -188,33 +180,34 @@ class ErrorOut(BaseModel):
     error: Annotated[str, Field(description="One sentence for people")]
 
 
-def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> APIRouter:
-    failed: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorOut, "description": text}
-        for status, text in {
-            400: "The request is not what is expected",
-            401: "The secret is missing",
-            403: "The image must not be read, or the caller may not ask",
-            404: "No such segmenter or annotator",
-            410: "The digest is not known any more: send the image again",
-            413: "Too large",
-            422: "The prompt or the image cannot be",
-            502: "The image could not be fetched",
-            503: "Busy: try again after Retry-After seconds",
-        }.items()
-    }
-    routes = APIRouter(prefix="/v1", responses=failed)
-    started = time.monotonic()
+ERRORS: Mapping[int | str, dict[str, Any]] = {
+    status: {"model": ErrorOut, "description": text}
+    for status, text in {
+        400: "The request is not what is expected",
+        401: "The secret is missing",
+        403: "The image must not be read, or the caller may not ask",
+        404: "No such segmenter or annotator",
+        410: "The digest is not known any more: send the image again",
+        413: "Too large",
+        422: "The prompt or the image cannot be",
+        502: "The image could not be fetched",
+        503: "Busy: try again after Retry-After seconds",
+    }.items()
+}
+
+
+def router(workbench: Workbench, settings: Settings) -> APIRouter:
+    routes = APIRouter(prefix="/v1", responses=dict(ERRORS))
 
     @routes.post("/proposals", response_model=ProposalsOut, summary="A prompt becomes masks, best first")
     def proposals(asked: ProposalsIn) -> Response:
-        ref = asked.image.ref()
-        made = workbench.propose(ref, asked.prompt.prompt(), asked.segmenter)
+        given = asked.prompt
+        prompt = Prompt(tuple(given.foreground), tuple(given.background), given.box)
+        made = workbench.propose(asked.image.ref(), prompt, asked.segmenter)
         first = made[0]
-        height, width = first.prediction.mask.shape
         return json_response(
             {
-                "image": {"digest": first.digest, "width": width, "height": height},
+                "image": _image(first.digest, first.prediction.mask.shape),
                 "segmenter": first.prediction.segmenter,
                 "proposals": [
                     {"id": proposal.id} | _described(proposal.prediction, asked, settings.min_iou)
@@ -230,10 +223,9 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
         ref = asked.image.ref()
         identity = workbench.identify(ref)
         found = workbench.annotate(ref, asked.annotator)
-        height, width = identity.size
         return json_response(
             {
-                "image": {"digest": identity.digest, "width": width, "height": height},
+                "image": _image(identity.digest, identity.size),
                 "annotator": asked.annotator,
                 "objects": [
                     {"label": label} | _described(prediction, asked, settings.min_iou)
@@ -254,8 +246,7 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
         ref = asked.image.ref()
         identity = workbench.identify(ref)
         workbench.prepare(ref, asked.segmenter)
-        height, width = identity.size
-        return json_response({"digest": identity.digest, "width": width, "height": height})
+        return json_response(_image(identity.digest, identity.size))
 
     @routes.get("/segmenters", response_model=SegmentersOut, summary="What is installed, and what is ready")
     def segmenters() -> Response:
@@ -265,45 +256,25 @@ def router(workbench: Workbench, settings: Settings, recent: RecentFailures) -> 
         ]
         return json_response({"default": workbench.default_segmenter, "segmenters": found})
 
-    @routes.get("/status", summary="How the server is doing, with its last 50 errors")
-    async def status() -> Response:
-        cache = asdict(workbench.cache_status())
-        intake = workbench.intake_status()
-        queue = {"waiting": cache.pop("waiting"), "capacity": cache.pop("queue_length")}
-        return json_response(
-            {
-                "version": clickmask.__version__,
-                "segmenter": workbench.default_segmenter,
-                "uptime_s": round(time.monotonic() - started, 1),
-                "cache": cache,
-                "queue": queue,
-                "inbox": workbench.kept_events(),
-                "intake": asdict(intake)
-                | {"newest_set_aside": [each._asdict() for each in intake.newest_set_aside]}
-                if intake
-                else None,
-                "writes": asdict(workbench.write_times()),
-                "trainings": [asdict(job) for job in workbench.jobs_under_way()],
-                "errors": [asdict(failure) for failure in recent.all()],
-            }
-        )
-
     return routes
 
 
+def _image(digest: str, size: tuple[int, ...]) -> dict[str, Any]:
+    height, width = size
+    return {"digest": digest, "width": width, "height": height}
+
+
 def _described(prediction: Prediction, asked: WantedIn, min_iou: float) -> dict[str, Any]:
+    """The mask as a `MaskOut`; each mask is made here, at full size."""
     mask = prediction.mask
-    described: dict[str, Any] = {
-        "score": prediction.score,
-        "area": mask_area(mask),
-        "box": mask_box(mask),
-    }
+    described: dict[str, Any] = {"score": prediction.score, "area": mask_area(mask), "box": mask_box(mask)}
     if "rle" in asked.want:
         described["rle"] = mask_to_rle(mask)
     if "polygons" in asked.want:
         simplified = simplify_mask(mask, asked.min_iou or min_iou, max_points=asked.max_points)
-        parts = group_rings(simplified.rings)
-        described["polygons"] = [{"outer": outer, "holes": holes} for outer, holes in parts]
-        described["iou"] = simplified.iou
-        described["points"] = simplified.points
+        described |= {
+            "polygons": [{"outer": outer, "holes": holes} for outer, holes in group_rings(simplified.rings)],
+            "iou": simplified.iou,
+            "points": simplified.points,
+        }
     return described

@@ -47,11 +47,13 @@ def serve(
     """Answer Label Studio and CVAT, and serve the API and the page."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = Settings(segmenter=segmenter) if segmenter else Settings()
+    home = Home(settings)
     try:
-        application = create_app(Home(settings))
+        application = create_app(home)
     except ClickmaskError as error:
+        home.close()
         raise typer.BadParameter(str(error)) from error
-    # Without proxy_headers: whoever may set X-Forwarded-For could otherwise claim to be this machine.
+    # No proxy_headers: anybody who can set X-Forwarded-For could otherwise claim to be this machine.
     config = uvicorn.Config(
         application,
         host,

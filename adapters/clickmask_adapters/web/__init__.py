@@ -43,7 +43,7 @@ class _Page:
         body = path.read_bytes()
         headers = {
             "Content-Type": MEDIA_TYPES[path.suffix],
-            # Asked for again at each visit, answered 304: an upgraded server is never seen half old.
+            # Each visit asks again and is answered 304, so that nobody sees half of an upgraded server.
             "Cache-Control": "no-cache",
             "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
             "Content-Security-Policy": CONTENT_SECURITY_POLICY,
@@ -59,8 +59,8 @@ class _Page:
         return Response(self.body, headers=self.headers)
 
 
-def router(workbench: object, settings: object) -> APIRouter:
-    """`/`, `/status` and their files under `/static/`; a plugin's signature, of which it needs nothing.
+def router() -> APIRouter:
+    """`/`, `/status` and their files under `/static/`.
 
     The files are read here once, into a table: no request ever becomes a path on the disk.
     """

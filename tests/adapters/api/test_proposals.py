@@ -18,7 +18,7 @@ from clickmask.masks.polygons import polygons_to_mask
 from clickmask.masks.regions import mask_iou
 from clickmask.masks.rle import rle_to_mask
 from clickmask.workbench import Workbench
-from clickmask_adapters.api import proposals
+from clickmask_adapters.api import proposals, status
 from clickmask_adapters.server.failures import RecentFailures, install
 from clickmask_adapters.settings import Settings
 from support.drawn import scene
@@ -33,7 +33,8 @@ CLICK = {"foreground": [[40, 30]]}
 def client(workbench: Workbench, tmp_path: Path) -> Iterator[TestClient]:
     app, recent = FastAPI(), RecentFailures()
     install(app, recent)
-    app.include_router(proposals.router(workbench, Settings(home=tmp_path), recent))
+    app.include_router(proposals.router(workbench, Settings(home=tmp_path)))
+    app.include_router(status.router(workbench, recent))
     yield TestClient(app, raise_server_exceptions=False)
 
 

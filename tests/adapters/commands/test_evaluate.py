@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from clickmask.inference.weights import WeightsFolder
 from clickmask_adapters.cli import app
+from clickmask_adapters.home import Home
+from clickmask_adapters.settings import Settings
 from support.coco_folders import write_dataset
 from support.scenes import drawn_scene
 
@@ -69,6 +72,23 @@ def test_all_takes_every_segmenter_that_is_ready(dataset: Path, tmp_path: Path) 
     names = set(json.loads(numbers.read_text())["segmenters"])
     assert names >= {"grabcut", "contours", "threshold", "region_growing"}
     assert "sam:vit_b" not in names, "it has no weights here"
+
+
+def test_what_serve_answers_without_torch_is_evaluated_without_it(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 4ea8372 the command's segmenters had no runtimes, and `sam:vit_b` asked for torch."""
+    pytest.importorskip("torch")
+    from support.checkpoints import TINY, weights_of, write_checkpoint
+
+    weights = weights_of(write_checkpoint(tmp_path / "tiny.pth", TINY))
+    monkeypatch.setattr(Home, "weights", weights)
+    assert Home(Settings()).segmenters.export("sam:vit_b", lambda share, what: None)
+    monkeypatch.setattr(Home, "weights", WeightsFolder(tmp_path / "none", checkpoints=weights.checkpoints))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = evaluate("sam:vit_b", dataset, "--clicks", 1, "--objects", 1)
+    assert result.exit_code == 0, result.output
+    assert "1 objects of annotations.json" in result.output
 
 
 @pytest.mark.parametrize(

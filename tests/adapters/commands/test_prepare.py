@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import io
 import threading
 import time
@@ -26,7 +27,7 @@ from clickmask.segmenters import sam
 from clickmask.store import Store
 from clickmask.types import Image, ImageRef, Prediction, Prompt, Segmenter
 from clickmask.workbench import Workbench
-from clickmask_adapters import cli
+from clickmask_adapters import cli, tools
 from clickmask_adapters.commands import _console
 from clickmask_adapters.commands.prepare import (
     MAX_CONCURRENT,
@@ -310,6 +311,45 @@ def test_few_images_are_read_ahead(photos: Path, open_bench: Callable[..., Workb
     assert len(located) <= 3 + MAX_CONCURRENT
     prepared.close()
     bench.close()
+
+
+A_TOOL = """
+from pathlib import Path
+
+from clickmask.types import ImageRef
+from clickmask_adapters.tools import NamedImage, Tool
+
+
+class Shelf(Tool):
+    name = "photo_shelf"
+
+    def images(self, project):
+        for path in sorted(Path(project).glob("b*.png")):
+            yield NamedImage(path.name, lambda path=path: ImageRef(path.as_uri()))
+
+
+class Shop(Tool):
+    name = "shop"
+
+
+def create(home):
+    return Shelf() if __name__.endswith("photo_shelf") else Shop()
+"""
+
+
+def test_every_tool_that_lists_its_images_can_be_prepared(
+    photos: Path, prepare: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A tool is one file in the folder of the tools; nothing else knows of it."""
+    for name in ("photo_shelf", "shop"):
+        (tmp_path / f"{name}.py").write_text(A_TOOL)
+    monkeypatch.setattr(tools, "__path__", [*tools.__path__, str(tmp_path)])
+    importlib.invalidate_caches()
+    result = prepare(StoredDisc(), "photo-shelf", str(photos))
+    assert "1 encoded, 0 there already, 1 failed" in result.stdout
+    assert BROKEN in result.stderr
+    refused = prepare(StoredDisc(), "shop", "1")
+    assert (refused.exit_code, refused.stderr) == (1, "shop's images cannot be listed\n")
 
 
 class PagesOfTasks(LabelStudioClient):

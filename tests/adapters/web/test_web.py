@@ -18,7 +18,7 @@ TEXTS = [path for path in FILES if path.suffix in {".html", ".css", ".js", ".svg
 @pytest.fixture(scope="module")
 def client() -> TestClient:
     app = FastAPI()
-    app.include_router(web.router(None, None))
+    app.include_router(web.router())
     return TestClient(app)
 
 
