@@ -35,7 +35,7 @@ check: $(VENV)/everything
 	$(run)/pyright
 	$(run)/hadolint Dockerfile
 	$(run)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml \
-		adapters/clickmask_adapters/tools/cvat/docker-compose.*.yml
+		adapters/clickmask_adapters/deploy/docker-compose.*.yml
 
 format: $(VENV)/everything
 	$(run)/ruff check --fix .

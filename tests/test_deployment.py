@@ -14,6 +14,7 @@ import yaml
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+import clickmask_adapters
 from clickmask_adapters.commands import connect
 from clickmask_adapters.commands.serve import serve
 from clickmask_adapters.home import Home
@@ -82,7 +83,7 @@ WITH_NUCLIOS_PLACE, ON_THE_HOST = "docker-compose.cvat.yml", "docker-compose.cva
 
 def override(name: str) -> dict[str, Any]:
     """The file as it ships in the package, with its variables at their defaults."""
-    text = (resources.files(cvat) / name).read_text()
+    text = (resources.files(clickmask_adapters) / "deploy" / name).read_text()
     return yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
 
 
