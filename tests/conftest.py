@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import hypothesis
@@ -20,7 +19,7 @@ from clickmask.ingest.inbox import Inbox
 from clickmask.store import Store
 from clickmask.types import Segmenter
 from clickmask.workbench import Workbench
-from support import fakes, postgresql
+from support import postgresql
 from support.fakes import DiscSegmenter, DrawnAnnotator
 
 # Machines are shared: how long an example takes says nothing of the code.
@@ -40,8 +39,9 @@ class OneSegmenter(Catalogue):
         if name not in self._loaded:
             super().require(name)
 
-    def plugin(self, name: str) -> tuple[ModuleType, str]:
-        return (fakes, "") if name == self._segmenter.name else super().plugin(name)
+    def require_ready(self, name: str) -> None:
+        if name not in self._loaded:
+            super().require_ready(name)
 
     def statuses(self) -> list[SegmenterStatus]:
         return [*super().statuses(), SegmenterStatus(self._segmenter.name, True, "")]

@@ -21,11 +21,14 @@ PACKAGES = {
 }
 SAYS = ("MODEL_CARD.md", "NOTICE")
 ANSWER = """
+import pathlib
 import sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
 import clickmask
+from clickmask.inference.catalogue import Host
 from clickmask.inference.runtimes import Runtimes
+from clickmask.inference.weights import WeightsFolder
 from clickmask.segmenters import builtin
 from clickmask.types import Image, Prompt
 
@@ -33,7 +36,7 @@ assert clickmask.__file__.startswith(sys.argv[1]), clickmask.__file__
 pixels = np.full((96, 128, 3), 40, np.uint8)
 pixels[30:70, 40:90] = 200
 pixels.flags.writeable = False
-segmenter = builtin.load(runtimes=Runtimes(threads=1))
+segmenter = builtin.load("", Host(WeightsFolder(pathlib.Path("none")), Runtimes(threads=1)))
 mask = segmenter.decode(segmenter.encode(Image(pixels, "drawn")), Prompt(((65.0, 50.0),)))[0].mask
 print(int(mask[30:70, 40:90].sum()), int(mask.sum()))
 """

@@ -100,7 +100,8 @@ class Home:
 
     @part
     def weights(self) -> WeightsFolder:
-        return WeightsFolder(self.settings.home / "weights", self.settings.weights_mirror)
+        official = plugins.checkpoints(segmenters)
+        return WeightsFolder(self.settings.home / "weights", self.settings.weights_mirror, official)
 
     @part
     def runtimes(self) -> Runtimes:

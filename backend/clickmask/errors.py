@@ -55,6 +55,10 @@ class AnnotatorNotReady(ClickmaskError):
     """The annotator is known but cannot run, for want of a segmenter, of a model or of a package."""
 
 
+class PluginFailed(ClickmaskError):
+    """A plugin failed, or gave something else than its contract says."""
+
+
 class UnknownModel(ClickmaskError):
     """The project has no trained model of this name, or none to go back to."""
 

@@ -1,163 +1,222 @@
-"""A plugin is a module: its file name is its name, and nothing has to be registered.
+"""The plugin contract. A plugin is a module: its file name is its name, and nothing is registered.
 
-Packages from elsewhere bring theirs by an entry point in the group of the folder's full name,
-e.g. `[project.entry-points."clickmask.segmenters"] mine = "my_package.mine"`.
+One file in `clickmask.segmenters` or `clickmask.annotators` is a `Family`, and its `Host` is the one of
+their catalogue. Networks, tools and exports say in their own package what a file there holds. Another
+distribution brings a plugin by an entry point in the group of the package's full name, e.g.
+`[project.entry-points."clickmask.segmenters"] mine = "my_package.mine"`.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import logging
 import pkgutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from types import ModuleType
-from typing import Any, Generic, TypeVar
+from types import MappingProxyType, ModuleType
+from typing import Generic, Protocol, TypeVar, cast
 
-from clickmask.errors import (
-    ClickmaskError,
-)
+from clickmask.errors import ClickmaskError, PluginFailed
 
 log = logging.getLogger(__name__)
+
+HostT = TypeVar("HostT")
+HostT_contra = TypeVar("HostT_contra", contravariant=True)
+PluginT = TypeVar("PluginT")
+PluginT_co = TypeVar("PluginT_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published file of weights. Its SHA-256 says whether a file is this one, wherever it came from."""
+
+    address: str
+    bytes: int
+    sha256: str
+    licence: str
+
+    @property
+    def file(self) -> str:
+        return self.address.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is known of a variant before it is loaded."""
+
+    checkpoint: Checkpoint | None = None
+    sam_decoder: str = ""  # the SAM whose own decoder reads the embedding, which is `SamFeatures` then
+    sweeps: bool = False  # cheap enough to be clicked all over an image; it is `GridPromptable` then
+
+
+class Family(Protocol[HostT_contra, PluginT_co]):
+    """A module that loads the variants of one segmenter or annotator.
+
+    Only `load` is needed. Without VARIANTS there is one variant, "", and the plugin is called by its
+    file name, else `family:variant`. If the variants depend on the host, the function `variants(host)`
+    gives the mapping instead. Without `missing`, nothing is missing.
+    """
+
+    VARIANTS: Mapping[str, Variant]
+
+    def missing(self, variant: str, host: HostT_contra) -> str:
+        """What loading the variant needs and lacks, as a sentence; empty if it lacks nothing."""
+        ...
+
+    def load(self, variant: str, host: HostT_contra) -> PluginT_co:
+        """The plugin, whose `name` MUST be the one that users write. It is called once for each variant."""
+        ...
+
+
+ONE_VARIANT: Mapping[str, Variant] = MappingProxyType({"": Variant()})
 
 
 def names(package: ModuleType) -> list[str]:
     """Names of the plugins in `package` and of those that other distributions bring, sorted."""
     inside = {module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_"}
-    return sorted(inside | {point.name for point in _brought(package)})
+    return sorted(inside | {point.name for point in _entry_points(package.__name__, tuple(sys.path))})
 
 
 def load(package: ModuleType, name: str) -> ModuleType:
     """The module of the plugin `name`; KeyError if there is none. Ours win over foreign ones."""
     if name in {module.name for module in pkgutil.iter_modules(package.__path__)}:
         return importlib.import_module(f"{package.__name__}.{name}")
-    for point in _brought(package):
+    for point in _entry_points(package.__name__, tuple(sys.path)):
         if point.name == name:
             return point.load()
     raise KeyError(name)
 
 
-def _brought(package: ModuleType) -> tuple[EntryPoint, ...]:
-    return _entry_points(package.__name__, tuple(sys.path))
-
-
 @functools.lru_cache(maxsize=32)
 def _entry_points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Of everything that is installed on `path`, read once: that takes 15 to 40 ms."""
+    """Entry points of everything installed on `path`. Reading them takes 15 to 40 ms, so it is done once."""
     return tuple(entry_points(group=group))
 
 
-LoadedT = TypeVar("LoadedT")
+def checkpoints(package: ModuleType) -> dict[str, Checkpoint]:
+    """The checkpoints of the families in `package`, by `family:variant`. Broken families have none."""
+    found: dict[str, Checkpoint] = {}
+    for family in names(package):
+        try:
+            variants = _variants(load(package, family))
+        except Exception:  # noqa: BLE001, S112 - foreign code; its catalogue says that it is broken
+            continue
+        found |= {f"{family}:{name}": each.checkpoint for name, each in variants.items() if each.checkpoint}
+    return found
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What a catalogue holds, and how it says that it does not."""
+class Families(Generic[HostT, PluginT]):
+    """The families in a package, by `family` or `family:variant`, each variant loaded once. For any thread.
+
+    Subclasses say what a plugin is called and which errors say that there is none.
+    """
 
     noun: str
     unknown: type[ClickmaskError]
     not_ready: type[ClickmaskError]
 
-
-class Installed(Generic[LoadedT]):
-    """What the plugins of a package load, by `family` or `family:variant`, for any thread.
-
-    A plugin has `load(variant, **options)`. It may have variants, listed in the tuple `VARIANTS`
-    or given by `variants(**options)`, and `missing(variant, **options)`, which says in a sentence
-    why one cannot be loaded.
-    """
-
-    def __init__(self, package: ModuleType, kind: Kind, **options: object) -> None:
+    def __init__(self, package: ModuleType, host: HostT) -> None:
         self._package = package
-        self._kind = kind
-        self._options = options
+        self._host = host
         self._lock = threading.Lock()
         self._loading: dict[str, threading.Lock] = {}
-        self._loaded: dict[str, LoadedT] = {}
+        self._loaded: dict[str, PluginT] = {}
         self._broken: set[str] = set()
 
-    def get(self, name: str) -> LoadedT:
-        """Raises as `require` and `require_ready` do."""
+    def get(self, name: str) -> PluginT:
+        """The loaded plugin. Raises as `require` and `require_ready` do, and PluginFailed."""
         if name in self._loaded:
             return self._loaded[name]
-        module, variant = self.plugin(name)
+        family, variant = self._find(name)
         with self._lock:
             loading = self._loading.setdefault(name, threading.Lock())
-        with loading:  # of this one: gigabytes of one must not hold up the others
+        with loading:  # one lock a name: gigabytes of one must not hold up the others
             if name not in self._loaded:
                 self.require_ready(name)
-                self._loaded[name] = self._call(module.load, variant)
+                try:
+                    plugin = family.load(variant, self._host)
+                except ClickmaskError:
+                    raise
+                except Exception as error:  # foreign code may raise anything
+                    raise PluginFailed(f"{name} cannot run: {self._broken_by(error, name)}") from error
+                if (own := getattr(plugin, "name", None)) != name:  # embeddings are kept under this name
+                    raise PluginFailed(f"the {self.noun} {name} calls itself {str(own)[:80]!r}")
+                self._loaded[name] = plugin
             return self._loaded[name]
 
     def require(self, name: str) -> None:
         """Raise UnknownSegmenter or UnknownAnnotator unless `name` is installed; loads nothing."""
-        self.plugin(name)
+        self._find(name)
 
     def require_ready(self, name: str) -> None:
         """Raise SegmenterNotReady or AnnotatorNotReady, with what is missing; loads nothing."""
-        module, variant = self.plugin(name)
-        if reason := self._missing(module, variant):
-            raise self._kind.not_ready(f"{name} cannot run: {reason}")
+        if reason := self._missing(*self._find(name)):
+            raise self.not_ready(f"{name} cannot run: {reason}")
 
-    def plugin(self, name: str) -> tuple[ModuleType, str]:
+    def variants(self) -> dict[str, Variant]:
+        """Every variant by its full name, sorted by family; loads none. Broken families are left out."""
+        return {name: variant for name, variant, _ in self._all() if variant}
+
+    def _all(self) -> Iterator[tuple[str, Variant | None, str]]:
+        """Every name, sorted by family, its variant (None if the family is broken), and what is missing."""
+        for name in names(self._package):
+            family, variants, reason = self._family(name)
+            if family is None:
+                yield name, None, reason
+                continue
+            for variant, described in variants.items():
+                yield f"{name}:{variant}" if variant else name, described, self._missing(family, variant)
+
+    def _find(self, name: str) -> tuple[Family[HostT, PluginT], str]:
         """The module that loads `name`, and its variant. Raises as `require` does."""
         family, _, variant = name.partition(":")
-        if family not in names(self._package):
-            known = ", ".join(names(self._package))
-            raise self._kind.unknown(f"there is no {self._kind.noun} {name[:80]!r}; installed: {known}")
+        if family not in (known := names(self._package)):
+            raise self.unknown(f"there is no {self.noun} {name[:80]!r}; installed: {', '.join(known)}")
         module, variants, reason = self._family(family)
         if module is None:
-            raise self._kind.not_ready(f"{family} cannot run: {reason}")
+            raise self.not_ready(f"{family} cannot run: {reason}")
         if variant not in variants:
-            raise self._kind.unknown(
+            raise self.unknown(
                 f"{family} has no variant {variant[:80]!r}; it has: {', '.join(variants) or 'none'}"
             )
         return module, variant
 
-    def _reasons(self) -> Iterator[tuple[str, str]]:
-        """Every name, sorted by family, with what it lacks; loads no model."""
-        for family in names(self._package):
-            module, variants, reason = self._family(family)
-            if module is None:
-                yield family, reason
-                continue
-            for variant in variants:
-                yield f"{family}:{variant}" if variant else family, self._missing(module, variant)
-
-    def _family(self, family: str) -> tuple[ModuleType | None, tuple[str, ...], str]:
-        """The module and its variants; or None, and why it cannot be imported."""
+    def _family(self, name: str) -> tuple[Family[HostT, PluginT] | None, Mapping[str, Variant], str]:
+        """The module and its variants; or None, no variants, and why it cannot be used."""
         try:
-            module = load(self._package, family)
-            return module, self._variants(module), ""
-        except ModuleNotFoundError as error:
-            return None, (), f"it needs the package {error.name}"
-        except Exception as error:  # noqa: BLE001  # foreign code: one that is broken must not hide the others
-            return None, (), self._broken_by(error, family)
+            module = load(self._package, name)
+            return cast("Family[HostT, PluginT]", module), _variants(module, self._host), ""
+        except Exception as error:  # noqa: BLE001 - foreign code: a broken one must not hide the others
+            return None, {}, self._broken_by(error, name)
+
+    def _missing(self, family: Family[HostT, PluginT], variant: str) -> str:
+        try:
+            return family.missing(variant, self._host) if hasattr(family, "missing") else ""
+        except Exception as error:  # noqa: BLE001 - foreign code: a broken one must not hide the others
+            return self._broken_by(error, f"{family} {variant}")
 
     def _broken_by(self, error: Exception, name: str) -> str:
-        """A reason to show: without the error's text, which may hold paths. The log has that, once."""
+        """A reason without the error's text, which may hold paths. The log has that, once."""
+        if isinstance(error, ModuleNotFoundError):
+            return f"it needs the package {error.name}"
         if name not in self._broken:
             self._broken.add(name)
-            log.error("the %s %s is broken", self._kind.noun, name, exc_info=error)
+            log.error("the %s %s is broken", self.noun, name, exc_info=error)
         return f"it is broken ({type(error).__name__}); clickmask's log has the details"
 
-    def _variants(self, module: ModuleType) -> tuple[str, ...]:
-        if hasattr(module, "variants"):
-            return self._call(module.variants)
-        return getattr(module, "VARIANTS", ("",))
 
-    def _missing(self, module: ModuleType, variant: str) -> str:
-        try:
-            return self._call(module.missing, variant) if hasattr(module, "missing") else ""
-        except Exception as error:  # noqa: BLE001  # foreign code must not hide the others
-            return self._broken_by(error, f"{module.__name__} {variant}")
-
-    def _call(self, function: Callable[..., Any], *variant: str) -> Any:
-        """With those of the options that its parameters name."""
-        named = inspect.signature(function).parameters
-        return function(*variant, **{name: value for name, value in self._options.items() if name in named})
+def _variants(module: ModuleType, host: object = None) -> Mapping[str, Variant]:
+    if host is not None and hasattr(module, "variants"):
+        variants = module.variants(host)
+    else:
+        variants = getattr(module, "VARIANTS", ONE_VARIANT)
+    if not isinstance(variants, Mapping):
+        raise TypeError("VARIANTS is not a mapping")
+    found = cast("Mapping[str, object]", variants)
+    if not all(isinstance(variant, Variant) for variant in found.values()):
+        raise TypeError("VARIANTS holds something else than Variant")
+    return cast("Mapping[str, Variant]", found)

@@ -18,7 +18,9 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (installed / "entry_points.txt").write_text(
         "[clickmask.segmenters]\nforeign = foreign_segmenter\ngrabcut = foreign_segmenter\n"
     )
-    (tmp_path / "foreign_segmenter.py").write_text("def load(variant, **options): return 'foreign'\n")
+    (tmp_path / "foreign_segmenter.py").write_text(
+        "from types import SimpleNamespace\ndef load(variant, host): return SimpleNamespace(name='foreign')\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
@@ -34,7 +36,7 @@ def test_a_plugin_is_a_module_and_its_file_name_is_its_name() -> None:
 def test_another_package_brings_its_own_by_an_entry_point(foreign: Path) -> None:
     catalogue = Catalogue(segmenters, WeightsFolder(foreign / "weights"))
     assert "foreign" in {status.name for status in catalogue.statuses() if status.ready}
-    assert catalogue.get("foreign") == "foreign"
+    assert catalogue.get("foreign").name == "foreign"
 
 
 def test_ours_win_over_foreign_ones_of_the_same_name(foreign: Path) -> None:

@@ -24,6 +24,7 @@ from clickmask.segmenters._sam.torch_networks import TorchSam
 from clickmask.segmenters.sam import Sam
 from clickmask.types import Image, Prompt
 from support.checkpoints import VIT_B, write_checkpoint
+from support.hosts import host_of
 
 RUNTIME = Runtimes("onnxruntime", exact=True, threads=1)
 ROUNDS = 3
@@ -61,7 +62,10 @@ def main() -> str:
     torch.set_num_threads(1)
     clock, image = Clock(), Image(data.astronaut(), "the astronaut")
     with tempfile.TemporaryDirectory() as name:
-        all_of_them: dict[str, Any] = {BUILTIN: builtin.load(runtimes=RUNTIME), "GrabCut": grabcut.load()}
+        all_of_them: dict[str, Any] = {
+            BUILTIN: builtin.load("", host_of(runtimes=RUNTIME)),
+            "GrabCut": grabcut.load("", host_of()),
+        }
         all_of_them |= exported(Path(name))
         embeddings = {each: segmenter.encode(image) for each, segmenter in all_of_them.items()}  # warms up
         for _ in range(ROUNDS):

@@ -38,6 +38,7 @@ from clickmask.types import Image, Prompt, Size
 from clickmask_adapters.tools.cvat.mask_points import mask_to_dense_reply
 from clickmask_adapters.tools.label_studio.brush_rle import mask_to_brush_rle
 from support.checkpoints import VIT_B, weights_of, write_checkpoint
+from support.hosts import host_of
 
 Work = Callable[[], Any]
 
@@ -87,9 +88,11 @@ def networks(weights: WeightsFolder, folder: Path) -> dict[str, sam.Sam]:
     found = {"torch f32": sam.Sam("sam:vit_b", TorchSam(weights.verify("sam:vit_b"), torch.device("cpu")))}
     for runtime in installed_runtimes():
         runtimes = Runtimes(runtime, exact=True, threads=1, folder=folder)
-        found[f"{runtime} f32"] = sam.load("vit_b", weights, runtimes)
+        found[f"{runtime} f32"] = sam.load("vit_b", host_of(weights, runtimes))
     if "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        found["openvino bf16"] = sam.load("vit_b", weights, Runtimes("openvino", threads=1, folder=folder))
+        found["openvino bf16"] = sam.load(
+            "vit_b", host_of(weights, Runtimes("openvino", threads=1, folder=folder))
+        )
     return found
 
 
@@ -316,7 +319,7 @@ def main() -> Section:
         small, goal = small_encoders(clock)
         goals.insert(1, goal)
         profile = layers(next((folder / "runtimes" / "exports").glob("*/encoder.onnx")))
-        ours = sam.load("vit_b", weights, Runtimes(exact=True, folder=folder / "runtimes"))
+        ours = sam.load("vit_b", host_of(weights, Runtimes(exact=True, folder=folder / "runtimes")))
         second, more = stages(ours, clock)
         return Section(
             "\n".join([*first, "", *small, "", *profile, "", *second, "", side_by_side(ours)]),

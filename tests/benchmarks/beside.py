@@ -26,6 +26,7 @@ from clickmask.segmenters import sam
 from clickmask.types import Mask
 from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
 from support.checkpoints import VIT_B, weights_of, write_checkpoint
+from support.hosts import host_of
 from support.serve_checkpoint import TESTS, server_of
 from support.served import Server
 from support.waiting import until
@@ -168,7 +169,10 @@ def both() -> Iterator[tuple[Photos, dict[str, Side]]]:
         folder = Path(name)
         checkpoint = write_checkpoint(folder / "sam_vit_b_random.pth", VIT_B)
         # Once for each checkpoint, so no part of a click: `clickmask weights fetch` does it.
-        sam.export("vit_b", weights_of(checkpoint), Runtimes(exact=True, folder=folder / "home" / "runtimes"))
+        sam.export(
+            "vit_b",
+            host_of(weights_of(checkpoint), Runtimes(exact=True, folder=folder / "home" / "runtimes")),
+        )
         (folder / "photos").mkdir()
         photos = Photos(folder / "photos")
         until_the_end.callback(photos.close)

@@ -17,6 +17,7 @@ from clickmask.inference.runtimes import Runtimes
 from clickmask.masks.rle import mask_to_rle
 from clickmask.segmenters import builtin
 from clickmask.types import Image, Prompt
+from support.hosts import host_of
 
 PICTURES = Path(skimage.__file__).parent / "data"
 OUTPUTS = Path(__file__).with_suffix(".json")
@@ -36,7 +37,7 @@ def photograph(name: str) -> Image:
 
 
 if __name__ == "__main__":
-    segmenter = builtin.load(runtimes=Runtimes(runtime="onnxruntime", exact=True))
+    segmenter = builtin.load("", host_of(runtimes=Runtimes(runtime="onnxruntime", exact=True)))
     outputs = {}
     for name, (picture, prompt) in PROMPTS.items():
         answer = segmenter.decode(segmenter.encode(photograph(picture)), prompt)[0]

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from PIL import Image as PillowImage
 
-from clickmask.inference.weights import Checkpoint, WeightsFolder
+from clickmask.inference.weights import WeightsFolder
+from clickmask.plugins import Checkpoint
 from clickmask.segmenters._sam.without_torchvision import import_segment_anything
 from support.scenes import drawn_scene
 
@@ -76,9 +77,7 @@ def write_checkpoint(path: Path, architecture: Architecture, seed: int = 0) -> P
 def weights_of(checkpoint: Path, segmenter: str = "sam:vit_b") -> WeightsFolder:
     """The weights that hold just this file, as if it were the official one of `segmenter`."""
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    entry = Checkpoint(
-        segmenter, f"https://127.0.0.1/{checkpoint.name}", checkpoint.stat().st_size, sha256, "none"
-    )
+    entry = Checkpoint(f"https://127.0.0.1/{checkpoint.name}", checkpoint.stat().st_size, sha256, "none")
     weights = WeightsFolder(checkpoint.parent, checkpoints={segmenter: entry})
     weights.verify(segmenter)
     return weights

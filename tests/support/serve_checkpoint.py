@@ -9,7 +9,8 @@ import hashlib
 import sys
 from pathlib import Path
 
-from clickmask.inference.weights import Checkpoint, WeightsFolder
+from clickmask.inference.weights import WeightsFolder
+from clickmask.plugins import Checkpoint
 from clickmask_adapters import cli
 from clickmask_adapters.home import Home
 from support.served import Server
@@ -29,9 +30,9 @@ def server_of(checkpoint: Path, home: Path, **environment: str) -> Server:
 def main() -> None:
     checkpoint, sha256 = Path(sys.argv[1]), sys.argv[2]
     address = f"https://127.0.0.1/{checkpoint.name}"
-    entry = Checkpoint(SEGMENTER, address, checkpoint.stat().st_size, sha256, "none")
+    entry = Checkpoint(address, checkpoint.stat().st_size, sha256, "none")
     weights = WeightsFolder(checkpoint.parent, checkpoints={SEGMENTER: entry})
-    Home.weights = weights  # type: ignore[assignment,method-assign]  # of every home in this process
+    setattr(Home, "weights", weights)  # noqa: B010 - in place of the property
     cli.app(["serve", "--segmenter", SEGMENTER, *sys.argv[3:]])
 
 

@@ -34,6 +34,7 @@ STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = MappingProxyType(
         errors.SegmenterNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.UnknownAnnotator: HTTPStatus.NOT_FOUND,
         errors.AnnotatorNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.PluginFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
         errors.UnknownModel: HTTPStatus.NOT_FOUND,
         errors.TrainingNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.UnknownJob: HTTPStatus.NOT_FOUND,

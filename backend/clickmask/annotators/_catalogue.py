@@ -1,19 +1,27 @@
-"""Installed annotators by name, each loaded once and when it is first needed."""
+"""The installed annotators by name, each loaded once and when it is first needed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Protocol, cast
 
-from clickmask.errors import (
-    AnnotatorNotReady,
-    UnknownAnnotator,
-)
+from clickmask.errors import AnnotatorNotReady, UnknownAnnotator
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.models.labeller import ProjectModels, folder_name
-from clickmask.plugins import Installed, Kind
+from clickmask.plugins import Families, Family
 from clickmask.types import Annotator
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a family of annotators may use of this process."""
+
+    segmenters: Catalogue
+    embeddings: EmbeddingCache  # the one that clicks use too
+    models: ProjectModels | None = None  # trained here
+    refiner: str | None = None  # the segmenter that is shown what a trained model finds
 
 
 @dataclass(frozen=True)
@@ -24,11 +32,20 @@ class AnnotatorStatus:
     labels: tuple[str, ...]  # what it gives to objects; none while it is not ready
 
 
-class AnnotatorCatalogue(Installed[Annotator]):
-    """Annotators; their plugins are given `segmenters`, `embeddings` and the trained `models`, if any.
+class AnnotatorFamily(Family[Host, Annotator], Protocol):
+    """A module that loads annotators: a `Family` that says its labels before anything is loaded."""
 
-    `refiner` is the segmenter that is shown what a trained model finds.
-    """
+    def labels(self, variant: str, host: Host) -> tuple[str, ...]:
+        """What the variant calls the objects that it finds."""
+        ...
+
+
+class AnnotatorCatalogue(Families[Host, Annotator]):
+    """Annotators; their families are each an `AnnotatorFamily`."""
+
+    noun = "annotator"
+    unknown = UnknownAnnotator
+    not_ready = AnnotatorNotReady
 
     def __init__(
         self,
@@ -38,38 +55,30 @@ class AnnotatorCatalogue(Installed[Annotator]):
         models: ProjectModels | None = None,
         refiner: str | None = None,
     ) -> None:
-        self._models = models
-        self._refiner = refiner
-        super().__init__(
-            package,
-            Kind("annotator", UnknownAnnotator, AnnotatorNotReady),
-            segmenters=segmenters,
-            embeddings=embeddings,
-            models=models,
-            refiner=refiner,
-        )
+        super().__init__(package, Host(segmenters, embeddings, models, refiner))
 
     def trained(self, tool: str, project: str) -> tuple[str, str] | None:
         """Name and version of the annotator that was trained on a project; None while none is served.
 
         Raises ModelDamaged.
         """
-        if self._models is None:
+        if self._host.models is None:
             return None
-        version = self._models.of(tool, project).served()
-        refined = f" refined by {self._refiner}" if self._refiner else ""
+        version = self._host.models.of(tool, project).served()
+        refined = f" refined by {self._host.refiner}" if self._host.refiner else ""
         return version and (f"trained:{folder_name(tool, project)}", f"unet {version.id}{refined}")
 
     def statuses(self) -> list[AnnotatorStatus]:
         """Every annotator, sorted by family; loads no model."""
         return [
             AnnotatorStatus(name, False, reason, ()) if reason else self._ready(name)
-            for name, reason in self._reasons()
+            for name, _, reason in self._all()
         ]
 
     def _ready(self, name: str) -> AnnotatorStatus:
-        module, variant = self.plugin(name)
         try:
-            return AnnotatorStatus(name, True, "", tuple(map(str, self._call(module.labels, variant))))
-        except Exception as error:  # noqa: BLE001  # foreign code must not hide the others
+            family, variant = self._find(name)
+            labels = cast("AnnotatorFamily", family).labels(variant, self._host)
+            return AnnotatorStatus(name, True, "", tuple(map(str, labels)))
+        except Exception as error:  # noqa: BLE001 - foreign code: a broken one must not hide the others
             return AnnotatorStatus(name, False, self._broken_by(error, name), ())

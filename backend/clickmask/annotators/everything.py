@@ -8,7 +8,7 @@ frame, half a pixel of SAM's input from where the reference, which adds that hal
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from clickmask.annotators._catalogue import Host
 from clickmask.errors import AnnotatorNotReady, SegmenterNotReady
-from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.embeddings import BATCH, EmbeddingCache, EmbeddingKey
 from clickmask.masks.regions import mask_box
+from clickmask.plugins import Variant
 from clickmask.types import Embedding, GridPromptable, Image, Logits, Mask, Prediction, Size
 
 LABEL = "object"
@@ -115,30 +116,29 @@ class SegmentEverything:
         return distinct(boxes, untouched, self._sweep.box_nms_thresh)
 
 
-def variants(segmenters: Catalogue, **options: object) -> tuple[str, ...]:
-    """The segmenters that can be swept, as their modules say in `SWEEPS`."""
-    names = [status.name for status in segmenters.statuses()]
-    return tuple(name for name in names if _sweeps(segmenters, name))
+def variants(host: Host) -> Mapping[str, Variant]:
+    """One for each segmenter that says that it can be swept."""
+    return {name: Variant() for name, variant in host.segmenters.variants().items() if variant.sweeps}
 
 
-def missing(variant: str, segmenters: Catalogue, **options: object) -> str:
+def missing(variant: str, host: Host) -> str:
     try:
-        segmenters.require_ready(variant)
+        host.segmenters.require_ready(variant)
     except SegmenterNotReady as error:
         return str(error)
     return ""
 
 
-def labels(variant: str, **options: object) -> tuple[str, ...]:
+def labels(variant: str, host: Host) -> tuple[str, ...]:
     return (LABEL,)
 
 
-def load(variant: str, segmenters: Catalogue, embeddings: EmbeddingCache) -> SegmentEverything:
+def load(variant: str, host: Host) -> SegmentEverything:
     """Raises AnnotatorNotReady, UnknownSegmenter and SegmenterNotReady."""
-    segmenter = segmenters.get(variant)
+    segmenter = host.segmenters.get(variant)
     if not isinstance(segmenter, GridPromptable):
         raise AnnotatorNotReady(f"{variant} cannot be clicked all over an image")
-    return SegmentEverything(f"everything:{variant}", segmenter, embeddings, GRID)
+    return SegmentEverything(f"everything:{variant}", segmenter, host.embeddings, GRID)
 
 
 def grid(points_per_side: int) -> NDArray[np.float64]:
@@ -197,11 +197,3 @@ def _at_most(size: Size, side: int) -> Size:
     scale = min(1.0, side / max(size))
     height, width = (max(1, round(length * scale)) for length in size)
     return height, width
-
-
-def _sweeps(segmenters: Catalogue, name: str) -> bool:
-    try:
-        module, _ = segmenters.plugin(name)
-    except SegmenterNotReady:  # a package is missing
-        return False
-    return getattr(module, "SWEEPS", False)

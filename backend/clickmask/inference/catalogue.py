@@ -1,24 +1,30 @@
-"""The plugins that are installed, by name, each loaded once and when it is first needed."""
+"""The installed segmenters by name, each loaded once and when it is first needed."""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from clickmask.errors import (
-    SegmenterNotReady,
-    UnknownSegmenter,
-)
+from clickmask.errors import SegmenterNotReady, UnknownSegmenter
 from clickmask.inference.onnx_exports import Progress
 from clickmask.inference.runtimes import Runtimes
 from clickmask.inference.weights import WeightsFolder
-from clickmask.plugins import Installed, Kind
+from clickmask.plugins import Families
 from clickmask.types import Segmenter
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Host:
+    """What a family of segmenters may use of this process."""
+
+    weights: WeightsFolder
+    runtimes: Runtimes = field(default_factory=Runtimes)
+
+    @property
+    def threads(self) -> int:
+        """Threads that one computation may use."""
+        return self.runtimes.cores
 
 
 @dataclass(frozen=True)
@@ -26,40 +32,31 @@ class SegmenterStatus:
     name: str
     ready: bool
     reason: str  # why it is not ready; empty if it is
-    decoder: str = ""  # the SAM whose own decoder can read this one's embeddings; empty: none
+    decoder: str = ""  # the SAM whose own decoder can read this one's embeddings; empty if there is none
 
 
-class Catalogue(Installed[Segmenter[Any]]):
-    """Segmenters; their plugins are given `weights` and `runtimes`."""
+class Catalogue(Families[Host, Segmenter[Any]]):
+    """Segmenters. A family may also offer `export(variant, host, progress)`; see the method."""
+
+    noun = "segmenter"
+    unknown = UnknownSegmenter
+    not_ready = SegmenterNotReady
 
     def __init__(self, package: ModuleType, weights: WeightsFolder, runtimes: Runtimes | None = None) -> None:
-        super().__init__(
-            package,
-            Kind("segmenter", UnknownSegmenter, SegmenterNotReady),
-            weights=weights,
-            runtimes=runtimes or Runtimes(),
-        )
+        super().__init__(package, Host(weights, runtimes or Runtimes()))
 
     def export(self, name: str, progress: Progress) -> bool:
-        """Make now what loading `name` would first have to make, for minutes; whether there is such a thing.
+        """Make now what loading `name` would otherwise spend minutes on first; False if there is nothing.
 
         Raises as `require` does, and SegmenterNotReady.
         """
-        module, variant = self.plugin(name)
-        if not hasattr(module, "export"):
-            return False
-        return self._call(partial(module.export, progress=progress), variant) is not None
+        family, variant = self._find(name)
+        export: Any = getattr(family, "export", None)
+        return export is not None and export(variant, self._host, progress) is not None
 
     def statuses(self) -> list[SegmenterStatus]:
         """Every segmenter, sorted by family; loads no model."""
         return [
-            SegmenterStatus(name, False, reason) if reason else self._ready(name)
-            for name, reason in self._reasons()
+            SegmenterStatus(name, not reason, reason, variant.sam_decoder if variant and not reason else "")
+            for name, variant, reason in self._all()
         ]
-
-    def _ready(self, name: str) -> SegmenterStatus:
-        module, variant = self.plugin(name)
-        try:
-            return SegmenterStatus(name, True, "", getattr(module, "DECODERS", {}).get(variant, ""))
-        except Exception as error:  # noqa: BLE001  # foreign code must not hide the others
-            return SegmenterStatus(name, False, self._broken_by(error, name))

@@ -15,60 +15,13 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from clickmask import files
 from clickmask.errors import UnknownSegmenter, WeightsUnavailable
 from clickmask.inference.downloads import PartialFile, Progress, megabytes
+from clickmask.plugins import Checkpoint
 
 log = logging.getLogger(__name__)
-
-_SEGMENT_ANYTHING = "https://dl.fbaipublicfiles.com/segment_anything/"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A published file of weights; its SHA-256 says whether a file is this one, wherever it is from."""
-
-    segmenter: str  # `family:variant`
-    address: str
-    bytes: int
-    sha256: str
-    licence: str
-
-    @property
-    def file(self) -> str:
-        return self.address.rpartition("/")[2]
-
-
-CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType(
-    {
-        checkpoint.segmenter: checkpoint
-        for checkpoint in (
-            Checkpoint(
-                "sam:vit_b",
-                _SEGMENT_ANYTHING + "sam_vit_b_01ec64.pth",
-                375_042_383,
-                "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-                "Apache-2.0",
-            ),
-            Checkpoint(
-                "sam:vit_l",
-                _SEGMENT_ANYTHING + "sam_vit_l_0b3195.pth",
-                1_249_524_607,
-                "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
-                "Apache-2.0",
-            ),
-            Checkpoint(
-                "sam:vit_h",
-                _SEGMENT_ANYTHING + "sam_vit_h_4b8939.pth",
-                2_564_550_879,
-                "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
-                "Apache-2.0",
-            ),
-        )
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -84,7 +37,7 @@ class _Seen:
 
 
 class WeightsFolder:
-    """The checkpoint files on this machine, for any thread and several processes.
+    """The files of `checkpoints`, by `family:variant`, on this machine. For any thread, several processes.
 
     `mirror` replaces the official addresses up to the file name: the base of an http(s) address, or a
     folder. The hash of a file is remembered beside it (in memory too, in case the folder is
@@ -92,10 +45,10 @@ class WeightsFolder:
     """
 
     def __init__(
-        self, folder: Path, mirror: str | None = None, checkpoints: Mapping[str, Checkpoint] = CHECKPOINTS
+        self, folder: Path, mirror: str | None = None, checkpoints: Mapping[str, Checkpoint] | None = None
     ) -> None:
         self.folder = folder
-        self.checkpoints = checkpoints
+        self.checkpoints = checkpoints or {}
         self._mirror = mirror
         self._lock = threading.Lock()
         self._seen: dict[Path, _Seen] = {}

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.errors import SegmenterNotReady
+from clickmask.inference.catalogue import Host
 from clickmask.inference.refinement import replay
-from clickmask.inference.runtimes import Runtimes
 from clickmask.inference.sessions import Session
 from clickmask.segmenters._builtin.crops import (
     MAX_KEPT_PX,
@@ -148,24 +148,25 @@ class Builtin:
         return self._looks(features, view, prompt, region)[0]
 
 
-def missing(variant: str, **options: object) -> str:
+def missing(variant: str, host: Host) -> str:
     """Empty, unless the package lost its weights."""
     lost = [name for name in FILES if not resources.files(WEIGHTS).joinpath(name).is_file()]
     return f"{lost[0]} is lost; install clickmask again, or use grabcut, which has no weights" if lost else ""
 
 
-def load(variant: str = "", *, runtimes: Runtimes | None = None, **options: object) -> Builtin:
+def load(variant: str, host: Host) -> Builtin:
     """Raises SegmenterNotReady if the weights are not those that were published with this version."""
-    runtimes = runtimes or Runtimes()
     models: dict[str, bytes] = {}
     for name, sha256 in FILES.items():
         models[name] = resources.files(WEIGHTS).joinpath(name).read_bytes()
         if hashlib.sha256(models[name]).hexdigest() != sha256:
             raise SegmenterNotReady(f"builtin cannot run: {name} is damaged; install clickmask again")
     blank = {"image": np.zeros((1, 3, SIDE, SIDE), np.float32)}
-    encoder = runtimes.encoder(models["encoder.onnx"], blank)
+    encoder = host.runtimes.encoder(models["encoder.onnx"], blank)
     maps = np.zeros((1, MAPS, SIDE // 2, SIDE // 2), np.float32)
-    return Builtin(encoder, runtimes.decoder(models["decoder.onnx"], {"maps": maps, **encoder.run(blank)}))
+    return Builtin(
+        encoder, host.runtimes.decoder(models["decoder.onnx"], {"maps": maps, **encoder.run(blank)})
+    )
 
 
 def _embedding(features: Mapping[str, Floats], pixels: Pixels, size: Size) -> BuiltinEmbedding:

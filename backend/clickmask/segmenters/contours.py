@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from clickmask.inference.catalogue import Host
 from clickmask.masks.regions import fill_pinholes, mask_box
 from clickmask.segmenters._classic.mask_quality import best_by_predicted_iou
 from clickmask.segmenters._classic.small_image import (
@@ -53,7 +54,7 @@ class Contours:
         return [Prediction(embedding.enlarged(best), score, self.name)]
 
 
-def load(variant: str = "", **options: object) -> Contours:
+def load(variant: str, host: Host) -> Contours:
     return Contours()
 
 

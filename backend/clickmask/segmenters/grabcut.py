@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from clickmask.inference.catalogue import Host
 from clickmask.masks.regions import mask_iou
 from clickmask.segmenters._classic.mask_quality import predicted_iou
 from clickmask.segmenters._classic.small_image import SmallImage, pixel_centres, resized, shrink
@@ -58,7 +59,7 @@ class GrabCut:
         ]
 
 
-def load(variant: str = "", **options: object) -> GrabCut:
+def load(variant: str, host: Host) -> GrabCut:
     return GrabCut()
 
 

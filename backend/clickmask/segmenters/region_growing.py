@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from clickmask.inference.catalogue import Host
 from clickmask.segmenters._classic.mask_quality import best_by_predicted_iou
 from clickmask.segmenters._classic.small_image import (
     SmallImage,
@@ -58,7 +59,7 @@ class RegionGrowing:
         return [Prediction(embedding.enlarged(best), score, self.name)]
 
 
-def load(variant: str = "", **options: object) -> RegionGrowing:
+def load(variant: str, host: Host) -> RegionGrowing:
     return RegionGrowing()
 
 

@@ -1,8 +1,8 @@
 """Segment Anything, from the official checkpoints.
 
 Kirillov et al., "Segment Anything", arXiv 2304.02643, with the networks of segment-anything 1.0.
-Its SamPredictor keeps the image on itself, so it cannot be shared by threads; here both halves
-are functions. Which answer a prompt gets is SamPredictor's, to the pixel.
+Its SamPredictor keeps the image on itself, so threads cannot share it; here both halves are functions.
+The answers are SamPredictor's, to the pixel.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import cv2
@@ -22,31 +23,52 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from clickmask.errors import SegmenterNotReady
+from clickmask.inference.catalogue import Host
 from clickmask.inference.onnx_exports import Exporter, Progress
 from clickmask.inference.refinement import replay
-from clickmask.inference.runtimes import Runtimes
 from clickmask.inference.sessions import usable_cores
-from clickmask.inference.weights import WeightsFolder
+from clickmask.plugins import Checkpoint, Variant
 from clickmask.segmenters._sam.onnx_networks import OnnxSam
 from clickmask.segmenters._sam.upscale import logits_to_mask
 from clickmask.types import Box, Image, Logits, Mask, Pixels, Point, Prediction, Prompt, Size
 
 log = logging.getLogger(__name__)
 
-VARIANTS = ("vit_b", "vit_l", "vit_h")
-SWEEPS = True
-DECODERS = {"vit_h": "sam:vit_h"}  # that of CVAT's page was published for ViT-H alone
+
+def _official(file: str, size: int, sha256: str, sam_decoder: str = "") -> Variant:
+    """A checkpoint of `size` bytes, published by the authors of the paper."""
+    address = f"https://dl.fbaipublicfiles.com/segment_anything/{file}"
+    return Variant(Checkpoint(address, size, sha256, "Apache-2.0"), sam_decoder, sweeps=True)
+
+
+VARIANTS: Mapping[str, Variant] = MappingProxyType(
+    {
+        "vit_b": _official(
+            "sam_vit_b_01ec64.pth",
+            375_042_383,
+            "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        ),
+        "vit_l": _official(
+            "sam_vit_l_0b3195.pth",
+            1_249_524_607,
+            "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        ),
+        "vit_h": _official(
+            "sam_vit_h_4b8939.pth",
+            2_564_550_879,
+            "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+            sam_decoder="sam:vit_h",  # the decoder of CVAT's page was published for ViT-H alone
+        ),
+    }
+)
 PACKAGES = {"torch": "torch", "segment_anything": "segment-anything"}  # as imported, as installed
 EXPORTER = Exporter("clickmask.segmenters._sam.onnx_export", version=1)
-IN_TORCH = Runtimes()
-MASK_PROMPT_LOGIT = (
-    8.0  # logit of a pixel that a given mask covers, its negative outside: what SAM's own masks reach
-)
+MASK_PROMPT_LOGIT = 8.0  # logit of a pixel inside a given mask, its negative outside; SAM's own reach this
 
 
 @dataclass(frozen=True, eq=False)
 class SamEmbedding:
-    """What the image encoder sees of an image of `size`, padding included."""
+    """What the image encoder makes of an image of `size`, padding included."""
 
     features: NDArray[np.float32]  # (256, 64, 64), read-only
     size: Size
@@ -64,8 +86,8 @@ class SamEmbedding:
 class Networks(Protocol):
     """SAM's networks on some runtime. Nothing in them changes; any thread may call.
 
-    All coordinates are in pixels of the image as it was resized to `side`, with pixel centres
-    at whole numbers, which is SAM's convention.
+    Coordinates are in SAM's frame: pixels of the image resized to a long side of `side`, with pixel
+    centres at whole numbers.
     """
 
     @property
@@ -95,7 +117,7 @@ class Networks(Protocol):
         logits: Logits | None,  # (1, side / 4, side / 4)
         multimask: bool,
     ) -> tuple[Logits, NDArray[np.float32]]:
-        """Masks (n, side / 4, side / 4) before thresholding, and what the network thinks their IoUs are.
+        """Masks (n, side / 4, side / 4) before thresholding, and the network's estimates of their IoUs.
 
         Three masks if `multimask`, else one, in the decoder's order.
         """
@@ -123,13 +145,16 @@ class Sam:
         return self._networks.precision
 
     def encode(self, image: Image) -> SamEmbedding:
-        pixels, (height, width) = image.pixels, resized_size(image.size, self._networks.side)
-        # Pillow's antialiased filter, as the reference: OpenCV's give other pixels.
-        small = PillowImage.fromarray(pixels).resize((width, height), PillowImage.Resampling.BILINEAR)
+        height, width = resized_size(image.size, self._networks.side)
+        # Pillow's antialiased filter, like the reference: OpenCV's filters give other pixels.
+        small = PillowImage.fromarray(image.pixels).resize((width, height), PillowImage.Resampling.BILINEAR)
         return self._embedding(self._networks.encode(np.asarray(small)), image.size)
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> SamEmbedding:
-        """The embedding that gave these arrays, be they rounded. ValueError if none of this SAM did."""
+        """The embedding that `arrays` were stored from; they may be rounded to half precision.
+
+        Raises ValueError if this SAM gives no such features.
+        """
         features, side = arrays["features"], self._networks.side // 16
         height, width = (int(length) for length in arrays["size"])
         if features.ndim != 3 or features.shape[1:] != (side, side):
@@ -179,11 +204,6 @@ class Sam:
         order = np.argsort(-scores, kind="stable")
         return masks[order], scores[order]
 
-    def _embedding(self, features: NDArray[np.float32], size: Size) -> SamEmbedding:
-        placed = self._networks.place(features)
-        features.flags.writeable = False
-        return SamEmbedding(features, size, placed)
-
     def decode_clicks(
         self, embedding: SamEmbedding, points: NDArray[np.float64]
     ) -> tuple[Logits, NDArray[np.float32]]:
@@ -206,74 +226,73 @@ class Sam:
         side = self._networks.side
         return logits_to_mask(logits[0] - threshold, side, resized_size(embedding.size, side), size)
 
+    def _embedding(self, features: NDArray[np.float32], size: Size) -> SamEmbedding:
+        placed = self._networks.place(features)
+        features.flags.writeable = False
+        return SamEmbedding(features, size, placed)
 
-def missing(variant: str, weights: WeightsFolder, runtimes: Runtimes = IN_TORCH) -> str:
+
+def missing(variant: str, host: Host) -> str:
     """Why this variant cannot be loaded; empty if it can. Imports nothing."""
-    name = f"sam:{variant}"
-    if _exported(name, weights, runtimes):
+    if _exported(variant, host):
         return ""
+    exports = host.runtimes.exports and not host.runtimes.wants_torch
     for module, package in PACKAGES.items():
         if importlib.util.find_spec(module) is None:
-            return f"it needs the package {package}" + (
-                " to export its weights, once" if runtimes.exports and not runtimes.wants_torch else ""
-            )
-    return weights.missing(name)
+            return f"it needs the package {package}" + (" to export its weights, once" if exports else "")
+    return host.weights.missing(f"sam:{variant}")
 
 
-def load(variant: str, weights: WeightsFolder, runtimes: Runtimes = IN_TORCH) -> Sam:
-    """Exported first, if that was not done yet: minutes. Raises SegmenterNotReady.
+def load(variant: str, host: Host) -> Sam:
+    """Exports the checkpoint first if that was not done yet, which takes minutes. Raises SegmenterNotReady.
 
-    Only what runs in torch imports it: where it was asked for, on a GPU, or if the export failed.
+    torch is imported only if SAM runs in it: if that was asked for, on a GPU, or if the export failed.
     """
     name = f"sam:{variant}"
-    if reason := missing(variant, weights, runtimes):
+    if reason := missing(variant, host):
         raise SegmenterNotReady(f"{name} cannot run: {reason}")
     try:
-        folder = export(variant, weights, runtimes)
+        folder = export(variant, host)
     except SegmenterNotReady as error:
         log.warning("%s; it runs in torch instead", error)
         folder = None
     if folder:
-        return Sam(name, OnnxSam(folder, runtimes))
+        return Sam(name, OnnxSam(folder, host.runtimes))
     from clickmask.segmenters._sam.torch_networks import TorchSam
 
-    return Sam(name, TorchSam(weights.verify(name)))
+    return Sam(name, TorchSam(host.weights.verify(name)))
 
 
-def export(
-    variant: str,
-    weights: WeightsFolder,
-    runtimes: Runtimes,
-    progress: Progress = lambda share, what: None,
-) -> Path | None:
-    """The folder of the exported networks, made if need be; None where checkpoints run in torch.
+def export(variant: str, host: Host, progress: Progress = lambda share, what: None) -> Path | None:
+    """The folder of the exported networks, made if need be; None if checkpoints run in torch.
 
-    What was just made is run in each runtime, so that the fastest is known before the first click.
+    Each runtime runs a new export once, so that the fastest is known before the first click.
     Raises SegmenterNotReady, and WeightsUnavailable if the checkpoint is not here.
     """
-    name = f"sam:{variant}"
+    name, runtimes = f"sam:{variant}", host.runtimes
     if runtimes.exports is None or runtimes.wants_torch:
         return None
-    if folder := _exported(name, weights, runtimes):
+    if folder := _exported(variant, host):
         return folder
     log.info("exporting %s, once", name)
-    sha256 = weights.checkpoint(name).sha256
-    folder = runtimes.exports.make(name, sha256, EXPORTER, weights.verify(name), progress)
+    sha256 = host.weights.checkpoint(name).sha256
+    folder = runtimes.exports.make(name, sha256, EXPORTER, host.weights.verify(name), progress)
     OnnxSam(folder, runtimes)
     return folder
 
 
-def _exported(name: str, weights: WeightsFolder, runtimes: Runtimes) -> Path | None:
-    """It is known by the official SHA-256, so the checkpoint itself may be gone."""
-    if runtimes.exports is None or runtimes.wants_torch or name not in weights.checkpoints:
+def _exported(variant: str, host: Host) -> Path | None:
+    """The folder that `export` made. The official SHA-256 names it, so the checkpoint may be gone."""
+    name, runtimes = f"sam:{variant}", host.runtimes
+    if runtimes.exports is None or runtimes.wants_torch or name not in host.weights.checkpoints:
         return None
-    return runtimes.exports.find(name, weights.checkpoint(name).sha256, EXPORTER)
+    return runtimes.exports.find(name, host.weights.checkpoint(name).sha256, EXPORTER)
 
 
 def resized_size(size: Size, side: int) -> Size:
-    """Size of an image whose long side is scaled to `side`, rounded as the reference does.
+    """Size of an image whose long side is scaled to `side`, rounded like the reference.
 
-    The reference fails where a side is rounded to nothing; here it keeps one pixel.
+    The reference fails if a side is rounded to 0; here it keeps one pixel.
     """
     scale = side / max(size)
     height, width = (max(1, int(length * scale + 0.5)) for length in size)
@@ -281,10 +300,10 @@ def resized_size(size: Size, side: int) -> Size:
 
 
 def mask_to_logits(mask: Mask, side: int) -> Logits:
-    """`mask` as the decoder takes masks: (1, side / 4, side / 4), padded as the image is.
+    """`mask` as the decoder takes masks: (1, side / 4, side / 4), padded like the image.
 
-    Logits are MASK_PROMPT_LOGIT inside and -MASK_PROMPT_LOGIT outside. A partly covered pixel of this coarse
-    grid lies in between, so the outline stays where it is.
+    Logits are MASK_PROMPT_LOGIT inside and -MASK_PROMPT_LOGIT outside. A partly covered pixel of this
+    coarse grid lies in between, so the outline stays where it is.
     """
     height, width = resized_size((mask.shape[0], mask.shape[1]), side)
     coverage = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
@@ -295,10 +314,9 @@ def mask_to_logits(mask: Mask, side: int) -> Logits:
 
 
 def _to_sam(points: Sequence[Point] | NDArray[np.float64], size: Size, side: int) -> NDArray[np.float32]:
-    """(N, 2) points in SAM's frame, where pixel centres are whole numbers.
+    """`points` of an image of `size` as (N, 2) points in SAM's frame.
 
-    The half is taken off after scaling, because SAM adds it there. The scales are those of the
-    rounded size, one for each axis.
+    Each axis is scaled to the rounded size. The half is subtracted after scaling because SAM adds it there.
     """
     height, width = resized_size(size, side)
     scale = width / size[1], height / size[0]

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from clickmask.inference.catalogue import Host
 from clickmask.masks.regions import mask_box
 from clickmask.segmenters._classic.mask_quality import best_by_predicted_iou
 from clickmask.segmenters._classic.small_image import (
@@ -60,7 +61,7 @@ class Threshold:
         return [Prediction(embedding.enlarged(best), score, self.name)]
 
 
-def load(variant: str = "", **options: object) -> Threshold:
+def load(variant: str, host: Host) -> Threshold:
     return Threshold()
 
 

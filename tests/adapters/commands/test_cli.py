@@ -24,12 +24,13 @@ import typer
 from typer.testing import CliRunner
 
 import clickmask
-from clickmask import plugins
+from clickmask import plugins, segmenters
 from clickmask.inference.catalogue import Catalogue
-from clickmask.inference.weights import CHECKPOINTS, Checkpoint, WeightsFolder
+from clickmask.inference.weights import WeightsFolder
+from clickmask.plugins import Checkpoint
 from clickmask_adapters import commands
 from clickmask_adapters.cli import app, declared, load
-from clickmask_adapters.commands import segmenters
+from clickmask_adapters.commands import segmenters as segmenters_command
 from clickmask_adapters.home import Home
 from support.served import serving
 from support.waiting import until
@@ -221,7 +222,7 @@ def test_weights_are_listed_with_address_size_hash_and_licence(tmp_path: Path) -
     result = CliRunner().invoke(app, ["weights", "list"], env={"CLICKMASK_HOME": str(tmp_path)})
     assert result.exit_code == 0
     assert f"folder: {tmp_path / 'weights'}" in result.output
-    for name, checkpoint in CHECKPOINTS.items():
+    for name, checkpoint in plugins.checkpoints(segmenters).items():
         entry = result.output.partition(f"\n{name}: ")[2].partition("\n\n")[0]
         assert "its weights are not here" in entry
         for fact in (checkpoint.address, f"{checkpoint.bytes:,} bytes", checkpoint.sha256, "Apache-2.0"):
@@ -233,7 +234,9 @@ def test_weights_are_listed_with_address_size_hash_and_licence(tmp_path: Path) -
 def test_weights_that_are_not_known_are_one_line(tmp_path: Path, command: str) -> None:
     result = CliRunner().invoke(app, ["weights", command, "grabcut"], env={"CLICKMASK_HOME": str(tmp_path)})
     assert result.exit_code == 1
-    assert result.stderr.strip() == "there are no weights named 'grabcut'; known: " + ", ".join(CHECKPOINTS)
+    assert result.stderr.strip() == "there are no weights named 'grabcut'; known: " + ", ".join(
+        plugins.checkpoints(segmenters)
+    )
 
 
 def test_fetching_weights_offline_is_one_line(tmp_path: Path) -> None:
@@ -253,7 +256,7 @@ def test_weights_that_are_there_are_printed_as_a_path(
 ) -> None:
     monkeypatch.setattr("clickmask_adapters.commands.segmenters.find_spec", lambda name: None)  # no export
     environment = {"CLICKMASK_HOME": str(tmp_path)}
-    official = CHECKPOINTS["sam:vit_b"]
+    official = plugins.checkpoints(segmenters)["sam:vit_b"]
     path = tmp_path / "weights" / official.file
     result = CliRunner().invoke(app, ["weights", "path", "sam:vit_b"], env=environment)
     assert result.exit_code == 1
@@ -283,9 +286,7 @@ def test_fetched_weights_are_exported_where_torch_is(
     with_torch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "small.pth").write_bytes(b"weights")
-    entry = Checkpoint(
-        "sam:vit_b", "https://127.0.0.1/small.pth", 7, hashlib.sha256(b"weights").hexdigest(), "MIT"
-    )
+    entry = Checkpoint("https://127.0.0.1/small.pth", 7, hashlib.sha256(b"weights").hexdigest(), "MIT")
     fetched = WeightsFolder(tmp_path, checkpoints={"sam:vit_b": entry})
     exported: list[str] = []
 
@@ -295,7 +296,7 @@ def test_fetched_weights_are_exported_where_torch_is(
         return True
 
     monkeypatch.setattr(Home, "weights", fetched)
-    monkeypatch.setattr(segmenters, "find_spec", lambda name: object() if with_torch else None)
+    monkeypatch.setattr(segmenters_command, "find_spec", lambda name: object() if with_torch else None)
     monkeypatch.setattr(Catalogue, "export", export)
     result = CliRunner().invoke(app, ["weights", "fetch", "sam:vit_b"], env={"CLICKMASK_HOME": str(tmp_path)})
     assert result.exit_code == 0

@@ -44,6 +44,7 @@ from clickmask_adapters.tools.label_studio.pull import project_images
 from conftest import OneSegmenter
 from support.checkpoints import TINY, weights_of, write_checkpoint
 from support.fakes import DiscSegmenter
+from support.hosts import host_of
 
 BROKEN = "broken.png: the image is damaged, cut short, or of a kind that clickmask does not read"
 
@@ -172,10 +173,10 @@ def test_segment_anything_prepares_a_folder_and_encodes_nothing_after(
     (tmp_path / "official").mkdir()
     weights = weights_of(write_checkpoint(tmp_path / "official" / "tiny.pth", TINY))
     options = str(photos), "--segmenter", "sam:vit_b"
-    result = prepare(sam.load("vit_b", weights), *options, capacity=2**24)
+    result = prepare(sam.load("vit_b", host_of(weights)), *options, capacity=2**24)
     assert result.exit_code == 0
     assert "4 encoded, 0 there already, 0 failed" in result.stdout
-    again = sam.load("vit_b", weights)
+    again = sam.load("vit_b", host_of(weights))
     result = prepare(again, *options, capacity=2**24)
     assert "0 encoded, 4 there already, 0 failed" in result.stdout
     bench = open_bench(again, capacity=2**24)

@@ -23,11 +23,13 @@ from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.embeddings import EmbeddingCache, EmbeddingKey
 from clickmask.inference.weights import WeightsFolder
 from clickmask.masks.regions import mask_iou
+from clickmask.plugins import Variant
 from clickmask.segmenters import sam
 from clickmask.segmenters._sam.without_torchvision import batched_nms, import_segment_anything
 from clickmask.types import Image, Mask, Size
 from support.checkpoints import TINY, random_sam, weights_of, write_checkpoint
 from support.drawn import MASKS, disc, rectangle
+from support.hosts import host_of
 from support.scenes import drawn_scene
 
 # Random weights believe in nothing, and draw masks without firm outlines all over the image.
@@ -49,7 +51,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def segmenter(checkpoint: Path) -> sam.Sam:
-    return sam.load("vit_b", weights_of(checkpoint))
+    return sam.load("vit_b", host_of(weights_of(checkpoint)))
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +189,7 @@ def test_a_segmenter_that_only_says_that_it_can_be_swept_is_refused(
     tmp_path: Path, embeddings: EmbeddingCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grabcut = importlib.import_module("clickmask.segmenters.grabcut")
-    monkeypatch.setattr(grabcut, "SWEEPS", True, raising=False)
+    monkeypatch.setattr(grabcut, "VARIANTS", {"": Variant(sweeps=True)}, raising=False)
     catalogue = AnnotatorCatalogue(annotators, Catalogue(segmenters, WeightsFolder(tmp_path)), embeddings)
     with pytest.raises(AnnotatorNotReady, match="grabcut cannot be clicked all over"):
         catalogue.get("everything:grabcut")

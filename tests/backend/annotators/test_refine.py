@@ -22,6 +22,7 @@ from clickmask.types import Image, Mask, Prediction, Prompt
 from conftest import OneSegmenter
 from support.drawn import disc, rectangle
 from support.fakes import DiscSegmenter
+from support.hosts import host_of
 from support.model_drafts import draft
 
 SIZE = (60, 80)
@@ -109,7 +110,7 @@ def serve(models: ProjectModels) -> None:
 def test_a_project_s_model_is_refined_by_the_segmenter_that_is_named(tmp_path: Path) -> None:
     models = ProjectModels(tmp_path)
     serve(models)
-    segmenters: Catalogue = OneSegmenter(grabcut.load(""))
+    segmenters: Catalogue = OneSegmenter(grabcut.load("", host_of()))
     given = (annotators, segmenters, EmbeddingCache(2**22), models)
     plain, both = AnnotatorCatalogue(*given), AnnotatorCatalogue(*given, refiner="grabcut")
     version = models.of("cvat", "3").served()

@@ -6,57 +6,69 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from clickmask import plugins, segmenters
 from clickmask.annotators._catalogue import AnnotatorCatalogue, AnnotatorStatus
-from clickmask.errors import AnnotatorNotReady, SegmenterNotReady, UnknownAnnotator, UnknownSegmenter
-from clickmask.inference.catalogue import Catalogue, SegmenterStatus
+from clickmask.errors import (
+    AnnotatorNotReady,
+    PluginFailed,
+    SegmenterNotReady,
+    UnknownAnnotator,
+    UnknownSegmenter,
+)
+from clickmask.inference.catalogue import Catalogue, Host, SegmenterStatus
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.inference.runtimes import Runtimes
-from clickmask.inference.weights import Checkpoint, WeightsFolder
-
-PLUGINS = {
-    "plain": "def load(variant, **options): return object()",
-    "sized": "VARIANTS = ('large', 'small')\ndef load(variant, **options): return variant",
-    "unready": (
-        "def missing(variant, weights): return 'no package here'\n"
-        "def load(variant, weights): raise AssertionError"
-    ),
-    "weighty": (
-        "VARIANTS = ('small',)\n"
-        "def missing(variant, weights): return weights.missing('weighty:' + variant)\n"
-        "def load(variant, weights): return weights.find('weighty:' + variant)"
-    ),
-    "slow": (
-        "import threading\n"
-        "started, released, loads = threading.Event(), threading.Event(), []\n"
-        "def load(variant, **options):\n"
-        "    started.set()\n"
-        "    assert released.wait(10)\n"
-        "    loads.append(1)\n"
-        "    return object()"
-    ),
-    "exported": (
-        "def export(variant, weights, runtimes, progress):\n"
-        "    progress(1.0, f'exporting to {runtimes.folder}')\n"
-        "    return runtimes.folder\n"
-        "def load(variant, runtimes): return runtimes"
-    ),
-    "bereft": "import a_package_that_nobody_has",
-    "_private": "raise AssertionError",
-}
-
+from clickmask.inference.weights import WeightsFolder
+from clickmask.plugins import Checkpoint
 
 CONTENT = b"what a network has learned"
 CHECKPOINT = Checkpoint(
-    "weighty:small",
     "http://127.0.0.1:9/small.pth",  # nobody listens: a download would fail
     len(CONTENT),
     hashlib.sha256(CONTENT).hexdigest(),
     "MIT",
 )
+NAMED = """
+from types import SimpleNamespace
+from clickmask.plugins import Checkpoint, Variant
+"""
+PLUGINS = {
+    "plain": "def load(variant, host): return SimpleNamespace(name='plain')",
+    "sized": (
+        "VARIANTS = {'large': Variant(), 'small': Variant()}\n"
+        "def load(variant, host): return SimpleNamespace(name=f'sized:{variant}')"
+    ),
+    "unready": (
+        "def missing(variant, host): return 'no package here'\ndef load(variant, host): raise AssertionError"
+    ),
+    "weighty": (
+        f"VARIANTS = {{'small': Variant({CHECKPOINT!r})}}\n"
+        "def missing(variant, host): return host.weights.missing('weighty:' + variant)\n"
+        "def load(variant, host):\n"
+        "    return SimpleNamespace(name='weighty:small', file=host.weights.find('weighty:' + variant))"
+    ),
+    "slow": (
+        "import threading\n"
+        "started, released, loads = threading.Event(), threading.Event(), []\n"
+        "def load(variant, host):\n"
+        "    started.set()\n"
+        "    assert released.wait(10)\n"
+        "    loads.append(1)\n"
+        "    return SimpleNamespace(name='slow')"
+    ),
+    "exported": (
+        "def export(variant, host, progress):\n"
+        "    progress(1.0, f'exporting to {host.runtimes.folder}')\n"
+        "    return host.runtimes.folder\n"
+        "def load(variant, host): return SimpleNamespace(name='exported', host=host)"
+    ),
+    "bereft": "import a_package_that_nobody_has",
+    "_private": "raise AssertionError",
+}
 
 
 @pytest.fixture
@@ -66,7 +78,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     folder.mkdir()
     (folder / "__init__.py").touch()
     for plugin, text in PLUGINS.items():
-        (folder / f"{plugin}.py").write_text(text)
+        (folder / f"{plugin}.py").write_text(NAMED + text)
     monkeypatch.syspath_prepend(tmp_path)
     return importlib.import_module(name)
 
@@ -75,7 +87,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def weights(tmp_path: Path) -> WeightsFolder:
     folder = tmp_path / "weights"
     folder.mkdir()
-    return WeightsFolder(folder, None, {CHECKPOINT.segmenter: CHECKPOINT})
+    return WeightsFolder(folder, None, {"weighty:small": CHECKPOINT})
 
 
 @pytest.fixture
@@ -102,9 +114,10 @@ BROKEN = {
     "raises_when_imported": "raise RuntimeError('/a/path/of/this/machine')",
     "does_not_parse": "def load(:",
     "has_lost_a_name": "from math import no_such_name",
-    "cannot_say_what_it_lacks": "def missing(variant): raise OSError('/a/path/of/this/machine')",
-    "has_odd_decoders": "DECODERS = ['vit_h']",
-    "cannot_list_its_variants": "def variants(): raise OSError",
+    "cannot_say_what_it_lacks": "def missing(variant, host): raise OSError('/a/path/of/this/machine')",
+    "lists_no_mapping": "VARIANTS = ['vit_h']",
+    "has_variants_of_another_kind": "VARIANTS = {'vit_h': 'sam:vit_h'}",
+    "cannot_list_its_variants": "def variants(host): raise OSError",
 }
 
 
@@ -119,16 +132,15 @@ def test_a_broken_plugin_is_listed_as_such_and_hides_no_other(
         assert (broken.name, broken.ready) == (plugin, False)
         assert "broken" in broken.reason and "/a/path" not in broken.reason
     assert len(caplog.records) == 1  # not at each look
-    if plugin != "has_odd_decoders":
-        with pytest.raises(SegmenterNotReady, match="broken"):
-            catalogue.get(plugin)
+    with pytest.raises(SegmenterNotReady, match="broken"):
+        catalogue.get(plugin)
 
 
 def test_a_plugin_says_whose_decoder_reads_its_embeddings(
     package: ModuleType, catalogue: Catalogue, tmp_path: Path
 ) -> None:
     (tmp_path / package.__name__ / "imitation.py").write_text(
-        "VARIANTS = ('close', 'far')\nDECODERS = {'close': 'sam:vit_h'}"
+        f"{NAMED}VARIANTS = {{'close': Variant(sam_decoder='sam:vit_h'), 'far': Variant()}}"
     )
     decoders = {status.name: status.decoder for status in catalogue.statuses()}
     assert decoders["imitation:close"] == "sam:vit_h"
@@ -137,7 +149,7 @@ def test_a_plugin_says_whose_decoder_reads_its_embeddings(
 
 def test_a_segmenter_is_loaded_once(catalogue: Catalogue) -> None:
     assert catalogue.get("plain") is catalogue.get("plain")
-    assert catalogue.get("sized:small") == "small"
+    assert catalogue.get("sized:small").name == "sized:small"
 
 
 @pytest.mark.parametrize("name", ["nothing", "plain:huge", "sized", "sized:huge", "", "_private", "../plain"])
@@ -169,7 +181,8 @@ def test_weights_are_used_once_they_were_verified_and_not_before(
         catalogue.get("weighty:small")
     weights.verify_new()
     catalogue.require_ready("weighty:small")
-    assert catalogue.get("weighty:small") == weights.folder / "small.pth"
+    weighty: Any = catalogue.get("weighty:small")
+    assert weighty.file == weights.folder / "small.pth"
 
 
 def test_wrong_weights_are_told_at_the_start_and_not_used(
@@ -201,17 +214,17 @@ def test_our_own_folder_holds_the_default(weights: WeightsFolder) -> None:
 
 
 ANNOTATOR = """
-def variants(segmenters, **options):
-    return tuple(status.name for status in segmenters.statuses() if ":" in status.name)
+def variants(host):
+    return {name: Variant() for name in host.segmenters.variants() if ":" in name}
 
-def missing(variant, **options):
+def missing(variant, host):
     return "too large" if variant == "sized:large" else ""
 
-def labels(variant, **options):
+def labels(variant, host):
     return (variant, "other")
 
-def load(variant, segmenters, embeddings):
-    return segmenters.get(variant), embeddings
+def load(variant, host):
+    return SimpleNamespace(name=f"over:{variant}", over=host.segmenters.get(variant), host=host)
 """
 
 
@@ -230,7 +243,7 @@ def annotators(
     folder = tmp_path / name
     folder.mkdir()
     (folder / "__init__.py").touch()
-    (folder / "over.py").write_text(ANNOTATOR)
+    (folder / "over.py").write_text(NAMED + ANNOTATOR)
     (folder / "bereft.py").write_text("import a_package_that_nobody_has")
     monkeypatch.syspath_prepend(tmp_path)
     return AnnotatorCatalogue(importlib.import_module(name), catalogue, embeddings)
@@ -245,7 +258,7 @@ def test_annotators_are_listed_with_the_labels_that_they_give(annotators: Annota
     ]
 
 
-@pytest.mark.parametrize("labels", ["def labels(variant): raise OSError", "labels = None", ""])
+@pytest.mark.parametrize("labels", ["def labels(variant, host): raise OSError", "labels = None", ""])
 def test_an_annotator_that_cannot_say_its_labels_hides_no_other(
     labels: str, annotators: AnnotatorCatalogue, tmp_path: Path
 ) -> None:
@@ -259,8 +272,9 @@ def test_an_annotator_that_cannot_say_its_labels_hides_no_other(
 def test_an_annotator_may_stand_on_a_segmenter_and_the_embeddings_of_clicks(
     annotators: AnnotatorCatalogue, embeddings: EmbeddingCache
 ) -> None:
-    assert annotators.get("over:sized:small") == ("small", embeddings)
-    assert annotators.get("over:sized:small") is annotators.get("over:sized:small")
+    over: Any = annotators.get("over:sized:small")
+    assert (over.over.name, over.host.embeddings) == ("sized:small", embeddings)
+    assert annotators.get("over:sized:small") is over
 
 
 def test_annotators_that_cannot_be_had_are_told_from_segmenters(annotators: AnnotatorCatalogue) -> None:
@@ -282,8 +296,33 @@ def test_what_loading_would_make_first_can_be_made_ahead(
         catalogue.export("nothing", lambda share, what: None)
 
 
-def test_a_plugin_is_given_the_options_that_it_names(
+def test_a_plugin_is_given_what_it_may_use(
     package: ModuleType, weights: WeightsFolder, tmp_path: Path
 ) -> None:
     runtimes = Runtimes("onnxruntime", folder=tmp_path)
-    assert Catalogue(package, weights, runtimes).get("exported") is runtimes
+    exported: Any = Catalogue(package, weights, runtimes).get("exported")
+    assert exported.host == Host(weights, runtimes)
+    assert exported.host.threads == runtimes.cores
+
+
+def test_the_checkpoints_of_a_folder_are_those_that_its_families_name(package: ModuleType) -> None:
+    assert plugins.checkpoints(package) == {"weighty:small": CHECKPOINT}
+
+
+@pytest.mark.parametrize(
+    ("load", "reason"),
+    [
+        ("raise OSError('/a/path/of/this/machine')", "odd cannot run: it is broken (OSError)"),
+        ("import a_missing_package", "odd cannot run: it needs the package a_missing_package"),
+        ("return SimpleNamespace(name='plain')", "the segmenter odd calls itself 'plain'"),
+        ("return object()", "the segmenter odd calls itself 'None'"),
+    ],
+)
+def test_a_plugin_that_does_not_load_itself_is_refused_by_its_name(
+    load: str, reason: str, package: ModuleType, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    (tmp_path / package.__name__ / "odd.py").write_text(f"{NAMED}def load(variant, host):\n    {load}\n")
+    with pytest.raises(PluginFailed) as failed:
+        catalogue.get("odd")
+    assert str(failed.value).startswith(reason)
+    assert "/a/path" not in str(failed.value)

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from clickmask.inference.disk_cache import DiskEmbeddings, EmbeddingKey, half_precision, pack, unpack
 from clickmask.inference.embeddings import EmbeddingCache
-from clickmask.inference.weights import Checkpoint, WeightsFolder
+from clickmask.inference.weights import WeightsFolder
+from clickmask.plugins import Checkpoint
 from clickmask.segmenters.grabcut import GrabCut
 from support.waiting import until
 
@@ -64,7 +65,7 @@ class CountingSegmenter:
 
 
 def weights_with(sha256: str = "") -> WeightsFolder:
-    checkpoint = Checkpoint("counting", "http://127.0.0.1:9/weights.pth", 1, sha256, "MIT")
+    checkpoint = Checkpoint("http://127.0.0.1:9/weights.pth", 1, sha256, "MIT")
     return WeightsFolder(Path("nowhere"), None, {"counting": checkpoint} if sha256 else {})
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clickmask import plugins, segmenters
 from clickmask.errors import UnknownSegmenter, WeightsUnavailable
-from clickmask.inference.weights import CHECKPOINTS, Checkpoint, WeightsFolder
+from clickmask.inference.weights import WeightsFolder
+from clickmask.plugins import Checkpoint
 
 CONTENT = np.random.default_rng(0).bytes(400_000)
 OTHER = np.random.default_rng(1).bytes(400_000)
@@ -97,9 +99,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def checkpoint(base: str = "http://127.0.0.1:9") -> Checkpoint:
-    return Checkpoint(
-        "fake:small", f"{base}/{FILE}", len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), "MIT"
-    )
+    return Checkpoint(f"{base}/{FILE}", len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), "MIT")
 
 
 def weights_in(folder: Path, mirror: str | None = None, base: str = "http://127.0.0.1:9") -> WeightsFolder:
@@ -118,13 +118,13 @@ def left_over(weights: WeightsFolder) -> set[str]:
 
 
 def test_the_official_files_are_named_in_full() -> None:
-    for name, official in CHECKPOINTS.items():
-        assert name == official.segmenter
+    known = plugins.checkpoints(segmenters)
+    for official in known.values():
         assert re.fullmatch(r"https://[^?]+/[\w.]+\.pth", official.address)
         assert re.fullmatch(r"[0-9a-f]{64}", official.sha256)
         assert official.bytes > 10**8
         assert official.licence
-    assert {"sam:vit_b", "sam:vit_l", "sam:vit_h"} <= set(CHECKPOINTS)
+    assert {"sam:vit_b", "sam:vit_l", "sam:vit_h"} <= set(known)
 
 
 def test_a_fetched_file_is_found_without_asking_again(weights: WeightsFolder, server: FileServer) -> None:
@@ -391,7 +391,7 @@ def test_a_mirror_that_cannot_be_is_a_sentence(tmp_path: Path, mirror: str) -> N
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_the_download(tmp_path: Path, server: FileServer) -> None:
-    huge = Checkpoint("fake:huge", f"{server.url}/{FILE}", 2**60, "0" * 64, "MIT")
+    huge = Checkpoint(f"{server.url}/{FILE}", 2**60, "0" * 64, "MIT")
     with pytest.raises(WeightsUnavailable, match=r"needs [\d,.]+ MB, and the disk has [\d,.]+ MB left"):
         WeightsFolder(tmp_path, None, {"fake:huge": huge}).fetch("fake:huge")
     assert server.asked == []

@@ -22,6 +22,7 @@ from clickmask.segmenters.builtin import Builtin, BuiltinEmbedding
 from clickmask.types import Image, Point, Prompt, Refinable
 from support import builtin_outputs
 from support.builtin_outputs import OUTPUTS, PROMPTS, photograph
+from support.hosts import host_of
 from support.photographs import Outlined, outlined_objects, tight_box
 from support.scenes import drawn_scene
 
@@ -30,7 +31,7 @@ RUNTIMES = ("onnxruntime", "openvino")
 
 @pytest.fixture(scope="module")
 def segmenter() -> Builtin:
-    return builtin.load(runtimes=Runtimes(runtime="onnxruntime", exact=True))
+    return builtin.load("", host_of(runtimes=Runtimes(runtime="onnxruntime", exact=True)))
 
 
 def scene(seed: int) -> tuple[Image, list[np.ndarray]]:
@@ -123,7 +124,7 @@ def test_boxes_select_what_is_in_them(segmenter: Builtin) -> None:
 def test_answers_are_those_that_were_published(runtime: str) -> None:
     if importlib.util.find_spec(runtime) is None:
         pytest.skip(f"{runtime} is not installed")
-    segmenter = builtin.load(runtimes=Runtimes(runtime=runtime, exact=True))
+    segmenter = builtin.load("", host_of(runtimes=Runtimes(runtime=runtime, exact=True)))
     published = json.loads(OUTPUTS.read_text())
     assert published.keys() == PROMPTS.keys()
     for name, (picture, prompt) in PROMPTS.items():
@@ -235,13 +236,15 @@ def test_embeddings_outlast_the_process(segmenter: Builtin) -> None:
 def test_damaged_weights_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtin, "FILES", {"encoder.onnx": "0" * 64})
     with pytest.raises(SegmenterNotReady, match="damaged"):
-        builtin.load()
+        builtin.load("", host_of())
 
 
 def test_lost_weights_are_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert builtin.missing("") == ""
+    assert builtin.missing("", host_of()) == ""
     monkeypatch.setattr(builtin, "FILES", {"no.onnx": "0" * 64})
-    assert builtin.missing("").startswith("no.onnx is lost; install clickmask again, or use grabcut")
+    assert builtin.missing("", host_of()).startswith(
+        "no.onnx is lost; install clickmask again, or use grabcut"
+    )
 
 
 def test_weights_come_with_their_card_and_notice() -> None:

@@ -14,6 +14,7 @@ from clickmask.segmenters import contours, region_growing, threshold
 from clickmask.segmenters._classic.small_image import SmallImage, shrink, without_rejected
 from clickmask.types import Image, Mask, Pixels, Prompt
 from support.drawn import disc, rectangle, ring, scene
+from support.hosts import host_of
 from support.scenes import SIZE, drawn_scene
 
 CLASSIC = {"region growing": region_growing, "threshold": threshold, "contours": contours}
@@ -21,7 +22,7 @@ everyone = pytest.mark.parametrize("module", CLASSIC.values(), ids=CLASSIC)
 
 
 def answer(module: Any, pixels: Pixels, prompt: Prompt) -> Mask:
-    segmenter = module.load()
+    segmenter = module.load("", host_of())
     return segmenter.decode(segmenter.encode(Image(pixels, "digest")), prompt)[0].mask
 
 
@@ -82,7 +83,7 @@ def test_a_mask_of_the_object_leads_to_the_object(module: Any) -> None:
 
 @everyone
 def test_an_empty_mask_prompt_finds_nothing(module: Any) -> None:
-    segmenter = module.load()
+    segmenter = module.load("", host_of())
     embedding = segmenter.encode(Image(drawn_scene(5)[0], "digest"))
     prediction = segmenter.decode(embedding, Prompt(mask=np.zeros(SIZE, np.bool_)))[0]
     assert not prediction.mask.any()
@@ -144,7 +145,7 @@ def test_a_prompt_is_framed_with_the_ratios_that_the_sides_have() -> None:
     assert small.size == (25, 100)
     mask = np.zeros((101, 400), np.bool_)
     mask[50, 7] = True
-    framed = small.framed(Prompt(((200.0, 50.5),), ((400.0, 101.0),), (4.0, 0.0, 8.0, 101.0), mask))
+    framed = small.to_small(Prompt(((200.0, 50.5),), ((400.0, 101.0),), (4.0, 0.0, 8.0, 101.0), mask))
     assert framed.foreground == ((50.0, 12.5),)
     assert framed.background == ((100.0, 25.0),)
     assert framed.box == (1.0, 0.0, 2.0, 25.0)

@@ -16,6 +16,7 @@ from clickmask.segmenters import grabcut
 from clickmask.segmenters._classic.small_image import SmallImage
 from clickmask.segmenters.grabcut import GrabCut
 from clickmask.types import Image, Mask, Pixels, Point, Prediction, Prompt
+from support.hosts import host_of
 from support.photographs import Outlined, outlined_objects, tight_box
 from support.scenes import SIZE, drawn_scene
 
@@ -25,7 +26,7 @@ WORSE = 0.3  # of the later clicks may make a mask worse
 
 @pytest.fixture(scope="module")
 def segmenter() -> GrabCut:
-    return grabcut.load()
+    return grabcut.load("", host_of())
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from clickmask import segmenters
+from clickmask import plugins, segmenters
 from clickmask.errors import SegmenterNotReady
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.disk_cache import half_precision
@@ -31,6 +31,7 @@ from clickmask.segmenters._sam.without_torchvision import batched_nms, box_area,
 from clickmask.types import Box, Image, Point, Prediction, Prompt, Refinable, Size
 from support.checkpoints import TINY, VIT_B, Architecture, random_sam, weights_of, write_checkpoint
 from support.drawn import disc
+from support.hosts import host_of
 from support.scenes import scene_image
 
 SHAPES: dict[str, Size] = {"landscape": (240, 320), "portrait": (701, 467), "small": (97, 131)}
@@ -55,7 +56,7 @@ def pair_of(checkpoint: Path, architecture: Architecture) -> Pair:
     reference = random_sam(architecture, seed=99)  # other weights, until it has those of the file
     reference.load_state_dict(torch.load(checkpoint, weights_only=True))
     predictor = import_segment_anything().SamPredictor(reference)
-    return Pair(sam.load("vit_b", weights_of(checkpoint)), predictor)
+    return Pair(sam.load("vit_b", host_of(weights_of(checkpoint))), predictor)
 
 
 @pytest.fixture(scope="module")
@@ -340,20 +341,21 @@ def test_a_file_that_is_no_sam_is_refused_and_never_executed(
     checkpoint = tmp_path / "sam.pth"
     checkpoint.write_bytes(content())
     with pytest.raises(SegmenterNotReady, match=r"not a (SAM|file of plain tensors)"):
-        sam.load("vit_b", weights_of(checkpoint))
+        sam.load("vit_b", host_of(weights_of(checkpoint)))
 
 
 # Where it is installed, and where it is not.
 
 
 def test_without_its_weights_it_says_how_to_get_them(tmp_path: Path) -> None:
-    catalogue = Catalogue(segmenters, WeightsFolder(tmp_path))
+    weights = WeightsFolder(tmp_path, checkpoints=plugins.checkpoints(segmenters))
+    catalogue = Catalogue(segmenters, weights)
     statuses = {status.name: status for status in catalogue.statuses()}
     for variant in ("vit_b", "vit_l", "vit_h"):
         status = statuses[f"sam:{variant}"]
         assert (status.ready, "clickmask weights fetch sam:" + variant in status.reason) == (False, True)
     with pytest.raises(SegmenterNotReady, match="clickmask weights fetch sam:vit_b"):
-        sam.load("vit_b", WeightsFolder(tmp_path))
+        sam.load("vit_b", host_of(weights))
 
 
 @pytest.mark.parametrize("package", ["torch", "segment-anything"])
@@ -364,11 +366,11 @@ def test_without_a_package_it_names_the_package(
         "importlib.util.find_spec",
         lambda name: None if name == package.replace("-", "_") else find_spec(name),
     )
-    assert sam.missing("vit_b", weights) == f"it needs the package {package}"
+    assert sam.missing("vit_b", host_of(weights)) == f"it needs the package {package}"
 
 
 def test_with_all_that_it_needs_nothing_is_missing(weights: WeightsFolder) -> None:
-    assert sam.missing("vit_b", weights) == ""
+    assert sam.missing("vit_b", host_of(weights)) == ""
 
 
 def test_torch_is_imported_by_loading_and_not_before() -> None:
@@ -417,7 +419,9 @@ def test_vit_b_answers_as_the_reference_on_every_shape(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "sam_vit_b.pth", VIT_B)
     try:
         model = import_segment_anything().sam_model_registry["vit_b"](checkpoint=checkpoint)
-        pair = Pair(sam.load("vit_b", weights_of(checkpoint)), import_segment_anything().SamPredictor(model))
+        pair = Pair(
+            sam.load("vit_b", host_of(weights_of(checkpoint))), import_segment_anything().SamPredictor(model)
+        )
     finally:
         size = checkpoint.stat().st_size
         checkpoint.unlink()  # 375 MB

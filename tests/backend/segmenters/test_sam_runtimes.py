@@ -23,6 +23,7 @@ from clickmask.segmenters._sam.torch_networks import TorchSam
 from clickmask.types import Point, Prompt, Size
 from support.checkpoints import LIKE_TINY_VIT, TINY, VIT_B, Architecture, weights_of, write_checkpoint
 from support.drawn import disc
+from support.hosts import host_of
 from support.scenes import scene_image
 
 SIZES: list[Size] = [(240, 320), (701, 467), (97, 131)]
@@ -73,20 +74,20 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> WeightsFolder:
 def home(weights: WeightsFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the checkpoint is exported."""
     folder = tmp_path_factory.mktemp("home")
-    assert sam.export("vit_b", weights, Runtimes("onnxruntime", folder=folder))
+    assert sam.export("vit_b", host_of(weights, Runtimes("onnxruntime", folder=folder)))
     return folder
 
 
 @pytest.fixture(scope="module")
 def in_torch(weights: WeightsFolder) -> sam.Sam:
-    return sam.load("vit_b", weights)
+    return sam.load("vit_b", host_of(weights))
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_every_runtime_answers_as_torch_does(
     runtime: str, weights: WeightsFolder, home: Path, in_torch: sam.Sam
 ) -> None:
-    ours = sam.load("vit_b", weights, Runtimes(runtime, exact=True, folder=home))
+    ours = sam.load("vit_b", host_of(weights, Runtimes(runtime, exact=True, folder=home)))
     assert ours.precision == "f32"
     found, off = compare(ours, in_torch)
     assert off < 1e-4
@@ -102,7 +103,7 @@ def has_bf16() -> bool:
 def test_an_encoder_in_bf16_changes_masks_little(
     weights: WeightsFolder, home: Path, in_torch: sam.Sam
 ) -> None:
-    ours = sam.load("vit_b", weights, Runtimes("openvino", folder=home))
+    ours = sam.load("vit_b", host_of(weights, Runtimes("openvino", folder=home)))
     assert ours.precision == "bf16"
     found, off = compare(ours, in_torch)
     assert off < 0.2
@@ -113,7 +114,7 @@ def test_an_encoder_in_bf16_changes_masks_little(
 
 def test_the_fastest_of_both_is_found_by_itself(weights: WeightsFolder, home: Path) -> None:
     runtimes = Runtimes(folder=home)
-    ours = sam.load("vit_b", weights, runtimes)
+    ours = sam.load("vit_b", host_of(weights, runtimes))
     image = scene_image((240, 320), 2)
     assert len(ours.decode(ours.encode(image), Prompt(((160.0, 100.0),)))) == 3
     assert (home / "measured.json").is_file()
@@ -123,7 +124,7 @@ def test_an_embedding_of_one_runtime_serves_the_other(
     weights: WeightsFolder, home: Path, in_torch: sam.Sam
 ) -> None:
     image = scene_image((240, 320), 2)
-    ours = sam.load("vit_b", weights, Runtimes("onnxruntime", folder=home))
+    ours = sam.load("vit_b", host_of(weights, Runtimes("onnxruntime", folder=home)))
     stored = {name: array.copy() for name, array in ours.encode(image).arrays().items()}
     prompt = Prompt(box=(80.0, 50.0, 240.0, 200.0))
     one = in_torch.decode(in_torch.restore(stored), prompt)[0].mask
@@ -136,12 +137,13 @@ def test_serving_imports_no_torch(weights: WeightsFolder, home: Path) -> None:
         "import sys\nfrom pathlib import Path\nimport numpy as np\n"
         "from clickmask.inference.runtimes import Runtimes\nfrom clickmask.segmenters import sam\n"
         "from clickmask.types import Image, Prompt\n"
-        "from clickmask.inference.weights import Checkpoint, WeightsFolder\n"
+        "from clickmask.inference.weights import WeightsFolder\n"
+        "from clickmask.inference.catalogue import Host\nfrom clickmask.plugins import Checkpoint\n"
         f"path = Path({str(checkpoint)!r})\n"
-        f"entry = Checkpoint('sam:vit_b', 'https://127.0.0.1/' + path.name, {checkpoint.stat().st_size}, "
+        f"entry = Checkpoint('https://127.0.0.1/' + path.name, {checkpoint.stat().st_size}, "
         f"{weights.checkpoint('sam:vit_b').sha256!r}, 'none')\n"
         "weights = WeightsFolder(path.parent, checkpoints={'sam:vit_b': entry})\n"
-        f"ours = sam.load('vit_b', weights, Runtimes(folder=Path({str(home)!r})))\n"
+        f"ours = sam.load('vit_b', Host(weights, Runtimes(folder=Path({str(home)!r}))))\n"
         "embedding = ours.encode(Image(np.zeros((60, 80, 3), np.uint8), 'blank'))\n"
         "assert ours.decode(embedding, Prompt(((40.0, 30.0),)))[0].mask.shape == (60, 80)\n"
         "sys.exit(' '.join(sorted({'torch', 'segment_anything'} & set(sys.modules))) or 0)"
@@ -157,7 +159,7 @@ def test_serving_imports_no_torch(weights: WeightsFolder, home: Path) -> None:
 def test_torch_runs_it_where_it_is_asked_for_and_nothing_is_exported(
     weights: WeightsFolder, tmp_path: Path
 ) -> None:
-    loaded = sam.load("vit_b", weights, Runtimes("torch", folder=tmp_path))
+    loaded = sam.load("vit_b", host_of(weights, Runtimes("torch", folder=tmp_path)))
     assert isinstance(loaded._networks, TorchSam)
     assert list(tmp_path.iterdir()) == []
 
@@ -166,7 +168,7 @@ def test_torch_runs_it_where_there_is_a_gpu(
     weights: WeightsFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clickmask.inference.runtimes._torch_has_a_gpu", lambda: True)
-    assert isinstance(sam.load("vit_b", weights, Runtimes(folder=tmp_path))._networks, TorchSam)
+    assert isinstance(sam.load("vit_b", host_of(weights, Runtimes(folder=tmp_path)))._networks, TorchSam)
 
 
 def test_torch_runs_it_where_the_export_failed(
@@ -174,7 +176,7 @@ def test_torch_runs_it_where_the_export_failed(
 ) -> None:
     (tmp_path / "exports").touch()
     caplog.set_level(logging.WARNING)
-    assert isinstance(sam.load("vit_b", weights, Runtimes(folder=tmp_path))._networks, TorchSam)
+    assert isinstance(sam.load("vit_b", host_of(weights, Runtimes(folder=tmp_path)))._networks, TorchSam)
     assert "cannot be exported" in caplog.text
 
 
@@ -183,14 +185,14 @@ def test_what_is_exported_needs_neither_torch_nor_its_checkpoint(
 ) -> None:
     monkeypatch.setattr("clickmask.segmenters.sam.importlib.util.find_spec", lambda name: None)
     bare = WeightsFolder(tmp_path, checkpoints=weights.checkpoints)
-    assert sam.missing("vit_b", bare, Runtimes(folder=home)) == ""
-    assert sam.missing("vit_b", bare, Runtimes(folder=tmp_path)) == (
+    assert sam.missing("vit_b", host_of(bare, Runtimes(folder=home))) == ""
+    assert sam.missing("vit_b", host_of(bare, Runtimes(folder=tmp_path))) == (
         "it needs the package torch to export its weights, once"
     )
     monkeypatch.undo()
-    assert isinstance(sam.load("vit_b", bare, Runtimes(folder=home))._networks, OnnxSam)
+    assert isinstance(sam.load("vit_b", host_of(bare, Runtimes(folder=home)))._networks, OnnxSam)
     with pytest.raises(SegmenterNotReady, match="clickmask weights fetch sam:vit_b"):
-        sam.load("vit_b", bare, Runtimes(folder=tmp_path))
+        sam.load("vit_b", host_of(bare, Runtimes(folder=tmp_path)))
 
 
 # What the exporter verifies.
@@ -221,10 +223,10 @@ def test_networks_of_real_sizes_answer_as_torch_does_in_every_runtime(
     architecture: Architecture, tmp_path: Path
 ) -> None:
     weights = weights_of(write_checkpoint(tmp_path / "sam.pth", architecture))
-    reference = sam.load("vit_b", weights)
+    reference = sam.load("vit_b", host_of(weights))
     for runtime in RUNTIMES:
         for exact in (True, False) if runtime == "openvino" and has_bf16() else (True,):
-            ours = sam.load("vit_b", weights, Runtimes(runtime, exact=exact, folder=tmp_path))
+            ours = sam.load("vit_b", host_of(weights, Runtimes(runtime, exact=exact, folder=tmp_path)))
             found, off = compare(ours, reference)
             assert len(found) >= 27
             least, mean, most_off = (0.999, 0.999, 1e-4) if exact else (0.97, 0.985, 0.2)

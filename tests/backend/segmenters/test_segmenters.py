@@ -36,9 +36,9 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
 
 @pytest.fixture(params=NAMES, scope="module")
 def segmenter(request: pytest.FixtureRequest, catalogue: Catalogue) -> Segmenter[Any]:
-    variant = getattr(plugins.load(segmenters, request.param), "VARIANTS", [""])[0]
+    names = (name for name in catalogue.variants() if name.split(":")[0] == request.param)
     try:
-        return catalogue.get(f"{request.param}:{variant}" if variant else request.param)
+        return catalogue.get(next(names, request.param))
     except SegmenterNotReady as error:
         pytest.skip(str(error))
 

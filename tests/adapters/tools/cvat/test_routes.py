@@ -680,7 +680,8 @@ def test_trap_20_the_real_vit_h_goes_before_what_imitates_it(workbench: Workbenc
 
 
 def test_trap_20_of_our_own_sams_vit_h_alone_says_so_and_has_such_embeddings() -> None:
-    assert sam.DECODERS == {"vit_h": VIT_H}
+    decoders = {name: variant.sam_decoder for name, variant in sam.VARIANTS.items()}
+    assert decoders == {"vit_b": "", "vit_l": "", "vit_h": VIT_H}
     features = np.zeros((256, 64, 64), np.float32)
     assert isinstance(sam.SamEmbedding(features, (3, 4), None), SamFeatures)
 
