@@ -29,6 +29,7 @@ from clickmask.errors import (
 )
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits
 from clickmask.images.source import ImageIdentity, ImageSource
+from clickmask.inference import driver
 from clickmask.inference.catalogue import Catalogue, SegmenterStatus
 from clickmask.inference.disk_cache import Restorable
 from clickmask.inference.embeddings import BATCH, CLICK, CacheStatus, EmbeddingCache, EmbeddingKey
@@ -141,7 +142,7 @@ class Workbench:
             chosen = self._annotators.get(annotator)
             image = self.images.load(ref)
             started = time.perf_counter()
-            found = chosen.annotate(image)
+            found = driver.annotate(chosen, image)
         finally:
             self._annotations.release()
         seconds, number = time.perf_counter() - started, len(found)
@@ -336,7 +337,7 @@ class Workbench:
         image = self.images.load(ref)
         if image.digest != identity.digest:
             raise ImageUnavailable("the image was replaced by another just now; click again")
-        return segmenter.encode(image)
+        return driver.encode(segmenter, image)
 
     def _prepare(self, ref: ImageRef, name: str) -> None:
         try:

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from clickmask.inference import driver
 from clickmask.inference.embeddings import BATCH, EmbeddingCache, EmbeddingKey
 from clickmask.masks.regions import mask_area, mask_box
 from clickmask.types import Image, Mask, Pixels, Prediction, Prompt, Segmenter
@@ -43,11 +44,12 @@ def refine(
     if not found:
         return []
     key = EmbeddingKey(segmenter.name, image.digest)
-    embedding, _ = embeddings.get(key, lambda: segmenter.encode(image), BATCH)
+    embedding, _ = embeddings.get(key, lambda: driver.encode(segmenter, image), BATCH)
     strengths = edge_strengths(image.pixels)
     refined: list[tuple[str, Prediction]] = []
     for label, region in found:
-        answer = segmenter.decode(embedding, Prompt(box=mask_box(region.mask), mask=region.mask))[0]
+        prompt = Prompt(box=mask_box(region.mask), mask=region.mask)
+        answer = driver.decode(segmenter, embedding, prompt, image.size)[0]
         mask = better(region.mask, answer.mask, strengths)
         refined.append((label, Prediction(mask, region.score, region.segmenter)))
     return refined

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from clickmask.annotators._catalogue import Host
 from clickmask.errors import AnnotatorNotReady, SegmenterNotReady
+from clickmask.inference import driver
 from clickmask.inference.embeddings import BATCH, EmbeddingCache, EmbeddingKey
 from clickmask.masks.regions import mask_box
 from clickmask.plugins import Variant
@@ -70,7 +71,7 @@ class SegmentEverything:
     def annotate(self, image: Image) -> list[tuple[str, Prediction]]:
         """Raises Busy while too many other images wait to be encoded."""
         key = EmbeddingKey(self._segmenter.name, image.digest)
-        embedding, _ = self._embeddings.get(key, lambda: self._segmenter.encode(image), BATCH)
+        embedding, _ = self._embeddings.get(key, lambda: driver.encode(self._segmenter, image), BATCH)
         candidates = list(self._candidates(embedding, image.size))
         boxes = np.array([candidate.box for candidate in candidates]).reshape(-1, 4)
         scores = np.array([candidate.score for candidate in candidates])

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clickmask.caches import Lru
+from clickmask.errors import PluginFailed
+from clickmask.inference import driver
 from clickmask.types import EmbeddingT, Logits, Point, Prediction, Prompt, Refinable, Segmenter, Size
 
 MAX_LOGITS_BYTES = 64 * 2**20  # a step of SAM takes 256 KiB
@@ -56,10 +58,12 @@ class Refinement:
     ) -> list[Prediction]:
         """The candidates from best to worst, cyclically, beginning with the one that was asked for."""
         distinct, turns = without_repeats(prompt, size)
-        if isinstance(segmenter, Refinable):
-            return replay(segmenter, embedding, distinct, turns, self._cache, digest)
-        predictions = segmenter.decode(embedding, distinct)
-        return _rotated(predictions, steps(distinct, turns)[-1].turns[-1])
+        if not isinstance(segmenter, Refinable):
+            predictions = driver.decode(segmenter, embedding, distinct, size)
+            return _rotated(predictions, steps(distinct, turns)[-1].turns[-1])
+        with driver.blaming(segmenter.name):
+            predictions = replay(segmenter, embedding, distinct, turns, self._cache, digest)
+            return driver.check_predictions(segmenter.name, predictions, size)
 
 
 def replay(
@@ -85,6 +89,10 @@ def replay(
     predictions: list[Prediction] = []
     for step, key in zip(pending[begin:], keys[begin:], strict=True):
         predictions, candidates = segmenter.decode_from(embedding, step.prompt, logits)
+        if not 0 < len(predictions) == len(candidates):
+            raise PluginFailed(
+                f"{segmenter.name} gave {len(predictions)} predictions and {len(candidates)} logits"
+            )
         turn = step.turns[-1] % len(predictions)
         predictions, logits = _rotated(predictions, turn), candidates[turn : turn + 1]
         if cache is not None:

@@ -29,6 +29,7 @@ from urllib3.util import Retry
 from clickmask.annotators._catalogue import AnnotatorStatus
 from clickmask.errors import AnnotatorNotReady, ClickmaskError, InvalidRequest, UnknownAnnotator
 from clickmask.images.decode import opened_image
+from clickmask.inference import driver
 from clickmask.inference.refinement import Refinement
 from clickmask.masks.polygons import group_rings
 from clickmask.masks.rle import rle_to_mask
@@ -189,11 +190,11 @@ class InProcess:
         return _labels(annotator, self._annotators.statuses())
 
     def annotate(self, annotator: str, opened: PIL.Image.Image) -> list[tuple[str, Prediction]]:
-        return self._annotators.get(annotator).annotate(opened_image(opened))
+        return driver.annotate(self._annotators.get(annotator), opened_image(opened))
 
     def prepare(self, segmenter: str, opened: PIL.Image.Image) -> Prepared:
         image = opened_image(opened)
-        embedding = self._segmenters.get(segmenter or self._default).encode(image)
+        embedding = driver.encode(self._segmenters.get(segmenter or self._default), image)
         return Prepared(image.size, image.digest, embedding)
 
     def propose(self, segmenter: str, prepared: Prepared, prompt: Prompt) -> list[Prediction]:

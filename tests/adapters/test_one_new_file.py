@@ -1,0 +1,192 @@
+"""One new file is all that a segmenter, a tool, an export or a network takes.
+
+Each is a file in a temporary folder that stands for another one in the package, and nothing else changes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from fastapi.testclient import TestClient
+from typer.testing import CliRunner
+
+from clickmask import segmenters
+from clickmask.labels.submissions import ProjectDescribed
+from clickmask.masks.rle import rle_to_mask
+from clickmask_adapters import exports, tools
+from clickmask_adapters.app import create_app
+from clickmask_adapters.commands import export as export_command
+from clickmask_adapters.home import Home
+from clickmask_adapters.settings import Settings
+from support.drawn import disc
+from support.labelled import brush, digest_of, noise, png, submit
+from support.pictures import png_base64
+
+SEGMENTER = '''
+"""The object is the box of a prompt, or the rectangle round a click."""
+
+import numpy as np
+
+from clickmask.types import Prediction
+
+
+class Boxes:
+    name = "boxes"
+
+    def encode(self, image):
+        return np.zeros(image.size, bool)
+
+    def decode(self, embedding, prompt):
+        mask = embedding.copy()
+        x0, y0, x1, y1 = (round(side) for side in prompt.box or (*prompt.foreground[0],) * 2)
+        mask[max(0, y0 - 2) : y1 + 2, max(0, x0 - 2) : x1 + 2] = True
+        return [Prediction(mask, 0.5, self.name)]
+
+
+def load(variant, host):
+    return Boxes()
+'''
+
+WRONG = SEGMENTER.replace("boxes", "wrong").replace("Prediction(mask,", "Prediction(mask.T,")
+
+TOOL = '''
+"""Hears of clicks in plain text."""
+
+from fastapi import APIRouter
+
+from clickmask.types import ImageRef, Prompt
+from clickmask_adapters.tools import Tool
+
+
+class Plain(Tool):
+    name = "plain"
+
+    def router(self, workbench):
+        routes = APIRouter()
+
+        @routes.get("/plain")
+        def area(uri: str, x: float, y: float) -> int:
+            proposals = workbench.propose(ImageRef(uri), Prompt(((x, y),)), tool=self.name)
+            return int(proposals[0].prediction.mask.sum())
+
+        return routes
+
+
+def create(home):
+    return Plain()
+'''
+
+EXPORT = '''
+"""A line of text an image: its name, and how many labels it has."""
+
+from clickmask_adapters.exports import _folder
+
+
+def write(dataset, folder):
+    with _folder.replacing(folder) as new:
+        lines = [f"{sample.image} {len(sample.labels)}" for sample in dataset.samples]
+        (new / "counts.txt").write_text("\\n".join(lines))
+    return folder / "counts.txt"
+
+
+def losses(dataset):
+    return ["shapes are lost"]
+'''
+
+Adds = Callable[[ModuleType, str, str], None]
+
+
+@pytest.fixture
+def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Adds:
+    """A file of this name and text, as if it lay in the folder of the package."""
+
+    def file(package: ModuleType, name: str, text: str) -> None:
+        folder = tmp_path / package.__name__
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.py").write_text(text)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}", raising=False)
+        importlib.invalidate_caches()
+
+    return file
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[[str], TestClient]]:
+    """The whole server, with this default segmenter."""
+    clients: list[TestClient] = []
+
+    def start(segmenter: str) -> TestClient:
+        home = Home(Settings(home=tmp_path / "home", segmenter=segmenter))
+        client = TestClient(create_app(home), "http://127.0.0.1:9090", client=("127.0.0.1", 5000))
+        clients.append(client)
+        return client.__enter__()
+
+    yield start
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+def click(client: TestClient, **asked: Any) -> Any:
+    prompt = {"foreground": [[40, 30]]}
+    return client.post("/v1/proposals", json={"image": {"data": png_base64(7)}, "prompt": prompt, **asked})
+
+
+def test_a_segmenter_is_one_file(add: Adds, serve: Callable[[str], TestClient]) -> None:
+    add(segmenters, "boxes", SEGMENTER)
+    client = serve("grabcut")
+    listed = {each["name"]: each for each in client.get("/v1/segmenters").json()["segmenters"]}
+    assert listed["boxes"]["ready"]
+    answer = click(client, segmenter="boxes").json()
+    expected = np.zeros((60, 80), bool)
+    expected[28:32, 38:42] = True
+    (proposal,) = answer["proposals"]
+    assert (rle_to_mask(proposal["rle"]) == expected).all()
+
+
+def test_a_segmenter_that_gives_another_mask_answers_with_a_sentence(
+    add: Adds, serve: Callable[[str], TestClient]
+) -> None:
+    add(segmenters, "wrong", WRONG)
+    answer = click(serve("wrong"))
+    assert answer.status_code == 500
+    assert answer.json() == {"error": "wrong gave a mask of shape (80, 60) and type bool for the 80x60 image"}
+
+
+def test_a_tool_is_one_file(add: Adds, serve: Callable[[str], TestClient]) -> None:
+    add(segmenters, "boxes", SEGMENTER)
+    add(tools, "plain", TOOL)
+    uri = f"data:image/png;base64,{png_base64(7)}"
+    answer = serve("boxes").get("/plain", params={"uri": uri, "x": 40, "y": 30})
+    assert (answer.status_code, answer.json()) == (200, 16)
+
+
+def test_an_export_is_one_file(add: Adds, serve: Callable[[str], TestClient], tmp_path: Path) -> None:
+    add(exports, "counts", EXPORT)
+    client = serve("grabcut")
+    home = Home(Settings(home=tmp_path / "home"))
+    home.store.describe_project(ProjectDescribed("label_studio", "7", "cells", ("cell",)))
+    submit(home.store, "a", {"x": ("cell", brush(disc()))}, task="1")
+    home.archive.keep(digest_of("a"), png(noise(97)))
+    home.close()
+    answer = client.get("/v1/projects/label_studio/7/export/counts")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as zipped:
+        counted = zipped.read("counts.txt").decode()
+    assert counted.endswith(" 1")
+    command_line = typer.Typer()
+    export_command.add_to(command_line)
+    arguments = ["export", "counts", "7", "--out", str(tmp_path / "out")]
+    environment = {"CLICKMASK_HOME": str(tmp_path / "home")}
+    written = CliRunner().invoke(command_line, arguments, env=environment)
+    assert (tmp_path / "out" / "counts.txt").read_text() == counted, written.output
+    assert "shapes are lost" in written.output
