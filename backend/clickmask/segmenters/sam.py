@@ -30,7 +30,7 @@ from clickmask.inference.sessions import usable_cores
 from clickmask.plugins import Checkpoint, Variant
 from clickmask.segmenters._sam.onnx_networks import OnnxSam
 from clickmask.segmenters._sam.upscale import logits_to_mask
-from clickmask.types import Box, Image, Logits, Mask, Pixels, Point, Prediction, Prompt, Size
+from clickmask.types import Image, Logits, Mask, Pixels, Point, Prediction, Prompt, Size
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class Networks(Protocol):
         placed: Any,
         points: NDArray[np.float32],  # (N, 2)
         labels: NDArray[np.int32],  # (N,): 1 foreground, 0 background
-        box: Box | None,
+        box: NDArray[np.float32] | None,  # (2, 2): the corners at the top left and the bottom right
         logits: Logits | None,  # (1, side / 4, side / 4)
         multimask: bool,
     ) -> tuple[Logits, NDArray[np.float32]]:
@@ -168,41 +168,29 @@ class Sam:
     def decode_from(
         self, embedding: SamEmbedding, prompt: Prompt, logits: Logits | None
     ) -> tuple[list[Prediction], Logits]:
-        """`logits` stand for `prompt.mask` where both are given: it is part of them already."""
-        candidates, scores = self.candidates(embedding, prompt, logits)
+        """`logits` are used instead of `prompt.mask` if both are given: they were made from it."""
         side, size = self._networks.side, embedding.size
-        predictions = [
-            Prediction(
-                partial(logits_to_mask, candidate, side, resized_size(size, side), size),
-                min(max(float(score), 0.0), 1.0),
-                self.name,
-            )
-            for candidate, score in zip(candidates, scores, strict=True)
-        ]
-        return predictions, candidates
 
-    def candidates(
-        self, embedding: SamEmbedding, prompt: Prompt, logits: Logits | None
-    ) -> tuple[Logits, NDArray[np.float32]]:
-        """Low-resolution masks, best first, and the scores as the network gives them, unclipped."""
-        side = self._networks.side
+        # The prompt in SAM's frame. A single click may mean a part or the whole: SAM gives three masks.
+        points = _to_sam(prompt.foreground + prompt.background, size, side)
+        labels = np.repeat(np.array([1, 0], np.int32), (len(prompt.foreground), len(prompt.background)))
+        box = _to_sam([prompt.box[:2], prompt.box[2:]], size, side) if prompt.box else None
         if logits is None and prompt.mask is not None:
             logits = mask_to_logits(prompt.mask, side)
-        clicks = prompt.foreground + prompt.background
-        box = None
-        if prompt.box is not None:
-            (x0, y0), (x1, y1) = _to_sam([prompt.box[:2], prompt.box[2:]], embedding.size, side).tolist()
-            box = (x0, y0, x1, y1)
-        masks, scores = self._networks.decode(
-            embedding.placed,
-            _to_sam(clicks, embedding.size, side),
-            np.asarray([1] * len(prompt.foreground) + [0] * len(prompt.background), np.int32),
-            box,
-            logits,
-            multimask=len(clicks) == 1 and box is None and logits is None,
-        )
+        ambiguous = len(points) == 1 and box is None and logits is None
+
+        # Low-resolution masks and the IoUs that the network expects of them, best first.
+        masks, scores = self._networks.decode(embedding.placed, points, labels, box, logits, ambiguous)
         order = np.argsort(-scores, kind="stable")
-        return masks[order], scores[order]
+        masks, scores = masks[order], scores[order].clip(0.0, 1.0)
+
+        # Masks of the whole image, each enlarged when it is first looked at.
+        resized = resized_size(size, side)
+        predictions = [
+            Prediction(partial(logits_to_mask, mask, side, resized, size), float(score), self.name)
+            for mask, score in zip(masks, scores, strict=True)
+        ]
+        return predictions, masks
 
     def decode_clicks(
         self, embedding: SamEmbedding, points: NDArray[np.float64]

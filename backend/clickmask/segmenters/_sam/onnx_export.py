@@ -24,7 +24,7 @@ from clickmask.inference.runtimes import Runtimes
 from clickmask.inference.sessions import installed_runtimes
 from clickmask.segmenters._sam.onnx_networks import NO_POINT, OnnxSam
 from clickmask.segmenters._sam.torch_networks import TorchSam
-from clickmask.types import Box, Logits, Pixels
+from clickmask.types import Logits, Pixels
 
 OPSET = 17
 MIN_MASK_IOU = 0.999  # IoU that masks of both must have
@@ -99,7 +99,7 @@ def verify(sam: TorchSam, features: NDArray[np.float32], exported: OnnxSam, pixe
     side, placed = sam.side, sam.place(features)
     point, label = np.full((1, 2), 0.3 * side, np.float32), np.ones(1, np.int32)
     nowhere = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
-    box: Box = (0.45 * side, 0.15 * side, 0.8 * side, 0.35 * side)
+    box = np.array([[0.45, 0.15], [0.8, 0.35]], np.float32) * side
     coarse: Logits = sam.decode(placed, point, label, None, None, multimask=True)[0][:1]
     for prompt in (
         (point, label, None, None),

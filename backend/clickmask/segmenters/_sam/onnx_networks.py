@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.inference.runtimes import Runtimes
-from clickmask.types import Box, Logits, Pixels
+from clickmask.types import Logits, Pixels
 
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of the training pixels, RGB
 FOREGROUND, CORNERS, NO_POINT = 1, (2, 3), -1  # labels, as SAM's prompt encoder has them
@@ -52,7 +52,7 @@ class OnnxSam:
         placed: NDArray[np.float32],
         points: NDArray[np.float32],
         labels: NDArray[np.int32],
-        box: Box | None,
+        box: NDArray[np.float32] | None,
         logits: Logits | None,
         multimask: bool,
     ) -> tuple[Logits, NDArray[np.float32]]:
@@ -65,12 +65,12 @@ class OnnxSam:
         placed: NDArray[np.float32],
         points: NDArray[np.float32],
         labels: NDArray[np.int32],
-        box: Box | None,
+        box: NDArray[np.float32] | None,
         logits: Logits | None,
     ) -> dict[str, NDArray[np.float32]]:
         """Points alone get one that is none behind them, as SAM was trained; a box is two points."""
         if box is not None:
-            points = np.concatenate((points, np.array(box, np.float32).reshape(2, 2)))
+            points = np.concatenate((points, box))
             labels = np.concatenate((labels, np.array(CORNERS, np.int32)))
         elif len(points):
             points = np.concatenate((points, np.zeros((1, 2), np.float32)))

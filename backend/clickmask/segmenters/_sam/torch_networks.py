@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from clickmask.errors import SegmenterNotReady
 from clickmask.segmenters._sam.onnx_networks import DEVIATION, MEAN
 from clickmask.segmenters._sam.without_torchvision import import_segment_anything
-from clickmask.types import Box, Logits, Pixels
+from clickmask.types import Logits, Pixels
 
 DECODER_HEADS, PROMPT_DIM = 8, 256  # the same in every published SAM, and not to be read off a file
 
@@ -60,13 +60,13 @@ class TorchSam:
         placed: torch.Tensor,
         points: NDArray[np.float32],
         labels: NDArray[np.int32],
-        box: Box | None,
+        box: NDArray[np.float32] | None,
         logits: Logits | None,
         multimask: bool,
     ) -> tuple[Logits, NDArray[np.float32]]:
         with torch.inference_mode():
             clicks = (self._tensor(points)[None], self._tensor(labels)[None]) if len(points) else None
-            corners = None if box is None else self._tensor(np.asarray([box], np.float32))
+            corners = None if box is None else self._tensor(box.reshape(1, 4))
             dense = None if logits is None else self._tensor(logits)[None]
             sparse_prompt, dense_prompt = self.prompt_encoder(clicks, corners, dense)
             masks, scores = self.mask_decoder(
