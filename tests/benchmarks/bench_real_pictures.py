@@ -27,9 +27,9 @@ def main() -> Section | None:
     labelled, new = to_train_and_new(Path(FOLDER))
     rows, founds = list[str](), list[float]()
     for seed in SEEDS:
-        plan = TrainingConfig(steps=1200, patience=30, seconds=7200, seed=seed)
+        config = TrainingConfig(steps=1200, patience=30, seconds=7200, seed=seed)
         with tempfile.TemporaryDirectory() as name:
-            trained, minutes = train_on(labelled[:LABELLED], Path(name), plan, lambda _: None)
+            trained, minutes = train_on(labelled[:LABELLED], Path(name), config, lambda _: None)
             found = compare(trained, new)
         about = trained.version.provenance.report
         rows.append(

@@ -68,7 +68,7 @@ def measured(labeller: Labeller, new: Sequence[CocoPicture], categories: Sequenc
         truth = np.zeros(picture.size, np.uint8)
         for category, mask in picture.masks():
             truth[mask] = categories.index(category) + 1
-        whole += confusion_matrix(truth, labeller.label(picture.pixels).classes, len(categories) + 1)
+        whole += confusion_matrix(truth, labeller.predict(picture.pixels).classes, len(categories) + 1)
     return float(miou(whole))
 
 
@@ -170,7 +170,7 @@ pixels = np.random.default_rng(0).integers(0, 256, (int(sys.argv[2]), int(sys.ar
 waits = []
 for _ in range(3):
     started = time.perf_counter()
-    labeller.label(pixels)
+    labeller.predict(pixels)
     waits.append(time.perf_counter() - started)
 print(1000 * min(waits), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
@@ -179,7 +179,7 @@ print(1000 * min(waits), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - b
 def inference(folder: Path) -> list[str]:
     """Of a network with random weights, which is as fast as any; each size in a process of its own."""
     network = folder / "network.onnx"
-    network.write_bytes(export(unet.build(3).eval()))
+    network.write_bytes(export(unet.build(3, None).eval()))
     rows: list[str] = []
     for name, (height, width) in SIZES.items():
         command = [sys.executable, "-c", PEAK, str(network), str(height), str(width)]

@@ -32,7 +32,7 @@ class BesideOtsu:
 
 
 def train_on(
-    pictures: Sequence[CocoPicture], folder: Path, plan: TrainingConfig, report: Callable[[Progress], None]
+    pictures: Sequence[CocoPicture], folder: Path, config: TrainingConfig, report: Callable[[Progress], None]
 ) -> tuple[Trained, float]:
     """A model of a new project, and the minutes that it took."""
     store = Store(folder / "store.sqlite")
@@ -41,7 +41,7 @@ def train_on(
     dataset = snapshot(store, TOOL, PROJECT, kept)
     started = time.monotonic()
     models = ProjectModels(folder / "models").of(TOOL, PROJECT)
-    trained = train(dataset, models, plan, folder / "a.pt", report=report)
+    trained = train(dataset, models, config, folder / "a.pt", report=report)
     store.close()
     assert trained
     return trained, (time.monotonic() - started) / 60
@@ -71,5 +71,5 @@ def _otsu(pixels: Pixels, truth: Mask) -> tuple[Confusion, Confusion]:
 
 
 def _of(labeller: Labeller, pixels: Pixels, truth: Mask) -> Confusion:
-    found = (labeller.label(pixels).classes > 0).astype(np.uint8)
+    found = (labeller.predict(pixels).classes > 0).astype(np.uint8)
     return confusion_matrix(truth.view(np.uint8), found, 2)

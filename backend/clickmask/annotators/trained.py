@@ -43,7 +43,7 @@ class Trained:
     def annotate(self, image: Image) -> list[tuple[str, Prediction]]:
         """Raises ModelDamaged, SegmenterNotReady and, with a refiner, Busy."""
         version, labeller = self._models.served(self._folder)
-        found = list(_objects(labeller.label(image.pixels), version.provenance.categories, self.name))
+        found = list(_objects(labeller.predict(image.pixels), version.provenance.categories, self.name))
         found.sort(key=lambda each: -each[1].score)
         return self._refiner(image, found) if self._refiner else found
 

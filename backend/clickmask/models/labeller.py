@@ -1,4 +1,4 @@
-"""A project's model in use: every pixel of a picture gets a category. Reads ONNX; no torch."""
+"""A project's model in use: it gives every pixel of a picture a category. Reads ONNX; no torch."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from clickmask.models.versions import Models, ModelVersion
 from clickmask.types import Pixels, Size
 
 PIXELS, LOGITS = "pixels", "logits"  # of an ONNX file: (1, 3, H, W) in [0, 1] -> (1, K, H, W)
-MULTIPLE = 16  # of the sides that a network takes
-CLIPPED_PERCENT = 0.5  # percent of a picture's values, at either end, that may be cut off
-MIN_VALUE_RANGE = 32.0  # values that are spread over all at most: of less the noise is no picture
-MAX_SIDE_PX = 1536  # px; larger pictures are trained on and answered at this size, for memory's sake
+MULTIPLE = 16  # networks take sides that are multiples of it
+CLIPPED_PERCENT = 0.5  # percent of a picture's values, at either end, that may be clipped
+MIN_VALUE_RANGE = 32.0  # fewer values are not spread over the whole range: that would amplify noise
+MAX_SIDE_PX = 1536  # larger pictures are trained on and predicted at this size, to save memory
 
 
 class Labelling(NamedTuple):
-    """0 is the background, k the k-th category; how sure of it the network is, in [0, 1]."""
+    """The class of each pixel, and the network's probability for it."""
 
-    classes: NDArray[np.uint8]  # (H, W)
-    confidence: NDArray[np.float32]  # (H, W)
+    classes: NDArray[np.uint8]  # (H, W); 0 is the background, k the k-th category
+    confidence: NDArray[np.float32]  # (H, W) in [0, 1]
 
 
 class Labeller:
-    """A network that labels pixels, ready to run. For any thread."""
+    """A network that labels pixels, ready to run, from any thread."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def label(self, pixels: Pixels) -> Labelling:
-        """Of a picture of any size, at that size."""
+    def predict(self, pixels: Pixels) -> Labelling:
+        """The class of each pixel of a picture of any size, at that size."""
         height, width = shown = pixels.shape[:2]
         size = working_size((height, width))
         answer: NDArray[np.float32] = self._session.run({PIXELS: to_input(prepared(pixels))})[LOGITS]
@@ -51,16 +51,16 @@ class Labeller:
 
 
 def working_size(size: Size) -> Size:
-    """At most MAX_SIDE_PX, the ratio of the sides kept."""
+    """`size`, scaled down to sides of at most MAX_SIDE_PX."""
     scale = MAX_SIDE_PX / max(size)
     height, width = (side if scale >= 1 else max(1, round(scale * side)) for side in size)
     return height, width
 
 
 def prepared(pixels: Pixels) -> Pixels:
-    """What networks are trained on and asked with: at the working size, the values spread over all of 0..255.
+    """`pixels` at the working size, with values spread over 0..255: what networks see.
 
-    Of microscopy many pictures have all that matters in a tenth of the range, each in another one.
+    Many pictures of microscopy have all that matters in a tenth of the range, each in another tenth.
     """
     height, width = pixels.shape[:2]
     size = working_size((height, width))
@@ -73,7 +73,7 @@ def prepared(pixels: Pixels) -> Pixels:
 
 
 def to_input(pixels: Pixels) -> NDArray[np.float32]:
-    """(1, 3, H, W), padded to multiples of MULTIPLE by the outermost pixels."""
+    """A network's input (1, 3, H, W) in [0, 1], padded to multiples of MULTIPLE by the outermost pixels."""
     height, width = pixels.shape[:2]
     padded = np.pad(pixels, ((0, -height % MULTIPLE), (0, -width % MULTIPLE), (0, 0)), mode="edge")
     values = padded.transpose(2, 0, 1)[None].astype(np.float32)  # (H, W, 3) -> (1, 3, H, W)
@@ -81,12 +81,12 @@ def to_input(pixels: Pixels) -> NDArray[np.float32]:
 
 
 def open_labeller(network: Path | bytes, threads: int | None = None) -> Labeller:
-    """Raises SegmenterNotReady if the file cannot be run. `threads` None: all cores."""
+    """The network of an ONNX file, on all cores if `threads` is None. Raises SegmenterNotReady."""
     return Labeller(open_session(network, "onnxruntime", threads=threads))
 
 
 class ProjectModels:
-    """The models of every project, each in a folder named by tool and project. For any thread."""
+    """The models of all projects, each in a folder named by tool and project, from any thread."""
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
         self._folder = folder
@@ -98,7 +98,7 @@ class ProjectModels:
         return Models(self._folder / folder_name(tool, project))
 
     def names(self) -> list[str]:
-        """Of the projects in which a version is served, as `folder_name` has it."""
+        """Folder names of the projects in which a version is served, sorted."""
         if not self._folder.is_dir():
             return []
         return sorted(each.name for each in self._folder.iterdir() if Models(each).has_served)
@@ -107,9 +107,9 @@ class ProjectModels:
         return Models(self._folder / name)
 
     def served(self, name: str) -> tuple[ModelVersion, Labeller]:
-        """What is in use just now; a network is opened once, and the one before it is let go.
+        """The served version and its network, which is opened once and kept until another is served.
 
-        Raises AnnotatorNotReady where nothing is, ModelDamaged and SegmenterNotReady.
+        Raises AnnotatorNotReady if none is served, ModelDamaged and SegmenterNotReady.
         """
         with self.named(name).lock_served() as version:
             if version is None:
@@ -123,16 +123,13 @@ class ProjectModels:
 
 
 def folder_name(tool: str, project: str) -> str:
-    """Such as `label_studio-7`: letters, digits, _ . and - alone, for file systems and addresses."""
-    return f"{_escaped(tool)}-{_escaped(project)}"
-
-
-def _escaped(text: str) -> str:
-    return quote(text, safe="").replace(".", "%2E").replace("~", "%7E").replace("%", ".")
+    """A name such as `label_studio-7`, of letters, digits, _ . and - only, for file systems and URLs."""
+    escaped = [quote(text, safe="").replace(".", "%2E").replace("~", "%7E") for text in (tool, project)]
+    return "-".join(escaped).replace("%", ".")
 
 
 def _enlarged(logits: NDArray[np.float32], size: Size) -> NDArray[np.uint8]:
-    """The class with the largest logit at `size`; one plane after the other, for memory's sake."""
+    """The class with the largest logit at `size`. Planes are resized one by one to save memory."""
     classes = np.zeros(size, np.uint8)
     best = np.full(size, -math.inf, np.float32)
     for number, plane in enumerate(logits):

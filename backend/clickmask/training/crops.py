@@ -1,10 +1,9 @@
-"""Training crops: the same picture never comes twice in the same way."""
+"""Pictures to train on, and augmented crops of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Protocol
 
 import cv2
@@ -19,16 +18,19 @@ from clickmask.types import Pixels
 
 IGNORED = 255  # in labels: of unknown class
 Labels = NDArray[np.uint8]  # (H, W): 0 background, k the k-th category, IGNORED
-SCALES = (0.6, 2.0)  # of the picture's own size: of microscopy one camera has several magnifications
-POWER = 0.3  # brightness is raised to powers between exp(-POWER) and exp(POWER),
+SCALES = (0.6, 2.0)  # of the picture's own size: one microscope has several magnifications
+POWER = 0.3  # brightness is raised to a power between exp(-POWER) and exp(POWER),
 GAIN = 0.15  # multiplied by up to 1 + GAIN,
-TINT = 0.06  # each channel by up to 1 + TINT,
-SATURATION = 0.25  # and what is coloured is more or less so, by this share
-ON_AN_OBJECT = 0.7  # of the crops are centred on a pixel of a category, each category as often
+TINT = 0.06  # and each channel by up to 1 + TINT
+SATURATION = 0.25  # saturation is multiplied by up to 1 + SATURATION
+ON_AN_OBJECT = 0.7  # of the crops are centred on a pixel of a category, each category equally often
+MAX_DECODED_BYTES = 2**30  # of pictures kept in memory; if there are more, they are read at each use
+OBJECTS_ACROSS = 4  # a crop is so many times as wide as a typical object,
+MIN_CROP_PX = 128  # but at least as wide as this, which is as far as the network looks
 
 
 class LabelledPixels(Protocol):
-    """A picture and the class of each of its pixels; both may be read anew at each access."""
+    """A picture and the class of each of its pixels; each access may read them again."""
 
     @property
     def pixels(self) -> Pixels: ...
@@ -37,18 +39,58 @@ class LabelledPixels(Protocol):
     def labels(self) -> Labels: ...
 
 
-def draw_crop(sample: LabelledPixels, side: int, chance: np.random.Generator) -> tuple[Pixels, Labels]:
-    """A square of `side`, scaled, flipped, turned by quarters and recoloured; new arrays.
+class TrainingPicture:
+    """A sample's picture and classes as networks are given them, read once if `keep`, else at each use."""
 
-    Where the picture is smaller than the crop, what lies beyond it is black, and IGNORED.
+    def __init__(self, dataset: Dataset, sample: Sample, limits: ImageLimits, keep: bool) -> None:
+        self._dataset, self._sample, self._limits, self._keep = dataset, sample, limits, keep
+        self._kept_pixels: Pixels | None = None
+        self._kept_labels: Labels | None = None
+
+    @property
+    def pixels(self) -> Pixels:
+        if self._kept_pixels is not None:
+            return self._kept_pixels
+        encoded = self._dataset.pictures.read(self._sample.image)
+        pixels = prepared(decode_image(encoded, self._limits).pixels)
+        self._kept_pixels = pixels if self._keep else None
+        return pixels
+
+    @property
+    def labels(self) -> Labels:
+        if self._kept_labels is not None:
+            return self._kept_labels
+        labels = class_map(self._sample, self._dataset.categories, self._dataset.unlabelled)
+        height, width = working_size(self._sample.size)
+        if labels.shape != (height, width):
+            smaller = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+            labels = np.asarray(smaller, np.uint8)
+        self._kept_labels = labels if self._keep else None
+        return labels
+
+
+def training_pictures(
+    dataset: Dataset, samples: Sequence[Sample], limits: ImageLimits
+) -> list[TrainingPicture]:
+    """The pictures of `samples`, kept in memory if all fit into MAX_DECODED_BYTES."""
+    keep = 4 * sum(math.prod(working_size(sample.size)) for sample in samples) <= MAX_DECODED_BYTES
+    return [TrainingPicture(dataset, sample, limits, keep) for sample in samples]
+
+
+def draw_crop(sample: LabelledPixels, side: int, chance: np.random.Generator) -> tuple[Pixels, Labels]:
+    """A random square of `side` px, scaled, flipped, turned by quarters and recoloured; new arrays.
+
+    If the picture is smaller than the crop, the rest is black and IGNORED.
     """
     pixels, labels = sample.pixels, sample.labels
     scale = math.exp(chance.uniform(math.log(SCALES[0]), math.log(SCALES[1])))
+    across = side / scale  # px of the picture
     row, column = (
-        _inside(at, length, side / scale)
+        # no further out than the crop shows as much of the picture as it can
+        min(max(at, across / 2), length - across / 2) if length > across else length / 2
         for at, length in zip(_centre(labels, chance), labels.shape, strict=True)
     )
-    # One warp does scaling, cropping and padding. cv2 has pixel centres at whole numbers.
+    # One warp scales, crops and pads. cv2 has pixel centres at whole numbers.
     warp = np.array([[scale, 0, side / 2 - scale * column], [0, scale, side / 2 - scale * row]])
     colours = np.asarray(cv2.warpAffine(pixels, warp, (side, side), flags=cv2.INTER_LINEAR), np.uint8)
     classes = cv2.warpAffine(labels, warp, (side, side), flags=cv2.INTER_NEAREST, borderValue=IGNORED)
@@ -60,7 +102,7 @@ def draw_crop(sample: LabelledPixels, side: int, chance: np.random.Generator) ->
 
 
 def _centre(labels: Labels, chance: np.random.Generator) -> tuple[float, float]:
-    """Row and column: of a pixel of a random category, or anywhere."""
+    """Row and column of a pixel of a random category, or of any place."""
     categories = np.setdiff1d(labels, (0, IGNORED))
     if len(categories) and chance.random() < ON_AN_OBJECT:
         rows, columns = np.nonzero(labels == chance.choice(categories))
@@ -70,13 +112,8 @@ def _centre(labels: Labels, chance: np.random.Generator) -> tuple[float, float]:
     return chance.uniform(0, height), chance.uniform(0, width)
 
 
-def _inside(centre: float, length: int, across: float) -> float:
-    """Moved so that the crop shows as much of the picture as it can: there is nothing to learn beyond."""
-    return min(max(centre, across / 2), length - across / 2) if length > across else length / 2
-
-
 def _recoloured(pixels: NDArray[np.uint8], chance: np.random.Generator) -> Pixels:
-    """By a power, factors and saturation: to add a shade would cut off what is dark already."""
+    """`pixels` with another brightness, tint and saturation. Nothing is added: that would clip the dark."""
     power = math.exp(chance.uniform(-POWER, POWER))
     gain, saturation = 1 + chance.uniform(-GAIN, GAIN), 1 + chance.uniform(-SATURATION, SATURATION)
     values = (pixels.astype(np.float32) / 255) ** np.float32(power)
@@ -86,53 +123,8 @@ def _recoloured(pixels: NDArray[np.uint8], chance: np.random.Generator) -> Pixel
     return np.rint(values).clip(0, 255).astype(np.uint8)
 
 
-IN_MEMORY = 2**30  # bytes of decoded pictures; where there are more, they are read at each use
-OBJECTS_ACROSS = 4  # a crop is so many times as wide as a typical object,
-MIN_CROP_PX = 128  # px, and at least as wide as this, for the network looks as far
-
-
-class TrainingPicture:
-    """A sample's picture and classes, as networks are given them."""
-
-    def __init__(self, dataset: Dataset, sample: Sample, limits: ImageLimits, keep: bool) -> None:
-        self._dataset, self._sample, self._limits, self._keep = dataset, sample, limits, keep
-
-    @property
-    def pixels(self) -> Pixels:
-        return self._pixels if self._keep else self._read()
-
-    @property
-    def labels(self) -> Labels:
-        return self._labels if self._keep else self._draw()
-
-    @cached_property
-    def _pixels(self) -> Pixels:
-        return self._read()
-
-    @cached_property
-    def _labels(self) -> Labels:
-        return self._draw()
-
-    def _read(self) -> Pixels:
-        return prepared(decode_image(self._dataset.pictures.read(self._sample.image), self._limits).pixels)
-
-    def _draw(self) -> Labels:
-        classes = class_map(self._sample, self._dataset.categories, self._dataset.unlabelled)
-        height, width = working_size(self._sample.size)
-        if classes.shape == (height, width):
-            return classes
-        return np.asarray(cv2.resize(classes, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
-
-
-def training_pictures(
-    dataset: Dataset, samples: Sequence[Sample], limits: ImageLimits
-) -> list[TrainingPicture]:
-    keep = 4 * sum(math.prod(working_size(sample.size)) for sample in samples) <= IN_MEMORY
-    return [TrainingPicture(dataset, sample, limits, keep) for sample in samples]
-
-
 def crop_side(samples: Sequence[Sample], most: int) -> int:
-    """In pixels: small where objects are, so that one step sees many pictures; at most `most`."""
+    """Side of crops in px, at most `most`: small if objects are small, so that a step sees many pictures."""
     across = [
         math.sqrt(rle_to_mask(label.rle).sum()) * max(working_size(sample.size)) / max(sample.size)
         for sample in samples
@@ -143,7 +135,7 @@ def crop_side(samples: Sequence[Sample], most: int) -> int:
 
 
 def wide_side(samples: Sequence[Sample], side: int, crops: int) -> int:
-    """Of one crop with as many pixels as `crops` of `side`; at most that of the largest picture."""
+    """Side of one crop with as many pixels as `crops` of `side`; at most that of the largest picture."""
     return _multiple(min(side * math.sqrt(crops), _largest(samples)))
 
 

@@ -1,4 +1,4 @@
-"""CrossValidation on parts of one dataset, one after the other, within one time budget."""
+"""Several trainings on parts of one dataset, one after the other, within one time budget."""
 
 from __future__ import annotations
 
@@ -15,110 +15,105 @@ import torch
 from clickmask.datasets.snapshot import Dataset, Sample
 from clickmask.images.decode import ImageLimits
 from clickmask.models.labeller import working_size
+from clickmask.training import networks
 from clickmask.training.crops import crop_side, training_pictures, wide_side
-from clickmask.training.fit import Progress, Trainer, TrainingConfig, TrainingResult
-from clickmask.training.networks import unet
+from clickmask.training.fit import Trainer, TrainingConfig, TrainingResult
+from clickmask.training.loop import Heartbeat, Progress
 
 log = logging.getLogger(__name__)
 
-MAX_WATCHED_PIXELS = 2**22  # pixels of the pictures that early stopping looks at, again and again
-
-Heartbeat = Callable[[], None]  # called at least every few seconds of work
+MAX_WATCHED_PIXELS = 2**22  # pixels of the pictures that early stopping measures again and again
 
 
 class Cancelled(Exception):
-    """The work was stopped, and the same calls go on from there."""
+    """The training was stopped; the same calls continue it."""
 
 
 class CrossValidation:
-    """`fits` networks are trained, each for an equal part of the plan's time."""
+    """`fits` trainings of the network called `network`, each with an equal part of the config's time."""
 
     def __init__(
         self,
         dataset: Dataset,
-        plan: TrainingConfig,
+        config: TrainingConfig,
         checkpoint: Path,
         limits: ImageLimits,
         *,
+        network: str,
         fits: int,
         report: Callable[[Progress], None],
         cancelled: Callable[[], bool],
-        beat: Heartbeat,
+        heartbeat: Heartbeat,
     ) -> None:
-        """Crops are as large as the dataset's objects ask for, and the more the smaller they are.
+        """Crops are as large as the dataset's objects need; if they are smaller, a step has more of them.
 
         A step on twice as many pixels takes twice as long, and so many crops vary enough.
         """
-        side = crop_side(dataset.samples, plan.side)
-        crops = max(1, round(plan.crops * plan.side / side))
+        side = crop_side(dataset.samples, config.side)
+        crops = max(1, round(config.crops * config.side / side))
         wide = wide_side(dataset.samples, side, crops)
-        self.plan = replace(plan, side=side, crops=crops, wide=wide, seconds=plan.seconds / fits)
-        self._dataset, self._checkpoint, self._limits = dataset, checkpoint, limits
-        self._report, self._cancelled, self._beat = report, cancelled, beat
-        self._fits, self._done, self._seconds = fits, 0, 0.0
+        self.config = replace(config, side=side, crops=crops, wide=wide, seconds=config.seconds / fits)
+        self._dataset, self._limits, self._network = dataset, limits, network
+        self._report, self._cancelled, self._heartbeat = report, cancelled, heartbeat
+        names = [f"{checkpoint.name}{number or ''}" for number in range(fits)]
+        self._checkpoints = [checkpoint.with_name(name) for name in names]
+        self._done, self._seconds = 0, 0.0
 
     def fit(
         self, training: Sequence[Sample], watched: Sequence[Sample]
     ) -> tuple[torch.nn.Module, TrainingResult]:
-        """A network on the CPU, and how it came about. `watched` decide when to stop; none: the plan does.
+        """A network on the CPU, in evaluation mode, and how its training went.
 
-        Raises Cancelled.
+        `watched` decide when to stop; without any, the config does. Raises Cancelled.
         """
         classes = len(self._dataset.categories) + 1
-        cast("Any", torch).manual_seed(self.plan.seed)
-        network = unet.build(classes)
+        cast("Any", torch).manual_seed(self.config.seed)
+        network = networks.build(self._network, classes)
         cast("Any", network).to(
             "cuda" if torch.cuda.is_available() else "cpu",
             memory_format=torch.channels_last,  # a tenth faster on a CPU
         )
-        run = Trainer(
+        trainer = Trainer(
             network,
-            unet.STRIDE,
+            networks.load(self._network).STRIDE,
             training_pictures(self._dataset, training, self._limits),
             training_pictures(self._dataset, list(_first(watched)), self._limits),
             classes,
-            self.plan,
-            self._path(self._done),
+            self.config,
+            self._checkpoints[self._done],
             self._dataset.digest,
         )
         started = time.perf_counter()
-        fitted = run.run(self._tell, self._stops)
-        log.info("fitted in %.0f s: %s", time.perf_counter() - started, fitted.reason)
-        if fitted.reason == "cancelled":
+        result = trainer.run(self._report_all, self._cancelled, self._heartbeat)
+        log.info("trained in %.0f s: %s", time.perf_counter() - started, result.reason)
+        if result.reason == "cancelled":
             raise Cancelled
-        self._done, self._seconds = self._done + 1, self._seconds + run.seconds
-        best = unet.build(classes)
-        best.load_state_dict(fitted.state)
-        return best.cpu().eval(), fitted
+        self._done, self._seconds = self._done + 1, self._seconds + trainer.seconds
+        best = networks.build(self._network, classes)
+        best.load_state_dict(result.state)
+        return best.cpu().eval(), result
 
-    def forget(self) -> None:
-        """The checkpoints: all that was to be trained is kept elsewhere."""
-        for number in range(self._fits):
-            self._path(number).unlink(missing_ok=True)
+    def remove_checkpoints(self) -> None:
+        """Call when all that was trained is saved elsewhere."""
+        for path in self._checkpoints:
+            path.unlink(missing_ok=True)
 
-    def _path(self, number: int) -> Path:
-        return self._checkpoint.with_name(f"{self._checkpoint.name}{number or ''}")
-
-    def _stops(self) -> bool:
-        self._beat()
-        return self._cancelled()
-
-    def _tell(self, progress: Progress) -> None:
-        """Of all fits together."""
-        later = self._fits - self._done - 1
+    def _report_all(self, progress: Progress) -> None:
+        """Report the progress of all trainings together."""
+        fits, config = len(self._checkpoints), self.config
         self._report(
             replace(
                 progress,
-                step=self._done * self.plan.steps + progress.step,
-                steps=self._fits * self.plan.steps,
+                step=self._done * config.steps + progress.step,
+                steps=fits * config.steps,
                 seconds=self._seconds + progress.seconds,
-                seconds_left=progress.seconds_left + later * self.plan.seconds,
+                seconds_left=progress.seconds_left + (fits - self._done - 1) * config.seconds,
             )
         )
 
 
 def _first(samples: Sequence[Sample]) -> Iterator[Sample]:
-    """As many as MAX_WATCHED_PIXELS has pixels for, in an order that says nothing of them; one at least."""
+    """Samples that fit into MAX_WATCHED_PIXELS, at least one, in an order that says nothing about them."""
     left = MAX_WATCHED_PIXELS
     for sample in sorted(samples, key=lambda each: each.image):
         if left < MAX_WATCHED_PIXELS and left < math.prod(working_size(sample.size)):

@@ -1,38 +1,234 @@
-"""A training that was stopped, as a file: whole, or as it was before."""
+"""The training loop that every network shares.
+
+Batches depend on the seed and the step alone, so a training that was stopped continues as if it had
+not been. If the time budget ends a training, and not the number of steps, its learning rate follows
+the clock, and two trainings differ as their clocks do.
+"""
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 import os
 import pickle
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
+from torch import nn
 
 log = logging.getLogger(__name__)
 
+MAX_GRADIENT_NORM = 1.0
+LAST_RATE = 0.01  # of the peak learning rate, when the cosine ends
+
 State = Mapping[str, torch.Tensor]
+Heartbeat = Callable[[], None]  # called at least every few seconds of work
+Reason = Literal["all steps done", "out of time", "no longer improving", "cancelled"]
 
 
-def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace `path` by tensors and plain values, once they are on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
-        torch.save(dict(content), file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+@dataclass(frozen=True)
+class Schedule:
+    """How long a training takes, and how its learning rate and its averaged weights move."""
+
+    steps: int
+    check_every: int  # steps between validations and reports
+    save_every: int  # steps between checkpoints
+    warm_up: int  # steps in which the learning rate rises to its peak
+    average: float  # the part that the averaged weights keep of themselves in a step,
+    average_start: tuple[int, int]  # but at first (a + step) / (b + step): early weights are worth little
+    cosine_from: int = 0  # step from which the learning rate falls
+    tail: int = 0  # steps after validation stopped improving, in which the rate falls to its end
+    seconds: float = math.inf  # of training and validation, over all runs of a resumed training
 
 
-def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """What was written, None where there is nothing, or no checkpoint. Nothing in it is executed."""
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        return None
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError):
-        log.warning("%s is no checkpoint: training starts anew", path.name)
-        return None
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is. Seconds are of training and validation, over all of its runs."""
+
+    step: int
+    steps: int
+    loss: float  # mean since the previous report
+    validation_miou: float  # NaN before the first validation, and without anything to validate on
+    seconds: float
+    seconds_left: float  # at most: training may stop earlier
+
+
+class TrainingLoop:
+    """Trains `network` in place, on its own device, and keeps a moving average of its weights.
+
+    A subclass says what a step learns (`backward`), and may say how good the average is (`validate`)
+    and what else a checkpoint holds (`extra_state`, `load_extra_state`). One `loop` each, in one thread.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        schedule: Schedule,
+        checkpoint: Path,
+        identity: Mapping[str, Any],
+    ) -> None:
+        """`identity` is what training depends on, as plain values: a checkpoint of another is ignored.
+
+        Each parameter group of `optimiser` has its peak learning rate.
+        """
+        self.network = network
+        self.average = copy.deepcopy(network).requires_grad_(False).eval()
+        self.device = next(network.parameters()).device
+        self.schedule = schedule
+        self.step: int = 0
+        self.seconds: float = 0.0
+        self.validation_miou = math.nan  # of the latest validation
+        self._optimiser: Any = optimiser
+        self._peaks = [group["lr"] for group in self._optimiser.param_groups]
+        self._tail: tuple[int, float] | None = None  # the step it began at, and the rate's factor then
+        self._checkpoint, self._identity = checkpoint, dict(identity)
+
+    def backward(self) -> torch.Tensor:
+        """Leave the gradients of this step's batch in the network, and return the detached loss."""
+        raise NotImplementedError
+
+    def validate(self) -> bool:
+        """Measure `average`; False begins the tail, since training no longer improves it."""
+        return True
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides the loop's own: tensors and plain values."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `extra_state` gave."""
+
+    def loop(
+        self,
+        report: Callable[[Progress], None] = lambda _: None,
+        cancelled: Callable[[], bool] = lambda: False,
+        heartbeat: Heartbeat = lambda: None,
+    ) -> Reason:
+        """Train until the schedule ends or `cancelled`; `report` is called after each validation."""
+        schedule, losses = self.schedule, list[torch.Tensor]()
+        while (reason := self._reason_to_stop(cancelled)) is None:
+            heartbeat()
+            started = time.perf_counter()
+            self.network.train()
+            for group, peak in zip(self._optimiser.param_groups, self._peaks, strict=True):
+                group["lr"] = peak * self.rate_factor()
+            self._optimiser.zero_grad(set_to_none=True)
+            losses.append(self.backward())
+            nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRADIENT_NORM)
+            self._optimiser.step()
+            self._update_average()
+            self.step += 1
+            last = self.step == schedule.steps
+            checking = last or self.step % schedule.check_every == 0
+            if checking:
+                self._check()
+            self.seconds += time.perf_counter() - started
+            if last or self.step % schedule.save_every == 0:
+                self.save()
+            if checking:
+                report(self._progress(losses))
+                losses.clear()
+        if losses:  # steps that no validation has seen; not saved, as a resumed training repeats them
+            self._check()
+            report(self._progress(losses))
+        log.info("training ended at step %d: %s", self.step, reason)
+        return reason
+
+    def rate_factor(self) -> float:
+        """Learning-rate factor in [0, 1]: linear warm-up, cosine decay, then a short cosine tail."""
+        schedule = self.schedule
+        if self._tail:
+            since, factor = self._tail
+            return _cosine(factor, (self.step - since) / schedule.tail)
+        by_steps = (self.step - schedule.cosine_from) / max(1, schedule.steps - schedule.cosine_from)
+        done = max(0.0, by_steps, self.seconds / schedule.seconds)
+        return min(1.0, (self.step + 1) / schedule.warm_up) * _cosine(1.0, done)
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        content = {
+            "of": self._identity,
+            "step": self.step,
+            "seconds": self.seconds,
+            "ending": self._tail,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            **self.extra_state(),
+        }
+        self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        aside = self._checkpoint.with_name(self._checkpoint.name + ".part")
+        with aside.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(self._checkpoint)
+
+    def resume(self) -> None:
+        """Continue from the checkpoint, if there is one of the same identity."""
+        name = self._checkpoint.name
+        try:  # weights_only: nothing in the file is executed
+            content: Any = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
+        except FileNotFoundError:
+            return
+        except (OSError, pickle.UnpicklingError, RuntimeError, EOFError):
+            log.warning("%s is not a checkpoint: training starts at the first step", name)
+            return
+        kept: dict[str, Any] = cast("Any", content) if isinstance(content, dict) else {}
+        if kept.get("of") != self._identity:
+            log.info("%s is of another training: this one starts at the first step", name)
+            return
+        self.step, self.seconds, self._tail = kept["step"], kept["seconds"], kept["ending"]
+        self.network.load_state_dict(kept["network"])
+        self.average.load_state_dict(kept["average"])
+        self._optimiser.load_state_dict(kept["optimiser"])
+        self.load_extra_state(kept)
+        log.info("training continues from step %d", self.step)
+
+    def _reason_to_stop(self, cancelled: Callable[[], bool]) -> Reason | None:
+        if cancelled():
+            return "cancelled"
+        if self.step >= self.schedule.steps:
+            return "all steps done"
+        if self.seconds >= self.schedule.seconds:
+            return "out of time"
+        ended = self._tail is not None and self.step >= self._tail[0] + self.schedule.tail
+        return "no longer improving" if ended else None
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        first, second = self.schedule.average_start
+        keep = min(self.schedule.average, (first + self.step) / (second + self.step))
+        current = self.network.state_dict()
+        for name, averaged in self.average.state_dict().items():
+            if averaged.is_floating_point():
+                averaged.lerp_(current[name], 1 - keep)
+            else:
+                averaged.copy_(current[name])
+
+    def _check(self) -> None:
+        if not self.validate() and self._tail is None:
+            self._tail = self.step, self.rate_factor()
+
+    def _progress(self, losses: Sequence[torch.Tensor]) -> Progress:
+        steps, budget = self.schedule.steps, self.schedule.seconds
+        by_steps = self.seconds / self.step * (steps - self.step)
+        left = max(0.0, min(by_steps, budget - self.seconds))
+        loss = sum(float(each) for each in losses) / len(losses)
+        return Progress(self.step, steps, loss, self.validation_miou, self.seconds, left)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 on a GPU; on a CPU it gains nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def _cosine(first: float, done: float) -> float:
+    """From `first` to LAST_RATE, as `done` goes from 0 to 1."""
+    return LAST_RATE + (first - LAST_RATE) * (1 + math.cos(math.pi * min(1.0, done))) / 2

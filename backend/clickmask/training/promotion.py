@@ -1,13 +1,13 @@
-"""Whether a newly trained model takes the place of the one in service. No torch.
+"""The gate: whether a newly trained model replaces the served one. No torch.
 
-Both are measured anew on today's validation images, so neither is judged by other images than the
-other. What is hard for both cancels out: the images are resampled for both alike.
+Both are measured again on today's validation images, so both are judged by the same ones. What is
+hard for both cancels out, since the images are resampled for both alike.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,14 +30,16 @@ from clickmask.metrics.confusion import (
 from clickmask.metrics.report import Measured, measure, report_to_json
 from clickmask.models.labeller import Labeller, open_labeller
 from clickmask.models.versions import Models
-from clickmask.training.cross_validation import Heartbeat
 from clickmask.types import Pixels
 
 log = logging.getLogger(__name__)
 
-MAX_MIOU_LOSS = 0.02  # of mIoU: how far below no difference the lower bound may be
-MAX_CLASS_IOU_LOSS = 0.05  # of IoU: how far no class may fall
-MIN_IMAGES_FOR_INTERVAL = 20  # images; with fewer an interval says little, and the difference itself decides
+MAX_MIOU_LOSS = 0.02  # of mIoU: how far below zero the interval of the difference may reach
+MAX_CLASS_IOU_LOSS = 0.05  # of IoU: how far any class may fall
+MIN_IMAGES_FOR_INTERVAL = 20  # with fewer images an interval says little, so the difference itself decides
+CROSS_VALIDATION = "cross-validation"  # a report's "split", if no side was large enough
+
+Part = tuple[Labeller, Sequence[Sample]]  # a network, and pictures that it was not trained on
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,11 @@ def decide(
     categories: Sequence[str],
     shared: Sequence[str] = (),
 ) -> Decision:
-    """Compare (images, K, K) matrices over the background and `categories`, of the same images in one order.
+    """Compare two models by their (images, K, K) matrices of the same images in the same order.
 
-    `shared` are the categories that both models know; by them they are compared. `served` None is
-    the first version: it must be better than to find nothing. So must one that shares no category
-    with its predecessor, as nothing else can be said of it. Raises ValueError without images.
+    K counts the background and `categories`. `shared` are the categories that both models know, by
+    which they are compared. A first version (`served` is None), and one that shares no category with
+    its predecessor, must be better than finding nothing. Raises ValueError without images.
     """
     if not len(candidate):
         raise ValueError("there is no validation image to judge a model by")
@@ -67,9 +69,8 @@ def decide(
         raise ValueError(f"matrices of {candidate.shape} and {served.shape} are not of the same images")
     ours, theirs = (iou(matrices.sum(axis=0))[compared] for matrices in (candidate, served))
     falls = {categories[number - 1]: theirs[at] - ours[at] for at, number in enumerate(compared)}
-    fallen = {
-        category: fall for category, fall in falls.items() if fall > MAX_CLASS_IOU_LOSS
-    }  # NaN is not above
+    # NaN is not above the limit
+    fallen = {category: fall for category, fall in falls.items() if fall > MAX_CLASS_IOU_LOSS}
     difference = paired_difference(candidate, served, partial(miou, classes=compared))
     said = (
         f"mIoU {float(miou(candidate.sum(axis=0), compared)):.3f} against "
@@ -93,11 +94,11 @@ def decide(
 
 
 def _against_background(candidate: Confusion) -> Decision:
-    """With the background counted: noise finds a little of every class, and spoils the rest."""
-    whole = candidate.sum(axis=0)
-    nothing = np.zeros_like(whole)
-    nothing[:, 0] = whole.sum(axis=1)
-    ours, theirs = float(miou_with_background(whole)), float(miou_with_background(nothing))
+    """Compare with an empty answer, counting the background: noise would find a little of every class."""
+    total = candidate.sum(axis=0)
+    nothing = np.zeros_like(total)
+    nothing[:, 0] = total.sum(axis=1)
+    ours, theirs = float(miou_with_background(total)), float(miou_with_background(nothing))
     said = (
         f"the first of its kind has a mIoU, with the background, of {ours:.3f}; "
         f"to find nothing has {theirs:.3f}, on {len(candidate)} validation images"
@@ -106,28 +107,24 @@ def _against_background(candidate: Confusion) -> Decision:
     return Decision(promoted, f"{'' if promoted else 'not '}promoted: {said}")
 
 
-CROSS_VALIDATION = "cross-validation"  # in place of a side, in a report
-Part = tuple[Labeller, Sequence[Sample]]  # a network, and pictures that it has not seen
-
-
 class Measuring:
-    """At the pictures' full size."""
+    """Measures models on a dataset's pictures, at their full size."""
 
-    def __init__(self, dataset: Dataset, limits: ImageLimits, beat: Heartbeat) -> None:
+    def __init__(self, dataset: Dataset, limits: ImageLimits, heartbeat: Callable[[], None]) -> None:
         self.categories = dataset.categories
-        self._dataset, self._limits, self._beat = dataset, limits, beat
+        self._dataset, self._limits, self._heartbeat = dataset, limits, heartbeat
 
     def pixels(self, sample: Sample) -> Pixels:
         return decode_image(self._dataset.pictures.read(sample.image), self._limits).pixels
 
     def measure(self, parts: Iterable[Part], numbers: NDArray[np.uint8] | None = None) -> Measured:
-        """All parts together; `numbers` are the dataset's classes for those of another model."""
+        """Measure all parts together. `numbers` maps another model's classes to the dataset's."""
 
         def pairs() -> Iterator[tuple[LabelMap, LabelMap]]:
             for labeller, samples in parts:
                 for sample in samples:
-                    self._beat()
-                    found = labeller.label(self.pixels(sample)).classes
+                    self._heartbeat()
+                    found = labeller.predict(self.pixels(sample)).classes
                     truth = class_map(sample, self.categories, self._dataset.unlabelled)
                     yield truth, found if numbers is None else numbers[found]
 
@@ -140,7 +137,7 @@ def report_scores(
     test: Sequence[Sample],
     others: Sequence[Part],
 ) -> dict[str, Any]:
-    """The numbers to go by: of the test side, or of networks like this one on all that few pictures."""
+    """Scores on the test side; if that is too small, those of `others` on pictures new to them."""
     if others:
         found, split = measuring.measure(others), CROSS_VALIDATION
         said = (
@@ -153,7 +150,7 @@ def report_scores(
 
 
 def compare(measuring: Measuring, ours: Measured, samples: Sequence[Sample], models: Models) -> Decision:
-    """Against the model in service; what it finds that is no category any more is background."""
+    """Compare with the served model. Its categories that no longer exist count as background."""
     categories = measuring.categories
     try:
         with models.lock_served() as served:

@@ -1,33 +1,35 @@
-"""One training, from the accepted labels to a version that is served or not. Needs torch."""
+"""One training, from a project's accepted labels to a version that is served or not."""
 
 from __future__ import annotations
 
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from clickmask.datasets.snapshot import Dataset, Sample, folds
+from clickmask.datasets.snapshot import Dataset, folds
 from clickmask.errors import InvalidRequest
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits
 from clickmask.labels.split import SIDES
 from clickmask.metrics.report import report_to_json
 from clickmask.models.labeller import LOGITS, MULTIPLE, PIXELS, open_labeller, to_input
 from clickmask.models.versions import Models, ModelVersion, Provenance, UnsavedModel
-from clickmask.training.cross_validation import Cancelled, CrossValidation, Heartbeat
-from clickmask.training.fit import Progress, TrainingConfig
+from clickmask.training import networks
+from clickmask.training.cross_validation import Cancelled, CrossValidation
+from clickmask.training.fit import TrainingConfig
+from clickmask.training.loop import Heartbeat, Progress
 from clickmask.training.promotion import Decision, Measuring, Part, compare, report_scores
 from clickmask.types import Pixels
 
 log = logging.getLogger(__name__)
-NETWORK = "unet"
+
 OPSET = 17
-GOLDEN_SIDE = 256  # px of the picture by which a version is known to be what was trained
+GOLDEN_SIDE = 256  # px of the picture whose answers show that a version is what was trained
 
 
 @dataclass(frozen=True)
@@ -39,35 +41,60 @@ class Trained:
 def train(
     dataset: Dataset,
     models: Models,
-    plan: TrainingConfig,
+    config: TrainingConfig,
     checkpoint: Path,
     *,
+    network: str = "unet",
     report: Callable[[Progress], None] = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
-    beat: Heartbeat = lambda: None,
+    heartbeat: Heartbeat = lambda: None,
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> Trained | None:
-    """Train on the dataset's training side, keep the version, and serve it if the gate lets it.
+    """Train on the dataset's training side, save the version, and serve it if the gate lets it.
 
-    Where a split says too little, a part of the time goes to networks that are trained alike on parts
-    of the images and measured on the rest. None if it was cancelled; the same call then goes on from
-    `checkpoint`. Raises InvalidRequest where there is too little to learn from.
+    `network` is a module's name in `training/networks`. If the dataset's split is too small to say
+    much, a part of the time goes to networks that are trained likewise on parts of the images and
+    measured on the rest. None if it was cancelled; the same call then continues from `checkpoint`.
+    Raises InvalidRequest if there is too little to learn from or no such network.
     """
-    dataset = _at_hand(dataset)
+    networks.load(network)
+    kept = tuple(sample for sample in dataset.samples if dataset.pictures.holds(sample.image))
+    if len(kept) < len(dataset.samples):
+        log.warning("%d labelled images are not kept any more", len(dataset.samples) - len(kept))
+    dataset = replace(dataset, samples=kept)  # its digest is still that of all images
     sides = {side: dataset.split(side) for side in SIDES}
-    _require_enough(dataset, sides)
+    if not dataset.categories:
+        raise InvalidRequest("nothing is labelled in the project yet")
+    if not sides["train"] or not sides["validation"]:
+        counts = ", ".join(f"{len(samples)} {side}" for side, samples in sides.items())
+        raise InvalidRequest(
+            f"a training needs images to train and to validate on; of {len(kept)} labelled "
+            f"images there are {counts}"
+        )
     parts = folds(dataset) if dataset.too_few else []
-    fitting = CrossValidation(
-        dataset, plan, checkpoint, limits, fits=1 + len(parts), report=report, cancelled=cancelled, beat=beat
+    cross_validation = CrossValidation(
+        dataset,
+        config,
+        checkpoint,
+        limits,
+        network=network,
+        fits=1 + len(parts),
+        report=report,
+        cancelled=cancelled,
+        heartbeat=heartbeat,
     )
-    measuring = Measuring(dataset, limits, beat)
+    others: list[Part] = []
     try:
-        network, fitted = fitting.fit(sides["train"], sides["validation"])
-        others = list(_cross_validated(fitting, parts))
+        trained, result = cross_validation.fit(sides["train"], sides["validation"])
+        for training, held_out in parts:
+            # Nothing stops these early: images that are measured on must not decide anything.
+            other, _ = cross_validation.fit(training, [])
+            others.append((open_labeller(export(other)), held_out))
     except Cancelled:
         return None
-    exported = export(network)
+    exported = export(trained)
     candidate = open_labeller(exported)
+    measuring = Measuring(dataset, limits, heartbeat)
     measured = measuring.measure([(candidate, sides["validation"])])
     decision = compare(measuring, measured, sides["validation"], models)
     about = {
@@ -75,16 +102,17 @@ def train(
         "validation": report_to_json(measured.report),
         "decision": decision.reason,
         "promoted": decision.promoted,
-        "step": fitted.step,
-        "stopped": fitted.reason,
+        "step": result.step,
+        "stopped": result.reason,
     }
     split = {side: [sample.image for sample in samples] for side, samples in sides.items()}
-    provenance = Provenance(NETWORK, dataset.categories, dataset.digest, split, about, plan.seed)
-    version = models.save(_draft(provenance, network, exported, measuring.pixels(sides["validation"][0])))
+    provenance = Provenance(network, dataset.categories, dataset.digest, split, about, config.seed)
+    golden = measuring.pixels(sides["validation"][0])
+    version = models.save(_unsaved_model(provenance, trained, exported, golden))
     if decision.promoted:
         models.promote(version.id)
     models.prune()
-    fitting.forget()
+    cross_validation.remove_checkpoints()
     return Trained(version, decision)
 
 
@@ -106,38 +134,12 @@ def export(network: torch.nn.Module) -> bytes:
     return written.getvalue()
 
 
-def _cross_validated(
-    fitting: CrossValidation, parts: Sequence[tuple[list[Sample], list[Sample]]]
-) -> Iterator[Part]:
-    """Nothing stops these early: what is measured on must decide nothing."""
-    for training, held_out in parts:
-        network, _ = fitting.fit(training, [])
-        yield open_labeller(export(network)), held_out
-
-
-def _draft(provenance: Provenance, network: torch.nn.Module, exported: bytes, shown: Pixels) -> UnsavedModel:
-    """Its golden picture is a corner of a picture, answered by torch."""
-    seen = to_input(shown[:GOLDEN_SIDE, :GOLDEN_SIDE])
+def _unsaved_model(
+    provenance: Provenance, network: torch.nn.Module, exported: bytes, pixels: Pixels
+) -> UnsavedModel:
+    """The golden answer is torch's to the top left corner of `pixels`."""
+    seen = to_input(pixels[:GOLDEN_SIDE, :GOLDEN_SIDE])
     with torch.inference_mode():
         answer = network(torch.tensor(seen)).numpy()
     weights = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     return UnsavedModel(provenance, weights, exported, {PIXELS: seen}, {LOGITS: answer})
-
-
-def _at_hand(dataset: Dataset) -> Dataset:
-    """Without the images that are not kept; the digest is that of all."""
-    here = tuple(sample for sample in dataset.samples if dataset.pictures.holds(sample.image))
-    if len(here) < len(dataset.samples):
-        log.warning("%d labelled images are not kept any more", len(dataset.samples) - len(here))
-    return replace(dataset, samples=here)
-
-
-def _require_enough(dataset: Dataset, sides: Mapping[str, Sequence[Sample]]) -> None:
-    if not dataset.categories:
-        raise InvalidRequest("nothing is labelled in the project yet")
-    if not sides["train"] or not sides["validation"]:
-        counts = ", ".join(f"{len(samples)} {side}" for side, samples in sides.items())
-        raise InvalidRequest(
-            f"a training needs images to train and to validate on; of {len(dataset.samples)} labelled "
-            f"images there are {counts}"
-        )

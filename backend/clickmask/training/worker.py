@@ -152,7 +152,7 @@ def work(running: RunningJob, store: Store, config: dict[str, Any]) -> Trained |
         models.folder / "training.pt",
         report=running.report,
         cancelled=running.ends,
-        beat=running.beat,
+        heartbeat=running.beat,
         limits=limits,
     )
 

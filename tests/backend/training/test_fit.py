@@ -49,7 +49,7 @@ def drawn(seed: int) -> Drawn:
 
 
 TRAINING, VALIDATION = [drawn(seed) for seed in range(6)], [drawn(seed) for seed in range(10, 13)]
-PLAN = TrainingConfig(steps=12, side=32, crops=2, validate_every=4, rate=5e-3)
+CONFIG = TrainingConfig(steps=12, side=32, crops=2, validate_every=4, rate=5e-3)
 
 
 @pytest.fixture(autouse=True)
@@ -68,9 +68,9 @@ def small_network() -> nn.Module:
 
 
 def fit(
-    plan: TrainingConfig, checkpoint: Path, validation: Sequence[Drawn] = VALIDATION, identity: str = ""
+    config: TrainingConfig, checkpoint: Path, validation: Sequence[Drawn] = VALIDATION, identity: str = ""
 ) -> Trainer:
-    return Trainer(small_network(), 4, TRAINING, validation, 3, plan, checkpoint, identity)
+    return Trainer(small_network(), 4, TRAINING, validation, 3, config, checkpoint, identity)
 
 
 def same_weights(first: TrainingResult, second: TrainingResult) -> bool:
@@ -79,25 +79,25 @@ def same_weights(first: TrainingResult, second: TrainingResult) -> bool:
 
 def test_a_network_learns_drawn_shapes_it_has_not_seen(tmp_path: Path) -> None:
     reports: list[Progress] = []
-    run = fit(replace(PLAN, steps=120, crops=4, validate_every=20), tmp_path / "a.pt")
-    fitted = run.run(reports.append)
-    assert fitted.validation_miou > 0.8
+    run = fit(replace(CONFIG, steps=120, crops=4, validate_every=20), tmp_path / "a.pt")
+    result = run.run(reports.append)
+    assert result.validation_miou > 0.8
     network = small_network()
-    network.load_state_dict(fitted.state)
+    network.load_state_dict(result.state)
     matrices = confusion_matrices(network, VALIDATION, 3, 4)
-    assert miou(matrices.sum(axis=0)) == pytest.approx(fitted.validation_miou)
+    assert miou(matrices.sum(axis=0)) == pytest.approx(result.validation_miou)
     assert [each.step for each in reports] == list(range(20, 121, 20))
     assert reports[-1].loss < 0.7 * reports[0].loss
     assert reports[0].seconds_left > 0 == reports[-1].seconds_left
-    assert fitted.reason == "all steps done"
+    assert result.reason == "all steps done"
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
-    whole = fit(PLAN, tmp_path / "whole.pt").run()
-    stopped = fit(PLAN, tmp_path / "stopped.pt")
+    whole = fit(CONFIG, tmp_path / "whole.pt").run()
+    stopped = fit(CONFIG, tmp_path / "stopped.pt")
     answer = stopped.run(cancelled=lambda: stopped.step == 6)  # two steps after the checkpoint
     assert answer.reason == "cancelled"
-    resumed = fit(PLAN, tmp_path / "stopped.pt")
+    resumed = fit(CONFIG, tmp_path / "stopped.pt")
     assert resumed.step == 4
     assert resumed.seconds > 0
     again = resumed.run()
@@ -106,22 +106,24 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> 
 
 
 def test_the_same_seed_trains_the_same_weights_and_another_does_not(tmp_path: Path) -> None:
-    first = fit(PLAN, tmp_path / "1.pt").run()
-    assert same_weights(first, fit(PLAN, tmp_path / "2.pt").run())
-    assert not same_weights(first, fit(replace(PLAN, seed=1), tmp_path / "3.pt").run())
+    first = fit(CONFIG, tmp_path / "1.pt").run()
+    assert same_weights(first, fit(CONFIG, tmp_path / "2.pt").run())
+    assert not same_weights(first, fit(replace(CONFIG, seed=1), tmp_path / "3.pt").run())
 
 
 def test_a_checkpoint_of_another_dataset_plan_network_or_recipe_is_not_gone_on_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fit(PLAN, tmp_path / "a.pt", identity="one").run()
-    assert fit(PLAN, tmp_path / "a.pt", identity="one").step == 12
-    assert fit(PLAN, tmp_path / "a.pt", identity="two").step == 0
-    assert fit(replace(PLAN, rate=1e-3), tmp_path / "a.pt", identity="one").step == 0
+    caplog.set_level("INFO")
+    fit(CONFIG, tmp_path / "a.pt", identity="one").run()
+    assert fit(CONFIG, tmp_path / "a.pt", identity="one").step == 12
+    assert fit(CONFIG, tmp_path / "a.pt", identity="two").step == 0
+    assert fit(replace(CONFIG, rate=1e-3), tmp_path / "a.pt", identity="one").step == 0
     wider = unet.UNet(3, base=8, levels=2)
-    assert Trainer(wider, 4, TRAINING, VALIDATION, 3, PLAN, tmp_path / "a.pt", "one").step == 0
+    assert Trainer(wider, 4, TRAINING, VALIDATION, 3, CONFIG, tmp_path / "a.pt", "one").step == 0
     monkeypatch.setattr("clickmask.training.fit.RECIPE", 1)
-    assert fit(PLAN, tmp_path / "a.pt", identity="one").step == 0
+    assert fit(CONFIG, tmp_path / "a.pt", identity="one").step == 0
+    assert caplog.text.count("a.pt is of another training: this one starts at the first step") == 4
 
 
 def test_a_file_that_is_no_checkpoint_is_said_and_training_starts_anew(
@@ -129,13 +131,31 @@ def test_a_file_that_is_no_checkpoint_is_said_and_training_starts_anew(
 ) -> None:
     for content in (b"", b"no checkpoint", b"\x80\x02cos\nsystem\n."):
         (tmp_path / "a.pt").write_bytes(content)
-        assert fit(PLAN, tmp_path / "a.pt").step == 0
-    assert caplog.text.count("a.pt is no checkpoint: training starts anew") == 3
+        assert fit(CONFIG, tmp_path / "a.pt").step == 0
+    assert caplog.text.count("a.pt is not a checkpoint: training starts at the first step") == 3
+    torch.save(torch.zeros(3), tmp_path / "a.pt")
+    assert fit(CONFIG, tmp_path / "a.pt").step == 0
+
+
+def test_a_checkpoint_of_the_version_before_is_continued_from(tmp_path: Path) -> None:
+    """Its names, as that version wrote them."""
+    whole = fit(CONFIG, tmp_path / "whole.pt").run()
+    stopped = fit(CONFIG, tmp_path / "a.pt")
+    stopped.run(cancelled=lambda: stopped.step == 4)
+    written = torch.load(tmp_path / "a.pt", weights_only=True)
+    before = "of step seconds worse ending network average optimiser best kept kept_miou kept_step"
+    torch.save({name: written[name] for name in before.split()}, tmp_path / "a.pt")
+    about = "recipe identity classes network steps seconds side crops wide rate decay average"
+    assert list(written["of"]) == [*about.split(), "validate_every", "patience", "tail", "seed"]
+    assert written["of"]["recipe"] == 2
+    resumed = fit(CONFIG, tmp_path / "a.pt")
+    assert resumed.step == 4
+    assert same_weights(resumed.run(), whole)
 
 
 def test_training_stops_when_validation_no_longer_improves(tmp_path: Path) -> None:
-    plan = replace(PLAN, steps=1000, validate_every=1, patience=3, tail=4, rate=0.0)
-    run = fit(plan, tmp_path / "a.pt")
+    config = replace(CONFIG, steps=1000, validate_every=1, patience=3, tail=4, rate=0.0)
+    run = fit(config, tmp_path / "a.pt")
     assert run.run().reason == "no longer improving"
     assert 3 + 4 < run.step < 100
 
@@ -145,7 +165,7 @@ def test_training_ends_where_nothing_could_be_an_improvement(
 ) -> None:
     perfect = np.diag([100, 100, 100])[None]
     monkeypatch.setattr("clickmask.training.fit.confusion_matrices", lambda *_: perfect)
-    run = fit(replace(PLAN, steps=1000, validate_every=2, patience=100, tail=3), tmp_path / "a.pt")
+    run = fit(replace(CONFIG, steps=1000, validate_every=2, patience=100, tail=3), tmp_path / "a.pt")
     assert run.run().reason == "no longer improving"
     assert run.step == 2 + 3
 
@@ -167,42 +187,42 @@ def test_the_last_weights_are_kept_unless_others_are_surely_better(
         later = iter(answers)
         monkeypatch.setattr("clickmask.training.fit.confusion_matrices", lambda *_, later=later: next(later))
         path = tmp_path / f"{steps}-{kept}.pt"
-        plan = replace(PLAN, steps=steps, validate_every=1)
-        whole = fit(plan, path).run()
+        config = replace(CONFIG, steps=steps, validate_every=1)
+        whole = fit(config, path).run()
         assert whole.step == kept
         assert whole.validation_miou == float(miou(answers[kept - 1].sum(axis=0)))
-        assert same_weights(fit(plan, path).run(), whole), "the checkpoint has them"
+        assert same_weights(fit(config, path).run(), whole), "the checkpoint has them"
 
 
 def test_the_learning_rate_falls_once_more_before_a_training_stops(tmp_path: Path) -> None:
-    plan = replace(PLAN, steps=1000, validate_every=1, patience=3, tail=10, rate=1e-9)
+    config = replace(CONFIG, steps=1000, validate_every=1, patience=3, tail=10, rate=1e-9)
     rates: list[float] = []
-    run = fit(plan, tmp_path / "a.pt")
-    run.run(lambda _: rates.append(run._optimiser.param_groups[0]["lr"] / plan.rate))
+    run = fit(config, tmp_path / "a.pt")
+    run.run(lambda _: rates.append(run._optimiser.param_groups[0]["lr"] / config.rate))
     assert rates[-11] > 0.1 > 0.05 > rates[-1]
     assert rates[-10:] == sorted(rates[-10:], reverse=True)
-    stopped = fit(plan, tmp_path / "b.pt")
+    stopped = fit(config, tmp_path / "b.pt")
     assert stopped.run(cancelled=lambda: stopped.step == run.step - 5).reason == "cancelled"
-    resumed = fit(plan, tmp_path / "b.pt")
+    resumed = fit(config, tmp_path / "b.pt")
     assert resumed.run().reason == "no longer improving"
     assert resumed.step == run.step
 
 
 def test_the_time_budget_ends_a_run_also_one_that_is_gone_on_with(tmp_path: Path) -> None:
-    plan = replace(PLAN, steps=100_000, seconds=0.5, validate_every=2)
-    fitted = fit(plan, tmp_path / "a.pt").run()
-    assert fitted.reason == "out of time"
-    again = fit(plan, tmp_path / "a.pt")
+    config = replace(CONFIG, steps=100_000, seconds=0.5, validate_every=2)
+    result = fit(config, tmp_path / "a.pt").run()
+    assert result.reason == "out of time"
+    again = fit(config, tmp_path / "a.pt")
     before = again.step
     again.run()
     assert again.step - before < before, "the seconds before count"
 
 
 def test_without_anything_to_validate_on_the_last_weights_are_kept(tmp_path: Path) -> None:
-    fitted = fit(PLAN, tmp_path / "a.pt", validation=[]).run()
-    assert math.isnan(fitted.validation_miou)
-    assert fitted.step == 12
-    odd = fit(replace(PLAN, steps=11), tmp_path / "b.pt", validation=[]).run()
+    result = fit(CONFIG, tmp_path / "a.pt", validation=[]).run()
+    assert math.isnan(result.validation_miou)
+    assert result.step == 12
+    odd = fit(replace(CONFIG, steps=11), tmp_path / "b.pt", validation=[]).run()
     assert odd.step == 11, "the steps after the last validation count too"
 
 
@@ -213,8 +233,8 @@ def test_every_other_step_sees_one_wide_crop(tmp_path: Path) -> None:
         if network.training:
             seen.append(tuple(arguments[0].shape))
 
-    plan = replace(PLAN, steps=4, wide=48)
-    run = Trainer(network, 4, TRAINING, [], 3, plan, tmp_path / "a.pt")
+    config = replace(CONFIG, steps=4, wide=48)
+    run = Trainer(network, 4, TRAINING, [], 3, config, tmp_path / "a.pt")
     network.register_forward_pre_hook(note)
     run.run()
     assert seen == 2 * [(2, 3, 32, 32), (1, 3, 48, 48)]
@@ -231,7 +251,7 @@ def test_crops_are_drawn_by_the_pixels_that_are_known(tmp_path: Path) -> None:
         lambda _, arguments: shades.extend(arguments[0].mean(dim=(1, 2, 3)).tolist())
     )
     samples = [plain(32, 20, 1), plain(64, 120, 1), plain(32, 220, 0)]
-    Trainer(network, 4, samples, [], 3, replace(PLAN, steps=30, side=16, crops=8), tmp_path / "a.pt").run()
+    Trainer(network, 4, samples, [], 3, replace(CONFIG, steps=30, side=16, crops=8), tmp_path / "a.pt").run()
     small, large, unknown = np.histogram(shades, (0, 0.25, 0.65, 1))[0] / len(shades)
     assert large == pytest.approx(0.8, abs=0.1)
     assert small == pytest.approx(0.2, abs=0.1)
@@ -240,7 +260,7 @@ def test_crops_are_drawn_by_the_pixels_that_are_known(tmp_path: Path) -> None:
 
 def test_no_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no image to train on"):
-        Trainer(small_network(), 4, [], VALIDATION, 3, PLAN, tmp_path / "a.pt")
+        Trainer(small_network(), 4, [], VALIDATION, 3, CONFIG, tmp_path / "a.pt")
 
 
 def test_crops_are_drawn_by_chance_and_labels_stay_on_their_pixels() -> None:

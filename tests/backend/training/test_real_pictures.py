@@ -16,7 +16,7 @@ from support.beside_otsu import compare, train_on
 from support.coco_projects import to_train_and_new
 
 FOLDER = os.environ.get("CLICKMASK_TEST_DATA")
-PLAN = TrainingConfig(steps=1200, patience=30, seconds=7200)  # by steps: a busy machine takes longer, no more
+CONFIG = TrainingConfig(steps=1200, patience=30, seconds=7200)  # by steps, however busy
 MOST = 90  # images to train
 
 pytestmark = [
@@ -32,7 +32,7 @@ def test_ninety_labelled_pictures_teach_more_than_a_threshold_knows(tmp_path: Pa
         found, seconds = progress.validation_miou, progress.seconds
         print(f"step {progress.step}: validation mIoU {found:.3f}, {seconds:.0f} s", flush=True)
 
-    trained, minutes = train_on(to_train[:MOST], tmp_path, PLAN, report)
+    trained, minutes = train_on(to_train[:MOST], tmp_path, CONFIG, report)
     assert trained.decision.promoted
     found = compare(trained, new)
     about = trained.version.provenance.report

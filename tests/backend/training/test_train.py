@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,27 +13,27 @@ import pytest
 import torch
 
 from clickmask.datasets.snapshot import Dataset, snapshot
-from clickmask.errors import AnnotatorNotReady, InvalidRequest
+from clickmask.errors import AnnotatorNotReady, InvalidRequest, TrainingNotReady
 from clickmask.images.archive import ImageArchive
 from clickmask.metrics.confusion import confusion_matrix, miou
 from clickmask.models import labeller
 from clickmask.models.labeller import ProjectModels, folder_name, open_labeller
 from clickmask.models.versions import Models, verify
 from clickmask.store import Store
-from clickmask.training import crops, cross_validation, train
+from clickmask.training import crops, cross_validation, networks, train
 from clickmask.training.fit import Progress, TrainingConfig
 from clickmask.training.networks import unet
 from support.drawn_projects import COLOURS, SIZE, accept_drawings, drawn_picture
 from support.labelled import PROJECT, TOOL
 
-PLAN = TrainingConfig(steps=80, side=64, crops=4, validate_every=20, rate=5e-3)
-QUICK = replace(PLAN, steps=4, crops=1, validate_every=2)
+CONFIG = TrainingConfig(steps=80, side=64, crops=4, validate_every=20, rate=5e-3)
+QUICK = replace(CONFIG, steps=4, crops=1, validate_every=2)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A smaller network, and one thread, as a test is not alone."""
-    monkeypatch.setattr(unet, "build", lambda classes: unet.UNet(classes, base=4))
+    monkeypatch.setattr(unet, "build", lambda classes, encoder: unet.UNet(classes, base=4))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -61,7 +62,12 @@ def test_accepted_labels_become_a_model_that_labels_new_pictures(
     reports: list[Progress] = []
     beats: list[None] = []
     trained = train.train(
-        dataset, models, PLAN, tmp_path / "a.pt", report=reports.append, beat=lambda: beats.append(None)
+        dataset,
+        models,
+        CONFIG,
+        tmp_path / "a.pt",
+        report=reports.append,
+        heartbeat=lambda: beats.append(None),
     )
     assert trained and trained.decision.promoted
     assert models.served() == trained.version
@@ -83,14 +89,14 @@ def test_accepted_labels_become_a_model_that_labels_new_pictures(
     for seed in (100, 101):
         pixels, masks = drawn_picture(seed)
         truth = masks["disc"] + 2 * masks["square"].astype(np.uint8)
-        found = labeller.label(pixels)
+        found = labeller.predict(pixels)
         assert miou(confusion_matrix(truth, found.classes, 3)) > 0.75
         assert found.confidence.shape == truth.shape
         assert 1 / 3 <= found.confidence.min() <= found.confidence.max() <= 1
 
 
 def test_a_worse_model_is_kept_but_not_served(dataset: Dataset, models: Models, tmp_path: Path) -> None:
-    good = train.train(dataset, models, replace(PLAN, steps=40), tmp_path / "a.pt")
+    good = train.train(dataset, models, replace(CONFIG, steps=40), tmp_path / "a.pt")
     poor = train.train(dataset, models, QUICK, tmp_path / "b.pt")
     assert good and poor
     assert poor.version.parent == good.version.id
@@ -148,18 +154,66 @@ def test_large_pictures_are_worked_on_at_a_smaller_size(
     dataset: Dataset, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(labeller, "MAX_SIDE_PX", 32)
-    monkeypatch.setattr(crops, "IN_MEMORY", 0)
-    trained = train.train(dataset, models, replace(PLAN, steps=40), tmp_path / "a.pt")
+    monkeypatch.setattr(crops, "MAX_DECODED_BYTES", 0)
+    trained = train.train(dataset, models, replace(CONFIG, steps=40), tmp_path / "a.pt")
     assert trained
     verify(trained.version)
     assert trained.version.provenance.report["miou"] > 0.5
     pixels, _ = drawn_picture(100)
-    found = open_labeller(trained.version.network).label(pixels)
+    found = open_labeller(trained.version.network).predict(pixels)
     assert found.classes.shape == found.confidence.shape == (48, 64)
 
 
 def test_a_network_takes_the_sides_that_serving_gives_it() -> None:
     assert labeller.MULTIPLE % unet.STRIDE == 0
+
+
+TINY = """
+from torch import nn
+NAME, STRIDE = "Tiny", {stride}
+def build(classes, encoder):
+    return nn.Conv2d(3, {classes}, 3, padding=1)
+"""
+
+
+@pytest.fixture
+def folder_of_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "networks"
+    folder.mkdir()
+    monkeypatch.setattr(networks, "__path__", [*networks.__path__, str(folder)])
+    return folder
+
+
+def test_a_network_is_one_new_file(
+    dataset: Dataset, models: Models, tmp_path: Path, folder_of_networks: Path
+) -> None:
+    (folder_of_networks / "tiny.py").write_text(TINY.format(stride=1, classes="classes"))
+    importlib.invalidate_caches()
+    assert networks.names() == ["tiny", "unet"]
+    trained = train.train(dataset, models, QUICK, tmp_path / "a.pt", network="tiny")
+    assert trained
+    assert trained.version.provenance.network == "tiny"
+    verify(trained.version)
+    models.promote(trained.version.id)
+    version, served = ProjectModels(tmp_path / "models").served(folder_name(TOOL, PROJECT))
+    assert version == trained.version
+    assert served.predict(drawn_picture(100)[0]).classes.shape == SIZE
+    unknown = r"there is no network 'other'; installed: tiny, unet"
+    with pytest.raises(InvalidRequest, match=unknown):
+        train.train(dataset, models, QUICK, tmp_path / "b.pt", network="other")
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "classes", "said"),
+    [("strides", 24, "classes", "stride 24, which must divide 16"), ("shapes", 1, "7", "not logits")],
+)
+def test_a_network_that_breaks_the_contract_is_not_trained(
+    name: str, stride: int, classes: str, said: str, folder_of_networks: Path
+) -> None:
+    (folder_of_networks / f"{name}.py").write_text(TINY.format(stride=stride, classes=classes))
+    importlib.invalidate_caches()
+    with pytest.raises(TrainingNotReady, match=said):
+        networks.build(name, 3)
 
 
 def test_what_is_served_follows_the_pointer(dataset: Dataset, tmp_path: Path) -> None:
@@ -192,7 +246,7 @@ def test_a_served_model_that_is_damaged_is_replaced(dataset: Dataset, models: Mo
     assert first
     models.promote(first.version.id)
     first.version.network.write_bytes(b"no network")
-    second = train.train(dataset, models, replace(PLAN, steps=20), tmp_path / "b.pt")
+    second = train.train(dataset, models, replace(CONFIG, steps=20), tmp_path / "b.pt")
     assert second and second.decision.promoted
     assert second.decision.reason.startswith("promoted: the first of its kind")
 
@@ -215,8 +269,8 @@ def test_with_few_images_the_numbers_are_cross_validated_within_the_same_time(
     accept_drawings(store, kept, 7)
     few = snapshot(store, TOOL, PROJECT, kept)
     reports: list[Progress] = []
-    plan = replace(PLAN, steps=4, validate_every=2, seconds=600)
-    trained = train.train(few, models, plan, tmp_path / "a.pt", report=reports.append)
+    config = replace(CONFIG, steps=4, validate_every=2, seconds=600)
+    trained = train.train(few, models, config, tmp_path / "a.pt", report=reports.append)
     assert trained
     report = trained.version.provenance.report
     assert (report["split"], report["images"]) == ("cross-validation", 7)

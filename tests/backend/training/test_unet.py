@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from clickmask import plugins
+from clickmask.errors import InvalidRequest
 from clickmask.inference.sessions import RUNTIMES, open_session
 from clickmask.masks.regions import mask_iou
 from clickmask.models.labeller import LOGITS, PIXELS, to_input
@@ -20,15 +22,15 @@ def same_numbers() -> None:
 
 
 def test_every_network_answers_in_the_size_of_the_picture() -> None:
-    for name in plugins.names(networks):
-        module = plugins.load(networks, name)
-        network = module.build(3).eval()
+    for name in networks.names():
+        module = networks.load(name)
+        network = module.build(3, None).eval()
         for height, width in ((module.STRIDE, module.STRIDE), (3 * module.STRIDE, 5 * module.STRIDE)):
             assert network(torch.rand(2, 3, height, width)).shape == (2, 3, height, width)
 
 
 def test_it_is_the_paper_with_a_quarter_of_its_channels() -> None:
-    network = unet.build(2)
+    network = unet.build(2, None)
     assert [block[0].out_channels for block in network.contracting] == [16, 32, 64, 128, 256]
     assert [block[0].in_channels for block in network.expanding] == [256, 128, 64, 32]
     weights = sum(parameter.numel() for parameter in network.parameters())
@@ -37,8 +39,13 @@ def test_it_is_the_paper_with_a_quarter_of_its_channels() -> None:
     assert sum(p.numel() for p in unet.UNet(2, base=64).parameters()) == pytest.approx(31.0e6, rel=0.01)
 
 
+def test_weights_of_an_encoder_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"cannot take those of other\.pt"):
+        unet.build(2, Path("other.pt"))
+
+
 def test_every_weight_takes_part() -> None:
-    network = unet.build(2)
+    network = unet.build(2, None)
     network(torch.rand(2, 3, 32, 32)).square().mean().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -46,14 +53,14 @@ def test_every_weight_takes_part() -> None:
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
-    first = unet.build(2).state_dict()
+    first = unet.build(2, None).state_dict()
     torch.manual_seed(0)
-    again = unet.build(2).state_dict()
+    again = unet.build(2, None).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_every_runtime_answers_as_torch_does() -> None:
-    network = unet.build(4).eval()
+    network = unet.build(4, None).eval()
     pictures = [
         to_input(scene_image(size, seed).pixels)
         for seed, size in enumerate([(96, 128), (113, 90), (64, 64), (128, 96), (80, 200)] * 2)

@@ -1,10 +1,9 @@
 """Training examples, made on the device in batches: crops, colours, pasted objects, drawn scenes.
 
-A crop is a square of an image round one of its objects, near or far, with all that is labelled in
-it. Objects of other crops and cut-out drawings are pasted over some, as objects of their own:
-Ghiasi et al., "Simple Copy-Paste", CVPR 2021.
-
-Flat shapes on noise and gradients: the scenes that tests and drawings are made of.
+A crop is a square of an image around one of its objects, near or far, with all labelled objects in
+it. Objects of other crops and cut-out drawings are pasted over some, as objects of their own (Ghiasi
+et al., "Simple Copy-Paste", CVPR 2021). Some crops are replaced by drawn scenes: flat shapes on noise
+and gradients, as tests and drawings have them.
 """
 
 from __future__ import annotations
@@ -23,31 +22,40 @@ from torch.nn import functional
 from clickmask.training.click.pool import PARTS, SIDE, Pool
 
 CUTOUT_SIDE = 192  # px
-PASTED, CUTOUT = 60000, 60001  # numbers of objects that no image has
-WHOLE = 0.35  # of the crops see the whole image
-NEAREST, FURTHEST = 1.05, 5.0  # sides of other crops, in sides of the object
+PASTED, CUTOUT = 60000, 60001  # object numbers that no image has
+WHOLE = 0.35  # of the crops show the whole image
+NEAREST, FURTHEST = 1.05, 5.0  # sides of the other crops, in sides of the object
 MIN_CROP_PX = 96.0  # px of the image
 PASTE, PASTE_CUTOUT, DRAWN = 0.25, 0.15, 0.05  # of the crops
-LEAST, MOST = 0.001, 0.8  # of a crop, that an object covers
-PART_ONLY = 0.5  # of the objects in several pieces are asked for as the piece that is pointed at
+MIN_COVER, MAX_COVER = 0.001, 0.8  # part of a crop that an object to ask for covers
+PART_ONLY = 0.5  # of the objects in several pieces, only the piece that is pointed at is asked for
+SHAPES = 4  # of a drawn scene, later ones over earlier ones
+FIRST = 60010  # object number of the first shape
+CORNERS = (3, 4, 4, 5, 6, 0)  # 0: an ellipse
+
+
+class Draw(Protocol):
+    """Draws uniform random numbers in [0, 1)."""
+
+    def __call__(self, *shape: int) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Crops:
     images: torch.Tensor  # (B, 3, S, S) in [-1, 1], zero outside of the image
-    targets: torch.Tensor  # (B, P, S / 2, S / 2) of 0 and 1: P objects of each
+    targets: torch.Tensor  # (B, P, S / 2, S / 2) of 0 and 1: P objects of each crop
 
 
 class Sampler:
-    """Endless crops of a pool, all random numbers from `noise`."""
+    """Draws crops of a pool, with all random numbers from `noise`."""
 
     def __init__(self, pool: Pool, cutouts: torch.Tensor | None, noise: torch.Generator) -> None:
-        self._pool = pool
+        self.pool = pool
         self._cutouts = cutouts  # (N, 4, CUTOUT_SIDE, CUTOUT_SIDE) uint8, RGBA
         self._noise = noise
 
     def sample(self, count: int, side: int, objects: int) -> Crops:
-        pool, device = self._pool, self._pool.pixels.device
+        pool, device = self.pool, self.pool.pixels.device
         chosen = torch.multinomial(pool.chances, count, replacement=True, generator=self._noise)
         owners = pool.owners[chosen]
         sizes = pool.sizes[owners]
@@ -69,10 +77,10 @@ class Sampler:
         return Crops(self._recoloured(images), targets)
 
     def _draw(self, *shape: int) -> torch.Tensor:
-        return torch.rand(shape, generator=self._noise, device=self._pool.pixels.device)
+        return torch.rand(shape, generator=self._noise, device=self.pool.pixels.device)
 
     def _grid(self, boxes: torch.Tensor, sizes: torch.Tensor, side: int) -> torch.Tensor:
-        """Where each pixel of the crops lies in its square of SIDE, as grid_sample wants it."""
+        """The place of each pixel of the crops in its square of SIDE, (B, side, side, 2), for grid_sample."""
         count = len(boxes)
         extents = boxes[:, 2:] - boxes[:, :2]
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -98,7 +106,7 @@ class Sampler:
         return functional.affine_grid(theta, [count, 3, side, side], align_corners=False)
 
     def _placed(self, count: int, least: float, most: float, side: int) -> torch.Tensor:
-        """A grid that shrinks a square to between `least` and `most` of the crop, turned and moved."""
+        """A grid for grid_sample that shrinks, turns and moves a square, to `least` to `most` of the crop."""
         scale = least + (most - least) * self._draw(count)
         turn = (self._draw(count) - 0.5) * 1.2
         mirror = torch.where(self._draw(count) < 0.5, -1.0, 1.0)
@@ -114,9 +122,9 @@ class Sampler:
         )
 
     def _paste_object(self, images: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """An object of the next crop over this one."""
+        """Paste an object of the previous crop in the batch over this one."""
         count, side = len(images), images.shape[-1]
-        owned = codes[:, :, :: side // 48, :: side // 48].flatten(1)  # of those in the crop, one
+        owned = codes[:, :, :: side // 48, :: side // 48].flatten(1)  # one of the objects in the crop
         lottery = self._draw(*owned.shape) * (owned > 0)
         code = owned.gather(1, lottery.argmax(1, keepdim=True))
         mask = (torch.div(codes, PARTS, rounding_mode="floor") == (code // PARTS)[:, :, None, None]).float()
@@ -138,7 +146,7 @@ class Sampler:
         return _over(images, codes, layer[:, :3] / 127.5 - 1, layer[:, 3:] / 255, CUTOUT, when)
 
     def _objects(self, codes: torch.Tensor, objects: int) -> torch.Tensor:
-        """(B, P, S / 2, S / 2): objects of `codes` (B, S, S), by the root of their areas."""
+        """Masks (B, P, S / 2, S / 2) of objects of `codes` (B, S, S), drawn by the root of their areas."""
         count, side = len(codes), codes.shape[-1]
         step = side // 64
         seen = codes[:, step // 2 :: step, step // 2 :: step].flatten(1).long()  # (B, n)
@@ -147,7 +155,7 @@ class Sampler:
         areas.scatter_add_(1, ids, torch.ones_like(ids, dtype=torch.float32))
         area = areas.gather(1, ids)
         total = ids.shape[1]
-        wanted = (ids > 0) & (area >= LEAST * total) & (area <= MOST * total)
+        wanted = (ids > 0) & (area >= MIN_COVER * total) & (area <= MAX_COVER * total)
         weights = torch.where(wanted, area.clamp(min=1) ** -0.5, torch.zeros_like(area))
         weights = weights + (weights.sum(1, keepdim=True) == 0) * (ids > 0) + 1e-9
         places = torch.multinomial(weights, objects, replacement=True, generator=self._noise)
@@ -161,7 +169,7 @@ class Sampler:
         return (functional.avg_pool2d(masks.float(), 2) >= 0.5).float()
 
     def _recoloured(self, images: torch.Tensor) -> torch.Tensor:
-        """Brightness, contrast, saturation, tint, blur, noise; grey and negative now and then."""
+        """Change brightness, contrast, saturation, tint, blur and noise; some crops turn grey or negative."""
         count = len(images)
 
         def draw(width: float) -> torch.Tensor:
@@ -186,7 +194,7 @@ class Sampler:
 
 
 def load_cutouts(folder: Path, device: torch.device, most: int = 4000) -> torch.Tensor:
-    """(N, 4, CUTOUT_SIDE, CUTOUT_SIDE): drawings of `folder` and its folders that have an outline."""
+    """Drawings in `folder` that have an outline, RGBA: (N, 4, CUTOUT_SIDE, CUTOUT_SIDE) of uint8."""
     found: list[NDArray[np.uint8]] = []
     for path in sorted(folder.rglob("*.png")):
         drawing = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
@@ -215,27 +223,16 @@ def _over(
     number: int,
     when: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`layer` over the images, as object `number` where it covers; at the crops of `when`."""
+    """Paste `layer` (B, 3, S, S) over the crops of `when` (B,), as object `number` where it is opaque."""
     alpha = alpha.clamp(0, 1) * when[:, None, None, None]
     covered = torch.where(alpha > 0.5, torch.full_like(codes, float(number * PARTS + 1)), codes)
     return images * (1 - alpha) + layer * alpha, covered
 
 
-SHAPES = 4  # of a scene, the later over the earlier
-FIRST = 60010  # number of the first
-CORNERS = (3, 4, 4, 5, 6, 0)  # 0: an ellipse
-
-
-class Draw(Protocol):
-    """Numbers between 0 and 1."""
-
-    def __call__(self, *shape: int) -> torch.Tensor: ...
-
-
 def drawn_scenes(
     count: int, side: int, noise: torch.Generator, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, 3, S, S) in [-1, 1] and the codes (B, 1, S, S) of what was drawn."""
+    """Drawn images (B, 3, S, S) in [-1, 1], and the codes (B, 1, S, S) of their shapes."""
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.rand(shape, generator=noise, device=device)
@@ -257,7 +254,7 @@ def drawn_scenes(
 
 
 def _polygons(x: torch.Tensor, y: torch.Tensor, corners: torch.Tensor, draw: Draw) -> torch.Tensor:
-    """(B, 1, S, S): regular polygons of so many `corners` (B,), stretched, turned and moved."""
+    """Masks (B, 1, S, S) of regular polygons with `corners` (B,) corners, stretched, turned and moved."""
     count = len(corners)
     centres, angle = (draw(count, 2) - 0.5) * 1.6, draw(count) * (2 * math.pi)
     upright = draw(count) < 0.4

@@ -1,16 +1,14 @@
-"""ClickFPN: an image encoded once, and clicks, a box and a mask decoded into masks of it.
+"""ClickFPN: encodes an image once, and decodes clicks, a box and a mask into masks of it.
 
-Prompts enter late, as maps at every stride of a feature pyramid, so that the slow part sees the
-image alone. Beside the maps the decoder is told how much each place looks like what was clicked,
-like what was rejected, and like the inside and the outside of the region so far: GrabCut's colour
-models, of learned features. Coordinates: pixels of the network's input, which is padded to
-multiples of 32 with zeros.
+Prompts enter late, as maps at every stride of a feature pyramid, so the slow part depends on the
+image alone. Besides the maps, the decoder gets how much each place looks like what was clicked, like
+what was rejected, and like the inside and the outside of the mask so far: GrabCut's colour models, with
+learned features. Coordinates are pixels of the network's input, padded with zeros to multiples of 32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,16 +21,16 @@ STRIDES = (32, 16, 8, 4, 2)
 WIDTHS = {32: 192, 16: 144, 8: 80, 4: 48, 2: 24}  # of the pyramid
 BLOCKS = {32: 2, 16: 2, 8: 1, 4: 1, 2: 1}  # residual blocks of the decoder
 SIMILARITIES = {16: 32, 8: 24, 4: 16}  # channels of the features that are compared
-ALIKE = 4  # to what was clicked, to what was rejected, to the region so far, to what is outside of it
-TOLD = {32: (16,), 16: (16,), 8: (8, 16), 4: (4, 8, 16), 2: (4,)}  # stride -> those whose likeness it sees
-MASKS = 4  # the answer; and three guesses (a part, the whole, in between) for a lone click
+ALIKE = 4  # likenesses: to what was clicked, what was rejected, the mask so far, and its outside
+TOLD = {32: (16,), 16: (16,), 8: (8, 16), 4: (4, 8, 16), 2: (4,)}  # stride -> strides of its likenesses
+MASKS = 4  # the answer, and three guesses (a part, the whole, in between) for a lone click
 EMBEDDED = tuple(
     [f"features{stride}" for stride in STRIDES] + [f"similar{stride}" for stride in SIMILARITIES]
 )
 
 
 class ClickFPN(nn.Module):
-    """Two halves that never call each other: `encoder` and `decoder`."""
+    """The two halves, `encoder` and `decoder`, which never call each other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,14 +38,13 @@ class ClickFPN(nn.Module):
         self.decoder = PromptDecoder()
 
 
-def laid_out(network: ClickFPN) -> ClickFPN:
-    """`network` itself, its weights with their channels side by side: twice as fast to train."""
-    moved: Any = network
-    return moved.to(memory_format=torch.channels_last)
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """`x` with its channels side by side, which is twice as fast; repeating and adding forget that."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class ImageEncoder(nn.Module):
-    """The slow half: an image becomes the arrays named in EMBEDDED."""
+    """The slow half: from an image to the arrays named in EMBEDDED."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +74,7 @@ class ImageEncoder(nn.Module):
 
 
 class PromptDecoder(nn.Module):
-    """The fast half: what was encoded, and maps of a prompt, become logits and what they are worth."""
+    """The fast half: from the encoder's arrays and a prompt's maps to logits and estimated IoUs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +118,7 @@ class PromptDecoder(nn.Module):
         return logits, self._worth(levels, logits)
 
     def _worth(self, levels: Mapping[int, torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
-        """An estimate of each mask's IoU: of the scene, of what the mask covers, and of its certainty."""
+        """Estimated IoU of each mask, (B, MASKS), from the scene, what the mask covers and its certainty."""
         covered = torch.sigmoid(logits.detach().float())  # (B, M, h, w)
         sure = (covered > 0.5).float()
         agreed = torch.minimum(covered, sure).sum((2, 3))
@@ -136,9 +133,9 @@ class PromptDecoder(nn.Module):
 
 
 def likeness(features: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-    """(B, ALIKE, h, w) cosines of `features` (B, C, h, w), of length 1, with their means over regions.
+    """Cosines (B, ALIKE, h, w) of `features` (B, C, h, w), which have length 1, with regions' means.
 
-    The regions are those of ALIKE, read off `maps` (B, MAPS, h, w); where there is none, 0.
+    The regions are those of ALIKE, taken from `maps` (B, MAPS, h, w). An empty region's cosines are 0.
     """
     maps = maps.float()
     inside = functional.relu(maps[:, REGION]) + maps[:, MIDDLE]

@@ -1,8 +1,7 @@
-"""A quick measure while training: held-out photographs, whole, at the network's own size.
+"""A quick score to compare trainings by: held-out photographs, whole, at the network's own size.
 
-The protocol of `clickmask.reports.clicks`, but octagonal distances, no second look and half the
-resolution, for batches on the device. It is for comparing runs; what is published is measured by
-`clickmask evaluate`.
+The protocol is that of `clickmask.reports.clicks`, but with octagonal distances, without a second pass
+and at half the resolution, for batches on the device. Published numbers are `clickmask evaluate`'s.
 """
 
 from __future__ import annotations
@@ -14,18 +13,19 @@ import torch
 from torch.nn import functional
 
 from clickmask.training.click.fit import ious
-from clickmask.training.click.network import ClickFPN
+from clickmask.training.click.network import ClickFPN, channels_last
 from clickmask.training.click.pool import PARTS, SIDE, Pool
 from clickmask.training.click.prompts import Prompts, deepest, tight_boxes
+from clickmask.training.loop import autocast
 
 CLICKS = 5
-OBJECTS = 4  # of an image, the largest but for the root
+OBJECTS = 4  # of an image, drawn by the chances that crops have
 BATCH = 16
 
 
 @torch.no_grad()
 def validate(network: ClickFPN, pool: Pool, side: int) -> Mapping[str, list[float]]:
-    """Group of photographs -> mIoU after 1 .. CLICKS clicks, from a box, and the number of objects."""
+    """Scores by group of photographs: mIoU after 1 .. CLICKS clicks and from a box, number of objects."""
     network.eval()
     found: dict[str, list[torch.Tensor]] = {}
     noise = torch.Generator(pool.pixels.device).manual_seed(0)
@@ -33,8 +33,8 @@ def validate(network: ClickFPN, pool: Pool, side: int) -> Mapping[str, list[floa
     for first in range(0, len(usable), BATCH):
         owners = torch.tensor(usable[first : first + BATCH], device=pool.owners.device)
         images, targets = _whole(pool, owners, side, noise)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
-            embedded = network.encoder(images.contiguous(memory_format=torch.channels_last))
+        with autocast(images.device):
+            embedded = network.encoder(channels_last(images))
             embedded = [each.repeat_interleave(OBJECTS, 0) for each in embedded]
             scores = _scores(network, embedded, targets.flatten(0, 1)).reshape(len(owners), OBJECTS, -1)
         for owner, rows in zip(usable[first:], scores, strict=False):
@@ -49,7 +49,7 @@ def validate(network: ClickFPN, pool: Pool, side: int) -> Mapping[str, list[floa
 
 
 def _scores(network: ClickFPN, embedded: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-    """(N, CLICKS + 1) IoUs: after each click, and from the box alone."""
+    """IoUs (N, CLICKS + 1) after each click, and from the box alone."""
     count, height, width = targets.shape
     everywhere = torch.ones(count, dtype=torch.bool, device=targets.device)
     prompts = Prompts((height, width), targets.device, count)
@@ -75,7 +75,7 @@ def _scores(network: ClickFPN, embedded: list[torch.Tensor], targets: torch.Tens
 def _whole(
     pool: Pool, owners: torch.Tensor, side: int, noise: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, 3, S, S) and OBJECTS targets of each (B, P, S / 2, S / 2)."""
+    """Whole images (B, 3, S, S), and OBJECTS targets of each (B, OBJECTS, S / 2, S / 2)."""
     count = len(owners)
     sizes = pool.sizes[owners]
     scale = sizes.amax(1).float() / SIDE

@@ -1,5 +1,74 @@
-"""One module a network that labels every pixel of an image.
+"""Networks that label every pixel of an image, one module each, found by its file name.
 
-A module offers `build(classes: int) -> torch.nn.Module`, the background being one of the classes:
-(B, 3, H, W) of RGB in [0, 1] -> logits (B, classes, H, W), for sides that are multiples of STRIDE.
+A module has NAME (what people call the network), STRIDE and `build(classes, encoder)`; see `Network`.
+Other distributions bring theirs by an entry point in the group `clickmask.training.networks`.
 """
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from torch import nn
+
+from clickmask import plugins
+from clickmask.errors import InvalidRequest, TrainingNotReady
+from clickmask.models.labeller import MULTIPLE
+
+
+class Network(Protocol):
+    """The module of a network."""
+
+    @property
+    def NAME(self) -> str: ...  # noqa: N802 - a module's constant
+
+    @property
+    def STRIDE(self) -> int:  # noqa: N802
+        """Sides of pictures must be multiples of it; it divides MULTIPLE, which serving pads to."""
+        ...
+
+    def build(self, classes: int, encoder: Path | None) -> nn.Module:
+        """The network: (B, 3, H, W) of RGB in [0, 1] -> logits (B, classes, H, W).
+
+        Class 0 is the background. `encoder` is a file of weights to start from, None the network's
+        own choice; a network without such weights raises InvalidRequest. Random weights follow
+        torch's global seed. The network must be exportable to ONNX with free H and W.
+        """
+        ...
+
+
+def names() -> list[str]:
+    """Every installed network, sorted."""
+    return plugins.names(sys.modules[__name__])
+
+
+def load(name: str) -> Network:
+    """The module of the network `name`. Raises InvalidRequest if there is none."""
+    try:
+        return cast("Network", plugins.load(sys.modules[__name__], name))
+    except KeyError:
+        known = ", ".join(names())
+        raise InvalidRequest(f"there is no network {name[:80]!r}; installed: {known}") from None
+
+
+def build(name: str, classes: int, encoder: Path | None = None) -> nn.Module:
+    """The network `name` for `classes`, tried on a blank picture before it is trusted.
+
+    Raises InvalidRequest as `load` and `Network.build` do, TrainingNotReady if it breaks the contract.
+    """
+    module = load(name)
+    if MULTIPLE % module.STRIDE:
+        raise TrainingNotReady(f"the network {name} has stride {module.STRIDE}, which must divide {MULTIPLE}")
+    network = module.build(classes, encoder)
+    side = 2 * MULTIPLE
+    was_training = network.training
+    with torch.no_grad():
+        logits = network.eval()(torch.zeros(1, 3, side, side))
+    network.train(was_training)
+    wanted = (1, classes, side, side)
+    if logits.shape != wanted or not logits.is_floating_point():
+        shape = tuple(logits.shape)
+        raise TrainingNotReady(f"the network {name} answers with {logits.dtype} {shape}, not logits {wanted}")
+    return network

@@ -1,27 +1,34 @@
 """A small U-Net.
 
 Ronneberger, Fischer, Brox: U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI
-2015. As there: four poolings, two 3 x 3 convolutions a level, channels doubled on the way down,
-2 x 2 up-convolutions, and the features of the way down joined in on the way up. Unlike there: 16
-channels at first instead of 64 (1.9 instead of 31 million weights), padded convolutions, so that
-the answer is as large as the picture, and group normalisation (Wu, He: Group Normalization, ECCV
-2018): a step sees a few crops, and the mean of so few pictures says little about others. On 63
-pictures of nuclei the validation mIoU after 40 steps was .82, with batch normalisation .31.
+2015. From the paper: four poolings, two 3 x 3 convolutions a level, channels doubled on the way
+down, 2 x 2 up-convolutions, and skip connections from the way down to the way up. Different here: 16
+channels at full resolution instead of 64 (1.9 instead of 31 million weights), padded convolutions, so
+that the answer is as large as the picture, and group normalisation (Wu, He: Group Normalization, ECCV
+2018), because a step sees a few crops, whose mean says little about other pictures. On 63 pictures
+of nuclei the validation mIoU after 40 steps was .82, with batch normalisation .31.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
+from clickmask.errors import InvalidRequest
+
+NAME = "U-Net"
 BASE = 16  # channels at full resolution
 LEVELS = 4  # poolings
 GROUP = 8  # channels that are normalised together
-STRIDE = 2**LEVELS  # height and width are multiples of it
+STRIDE = 2**LEVELS
 
 
-def build(classes: int) -> UNet:
-    """A U-Net of `classes`, the background among them, with random weights."""
+def build(classes: int, encoder: Path | None) -> UNet:
+    """A U-Net with random weights. Raises InvalidRequest if it is given an encoder: it has none."""
+    if encoder is not None:
+        raise InvalidRequest(f"{NAME} starts from random weights: it cannot take those of {encoder.name}")
     return UNet(classes)
 
 
@@ -63,7 +70,7 @@ class UNet(nn.Module):
                 features = nn.functional.max_pool2d(features, 2)
             features = convolve(features)  # (B, 16 * 2**level, H / 2**level, W / 2**level)
             skipped.append(features)
-        skipped.pop()  # the lowest level has nothing to be joined with
+        skipped.pop()  # the lowest level has no skip connection
         for upsample, convolve in zip(self.upsampling, self.expanding, strict=True):
             finer = upsample(features)  # (B, c / 2, 2h, 2w)
             features = convolve(torch.cat((skipped.pop(), finer), dim=1))  # (B, c, 2h, 2w) -> (B, c / 2, …)

@@ -30,7 +30,7 @@ from support.drawn import disc, rectangle
 from support.scenes import drawn_scene
 
 CPU = torch.device("cpu")
-PLAN = TrainingConfig(steps=2, crops=2, objects=1, sides=(64,), warm_up=1, save_every=2)
+CONFIG = TrainingConfig(steps=2, crops=2, objects=1, sides=(64,), warm_up=1, save_every=2)
 
 
 @pytest.fixture(autouse=True)
@@ -66,11 +66,11 @@ def sampler(pool_folder: Path) -> Sampler:
     return Sampler(load_pool(find_photographs(pool_folder), CPU), None, torch.Generator().manual_seed(0))
 
 
-def training(folder: Path, pool_folder: Path, plan: TrainingConfig) -> Trainer:
-    noise = torch.Generator().manual_seed(plan.seed)
+def training(folder: Path, pool_folder: Path, config: TrainingConfig) -> Trainer:
+    noise = torch.Generator().manual_seed(config.seed)
     torch.manual_seed(0)
     sampler = Sampler(load_pool(find_photographs(pool_folder), CPU), None, noise)
-    return Trainer(plan, starting_network(None), sampler, noise, folder)
+    return Trainer(config, starting_network(None), sampler, noise, folder)
 
 
 def as_tensor(*masks: np.ndarray) -> torch.Tensor:
@@ -262,16 +262,14 @@ def test_the_loss_of_a_right_mask_is_small_and_wrong_ones_cost() -> None:
 
 
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path, pool_folder: Path) -> None:
-    whole = training(tmp_path / "whole", pool_folder, PLAN)
+    whole = training(tmp_path / "whole", pool_folder, CONFIG)
     whole.run()
-    assert not training(tmp_path / "parts", pool_folder, PLAN).resume()
-    first = training(tmp_path / "parts", pool_folder, PLAN)
-    first.network.train()
-    first.one_step()
-    (tmp_path / "parts").mkdir()
+    first = training(tmp_path / "parts", pool_folder, CONFIG)
+    assert first.step == 0
+    first.loop(cancelled=lambda: first.step == 1)
     first.save()
-    second = training(tmp_path / "parts", pool_folder, PLAN)
-    assert second.resume()
+    second = training(tmp_path / "parts", pool_folder, CONFIG)
+    assert second.step == 1
     second.run()
     for name, tensor in whole.average.state_dict().items():
         torch.testing.assert_close(second.average.state_dict()[name], tensor, msg=name)
@@ -280,19 +278,46 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path, po
     assert [row["step"] for row in logged] == [2]
 
 
-def test_training_learns(tmp_path: Path, pool_folder: Path) -> None:
-    learning = training(tmp_path, pool_folder, replace(PLAN, steps=12, crops=3))
-    learning.network.train()
-    seen = [float(learning.one_step()) for _ in range(12)]
-    assert np.mean(seen[-4:]) < 0.95 * np.mean(seen[:3])
+def test_checkpoints_of_others_and_of_the_version_before_are_not_continued_from(
+    tmp_path: Path, pool_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    training(tmp_path, pool_folder, CONFIG).save()
+    assert "another training" not in caplog.text
+    training(tmp_path, pool_folder, replace(CONFIG, seed=1))
+    written = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    before = {name: written[name] for name in ("step", "network", "average", "optimiser", "noise")}
+    torch.save({"plan": {"steps": 2}, **before, "step": 1}, tmp_path / CHECKPOINT)
+    assert training(tmp_path, pool_folder, CONFIG).step == 0
+    assert caplog.text.count("checkpoint.pt is of another training: this one starts at the first step") == 2
+
+
+def test_training_learns(tmp_path: Path, pool_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch, again and again, with the same clicks: its loss falls far below any chance."""
+    config = replace(CONFIG, steps=10, crops=3, warm_up=1)
+    learning = training(tmp_path, pool_folder, config)
+    crops = Sampler(learning._sampler.pool, None, torch.Generator().manual_seed(5)).sample(3, 64, 1)
+    monkeypatch.setattr(learning._sampler, "sample", lambda *_: crops)
+    monkeypatch.setattr(fit, "ROUNDS", (1,))
+    losses: list[float] = []
+    backward = learning.backward
+
+    def same_clicks() -> torch.Tensor:
+        learning._noise.manual_seed(3)
+        losses.append(float(loss := backward()))
+        return loss
+
+    monkeypatch.setattr(learning, "backward", same_clicks)
+    learning.run()
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_a_whole_training_leaves_the_files_that_are_served(tmp_path: Path, pool_folder: Path) -> None:
-    train(pool_folder, tmp_path / "run", replace(PLAN, steps=1, save_every=1), tiers=("A",), device="cpu")
+    train(pool_folder, tmp_path / "run", replace(CONFIG, steps=1, save_every=1), tiers=("A",), device="cpu")
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names >= {ENCODER, DECODER, CHECKPOINT, "log.jsonl"}
     with pytest.raises(InvalidRequest, match="no image"):
-        train(pool_folder, tmp_path / "run", PLAN, tiers=("B",), device="cpu")
+        train(pool_folder, tmp_path / "run", CONFIG, tiers=("B",), device="cpu")
 
 
 def test_exported_networks_compute_what_torch_does(tmp_path: Path) -> None:
