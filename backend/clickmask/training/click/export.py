@@ -1,13 +1,17 @@
-"""The trained network as two ONNX files, weights in half precision, that need no torch to run.
+"""The network as two ONNX files, which need no torch to run, and read back from them.
 
 Weights are stored as float16 and cast when a runtime loads them; it computes in what it likes,
-float32 on a CPU. Batch normalisation is folded into the convolutions before it.
+float32 on a CPU. Batch normalisations are folded into the convolutions before them, which keeps the
+answers and loses how the two shared the work. Read back, all of it is in the convolution and the
+normalisation's bias, with statistics that change nothing: the answers are those of the files.
+`Trainer.calibrate` prepares such a network for more training.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +22,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from clickmask.errors import InvalidRequest
 from clickmask.training.click.network import EMBEDDED, MAPS, ClickFPN, PromptDecoder
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 OPSET = 17
-MIN_HALVED_ELEMENTS = 64  # elements of a tensor that is worth halving
+HALF = " half"  # ends the name of a tensor that is stored in half precision
+MIN_HALVED_ELEMENTS = 64  # a smaller tensor is not worth halving
 
 
 class _Decoder(nn.Module):
@@ -47,6 +53,28 @@ def export(network: ClickFPN, folder: Path) -> None:
     _write(network.encoder, (image,), folder / ENCODER, ["image"], list(EMBEDDED))
     decoder = _Decoder(network.decoder)
     _write(decoder, (maps, *embedded), folder / DECODER, ["maps", *EMBEDDED], ["logits", "worth"])
+
+
+def shipped_network() -> ClickFPN:
+    """The built-in segmenter's network, on the CPU and in evaluation mode."""
+    folder = resources.files("clickmask.weights_builtin")
+    return read_network((folder / ENCODER).read_bytes(), (folder / DECODER).read_bytes())
+
+
+def read_network(encoder: bytes, decoder: bytes) -> ClickFPN:
+    """The network that `export` wrote as these two files, on the CPU and in evaluation mode.
+
+    Weights that the files store in half precision are read as such, exactly. Raises InvalidRequest if
+    the files are not a ClickFPN's.
+    """
+    network = ClickFPN().eval()
+    for half, content in ((network.encoder, encoder), (network.decoder, decoder)):
+        found = _folded_state(half, content)
+        wanted = {name: tensor.shape for name, tensor in half.state_dict().items()}
+        if {name: tensor.shape for name, tensor in found.items()} != wanted:
+            raise InvalidRequest("the ONNX files are not those of the built-in segmenter's network")
+        half.load_state_dict(found)
+    return network
 
 
 def _write(
@@ -88,7 +116,54 @@ def _halve(model: onnx.ModelProto) -> None:
         half = array.astype(np.float16)
         if not np.isfinite(half).all():  # a weight beyond 65504 stays as it is
             continue
-        tensor.CopyFrom(arrays.from_array(half, f"{name} half"))
-        casts.append(helper.make_node("Cast", [f"{name} half"], [name], to=TensorProto.FLOAT))
+        tensor.CopyFrom(arrays.from_array(half, name + HALF))
+        casts.append(helper.make_node("Cast", [name + HALF], [name], to=TensorProto.FLOAT))
     for node in reversed(casts):
         model.graph.node.insert(0, node)
+
+
+def _folded_state(half: nn.Module, content: bytes) -> dict[str, torch.Tensor]:
+    """State of `half` from the initialisers of its ONNX graph."""
+    graph = onnx.ModelProto.FromString(content).graph
+    arrays: dict[str, torch.Tensor] = {}
+    for each in graph.initializer:
+        array = np.array(cast("Any", numpy_helper).to_array(each), np.float32)
+        arrays[each.name.removesuffix(HALF)] = torch.tensor(array)
+    for node in graph.node:
+        if node.op_type == "Identity" and node.input[0] in arrays:  # equal tensors are stored once
+            arrays[node.output[0]] = arrays[node.input[0]]
+    state: dict[str, torch.Tensor] = {}
+    norm_after: dict[str, str] = {}  # name of a convolution -> of the normalisation right after it
+    previous = ""
+    for name, module in cast("Iterable[tuple[str, nn.Module]]", half.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            norm_after[previous], previous = name, ""
+            channels = module.num_features
+            state |= {
+                f"{name}.weight": torch.ones(channels),
+                f"{name}.bias": torch.zeros(channels),
+                f"{name}.running_mean": torch.zeros(channels),
+                f"{name}.running_var": torch.full((channels,), 1 - module.eps),
+                f"{name}.num_batches_tracked": torch.tensor(0),
+            }
+        if isinstance(module, nn.Conv2d):
+            previous = name if module.bias is None else ""
+    # tensors that were not changed keep their names
+    state |= {name.removeprefix("decoder."): array for name, array in arrays.items() if "::" not in name}
+    for node in graph.node:
+        layer, given = _module_name(node.name), [arrays[name] for name in node.input if name in arrays]
+        if node.op_type in ("Conv", "MatMul") and given:
+            state[f"{layer}.weight"] = given[0].T if node.op_type == "MatMul" else given[0]
+        if node.op_type == "Conv" and len(given) > 1:
+            state[f"{norm_after.get(layer, layer)}.bias"] = given[1]
+    return state
+
+
+def _module_name(node: str) -> str:
+    """Name of the module that a node came from: `/laterals.8/laterals.8.0/Conv` -> `laterals.8.0`."""
+    parts: list[str] = []
+    for part in node.strip("/").split("/")[:-1]:
+        if parts and part.startswith(parts[-1] + "."):
+            parts.pop()  # a module in a list is named with the list's name
+        parts.append(part)
+    return ".".join(parts).removeprefix("decoder.")

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from clickmask.training.click.crops import Crops, Sampler
-from clickmask.training.click.network import ClickFPN, channels_last
+from clickmask.training.click.network import ClickFPN, calibrate, channels_last
 from clickmask.training.click.prompts import begin, correct
 from clickmask.training.loop import Progress, Schedule, TrainingLoop, autocast
 
@@ -82,6 +82,15 @@ class Trainer(TrainingLoop):
         self.config = config
         self._sampler, self._noise, self._log = sampler, noise, folder / LOG
         self.resume()
+
+    def calibrate(self, batches: int = 8) -> None:
+        """Measure the normalisations' statistics on some batches, before the first step.
+
+        For a network that was read back from ONNX files: in training, its normalisations would
+        otherwise turn its answers into others.
+        """
+        calibrate(self.network, lambda: [self.backward() for _ in range(batches)])
+        self.average.load_state_dict(self.network.state_dict())
 
     def run(self) -> None:
         """Train to the end of the config."""

@@ -9,6 +9,7 @@ learned features. Coordinates are pixels of the network's input, padded with zer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ SIMILARITIES = {16: 32, 8: 24, 4: 16}  # channels of the features that are compa
 ALIKE = 4  # likenesses: to what was clicked, what was rejected, the mask so far, and its outside
 TOLD = {32: (16,), 16: (16,), 8: (8, 16), 4: (4, 8, 16), 2: (4,)}  # stride -> strides of its likenesses
 MASKS = 4  # the answer, and three guesses (a part, the whole, in between) for a lone click
+MIN_VARIANCE = 1e-6  # of a normalisation's input; a channel with less never changes
 EMBEDDED = tuple(
     [f"features{stride}" for stride in STRIDES] + [f"similar{stride}" for stride in SIMILARITIES]
 )
@@ -41,6 +43,34 @@ class ClickFPN(nn.Module):
 def channels_last(x: torch.Tensor) -> torch.Tensor:
     """`x` with its channels side by side, which is twice as fast; repeating and adding forget that."""
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def calibrate(network: ClickFPN, run: Callable[[], object]) -> None:
+    """Give each normalisation the statistics of its input during `run`; answers do not change.
+
+    `run` must feed the network, which is then in evaluation mode, with batches like those to train on.
+    """
+    sums: dict[Any, torch.Tensor] = {}  # (3, C): pixels, their sum and their squares' sum
+
+    def add(norm: nn.Module, given: tuple[torch.Tensor]) -> None:
+        x = given[0].detach().double().transpose(0, 1).flatten(1)  # (B, C, h, w) -> (C, B h w)
+        sums[norm] = sums.get(norm, 0) + torch.stack([torch.ones_like(x).sum(1), x.sum(1), (x * x).sum(1)])
+
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(add) for norm in norms]
+    network.eval()
+    run()
+    for hook in hooks:
+        hook.remove()
+    with torch.no_grad():
+        for norm, (count, total, squares) in sums.items():
+            mean = total / count
+            variance = (squares / count - mean.square()).clamp(min=MIN_VARIANCE)
+            slope = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+            norm.bias += slope * (mean - norm.running_mean)
+            norm.weight.copy_(slope * (variance + norm.eps).sqrt())
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
 
 
 class ImageEncoder(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import cv2
@@ -19,14 +20,15 @@ from clickmask.segmenters._builtin.prompt_maps import Crop, render
 from clickmask.training.click import fit, prompts
 from clickmask.training.click.crops import Sampler, drawn_scenes, load_cutouts
 from clickmask.training.click.encoder import CHANNELS, Encoder, imagenet_weights
-from clickmask.training.click.export import DECODER, ENCODER, export
+from clickmask.training.click.export import DECODER, ENCODER, export, read_network, shipped_network
 from clickmask.training.click.fit import CHECKPOINT, Trainer, TrainingConfig
 from clickmask.training.click.network import EMBEDDED, MAPS, ClickFPN
 from clickmask.training.click.pool import PARTS, SIDE, find_photographs, held_out, load_pool, read
 from clickmask.training.click.train import starting_network, train
-from clickmask.types import Prompt
+from clickmask.types import Pixels, Prompt
 from support.coco_folders import write_annotations, write_picture
 from support.drawn import disc, rectangle
+from support.photographs import outlined_objects
 from support.scenes import drawn_scene
 
 CPU = torch.device("cpu")
@@ -318,6 +320,82 @@ def test_a_whole_training_leaves_the_files_that_are_served(tmp_path: Path, pool_
     assert names >= {ENCODER, DECODER, CHECKPOINT, "log.jsonl"}
     with pytest.raises(InvalidRequest, match="no image"):
         train(pool_folder, tmp_path / "run", CONFIG, tiers=("B",), device="cpu")
+
+
+def seen(pixels: Pixels) -> torch.Tensor:
+    """(1, 3, H, W) in [-1, 1], at most 256 px wide, padded with zeros to multiples of 32."""
+    height, width = pixels.shape[:2]
+    scale = 256 / max(height, width)
+    small = cv2.resize(pixels, (round(scale * width), round(scale * height)), interpolation=cv2.INTER_AREA)
+    image = torch.tensor(small).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return torch.nn.functional.pad(image, (0, -image.shape[3] % 32, 0, -image.shape[2] % 32))
+
+
+def answers(network: ClickFPN, image: torch.Tensor, maps: torch.Tensor) -> list[np.ndarray]:
+    """Every array that the encoder gives, then the decoder's logits and estimated IoUs."""
+    with torch.no_grad():
+        embedded = network.encoder(image)
+        return [each.numpy() for each in (*embedded, *network.decoder(embedded, maps))]
+
+
+def test_the_shipped_network_is_read_back_with_its_answers() -> None:
+    """To 1e-3 of the largest value that ONNX Runtime gives of each array, on photographs and drawings."""
+    network = shipped_network()
+    folder = resources.files("clickmask.weights_builtin")
+    encoder, decoder = (
+        onnxruntime.InferenceSession((folder / name).read_bytes()) for name in (ENCODER, DECODER)
+    )
+    photographs = {each.name: each.pixels for each in outlined_objects()}
+    pictures = [*list(photographs.values())[:4], *(drawn_scene(seed)[0] for seed in range(3))]
+    for pixels in pictures:
+        image = seen(pixels)
+        height, width = image.shape[2:]
+        crop = Crop((0.0, 0.0, float(width), float(height)), (height, width))
+        prompt = Prompt(((width / 2, height / 2),), ((5.0, 5.0),))
+        maps = render(crop, prompt, None)
+        embedded = encoder.run(list(EMBEDDED), {"image": image.numpy()})
+        given = {"maps": maps, **dict(zip(EMBEDDED, embedded, strict=True))}
+        expected = [*embedded, *decoder.run(["logits", "worth"], given)]
+        found = answers(network, image, torch.tensor(maps))
+        for name, ours, theirs in zip([*EMBEDDED, "logits", "worth"], found, expected, strict=True):
+            assert np.abs(ours - theirs).max() < 1e-3 * np.abs(theirs).max(), name
+
+
+def test_the_shipped_network_can_be_trained_further_and_exported_again(
+    tmp_path: Path, pool_folder: Path
+) -> None:
+    image, maps = seen(drawn_scene(0)[0]), torch.rand(1, MAPS, 96, 128)
+    pool = load_pool(find_photographs(pool_folder), CPU)
+
+    def trainer(folder: str) -> Trainer:
+        noise = torch.Generator().manual_seed(0)
+        return Trainer(CONFIG, shipped_network(), Sampler(pool, None, noise), noise, tmp_path / folder)
+
+    def loss(trained: Trainer) -> float:
+        trained._noise.manual_seed(1)
+        trained.network.train()
+        return float(trained.backward())
+
+    further, uncalibrated = trainer("further"), trainer("uncalibrated")
+    before = answers(further.average, image, maps)
+    further.calibrate(batches=2)
+    for network in (further.network.eval(), further.average):
+        for ours, theirs in zip(answers(network, image, maps), before, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-3 * np.abs(theirs).max())
+    assert loss(further) < loss(uncalibrated)
+    further.run()
+    changed = answers(further.average, image, maps)
+    assert np.abs(changed[-2] - before[-2]).max() > 1e-3
+    export(further.average, tmp_path)
+    again = read_network((tmp_path / ENCODER).read_bytes(), (tmp_path / DECODER).read_bytes())
+    found = answers(again, image, maps)[-2]
+    np.testing.assert_allclose(found, changed[-2], atol=0.03 * np.abs(changed[-2]).max())
+
+
+def test_onnx_files_of_another_network_are_refused() -> None:
+    content = (resources.files("clickmask.weights_builtin") / ENCODER).read_bytes()
+    with pytest.raises(InvalidRequest, match="built-in segmenter's network"):
+        read_network(content, content)
 
 
 def test_exported_networks_compute_what_torch_does(tmp_path: Path) -> None:
