@@ -1,12 +1,12 @@
-"""Versions of a project's model, as folders that are whole or not there. No torch.
+"""Versions of a project's model, as folders that are complete or absent. No torch.
 
     models/versions/0003-1f2e3d4c/manifest.json weights.safetensors network.onnx golden.npz
-    models/served.json      which of them is in use, and which were before it
+    models/served.json      the version in use, and those that were served before it
 
-A version is written aside, each file flushed to the disk, loaded, compared with its golden answers,
-and only then renamed into place; it never changes after that. `served.json` is replaced at once.
-So whoever reads finds the old model or the new one, wherever a writer was killed. Old versions are
-renamed aside before they are removed, and one that is being opened (see `opening`) stays.
+A version is written aside, flushed to the disk file by file, loaded, compared with its golden answers,
+and only then renamed into place; it never changes after that. `served.json` is replaced atomically. So
+a reader finds the old model or the new one, wherever a writer was killed. Old versions are renamed
+aside before they are removed; one that is being opened (see `lock_served`) stays.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ Arrays = Mapping[str, NDArray[Any]]
 
 MANIFEST, WEIGHTS, NETWORK, GOLDEN = "manifest.json", "weights.safetensors", "network.onnx", "golden.npz"
 PACKAGES = ("clickmask", "numpy", "onnx", "onnxruntime", "safetensors", "torch")
-MAX_VERSIONS = 5  # versions that stay for being the newest ones
-TOLERANCE = 1e-3  # of logits: what runtimes differ by is a hundredth of it, a wrong weight more
+MAX_VERSIONS = 5  # of the newest versions that pruning keeps
+TOLERANCE = 1e-3  # of logits: runtimes differ by a hundredth of it, a wrong weight by more
 
 _ASIDE = ".aside-"
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model comes from and how good it is: plain values, kept as JSON."""
+    """How a model was trained and how good it is: plain values, stored as JSON."""
 
     network: str  # its module in training/networks
-    categories: tuple[str, ...]  # the background, class 0, is not among them
+    categories: tuple[str, ...]  # without the background, which is class 0
     dataset_digest: str
-    split: Mapping[str, Sequence[str]]  # the images' digests, by side
+    split: Mapping[str, Sequence[str]]  # images' digests by side
     report: Mapping[str, Any]
     seed: int
 
 
 @dataclass(frozen=True, eq=False)
 class UnsavedModel:
-    """A trained network, ready to be saved. `golden_outputs` are its own answers to `golden_inputs`."""
+    """A trained network, ready to be saved. `golden_outputs` are its answers to `golden_inputs`."""
 
     provenance: Provenance
     weights: Arrays
@@ -83,25 +83,30 @@ class ModelVersion:
 
 
 class Models:
-    """The models of one project, below `folder`. Callable from any thread and any process."""
+    """The models of one project, in `folder`; for any thread and process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._versions = folder / "versions"
         self._pointer = folder / "served.json"
 
-    def save(self, draft: UnsavedModel) -> ModelVersion:
-        """Keep the network as a new version, which is served once it is promoted.
+    def save(self, model: UnsavedModel) -> ModelVersion:
+        """Save the network as a new version, which is served once it is promoted.
 
-        Raises ModelDamaged if what was written cannot be loaded, or answers otherwise than in training.
+        Raises ModelDamaged if the written network cannot be loaded or answers differently than in training.
         """
         self._versions.mkdir(parents=True, exist_ok=True)
         with self._locked():
             self._remove_leftovers()
             number = 1 + max((int(each.name[:4]) for each in self._folders()), default=0)
-            manifest, contents = self._manifest(draft), _files(draft)
-            digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-            manifest["files"] = digests
+            contents = _files(model)
+            manifest = {
+                "provenance": asdict(model.provenance),
+                "parent": self._served()[0],
+                "packages": {name: found for name in PACKAGES if (found := _installed(name))},
+                "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+            }
             written = json.dumps(manifest, indent=1, sort_keys=True).encode()
             identifier = f"{number:04d}-{hashlib.sha256(written).hexdigest()[:8]}"
             aside = self._versions / (_ASIDE + identifier)
@@ -119,7 +124,7 @@ class Models:
             return _read_version(self._versions / identifier)
 
     def versions(self) -> list[ModelVersion]:
-        """Oldest first; a damaged one is left out, with a warning."""
+        """All versions, oldest first. Damaged ones are left out, with a warning."""
         found: list[ModelVersion] = []
         for folder in sorted(self._folders()):
             try:
@@ -129,19 +134,19 @@ class Models:
         return found
 
     def version(self, identifier: str) -> ModelVersion:
-        """Raises UnknownModel, and ModelDamaged if its manifest cannot be read."""
+        """The version of this id. Raises UnknownModel, and ModelDamaged if its manifest cannot be read."""
         if identifier not in {folder.name for folder in self._folders()}:
             raise UnknownModel(f"there is no model {identifier[:80]!r} of this project")
         return _read_version(self._versions / identifier)
 
     def served(self) -> ModelVersion | None:
-        """The version in use, None while there is none. Raises ModelDamaged."""
+        """The version in use, None if there is none. Raises ModelDamaged."""
         identifier, _ = self._served()
         return None if identifier is None else self.version(identifier)
 
     @contextmanager
     def lock_served(self) -> Generator[ModelVersion | None]:
-        """As `served`, of a version that is not pruned before the context ends."""
+        """The served version, protected from pruning inside the `with` block; None if there is none."""
         while True:
             version = self.served()
             if version is None:
@@ -154,22 +159,22 @@ class Models:
 
     @property
     def has_served(self) -> bool:
-        """Whether a version was promoted, be it damaged or not."""
+        """Whether a version was promoted, damaged or not."""
         return self._pointer.exists()
 
     def promote(self, identifier: str) -> ModelVersion:
-        """Serve this version from now on. Raises UnknownModel, and ModelDamaged, which changes nothing."""
+        """Serve this version from now on. Raises UnknownModel or ModelDamaged, and changes nothing then."""
         promoted = self.version(identifier)
         verify(promoted)
         with self._locked():
-            self.version(identifier)  # nobody has pruned it meanwhile
+            self.version(identifier)  # it was not pruned meanwhile
             current, before = self._served()
             if identifier != current:
                 self._serve(identifier, [*before, *([current] if current else [])])
         return promoted
 
     def roll_back(self) -> ModelVersion:
-        """Serve what was served before the present version. Raises UnknownModel if there was none."""
+        """Serve the version that was served before this one. Raises UnknownModel if there was none."""
         with self._locked():
             _, before = self._served()
             if not before:
@@ -180,10 +185,10 @@ class Models:
         return earlier
 
     def prune(self, newest: int = MAX_VERSIONS) -> list[str]:
-        """Remove old versions; which they were.
+        """Remove old versions and return their ids.
 
-        What stays: the one that is served, its parent, the one that a rollback leads to, the
-        `newest` ones (at least 1), and what is being opened.
+        The served version, its parent, the one that a rollback leads to, the `newest` ones (at least
+        1) and those being opened stay.
         """
         with self._locked():
             current, before = self._served()
@@ -198,7 +203,7 @@ class Models:
         return gone
 
     def _set_aside(self, name: str) -> bool:
-        """Whether it could be, as nobody opens it."""
+        """Rename a version aside, unless somebody is opening it; whether that was done."""
         folder = self._versions / name
         try:
             with files.lock(self._opening(name), blocking=False):
@@ -210,7 +215,7 @@ class Models:
         return True
 
     def _opening(self, name: str) -> Path:
-        """The lock of whoever opens this version: outside its folder, which Windows could not rename then."""
+        """The lock held while this version is opened; outside its folder, which Windows could not rename then."""
         return self.folder / f".{name}.lock"
 
     def _served(self) -> tuple[str | None, list[str]]:
@@ -223,33 +228,25 @@ class Models:
     def _serve(self, identifier: str, before: list[str]) -> None:
         files.write(self._pointer, json.dumps({"served": identifier, "before": before}).encode())
 
-    def _manifest(self, draft: UnsavedModel) -> dict[str, Any]:
-        return {
-            "provenance": asdict(draft.provenance),
-            "parent": self._served()[0],
-            "packages": {name: found for name in PACKAGES if (found := _installed(name))},
-            "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-
     def _folders(self) -> list[Path]:
         if not self._versions.is_dir():
             return []
         return [each for each in self._versions.iterdir() if not each.name.startswith(_ASIDE)]
 
     def _remove_leftovers(self) -> None:
-        """Of writers that were killed: nobody else writes while this one holds the lock."""
+        """Remove what killed writers left: nobody else writes while this one holds the lock."""
         for each in self._versions.glob(_ASIDE + "*"):
             shutil.rmtree(each)
         for each in self.folder.glob("*" + files.DRAFT):
             each.unlink()
 
     def _locked(self) -> AbstractContextManager[None]:
-        """One writer at a time."""
+        """The writers' lock, which the system frees if a process dies."""
         return files.lock(self.folder / ".lock")
 
 
 def verify(model: ModelVersion) -> None:
-    """Raise ModelDamaged unless every file is as it was written and the network gives its golden answers."""
+    """Raise ModelDamaged unless every file is as written and the network gives its golden answers."""
     for name, expected in model.files.items():
         try:
             found = hashlib.sha256((model.path / name).read_bytes()).hexdigest()
@@ -272,7 +269,7 @@ def verify(model: ModelVersion) -> None:
 
 
 def read_golden(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """Inputs and the network's own answers to them, by name."""
+    """The golden inputs and the network's answers to them, by name."""
     with np.load(path, allow_pickle=False) as stored:
         named: dict[str, NDArray[Any]] = {name: stored[name] for name in stored.files}
     inputs = {name[len("input:") :]: each for name, each in named.items() if name.startswith("input:")}
@@ -280,16 +277,15 @@ def read_golden(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[
     return inputs, outputs
 
 
-def _files(draft: UnsavedModel) -> dict[str, bytes]:
-    safetensors: Any = importlib.import_module(
-        "safetensors.numpy"
-    )  # of the extra torch: who saves has trained
+def _files(model: UnsavedModel) -> dict[str, bytes]:
+    # of the extra torch, which those who save have, since they have trained
+    safetensors: Any = importlib.import_module("safetensors.numpy")
     golden = io.BytesIO()
-    named = {f"input:{name}": each for name, each in draft.golden_inputs.items()}
-    named |= {f"output:{name}": each for name, each in draft.golden_outputs.items()}
-    np.savez_compressed(golden, **named)  # pyright: ignore[reportArgumentType] - of arrays alone
-    weights = {name: np.ascontiguousarray(each) for name, each in draft.weights.items()}
-    return {WEIGHTS: safetensors.save(weights), NETWORK: draft.network, GOLDEN: golden.getvalue()}
+    named = {f"input:{name}": each for name, each in model.golden_inputs.items()}
+    named |= {f"output:{name}": each for name, each in model.golden_outputs.items()}
+    np.savez_compressed(golden, **named)  # pyright: ignore[reportArgumentType] - arrays only
+    weights = {name: np.ascontiguousarray(each) for name, each in model.weights.items()}
+    return {WEIGHTS: safetensors.save(weights), NETWORK: model.network, GOLDEN: golden.getvalue()}
 
 
 def _read_version(folder: Path) -> ModelVersion:

@@ -1,4 +1,4 @@
-"""What a network that labels pixels is trained to make small."""
+"""The loss of networks that label pixels."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from torch.nn import functional
 
 from clickmask.training.crops import IGNORED
 
-MAX_CLASS_WEIGHT = 5.0  # of a category, times that of the most frequent one
+MAX_CLASS_WEIGHT = 5.0  # times that of the most frequent category
 
 
 def class_weights(pixels: NDArray[np.int64]) -> torch.Tensor:
-    """(K,) from the number of pixels of each class: 1 for the background and the most frequent category.
+    """Weights (K,) from the number of pixels of each class; 1 for the background.
 
-    Others: one over the fourth root of their share of that one, at most MAX_CLASS_WEIGHT. A category
-    without pixels weighs 1: nothing is known of it. Crops have more of rare categories already, Dice
-    counts all alike, and what weighs more than the background grows beyond its outline.
+    The most frequent category weighs 1, others the inverse fourth root of their share of its pixels, at
+    most MAX_CLASS_WEIGHT; a category without pixels 1. More would be too much: crops already have
+    more of rare categories, Dice counts all equally, and a class that weighs more than the background
+    grows beyond its outline.
     """
     counts = torch.as_tensor(pixels, dtype=torch.float32)
     weights = ((counts[1:].max() / counts.clamp(min=1)) ** 0.25).clamp(1, MAX_CLASS_WEIGHT)
@@ -26,10 +27,10 @@ def class_weights(pixels: NDArray[np.int64]) -> torch.Tensor:
 
 
 def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted cross-entropy + Dice, one number: logits (B, K, H, W), labels (B, H, W) with IGNORED.
+    """Weighted cross-entropy + Dice of logits (B, K, H, W) against labels (B, H, W) with IGNORED.
 
-    Dice as in Milletari, Navab, Ahmadi: V-Net, 3DV 2016, over the pixels of the batch: the mean of
-    1 - Dice of the label classes (not the background) that the batch has; none, no Dice.
+    The mean of 1 - Dice (Milletari, Navab, Ahmadi: V-Net, 3DV 2016), over the pixels of the batch, of
+    the categories that the batch has. Without any, cross-entropy alone.
     """
     logits = logits.float()  # sums over all pixels are too long for 16 bits
     known = labels != IGNORED

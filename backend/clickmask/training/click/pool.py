@@ -1,8 +1,8 @@
 """Photographs and the masks of their objects, as tensors that fit a device's memory.
 
-Two layouts are read. The pool's: `sets.json`, and for each set `<set>/images/*.jpg`,
-`<set>/masks/*.png` (0: nobody labelled this; k: object k), `<set>/index.json`. And COCO's: a
-folder with an annotation file, see `coco_folder`. An image takes about 2 MB, whatever its size.
+Two layouts are read. The pool's: `sets.json`, and for each set `<set>/images/*.jpg`, `<set>/masks/*.png`
+(0: not labelled; k: object k) and `<set>/index.json`. And COCO's: a folder with an annotation file, see
+`datasets.coco_reader`. An image takes about 2 MB, whatever its size.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from clickmask.types import Pixels
 log = logging.getLogger(__name__)
 
 SIDE = 512  # px; longest side of what is kept
-PARTS = 256  # codes of an object: 256 * its number + the number of its part, which are counted from 1
+PARTS = 256  # an object's code is 256 * its number + the number of its part; both count from 1
 HELD_OUT = 10  # one image in so many is for validation
-NEVER_HELD_OUT = ("roadsigns", "class5")  # near-duplicates: a held out one would have been seen
-SET_WEIGHTS: Mapping[
-    str, float
-] = {  # of an image of the pool's sets that teach less of photographs; of others 1
+NEVER_HELD_OUT = ("roadsigns", "class5")  # near-duplicates: the network would have seen their like
+MIN_OBJECT_PX = 32  # px of an object that crops are made around
+# weight of an image, by set; those that teach less about photographs than others, which weigh 1
+SET_WEIGHTS: Mapping[str, float] = {
     "animals_openimages": 0.7,
     "animals_coco": 0.6,
     "facades": 0.5,
@@ -44,25 +44,23 @@ SET_WEIGHTS: Mapping[
     "dsb_train": 0.3,
 }
 
-MIN_OBJECT_PX = 32  # px of an object that crops are made round
-
 Codes = NDArray[np.int32]  # (h, w)
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """Where one image is; `objects` are its masks, or the file that has them all."""
+    """The place of one image; `objects` are its masks, or the file that has them all."""
 
     name: str
     group: str
-    tier: str  # of the pool: A, B and C by how free the photograph is; "" elsewhere
+    tier: str  # A, B or C by how free the pool's photograph is; "" elsewhere
     picture: Path
     objects: Path | tuple[Any, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Decoded photographs on a device, in the top left of squares of SIDE."""
+    """Decoded photographs on a device, each at the top left of a square of SIDE."""
 
     photographs: Sequence[Photograph]
     pixels: torch.Tensor  # (N, 3, SIDE, SIDE) uint8
@@ -70,12 +68,12 @@ class Pool:
     sizes: torch.Tensor  # (N, 2) of (height, width)
     boxes: torch.Tensor  # (M, 4) of every object, in pixels of its square
     owners: torch.Tensor  # (M,) the photograph of every object
-    numbers: torch.Tensor  # (M,) its number in the codes of that
-    chances: torch.Tensor  # (M,) of every object, to be what a crop is made round
+    numbers: torch.Tensor  # (M,) its number in the photograph's codes
+    chances: torch.Tensor  # (M,) of every object to have a crop made around it
 
 
 def find_photographs(folder: Path) -> list[Photograph]:
-    """All that `folder` has, in either layout. Raises InvalidRequest if it has nothing."""
+    """All labelled images of `folder`, in either layout. Raises InvalidRequest if there are none."""
     found = list(_pool_layout(folder) if (folder / "sets.json").is_file() else _coco_layout(folder))
     if not found:
         raise InvalidRequest(f"there are no labelled images in {folder.name}")
@@ -83,7 +81,7 @@ def find_photographs(folder: Path) -> list[Photograph]:
 
 
 def held_out(photograph: Photograph) -> bool:
-    """Whether it is for validation: by its name, so that all runs and all copies of it agree."""
+    """Whether it is for validation; decided by its name, so that all trainings and all copies agree."""
     if photograph.group in NEVER_HELD_OUT:
         return False
     digest = hashlib.sha256(photograph.name.encode()).digest()
@@ -91,7 +89,7 @@ def held_out(photograph: Photograph) -> bool:
 
 
 def load_pool(photographs: Sequence[Photograph], device: torch.device) -> Pool:
-    """Decode all of them, on as many threads as there are cores."""
+    """Decode all photographs, on several threads."""
     count = len(photographs)
     pixels = torch.zeros((count, 3, SIDE, SIDE), dtype=torch.uint8)
     codes = torch.zeros((count, SIDE, SIDE), dtype=torch.int32)
@@ -132,7 +130,7 @@ def load_pool(photographs: Sequence[Photograph], device: torch.device) -> Pool:
 
 
 def read(photograph: Photograph) -> tuple[Pixels, Codes]:
-    """RGB and codes, longest side at most SIDE. Raises InvalidRequest for what is no picture."""
+    """RGB and codes, longest side at most SIDE. Raises InvalidRequest if it is not a picture."""
     image = cv2.imread(str(photograph.picture), cv2.IMREAD_COLOR)
     if image is None:
         raise InvalidRequest(f"{photograph.picture.name} cannot be read")
@@ -147,7 +145,7 @@ def read(photograph: Photograph) -> tuple[Pixels, Codes]:
 
 
 def _ids(photograph: Photograph, size: tuple[int, ...]) -> NDArray[np.uint16]:
-    """(h, w) of the numbers of the objects, those drawn last on top."""
+    """The object number of each pixel, (h, w); smaller objects lie on top of larger ones."""
     if isinstance(photograph.objects, Path):
         ids = cv2.imread(str(photograph.objects), cv2.IMREAD_UNCHANGED)
         if ids is None or ids.shape != size:
@@ -162,7 +160,7 @@ def _ids(photograph: Photograph, size: tuple[int, ...]) -> NDArray[np.uint16]:
 
 
 def _with_parts(ids: NDArray[np.uint16]) -> Codes:
-    """Codes of `ids`: connected parts of an object are told apart."""
+    """Codes of `ids`, which tell the connected parts of an object apart."""
     codes = np.zeros(ids.shape, np.int32)
     for number, (x0, y0, x1, y1), _ in _extents(ids.astype(np.int32)):
         window = slice(y0, y1), slice(x0, x1)
@@ -173,7 +171,7 @@ def _with_parts(ids: NDArray[np.uint16]) -> Codes:
 
 
 def _extents(ids: Codes) -> Iterator[tuple[int, tuple[int, int, int, int], int]]:
-    """Every number of `ids` but 0, its (x0, y0, x1, y1) and its pixels, in one pass."""
+    """Every number of `ids` but 0, with its box (x0, y0, x1, y1) and its area in pixels."""
     rows, columns = np.nonzero(ids)
     values = ids[rows, columns]
     order = np.argsort(values, kind="stable")
@@ -192,7 +190,7 @@ def _extents(ids: Codes) -> Iterator[tuple[int, tuple[int, int, int, int], int]]
 
 
 def _chances(photographs: Sequence[Photograph], areas: Sequence[Sequence[int]]) -> list[float]:
-    """Chance of each object: its set by SET_WEIGHTS and the root of its images, then the root of its area."""
+    """Chance of each object: by its set's SET_WEIGHTS and number of images, and the root of its area."""
     images: dict[str, int] = {}
     for photograph in photographs:
         images[photograph.group] = images.get(photograph.group, 0) + 1

@@ -1,6 +1,6 @@
-"""A simulated annotator, for whole batches at once on any device, and prompts as maps.
+"""A simulated annotator, for whole batches on any device, and its prompts as maps.
 
-Coordinates are continuous pixels of the network's input; masks and maps are at half its size.
+Coordinates are continuous pixels of the network's input; masks and maps have half its size.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from clickmask.segmenters._builtin.prompt_maps import (
     WIDE,
 )
 
-BOXES = 0.5  # of the prompts begin with a box
-CLICK_IN_BOX = 0.3  # of those, with a click as well
+BOXES = 0.5  # of the prompts begin with a box,
+CLICK_IN_BOX = 0.3  # and this part of those with a click, too
 SLOPPY_SHARE = 0.65  # of the boxes
-SLOPPINESS, MAX_SLIP = 0.06, 20.0  # of a side, standard deviation; px
-CENTRAL = 0.5  # of the clicks are at the deepest place, the others anywhere that is deep enough
-GIVEN_MASK = 0.1  # of the prompts begin with a mask that is nearly right
-PROMPTLESS_SHARE = 0.5  # of those, without a click or box
+SLOPPINESS, MAX_SLIP = 0.06, 20.0  # standard deviation, in sides of the box; px
+CENTRAL = 0.5  # of the clicks are at the deepest place, the others anywhere deep enough
+GIVEN_MASK = 0.1  # of the prompts begin with a mask that is nearly right,
+PROMPTLESS_SHARE = 0.5  # and this part of those without a click or box
 
 
 @dataclass
 class Prompts:
-    """What was pointed at so far, for each of N targets of (h, w): half the input's size."""
+    """The prompts so far for each of N targets of size (h, w), half the input's."""
 
     size: tuple[int, int]
     device: torch.device
@@ -48,12 +48,12 @@ class Prompts:
         self.clicks = torch.zeros(self.count, device=self.device)
 
     def ambiguous(self) -> torch.Tensor:
-        """(N,) 1 where there is one click and nothing else, which may mean a part or the whole; else 0."""
+        """1 for a single click and nothing else, which may mean a part or the whole; else 0. (N,)"""
         told = self.maps[:, [BOX, REGION]].abs().amax((1, 2, 3))
         return ((told == 0) & (self.clicks == 1)).float()
 
     def click(self, points: torch.Tensor, foreground: torch.Tensor, when: torch.Tensor) -> None:
-        """Add the points (N, 2) of (x, y), those of `when` (N,) bool."""
+        """Add the points (N, 2) of (x, y) for the targets in `when` (N,)."""
         height, width = self.size
         x = 2 * torch.arange(width, device=self.device) + 1.0  # px of the input, of the pixels' centres
         y = 2 * torch.arange(height, device=self.device) + 1.0
@@ -68,12 +68,12 @@ class Prompts:
         self.clicks += when
 
     def enclose(self, boxes: torch.Tensor, when: torch.Tensor) -> None:
-        """Give the boxes (N, 4) of `when`."""
+        """Set the boxes (N, 4) of the targets in `when` (N,)."""
         height, width = self.size
         x = 2 * torch.arange(width, device=self.device) + 1.0
         y = 2 * torch.arange(height, device=self.device) + 1.0
         x0, y0, x1, y1 = (boxes[:, number, None] for number in range(4))
-        # of the pixel, the part that is inside: boxes lie on fractions
+        # the part of each pixel that is inside, since boxes end at fractions of pixels
         across = ((x - x0 + 1).clamp(0, 2) * (x1 - x + 1).clamp(0, 2) / 4)[:, None, :]
         down = ((y - y0 + 1).clamp(0, 2) * (y1 - y + 1).clamp(0, 2) / 4)[:, :, None]
         self.maps[:, BOX] = torch.where(when[:, None, None], 2 * across * down - 1, self.maps[:, BOX])
@@ -90,7 +90,7 @@ class Prompts:
 
 
 def begin(targets: torch.Tensor, noise: torch.Generator) -> Prompts:
-    """First prompts for `targets` (N, h, w) of 0 and 1: or masks that are nearly right."""
+    """First prompts for `targets` (N, h, w) of 0 and 1; for some, masks that are nearly right."""
     count, height, width = targets.shape
     prompts = Prompts((height, width), targets.device, count)
     draw = _uniform(targets, noise)
@@ -108,10 +108,10 @@ def begin(targets: torch.Tensor, noise: torch.Generator) -> Prompts:
 def correct(
     prompts: Prompts, targets: torch.Tensor, probabilities: torch.Tensor, noise: torch.Generator
 ) -> Prompts:
-    """The prompts after a click where `probabilities` (N, h, w) are wrong, with them as the region.
+    """`prompts` after a click in the larger error of `probabilities` (N, h, w), which become the region.
 
-    Now and then without the click, the region blurred: the second look at a part of an image is
-    told of the first one so.
+    Some get the region blurred and no click, as the second pass over a part of an image gets the
+    answer of the first.
     """
     draw = _uniform(targets, noise)
     found = probabilities > 0.5
@@ -129,10 +129,10 @@ def correct(
 
 
 def deepest(masks: torch.Tensor, noise: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points (N, 2) deep inside of `masks` (N, h, w), and how deep the deepest are (0: an empty mask).
+    """Points (N, 2) deep inside `masks` (N, h, w), and the greatest depths (N,); 0 for an empty mask.
 
-    With `noise`, only CENTRAL of them are the deepest ones. Depths are those of an octagon, in
-    pixels of a quarter of the input's size.
+    With `noise`, only a part CENTRAL of them are the deepest points. Depths are octagonal distances,
+    in pixels of a quarter of the input's size.
     """
     count, _, width = masks.shape
     small = functional.avg_pool2d(masks[:, None].float(), 2)[:, 0]
@@ -148,18 +148,18 @@ def deepest(masks: torch.Tensor, noise: torch.Generator | None = None) -> tuple[
         score = torch.where((draw() < CENTRAL)[:, None], flat + 1e-3 * lottery * (flat > 0), anywhere)
     at = score.argmax(1)
     row, column = at // (width // 2), at % (width // 2)
-    # of the four pixels under it, one that is in the mask
+    # one of the four pixels under it that is in the mask
     index = torch.arange(count, device=masks.device)
     four = torch.stack([masks[index, 2 * row + dy, 2 * column + dx] for dy in (0, 1) for dx in (0, 1)], 1)
     best = four.float().argmax(1)
     x, y = 4 * column + 2 * (best % 2) + 1, 4 * row + 2 * (best // 2) + 1
-    centre = four.min(1).values > 0.5  # all four are: between them
+    centre = four.min(1).values > 0.5  # all four are: the point between them
     points = torch.stack([torch.where(centre, 4 * column + 2, x), torch.where(centre, 4 * row + 2, y)], 1)
     return points.float(), most
 
 
 def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
-    """(N, 4) of (x0, y0, x1, y1) round `masks` (N, h, w), in pixels of the input, twice as large."""
+    """Boxes (N, 4) of (x0, y0, x1, y1) of `masks` (N, h, w), in pixels of the input, twice as large."""
     _, height, width = masks.shape
     columns, rows = (masks > 0.5).any(1), (masks > 0.5).any(2)
     x, y = (torch.arange(side, device=masks.device) for side in (width, height))
@@ -183,7 +183,7 @@ def sloppy_boxes(masks: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
 
 
 def nearly(targets: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
-    """`targets` (N, h, w) grown or shrunk, moved and blurred: masks of another model, or of a first look."""
+    """`targets` (N, h, w) grown or shrunk, moved and blurred, as masks of another model or a first pass."""
     draw = _uniform(targets, noise)
     mask = targets[:, None].float()
     grown = functional.max_pool2d(mask, 9, 1, 4)
@@ -197,15 +197,15 @@ def nearly(targets: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
 
 
 def _blurred(masks: torch.Tensor, factor: int) -> torch.Tensor:
-    """As if they had been found at a `factor` times smaller size."""
+    """`masks` as if they had been found at a `factor` times smaller size."""
     small = functional.avg_pool2d(masks[:, None].float(), factor)
     return functional.interpolate(small, masks.shape[1:], mode="bilinear")[:, 0]
 
 
 def _depths(masks: torch.Tensor) -> torch.Tensor:
-    """How many erosions each pixel of `masks` (N, h, w) outlives; squares and crosses in turn.
+    """Erosions that each pixel of `masks` (N, h, w) outlives, by squares and crosses in turn.
 
-    What lies outside of the frame is background. A pixel that is covered in part counts by that part.
+    The outside of the frame is background. A pixel that is covered in part counts by that part.
     """
     alive = functional.pad(masks[:, None].float(), (1, 1, 1, 1))
     total = torch.zeros_like(alive)
@@ -220,5 +220,5 @@ def _depths(masks: torch.Tensor) -> torch.Tensor:
 
 
 def _uniform(like: torch.Tensor, noise: torch.Generator) -> Callable[[], torch.Tensor]:
-    """Draws (N,) numbers between 0 and 1, anew at each call."""
+    """A function that draws N numbers in [0, 1) at each call, one for each of `like`."""
     return lambda: torch.rand(like.shape[0], generator=noise, device=like.device)
