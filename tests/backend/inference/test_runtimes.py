@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from onnx import TensorProto, helper
 
 from clickmask.errors import SegmenterNotReady
 from clickmask.inference import _onnxruntime, _openvino, sessions
+from clickmask.inference._openvino import import_openvino
 from clickmask.inference.runtimes import Runtimes
 from clickmask.inference.sessions import Session, open_session
 
@@ -216,6 +218,29 @@ def test_a_runtime_that_cannot_run_a_network_leaves_it_to_the_other(
     monkeypatch.setattr(_onnxruntime.OnnxRuntimeSession, "run", lambda *_: 1 / 0)
     with pytest.raises(SegmenterNotReady, match="runs on none of openvino, onnxruntime"):
         open_session(model, example=feeds())
+
+
+class WithoutBf16:
+    """OpenVINO's Core on a processor that has no bf16."""
+
+    def __init__(self) -> None:
+        self._core = import_openvino().Core()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def get_property(self, device: str, name: str) -> Any:
+        found = self._core.get_property(device, name)
+        return [each for each in found if each != "BF16"] if name == "OPTIMIZATION_CAPABILITIES" else found
+
+
+def test_a_processor_without_bf16_computes_in_f32(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = open_session(model, "openvino").run(feeds())
+    monkeypatch.setattr(_openvino, "import_openvino", lambda: SimpleNamespace(Core=WithoutBf16))
+    session = open_session(model, "openvino", precision="bf16")
+    assert session.precision == "f32"
+    for name, array in session.run(feeds()).items():
+        np.testing.assert_array_equal(array, exact[name])
 
 
 # How the settings reach it.
