@@ -1,6 +1,7 @@
 # make serve      install and serve at http://127.0.0.1:9090
 # make test       the quick tests: no network, no browser
 # make test-slow  the real Label Studio, Chromium, SDK oracles, published weights
+# make test-processors  the trainings' tests, as on a processor with AVX2 alone
 # make check      ruff, pyright, the Docker files' linters
 # make bench      measure again, into tests/benchmarks/RESULTS.md
 
@@ -15,7 +16,7 @@ PYTEST_ARGS ?=
 run = $(VENV)/bin
 pip_install = $(run)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: serve install test test-slow check format bench
+.PHONY: serve install test test-slow test-processors check format bench
 
 serve: $(VENV)/serving
 	$(run)/clickmask serve
@@ -30,6 +31,12 @@ test-slow: $(VENV)/everything $(LABEL_STUDIO_VENV)/installed $(LABEL_STUDIO_ML_V
 	CLICKMASK_TEST_LABEL_STUDIO_ML=$(abspath $(LABEL_STUDIO_ML_VENV)) \
 	CLICKMASK_TEST_REAL_WEIGHTS=$(abspath $(REAL_WEIGHTS)) \
 	$(run)/python -m pytest -m slow $(PYTEST_ARGS)
+
+# torch alone: OpenVINO crashes under ONEDNN_MAX_CPU_ISA, which its own kernels do not heed.
+test-processors: $(VENV)/everything
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
+	$(run)/python -m pytest -m "not slow" -k "not every_runtime" $(PYTEST_ARGS) \
+		tests/backend/test_promptable.py tests/backend/test_fit.py tests/backend/test_unet.py
 
 check: $(VENV)/everything
 	$(run)/ruff check .
