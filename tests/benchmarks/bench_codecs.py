@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from label_studio_sdk.converter import brush
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
@@ -21,7 +20,9 @@ from clickmask.masks.rle import mask_to_rle, rle_to_mask
 from clickmask.types import Mask, Size
 from clickmask_adapters.tools.label_studio.bit_mask import mask_to_bit_mask
 from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask, mask_to_brush_rle
+from support.label_studio_sdk_oracle import brush_module
 
+brush = brush_module()
 SIZES = ((1024, 1024), (3000, 4000))
 ROUNDS = 7
 Row = tuple[str, str, Callable[[], object], Callable[[], object]]

@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 import orjson
 import torch
-from label_studio_sdk.converter import brush
 from PIL import Image as PillowImage
 from skimage import data
 
@@ -39,9 +38,11 @@ from clickmask_adapters.tools.cvat.mask_points import mask_to_dense_reply
 from clickmask_adapters.tools.label_studio.brush_rle import mask_to_brush_rle
 from support.checkpoints import VIT_B, weights_of, write_checkpoint
 from support.hosts import host_of
+from support.label_studio_sdk_oracle import brush_module
 
 Work = Callable[[], Any]
 
+brush = brush_module()
 ROUNDS = 3
 ENCODER_GFLOP = 972.0  # of ViT-B at 1024 x 1024, two for each multiply-add
 GEMM = (4096, 768, 3072)

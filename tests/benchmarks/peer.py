@@ -17,10 +17,11 @@ import cv2
 import flask
 import numpy as np
 import waitress
-from label_studio_sdk.converter import brush
 
 from clickmask.segmenters._sam.without_torchvision import import_segment_anything
+from support.label_studio_sdk_oracle import brush_module
 
+brush = brush_module()
 THREADS = 8
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from label_studio_sdk.converter.brush import decode_rle
 from PIL import Image
 from playwright.sync_api import Page
 
@@ -29,6 +28,7 @@ from clickmask.types import Mask, Pixels, Size
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.connect import connect
 from support.clicking import chromium
+from support.label_studio_sdk_oracle import decode_rle
 from support.label_studio_server import LabelingPage, LabelStudioServer
 from support.photographs import outlined_objects, tight_box
 from support.scenes import drawn_scene

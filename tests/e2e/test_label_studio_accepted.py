@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 import requests
 import shapely
-from label_studio_sdk.converter.brush import decode_rle, mask2rle
 from PIL import Image
 from playwright.sync_api import Page
 
@@ -36,6 +35,7 @@ from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.connect import connect
 from support import drawn
 from support.clicking import chromium
+from support.label_studio_sdk_oracle import decode_rle, mask2rle
 from support.label_studio_server import IMAGE, LabelingPage, LabelStudioServer
 from support.scenes import drawn_scene
 from support.served import Server

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from label_studio_sdk.converter.brush import decode_rle
 
 from clickmask.models.labeller import ProjectModels
 from support.clicking import chromium
 from support.drawn import disc, rectangle
+from support.label_studio_sdk_oracle import decode_rle
 from support.label_studio_server import LabelingPage, LabelStudioServer
 from support.labelled import png
 from support.model_drafts import draft

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from label_studio_sdk.converter.brush import decode_rle, mask2rle
 
 from clickmask.images.fetch import Fetcher
 from clickmask.images.source import ImageSource
@@ -22,6 +21,7 @@ from clickmask.types import Mask
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.connect import connect
 from support.drawn_projects import drawn_picture
+from support.label_studio_sdk_oracle import decode_rle, mask2rle
 from support.label_studio_server import LabelStudioServer
 from support.labelled import png
 from support.served import Server

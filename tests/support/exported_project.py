@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from label_studio_sdk.converter import Converter
 from pycocotools.coco import COCO
 
 from clickmask.datasets.snapshot import create_dataset
@@ -29,6 +28,7 @@ from clickmask_adapters.tools.label_studio import label_config
 from clickmask_adapters.tools.label_studio import labels as accepted
 from clickmask_adapters.tools.label_studio.bit_mask import mask_to_bit_mask
 from clickmask_adapters.tools.label_studio.brush_rle import mask_to_brush_rle
+from support import label_studio_sdk_oracle
 from support.drawn import disc, ellipse, rectangle, ring
 from support.labelled import FilesInMemory, digest_of, noise
 
@@ -175,9 +175,7 @@ def by_converter(name: str, folder: Path) -> COCO:
         (pictures / f"{picture}.{ending}").write_bytes(raw)
     exported = folder / "tasks.json"
     exported.write_text(json.dumps(tasks(pictures)))
-    with contextlib.redirect_stdout(io.StringIO()):
-        converter = Converter(config(), str(folder), download_resources=False)
-        converter.convert(str(exported), str(folder / "converted"), name, is_dir=False)
+    label_studio_sdk_oracle.convert(config(), exported, folder / "converted", name)
     (written,) = (folder / "converted").glob("*.json")
     return loaded(written)
 

@@ -19,7 +19,8 @@ from typing import Any
 import requests
 from playwright.sync_api import Page, Response
 
-ROOT = Path(__file__).parent.parent.parent
+from support.label_studio_sdk_oracle import program
+
 OPTIONS = ("--no-browser", "--internal-host", "127.0.0.1", "--enable-legacy-api-token")
 IMAGE = ".lsf-image img[alt=image]"  # named as the tag is
 EMAIL, PASSWORD = "annotator@example.com", "not a secret 1"
@@ -60,7 +61,7 @@ class LabelStudioServer:
 @contextmanager
 def label_studio(folder: Path) -> Iterator[LabelStudioServer]:
     """Start it, wait until it is healthy (30 to 60 s: it migrates its database), and end it."""
-    program = _program()
+    executable = program("label-studio")
     files = folder / "files"
     files.mkdir(parents=True)
     with socket.socket() as probe:
@@ -70,7 +71,7 @@ def label_studio(folder: Path) -> Iterator[LabelStudioServer]:
     log = folder / "label-studio.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [program, "start", *OPTIONS, "--port", str(port), "--data-dir", str(folder / "data")],
+            [executable, "start", *OPTIONS, "--port", str(port), "--data-dir", str(folder / "data")],
             env=_environment(server),
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -85,17 +86,6 @@ def label_studio(folder: Path) -> Iterator[LabelStudioServer]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def _program() -> Path:
-    given = os.environ.get("CLICKMASK_TEST_LABEL_STUDIO")
-    program = (Path(given) if given else ROOT / ".venv-ls") / "bin" / "label-studio"
-    if not program.exists():
-        raise RuntimeError(
-            "these tests need a real Label Studio: `python -m venv .venv-ls && .venv-ls/bin/pip install "
-            "label-studio==1.23.2`, or name a virtual environment that has it in CLICKMASK_TEST_LABEL_STUDIO"
-        )
-    return program
 
 
 def _environment(server: LabelStudioServer) -> dict[str, str]:

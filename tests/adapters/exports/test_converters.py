@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("label_studio_sdk", reason="the extra label-studio brings it")
-exported = pytest.importorskip("support.exported_project")
+from support import exported_project as exported
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as st_numpy
 
 from clickmask.types import Mask, Point
 from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask, mask_to_brush_rle
-from support import CONTRACTS, drawn
+from support import CONTRACTS, drawn, label_studio_sdk_oracle
 
 RECORDED = CONTRACTS / "label_studio"
 SIZE = (3, 5)
@@ -195,10 +195,8 @@ def test_any_bytes_give_a_mask_of_the_size_or_a_refusal(noise: bytes, with_heade
 @settings(deadline=None, max_examples=300)
 @given(masks | coarse_masks())
 def test_the_sdk_writes_the_same_bytes_and_reads_them_the_same(mask: Mask) -> None:
-    from label_studio_sdk.converter import brush
-
     rle = mask_to_brush_rle(mask).tolist()
-    assert rle == brush.mask2rle(mask.astype(np.uint8) * 255)
+    assert rle == label_studio_sdk_oracle.mask2rle(mask.astype(np.uint8) * 255)
     if mask.size < 2000:
-        decoded = brush.decode_rle(rle).reshape(*mask.shape, 4)[:, :, 3] > 0
+        decoded = label_studio_sdk_oracle.decode_rle(rle).reshape(*mask.shape, 4)[:, :, 3] > 0
         assert np.array_equal(decoded, mask)
