@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
 import requests
 
 from clickmask.images.fetch import Fetcher

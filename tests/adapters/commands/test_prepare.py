@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+
+pytest.importorskip("torch")
 from numpy.typing import NDArray
 from rich.console import Console
 from typer.testing import CliRunner, Result

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("torch")
 from typer.testing import CliRunner
 
 import clickmask.training.click.train as training

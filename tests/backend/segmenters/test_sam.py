@@ -16,6 +16,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
 import torch
 
 from clickmask import plugins, segmenters

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("torch")
+
 from clickmask.errors import SegmenterNotReady
 from clickmask.inference._openvino import import_openvino
 from clickmask.inference.runtimes import Runtimes

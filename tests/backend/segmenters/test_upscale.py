@@ -7,6 +7,8 @@ import functools
 import cv2
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st

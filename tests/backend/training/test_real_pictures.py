@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("torch")
+
 from clickmask.training.fit import Progress, TrainingConfig
 from support.beside_otsu import compare, train_on
 from support.coco_projects import to_train_and_new

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("torch")
+
 from clickmask.errors import InvalidRequest, StoreUnavailable
 from clickmask.store import Store
 from clickmask.store.jobs import Job

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
+
+pytest.importorskip("torch")
 import torch
 
 from clickmask.errors import InvalidRequest
