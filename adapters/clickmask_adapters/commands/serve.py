@@ -11,6 +11,7 @@ import typer
 import uvicorn
 
 from clickmask.errors import ClickmaskError
+from clickmask.inference.sessions import packages_of
 from clickmask_adapters.app import create_app
 from clickmask_adapters.commands._console import console
 from clickmask_adapters.home import Home
@@ -19,6 +20,8 @@ from clickmask_adapters.server.uvicorn import ReadTimeouts
 from clickmask_adapters.settings import Settings
 
 cli = typer.Typer()
+
+log = logging.getLogger(__name__)
 
 
 class AnnouncingServer(uvicorn.Server):
@@ -46,6 +49,10 @@ def serve(
 ) -> None:
     """Answer Label Studio and CVAT, and serve the API and the page."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if len(both := packages_of("onnxruntime")) > 1:
+        log.warning(
+            "%s overwrite each other: uninstall both, then install the one that you want", " and ".join(both)
+        )
     settings = Settings(segmenter=segmenter) if segmenter else Settings()
     home = Home(settings)
     try:

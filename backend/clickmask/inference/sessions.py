@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -94,6 +94,17 @@ def installed_runtimes() -> list[str]:
     return [name for name in RUNTIMES if importlib.util.find_spec(name) is not None]
 
 
+def packages_of(runtime: str) -> list[str]:
+    """The installed packages that bring a runtime, with versions. Two overwrite each other's files."""
+    found: list[str] = []
+    for name in (runtime, f"{runtime}-gpu"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return found
+
+
 def usable_cores() -> int:
     """Cores that this process may use: it may be confined to some of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -141,7 +152,7 @@ def _fingerprint(model: Model, installed: list[str], *how: object) -> str:
         what: tuple[object, ...] = (str(model.resolve()), status.st_size, status.st_mtime_ns)
     else:
         what = (hashlib.sha256(model).hexdigest(),)
-    whole = [*what, *(f"{name} {version(name)}" for name in installed), usable_cores(), *how]
+    whole = [*what, *(package for name in installed for package in packages_of(name)), usable_cores(), *how]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32]
 
 

@@ -31,6 +31,7 @@ from clickmask.plugins import Checkpoint
 from clickmask_adapters import commands
 from clickmask_adapters.cli import app, declared, load
 from clickmask_adapters.commands import segmenters as segmenters_command
+from clickmask_adapters.commands import serve
 from clickmask_adapters.home import Home
 from support.served import serving
 from support.waiting import until
@@ -173,6 +174,16 @@ def test_everything_that_is_written_lies_in_the_home(tmp_path: Path) -> None:
     with sqlite3.connect(home / "inbox.sqlite") as connection:
         assert connection.execute("SELECT count(*) FROM events").fetchone() == (1,)
     connection.close()
+
+
+@pytest.mark.parametrize("packages", [["onnxruntime 1.31", "onnxruntime-gpu 1.32"], ["onnxruntime 1.31"]])
+def test_serving_warns_of_two_packages_of_onnxruntime(
+    packages: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(serve, "packages_of", lambda _: packages)
+    environment = {"CLICKMASK_HOME": str(tmp_path / "home")}
+    CliRunner().invoke(app, ["serve", "--segmenter", "nothing"], env=environment)
+    assert (" and ".join(packages) + " overwrite each other" in caplog.text) == (len(packages) == 2)
 
 
 def test_an_interrupt_ends_the_server_without_a_traceback(tmp_path: Path) -> None:

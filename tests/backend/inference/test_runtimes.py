@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -275,3 +276,20 @@ def test_running_imports_no_torch_and_nothing_that_reports(runtime: str, model: 
         "sys.exit(str(telling) if telling or 'torch' in sys.modules else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(BACKEND)})
+
+
+def test_onnxruntime_is_known_by_either_of_its_packages(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {"openvino": "2026.4.1", "onnxruntime-gpu": "1.32.0"}
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(sessions, "version", version)
+    assert sessions.packages_of("onnxruntime") == ["onnxruntime-gpu 1.32.0"]
+    assert open_session(model, example=feeds(), memory=tmp_path / "runtimes.json").runtime in RUNTIMES
+    versions["onnxruntime"] = "1.31.0"
+    assert sessions.packages_of("onnxruntime") == ["onnxruntime 1.31.0", "onnxruntime-gpu 1.32.0"]
