@@ -105,6 +105,7 @@ def running(client: TestClient, job: str) -> bool:
 
 
 def test_a_training_is_asked_for_followed_and_done(client: TestClient, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     answer = client.post(f"{OF}/train")
     assert answer.status_code == 202
     job = answer.json()["job"]
@@ -120,6 +121,7 @@ def test_a_training_is_asked_for_followed_and_done(client: TestClient, tmp_path:
 
 
 def test_a_training_is_cancelled(client: TestClient) -> None:
+    pytest.importorskip("torch")
     job = client.post(f"{OF}/train").json()["job"]
     until(lambda: running(client, job), 30)
     assert client.delete(f"/v1/jobs/{job}").status_code == 200
@@ -129,6 +131,7 @@ def test_a_training_is_cancelled(client: TestClient) -> None:
 def test_a_hundred_webhooks_at_once_cause_one_training(
     client: TestClient, workbench: Workbench, tmp_path: Path
 ) -> None:
+    pytest.importorskip("torch")
     event = {"action": "START_TRAINING", "project": {"id": int(PROJECT)}}
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda _: client.post("/webhook", json=event), range(100)))
@@ -175,6 +178,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_a_training_by_command_ends_with_what_became_of_it(home: Path) -> None:
+    pytest.importorskip("torch")
     (home / "go").touch()
     done = run("train", "label-studio", PROJECT)
     assert (done.exit_code, done.stdout) == (0, "model 0001-abcd: promoted: it is good\n"), done.output
@@ -184,6 +188,7 @@ def test_a_training_by_command_ends_with_what_became_of_it(home: Path) -> None:
 
 
 def test_a_training_that_fails_by_command_is_a_failure(home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     (tmp_path / "worker.py").write_text("raise SystemExit(3)")
     failed = run("train", "label-studio", PROJECT)
     assert failed.exit_code == 1

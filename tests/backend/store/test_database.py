@@ -150,7 +150,8 @@ def test_the_write_ahead_log_is_emptied_and_stays_short(in_sqlite: Store, tmp_pa
 def test_a_log_that_cannot_be_emptied_takes_nothing_back(
     in_sqlite: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refused(*_: object) -> None:
+    def refused(connection: sa.PoolProxiedConnection) -> None:
+        connection.close()
         raise sqlite3.OperationalError("disk I/O error")
 
     monkeypatch.setattr(database_module, "MAX_WAL_BYTES", 1)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("torch")
+
 from clickmask.errors import ToolUnavailable, TrainingNotReady
 from clickmask.images.archive import ImageArchive
 from clickmask.models.labeller import ProjectModels
