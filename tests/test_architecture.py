@@ -5,10 +5,16 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 BACKEND = ROOT / "backend" / "clickmask"
@@ -99,6 +105,16 @@ def test_adapters_speak_to_the_workbench_and_not_through_it() -> None:
     """`home.py` alone, which makes them, knows what a workbench is made of."""
     for path in set(ADAPTERS.rglob("*.py")) - {ADAPTERS / "home.py"}:
         assert not re.search(r"workbench\.(store|inbox|images)\b", path.read_text()), path
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines} | {"flask"}  # by label-studio-ml
+    found = packages_distributions()
+    roots = set().union(*map(imported_roots, MODULES)) - {BACKEND.name, ADAPTERS.name}
+    for root in roots - sys.stdlib_module_names:
+        assert {canonicalize_name(name) for name in found.get(root, [root])} & declared, root
 
 
 def test_the_environment_is_read_in_one_place() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib import resources
 from pathlib import Path
 
 import pytest
 from hatchling.builders.wheel import WheelBuilder
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from clickmask.segmenters import builtin
 
@@ -19,6 +22,8 @@ PACKAGES = {
     ROOT / "backend/clickmask": "clickmask",
     ROOT / "adapters/clickmask_adapters": "clickmask_adapters",
 }
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EXTRAS = PROJECT["project"]["optional-dependencies"]
 SAYS = ("MODEL_CARD.md", "NOTICE")
 ANSWER = """
 import pathlib
@@ -73,3 +78,21 @@ def test_the_built_in_network_answers_from_an_unpacked_wheel(tmp_path: Path) -> 
     inside, everywhere = map(int, answer.stdout.split())
     assert inside > 0.95 * 40 * 50
     assert everywhere < 1.05 * 40 * 50
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {canonicalize_name(Requirement(each).name) for each in requirements}
+
+
+def test_extras_are_what_users_need_and_groups_what_developers_do() -> None:
+    assert set(EXTRAS) == {"torch", "openvino", "cvat", "plot", "postgresql", "label-studio-ml"}
+    assert set(PROJECT["dependency-groups"]) == {"label-studio", "dev"}
+
+
+def test_constraints_pin_what_make_install_takes() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = names([line for line in lines if line and not line.startswith("#")])
+    taken = [*PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"]["dev"]]
+    for extra in ("torch", "openvino", "cvat", "plot"):
+        taken += EXTRAS[extra]
+    assert names(taken) <= pinned
