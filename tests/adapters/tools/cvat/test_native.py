@@ -13,10 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import attrs
 import numpy as np
 import PIL.Image
 import pytest
+
+pytest.importorskip("cvat_sdk")
+
+import attrs
 import uvicorn
 
 from clickmask.errors import AnnotatorNotReady, InvalidImage, InvalidRequest, UnknownAnnotator
