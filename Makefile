@@ -10,6 +10,7 @@ VENV ?= .venv
 LABEL_STUDIO_VENV ?= .venv-ls
 LABEL_STUDIO_ML_VENV ?= .venv-ls-ml
 REAL_WEIGHTS ?= .real-weights
+WORKERS ?= 2
 PYTEST_ARGS ?=
 
 run = $(VENV)/bin
@@ -25,19 +26,19 @@ serve: $(VENV)/serving
 install: $(VENV)/everything
 
 test: $(VENV)/everything
-	$(run)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(run)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 test-slow: $(VENV)/everything $(LABEL_STUDIO_VENV)/installed $(LABEL_STUDIO_ML_VENV)/installed $(REAL_WEIGHTS)/fetched
 	CLICKMASK_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV)) \
 	CLICKMASK_TEST_LABEL_STUDIO_ML=$(abspath $(LABEL_STUDIO_ML_VENV)) \
 	CLICKMASK_TEST_REAL_WEIGHTS=$(abspath $(REAL_WEIGHTS)) \
-	$(run)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(run)/python -m pytest -m slow -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 # torch alone: OpenVINO crashes under ONEDNN_MAX_CPU_ISA, which its own kernels do not heed.
 test-processors: $(VENV)/everything
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
 	$(run)/python -m pytest -m "not slow" -k "not every_runtime" $(PYTEST_ARGS) \
-		tests/backend/test_promptable.py tests/backend/test_fit.py tests/backend/test_unet.py
+		tests/backend/training/click/test_click.py tests/backend/training/test_fit.py tests/backend/training/test_unet.py
 
 check: $(VENV)/everything
 	$(run)/ruff check .
