@@ -1,4 +1,4 @@
-"""What the README shows works."""
+"""What the README and the guide show works."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from clickmask.inference.weights import WeightsFolder
 from clickmask.types import Image, Prompt
 from clickmask_adapters.api.proposals import ProposalsIn
 from clickmask_adapters.settings import Settings
+from support import settings_page
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+GUIDE = sorted((ROOT / "adapters" / "clickmask_adapters" / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *GUIDE]
 
 
 def test_the_segmenter_in_one_file_is_found_and_answers(
@@ -41,15 +44,29 @@ def test_the_request_is_one_that_the_api_takes() -> None:
     assert ProposalsIn.model_validate_json(body).min_iou == 0.98
 
 
-def test_every_variable_is_read_and_every_default_right() -> None:
-    aliases = {
-        str(field.validation_alias) for field in Settings.model_fields.values() if field.validation_alias
-    }
-    known = aliases | {f"CLICKMASK_{name.upper()}" for name in Settings.model_fields}
-    assert set(re.findall(r"(?:CLICKMASK|LABEL_STUDIO)_[A-Z_]+", README)) <= known
-    assert f"| `CLICKMASK_MIN_IOU` | {Settings.model_fields['min_iou'].default} |" in README
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_variable_named_is_read(page: Path) -> None:
+    known = {settings_page.variable(name, field) for name, field in Settings.model_fields.items()}
+    named = set(re.findall(r"(?:CLICKMASK|LABEL_STUDIO|CVAT)_[A-Z_]*[A-Z]\b", page.read_text()))
+    of_cvat_itself = {name for name in named if name.startswith("CVAT_NUCLIO_")}
+    assert named - of_cvat_itself <= known
 
 
-def test_every_link_leads_to_a_file() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_the_page_of_settings_is_what_the_settings_are() -> None:
+    said = settings_page.PAGE.read_text()
+    assert said == settings_page.page(), "run `python -m support.settings_page` in tests/"
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).resolve().exists(), target
+
+
+def test_every_page_of_the_guide_is_linked_from_the_readme() -> None:
+    assert {f"(adapters/clickmask_adapters/docs/{page.name})" for page in GUIDE} <= set(re.findall(r"\([\w/.-]+\)", README))
+
+
+def test_the_readme_is_read_in_one_sitting() -> None:
+    assert len(README.split()) <= 1500

@@ -16,7 +16,9 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="CLICKMASK_", populate_by_name=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="CLICKMASK_", populate_by_name=True, extra="ignore", use_attribute_docstrings=True
+    )
 
     home: Path = Path("~/.clickmask")
     """Holds everything that clickmask writes."""

@@ -1,0 +1,49 @@
+"""The guide's page of settings, generated: `python -m support.settings_page` in tests/ writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from clickmask_adapters.settings import Settings
+
+PAGE = Path(__file__).parents[2] / "adapters" / "clickmask_adapters" / "docs" / "settings.md"
+HEAD = """# Settings
+
+Every setting is an environment variable. Lists are comma separated. This page is generated from
+`clickmask_adapters.settings`.
+
+| variable | default | |
+|---|---|---|
+"""
+
+
+def variable(name: str, field: FieldInfo) -> str:
+    return str(field.validation_alias or f"CLICKMASK_{name.upper()}")
+
+
+def default(value: object) -> str:
+    if value is None or value == ():
+        return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, int):
+        for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+            if value and value % size == 0:
+                return f"{value} ({value // size} {unit})"
+    return f"`{value}`"
+
+
+def page() -> str:
+    rows = [
+        f"| `{variable(name, field)}` | {default(field.default)} | {' '.join((field.description or '').split())} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    assert not any(isinstance(field.default, SecretStr) for field in Settings.model_fields.values())
+    return HEAD + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
