@@ -65,7 +65,9 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
 
 
 def test_every_page_of_the_guide_is_linked_from_the_readme() -> None:
-    assert {f"(adapters/clickmask_adapters/docs/{page.name})" for page in GUIDE} <= set(re.findall(r"\([\w/.-]+\)", README))
+    assert {f"(adapters/clickmask_adapters/docs/{page.name})" for page in GUIDE} <= set(
+        re.findall(r"\([\w/.-]+\)", README)
+    )
 
 
 def test_the_readme_is_read_in_one_sitting() -> None:
