@@ -44,9 +44,9 @@ class Journey:
         self._recording = False
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> None:
-        if self._recording and event == "call" and frame.f_code.co_name != "<module>":
-            if threading.current_thread().name not in self._others:
-                self.files.add(frame.f_code.co_filename)
+        runs = self._recording and event == "call" and frame.f_code.co_name != "<module>"
+        if runs and threading.current_thread().name not in self._others:
+            self.files.add(frame.f_code.co_filename)
 
     @contextmanager
     def followed(self) -> Generator[None]:
@@ -145,7 +145,8 @@ def main() -> Section:
     tiny = tiny_functions()
     text = [
         f"{lines:,} lines of Python in {len(files)} files are in the wheel;",
-        f"{len(list(ROOTS[0].glob('*.py')))} files lie directly in the core. {len(tiny)} private functions of at most four lines have one caller.",
+        f"{len(list(ROOTS[0].glob('*.py')))} files lie directly in the core.",
+        f"{len(tiny)} private functions of at most four lines have one caller.",
         "A journey's files are those whose functions run in it.",
         "",
         "| journey | files | their lines | |",

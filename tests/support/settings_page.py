@@ -37,10 +37,10 @@ def default(value: object) -> str:
 
 
 def page() -> str:
-    rows = [
-        f"| `{variable(name, field)}` | {default(field.default)} | {' '.join((field.description or '').split())} |"
-        for name, field in Settings.model_fields.items()
-    ]
+    rows: list[str] = []
+    for name, field in Settings.model_fields.items():
+        said = " ".join((field.description or "").split())
+        rows.append(f"| `{variable(name, field)}` | {default(field.default)} | {said} |")
     assert not any(isinstance(field.default, SecretStr) for field in Settings.model_fields.values())
     return HEAD + "\n".join(rows) + "\n"
 
