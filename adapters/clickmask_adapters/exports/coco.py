@@ -21,7 +21,7 @@ import orjson
 from pycocotools.coco import COCO
 from typer import Option
 
-from clickmask.datasets.snapshot import Dataset, Sample
+from clickmask.datasets.snapshot import Dataset
 from clickmask.errors import ExportFailed
 from clickmask.labels.geometry import Brush, Ellipse, Geometry, Polygon, Rectangle, rectangle_corners
 from clickmask.labels.submissions import AcceptedLabel
@@ -166,7 +166,19 @@ def _content(dataset: Dataset, written: Sequence[_Written], for_cvat: bool) -> d
             {"id": number, "name": name, "supercategory": ""} for name, number in category_ids.items()
         ],
         "images": [
-            _image(sample, image_ids[sample.image], names[sample.image]) for sample in dataset.samples
+            {
+                "id": image_ids[sample.image],
+                "width": sample.size[1],
+                "height": sample.size[0],
+                "file_name": names[sample.image],
+                "license": 1,
+                "flickr_url": "",
+                "coco_url": "",
+                "date_captured": "",
+                "digest": sample.image,
+                "side": _pictures.side(sample),
+            }
+            for sample in dataset.samples
         ],
         "annotations": [
             _annotation(
@@ -177,26 +189,14 @@ def _content(dataset: Dataset, written: Sequence[_Written], for_cvat: bool) -> d
     }
 
 
-def _image(sample: Sample, number: int, name: str) -> dict[str, Any]:
-    height, width = sample.size
-    return {
-        "id": number,
-        "width": width,
-        "height": height,
-        "file_name": name,
-        "license": 1,
-        "flickr_url": "",
-        "coco_url": "",
-        "date_captured": "",
-        "digest": sample.image,
-        "side": _pictures.side(sample),
-    }
-
-
 def _annotation(each: _Written, number: int, image: int, category: int, for_cvat: bool) -> dict[str, Any]:
     segmentation, crowd = each.segmentation, 0
     if for_cvat and isinstance(segmentation, dict):
-        segmentation, crowd = {"size": segmentation["size"], "counts": _runs(each.raster)}, 1
+        columns = rle_to_mask(each.raster).ravel(order="F")
+        turns = np.flatnonzero(columns[1:] != columns[:-1]) + 1
+        runs = np.diff(np.concatenate(([0], turns, [columns.size]))).tolist()
+        counts = [0, *runs] if columns[0] else runs  # the first run is of background
+        segmentation, crowd = {"size": segmentation["size"], "counts": counts}, 1
     key = each.label.key
     return {
         "id": number,
@@ -231,11 +231,3 @@ def _require_read_back(path: Path, dataset: Dataset, written: Sequence[_Written]
             or annotation["bbox"] != rle_box(found)
         ):
             raise ExportFailed(f"annotation {number} of the export does not read back as it was meant")
-
-
-def _runs(rle: Rle) -> list[int]:
-    """The run lengths, column by column, not compressed; the first one is of background."""
-    columns = rle_to_mask(rle).ravel(order="F")
-    turns = np.flatnonzero(columns[1:] != columns[:-1]) + 1
-    runs = np.diff(np.concatenate(([0], turns, [columns.size]))).tolist()
-    return [0, *runs] if columns[0] else runs

@@ -91,9 +91,7 @@ def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
             if opened.format in ("JPEG", "MPO") and _scans(raw) > _MAX_SCANS:
                 raise InvalidImage(f"the image is a JPEG of more than {_MAX_SCANS} scans")
             pixels = _jpeg_pixels(raw, opened)
-            if pixels is None:
-                opened.load()
-                pixels = _upright_rgb(opened)
+            return opened_image(opened) if pixels is None else Image(pixels, pixels_digest(pixels))
     except PIL.UnidentifiedImageError:
         raise InvalidImage(
             f"this is not an image that clickmask reads; it reads {', '.join(FORMATS)}"
@@ -102,14 +100,16 @@ def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
         raise InvalidImage(_DAMAGED) from error
     except MemoryError:
         raise ImageTooLarge("the image needs more memory than there is") from None
-    return Image(pixels, pixels_digest(pixels))
 
 
 def opened_image(opened: PIL.Image.Image) -> Image:
     """Like `decode_image`, for an image that Pillow has opened; checks no cap. Raises InvalidImage."""
     try:
         opened.load()
-        pixels = _upright_rgb(opened)
+        orientation, rgb = _orientation(opened), _rgb(opened)
+        if orientation in _UPRIGHT:
+            rgb = rgb.transpose(_UPRIGHT[orientation])
+        pixels = _read_only(rgb)
     except _CORRUPT as error:
         raise InvalidImage(_DAMAGED) from error
     return Image(pixels, pixels_digest(pixels))
@@ -126,7 +126,19 @@ def upright_file(raw: bytes) -> bytes | None:
             if opened.format != "JPEG":  # its EXIF comes before its pixels
                 opened.load()
             orientation = _orientation(opened)
-            return _turned(opened, orientation) if orientation in _UPRIGHT else None
+            if orientation not in _UPRIGHT:
+                return None
+            profile = opened.info.get("icc_profile")
+            options: dict[str, Any] = {"icc_profile": profile} if profile else {}
+            if opened.format == "JPEG":
+                options |= {"quality": 95, "subsampling": 0}
+            elif opened.format == "WEBP":
+                options |= {"lossless": True}
+            turned = opened.transpose(_UPRIGHT[orientation])
+            turned.info.pop("exif", None)
+            written = io.BytesIO()
+            turned.save(written, opened.format, **options)
+            return written.getvalue()
     except _CORRUPT as error:
         raise InvalidImage("the image was damaged since it was kept") from error
 
@@ -137,20 +149,6 @@ def pixels_digest(pixels: Pixels) -> str:
     digest = hashlib.sha256(b"%s %dx%d\n" % (DECODER, height, width))
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
-
-
-def _turned(opened: PIL.Image.Image, orientation: int) -> bytes:
-    profile = opened.info.get("icc_profile")
-    options: dict[str, Any] = {"icc_profile": profile} if profile else {}
-    if opened.format == "JPEG":
-        options |= {"quality": 95, "subsampling": 0}
-    elif opened.format == "WEBP":
-        options |= {"lossless": True}
-    turned = opened.transpose(_UPRIGHT[orientation])
-    turned.info.pop("exif", None)
-    written = io.BytesIO()
-    turned.save(written, opened.format, **options)
-    return written.getvalue()
 
 
 def _scans(raw: bytes) -> int:
@@ -189,18 +187,13 @@ def _jpeg_pixels(raw: bytes, opened: PIL.Image.Image) -> Pixels | None:
     if decoded.shape != (opened.height, opened.width, 3):
         return None
     if (orientation := _orientation(opened)) in _UPRIGHT:
-        turned = PIL.Image.fromarray(decoded).transpose(_UPRIGHT[orientation])
-        return np.frombuffer(turned.tobytes(), np.uint8).reshape(turned.height, turned.width, 3)
+        return _read_only(PIL.Image.fromarray(decoded).transpose(_UPRIGHT[orientation]))
     # A view that nobody can make writeable again.
     return np.frombuffer(memoryview(decoded).toreadonly().cast("B"), np.uint8).reshape(decoded.shape)
 
 
-def _upright_rgb(loaded: PIL.Image.Image) -> Pixels:
-    orientation = _orientation(loaded)
-    rgb = _rgb(loaded)
-    if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
-    # An array over immutable bytes: nobody can make it writeable again.
+def _read_only(rgb: PIL.Image.Image) -> Pixels:
+    """(H, W, 3) over immutable bytes: nobody can make it writeable again."""
     return np.frombuffer(rgb.tobytes(), np.uint8).reshape(rgb.height, rgb.width, 3)
 
 

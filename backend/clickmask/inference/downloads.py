@@ -82,7 +82,10 @@ class PartialFile:
             )
 
     def _transfer(self, session: requests.Session, address: str, host: str, progress: Progress) -> None:
-        have, validator = self.size, self._validator()
+        have, validator = self.size, ""
+        with suppress(OSError, ValueError):
+            written = self._validator_path.read_text("ascii")
+            validator = written if written.isprintable() else ""
         headers = {"User-Agent": "clickmask", "Accept-Encoding": "identity"}
         if have:
             headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
@@ -121,13 +124,6 @@ class PartialFile:
                 if done > self._total:
                     break  # this is another file: its hash will say so
                 progress(done, self._total)
-
-    def _validator(self) -> str:
-        try:
-            written = self._validator_path.read_text("ascii")
-        except (OSError, ValueError):
-            return ""
-        return written if written.isprintable() else ""
 
 
 @dataclass(frozen=True)

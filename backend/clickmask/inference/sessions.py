@@ -120,11 +120,18 @@ def _open(runtime: str, model: Model, threads: int, at_once: int, precision: Pre
 
 
 def _fastest(candidates: list[str], open_one: Callable[[str], Session], example: Arrays) -> Session:
+    """The session with the shortest of a few runs, after one that does not count."""
     found: list[tuple[float, Session]] = []
     for name in candidates:
         try:
             session = open_one(name)
-            found.append((_seconds(session, example), session))
+            session.run(example)
+            times: list[float] = []
+            while len(times) < 5 and sum(times) < MEASURING_S:
+                started = time.perf_counter()
+                session.run(example)
+                times.append(time.perf_counter() - started)
+            found.append((min(times), session))
         except Exception as error:  # noqa: BLE001 - its own undocumented classes; the next one may run it
             log.warning("%s does not run a network: %s", name, error)
     if not found:
@@ -132,17 +139,6 @@ def _fastest(candidates: list[str], open_one: Callable[[str], Session], example:
     said = ", ".join(f"{session.runtime} {1000 * seconds:.0f} ms" for seconds, session in found)
     log.info("measured a network: %s", said)
     return min(found, key=lambda each: each[0])[1]
-
-
-def _seconds(session: Session, example: Arrays) -> float:
-    """Seconds of the shortest of a few runs, after one that does not count."""
-    session.run(example)
-    times: list[float] = []
-    while len(times) < 5 and sum(times) < MEASURING_S:
-        started = time.perf_counter()
-        session.run(example)
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 def _fingerprint(model: Model, installed: list[str], *how: object) -> str:

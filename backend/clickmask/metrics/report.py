@@ -87,10 +87,10 @@ def _named(values: Values, categories: Sequence[str], present: Sequence[int]) ->
 
 def report_to_json(report: Report) -> dict[str, Any]:
     """The report in plain values, NaN as None."""
-    return cast("dict[str, Any]", _plain(asdict(report)))
 
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: plain(each) for key, each in cast("dict[str, object]", value).items()}
+        return None if isinstance(value, float) and math.isnan(value) else value
 
-def _plain(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in cast("dict[str, object]", value).items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return cast("dict[str, Any]", plain(asdict(report)))
