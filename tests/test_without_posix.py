@@ -12,10 +12,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-JOBS = ROOT / "backend" / "clickmask" / "store" / "jobs.py"
-until_jobs_are_a_table = pytest.mark.xfail(
-    "import fcntl" in JOBS.read_text(), reason="jobs are files that flock guards", strict=True
-)
 
 HELP = """
 from clickmask_adapters.cli import app
@@ -94,12 +90,10 @@ def run(program: str, folder: Path) -> str:
     return done.stdout
 
 
-@until_jobs_are_a_table
 def test_the_command_line_says_what_it_can_do(tmp_path: Path) -> None:
     assert "serve" in run(HELP, tmp_path)
 
 
-@until_jobs_are_a_table
 def test_a_server_answers_clicks_and_keeps_the_embedding(tmp_path: Path) -> None:
     count, files = run(CLICK, tmp_path).split()
     assert int(count) > 0
@@ -115,7 +109,6 @@ def test_a_lock_excludes(tmp_path: Path) -> None:
     assert run(LOCKS, tmp_path).splitlines() == ["held once", "free again"]
 
 
-@until_jobs_are_a_table
 def test_every_module_can_be_imported(tmp_path: Path) -> None:
     assert run(IMPORTS, tmp_path).endswith("all\n")
 
