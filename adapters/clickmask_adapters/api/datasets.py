@@ -13,17 +13,17 @@ import zipfile
 from collections.abc import Callable, Generator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
 from clickmask import plugins
-from clickmask.datasets.snapshot import Dataset, Pictures, snapshot
+from clickmask.datasets.snapshot import Dataset, Pictures
 from clickmask.errors import Busy, ExportFailed, ExportTooLarge, InvalidRequest
 from clickmask.images.decode import ImageLimits
 from clickmask.metrics.report import report_to_json
-from clickmask.reports import assistance as ledger
+from clickmask.reports.assistance import Axis, read, summarise
 from clickmask.reports.segmenters import measure_segmenters
 from clickmask.reports.statistics import count
 from clickmask.store import Store
@@ -34,20 +34,21 @@ from clickmask_adapters.exports import _folder
 from clickmask_adapters.settings import Settings
 
 MAX_EXPORTS = 2  # exports over HTTP that are being written
-MAX_ZIPS = 16  # zips that are there for those who read them, however slowly
+MAX_ZIPS = 16  # zips that are being read, however slowly
 ZIP_TTL_S = 3600.0  # seconds in which a zip must have been read
 CHUNK = 2**20
-ABANDONED_AFTER_S = 24 * 3600.0  # seconds after which nobody can be reading a zip any more
-MAX_FLAWS = 1000  # of one answer
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member, so that the same dataset is the same zip
+ABANDONED_AFTER_S = 24 * 3600.0  # seconds after which a zip is surely read by nobody
+MAX_FLAWS = 1000  # in one answer
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # time of every member, so that the same dataset gives the same zip
 
 
 def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIRouter:
     routes = APIRouter(prefix="/v1/projects/{tool}/{project}")
+    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     writers, readers = threading.BoundedSemaphore(MAX_EXPORTS), threading.BoundedSemaphore(MAX_ZIPS)
 
     def written_zip(write: Callable[[Path], Path]) -> Path:
-        """Of which a reader's place is held. Whoever reads slowly keeps nobody from writing."""
+        """A zip that holds a reader's place until it is read; slow readers keep nobody from writing."""
         if not readers.acquire(blocking=False):
             raise Busy("other exports are being read; try again in a moment", retry_after=10)
         try:
@@ -62,7 +63,6 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
             raise
 
     def dataset(tool: str, project: str) -> Dataset:
-        limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
         return workbench.dataset(tool, project, pictures, limits)
 
     @routes.get("/stats", summary="What is in the dataset, counted, and what looks wrong in it")
@@ -88,9 +88,11 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
         ] = None,
         for_cvat: Annotated[bool | None, Query(description="COCO: masks have iscrowd 1")] = None,
     ) -> Response:
+        if name not in (known := plugins.names(exports)):
+            raise InvalidRequest(f"there is no export to {name[:40]!r}; there is: {', '.join(known)}")
+        write = plugins.load(exports, name).write
         given = {"polygons": polygons, "for_cvat": for_cvat}
         options = {option: value for option, value in given.items() if value is not None}
-        write = find_export(name).write
         if unknown := options.keys() - inspect.signature(write).parameters.keys():
             raise InvalidRequest(f"an export to {name} has no option {min(unknown)}")
         made = dataset(tool, project)
@@ -100,14 +102,13 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
                 f"the pictures have {total} bytes, more than CLICKMASK_EXPORT_BYTES: run `clickmask export`"
             )
         path = written_zip(lambda folder: write(made, folder, **options))
-        size = path.stat().st_size
+        file_name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{tool}-{project}-{name}.zip")
+        headers = {
+            "Content-Disposition": f'attachment; filename="{file_name}"',
+            "Content-Length": str(path.stat().st_size),
+        }
         chunks = _read(path, readers.release)
         first = next(chunks)  # from here on the zip is removed and the place given back, whatever happens
-        called = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{tool}-{project}-{name}.zip")
-        headers = {
-            "Content-Disposition": f'attachment; filename="{called}"',
-            "Content-Length": str(size),
-        }
         return StreamingResponse(
             itertools.chain([first], chunks), headers=headers, media_type="application/zip"
         )
@@ -115,22 +116,8 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
     return routes
 
 
-def open_dataset(store: Store, tool: str, project: str, pictures: Pictures, settings: Settings) -> Dataset:
-    """Raises InvalidRequest where nothing was accepted in the project."""
-    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-    return snapshot(store, tool, project, pictures, limits)
-
-
-def find_export(name: str) -> Any:
-    """The module of a format. Raises InvalidRequest for one that there is not."""
-    known = plugins.names(exports)
-    if name not in known:
-        raise InvalidRequest(f"there is no export to {name[:40]!r}; there is: {', '.join(known)}")
-    return plugins.load(exports, name)
-
-
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """As JSON; of flaws the first thousand."""
+    """What is in a dataset, counted, as JSON; it lists at most MAX_FLAWS flaws."""
     counted = asdict(count(dataset))
     flaws = counted.pop("flaws")
     return {
@@ -143,18 +130,17 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 def assistance(store: Store, tool: str, project: str) -> dict[str, Any]:
-    """As JSON: of all, and by category, segmenter and week."""
-    entries = ledger.read(store, tool, project)
-    axes: tuple[ledger.Axis, ...] = ("category", "segmenter", "week")
-    (together,) = ledger.summarise(entries)
+    """What the assistance was worth, as JSON: all together, and by category, segmenter and week."""
+    entries = read(store, tool, project)
+    (together,) = summarise(entries)
     return {
         "all": asdict(together),
-        **{axis: [asdict(each) for each in ledger.summarise(entries, axis)] for axis in axes},
+        **{axis: [asdict(each) for each in summarise(entries, axis)] for axis in get_args(Axis)},
     }
 
 
 def proposal_reports(store: Store, tool: str, project: str) -> dict[str, Any]:
-    """As JSON: by segmenter and annotator, of the first answers and of the accepted ones."""
+    """How good each segmenter's and annotator's first and accepted answers were, as JSON."""
     return {
         "segmenters": [
             {
@@ -169,7 +155,7 @@ def proposal_reports(store: Store, tool: str, project: str) -> dict[str, Any]:
 
 
 def _zip(where: Path, write: Callable[[Path], Path]) -> Path:
-    """The zip, in a folder of its own in `where`, of the folder that `write` makes."""
+    """A zip of the folder that `write` makes, in a folder of its own in `where`. Raises ExportFailed."""
     try:
         where.mkdir(parents=True, exist_ok=True, mode=0o700)
         _remove_abandoned(where)
@@ -181,11 +167,11 @@ def _zip(where: Path, write: Callable[[Path], Path]) -> Path:
         write(folder)
         _pack(folder, above / "export.zip")
         shutil.rmtree(folder)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(above, ignore_errors=True)
-        raise ExportFailed(f"the export cannot be written in CLICKMASK_HOME: {error.strerror}") from error
-    except BaseException:
-        shutil.rmtree(above, ignore_errors=True)
+        if isinstance(error, OSError):
+            reason = f"the export cannot be written in CLICKMASK_HOME: {error.strerror}"
+            raise ExportFailed(reason) from error
         raise
     return above / "export.zip"
 
@@ -205,7 +191,7 @@ def _pack(folder: Path, path: Path) -> None:
 
 
 def _read(path: Path, done: Callable[[], None]) -> Generator[bytes]:
-    """The zip in chunks; whatever happens, it is removed then, and `done` is called."""
+    """The zip in chunks; after them, or after any failure, it is removed and `done` is called."""
     until = time.monotonic() + ZIP_TTL_S
     try:
         with path.open("rb") as file:
@@ -219,7 +205,7 @@ def _read(path: Path, done: Callable[[], None]) -> Generator[bytes]:
 
 
 def _remove_abandoned(where: Path) -> None:
-    """What a process that was killed has left."""
+    """Remove zips that a killed process left."""
     for folder in where.iterdir():
         try:
             made = folder.stat().st_mtime

@@ -1,4 +1,4 @@
-"""Supervisor and models of projects, under /v1/projects and /v1/jobs."""
+"""Trainings and models of projects, under /v1/projects and /v1/jobs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def router(workbench: Workbench, models: ProjectModels) -> APIRouter:
 
     @routes.get("/projects/{tool}/{project}/versions", summary="Every model of the project, oldest first")
     def versions(tool: str, project: str) -> Response:
-        return json_response(describe_versions(of(tool, project)))
+        kept = of(tool, project)
+        served = kept.served()
+        described = [_described(version) for version in kept.versions()]
+        return json_response({"served": served.id if served else None, "versions": described})
 
     @routes.post("/projects/{tool}/{project}/rollback", summary="Serve the model that was served before")
     def rollback(tool: str, project: str) -> Response:
@@ -54,19 +57,11 @@ def router(workbench: Workbench, models: ProjectModels) -> APIRouter:
 
 
 def describe_report(models: Models) -> dict[str, Any]:
-    """Of the version in service. Raises UnknownModel where there is none."""
+    """The report of the version in service, as JSON. Raises UnknownModel if there is none."""
     served = models.served()
     if served is None:
         raise UnknownModel("no model of this project is served yet: train one")
     return {"version": served.id, "dataset": served.provenance.dataset_digest, **served.provenance.report}
-
-
-def describe_versions(models: Models) -> dict[str, Any]:
-    served = models.served()
-    return {
-        "served": served.id if served else None,
-        "versions": [_described(version) for version in models.versions()],
-    }
 
 
 def _described(version: ModelVersion) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from clickmask import plugins
+from clickmask.datasets.snapshot import snapshot
 from clickmask.errors import InvalidRequest
 from clickmask.ingest import pull as pulling
 from clickmask.labels.submissions import Unlabelled
 from clickmask.reports.statistics import Statistics, count, find_flaws
 from clickmask_adapters import exports
-from clickmask_adapters.api.datasets import describe, open_dataset
+from clickmask_adapters.api.datasets import describe
 from clickmask_adapters.commands._console import (
     ProjectName,
     ToolName,
@@ -122,7 +123,7 @@ def stats(
     """
     with open_home() as home:
         find_project(home.store, tool, project)
-        dataset = open_dataset(home.store, tool, project, home.archive, home.settings)
+        dataset = snapshot(home.store, tool, project, home.archive, home.limits)
     if as_json:
         console.print_json(json.dumps(describe(dataset)))
         return
@@ -208,7 +209,7 @@ def _export(
             raise
     with open_home() as home:
         find_project(home.store, tool, project)
-        dataset = open_dataset(home.store, tool, project, home.archive, home.settings)
+        dataset = snapshot(home.store, tool, project, home.archive, home.limits)
         written = module.write(dataset, out, **options)
         known = inspect.signature(module.losses).parameters
         losses = module.losses(dataset, **{key: value for key, value in options.items() if key in known})

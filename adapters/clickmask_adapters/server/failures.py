@@ -1,8 +1,7 @@
-"""One table from errors to HTTP statuses, and the last failures, kept for those who run the server."""
+"""The one table from errors to HTTP statuses, and the last failures, for those who run the server."""
 
 from __future__ import annotations
 
-import heapq
 import math
 import threading
 from collections import deque
@@ -64,10 +63,10 @@ class Failure:
 
 
 class RecentFailures:
-    """The last 50 failed requests, newest first. The tools' own pages show nothing when a click fails.
+    """The last 50 failed requests, newest first: the tools' own pages show nothing when a click fails.
 
-    Anybody can be refused at the door, as often as he likes: ten of these are kept, apart, so that
-    they push out nothing that an annotator met.
+    Anybody can be refused at the door any number of times, so ten of these refusals are kept apart and
+    push out nothing that an annotator met.
     """
 
     def __init__(self, kept: int = 50, at_the_door: int = 10) -> None:
@@ -76,9 +75,9 @@ class RecentFailures:
         self._at_the_door: deque[Failure] = deque(maxlen=at_the_door)
 
     def add(self, method: str, path: str, status: int, error: str, admitted: bool = False) -> None:
-        """`admitted`: a route asked for it, so a 403 is about an image, say, and not about the caller."""
+        """Keep a failure. `admitted`: a route raised it, so that a 403 is about an image, not the caller."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        # What is signed gets past the door; before its signature is found right it is anybody's.
+        # A signed request gets past the door, and anybody can send one until its signature is checked.
         unsigned = path.startswith("/webhooks/") and status < HTTPStatus.INTERNAL_SERVER_ERROR
         stranger = not admitted and (status in DOOR or unsigned)
         with self._lock:
@@ -87,19 +86,16 @@ class RecentFailures:
 
     def all(self) -> list[Failure]:
         with self._lock:
-            return list(heapq.merge(self._failures, self._at_the_door, key=_when, reverse=True))
-
-
-def _when(failure: Failure) -> str:
-    return failure.at
+            return sorted([*self._failures, *self._at_the_door], key=lambda each: each.at, reverse=True)
 
 
 def status_of(error: errors.ClickmaskError) -> HTTPStatus:
+    """The status of the error's nearest kind in the table."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
 def answer(status: int, error: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The sentence as JSON, and as the reason phrase."""
+    """An answer with the sentence `error` as JSON and as its reason phrase."""
     return JSONResponse({"error": error}, status, {**(headers or {}), HEADER: reason(error)})
 
 
@@ -133,7 +129,7 @@ def install(app: FastAPI, failures: RecentFailures) -> None:
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, HTTPException):
             raise error
-        # A wrong signature is such an error; where the caller was admitted none has a status of the door.
+        # A wrong signature is such an error, and no other has a status of the door.
         return failed(request, error.status_code, str(error.detail), error.headers, admitted=False)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

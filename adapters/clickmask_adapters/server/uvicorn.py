@@ -1,11 +1,10 @@
-"""An error's sentence in the status line of the answer.
+"""The protocol class that uvicorn (0.54) is given: reason phrases, and an end to silent connections.
 
-CVAT shows its users only that line of an answer that is no success, e.g. `422 Client Error: <reason>
-for url: …` (measured with 2.73.0), and ASGI has no word for it: it travels as a header.
+CVAT shows its users only the status line of a failed answer, e.g. `422 Client Error: <reason> for url: …`
+(measured with 2.73.0), and ASGI has no word for the reason: it travels as a header.
 
-Connections on which nothing comes are closed: uvicorn 0.54 waits for ever for a request and its body.
-
-Anybody who reaches the port could else hold all the connections that the system allows.
+uvicorn waits for ever for a request and its body, so that anybody who reaches the port could hold all the
+connections that the system allows: those on which nothing comes are closed.
 """
 
 from __future__ import annotations
@@ -19,16 +18,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 HEADER = "x-clickmask-error"
-MAX_REASON_CHARS = 300  # characters
+MAX_REASON_CHARS = 300
+HEAD_TIMEOUT_S = 30.0  # seconds from a connection's or a request's beginning to the end of its head
+BODY_TIMEOUT_S = 60.0  # seconds between two pieces of a body
 
 
 def reason(error: str) -> str:
-    """`error` as it may stand in a status line or a header: short, printable ASCII."""
+    """`error` as a status line or a header can hold it: short, printable ASCII."""
     return "".join(letter if " " <= letter <= "~" else "?" for letter in error[:MAX_REASON_CHARS]).strip()
 
 
 class ErrorInReasonPhrase(H11Protocol):
-    """uvicorn's protocol, but an answer's HEADER is its reason phrase."""
+    """uvicorn's protocol, with an answer's HEADER as its reason phrase."""
 
     def __init__(
         self,
@@ -50,12 +51,8 @@ class _Connection(h11.Connection):
         return super().send_with_data_passthrough(event)
 
 
-HEAD_TIMEOUT_S = 30.0  # seconds from its beginning, or from the connection's, to the end of a request's head
-BODY_TIMEOUT_S = 60.0  # seconds between two pieces of a body
-
-
 class ReadTimeouts(ErrorInReasonPhrase):
-    """uvicorn's protocol, with our reason phrases, that hangs up. Its own timer is for idle connections
+    """The same, hanging up on a client that sends nothing; uvicorn's own timer is for idle connections
     that were used before."""
 
     _hanging_up: asyncio.TimerHandle | None = None
@@ -80,6 +77,7 @@ class ReadTimeouts(ErrorInReasonPhrase):
         super().connection_lost(exc)
 
     def _wait(self, seconds: float | None) -> None:
+        """Hang up after `seconds` unless something comes; None: wait for ever."""
         if self._hanging_up:
             self._hanging_up.cancel()
         self._hanging_up = None if seconds is None else self.loop.call_later(seconds, self.transport.close)

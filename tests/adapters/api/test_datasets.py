@@ -21,6 +21,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from clickmask import plugins
+from clickmask.datasets.snapshot import snapshot
 from clickmask.errors import ExportFailed
 from clickmask.images.archive import ImageArchive
 from clickmask.labels.submissions import ProjectDescribed
@@ -87,7 +88,7 @@ def test_a_zip_holds_what_the_export_to_a_folder_holds(
     assert 'filename="label_studio-7-coco.zip"' in answer.headers["content-disposition"]
     names = unpacked(answer.content, tmp_path / "zip")
     assert names == ["annotations/instances.json", "images/a.png", "images/b.png", "images/c.png"]
-    dataset = datasets.open_dataset(store, TOOL, PROJECT, FilesInMemory(FILES), Settings(home=tmp_path))
+    dataset = snapshot(store, TOOL, PROJECT, FilesInMemory(FILES))
     coco.write(dataset, tmp_path / "folder")
     for name in names:
         assert (tmp_path / "zip" / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
