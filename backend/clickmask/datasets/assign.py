@@ -1,4 +1,4 @@
-"""Where an image gets its side of the split: when it is first accepted, and never again."""
+"""Assigns each image to its side of the split when it is first accepted, and never again."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from clickmask.types import Pixels
 
 _MAX_QUERY_DIGESTS = 500  # digests of one query
 
-PixelsOf = Callable[[str], Pixels]  # of an image, by its digest; raises ClickmaskError where they are not
+PixelsOf = Callable[[str], Pixels]  # an image's, by its digest; raises ClickmaskError if they are not kept
 
 
-def place_image(
+def assign_image(
     store: Store, tool: str, project: str, digest: str, categories: frozenset[str], pixels_of: PixelsOf
 ) -> Side:
-    """The side of an image that has labels of `categories`; assigned now if it has none yet.
+    """The side of an image that has labels of `categories`, assigned now if it has none yet.
 
-    Of several processes that place images at once, each decides by what all others have decided.
-    Raises what `pixels_of` raises; it is asked only for an image without a side.
+    If several processes assign at once, each takes what the others have decided into account. Raises what
+    `pixels_of` raises, which is called only for an image without a side.
     """
     if side := store.side_of(tool, project, digest):
         return side
@@ -28,20 +28,20 @@ def place_image(
     while True:
         hashes = store.hashes(tool, project)
         near = [hashes[index][0] for index in close(shown.hash, [code for _, code in hashes])]
-        placed = store.sides(tool, project, near if len(near) <= _MAX_QUERY_DIGESTS else None) if near else []
-        side = neighbouring_side(shown, placed)
+        few = near if len(near) <= _MAX_QUERY_DIGESTS else None
+        assigned = store.sides(tool, project, few) if near else []
+        side = neighbouring_side(shown, assigned)
         if side is None:
-            side = choose_side(digest, categories, store.standing(tool, project, categories))
-        assigned = store.assign_side(tool, project, digest, side, shown, known=len(hashes))
-        if assigned:
-            return assigned
+            side = choose_side(digest, categories, store.side_counts(tool, project, categories))
+        if final := store.assign_side(tool, project, digest, side, shown, known=len(hashes)):
+            return final
 
 
-def place_images(store: Store, tool: str, project: str, pixels_of: PixelsOf) -> dict[str, ClickmaskError]:
+def assign_images(store: Store, tool: str, project: str, pixels_of: PixelsOf) -> dict[str, ClickmaskError]:
     """Assign a side to each labelled image that has none, in the order in which they were accepted.
 
-    These are images whose pictures were not at hand when they were accepted. Those of which they still
-    are not are returned, with what `pixels_of` says; nothing is trained on or measured by them.
+    Their pixels were not at hand when they were accepted. Returns the digests of images whose pixels
+    still are not, with the errors of `pixels_of`; nobody trains on these or measures with them.
     """
     known = {digest for digest, _ in store.hashes(tool, project)}
     since = {image.digest: float("inf") for image in store.images(tool, project) if image.digest not in known}
@@ -55,7 +55,7 @@ def place_images(store: Store, tool: str, project: str, pixels_of: PixelsOf) -> 
     missing: dict[str, ClickmaskError] = {}
     for digest in sorted(since, key=lambda image: (since[image], image)):
         try:
-            place_image(store, tool, project, digest, frozenset(categories[digest]), pixels_of)
+            assign_image(store, tool, project, digest, frozenset(categories[digest]), pixels_of)
         except StoreUnavailable:
             raise
         except ClickmaskError as error:

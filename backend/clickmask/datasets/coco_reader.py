@@ -1,7 +1,7 @@
-"""The outlined objects of a COCO dataset that lies in a folder.
+"""Reads the outlined objects of a COCO dataset in a folder.
 
-The format: cocodataset.org, "Data format", object detection (read 2026). What is taken: images,
-categories and annotations with polygons or RLE (compressed or not). Crowd regions are no objects.
+Format: cocodataset.org, "Data format", object detection (read 2026). Images, categories and annotations
+with polygons or RLE (compressed or not) are read. Crowd regions are no objects.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -22,12 +22,12 @@ from clickmask.masks.rle import Rle, as_rle, rings_to_rle, rle_to_mask
 from clickmask.types import Mask, Size
 
 Row = Mapping[str, Any]  # an entry of the file's images or annotations
-EVALUATED_FIRST = ("val", "test")  # of several annotation files, the one whose name has this
+EVALUATED_FIRST = ("val", "test")  # in the name of an annotation file, if there are several
 
 
 @dataclass(frozen=True)
 class CocoObject:
-    """One object: where its picture is, what it is, and its mask, which is small until it is wanted."""
+    """One object of a picture. `rle` is its mask, small in memory."""
 
     picture: Path
     category: str
@@ -45,18 +45,18 @@ class CocoObject:
 
 @dataclass(frozen=True)
 class CocoSample:
-    """Objects of a dataset, those of one picture side by side, and why others were left out."""
+    """Objects of a dataset, grouped by picture, and why others were left out."""
 
     annotations: Path
     objects: Sequence[CocoObject]
-    left_out: Mapping[str, int]  # reason -> objects; of those that were looked at
+    left_out: Mapping[str, int]  # reason -> objects, among those that were looked at
 
 
 def sample_objects(dataset: Path, most: int | None = None, seed: int = 0, smallest: int = 64) -> CocoSample:
-    """`most` objects of `dataset`, chosen by `seed`; all if None. The same call gives the same ones.
+    """Draw `most` objects of `dataset` by `seed`; all if None. The same call gives the same objects.
 
-    `dataset` is an annotation file or a folder with one: in it or in its `annotations`. `smallest`
-    is in pixels of the mask. Raises InvalidRequest where there is no such file, or no object.
+    `dataset` is an annotation file, or a folder that has one, itself or in its folder `annotations`.
+    `smallest` is in pixels of the mask. Raises InvalidRequest if there is no such file, or no object.
     """
     path = _annotation_file(dataset)
     root = dataset if dataset.is_dir() else path.parent
@@ -89,7 +89,7 @@ def sample_objects(dataset: Path, most: int | None = None, seed: int = 0, smalle
 def _object(
     annotation: Row, image: Row | None, category: str, pictures: _Pictures, smallest: int
 ) -> CocoObject | str:
-    """The object, or the reason why it is none."""
+    """The object, or the reason why it is left out."""
     if annotation.get("iscrowd"):
         return "crowd regions"
     if image is None:
@@ -106,7 +106,7 @@ def _object(
 
 
 def _rle(segmentation: object, size: Size) -> Rle | None:
-    """The union of a list of polygons, as pycocotools draws it, or an RLE of this size; else None."""
+    """A list of polygons, united as pycocotools draws them, or an RLE of this size; else None."""
     height, width = size
     if isinstance(segmentation, list):
         rings: Any = [ring for ring in cast("list[Any]", segmentation) if len(ring) >= 6]
@@ -138,7 +138,7 @@ def _annotation_file(dataset: Path) -> Path:
 
 
 def _read(path: Path) -> Row | None:
-    """The content of a file of instances, None if it is another one."""
+    """The content of a file of COCO instances; None for any other file."""
     try:
         content: object = json.loads(path.read_bytes())
     except ValueError:
@@ -153,7 +153,7 @@ def _read(path: Path) -> Row | None:
 
 
 class _Pictures:
-    """Where the pictures of a dataset are: exporters put them in different folders."""
+    """Finds the pictures of a dataset, which exporters put in different folders."""
 
     def __init__(self, root: Path, beside: Path) -> None:
         self._root = root
@@ -170,9 +170,6 @@ class _Pictures:
             if (folder / relative).is_file():
                 return folder / relative
         if self._by_name is None:
-            self._by_name = {path.name: path for path in _files(self._root)}
+            files = sorted((path for path in self._root.rglob("*") if path.is_file()), reverse=True)
+            self._by_name = {path.name: path for path in files}
         return self._by_name.get(relative.name)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*"), reverse=True) if path.is_file())

@@ -1,15 +1,15 @@
-"""An immutable snapshot of a project's accepted labels, named by a digest of all that is in it.
+"""An immutable snapshot of a project's accepted labels, named by a digest of its content.
 
-What is decided here, once, for training, measuring and every export:
+Decided here, once, for training, measuring and every export:
 
-*Whose labels.* Of several annotators of a task the store gives the ground truth's, else the newest.
-A picture that is in several tasks has the labels of the task that was labelled last.
-*Overlaps.* Labels may overlap, and each keeps its whole mask. Where one class a pixel is wanted, the
-smaller label lies on the larger one; of equal ones the one accepted later.
-*Unlabelled area* is background, or unknown and ignored: each project says which.
-*Class changes.* A label has the category of its last submission. Categories are the tool's, in its
-order, then those that only labels have, by name; so a category that the tool renamed stands beside
-its new name until its labels are submitted again. Names last, their numbers do not.
+*Whose labels.* If a task has several annotators, the store gives the ground truth's labels, else the
+newest. An image in several tasks has the labels of the task that was labelled last.
+*Overlaps.* Labels may overlap, and each keeps its whole mask. In a map of one class a pixel, the smaller
+label lies on the larger one; of equally large ones, the one accepted later.
+*Unlabelled area* is background, or unknown and ignored, as the project says.
+*Class changes.* A label has the category of its last submission. Categories are the tool's, in its order,
+then those that only labels have, sorted; so the old name of a category that the tool renamed stays beside
+the new one until its labels are submitted again. Names last, their numbers do not.
 *Sides* are explained in `clickmask.labels.split`.
 """
 
@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.datasets.assign import place_images
+from clickmask.datasets.assign import assign_images
 from clickmask.errors import ImageUnknown, InvalidRequest
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
 from clickmask.labels.geometry import geometry_to_json
@@ -45,7 +45,7 @@ from clickmask.types import Size
 
 IGNORED = 255  # in a class map
 FOLDS = 5
-Pixel = NDArray[np.uint8]
+ClassMap = NDArray[np.uint8]
 
 
 class Pictures(Protocol):
@@ -54,11 +54,11 @@ class Pictures(Protocol):
     def holds(self, digest: str) -> bool: ...
 
     def size_of(self, digest: str) -> int:
-        """Bytes of the file; 0 where it is not kept."""
+        """Bytes of the file; 0 if it is not kept."""
         ...
 
     def read(self, digest: str) -> bytes:
-        """The original file. Raises ImageUnknown where it is not kept."""
+        """The original file. Raises ImageUnknown if it is not kept."""
         ...
 
 
@@ -75,25 +75,25 @@ class NoPictures:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with the labels that count, by their keys; none where its annotator found nothing."""
+    """An image with the labels that count, sorted by key; none if its annotator found nothing."""
 
     image: str  # digest
     name: str  # original basename
     size: Size
-    side: Side | None  # None: its picture was not at hand, so that its neighbours are not known
-    quarantined: bool  # it has a neighbour on another side
-    group: str  # the same for images that are neighbours, directly or by others
+    side: Side | None  # None: its pixels were not at hand, so its near duplicates are not known
+    quarantined: bool  # it has a near duplicate on another side
+    group: str  # the same for near duplicates, direct ones or through others
     labels: tuple[AcceptedLabel, ...]
 
     @property
     def usable(self) -> bool:
-        """Whether it may be trained on or measured on; it is exported either way."""
+        """Whether training and measuring may use it; it is exported either way."""
         return self.side is not None and not self.quarantined
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """`samples` by name, then digest. Equal ones have equal digests, whatever way they came about."""
+    """`samples` are sorted by name, then digest. Equal datasets have equal digests."""
 
     tool: str
     project: str
@@ -104,12 +104,12 @@ class Dataset:
     pictures: Pictures = field(compare=False, repr=False)
 
     def split(self, side: Side) -> list[Sample]:
-        """The images of that side that may be used."""
+        """The usable images of that side."""
         return [sample for sample in self.samples if sample.side == side and sample.usable]
 
     @property
     def too_few(self) -> bool:
-        """Whether a split would say too little: models are cross-validated then, see `folds`."""
+        """Whether a split would say too little, so that models are cross-validated: see `folds`."""
         sides = [len(self.split(side)) for side in SIDES]
         return sum(sides) < MIN_SPLIT_IMAGES or min(sides[1:]) < MIN_HELD_OUT
 
@@ -121,12 +121,12 @@ def snapshot(
     pictures: Pictures | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> Dataset:
-    """What counts now. Images that could get no side when they were accepted get theirs if they can now.
+    """The labels that count now. Images without a side are assigned one if their pixels are at hand now.
 
     Raises InvalidRequest for a project without an accepted annotation.
     """
     files = pictures or NoPictures()
-    place_images(store, tool, project, lambda digest: decode_image(files.read(digest), limits).pixels)
+    assign_images(store, tool, project, lambda digest: decode_image(files.read(digest), limits).pixels)
     images, labels = store.images(tool, project), store.labels(tool, project)
     if not images:
         raise InvalidRequest(f"the {tool.replace('_', ' ')} project {project[:80]!r} has no accepted labels")
@@ -145,7 +145,7 @@ def snapshot(
 def create_dataset(
     images: Sequence[LabelledImage],
     labels: Sequence[AcceptedLabel],
-    placed: Sequence[Assigned] = (),
+    assigned: Sequence[Assigned] = (),
     *,
     tool: str,
     project: str,
@@ -153,11 +153,14 @@ def create_dataset(
     unlabelled: Unlabelled = "background",
     pictures: Pictures | None = None,
 ) -> Dataset:
-    """The dataset of these, in whatever order they are given. `declared` are the tool's categories."""
-    apart = quarantined(placed)
-    groups = _groups(placed)
-    sides: dict[str, Side] = {image.digest: image.side for image in placed}
+    """The dataset of these, whose order does not matter. `declared` are the tool's categories."""
+    apart = quarantined(assigned)
+    groups = _groups(assigned)
+    sides: dict[str, Side] = {image.digest: image.side for image in assigned}
     chosen = _of_last_task(labels)
+    by_digest: dict[str, list[LabelledImage]] = {}
+    for image in images:
+        by_digest.setdefault(image.digest, []).append(image)
     samples = [
         Sample(
             digest,
@@ -168,7 +171,7 @@ def create_dataset(
             groups.get(digest, digest),
             tuple(sorted(chosen.get(digest, ()), key=_order)),
         )
-        for digest, same in _by_digest(images).items()
+        for digest, same in by_digest.items()
     ]
     extra = sorted({label.category for sample in samples for label in sample.labels} - set(declared))
     unnamed = Dataset(
@@ -183,10 +186,10 @@ def create_dataset(
     return replace(unnamed, digest=_digest(unnamed))
 
 
-def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled) -> Pixel:
-    """One class a pixel, (H, W) uint8: 0 is background, i + 1 is `categories[i]`, IGNORED is unknown.
+def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled) -> ClassMap:
+    """(H, W) uint8, one class a pixel: 0 is background, i + 1 is `categories[i]`, IGNORED is unknown.
 
-    Labels of other categories are unknown as well. Raises ValueError for more than 254 categories.
+    Labels of other categories are unknown, too. Raises ValueError for more than 254 categories.
     """
     if len(categories) >= IGNORED:
         raise ValueError(f"a class map has room for {IGNORED - 1} categories, not {len(categories)}")
@@ -200,17 +203,17 @@ def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled)
 
 
 def folds(dataset: Dataset, count: int = FOLDS) -> list[tuple[list[Sample], list[Sample]]]:
-    """What to train on and what to measure on, `count` times: each usable image is measured once.
+    """`count` pairs of images to train on and to measure on; each usable image is measured once.
 
-    For datasets that are `too_few`. Neighbours are in one fold; with fewer groups of them than
-    `count`, each is a fold. Images of all sides are trained on, so no model from here may become
-    the parent of one that is measured on the test side.
+    For datasets that are `too_few`. Near duplicates are in one fold; if there are fewer groups of them
+    than `count`, each is a fold. Training uses images of all sides, so no model from here may become the
+    parent of one that is measured on the test side.
     """
     usable = [sample for sample in dataset.samples if sample.usable]
     groups: dict[str, list[Sample]] = {}
     for sample in usable:
         groups.setdefault(sample.group, []).append(sample)
-    # The largest first, each to the fold that has least, so that folds are of a size.
+    # The largest first, each to the smallest fold, so that folds are about equally large.
     order = sorted(groups, key=lambda group: (-len(groups[group]), group))
     held_out: list[list[Sample]] = [[] for _ in range(min(count, len(order)))]
     for group in order:
@@ -221,15 +224,8 @@ def folds(dataset: Dataset, count: int = FOLDS) -> list[tuple[list[Sample], list
     return [([sample for sample in usable if sample.image not in out], fold) for fold, out in named]
 
 
-def _by_digest(images: Iterable[LabelledImage]) -> dict[str, list[LabelledImage]]:
-    found: dict[str, list[LabelledImage]] = {}
-    for image in images:
-        found.setdefault(image.digest, []).append(image)
-    return found
-
-
 def _of_last_task(labels: Iterable[AcceptedLabel]) -> dict[str, list[AcceptedLabel]]:
-    """By image, the labels of the task in which it was labelled last."""
+    """Labels by image, of the task in which it was labelled last."""
     by_task: dict[str, dict[str, list[AcceptedLabel]]] = {}
     for label in labels:
         by_task.setdefault(label.image, {}).setdefault(label.key.task, []).append(label)
@@ -241,19 +237,19 @@ def _of_last_task(labels: Iterable[AcceptedLabel]) -> dict[str, list[AcceptedLab
     }
 
 
-def _groups(placed: Sequence[Assigned]) -> dict[str, str]:
-    """Of each image the smallest digest among those that it is joined with."""
-    root = list(range(len(placed)))
+def _groups(assigned: Sequence[Assigned]) -> dict[str, str]:
+    """For each image the smallest digest in its group of near duplicates (by union-find)."""
+    root = list(range(len(assigned)))
 
     def find(index: int) -> int:
         while root[index] != index:
             root[index] = index = root[root[index]]
         return index
 
-    for a, b in neighbouring_pairs([image.fingerprint for image in placed]):
-        one, other = sorted((find(a), find(b)), key=lambda index: placed[index].digest)
+    for a, b in neighbouring_pairs([image.fingerprint for image in assigned]):
+        one, other = sorted((find(a), find(b)), key=lambda index: assigned[index].digest)
         root[other] = one
-    return {image.digest: placed[find(index)].digest for index, image in enumerate(placed)}
+    return {image.digest: assigned[find(index)].digest for index, image in enumerate(assigned)}
 
 
 def _order(label: AcceptedLabel) -> tuple[str, ...]:
@@ -262,22 +258,14 @@ def _order(label: AcceptedLabel) -> tuple[str, ...]:
 
 
 def _digest(dataset: Dataset) -> str:
-    """Of all but when labels were accepted, which changes nothing by itself, and of where pictures are."""
+    """Digest of everything but the times of acceptance and the place of the pictures."""
+    fields = ("image", "name", "size", "side", "quarantined", "group")
     samples = [
         {
-            **{
-                name: getattr(sample, name)
-                for name in ("image", "name", "size", "side", "quarantined", "group")
-            },
+            **{name: getattr(sample, name) for name in fields},
             "labels": [
-                [
-                    asdict(label.key),
-                    label.category,
-                    geometry_to_json(label.geometry),
-                    label.rle,
-                    label.proposal,
-                ]
-                for label in sample.labels
+                [asdict(each.key), each.category, geometry_to_json(each.geometry), each.rle, each.proposal]
+                for each in sample.labels
             ],
         }
         for sample in dataset.samples

@@ -1,4 +1,4 @@
-"""From what a tool submits to labels that are stored: the one way in, for webhooks and pulls."""
+"""Turns what a tool submits into stored labels: the one way in, for webhooks and pulls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from clickmask.datasets.assign import place_image
+from clickmask.datasets.assign import assign_image
 from clickmask.errors import (
     ClickmaskError,
     ImageUnknown,
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Page:
-    """A part of a pull, and the position at which the pull goes on once it was taken in."""
+    """A part of a pull, and the position at which the pull goes on once the part was taken in."""
 
     changes: Sequence[Change]
     position: str
@@ -47,57 +47,57 @@ class Page:
 
 
 class LabelSource(Protocol):
-    """What a tool brings so that its labels can be taken in. Called from one thread at a time.
+    """A tool's labels, to be taken in. Called from one thread at a time.
 
-    `changes` is lazy where it has to ask the tool: what it gave before it raised was taken in, and
-    stays. It MUST raise InvalidRequest for an event that will never be readable, and ToolUnavailable
-    for one that may be later; for a part of an event alone it gives Unreadable.
+    `changes` is lazy if it has to ask the tool: what it yielded before it raised was taken in, and stays.
+    It MUST raise InvalidRequest for an event that will never be readable, and ToolUnavailable for one that
+    may be readable later. If only a part of an event makes no sense, it yields Unreadable for the part.
     """
 
     @property
     def origin(self) -> str | None:
-        """The address that the tool is configured at; None where it is not."""
+        """The address that is configured for the tool; None if none is."""
         ...
 
     def changes(self, event: bytes, retry: bool = False) -> Iterable[Change]:
-        """What an event means; nothing, for most kinds.
+        """Changes that an event announces; none, for most kinds.
 
-        `retry`: not all of it could be taken in before, so that what was read then MUST be read anew.
+        `retry`: not all of the event could be taken in before, so the tool MUST be asked again.
         """
         ...
 
     def locate(self, submission: Submission) -> ImageRef:
-        """Where the submission's image is, with what it takes to read it."""
+        """The address of the submission's image, with what it takes to read it."""
         ...
 
     def pull(self, project: str, position: str | None = None) -> Iterator[Page]:
-        """All that the project has accepted, from `position` on, in an order that can be gone on with.
+        """Everything accepted in the project from `position` on, in an order in which a pull can go on.
 
-        Raises UnknownProject where the tool has no such project (any more).
+        Raises UnknownProject if the tool has no such project (any more).
         """
         ...
 
     def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
-        """The deletions of those of `annotations`, (task, annotation), that the tool no longer has.
+        """Deletions of those of `annotations`, (task, annotation), that the tool no longer has.
 
-        It MUST ask the tool for each: what a pull did not show may only have moved meanwhile.
+        It MUST ask the tool for each: an annotation that a pull did not show may have moved meanwhile.
         """
         ...
 
 
 class Ingester:
-    """Takes changes in, one at a time or from many threads. Doing it twice changes nothing."""
+    """Takes changes in, from any thread. Taking one in twice changes nothing."""
 
-    def __init__(self, store: Store, images: ImageSource, kept: ImageArchive) -> None:
+    def __init__(self, store: Store, images: ImageSource, archive: ImageArchive) -> None:
         self._store = store
         self._images = images
-        self._kept = kept
+        self._archive = archive
 
     def apply(self, change: Change, tool: LabelSource) -> bool:
-        """Store the change, its image first; whether labels were changed by it.
+        """Store the change, its image first. True if it changed labels.
 
-        Raises InvalidRequest where a region does not fit its image or nothing could be read, and what
-        `tool.locate` and reading the image raise. StoreUnavailable where it cannot be stored.
+        Raises InvalidRequest if a region does not fit its image or the change is Unreadable; what
+        `tool.locate` and reading the image raise; and StoreUnavailable.
         """
         match change:
             case Submission():
@@ -111,8 +111,8 @@ class Ingester:
             case Unreadable(reason):
                 raise InvalidRequest(reason)
 
-    def kept_status(self) -> ArchiveStatus:
-        return self._kept.status()
+    def archive_status(self) -> ArchiveStatus:
+        return self._archive.status()
 
     def _submit(self, submission: Submission, tool: LabelSource) -> bool:
         if not self._store.is_news(submission):
@@ -126,35 +126,31 @@ class Ingester:
                 f"annotated as one of {_pixels(submission.size or image.size)}"
             )
         drawn = [(region, _rle(region, image.size)) for region in one_label_a_proposal(submission.regions)]
-        # Before the labels: a crash in between leaves a side that nothing is on, not labels without one.
-        self._place(submission, image, frozenset(region.category for region, _ in drawn))
-        return self._store.accept(submission, image, drawn)
-
-    def _place(self, submission: Submission, image: ImageIdentity, categories: frozenset[str]) -> None:
-        try:
-            place_image(
-                self._store, submission.tool, submission.project, image.digest, categories, self._pixels
-            )
+        categories = frozenset(region.category for region, _ in drawn)
+        of = (submission.tool, submission.project, image.digest)
+        try:  # before the labels: a crash in between leaves a side without labels, not labels without a side
+            assign_image(self._store, *of, categories, self._pixels)
         except (ImageUnknown, InvalidImage):  # there was no room to keep it: it gets a side when it is back
             log.info("image %s has no side yet", image.digest[:8])
+        return self._store.accept(submission, image, drawn)
 
     def _pixels(self, digest: str) -> Pixels:
         try:
             return self._images.load_digest(digest).pixels  # it was decoded just now, if it was fetched
         except ImageUnknown:
-            return self._images.load_bytes(self._kept.read(digest)).pixels
+            return self._images.load_bytes(self._archive.read(digest)).pixels
 
     def _image(self, submission: Submission, tool: LabelSource) -> ImageIdentity:
-        """Fetched once: not again for another annotation of the task, nor after a restart."""
+        """Fetch the image once: not again for another annotation of the task, nor after a restart."""
         known = self._store.known_image(submission)
-        if known and self._kept.holds(known.digest):
+        if known and self._archive.holds(known.digest):
             return known
         ref = tool.locate(submission)
         seen = self._images.known(ref)
-        if seen and self._kept.holds(seen.digest):
+        if seen and self._archive.holds(seen.digest):
             return seen
         image, raw = self._images.read(ref)
-        self._kept.keep(image.digest, raw)
+        self._archive.keep(image.digest, raw)
         return image
 
 
@@ -177,17 +173,16 @@ def refetch_missing(
     project: str,
     store: Store,
     images: ImageSource,
-    kept: ImageArchive,
+    archive: ImageArchive,
     stopped: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Keep what `tool`, called `name`, still has of the project's missing images; how many stay missing.
+    """Fetch labelled images that the archive lacks from `tool`, called `name`. Returns how many stay missing.
 
-    The tool is asked for the whole project, as only it knows where they are; not at all where none
-    is missing. An image that is another one by now is no use. Raises ToolUnavailable and
-    StoreUnavailable.
+    The tool is asked for the whole project, since only it knows where they are; not at all if none is
+    missing. An image that was replaced by another is no use. Raises ToolUnavailable and StoreUnavailable.
     """
     missing = {image.digest for image in store.images(name, project)}
-    missing = {digest for digest in missing if not kept.holds(digest)}
+    missing = {digest for digest in missing if not archive.holds(digest)}
     if not missing:
         return 0
     log.info("%s %s: %d labelled images are fetched again", name, project, len(missing))
@@ -207,7 +202,7 @@ def refetch_missing(
                 continue
             if image.digest not in missing:
                 continue
-            if not kept.keep(image.digest, raw):
-                return len(missing)  # there is no room, for others neither
+            if not archive.keep(image.digest, raw):
+                return len(missing)  # there is no room for others either
             missing.discard(image.digest)
     return len(missing)

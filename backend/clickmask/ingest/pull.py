@@ -1,4 +1,4 @@
-"""Everything that a tool's project has accepted, by the way that its webhooks go too."""
+"""Takes in everything accepted in a tool's project, in the same way as webhooks are taken in."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """What a pull has done so far. `remaining` parts, tasks or jobs, are to come; None: nobody knows."""
+    """What a pull has done so far; its parts are tasks or jobs."""
 
-    read: int = 0
-    remaining: int | None = None
-    taken: int = 0  # submissions that changed what is kept here
-    known: int = 0  # submissions that were here already
+    read: int = 0  # parts
+    remaining: int | None = None  # parts to come; None: unknown
+    taken: int = 0  # submissions that changed the store
+    known: int = 0  # submissions that were stored already
     gone: int = 0  # annotations and tasks that the tool no longer has
     left_out: tuple[str, ...] = ()  # sentences about what could not be taken in
 
 
 def pull(name: str, tool: LabelSource, project: str, store: Store, ingester: Ingester) -> Generator[Progress]:
-    """Take in what `tool`, called `name`, has accepted in `project`, one part of it a step.
+    """Take in everything accepted in `project` of `tool`, called `name`. Yields after each part.
 
-    Stopped at any time, the next pull goes on from there; a whole one is followed by the deletions
-    that no webhook told of; of a project that was deleted, of all that is here. What cannot be taken in
-    is left out, and said. Raises UnknownProject, ToolUnavailable and StoreUnavailable.
+    If it is stopped at any time, the next pull goes on from there. At the end come the deletions that no
+    webhook told of: for a project that was deleted, of everything. What cannot be taken in is left out, and
+    named in `left_out`. Raises UnknownProject, ToolUnavailable and StoreUnavailable.
     """
     done = Progress()
     seen: set[tuple[str, str]] = set()
-    for part in _parts(tool, project, store.pull_position(name, project), store.knows_project(name, project)):
+    is_known = store.knows_project(name, project)
+    for part in _parts(tool, project, store.pull_position(name, project), is_known):
         seen |= {(each.task, each.annotation) for each in part.changes if isinstance(each, Submission)}
         taken, known, left_out = _apply(part.changes, tool, ingester)
         store.set_pull_position(name, project, part.position)
@@ -54,12 +55,12 @@ def pull(name: str, tool: LabelSource, project: str, store: Store, ingester: Ing
     yield Progress(done.read, 0, done.taken, done.known, gone, done.left_out)
 
 
-def _parts(tool: LabelSource, project: str, position: str | None, known: bool) -> Iterator[Page]:
-    """None of a project that is known here and gone there, of which its webhook was not told."""
+def _parts(tool: LabelSource, project: str, position: str | None, is_known: bool) -> Iterator[Page]:
+    """Pages of the tool; none if a project that is known here was deleted there."""
     try:
         yield from tool.pull(project, position)
     except UnknownProject:
-        if not known:
+        if not is_known:
             raise
 
 
@@ -70,7 +71,7 @@ def _apply(changes: Sequence[Change], tool: LabelSource, ingester: Ingester) -> 
             changed = ingester.apply(change, tool)
         except (ToolUnavailable, StoreUnavailable):
             raise
-        except Exception as error:  # noqa: BLE001  # the next pull would stop there again, and never reach the rest
+        except Exception as error:  # noqa: BLE001  # else every pull would stop here and never reach the rest
             left_out.append(_sentence(change, error))
             continue
         if isinstance(change, Submission):

@@ -1,4 +1,4 @@
-"""One thread that reads the inbox: each event becomes labels, in its order, whatever happens."""
+"""One thread that reads the inbox: events become labels, in their order, whatever happens."""
 
 from __future__ import annotations
 
@@ -17,25 +17,21 @@ from clickmask.store import FailedEvent, Store
 
 log = logging.getLogger(__name__)
 
-RETRYABLE = (Busy, ImageUnavailable, ToolUnavailable)  # an event that fails so is tried again later
-MIN_RETRY_S = 10.0  # seconds; each further one after twice as long, up to MAX_RETRY_S
+RETRYABLE = (Busy, ImageUnavailable, ToolUnavailable)  # after these an event is tried again later
+MIN_RETRY_S = 10.0  # until the second attempt; each further wait is twice as long, up to MAX_RETRY_S
 MAX_RETRY_S = 3600.0
 MAX_ATTEMPTS = 32  # a day
-QUIET_S = 0.05  # seconds without an arrival, after which an event is read
-MAX_YIELD_S = 1.0  # seconds that the reader gives way at most
-MAX_IMAGE_WAIT_S = (
-    60.0  # seconds on images of one event that cannot be read, before it waits for its next try
-)
-_MAX_BATCH = 50  # events at once
-_IDLE_S = 5.0  # seconds between looks for what is due
+QUIET_S = 0.05  # without an arrival, after which an event is read
+MAX_YIELD_S = 1.0  # that the reader gives way
+MAX_IMAGE_WAIT_S = 60.0  # spent on unreadable images of one event, before it waits for its next attempt
+_MAX_BATCH = 50  # events
+_IDLE_S = 5.0  # between looks for what is due
 
 
 @dataclass(frozen=True)
 class IngestStatus:
-    """`waiting` events were not read yet; those set aside could not be taken in, newest first."""
-
-    waiting: int
-    set_aside: int
+    waiting: int  # events that were not read yet
+    set_aside: int  # events that could not be taken in
     newest_set_aside: list[FailedEvent]
     kept_images: ArchiveStatus
 
@@ -43,9 +39,9 @@ class IngestStatus:
 class InboxReader:
     """Takes in what the inbox keeps, and goes on where it stopped. Close it before inbox and store.
 
-    An event that cannot be taken in is set aside, and the others go on: one that fails for what may
-    pass is tried again, later and later, for a day; any other once more after a restart, when
-    the settings may be mended. While the store is unavailable everything waits.
+    An event that cannot be taken in is set aside, and the others go on. If the reason may pass, it is tried
+    again, later and later, for a day; otherwise once more after a restart, when the settings may have been
+    corrected. While the store is unavailable everything waits.
     """
 
     def __init__(
@@ -79,16 +75,16 @@ class InboxReader:
         waiting = self._inbox.count(after=self._store.read_to(self._inbox.id))
         aside = self._store.count_set_aside(self._inbox.id)
         newest = self._store.set_aside(self._inbox.id)
-        return IngestStatus(waiting, aside, newest, self._ingester.kept_status())
+        return IngestStatus(waiting, aside, newest, self._ingester.archive_status())
 
     def _run(self) -> None:
-        anew = True
+        started = True
         while not self._closing:
             self._inbox.arrived.clear()
             try:
-                if anew:
+                if started:
                     self._store.retry_set_aside(self._inbox.id, self._clock())
-                    anew = False
+                    started = False
                 if not self._read_some() and not self._retry_one():
                     self._inbox.arrived.wait(_IDLE_S)
             except StoreUnavailable as error:
@@ -96,10 +92,10 @@ class InboxReader:
                 self._inbox.arrived.wait(_IDLE_S)
 
     def _read_some(self) -> bool:
-        """Whether there were new events."""
+        """Read at most _MAX_BATCH new events. False if there were none."""
         events = self._inbox.events(after=self._store.read_to(self._inbox.id), limit=_MAX_BATCH)
         for event in events:
-            self._give_way()
+            self._yield_to_requests()
             if self._closing:
                 break
             self._store.mark_read(self._inbox.id, event.id, self._apply(event, 0))
@@ -108,8 +104,8 @@ class InboxReader:
                 self._retry_one()  # a flood of new events must not starve the old ones
         return bool(events)
 
-    def _give_way(self) -> None:
-        """Whoever waits for an answer goes first: reading takes the interpreter from all other threads."""
+    def _yield_to_requests(self) -> None:
+        """Wait for a quiet moment: parsing holds the GIL and would delay answers."""
         until = time.monotonic() + MAX_YIELD_S
         while (
             (rest := QUIET_S - self._inbox.quiet_for()) > 0 and time.monotonic() < until and not self._closing
@@ -117,7 +113,7 @@ class InboxReader:
             time.sleep(rest)
 
     def _retry_one(self) -> bool:
-        """Whether an event was due."""
+        """Try the failed event that is due. False if none is."""
         due = self._store.due(self._inbox.id, self._clock())
         if due is None:
             return False
@@ -130,10 +126,10 @@ class InboxReader:
         return True
 
     def _apply(self, event: Event, attempts: int) -> FailedEvent | None:
-        """Take the event in; what is to be said of it if that cannot be. Raises StoreUnavailable."""
+        """Take the event in. Returns how it failed, if it did. Raises StoreUnavailable."""
         tool = self._tools.get(event.source)
         if tool is None:
-            return None  # of a tool that has no labels to give
+            return None  # the tool has no labels to give
         taken, failed = self._apply_changes(event, tool, retry=attempts > 0)
         if not failed:
             return None
@@ -149,10 +145,10 @@ class InboxReader:
         return FailedEvent(event.id, event.source, reason, self._clock(), attempts + 1, retry_at)
 
     def _apply_changes(self, event: Event, tool: LabelSource, retry: bool) -> tuple[int, list[Exception]]:
-        """How many submissions were taken in, and what became of the rest. Raises StoreUnavailable.
+        """Returns how many submissions were taken in, and the errors of the rest. Raises StoreUnavailable.
 
-        A submission that fails, for whatever reason, keeps none of the others out; unless it took long,
-        or what it waits for would fail them too.
+        A submission that fails, for whatever reason, does not keep the others out, unless it took long or
+        its reason would fail them too.
         """
         taken, lost, failed = 0, 0.0, list[Exception]()
         try:

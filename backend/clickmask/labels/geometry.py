@@ -1,4 +1,4 @@
-"""Shapes that annotators draw, in the house's frame, and which pixels they cover."""
+"""Shapes that annotators draw, in image coordinates, and the pixels that they cover."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from clickmask.types import Box, Mask, Point, Size
 
 @dataclass(frozen=True)
 class Brush:
-    """A mask that was painted, or accepted as one; bit masks too."""
+    """A mask that was painted or accepted as one; bit masks, too."""
 
     rle: Rle
 
 
 @dataclass(frozen=True)
 class Polygon:
-    """Closed rings, the first point not repeated; by the even-odd rule, so a hole is a ring in a ring."""
+    """Closed rings, the first point not repeated. Even-odd rule: a hole is a ring inside a ring."""
 
     rings: tuple[tuple[Point, ...], ...]
 
@@ -49,10 +49,9 @@ Geometry = Brush | Polygon | Rectangle | Ellipse
 
 
 def rasterise(geometry: Geometry, size: Size) -> Mask:
-    """The pixels of an image of `size` whose centre is in `geometry`, a new array.
+    """Mask of the pixels whose centre is in `geometry`, in an image of `size`; a new array.
 
-    What lies outside of the image is cut off. Raises ValueError where a brush is of another size
-    or is damaged.
+    Area outside the image is cut off. Raises ValueError if a brush has another size or is damaged.
     """
     match geometry:
         case Brush(rle):
@@ -68,7 +67,7 @@ def rasterise(geometry: Geometry, size: Size) -> Mask:
 
 
 def rectangle_corners(rectangle: Rectangle) -> list[Point]:
-    """Its four corners, clockwise, from the one that is top left while it is not turned."""
+    """The four corners, clockwise, starting at the one that is top left before the rotation."""
     x0, y0, x1, y1 = rectangle.box
     corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
     if rectangle.rotation:
@@ -78,7 +77,7 @@ def rectangle_corners(rectangle: Rectangle) -> list[Point]:
 
 
 def geometry_to_json(geometry: Geometry) -> dict[str, Any]:
-    """Plain lists, numbers and text under `kind` and the names of the fields."""
+    """Lists, numbers and text under `kind` and the names of the fields."""
     match geometry:
         case Brush(rle):
             return {"kind": "brush", "rle": {"size": list(rle["size"]), "counts": rle["counts"]}}
@@ -91,7 +90,7 @@ def geometry_to_json(geometry: Geometry) -> dict[str, Any]:
 
 
 def geometry_from_json(written: Mapping[str, Any]) -> Geometry:
-    """What `geometry_to_json` wrote. Raises ValueError for a kind that it does not write."""
+    """The inverse of `geometry_to_json`. Raises ValueError for an unknown kind."""
     match written["kind"]:
         case "brush":
             return Brush(cast("Rle", written["rle"]))
@@ -126,7 +125,7 @@ def _ellipse_to_mask(ellipse: Ellipse, size: Size) -> Mask:
 
 
 def _clockwise(degrees: float) -> NDArray[np.float64]:
-    """The matrix that turns (x, y), y down, clockwise on the screen."""
+    """Rotation matrix for (x, y), y down, clockwise on the screen."""
     angle = np.deg2rad(degrees)
     cos, sin = float(np.cos(angle)), float(np.sin(angle))
     return np.array([[cos, -sin], [sin, cos]])

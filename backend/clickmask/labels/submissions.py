@@ -1,7 +1,7 @@
-"""Accepted labels: what an annotator drew, in the house's frame, and who submitted it where.
+"""Records of accepted labels: what an annotator drew, in image coordinates, and who submitted it where.
 
-A tool's translation ends in these words. `Geometry` is as drawn; `rasterise` says which pixels that
-are. Tools, projects, tasks, annotations and regions are named by text, as their tool writes them.
+A tool's `labels` module ends in these records. A `Geometry` is as drawn; `rasterise` gives its pixels.
+Tools, projects, tasks, annotations and regions are named by text, as their tool writes them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from clickmask.types import Size
 
 @dataclass(frozen=True)
 class LabelKey:
-    """Names one label. A region id alone does not: two annotators may accept the same proposal."""
+    """Names one label. A region's id alone is not enough: two annotators may accept the same proposal."""
 
     tool: str
     project: str
@@ -26,7 +26,7 @@ class LabelKey:
     region: str
 
 
-Unlabelled = Literal["background", "ignore"]  # what the area of an image is that no label covers
+Unlabelled = Literal["background", "ignore"]  # how to see the area that no label covers
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Region:
 
 @dataclass(frozen=True)
 class Submission:
-    """The whole set of regions of one annotation on one image; what is missing was withdrawn.
+    """All regions of one annotation on one image; what is missing was withdrawn.
 
-    `address` is the image's, as the tool writes it, and never leaves its tool. `size` is that of
-    the image as the tool displays it, upright; None where the tool does not say.
+    `address` is the image's, as the tool writes it, and is never shown to another tool. `size` is the
+    upright image's, as the tool displays it; None if the tool does not say.
     """
 
     tool: str
@@ -83,7 +83,7 @@ class ProjectDeleted:
 
 @dataclass(frozen=True)
 class ProjectDescribed:
-    """What a tool says about a project: its title, and its categories in the tool's order."""
+    """A tool's description of a project; `categories` are in the tool's order."""
 
     tool: str
     project: str
@@ -93,7 +93,7 @@ class ProjectDescribed:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A part of an event that makes no sense, and why: those beside it are changes all the same."""
+    """A part of an event that makes no sense, and why. Its other parts are changes all the same."""
 
     reason: str
 
@@ -104,7 +104,7 @@ Change = Submission | Deleted | ProjectDescribed | Unreadable
 
 @dataclass(frozen=True)
 class AcceptedLabel:
-    """One label that stands: `image` is the digest of its image, `size` that image's size."""
+    """One accepted label. `image` is the digest of its image, `size` that image's size."""
 
     key: LabelKey
     image: str
@@ -118,7 +118,7 @@ class AcceptedLabel:
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image of a task that an annotation which stands is on, with or without labels."""
+    """An annotated image of a task, with or without labels."""
 
     digest: str
     name: str

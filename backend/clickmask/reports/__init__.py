@@ -1,1 +1,1 @@
-"""Numbers that users ask for."""
+"""Reports that users ask for."""

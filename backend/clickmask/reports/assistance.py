@@ -1,8 +1,7 @@
-"""What the assistance was worth: what was proposed, beside what was accepted.
+"""How much the assistance helped: what was proposed, compared with what was accepted.
 
-`clickmask.reports.matching` says which object came of which proposals.
-
-Proposals do not know their project. Those on an image that two projects share are looked at in both.
+`clickmask.reports.matching` tells which object came from which proposals. Proposals do not know their
+project, so those on an image that two projects share count in both.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from clickmask.masks.rle import rle_iou
 from clickmask.reports.matching import MAX_CLOCK_SKEW_S, AcceptedObject, Session, marks, pair
 from clickmask.store import PrelabelledObject, RememberedProposal, Store
 
-UNTOUCHED = 0.99  # IoU; the tool may have encoded the mask anew
-OUTLINED = 0.95  # the same of an outline in few points that nobody has moved a vertex of
+UNTOUCHED_IOU = 0.99  # the tool may have encoded the mask again
+OUTLINED_IOU = 0.95  # the same for an outline in few points of which nobody has moved a vertex
 
 Outcome = Literal["untouched", "edited", "unassisted", "rejected", "open"]
 Axis = Literal["category", "segmenter", "week"]
@@ -27,24 +26,24 @@ Axis = Literal["category", "segmenter", "week"]
 
 @dataclass(frozen=True)
 class Entry:
-    """What came of one session, or how one object came about."""
+    """An accepted object with its session, an object without one, or a session without an object."""
 
-    outcome: Outcome  # of a session without an object: rejected, or open while its image is not submitted
+    outcome: Outcome  # a session without an object is rejected, or open while its image is not submitted
     category: str  # empty for a session without an object
     segmenter: str  # empty for an object without a session
     at: float  # when it was accepted, else last proposed; seconds since 1970
-    first_iou: float | None  # of the session's first proposal with what was accepted
-    last_iou: float | None  # of its last, or of the one that was accepted
-    clicks: int | None  # marks of the last prompt, a box being one
+    first_iou: float | None  # the session's first proposal with what was accepted
+    last_iou: float | None  # its last proposal, or the one that was accepted, with the same
+    clicks: int | None  # marks of the last prompt, where a box is one
     seconds: float | None  # from the first to the last proposal
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of entries that share a category, a segmenter or a week; None: there is nothing to average."""
+    """Summary of entries that share a category, a segmenter or a week. None: there is nothing to average."""
 
     name: str
-    objects: int  # that were accepted
+    objects: int  # accepted ones
     untouched: int
     edited: int
     unassisted: int
@@ -59,22 +58,29 @@ def match(
     proposals: Sequence[RememberedProposal],
     labels: Sequence[AcceptedLabel],
     submitted: bool,
-    preannotated: Sequence[PrelabelledObject] = (),
+    prelabels: Sequence[PrelabelledObject] = (),
 ) -> list[Entry]:
-    """What came of the proposals on one image, and how the objects on it came about.
+    """Entries for the objects and sessions on one image.
 
-    `labels` are those of every annotator; `submitted`: whether any has submitted the image, if only
-    to say that there is nothing on it.
+    `labels` are those of every annotator. `submitted`: whether any annotator has submitted the image, even
+    without a label.
     """
-    found = pair(proposals, preannotated, labels)
+    found = pair(proposals, prelabels, labels)
     until = float("inf") if submitted else float("-inf")
     if labels:
         until = max(label.accepted_at for label in labels)
-    return [_accepted(*made) for made in found.made] + [_unaccepted(each, until) for each in found.unaccepted]
+    unaccepted: list[Entry] = []
+    for session in found.unaccepted:
+        last = session.last
+        outcome: Outcome = "rejected" if last.created_at <= until + MAX_CLOCK_SKEW_S else "open"
+        seconds = last.created_at - session.first.created_at
+        entry = Entry(outcome, "", last.segmenter, last.created_at, None, None, _clicks(last), seconds)
+        unaccepted.append(entry)
+    return [_accepted(*each) for each in found.accepted] + unaccepted
 
 
 def read(store: Store, tool: str, project: str) -> list[Entry]:
-    """The entries of a project."""
+    """Entries of a project."""
     labels: dict[str, list[AcceptedLabel]] = {image.digest: [] for image in store.images(tool, project)}
     for label in store.labels(tool, project, all_annotations=True):
         labels.setdefault(label.image, []).append(label)
@@ -86,48 +92,40 @@ def read(store: Store, tool: str, project: str) -> list[Entry]:
 
 
 def summarise(entries: Iterable[Entry], by: Axis | None = None) -> list[Summary]:
-    """By name; None: one summary, of all. A rejected session has no category, and "" for a name there.
+    """One summary per category, segmenter or week, sorted by name; without `by` a single one.
 
-    A week is one of ISO 8601, in UTC.
+    A rejected session has no category: its name is empty. Weeks are those of ISO 8601, in UTC.
     """
     groups: dict[str, list[Entry]] = {} if by else {"": []}
     for entry in entries:
-        name = {"category": entry.category, "segmenter": entry.segmenter, "week": _week(entry.at), None: ""}[
-            by
-        ]
-        groups.setdefault(name, []).append(entry)
+        year, week, _ = datetime.fromtimestamp(entry.at, UTC).isocalendar()
+        names = {"category": entry.category, "segmenter": entry.segmenter, "week": f"{year}-W{week:02}"}
+        groups.setdefault(names[by] if by else "", []).append(entry)
     return [_summary(name, groups[name]) for name in sorted(groups)]
 
 
-def _accepted(made: AcceptedObject, session: Session | None, proposal: str | None) -> Entry:
-    category, at = made.label.category, made.label.accepted_at
+def _accepted(accepted: AcceptedObject, session: Session | None, proposal: str | None) -> Entry:
+    category, at = accepted.label.category, accepted.label.accepted_at
     if session is None:
         return Entry("unassisted", category, "", at, None, None, None, None)
     step = session.steps[-1]
     if proposal:
         last = next(each for each in step if each.id == proposal)
     else:
-        last = max(step, key=lambda each: rle_iou(each.rle, made.rle))
-    last_iou = rle_iou(last.rle, made.rle)
-    # An outline in few points was less than the mask when it was shown.
-    untouched = last_iou >= UNTOUCHED or (made.outlined and last_iou >= OUTLINED)
+        last = max(step, key=lambda each: rle_iou(each.rle, accepted.rle))
+    last_iou = rle_iou(last.rle, accepted.rle)
+    # An outline in few points differed from the mask already when it was shown.
+    untouched = last_iou >= UNTOUCHED_IOU or (accepted.outlined and last_iou >= OUTLINED_IOU)
     return Entry(
         "untouched" if untouched else "edited",
         category,
         last.segmenter,
         at,
-        rle_iou(session.first.rle, made.rle),
+        rle_iou(session.first.rle, accepted.rle),
         last_iou,
         _clicks(last),
         last.created_at - session.first.created_at,
     )
-
-
-def _unaccepted(session: Session, until: float) -> Entry:
-    last = session.last
-    outcome: Outcome = "rejected" if last.created_at <= until + MAX_CLOCK_SKEW_S else "open"
-    seconds = last.created_at - session.first.created_at
-    return Entry(outcome, "", last.segmenter, last.created_at, None, None, _clicks(last), seconds)
 
 
 def _clicks(proposal: RememberedProposal) -> int:
@@ -155,8 +153,3 @@ def _summary(name: str, entries: Sequence[Entry]) -> Summary:
         averaged(statistics.fmean, (entry.clicks for entry in assisted)),
         averaged(statistics.median, (entry.seconds for entry in assisted)),
     )
-
-
-def _week(at: float) -> str:
-    year, week, _ = datetime.fromtimestamp(at, UTC).isocalendar()
-    return f"{year}-W{week:02}"

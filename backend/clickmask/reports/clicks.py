@@ -1,15 +1,14 @@
-"""How good a segmenter is, measured by a simulated annotator.
+"""Measures a segmenter by a simulated annotator.
 
-The protocol, that of interactive segmentation since Xu et al., "Deep Interactive Object
-Selection", CVPR 2016: click 1 is where the true mask is deepest, click k where the larger error
-of the answer to the clicks before is deepest, foreground if it was missed, background if it is
-wrong. Deepest is the maximum of the Euclidean distance to everything else, and outside of the
-image is everything else; of equal ones the first by rows, and missed before wrong. A box is the
-tight one of the true mask, without a click. What counts is the segmenter's first answer.
+The protocol is that of interactive segmentation since Xu et al., "Deep Interactive Object Selection", CVPR
+2016. Click 1 is where the true mask is deepest. Click k is where the larger error of the answer to the
+clicks before is deepest: foreground if it was missed, background if it is wrong. Deepest is the maximum of
+the Euclidean distance to everything else, the outside of the image included; of equal ones the first by
+rows, and missed before wrong. A box is the tight one of the true mask, without a click. The segmenter's
+first prediction counts.
 
-NoC@t is the mean number of clicks until an object's IoU is at least t; an object that never gets
-there is a failure and counts as all the clicks there were. An object answered exactly is clicked
-no more.
+NoC@t is the mean number of clicks until an object's IoU is at least t. An object that never gets there is a
+failure and counts with all its clicks. An object answered exactly is not clicked any more.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ from clickmask.types import EmbeddingT, Mask, Point, Prompt, Refinable, Segmente
 
 log = logging.getLogger(__name__)
 
-TARGETS = (0.85, 0.90)  # of the IoU, for the number of clicks
+TARGETS = (0.85, 0.90)  # IoUs of NoC@t
 
 
 @dataclass(frozen=True)
 class Click:
-    """The centre of a pixel, and what the annotator says of it."""
+    """A click on the centre of a pixel."""
 
     point: Point
     foreground: bool
@@ -47,7 +46,7 @@ class Click:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a segmenter made of one object."""
+    """Results for one object."""
 
     category: str
     ious: tuple[float, ...]  # after 1, 2, … clicks
@@ -56,7 +55,7 @@ class Trial:
     decode_ms: tuple[float, ...]  # of each prompt that was answered
 
     def clicks_to(self, target: float) -> int | None:
-        """How many clicks it took to an IoU of at least `target`; None if it was never reached."""
+        """Number of clicks until the IoU was at least `target`; None if it never was."""
         return next((count for count, iou in enumerate(self.ious, 1) if iou >= target), None)
 
 
@@ -80,7 +79,7 @@ def central_point(mask: Mask) -> Point | None:
 
 
 def next_click(found: Mask, truth: Mask) -> Click | None:
-    """What an annotator clicks who wants `truth` and is shown `found`; None if they are equal."""
+    """The click of an annotator who wants `truth` and is shown `found`; None if they are equal."""
     missed, wrong = _deepest(truth & ~found), _deepest(found & ~truth)
     if missed and (not wrong or missed[0] >= wrong[0]):
         return Click(missed[1], True)
@@ -90,10 +89,10 @@ def next_click(found: Mask, truth: Mask) -> Click | None:
 def evaluate(
     segmenter: Segmenter[EmbeddingT], objects: Sequence[CocoObject], clicks: int = 5
 ) -> Iterator[Trial]:
-    """One trial an object, in the order of `objects`, in which those of one picture are side by side.
+    """Yields a trial per object, in the order of `objects`, which are grouped by picture.
 
-    Objects of a picture that cannot be read, or that has another size than their annotations say,
-    are logged and left out.
+    Objects whose picture cannot be read, or has another size than their annotations say, are left out and
+    logged.
     """
     for picture, group in itertools.groupby(objects, key=lambda each: each.picture):
         try:
@@ -113,7 +112,7 @@ def evaluate(
 
 
 def summarise(trials: Sequence[Trial]) -> Summary:
-    """Raises ValueError where there is none."""
+    """Raises ValueError if there is no trial."""
     if not trials:
         raise ValueError("nothing was tried")
     noc: dict[float, float] = {}
@@ -137,7 +136,7 @@ def summarise(trials: Sequence[Trial]) -> Summary:
 
 
 def summarise_categories(trials: Sequence[Trial]) -> dict[str, Summary]:
-    """By category, the most frequent first."""
+    """Summaries by category, the most frequent first."""
     of: dict[str, list[Trial]] = {}
     for trial in trials:
         of.setdefault(trial.category, []).append(trial)
@@ -145,7 +144,7 @@ def summarise_categories(trials: Sequence[Trial]) -> dict[str, Summary]:
 
 
 class _Conversation(Generic[EmbeddingT]):
-    """Prompts about one picture, each timed; a segmenter that refines keeps its logits between them."""
+    """Prompts about one picture, each timed. A segmenter that refines keeps its logits between them."""
 
     def __init__(self, segmenter: Segmenter[EmbeddingT], embedding: EmbeddingT) -> None:
         self._segmenter = segmenter
@@ -181,7 +180,7 @@ def _trial(
 
 
 def _deepest(mask: Mask) -> tuple[float, Point] | None:
-    """The largest distance in `mask` to a pixel that is not in it, and the centre of the pixel there."""
+    """The largest distance in `mask` to a pixel outside it, and the centre of the pixel there."""
     if not mask.any():
         return None
     surrounded = np.pad(mask, 1).view(np.uint8)

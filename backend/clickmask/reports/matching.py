@@ -1,12 +1,12 @@
-"""Which accepted object came of which proposals.
+"""Matches accepted objects to the proposals that they came from.
 
-A session is one annotator's work on one object: proposals on one image whose prompts extend each
-other, or take the last marks back. What was accepted belongs to a session by the id of its proposal;
-else, for a tool that sends no ids, by the greatest IoU with a session's last answer. Of several
-regions that came of one proposal (the parts of an object, as polygons) the union counts.
+A session is one annotator's work on one object: proposals on one image whose prompts extend each other, or
+take the last marks back. An accepted object belongs to a session by the id of its proposal; for a tool
+that sends no ids, by the greatest IoU with a session's last answer. If several regions came from one
+proposal (parts of an object, as polygons), their union counts.
 
-An object that a model drew before anybody clicked is a session without a click. Of several looks of
-one model at an image only the last can be rejected: the others were replaced, not judged.
+An object that a model drew before anybody clicked is a session without a click. If a model has run over an
+image several times, only the last run can be rejected: the others were replaced, not judged.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from clickmask.masks.rle import Rle, rle_iou, unite
 from clickmask.masks.simplify import GRID
 from clickmask.store import PrelabelledObject, RememberedProposal
 
-SAME_OBJECT = 0.5  # IoU from which an accepted object may be what a session was about
-MAX_CLOCK_SKEW_S = 300.0  # seconds by which the tool's clock may be behind ours
-
-NOTHING_POINTED_AT = '{"foreground": [], "background": [], "box": null}'
+SAME_OBJECT_IOU = 0.5  # with a session's last answer, for an accepted object to match it
+MAX_CLOCK_SKEW_S = 300.0  # by which the tool's clock may be behind ours
+NO_MARKS = '{"foreground": [], "background": [], "box": null}'
 Marks = tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...], tuple[float, ...] | None]
 
 
 @dataclass(frozen=True)
 class Session:
-    """`steps` are the answers, each with its candidates, best first."""
+    """`steps` are the answers in turn, each with its candidates, best first."""
 
     steps: tuple[tuple[RememberedProposal, ...], ...]
 
@@ -44,22 +43,23 @@ class Session:
         return self.steps[-1][0]
 
     def up_to(self, proposal: str) -> Session:
-        """The session as it was when the proposal was made."""
+        """The session up to the step with `proposal`, an id."""
         place = next(n for n, step in enumerate(self.steps) if any(each.id == proposal for each in step))
         return Session(self.steps[: place + 1])
 
 
 def prompt_sessions(proposals: Iterable[RememberedProposal]) -> list[Session]:
-    """The prompt_sessions on one image, by their beginnings; `proposals` are oldest first.
+    """Sessions on one image, in the order of their beginnings; `proposals` are oldest first.
 
-    Annotators may take turns: a proposal goes on with the session, of those whose prompt it extends,
-    that was used last.
+    Annotators may take turns: a proposal continues the session used last among those it extends.
     """
     growing: list[tuple[list[list[RememberedProposal]], Marks]] = []
-    used: list[int] = []  # indices of `growing`, the one used last at the end
+    used: list[int] = []  # indices of `growing`, last used at the end
     for proposal in proposals:
         pointed = marks(proposal)
-        index = next((n for n in reversed(used) if _goes_on(growing[n][1], pointed)), None)
+        index = next(
+            (n for n in reversed(used) if _extends(m := growing[n][1], pointed) or _extends(pointed, m)), None
+        )
         if index is None:
             index = len(growing)
             growing.append(([[proposal]], pointed))
@@ -77,55 +77,60 @@ def prompt_sessions(proposals: Iterable[RememberedProposal]) -> list[Session]:
 
 @dataclass(frozen=True, eq=False)
 class AcceptedObject:
-    """What was accepted as one object: its label, the first of them if it has several, and its mask."""
-
-    label: AcceptedLabel
-    rle: Rle
-    outlined: bool  # by outlines that nobody has moved a vertex of
+    label: AcceptedLabel  # the first one, if the object has several
+    rle: Rle  # the union of all
+    outlined: bool  # drawn by outlines of which nobody has moved a vertex
 
 
 @dataclass(frozen=True, eq=False)
 class Pairing:
-    """Objects accepted on one image, each with the session it came from, and the sessions left over."""
+    """Objects accepted on one image, and the sessions that nothing was accepted from.
 
-    made: list[
-        tuple[AcceptedObject, Session | None, str | None]
-    ]  # and the proposal's id, where the tool has kept it
+    Each object comes with its session, if any, and the proposal's id, if the tool has kept that.
+    """
+
+    accepted: list[tuple[AcceptedObject, Session | None, str | None]]
     unaccepted: list[Session]
 
 
 def pair(
     proposals: Sequence[RememberedProposal],
-    preannotated: Sequence[PrelabelledObject],
+    prelabels: Sequence[PrelabelledObject],
     labels: Sequence[AcceptedLabel],
 ) -> Pairing:
-    """Of one image; `proposals` are what clicks were answered with, `labels` those of every annotator."""
-    found = prompt_sessions(proposals) + [_unasked(each) for each in preannotated if each.label]
-    by_id = {each.id: n for n, session in enumerate(found) for step in session.steps for each in step}
+    """Pair what is on one image. `proposals` are answers to clicks; `labels` are every annotator's."""
+    sessions = prompt_sessions(proposals)
+    for drawn in prelabels:
+        if drawn.label:
+            known = (drawn.id, drawn.created_at, "", drawn.annotator, drawn.score)
+            sessions.append(Session(((RememberedProposal(*known, NO_MARKS, drawn.rle),),)))
+    by_id = {each.id: n for n, session in enumerate(sessions) for step in session.steps for each in step}
     paired: list[tuple[AcceptedObject, Session | None, str | None]] = []
     taken: set[int] = set()
     unnamed: list[AcceptedObject] = []
-    for made in _objects(labels):
-        name = made.label.proposal
+    for accepted in _objects(labels):
+        name = accepted.label.proposal
         if name in by_id:
             taken.add(by_id[name])
-            paired.append((made, found[by_id[name]].up_to(name), name))
+            paired.append((accepted, sessions[by_id[name]].up_to(name), name))
         else:
-            unnamed.append(made)
-    answered = _answered(unnamed, found, taken)
-    for place, made in enumerate(unnamed):
-        paired.append((made, found[answered[place]] if place in answered else None, None))
-    taken |= set(answered.values())
-    replaced = _replaced(preannotated, labels)
-    left = [session for n, session in enumerate(found) if n not in taken and session.first.id not in replaced]
-    return Pairing(paired, left)
+            unnamed.append(accepted)
+    matched = _match_by_iou(unnamed, sessions, taken)
+    for place, accepted in enumerate(unnamed):
+        paired.append((accepted, sessions[matched[place]] if place in matched else None, None))
+    taken |= set(matched.values())
+    # Prelabels of runs that another run of the same annotator replaced before the image was submitted.
+    replaced = {each.id for each in prelabels if each.created_at <= _until(labels)}
+    replaced -= {each.id for drawn in shown(prelabels, labels).values() for each in drawn}
+    rest = [each for n, each in enumerate(sessions) if n not in taken and each.first.id not in replaced]
+    return Pairing(paired, rest)
 
 
 def shown(
-    preannotated: Sequence[PrelabelledObject], labels: Sequence[AcceptedLabel]
+    prelabels: Sequence[PrelabelledObject], labels: Sequence[AcceptedLabel]
 ) -> dict[str, list[PrelabelledObject]]:
-    """By annotator what its last look gave before the labels were accepted; later ones nobody saw."""
-    seen = [each for each in preannotated if each.created_at <= _until(labels)]
+    """Objects of each annotator's last run before the labels were accepted; nobody saw later runs."""
+    seen = [each for each in prelabels if each.created_at <= _until(labels)]
     last = {each.annotator: each.batch for each in seen}
     return {
         annotator: [each for each in seen if each.batch == batch and each.label]
@@ -133,45 +138,32 @@ def shown(
     }
 
 
-def _unasked(drawn: PrelabelledObject) -> Session:
-    known = (drawn.id, drawn.created_at, "", drawn.annotator, drawn.score)
-    return Session(((RememberedProposal(*known, NOTHING_POINTED_AT, drawn.rle),),))
-
-
-def _replaced(preannotated: Sequence[PrelabelledObject], labels: Sequence[AcceptedLabel]) -> set[str]:
-    """Those of looks that another one of the same annotator followed, before it was submitted."""
-    seen = {each.id for each in preannotated if each.created_at <= _until(labels)}
-    return seen - {each.id for drawn in shown(preannotated, labels).values() for each in drawn}
-
-
 def _until(labels: Sequence[AcceptedLabel]) -> float:
     return max((label.accepted_at for label in labels), default=float("inf")) + MAX_CLOCK_SKEW_S
 
 
-def _answered(unnamed: Sequence[AcceptedObject], found: Sequence[Session], taken: set[int]) -> dict[int, int]:
-    """By the place of an object the place of its session: the greatest IoUs first, each once."""
+def _match_by_iou(
+    objects: Sequence[AcceptedObject], sessions: Sequence[Session], taken: set[int]
+) -> dict[int, int]:
+    """Match objects to sessions greedily by IoU. Returns {object index: session index}."""
     pairs = [
         (-overlap, place, index)
-        for place, made in enumerate(unnamed)
-        for index, session in enumerate(found)
-        if index not in taken and session.first.created_at <= made.label.accepted_at + MAX_CLOCK_SKEW_S
-        if (overlap := max(rle_iou(each.rle, made.rle) for each in session.steps[-1])) >= SAME_OBJECT
+        for place, accepted in enumerate(objects)
+        for index, session in enumerate(sessions)
+        if index not in taken and session.first.created_at <= accepted.label.accepted_at + MAX_CLOCK_SKEW_S
+        if (overlap := max(rle_iou(each.rle, accepted.rle) for each in session.steps[-1])) >= SAME_OBJECT_IOU
     ]
-    answered: dict[int, int] = {}
+    matched: dict[int, int] = {}
     for _, place, index in sorted(pairs):
-        if place not in answered and index not in answered.values():
-            answered[place] = index
-    return answered
+        if place not in matched and index not in matched.values():
+            matched[place] = index
+    return matched
 
 
 def marks(proposal: RememberedProposal) -> Marks:
     prompt = json.loads(proposal.prompt)
     points = (tuple(tuple(point) for point in prompt[kind]) for kind in ("foreground", "background"))
     return next(points), next(points), tuple(prompt["box"]) if prompt["box"] else None
-
-
-def _goes_on(before: Marks, after: Marks) -> bool:
-    return _extends(before, after) or _extends(after, before)
 
 
 def _extends(before: Marks, after: Marks) -> bool:
@@ -183,7 +175,7 @@ def _extends(before: Marks, after: Marks) -> bool:
 
 
 def _objects(labels: Sequence[AcceptedLabel]) -> list[AcceptedObject]:
-    """Regions of one proposal are one object."""
+    """Labels joined to objects: regions of one proposal are one object."""
     parts: dict[tuple[str, ...], list[AcceptedLabel]] = {}
     for label in labels:
         key = label.key
@@ -200,14 +192,14 @@ def _objects(labels: Sequence[AcceptedLabel]) -> list[AcceptedObject]:
 
 
 def _is_outline(geometry: Geometry) -> bool:
-    """Whether all vertices are where `simplify_mask` puts them, but for those of bridges, which are there
-    twice; a vertex that was dragged is there by a chance of 1 in thousands."""
+    """Whether all vertices are where `simplify_mask` puts them, except those of bridges, which occur twice.
+
+    A vertex that was dragged lands there with a chance of one in thousands.
+    """
     if not isinstance(geometry, Polygon):
         return False
     points = Counter(point for ring in geometry.rings for point in ring)
-    off_grid = (count for point, count in points.items() if not all(map(_is_on_grid, point)))
-    return all(count > 1 for count in off_grid)
-
-
-def _is_on_grid(coordinate: float) -> bool:
-    return abs(coordinate * GRID - round(coordinate * GRID)) < 1e-3
+    return all(
+        count > 1 or all(abs(value * GRID - round(value * GRID)) < 1e-3 for value in point)
+        for point, count in points.items()
+    )

@@ -1,12 +1,12 @@
-"""The masks that were proposed, measured against the accepted labels as models are: one matrix each.
+"""Measures proposed masks against the accepted labels, as models are measured: by one confusion matrix each.
 
-A segmenter is measured on the objects that it was asked for. It gives no category, so that each of its
-masks has the one of the object that came of it; other objects of the image are ignored, and whatever
-of the mask lies on none is wrong. What nothing came of has no truth: the ledger counts it.
+A segmenter is measured on the objects that it was asked for. It gives no category, so each of its masks
+takes the category of the object that came from it. Other objects of the image are ignored, and whatever of
+the mask lies on none is wrong. Proposals that nothing came from have no truth; `assistance` counts them.
 
-An annotator, which labels whole images, is measured on all of the image with its own categories: on
-what its last look gave before people submitted. Their work began with that, so that the number flatters
-it; a model's own report is on images that nobody had shown it.
+An annotator, which labels whole images, is measured on the whole image with its own categories: on its last
+run before people submitted. Their work began with its objects, so the number flatters it; a model's own
+report is on images that it had not seen.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from clickmask.metrics.report import Report, measure
 from clickmask.reports.matching import pair, shown
 from clickmask.store import PrelabelledObject, RememberedProposal, Store
 
-UNKNOWN = ""  # a category of no dataset: class maps ignore its area
-NOBODY = ""  # a segmenter's name that there is not
+UNKNOWN = ""  # a category of no dataset, so class maps ignore its area
+NOBODY = ""  # the name of no segmenter
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class SegmenterReport:
     """`name` is a segmenter's, or an annotator's."""
 
     name: str
-    objects: int  # accepted ones that it was asked for, or ones that it drew
-    first: Report  # of the answers to the first prompts
-    last: Report | None  # of the answers that were accepted; an annotator gives but one
+    objects: int  # accepted ones that it was asked for; for an annotator, those that it drew
+    first: Report  # on the answers to the first prompts
+    last: Report | None  # on the answers that were accepted; None for an annotator
 
 
 @dataclass(frozen=True, eq=False)
 class _Compared:
-    """What is to be compared on one image, as if all of it were labels."""
+    """Truth and answers on one image, as if all were labels."""
 
     sample: Sample
     truth: list[AcceptedLabel]
@@ -48,7 +48,7 @@ class _Compared:
 
 
 def measure_segmenters(store: Store, tool: str, project: str) -> list[SegmenterReport]:
-    """By name; of a segmenter that nothing accepted came of there is none."""
+    """One report per segmenter, sorted by name. Segmenters without an accepted object are left out."""
     dataset = create_dataset(
         store.images(tool, project),
         store.labels(tool, project),
@@ -59,11 +59,24 @@ def measure_segmenters(store: Store, tool: str, project: str) -> list[SegmenterR
     asked: defaultdict[str, list[_Compared]] = defaultdict(list)
     drawn: defaultdict[str, list[_Compared]] = defaultdict(list)
     for sample in dataset.samples:
-        preannotated = store.prelabels(sample.image)
-        for name, compared in _asked(sample, store.proposals(sample.image), preannotated).items():
+        prelabels = store.prelabels(sample.image)
+        for name, compared in _asked(sample, store.proposals(sample.image), prelabels).items():
             asked[name].append(compared)
-        for name, objects in shown(preannotated, sample.labels).items():
-            masks = [_as_label(each, sample) for each in objects if each.label in dataset.categories]
+        for name, objects in shown(prelabels, sample.labels).items():
+            masks = [
+                AcceptedLabel(
+                    LabelKey("", "", "", "", each.id),
+                    sample.image,
+                    sample.size,
+                    each.label,
+                    Brush(each.rle),
+                    each.rle,
+                    0.0,
+                    None,
+                )
+                for each in objects
+                if each.label in dataset.categories
+            ]
             drawn[name].append(_Compared(sample, list(sample.labels), masks, []))
     unlabelled = store.unlabelled(tool, project)
     return sorted(
@@ -95,15 +108,15 @@ def _of_annotator(
 
 
 def _asked(
-    sample: Sample, proposals: Sequence[RememberedProposal], preannotated: Sequence[PrelabelledObject]
+    sample: Sample, proposals: Sequence[RememberedProposal], prelabels: Sequence[PrelabelledObject]
 ) -> dict[str, _Compared]:
-    """By segmenter; nothing where no object came of its answers."""
-    by_annotators = {each.id for each in preannotated}
-    objects: list[tuple[str, AcceptedLabel]] = []  # with the segmenter that was asked for each
+    """What to compare for each segmenter that an object of the image came from."""
+    by_annotators = {each.id for each in prelabels}
+    objects: list[tuple[str, AcceptedLabel]] = []  # with the name of the segmenter that was asked for it
     first: defaultdict[str, list[AcceptedLabel]] = defaultdict(list)
     last: defaultdict[str, list[AcceptedLabel]] = defaultdict(list)
-    for made, session, proposal in pair(proposals, preannotated, sample.labels).made:
-        name, label = NOBODY, replace(made.label, rle=made.rle)
+    for found, session, proposal in pair(proposals, prelabels, sample.labels).accepted:
+        name, label = NOBODY, replace(found.label, rle=found.rle)
         if session is not None and session.first.id not in by_annotators:
             accepted = next((each for each in session.steps[-1] if each.id == proposal), session.last)
             if session.first.rle["size"] == accepted.rle["size"] == label.rle["size"]:
@@ -120,11 +133,6 @@ def _asked(
         )
         for name in first
     }
-
-
-def _as_label(drawn: PrelabelledObject, sample: Sample) -> AcceptedLabel:
-    key = LabelKey("", "", "", "", drawn.id)
-    return AcceptedLabel(key, sample.image, sample.size, drawn.label, Brush(drawn.rle), drawn.rle, 0.0, None)
 
 
 def _map(

@@ -1,4 +1,4 @@
-"""What is in a dataset, counted; and what looks wrong in it."""
+"""Counts what is in a dataset, and finds what looks wrong in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from clickmask.types import Box
 Kind = Literal["empty", "sliver", "outside", "duplicate", "absent", "quarantined", "unplaced"]
 
 SMALL, LARGE = 32**2, 96**2  # pixels; COCO's bounds of small, medium and large objects
-DUPLICATE = 0.9  # IoU of two labels of one category
+DUPLICATE_IOU = 0.9  # of two labels of one category
 MAX_OVERHANG_PX = 1.0  # pixels by which a geometry may leave its image
 
 
@@ -29,7 +29,7 @@ MAX_OVERHANG_PX = 1.0  # pixels by which a geometry may leave its image
 class Flaw:
     kind: Kind
     sentence: str
-    image: str  # digest; empty where it is about the dataset
+    image: str  # digest; empty if it is about the dataset
     label: LabelKey | None
 
 
@@ -38,11 +38,11 @@ class CategoryStatistics:
     category: str
     labels: int
     images: int
-    areas: tuple[int, int, int] | None  # pixels: least, median, most; None without labels
+    areas: tuple[int, int, int] | None  # pixels: minimum, median, maximum; None without labels
     small: int  # labels of fewer than 32 x 32 pixels
     medium: int
     large: int  # of more than 96 x 96
-    points: float | None  # median of those that were drawn; None where nothing was drawn by points
+    points: float | None  # median number of vertices; None if nothing was drawn by vertices
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,16 @@ class Statistics:
     images: int
     unlabelled_images: int  # their annotators found nothing
     labels: int
-    sides: dict[str, int]  # of images; those that are not used are quarantined or unplaced
-    too_few: bool  # to be split: models are cross-validated
+    sides: dict[str, int]  # side -> images; unused ones are quarantined or unplaced
+    too_few: bool  # for a split, so that models are cross-validated
     categories: tuple[CategoryStatistics, ...]
     flaws: tuple[Flaw, ...]
 
 
 def count(dataset: Dataset) -> Statistics:
-    sides = Counter(_standing(sample) for sample in dataset.samples)
+    sides = Counter(
+        "quarantined" if sample.quarantined else sample.side or "unplaced" for sample in dataset.samples
+    )
     labels = [label for sample in dataset.samples for label in sample.labels]
     return Statistics(
         len(dataset.samples),
@@ -71,7 +73,7 @@ def count(dataset: Dataset) -> Statistics:
 
 
 def find_flaws(dataset: Dataset) -> Iterator[Flaw]:
-    """What somebody should look at: none of it is taken out of the dataset.
+    """Flaws that somebody should look at; nothing is taken out of the dataset.
 
     A sliver is nowhere three pixels wide. Two labels of a category with an IoU of 0.9 are duplicates.
     """
@@ -91,16 +93,11 @@ def find_flaws(dataset: Dataset) -> Iterator[Flaw]:
         yield from _absent(dataset)
 
 
-def _standing(sample: Sample) -> str:
-    if sample.quarantined:
-        return "quarantined"
-    return sample.side or "unplaced"
-
-
 def _count_category(category: str, labels: Sequence[AcceptedLabel]) -> CategoryStatistics:
     own = [label for label in labels if label.category == category]
     areas = [rle_area(label.rle) for label in own]
-    points = [drawn for label in own if (drawn := _points(label))]
+    polygons = [label.geometry.rings for label in own if isinstance(label.geometry, Polygon)]
+    points = [vertices for rings in polygons if (vertices := sum(map(len, rings)))]
     small, large = sum(area < SMALL for area in areas), sum(area > LARGE for area in areas)
     return CategoryStatistics(
         category,
@@ -112,11 +109,6 @@ def _count_category(category: str, labels: Sequence[AcceptedLabel]) -> CategoryS
         large,
         float(statistics.median(points)) if points else None,
     )
-
-
-def _points(label: AcceptedLabel) -> int:
-    """How many vertices were drawn; 0 for what was not drawn by them."""
-    return sum(map(len, label.geometry.rings)) if isinstance(label.geometry, Polygon) else 0
 
 
 def _label_flaws(sample: Sample, label: AcceptedLabel) -> Iterator[Flaw]:
@@ -140,13 +132,13 @@ def _label_flaws(sample: Sample, label: AcceptedLabel) -> Iterator[Flaw]:
 def _is_sliver(rle: Rle, area: int) -> bool:
     _, _, width, height = rle_box(rle)
     if area > 4 * (width + height) and area > 0.1 * width * height:
-        return False  # of a strip two pixels wide that winds more than that there would be no box left
+        return False  # a strip two pixels wide cannot wind so much within its box
     padded = np.pad(rle_to_mask(rle), 1).view(np.uint8)
     return not cv2.erode(padded, np.ones((3, 3), np.uint8)).any()
 
 
 def _bounds(label: AcceptedLabel) -> Box | None:
-    """The box round what was drawn; None for what is painted, which cannot leave its image."""
+    """Bounding box of what was drawn; None for what was painted, which cannot leave its image."""
     match label.geometry:
         case Brush():
             return None
@@ -170,7 +162,7 @@ def _duplicates(sample: Sample) -> Iterator[Flaw]:
     if len(labels) < 2:
         return
     ious = rle_ious([label.rle for label in labels])
-    pairs = cast("list[tuple[int, int]]", np.argwhere(np.triu(ious >= DUPLICATE, 1)).tolist())
+    pairs = cast("list[tuple[int, int]]", np.argwhere(np.triu(ious >= DUPLICATE_IOU, 1)).tolist())
     for a, b in pairs:
         one, other = labels[a], labels[b]
         if one.category == other.category:

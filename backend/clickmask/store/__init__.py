@@ -29,11 +29,11 @@ __all__ = (
 
 
 class Store(Proposals, Prelabels, Projects, Accepted, Splits, Progress):
-    """Proposals, pre-annotations, projects, accepted labels, sides of a split, and how far events were read.
+    """Proposals, prelabels, projects, accepted labels, sides of a split, progress of reading, and jobs.
 
     `where` is the path of an SQLite file, or the URL of a database that SQLAlchemy knows
-    (`postgresql+psycopg://…`). For any thread, and for several processes at once. Migrations run
-    when it is opened. Raises StoreUnavailable where the database cannot be used.
+    (`postgresql+psycopg://…`). For any thread, and for several processes at once. Opening it migrates it.
+    Every method raises StoreUnavailable if the database cannot be used.
     """
 
     def __init__(self, where: Path | str, max_proposals: int = MAX_PROPOSALS) -> None:
@@ -47,5 +47,5 @@ class Store(Proposals, Prelabels, Projects, Accepted, Splits, Progress):
 
     def close(self) -> None:
         """Write what is still to be remembered, and stop."""
-        self._stop_writing()
+        super().close()
         self._database.close()

@@ -1,4 +1,4 @@
-"""One engine for readers and writers: SQLite's settings, its transactions, and its migrations."""
+"""One engine for readers and writers: SQLite's settings, transactions, and migrations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,27 +22,26 @@ from clickmask.store import migrations
 
 log = logging.getLogger(__name__)
 
-# What SQLite must answer to each PRAGMA. NORMAL: no fsync a transaction, which a click would wait
-# for; a power cut may take the last transactions, but in their order, so that none is half there.
+# What SQLite must answer to each PRAGMA. Synchronous NORMAL has no fsync in each transaction, which a
+# click would wait for; a power cut may take the last transactions, but no half of one.
 PRAGMAS: Mapping[str, str | int] = MappingProxyType(
     {
         "journal_mode": "wal",
         "synchronous": 1,
         "busy_timeout": 5000,
         "wal_autocheckpoint": 0,  # `_empty_log` does it
-        "journal_size_limit": 2 * 2**20,  # of an emptied log; less than MAX_WAL_BYTES, which is looked for
+        "journal_size_limit": 2 * 2**20,  # bytes of an emptied log; below MAX_WAL_BYTES
     }
 )
-MAX_WAL_BYTES = 4 * 2**20  # bytes of SQLite's write-ahead log, from which on it is emptied
-MAX_WRITE_S = 0.05  # seconds that a write transaction should take at most
-
-MAX_OPEN_WAIT_S = 10.0  # seconds, for other processes that open the same new file
+MAX_WAL_BYTES = 4 * 2**20  # of SQLite's write-ahead log; a longer one is emptied
+MAX_WRITE_S = 0.05  # that a write transaction should take at most
+MAX_OPEN_WAIT_S = 10.0  # for other processes that open the same new file
 WRITERS = 7250614  # PostgreSQL's lock of our writers: any number, but always this one
 
 
 @dataclass(frozen=True)
 class WriteTimes:
-    """Of the write transactions since the start, from having the lock to having committed."""
+    """Durations of the write transactions since the start, from having the lock to having committed."""
 
     count: int = 0
     longest_ms: float = 0.0
@@ -57,7 +56,7 @@ class Database:
     """Transactions on `where`, the path of an SQLite file or a URL. For any thread."""
 
     def __init__(self, where: Path | str) -> None:
-        self._write_lock = threading.Lock()  # SQLite's own waiting is by sleeping: that costs clicks
+        self._write_lock = threading.Lock()  # SQLite itself waits by sleeping, which would delay clicks
         url = where if isinstance(where, str) else sa.URL.create("sqlite", database=str(where))
         try:
             self.engine = sa.create_engine(url)
@@ -87,7 +86,7 @@ class Database:
 
     @contextmanager
     def writing(self) -> Generator[sa.Connection]:
-        """A transaction that is committed at its end, and undone by an exception. Keep it short.
+        """A transaction, committed at its end and undone by an exception. Keep it short.
 
         Raises StoreUnavailable.
         """
@@ -103,7 +102,7 @@ class Database:
         self.engine.dispose()
 
     def _empty_log(self) -> None:
-        """After a transaction, where SQLite would do it as a part of one: others may write meanwhile."""
+        """Empty the log between transactions. SQLite would do it inside one, and others would wait."""
         try:
             if not self._log or self._log.stat().st_size < MAX_WAL_BYTES:
                 return
@@ -114,7 +113,7 @@ class Database:
         try:
             with closing(self.engine.raw_connection()) as connection:
                 connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
-        except sqlite3.Error as error:  # what was committed is; the next one to write tries again
+        except sqlite3.Error as error:  # nothing is lost, and the next writer tries again
             log.warning("SQLite's log could not be emptied: %s", error)
         finally:
             self._emptying.release()
@@ -127,14 +126,29 @@ class Database:
             migrations.upgrade(connection)
 
 
+class Part:
+    """A part of the store: methods on some of its tables."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def _scalar(self, query: sa.Executable) -> Any:
+        with self._database.reading() as connection:
+            return connection.scalar(query)
+
+    def _rows(self, query: sa.Executable) -> Sequence[Any]:
+        with self._database.reading() as connection:
+            return connection.execute(query).all()
+
+
 @contextmanager
 def _sentence() -> Generator[None]:
-    """The driver's words name paths and passwords: they stay in the log's traceback."""
+    """Raise StoreUnavailable for the driver's errors, whose words name paths and passwords."""
     try:
         yield
     except DatabaseError as error:
         if not isinstance(error, OperationalError) and type(error) is not DatabaseError:
-            raise  # a mistake of ours; a damaged file is a DatabaseError and no more
+            raise  # our own mistake; a damaged file raises DatabaseError itself
         raise StoreUnavailable(
             "the database cannot be used just now: is it there, and is there room?"
         ) from error
@@ -153,7 +167,7 @@ def _set_up(connection: Any, record: object) -> None:
 
 
 def _execute_when_unlocked(connection: Any, pragma: str) -> None:
-    """SQLite itself does not wait where several processes turn WAL on at once."""
+    """Wait for other processes: SQLite itself does not, when several turn WAL on at once."""
     deadline = time.monotonic() + MAX_OPEN_WAIT_S
     while True:
         try:
@@ -166,7 +180,7 @@ def _execute_when_unlocked(connection: Any, pragma: str) -> None:
 
 
 def _begin(connection: sa.Connection) -> None:
-    """One writer at a time, of all processes: what it reads first is what it then changes."""
+    """Let one writer of all processes in at a time: what it reads first is what it then changes."""
     writes = connection.get_execution_options().get("writes", False)
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

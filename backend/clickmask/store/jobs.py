@@ -24,7 +24,7 @@ from typing import Any, Generic, Literal, TypeVar
 import sqlalchemy as sa
 
 from clickmask.errors import StoreUnavailable, UnknownJob
-from clickmask.store.database import Database
+from clickmask.store.database import Database, Part
 from clickmask.store.schema import jobs
 
 log = logging.getLogger(__name__)
@@ -86,32 +86,29 @@ class Pulse(Generic[K]):
         return [name for name, (_, looks, _) in self._seen.items() if looks >= MISSED_BEATS]
 
 
-class Jobs:
+class Jobs(Part):
     """The table of jobs. For any thread and any process. Every method may raise StoreUnavailable."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        super().__init__(database)
         self._owners: Pulse[tuple[str, str]] = Pulse()
 
     def get(self, id: str) -> Job:  # noqa: A002
         """Raises UnknownJob."""
-        with self._database.reading() as connection:
-            row = connection.execute(_SELECT.where(jobs.c.id == id)).first() if _ID.fullmatch(id) else None
-        if row is None:
+        rows = self._rows(_SELECT.where(jobs.c.id == id)) if _ID.fullmatch(id) else ()
+        if not rows:
             raise UnknownJob(f"there is no job {id[:40]!r}")
-        return Job(*row)
+        return Job(*rows[0])
 
     def under_way(self) -> list[Job]:
         """Jobs of all projects that have not ended, oldest first."""
-        with self._database.reading() as connection:
-            return [Job(*row) for row in connection.execute(_SELECT.where(_UNFINISHED))]
+        return [Job(*row) for row in self._rows(_SELECT.where(_UNFINISHED))]
 
     def newest(self) -> dict[tuple[str, str], Job]:
         """The last job of each project, by tool and project."""
         last = sa.select(sa.func.max(jobs.c.id)).group_by(jobs.c.tool, jobs.c.project)
-        with self._database.reading() as connection:
-            found = [Job(*row) for row in connection.execute(_SELECT.where(jobs.c.id.in_(last)))]
-        return {(job.tool, job.project): job for job in found}
+        found = self._rows(_SELECT.where(jobs.c.id.in_(last)))
+        return {(row.tool, row.project): Job(*row) for row in found}
 
     def request(self, tool: str, project: str, images: int, owner: str) -> tuple[Job, bool]:
         """The project's job that is under way, or a new one; and whether it is new to `owner`."""
@@ -140,8 +137,7 @@ class Jobs:
         be taken over; None: any.
         """
         beats = _SELECT.add_columns(jobs.c.owner_beats).where(_UNFINISHED)
-        with self._database.reading() as connection:
-            found = {Job(*columns): count for *columns, count in connection.execute(beats)}
+        found = {Job(*columns): count for *columns, count in self._rows(beats)}
         others = {
             (job.id, job.owner): count
             for job, count in found.items()
@@ -208,8 +204,7 @@ class Jobs:
 
     def is_cancelled(self, id: str) -> bool:  # noqa: A002
         """Whether a job that runs shall end."""
-        with self._database.reading() as connection:
-            return bool(connection.scalar(sa.select(jobs.c.cancelled).where(jobs.c.id == id)))
+        return bool(self._scalar(sa.select(jobs.c.cancelled).where(jobs.c.id == id)))
 
     @contextmanager
     def owning(self) -> Generator[str]:
@@ -274,9 +269,8 @@ class Jobs:
         def count() -> None:
             while not ended.wait(BEAT_S):
                 try:
-                    with self._database.reading() as connection:  # most owners have no job to write about
-                        any_mine = connection.scalar(sa.select(sa.literal(1)).where(*mine).limit(1))
-                    if any_mine:
+                    # Most owners have no job to write about.
+                    if self._scalar(sa.select(sa.literal(1)).where(*mine).limit(1)):
                         with self._database.writing() as connection:
                             connection.execute(jobs.update().where(*mine).values({number: number + 1}))
                 except StoreUnavailable as error:

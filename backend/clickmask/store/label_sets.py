@@ -1,8 +1,8 @@
-"""Sets of rows, written and removed a little at a time: no write transaction is long.
+"""Sets of rows, written and removed a little at a time, so that no write transaction is long.
 
-Of labels, a set is what stands for an annotation; of what models drew, what one look at an image gave.
-One that does not stand, not yet or no more, is noted as unfinished by the transaction that makes it so.
-What a killed process left half done is removed from these notes.
+A set is the labels of an annotation on an image, or what one run of a model over an image gave. A set
+that is not in use, not yet or no longer, is noted in the table `unfinished` by the transaction that makes
+it so. From these notes, what a killed process left half done is removed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from clickmask.masks.rle import Rle
 from clickmask.store.database import Database
 from clickmask.store.schema import labels, preannotated, unfinished
 
-MAX_ROWS = 200  # of one write transaction, so that no click waits longer than milliseconds for it
-MAX_CHARACTERS = 2**19
-TEXTS = MappingProxyType(  # what may be long in a row
+MAX_ROWS = 200  # of one write transaction, so that no click waits for it longer than milliseconds
+MAX_CHARACTERS = 2**19  # likewise
+TEXTS = MappingProxyType(  # columns whose texts may be long
     {"labels": ("counts", "geometry"), "preannotated": ("counts",), "proposals": ("counts",)}
 )
 ABANDONED_AFTER_S = 3600.0  # seconds after which nobody can be at work on a set any more
@@ -35,9 +35,24 @@ Row = TypeVar("Row")
 
 
 def write_set(database: Database, drawn: Sequence[Drawn]) -> str:
-    """Write labels that nobody sees yet; the name of their set. It is `replace_set` that lets them stand."""
+    """Write labels that nobody sees before `replace_set`. Returns the name of their set."""
     revision = secrets.token_hex(12)
-    write_rows(database, revision, labels, list(_rows(revision, drawn)))
+    rows: list[dict[str, Any]] = []
+    for position, (region, rle) in enumerate(drawn):
+        written = geometry_to_json(region.geometry)
+        if isinstance(region.geometry, Brush):
+            del written["rle"]  # it is the mask's
+        row = {
+            "revision": revision,
+            "position": position,
+            "region": region.id,
+            "category": region.category,
+            "geometry": json.dumps(written),
+            "counts": rle["counts"],
+            "proposal": region.proposal,
+        }
+        rows.append(row)
+    write_rows(database, revision, labels, rows)
     return revision
 
 
@@ -52,9 +67,9 @@ def write_rows(database: Database, name: str, table: sa.Table, rows: Sequence[di
 
 
 def replace_set(connection: sa.Connection, stands: str, replaced: Sequence[str] = ()) -> None:
-    """Note, in the transaction that does so, that one set stands now and others no more.
+    """Note, in the transaction that does so, that the set `stands` is in use now and others are not.
 
-    Raises StoreUnavailable where `stands` was taken for what a killed process left: by a clock that jumped.
+    Raises StoreUnavailable if `stands` was taken for what a killed process left, because a clock jumped.
     """
     finished = connection.execute(unfinished.delete().where(unfinished.c.revision == stands))
     if not finished.rowcount:
@@ -63,13 +78,13 @@ def replace_set(connection: sa.Connection, stands: str, replaced: Sequence[str] 
 
 
 def drop_sets(connection: sa.Connection, revisions: Sequence[str]) -> None:
-    """Note, in the transaction that does so, that these sets stand no more."""
+    """Note, in the transaction that does so, that these sets are no longer in use."""
     if revisions:
         _note(connection, revisions)
 
 
 def forget_sets(database: Database, revisions: Sequence[str]) -> None:
-    """Remove sets of labels that stand no more."""
+    """Remove sets of labels that are no longer in use."""
     remove_rows(database, labels, labels.c.revision.in_(revisions))
     with database.writing() as connection:
         connection.execute(unfinished.delete().where(unfinished.c.revision.in_(revisions)))
@@ -86,7 +101,7 @@ def remove_rows(database: Database, table: sa.Table, of: sa.ColumnElement[bool])
 
 
 def forget_unfinished(database: Database) -> None:
-    """Remove what processes that were killed have left."""
+    """Remove what killed processes have left."""
     left = sa.select(unfinished.c.revision).where(unfinished.c.since < time.time() - ABANDONED_AFTER_S)
     while True:
         with database.reading() as connection:
@@ -102,24 +117,8 @@ def _note(connection: sa.Connection, revisions: Sequence[str]) -> None:
     connection.execute(unfinished.insert(), [{"revision": name, "since": now} for name in revisions])
 
 
-def _rows(revision: str, drawn: Sequence[Drawn]) -> Iterator[dict[str, Any]]:
-    for position, (region, rle) in enumerate(drawn):
-        written = geometry_to_json(region.geometry)
-        if isinstance(region.geometry, Brush):
-            del written["rle"]  # it is the mask's
-        yield {
-            "revision": revision,
-            "position": position,
-            "region": region.id,
-            "category": region.category,
-            "geometry": json.dumps(written),
-            "counts": rle["counts"],
-            "proposal": region.proposal,
-        }
-
-
 def _chunks(rows: Iterable[tuple[Row, int]]) -> Iterator[list[Row]]:
-    """Of rows and their lengths: at most MAX_ROWS, and MAX_CHARACTERS unless one row alone has more."""
+    """Split rows, given with their lengths, by MAX_ROWS and MAX_CHARACTERS; one row alone may be longer."""
     chunk: list[Row] = []
     characters = 0
     for row, length in rows:

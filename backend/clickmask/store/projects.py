@@ -1,4 +1,4 @@
-"""The projects of the tools, and which Label Studio and which CVAT they are in."""
+"""Projects of the tools, and the address of the Label Studio and of the CVAT that they are in."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import sqlalchemy as sa
 
 from clickmask.errors import OriginRefused
 from clickmask.labels.submissions import ProjectDescribed, Unlabelled
-from clickmask.store.database import Database
+from clickmask.store.database import Part
 from clickmask.store.schema import annotations, labels, origins, projects
 
 
 @dataclass(frozen=True)
 class Project:
-    """`images` and `labels` are those that stand, of all annotators."""
+    """`images` and `labels` count those of all annotators."""
 
     tool: str
     project: str
@@ -27,27 +27,22 @@ class Project:
     updated_at: float | None  # of the newest annotation, seconds since 1970
 
 
-class Projects:
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
+class Projects(Part):
     def set_project_segmenter(self, tool: str, project: str, segmenter: str | None) -> None:
-        """None: the project has no wish of its own any more."""
+        """Remember the project's segmenter; None: the default."""
         self._set(tool, project, {"segmenter": segmenter})
 
     def project_segmenter(self, tool: str, project: str) -> str | None:
         chosen = sa.select(projects.c.segmenter).where(*_of(tool, project))
-        with self._database.reading() as connection:
-            return connection.scalar(chosen)
+        return self._scalar(chosen)
 
     def set_unlabelled(self, tool: str, project: str, unlabelled: Unlabelled) -> None:
-        """What area without a label is: background, or unknown and to be ignored."""
+        """Remember what area without a label is: background, or unknown and to be ignored."""
         self._set(tool, project, {"unlabelled": unlabelled})
 
     def unlabelled(self, tool: str, project: str) -> Unlabelled:
         chosen = sa.select(projects.c.unlabelled).where(*_of(tool, project))
-        with self._database.reading() as connection:
-            return "ignore" if connection.scalar(chosen) == "ignore" else "background"
+        return "ignore" if self._scalar(chosen) == "ignore" else "background"
 
     def describe_project(self, described: ProjectDescribed) -> None:
         """Remember its title and its categories."""
@@ -59,7 +54,7 @@ class Projects:
             self._set(described.tool, described.project, values)
 
     def projects(self) -> list[Project]:
-        """Those with annotations that stand, and those that were described; by tool and name."""
+        """Projects that have annotations or were described, sorted by tool and name."""
         of = (annotations.c.tool, annotations.c.project)
         stands = annotations.c.skipped.is_(False)
         counted = (
@@ -89,25 +84,21 @@ class Projects:
         return found
 
     def knows_project(self, tool: str, project: str) -> bool:
-        """Whether the tool has spoken of it: described it, or submitted something in it."""
+        """Whether the tool has described the project or submitted something in it."""
         of = (annotations.c.tool == tool, annotations.c.project == project)
-        with self._database.reading() as connection:
-            return bool(
-                connection.scalar(sa.select(sa.literal(1)).where(*_of(tool, project)))
-                or connection.scalar(sa.select(sa.literal(1)).where(*of).limit(1))
-            )
+        described = self._scalar(sa.select(sa.literal(1)).where(*_of(tool, project)))
+        return bool(described or self._scalar(sa.select(sa.literal(1)).where(*of).limit(1)))
 
     def categories(self, tool: str, project: str) -> tuple[str, ...]:
-        """As the tool lists them; empty where it has not said so yet."""
+        """Categories as the tool lists them; empty if it has not yet."""
         chosen = sa.select(projects.c.categories).where(*_of(tool, project))
-        with self._database.reading() as connection:
-            return tuple(json.loads(connection.scalar(chosen) or "[]"))
+        return tuple(json.loads(self._scalar(chosen) or "[]"))
 
     def require_origin(self, tool: str, origin: str, moved: bool = False) -> None:
-        """Remember where the tool is; raises OriginRefused if this home holds labels from elsewhere.
+        """Remember the tool's address. Raises OriginRefused if this home holds labels from another one.
 
-        Numbers of projects, tasks and annotations are only unique within one. `moved`: it is the same
-        one at a new address.
+        Numbers of projects, tasks and annotations are unique within one server only. `moved`: it is the
+        same server at a new address.
         """
         some = sa.select(annotations.c.annotation).where(annotations.c.tool == tool).limit(1)
         with self._database.writing() as connection:

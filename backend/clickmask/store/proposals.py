@@ -1,7 +1,4 @@
-"""Every proposal that a click was answered with.
-
-Every object that a model drew before people did, and that they were shown.
-"""
+"""Proposals that clicks were answered with, and objects that models drew before people did."""
 
 from __future__ import annotations
 
@@ -13,22 +10,23 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
 from clickmask.masks.rle import Rle, mask_to_rle
-from clickmask.store.database import Database
+from clickmask.store.database import Database, Part
 from clickmask.store.label_sets import remove_rows, replace_set, write_rows
 from clickmask.store.schema import preannotated, proposals, unfinished
 from clickmask.types import Prediction, Prompt, Size
 
 log = logging.getLogger(__name__)
+
 MAX_PROPOSALS = 200_000
-MAX_PENDING = 4  # each may hold a mask of 50 MB
-WRITE_DELAY_S = 0.05  # seconds in which the answer leaves first: two threads of Python hinder each other
-_INSERT = proposals.insert().returning(proposals.c.number)
-_SELECT = sa.select(*(column for column in proposals.c if column.name != "number"))
+MAX_PRELABELS = 200_000  # apart from proposals: one run over a project must not push those out
+MAX_PENDING = 4  # proposals; each may hold a mask of 50 MB
+WRITE_DELAY_S = 0.05  # seconds in which the answer leaves first: Python runs one thread at a time
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,26 @@ class RememberedProposal:
     rle: Rle
 
 
-class Proposals:
-    """The newest 200,000 are kept. One thread writes them, so that no annotator waits for that."""
+@dataclass(frozen=True)
+class PrelabelledObject:
+    """`batch` names the run over the image that gave the object; an empty `label`: the run gave none."""
+
+    id: str
+    batch: str
+    created_at: float  # seconds since 1970
+    annotator: str
+    label: str
+    score: float
+    rle: Rle
+
+
+class Proposals(Part):
+    """Keeps the newest MAX_PROPOSALS. One thread writes them, so that no annotator waits for that."""
 
     _max_proposals = MAX_PROPOSALS
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        super().__init__(database)
         self._ordering = threading.Lock()
         self._pending = 0
         self._hurry = threading.Event()  # set while somebody waits for what is pending
@@ -57,9 +68,9 @@ class Proposals:
         self._newest: Future[None] | None = None
 
     def remember_soon(self, id: str, digest: str, prompt: Prompt, prediction: Prediction) -> None:  # noqa: A002
-        """Remember it after those before it; who looks for proposals finds it from now on.
+        """Remember the proposal after those before it. Whoever looks for it finds it from now on.
 
-        Waits only while MAX_PENDING are unwritten. One that the database refuses is lost, which the
+        Waits only while MAX_PENDING are unwritten. A proposal that the database refuses is lost, which the
         log says: the annotator has the mask.
         """
         if not self._room.acquire(blocking=False):
@@ -70,33 +81,49 @@ class Proposals:
             at = time.time()
             self._newest = self._writer.submit(self._write, id, digest, prompt, prediction, at)
 
-    def remember_proposal(self, id: str, digest: str, prompt: Prompt, prediction: Prediction) -> None:  # noqa: A002
-        """Remember it now. Raises StoreUnavailable."""
-        self._remember(id, digest, prompt, prediction, time.time())
-
-    def _remember(self, id: str, digest: str, prompt: Prompt, prediction: Prediction, at: float) -> None:  # noqa: A002
+    def remember_proposal(
+        self,
+        id: str,  # noqa: A002
+        digest: str,
+        prompt: Prompt,
+        prediction: Prediction,
+        at: float | None = None,
+    ) -> None:
+        """Remember it now, as made `at`, seconds since 1970; default: now. Raises StoreUnavailable."""
         rle = mask_to_rle(prediction.mask)
         height, width = rle["size"]
-        pointed = {"foreground": prompt.foreground, "background": prompt.background, "box": prompt.box}
+        marks = {"foreground": prompt.foreground, "background": prompt.background, "box": prompt.box}
         row = {
             "id": id,
-            "created_at": at,
+            "created_at": time.time() if at is None else at,
             "digest": digest,
             "segmenter": prediction.segmenter,
             "score": prediction.score,
-            "prompt": json.dumps(pointed),
+            "prompt": json.dumps(marks),
             "height": height,
             "width": width,
             "counts": rle["counts"],
         }
         with self._database.writing() as connection:
-            number = connection.execute(_INSERT, row).scalar_one()
+            number = connection.execute(proposals.insert().returning(proposals.c.number), row).scalar_one()
         remove_rows(self._database, proposals, proposals.c.number <= number - self._max_proposals)
+
+    def proposal(self, id: str) -> RememberedProposal | None:  # noqa: A002
+        return next(iter(self._read(proposals.c.id == id)), None)
+
+    def proposals(self, digest: str) -> list[RememberedProposal]:
+        """Proposals on one image, oldest first."""
+        return self._read(proposals.c.digest == digest)
+
+    def close(self) -> None:
+        """Write what is still to be remembered, and stop."""
+        self._settle()
+        self._writer.shutdown()
 
     def _write(self, id: str, digest: str, prompt: Prompt, prediction: Prediction, at: float) -> None:  # noqa: A002
         try:
             self._hurry.wait(max(0.0, at + WRITE_DELAY_S - time.time()))
-            self._remember(id, digest, prompt, prediction, at)
+            self.remember_proposal(id, digest, prompt, prediction, at)
         except Exception as error:  # noqa: BLE001 - nobody waits for the outcome, so it is said here
             log.error("a proposal could not be remembered: %s", error)
         finally:
@@ -115,72 +142,33 @@ class Proposals:
         if newest:
             wait([newest])
 
-    def _stop_writing(self) -> None:
-        """Once all is written."""
+    def _read(self, of: sa.ColumnElement[bool]) -> list[RememberedProposal]:
         self._settle()
-        self._writer.shutdown()
-
-    def proposal(self, id: str) -> RememberedProposal | None:  # noqa: A002
-        self._settle()
-        with self._database.reading() as connection:
-            row = connection.execute(_SELECT.where(proposals.c.id == id)).mappings().first()
-        return _remembered(row) if row else None
-
-    def proposals(self, digest: str) -> list[RememberedProposal]:
-        """Those on one image, oldest first."""
-        self._settle()
-        chosen = _SELECT.where(proposals.c.digest == digest).order_by(proposals.c.number)
-        with self._database.reading() as connection:
-            return [_remembered(row) for row in connection.execute(chosen).mappings()]
+        chosen = sa.select(proposals).where(of).order_by(proposals.c.number)
+        return [
+            RememberedProposal(
+                row.id, row.created_at, row.digest, row.segmenter, row.score, row.prompt, _rle(row)
+            )
+            for row in self._rows(chosen)
+        ]
 
 
-def _remembered(row: sa.RowMapping) -> RememberedProposal:
-    return RememberedProposal(
-        id=row["id"],
-        created_at=row["created_at"],
-        digest=row["digest"],
-        segmenter=row["segmenter"],
-        score=row["score"],
-        prompt=row["prompt"],
-        rle={"size": [row["height"], row["width"]], "counts": row["counts"]},
-    )
-
-
-MAX_PRELABELS = 200_000  # apart from clicks' proposals: one run over a project must not push these out
-
-
-@dataclass(frozen=True)
-class PrelabelledObject:
-    """`batch` is the same for what one look at the image gave; without a label: it gave nothing."""
-
-    id: str
-    batch: str
-    created_at: float  # seconds since 1970
-    annotator: str
-    label: str
-    score: float
-    rle: Rle
-
-
-class Prelabels:
-    """The newest 200,000 objects are kept."""
+class Prelabels(Part):
+    """Keeps the newest MAX_PRELABELS objects."""
 
     _max_prelabels = MAX_PRELABELS
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def remember_prelabels(
         self, digest: str, size: Size, annotator: str, found: Sequence[tuple[str, str, Prediction]]
     ) -> None:
-        """What one look at the image of `size` gave: id, label and prediction of each object.
+        """Remember one run of `annotator` over an image: id, label and prediction of each object.
 
-        However many there are, each write transaction is short, and readers see all of a look or nothing.
+        However many there are, each write transaction is short, and readers see all of a run or nothing.
         """
         batch = secrets.token_urlsafe(9)
         height, width = size
-        look = {"batch": batch, "created_at": time.time(), "digest": digest, "annotator": annotator}
-        common = {**look, "height": height, "width": width}
+        run = {"batch": batch, "created_at": time.time(), "digest": digest, "annotator": annotator}
+        common = {**run, "height": height, "width": width}
         rows = [
             {
                 **common,
@@ -192,8 +180,8 @@ class Prelabels:
             for id, label, prediction in found  # noqa: A001 - its name everywhere
         ]
         if not rows:
-            nothing = mask_to_rle(np.zeros(size, np.bool_))["counts"]
-            rows = [{**common, "id": batch, "label": "", "score": 0.0, "counts": nothing}]
+            empty = mask_to_rle(np.zeros(size, np.bool_))["counts"]
+            rows = [{**common, "id": batch, "label": "", "score": 0.0, "counts": empty}]
         write_rows(self._database, batch, preannotated, rows)
         with self._database.writing() as connection:
             replace_set(connection, batch)
@@ -201,20 +189,16 @@ class Prelabels:
         remove_rows(self._database, preannotated, preannotated.c.number <= newest - self._max_prelabels)
 
     def prelabels(self, digest: str) -> list[PrelabelledObject]:
-        """Those on one image, oldest first."""
-        stands = preannotated.c.batch.not_in(sa.select(unfinished.c.revision))
-        chosen = sa.select(preannotated).where(preannotated.c.digest == digest, stands)
-        with self._database.reading() as connection:
-            rows = connection.execute(chosen.order_by(preannotated.c.number)).mappings()
-            return [
-                PrelabelledObject(
-                    row["id"],
-                    row["batch"],
-                    row["created_at"],
-                    row["annotator"],
-                    row["label"],
-                    row["score"],
-                    {"size": [row["height"], row["width"]], "counts": row["counts"]},
-                )
-                for row in rows
-            ]
+        """Objects that models drew on one image, oldest first."""
+        complete = preannotated.c.batch.not_in(sa.select(unfinished.c.revision))
+        chosen = sa.select(preannotated).where(preannotated.c.digest == digest, complete)
+        return [
+            PrelabelledObject(
+                row.id, row.batch, row.created_at, row.annotator, row.label, row.score, _rle(row)
+            )
+            for row in self._rows(chosen.order_by(preannotated.c.number))
+        ]
+
+
+def _rle(row: sa.Row[Any]) -> Rle:
+    return {"size": [row.height, row.width], "counts": row.counts}

@@ -1,4 +1,4 @@
-"""On which side of the split an image is."""
+"""The side of the split that each image is on."""
 
 from __future__ import annotations
 
@@ -7,41 +7,33 @@ from collections.abc import Collection
 import sqlalchemy as sa
 
 from clickmask.labels.split import SIDES, Assigned, Fingerprint, Side, SideCounts
-from clickmask.store.database import Database
+from clickmask.store.database import Part
 from clickmask.store.schema import annotations, labels, sides
 
 
-class Splits:
-    """A side is assigned once: whoever comes later is told the first. Fingerprints are kept with them:
-    an image itself may be gone when its neighbours come."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
+class Splits(Part):
+    """A side is assigned once; later calls get the first. Fingerprints are stored too: an image may be gone
+    when its near duplicates come."""
 
     def sides(self, tool: str, project: str, among: Collection[str] | None = None) -> list[Assigned]:
-        """Every image that has a side, by digest, its labels withdrawn or not; of those `among`, if given."""
+        """Images that have a side, sorted by digest, with labels or without; only those `among`, if given."""
         chosen = sa.select(sides.c.digest, sides.c.side, sides.c.hash, sides.c.thumbnail)
         if among is not None:
             chosen = chosen.where(sides.c.digest.in_(among))
-        with self._database.reading() as connection:
-            rows = connection.execute(chosen.where(*_of(tool, project)).order_by(sides.c.digest)).all()
-        return [
-            Assigned(digest, _side(side), Fingerprint(code, thumbnail))
-            for digest, side, code, thumbnail in rows
-        ]
+        rows = self._rows(chosen.where(*_of(tool, project)).order_by(sides.c.digest))
+        return [Assigned(row.digest, _side(row.side), Fingerprint(row.hash, row.thumbnail)) for row in rows]
 
     def hashes(self, tool: str, project: str) -> list[tuple[str, bytes]]:
-        """Digest, and hash of the fingerprint, of every image that has a side."""
+        """Digest and fingerprint's hash of every image that has a side."""
         chosen = sa.select(sides.c.digest, sides.c.hash).where(*_of(tool, project))
-        with self._database.reading() as connection:
-            return [(digest, code) for digest, code in connection.execute(chosen)]
+        return [(digest, code) for digest, code in self._rows(chosen)]
 
     def side_of(self, tool: str, project: str, digest: str) -> Side | None:
         with self._database.reading() as connection:
             return _side_of(connection, tool, project, digest)
 
-    def standing(self, tool: str, project: str, categories: Collection[str]) -> dict[Side, SideCounts]:
-        """What is on each side now; of categories, which of `categories`."""
+    def side_counts(self, tool: str, project: str, categories: Collection[str]) -> dict[Side, SideCounts]:
+        """Images on each side now, and which of `categories` their labels have."""
         there = (annotations.c.tool == tool, annotations.c.project == project)
         on_it = (*there, annotations.c.digest == sides.c.digest, annotations.c.skipped.is_(False))
         of = _of(tool, project)
@@ -54,7 +46,7 @@ class Splits:
                 _side(side): count for side, count in connection.execute(counted.group_by(sides.c.side))
             }
             for side in SIDES:
-                # One at a time, each to its first image: of most categories there are many.
+                # One at a time, each up to its first image: most categories have many.
                 for category in categories:
                     has = sa.exists(labelled.where(labels.c.category == category))
                     first = sa.select(sides.c.digest).where(*of, sides.c.side == side, has).limit(1)
@@ -65,10 +57,10 @@ class Splits:
     def assign_side(
         self, tool: str, project: str, digest: str, side: Side, fingerprint: Fingerprint, known: int
     ) -> Side | None:
-        """The side of the image: `side`, unless it has another already.
+        """Assign `side` unless the image has another already. Returns the side it has.
 
-        None, and nothing is assigned, where other than `known` images of the project have a side by
-        now: `side` was chosen without looking at all of them.
+        Returns None and assigns nothing if the number of the project's images that have a side is not
+        `known` any more: `side` was chosen without looking at all of them.
         """
         row = {"tool": tool, "project": project, "digest": digest, "side": side}
         pictured = {"hash": fingerprint.hash, "thumbnail": fingerprint.thumbnail}

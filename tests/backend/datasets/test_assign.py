@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clickmask.datasets import assign
-from clickmask.datasets.assign import place_image, place_images
+from clickmask.datasets.assign import assign_image, assign_images
 from clickmask.errors import ImageUnknown, StoreUnavailable
 from clickmask.labels.split import SIDES, Assigned, Fingerprint, Side, SideCounts, fingerprint, quarantined
 from clickmask.store import Store
@@ -50,7 +50,7 @@ def other(store: Store) -> Iterator[Store]:
 
 
 def place(store: Store, name: str, categories: frozenset[str] = CELL) -> Side:
-    return place_image(store, TOOL, PROJECT, digest_of(name), categories, Pictures([name]))
+    return assign_image(store, TOOL, PROJECT, digest_of(name), categories, Pictures([name]))
 
 
 def sides(store: Store) -> dict[str, Side]:
@@ -59,22 +59,22 @@ def sides(store: Store) -> dict[str, Side]:
 
 def test_an_image_without_a_side_gets_one_and_keeps_it(store: Store) -> None:
     pictures = Pictures("a")
-    first = place_image(store, TOOL, PROJECT, digest_of("a"), CELL, pictures)
+    first = assign_image(store, TOOL, PROJECT, digest_of("a"), CELL, pictures)
     assert sides(store) == {digest_of("a"): first}
-    assert place_image(store, TOOL, PROJECT, digest_of("a"), frozenset({"another"}), pictures) == first
+    assert assign_image(store, TOOL, PROJECT, digest_of("a"), frozenset({"another"}), pictures) == first
     assert pictures.asked == {"a": 1}
 
 
 def test_a_picture_that_is_not_at_hand_gets_none(store: Store) -> None:
     with pytest.raises(ImageUnknown):
-        place_image(store, TOOL, PROJECT, digest_of("a"), CELL, Pictures(""))
+        assign_image(store, TOOL, PROJECT, digest_of("a"), CELL, Pictures(""))
     assert sides(store) == {}
 
 
 def test_images_get_their_sides_in_the_order_in_which_they_were_accepted(store: Store) -> None:
     for number, name in enumerate("dbca"):
         submit(store, name, {"r": ("cell", SQUARE)}, task=name, at=1000 + number)
-    assert place_images(store, TOOL, PROJECT, Pictures("abcd")) == {}
+    assert assign_images(store, TOOL, PROJECT, Pictures("abcd")) == {}
     found = sides(store)
     assert found[digest_of("d")] == "train"
     assert {found[digest_of("b")], found[digest_of("c")]} == {"validation", "test"}
@@ -84,10 +84,10 @@ def test_images_get_their_sides_in_the_order_in_which_they_were_accepted(store: 
 def test_those_that_are_not_at_hand_are_named_and_placed_when_they_are(store: Store) -> None:
     for name in "ab":
         submit(store, name, {"r": ("cell", SQUARE)}, task=name)
-    assert list(place_images(store, TOOL, PROJECT, Pictures("b"))) == [digest_of("a")]
+    assert list(assign_images(store, TOOL, PROJECT, Pictures("b"))) == [digest_of("a")]
     assert list(sides(store)) == [digest_of("b")]
     pictures = Pictures("ab")
-    assert place_images(store, TOOL, PROJECT, pictures) == {}
+    assert assign_images(store, TOOL, PROJECT, pictures) == {}
     assert pictures.asked == {"a": 1}
     assert len(sides(store)) == 2
 
@@ -102,7 +102,7 @@ def test_without_a_store_no_image_is_said_to_be_missing(
 
     monkeypatch.setattr(store, "side_of", away)
     with pytest.raises(StoreUnavailable):
-        place_images(store, TOOL, PROJECT, Pictures("a"))
+        assign_images(store, TOOL, PROJECT, Pictures("a"))
 
 
 def test_what_counts_for_a_side_is_what_stands_there_now(store: Store) -> None:
@@ -110,16 +110,16 @@ def test_what_counts_for_a_side_is_what_stands_there_now(store: Store) -> None:
         place(store, name, frozenset({category}))
         submit(store, name, {"r": (category, SQUARE)}, task=name)
     wanted = {"cell", "nucleus", "neither"}
-    standing = store.standing(TOOL, PROJECT, wanted)
-    assert sum(each.images for each in standing.values()) == 3
+    counts = store.side_counts(TOOL, PROJECT, wanted)
+    assert sum(each.images for each in counts.values()) == 3
     for side in SIDES:
         here = {placed.digest for placed in store.sides(TOOL, PROJECT) if placed.side == side}
         drawn = {"nucleus" if digest == digest_of("b") else "cell" for digest in here}
-        assert standing[side] == SideCounts(len(here), frozenset(drawn))
+        assert counts[side] == SideCounts(len(here), frozenset(drawn))
     submit(store, "a", {}, task="a", at=2000.0, skipped=True)
-    left = store.standing(TOOL, PROJECT, wanted)
+    left = store.side_counts(TOOL, PROJECT, wanted)
     assert sum(each.images for each in left.values()) == 2
-    assert store.standing(TOOL, "another project", wanted)["train"].images == 0
+    assert store.side_counts(TOOL, "another project", wanted)["train"].images == 0
 
 
 def test_a_neighbour_that_another_process_places_meanwhile_is_followed(

@@ -131,7 +131,7 @@ def test_an_image_that_there_was_no_room_for_gets_its_side_from_memory(
     store: Store, tool: FakeTool, tmp_path: Path
 ) -> None:
     full = ImageArchive(tmp_path / "full", 1, store.is_labelled)
-    Ingester(store, ImageSource(Fetcher()), full).take(submitted(box()), tool)
+    Ingester(store, ImageSource(Fetcher()), full).apply(submitted(box()), tool)
     assert len(store.sides(TOOL, "1")) == 1
 
 
@@ -148,7 +148,7 @@ def test_an_image_that_is_known_but_not_at_hand_gets_its_side_when_it_is(
         assert ingester.apply(submitted(box()), tool)
     assert store.sides(TOOL, "1") == []
     restarted = Ingester(store, ImageSource(Fetcher()), kept)
-    assert restarted.take(submitted(box(), at=2.0), tool)
+    assert restarted.apply(submitted(box(), at=2.0), tool)
     assert len(store.sides(TOOL, "1")) == 1
     assert len(tool.located) == 1
 
@@ -175,9 +175,9 @@ def test_an_image_is_fetched_once_for_all_annotations_also_after_a_restart(
     ingester.apply(submitted(box(1), at=2.0), tool)
     ingester.apply(submitted(box(2), annotation="2"), tool)
     restarted = Ingester(store, ImageSource(Fetcher()), kept)
-    restarted.take(submitted(box(3), at=3.0), tool)
+    restarted.apply(submitted(box(3), at=3.0), tool)
     assert len(tool.located) == 1
-    restarted.take(submitted(box(3), at=4.0, address=OTHER), tool)
+    restarted.apply(submitted(box(3), at=4.0, address=OTHER), tool)
     assert len(tool.located) == 2
     by_annotation = {label.key.annotation: label.image for label in store.labels(TOOL, "1", True)}
     assert by_annotation["1"] != by_annotation["2"]

@@ -67,10 +67,10 @@ def schema_of(connection: sa.Connection) -> dict[str, object]:
     found = sa.inspect(connection)
     return {
         name: (
-            [
-                (each["name"], str(each["type"]), each["nullable"], each["default"])
+            sorted(
+                (each["name"], str(each["type"]), each["nullable"], str(each["default"]))
                 for each in found.get_columns(name)
-            ],
+            ),
             found.get_pk_constraint(name)["constrained_columns"],
             sorted((str(each["name"]), each["column_names"]) for each in found.get_indexes(name)),
             sorted(each["column_names"] for each in found.get_unique_constraints(name)),
