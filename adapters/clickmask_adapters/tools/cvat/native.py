@@ -3,38 +3,26 @@
     cvat-cli task auto-annotate 7 --function-module clickmask_adapters.tools.cvat.native \
         -p kind=str:detector -p segmenter=str:everything:sam:vit_b
 
-As cvat-sdk 2.80.0 has them (interactors since 2.71); its extra is `clickmask[cvat]`. cvat-sdk is
+Functions are as in cvat-sdk 2.80.0 (interactors since 2.71); its extra is `clickmask[cvat]`. It is
 imported by `create` and not before, so that this module can be imported, and looked at, without it.
-
-The models run in this process, or are those of a clickmask server. Both give the core's vocabulary for
-what Pillow has opened, and both may be called from any thread.
+The models run in this process, or on a clickmask server.
 """
 
 from __future__ import annotations
 
-import base64
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from http import HTTPStatus
 from typing import Any, Literal, Protocol
 
-import cv2
 import PIL.Image
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
-from clickmask.annotators._catalogue import AnnotatorStatus
-from clickmask.errors import AnnotatorNotReady, ClickmaskError, InvalidRequest, UnknownAnnotator
+from clickmask.errors import InvalidRequest
 from clickmask.images.decode import opened_image
 from clickmask.inference import driver
 from clickmask.inference.refinement import Refinement
 from clickmask.masks.polygons import group_rings
-from clickmask.masks.rle import rle_to_mask
 from clickmask.masks.simplify import simplify_mask
-from clickmask.types import Mask, Prediction, Prompt, Size
+from clickmask.types import Mask, Prediction, Prompt
+from clickmask_adapters.client import Client, Prepared, labels_of
 from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat.mask_points import mask_to_points
@@ -48,17 +36,17 @@ def create(
 ) -> Detector | Interactor:
     """The function that CVAT calls. Loads no model.
 
-    `segmenter` is one of `clickmask segmenters` for an interactor, default: the configured one, and
-    an annotator (`everything:sam:vit_b`) for a detector, default: the first that is ready. With
-    `url` a clickmask server runs it, and `token` is its secret, default: CLICKMASK_TOKEN;
-    without, this process does, as CLICKMASK_* say. `label` is what a detector of one label calls
-    its objects: the name of a label of the task.
+    `segmenter` is one of `clickmask segmenters` for an interactor (default: the configured one), and
+    an annotator (`everything:sam:vit_b`) for a detector (default: the first that is ready). With
+    `url` a clickmask server runs it, and `token` is its secret (default: CLICKMASK_TOKEN); without it
+    this process does, as CLICKMASK_* say. `label` renames the only label of a detector to one of the
+    task's.
 
     Raises InvalidRequest, AnnotatorNotReady and ServerFailed.
     """
     settings = Settings()
     secret = token or (settings.token.get_secret_value() if settings.token else None)
-    models = Served(url, secret) if url else InProcess(settings)
+    models = Client(url, secret) if url else InProcess(settings)
     if kind == "interactor":
         return Interactor(models, segmenter)
     if kind == "detector":
@@ -77,7 +65,7 @@ class Detector:
         if label and len(labels) > 1:
             raise InvalidRequest(f"{self._annotator} finds {', '.join(labels)}: which of them is {label!r}?")
         self._ids = {each: number for number, each in enumerate(labels, 1)}
-        # Masks by declaration: CVAT takes them for polygons where it was asked to convert them.
+        # Declared as masks: CVAT takes polygons for them if it was asked to convert masks.
         self.spec: Any = self._sdk.DetectionFunctionSpec(
             labels=[
                 self._sdk.label_spec(label or each, number, type="mask") for each, number in self._ids.items()
@@ -90,19 +78,16 @@ class Detector:
         shapes: list[Any] = []
         for number, (label, prediction) in enumerate(self._models.annotate(self._annotator, image), 1):
             if prediction.score < least_score or label not in self._ids or not prediction.mask.any():
-                continue  # of a label that the spec lacks: another model is served since
+                continue  # a label that the spec lacks is that of a newer model
             if context.conv_mask_to_poly:
-                shapes += self._polygons(self._ids[label], prediction.mask, number)
+                # One polygon per part of the mask, which share a group; CVAT's polygons have no holes.
+                rings = simplify_mask(prediction.mask, self._min_iou).rings
+                outlines = [outer.reshape(-1).tolist() for outer, _ in group_rings(rings)]
+                group = {"group": number} if len(outlines) > 1 else {}
+                shapes += [self._sdk.polygon(self._ids[label], each, **group) for each in outlines]
             else:
                 shapes.append(self._sdk.mask(self._ids[label], mask_to_points(prediction.mask)))
         return shapes
-
-    def _polygons(self, label_id: int, mask: Mask, number: int) -> Iterator[Any]:
-        """One for each part of the mask, which share a group; CVAT's polygons have no holes."""
-        outlines = [outer for outer, _ in group_rings(simplify_mask(mask, self._min_iou).rings)]
-        group = {"group": number} if len(outlines) > 1 else {}
-        for outline in outlines:
-            yield self._sdk.polygon(label_id, outline.reshape(-1).tolist(), **group)
 
 
 class Interactor:
@@ -117,11 +102,11 @@ class Interactor:
         )
 
     def preprocess_image(self, context: Any, image: PIL.Image.Image) -> Prepared:
-        """The image's embedding, which the agent keeps for ten minutes; or the server does."""
+        """Encode the image. The agent keeps the result for ten minutes."""
         return self._models.prepare(self._segmenter, image)
 
     def detect(self, context: Any, pp_image: Prepared, prompts: Any) -> list[Any]:
-        """The best mask of each box, or of the points; none where nothing was found or asked for."""
+        """The best mask for each box, or for the points; none if nothing was found or asked for."""
         corners = prompts.bounding_box or ()
         boxes = tuple(zip(corners[::2], corners[1::2], strict=True))
         pointed = Pointed(tuple(prompts.pos_points), tuple(prompts.neg_points), boxes)
@@ -140,26 +125,11 @@ class Interactor:
         )
 
 
-MAX_RETRIES = 60  # times that a busy server is asked again, after as long as it says
-_TIMEOUT = (5.0, 600.0)  # connect, read: an image is annotated in minutes where there is no GPU
-
-
-class ServerFailed(ClickmaskError):
-    """The clickmask server cannot be reached, or refuses what it was asked."""
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """An image that is ready for prompts."""
-
-    size: Size
-    digest: str
-    embedding: Any  # of the segmenter; of a server's, the file, as it may forget the image
-
-
 class Models(Protocol):
+    """The models that a function runs: those of this process or of a server. For any thread."""
+
     def labels(self, annotator: str) -> tuple[str, tuple[str, ...]]:
-        """The annotator's name and what it finds; of "" the first that is ready. Loads no model.
+        """The annotator's name and its labels; for "" those of the first that is ready. Loads no model.
 
         Raises UnknownAnnotator, AnnotatorNotReady and ServerFailed.
         """
@@ -177,7 +147,7 @@ class Models(Protocol):
 
 
 class InProcess:
-    """What is installed here, as the settings say; keeps no labels and no proposals."""
+    """The models that are installed here, as the settings say; keeps no labels and no proposals."""
 
     def __init__(self, settings: Settings) -> None:
         home = Home(settings.model_copy(update={"disk_bytes": 0}))
@@ -187,7 +157,7 @@ class InProcess:
         self._refinement = Refinement()
 
     def labels(self, annotator: str) -> tuple[str, tuple[str, ...]]:
-        return _labels(annotator, self._annotators.statuses())
+        return labels_of(annotator, self._annotators.statuses())
 
     def annotate(self, annotator: str, opened: PIL.Image.Image) -> list[tuple[str, Prediction]]:
         return driver.annotate(self._annotators.get(annotator), opened_image(opened))
@@ -201,103 +171,3 @@ class InProcess:
         chosen = self._segmenters.get(segmenter or self._default)
         prompt.require_inside(prepared.size)
         return self._refinement.decode(chosen, prepared.embedding, prompt, prepared.digest, prepared.size)
-
-
-class Served:
-    """What the clickmask server at `url` offers. Waits while it is busy; `token` is its secret."""
-
-    def __init__(self, url: str, token: str | None = None) -> None:
-        self._url = url.rstrip("/")
-        self._session = requests.Session()
-        self._session.trust_env = False  # a .netrc would override our header, a proxy would see it
-        if token:
-            self._session.headers["Authorization"] = f"Token {token}"
-        # Of refusals only those are tried again that say when: a busy server, not one without weights.
-        retry = Retry(
-            total=MAX_RETRIES,
-            connect=2,
-            read=0,
-            status=MAX_RETRIES,
-            allowed_methods=None,
-            raise_on_status=False,
-        )
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(max_retries=retry))
-
-    def labels(self, annotator: str) -> tuple[str, tuple[str, ...]]:
-        rows = self._ask("GET", "annotators").json()["annotators"]
-        return _labels(
-            annotator,
-            [AnnotatorStatus(row["name"], row["ready"], row["reason"], tuple(row["labels"])) for row in rows],
-        )
-
-    def annotate(self, annotator: str, opened: PIL.Image.Image) -> list[tuple[str, Prediction]]:
-        asked = {"image": _data(_file(opened)), "annotator": annotator, "want": ["rle"]}
-        found = self._ask("POST", "annotations", asked).json()["objects"]
-        return [(each["label"], _prediction(each, annotator)) for each in found]
-
-    def prepare(self, segmenter: str, opened: PIL.Image.Image) -> Prepared:
-        file = _file(opened)
-        known = self._ask("POST", "images", {"image": _data(file), "segmenter": segmenter or None}).json()
-        return Prepared((known["height"], known["width"]), known["digest"], file)
-
-    def propose(self, segmenter: str, prepared: Prepared, prompt: Prompt) -> list[Prediction]:
-        asked = {
-            "image": {"digest": prepared.digest},
-            "prompt": {"foreground": prompt.foreground, "background": prompt.background, "box": prompt.box},
-            "segmenter": segmenter or None,
-            "want": ["rle"],
-        }
-        answer = self._ask("POST", "proposals", asked, but=HTTPStatus.GONE)
-        if answer.status_code == HTTPStatus.GONE:
-            answer = self._ask("POST", "proposals", asked | {"image": _data(prepared.embedding)})
-        body = answer.json()
-        return [_prediction(each, body["segmenter"]) for each in body["proposals"]]
-
-    def _ask(
-        self, method: str, route: str, body: Mapping[str, Any] | None = None, but: int | None = None
-    ) -> requests.Response:
-        """The answer, of status 200 or `but`. Raises ServerFailed with the server's own sentence."""
-        try:
-            answer = self._session.request(method, f"{self._url}/v1/{route}", json=body, timeout=_TIMEOUT)
-        except requests.RequestException as error:
-            raise ServerFailed(
-                f"no clickmask server answers at {self._url}: {type(error).__name__}"
-            ) from error
-        if answer.status_code not in (HTTPStatus.OK, but):
-            raise ServerFailed(f"the clickmask server refused ({answer.status_code}): {_sentence(answer)}")
-        return answer
-
-
-def _labels(annotator: str, statuses: Sequence[AnnotatorStatus]) -> tuple[str, tuple[str, ...]]:
-    ready = {each.name: each.labels for each in statuses if each.ready}
-    name = annotator or next(iter(ready), "")
-    if name in ready:
-        return name, ready[name]
-    reasons = [f"{each.name}: {each.reason}" for each in statuses if annotator in ("", each.name)]
-    known = ", ".join(each.name for each in statuses) or "none"
-    if annotator and not reasons:
-        raise UnknownAnnotator(f"there is no annotator {annotator[:80]!r}; installed: {known}")
-    raise AnnotatorNotReady(f"no annotator is ready: {'; '.join(reasons) or 'none is installed'}")
-
-
-def _file(opened: PIL.Image.Image) -> bytes:
-    """A PNG of the upright pixels: what Pillow has opened may be a crop, which has no file."""
-    pixels = opened_image(opened).pixels
-    _, file = cv2.imencode(".png", pixels[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    return file.tobytes()
-
-
-def _data(file: bytes) -> dict[str, str]:
-    return {"data": base64.b64encode(file).decode("ascii")}
-
-
-def _prediction(described: Mapping[str, Any], name: str) -> Prediction:
-    return Prediction(partial(rle_to_mask, described["rle"]), described["score"], name)
-
-
-def _sentence(answer: requests.Response) -> str:
-    try:
-        return str(answer.json()["error"])
-    except (ValueError, KeyError, TypeError):  # not clickmask: a proxy, or another server
-        return answer.reason

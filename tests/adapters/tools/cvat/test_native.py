@@ -28,10 +28,10 @@ from clickmask.masks.regions import mask_iou
 from clickmask.types import Mask
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_app
+from clickmask_adapters.client import ServerFailed
 from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat import native
-from clickmask_adapters.tools.cvat.native import ServerFailed
 from support.cvat_server import TOKEN
 from support.cvat_tasks import TaskServer
 from support.drawn import disc, scene, two_parts

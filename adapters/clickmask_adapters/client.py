@@ -1,0 +1,146 @@
+"""clickmask's own API, from Python: masks from a clickmask server, in the core's vocabulary."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+import cv2
+import PIL.Image
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from clickmask.annotators._catalogue import AnnotatorStatus
+from clickmask.errors import AnnotatorNotReady, ClickmaskError, UnknownAnnotator
+from clickmask.images.decode import opened_image
+from clickmask.masks.rle import rle_to_mask
+from clickmask.types import Prediction, Prompt, Size
+
+MAX_RETRIES = 60  # times that a busy server is asked again, after as long as it says
+TIMEOUT_S = (5.0, 600.0)  # connect, read: without a GPU an image is annotated in minutes
+
+
+class ServerFailed(ClickmaskError):
+    """The clickmask server cannot be reached, or refuses what it was asked."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image that is ready for prompts."""
+
+    size: Size
+    digest: str
+    embedding: Any  # of the segmenter; for a server the image's file, as the server may forget the image
+
+
+class Client:
+    """A clickmask server at `url`; `token` is its secret. Waits while it is busy. For any thread.
+
+    Every method raises ServerFailed. Images are as Pillow opened them.
+    """
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        self._url = url.rstrip("/")
+        self._session = requests.Session()
+        self._session.trust_env = False  # a .netrc would override our header, a proxy would see it
+        if token:
+            self._session.headers["Authorization"] = f"Token {token}"
+        # Only a refusal with a Retry-After is retried: a busy server's, not that of one without weights.
+        retry = Retry(
+            total=MAX_RETRIES,
+            connect=2,
+            read=0,
+            status=MAX_RETRIES,
+            allowed_methods=None,
+            raise_on_status=False,
+        )
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(max_retries=retry))
+
+    def labels(self, annotator: str) -> tuple[str, tuple[str, ...]]:
+        """The annotator's name and its labels, see `labels_of`."""
+        rows = self._ask("GET", "annotators").json()["annotators"]
+        statuses = [
+            AnnotatorStatus(row["name"], row["ready"], row["reason"], tuple(row["labels"])) for row in rows
+        ]
+        return labels_of(annotator, statuses)
+
+    def annotate(self, annotator: str, opened: PIL.Image.Image) -> list[tuple[str, Prediction]]:
+        """Every object that the annotator finds, with its label."""
+        asked = {"image": _data(_file(opened)), "annotator": annotator, "want": ["rle"]}
+        found = self._ask("POST", "annotations", asked).json()["objects"]
+        return [(each["label"], _prediction(each, annotator)) for each in found]
+
+    def prepare(self, segmenter: str, opened: PIL.Image.Image) -> Prepared:
+        """Encode the image; `segmenter` may be "" for the server's default, here and below."""
+        file = _file(opened)
+        known = self._ask("POST", "images", {"image": _data(file), "segmenter": segmenter or None}).json()
+        return Prepared((known["height"], known["width"]), known["digest"], file)
+
+    def propose(self, segmenter: str, prepared: Prepared, prompt: Prompt) -> list[Prediction]:
+        """Masks for the prompt, best first, never empty."""
+        asked = {
+            "image": {"digest": prepared.digest},
+            "prompt": {"foreground": prompt.foreground, "background": prompt.background, "box": prompt.box},
+            "segmenter": segmenter or None,
+            "want": ["rle"],
+        }
+        answer = self._ask("POST", "proposals", asked, but=HTTPStatus.GONE)
+        if answer.status_code == HTTPStatus.GONE:
+            answer = self._ask("POST", "proposals", asked | {"image": _data(prepared.embedding)})
+        body = answer.json()
+        return [_prediction(each, body["segmenter"]) for each in body["proposals"]]
+
+    def _ask(
+        self, method: str, route: str, body: Mapping[str, Any] | None = None, but: int | None = None
+    ) -> requests.Response:
+        """The answer, of status 200 or `but`. Raises ServerFailed with the server's own sentence."""
+        try:
+            answer = self._session.request(method, f"{self._url}/v1/{route}", json=body, timeout=TIMEOUT_S)
+        except requests.RequestException as error:
+            raise ServerFailed(
+                f"no clickmask server answers at {self._url}: {type(error).__name__}"
+            ) from error
+        if answer.status_code in (HTTPStatus.OK, but):
+            return answer
+        try:
+            sentence = str(answer.json()["error"])
+        except (ValueError, KeyError, TypeError):  # not clickmask: a proxy, or another server
+            sentence = answer.reason
+        raise ServerFailed(f"the clickmask server refused ({answer.status_code}): {sentence}")
+
+
+def labels_of(annotator: str, statuses: Sequence[AnnotatorStatus]) -> tuple[str, tuple[str, ...]]:
+    """The annotator's name and its labels; for "" those of the first that is ready.
+
+    Raises UnknownAnnotator and AnnotatorNotReady.
+    """
+    ready = {each.name: each.labels for each in statuses if each.ready}
+    name = annotator or next(iter(ready), "")
+    if name in ready:
+        return name, ready[name]
+    reasons = [f"{each.name}: {each.reason}" for each in statuses if annotator in ("", each.name)]
+    known = ", ".join(each.name for each in statuses) or "none"
+    if annotator and not reasons:
+        raise UnknownAnnotator(f"there is no annotator {annotator[:80]!r}; installed: {known}")
+    raise AnnotatorNotReady(f"no annotator is ready: {'; '.join(reasons) or 'none is installed'}")
+
+
+def _file(opened: PIL.Image.Image) -> bytes:
+    """A PNG of the upright pixels: an image of Pillow may be a crop, which has no file."""
+    pixels = opened_image(opened).pixels
+    _, file = cv2.imencode(".png", pixels[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    return file.tobytes()
+
+
+def _data(file: bytes) -> dict[str, str]:
+    return {"data": base64.b64encode(file).decode("ascii")}
+
+
+def _prediction(described: Mapping[str, Any], name: str) -> Prediction:
+    return Prediction(partial(rle_to_mask, described["rle"]), described["score"], name)
