@@ -15,7 +15,6 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 import clickmask_adapters
-from clickmask_adapters.commands import connect
 from clickmask_adapters.commands.serve import serve
 from clickmask_adapters.home import Home
 from clickmask_adapters.server.failures import RecentFailures
@@ -104,7 +103,7 @@ def test_cvat_finds_clickmask_where_it_looks_for_nuclio() -> None:
     services = override(WITH_NUCLIOS_PLACE)["services"]
     command = services["nuclio"]["command"]
     assert command[command.index("--port") + 1] == "8070"
-    assert connect.OUR_URL["cvat"] == "http://nuclio:8070"
+    assert cvat.Cvat.default_our_url == "http://nuclio:8070"
     assert not any("CVAT_NUCLIO_HOST" in service.get("environment", {}) for service in services.values())
 
 

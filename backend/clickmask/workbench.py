@@ -97,6 +97,10 @@ class Workbench:
         """Digest and size of the image; a known image is neither downloaded nor decoded."""
         return self.images.identify(ref)
 
+    def identify_base64(self, text: bytes | memoryview) -> ImageIdentity:
+        """Digest and size of the image in base64 `text`; a known text is not decoded."""
+        return self.images.identify_base64(text)
+
     def propose(
         self, ref: ImageRef, prompt: Prompt, segmenter: str | None = None, tool: str = "api"
     ) -> list[Proposal]:

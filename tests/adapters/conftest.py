@@ -14,3 +14,8 @@ def cvat() -> Iterator[CvatServer]:
     server.add_project(1)
     yield server
     server.close()
+
+
+@pytest.fixture(autouse=True)
+def tools_that_are_busy_are_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clickmask_adapters.tools._client.BACKOFF_S", 0.0)

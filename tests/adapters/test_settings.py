@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from clickmask_adapters.settings import Settings
 
@@ -53,3 +56,43 @@ def test_a_network_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, netw
     monkeypatch.setenv("CLICKMASK_TRUSTED_NETWORKS", networks)
     with pytest.raises(ValidationError):
         Settings()
+
+
+def test_the_fields_of_a_new_tool_are_read_without_a_line_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A package from elsewhere that brings a tool brings its variables."""
+    (tmp_path / "my_tool.py").write_text(
+        "from pydantic import BaseModel, Field\n"
+        "class MySettings(BaseModel):\n"
+        '    my_url: str | None = Field(default=None, validation_alias="MY_URL")\n'
+        "    my_candidates: bool = False\n"
+        "SETTINGS = MySettings\n"
+        "def create(home): ...\n"
+    )
+    installed = tmp_path / "my_tool-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: my_tool\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[clickmask_adapters.tools]\nmine = my_tool\n")
+    program = (
+        "import my_tool\nfrom clickmask_adapters.settings import Settings\n"
+        "own = Settings().of(my_tool.MySettings)\nprint(own.my_url, own.my_candidates, own.min_iou)"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+        "MY_URL": "http://mine",
+        "CLICKMASK_MY_CANDIDATES": "1",
+        "CLICKMASK_MIN_IOU": "0.9",
+    }
+    command = [sys.executable, "-c", program]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["http://mine", "True", "0.9"]
+
+
+def test_fields_that_no_tool_brings_are_a_mistake() -> None:
+    class Others(BaseModel):
+        others_url: str | None = None
+
+    with pytest.raises(TypeError, match="Others is not among the fields"):
+        Settings().of(Others)

@@ -105,7 +105,7 @@ def reading(name: str) -> str:
     body = payload_of(photograph(SIZES[name], 0), [])
     found, parsed = (
         statistics.median(timed(lambda read=read: read(body))[0] for _ in range(ROUNDS))
-        for read in (images.split, orjson.loads)
+        for read in (images.split_image, orjson.loads)
     )
     return f"| {name} | {len(body) / 1e6:.1f} | {found:.2f} | {parsed:.2f} | {parsed / found:.0f} |"
 

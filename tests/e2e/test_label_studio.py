@@ -121,7 +121,7 @@ def connected(
     def make(label_config: str, name: str, image: bytes) -> tuple[int, int]:
         project = studio.new_project("end to end", label_config)
         task = studio.upload(project, name, image)
-        said = list(connect(client, project, clickmask.url, None, image_source.identify))
+        said = list(connect(client, str(project), clickmask.url, None, image_source.identify))
         assert f"clickmask reads the image of task {task}." in said
         return project, task
 
@@ -259,7 +259,7 @@ def test_with_a_secret_the_annotations_still_arrive(
     task = studio.upload(project, *plain(drawn_scene(1)[0]))
     secret = "a secret of ours"
     with serving(tmp_path, CLICKMASK_TOKEN=secret) as server:
-        said = list(connect(client, project, server.url, secret, image_source.identify))
+        said = list(connect(client, str(project), server.url, secret, image_source.identify))
         studio.api("POST", f"/api/tasks/{task}/annotations/", json={"result": []})
         assert not any(secret in sentence for sentence in said)
     events = [json.loads(event.body) for event in Inbox(tmp_path / "inbox.sqlite").events()]

@@ -214,7 +214,7 @@ def connected(studio: LabelStudioServer, clickmask: Clickmask) -> Callable[[], i
         project = studio.new_project("accepted labels", XML)
         images = ImageSource(Fetcher(trusted_origins=[studio.url]))
         client = LabelStudioClient(studio.url, studio.token)
-        list(connect(client, project, clickmask.url, None, images.identify))
+        list(connect(client, str(project), clickmask.url, None, images.identify))
         return project
 
     return make

@@ -72,7 +72,9 @@ def test_the_export_is_what_label_studio_holds_mask_by_mask(
 ) -> None:
     project = studio.new_project("to export", XML)
     images = ImageSource(Fetcher(trusted_origins=[studio.url]))
-    list(connect(LabelStudioClient(studio.url, studio.token), project, running.url, None, images.identify))
+    list(
+        connect(LabelStudioClient(studio.url, studio.token), str(project), running.url, None, images.identify)
+    )
     pictures = [drawn_scene(number)[0] for number in (1, 2, 3)]
     plain, phone, third = (
         studio.upload(project, *encode(pixels))

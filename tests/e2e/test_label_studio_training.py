@@ -136,7 +136,7 @@ def test_submitted_labels_become_a_model_that_draws_the_next_tasks(
     project = studio.new_project("trained", XML)
     of = f"/v1/projects/label_studio/{project}"
     client = LabelStudioClient(studio.url, studio.token)
-    list(connect(client, project, clickmask.server.url, None, ImageSource(Fetcher()).identify))
+    list(connect(client, str(project), clickmask.server.url, None, ImageSource(Fetcher()).identify))
     for seed in range(LABELLED):
         task = upload(studio, project, seed)
         drawn = [region(label, mask) for label, mask in drawn_picture(seed, SIZE)[1].items()]

@@ -73,7 +73,7 @@ def test_equal_clicks_on_sam_give_equal_regions_and_encode_the_image_once(
     project = studio.new_project("with SAM", config("both"))
     tasks = [studio.upload(project, *plain(pixels)) for _ in range(2)]
     read = ImageSource(Fetcher(trusted_origins=[studio.url])).identify
-    list(connect(LabelStudioClient(studio.url, studio.token), project, sam_server.url, None, read))
+    list(connect(LabelStudioClient(studio.url, studio.token), str(project), sam_server.url, None, read))
     with chromium() as browser:
         annotator = LabelingPage(browser.new_page(viewport={"width": 1400, "height": 900}), studio)
         annotator.log_in()

@@ -8,9 +8,6 @@ import typer
 
 from clickmask_adapters.commands._console import ProjectName, ToolName, console, open_home
 
-OUR_URL = {"label_studio": "http://127.0.0.1:9090", "cvat": "http://nuclio:8070"}  # as each tool sees it
-
-
 cli = typer.Typer()
 
 
@@ -36,5 +33,6 @@ def connect(
     is; CVAT_WEBHOOK_SECRET is what it signs with, the same as the server's.
     """
     with open_home() as home:
-        for done in home.tools[tool].connect(project, our_url or OUR_URL.get(tool, "http://127.0.0.1:9090")):
+        chosen = home.tools[tool]
+        for done in chosen.connect(project, our_url or chosen.default_our_url):
             console.print(done, markup=False)

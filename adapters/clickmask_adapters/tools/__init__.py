@@ -1,6 +1,9 @@
-"""One package a labeling tool, found by its name.
+"""One package or module per labeling tool, found by its name.
 
-A package offers `create(home: Home) -> Tool`. Its events are kept under the package's name.
+It offers `create(home: Home) -> Tool` and, if it has variables of its own, `SETTINGS`: a pydantic
+BaseModel with their fields, whose names begin with the tool's. Events, labels and projects are kept
+under the name of the package. Importing it must be cheap, so FastAPI, OpenCV and the like are imported
+by the methods that need them.
 """
 
 from __future__ import annotations
@@ -29,12 +32,23 @@ class NamedImage:
 
 
 class Tool(Protocol):
-    """A labeling tool as the server and the commands see it; making one asks the tool nothing.
+    """A labeling tool, for the server and the commands. Creating one asks the tool nothing.
 
-    `name` and `router` are needed. A tool that cannot do the rest inherits what stands here.
+    `name` and `router` are needed. A tool that cannot do the rest inherits what stands here. `project`
+    is the name of a project as people give it; each method raises InvalidRequest for what is none, and
+    ToolUnavailable if the tool does not answer.
     """
 
     name: str
+    default_our_url: str = "http://127.0.0.1:9090"
+    """The address of clickmask as the tool sees it, unless a user gives another."""
+    open_paths: frozenset[str] = frozenset()
+    """Paths that the tool calls from trusted networks without the server's secret.
+
+    A path that ends with "/" is a prefix, except "/" itself: the root alone, for POSTs.
+    """
+    signed_paths: frozenset[str] = frozenset()
+    """Paths of POSTs that carry a signature instead of the server's secret; their routes MUST check it."""
 
     @property
     def origin(self) -> str | None:
@@ -42,21 +56,8 @@ class Tool(Protocol):
         return None
 
     @property
-    def open_paths(self) -> frozenset[str]:
-        """Paths that the tool calls without the server's secret, from trusted networks alone.
-
-        One that ends with "/" stands for all below it; "/" alone is POST to the root, whose GET is a page.
-        """
-        return frozenset()
-
-    @property
-    def signed_paths(self) -> frozenset[str]:
-        """Paths of POSTs that carry a signature instead of the server's secret; their routes check it."""
-        return frozenset()
-
-    @property
     def labels(self) -> LabelSource | None:
-        """Where the tool's accepted labels come from; None if they are not taken in."""
+        """The source of the tool's accepted labels; None if they are not taken in."""
         return None
 
     def router(self, workbench: Workbench) -> APIRouter:
@@ -64,13 +65,13 @@ class Tool(Protocol):
         ...
 
     def images(self, project: str) -> Iterator[NamedImage]:
-        """Every image of the project, in the tool's order. Raises InvalidRequest and ToolUnavailable."""
+        """Every image of the project, in the tool's order."""
         raise InvalidRequest(f"{self.name}'s images cannot be listed")
 
     def connect(self, project: str, our_url: str) -> Iterator[str]:
-        """Point the project at the server at `our_url` and check both directions; a sentence a step."""
+        """Point the project at the server at `our_url` and check both directions; one sentence per step."""
         raise InvalidRequest(f"{self.name}'s projects cannot be connected")
 
     def prelabel(self, workbench: Workbench, project: str) -> Iterator[Step]:
-        """Let the project's trained model draw in what nobody has touched."""
-        raise InvalidRequest(f"{self.name}'s projects cannot be labelled ahead")
+        """Let the project's trained model draw in everything that nobody has touched."""
+        raise InvalidRequest(f"{self.name}'s projects cannot be prelabelled")

@@ -1,11 +1,17 @@
-"""What becomes of a project's images when its trained model draws on them before people do."""
+"""A project's images, drawn on by its trained model before people do: the parts that both tools share."""
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from clickmask.errors import AnnotatorNotReady
-from clickmask.workbench import Workbench
+from clickmask.errors import AnnotatorNotReady, Busy, ImageRefused, ImageUnavailable, InvalidImage
+from clickmask.types import ImageRef, Prediction
+from clickmask.workbench import Proposal, Workbench
+
+UNREADABLE = (InvalidImage, ImageRefused, ImageUnavailable)  # this image is left out; the others go on
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class Step:
     left_out: tuple[str, ...] = ()  # sentences about what could not be done
 
     def then(self, after: Step) -> Step:
-        """Both together."""
+        """Both steps together."""
         return Step(
             after.remaining,
             self.images + after.images,
@@ -32,7 +38,10 @@ class Step:
 
 
 def require_trained(workbench: Workbench, tool: str, project: str) -> tuple[str, str]:
-    """The project's annotator, and its version just now. Raises AnnotatorNotReady."""
+    """The project's annotator and its version. Raises AnnotatorNotReady.
+
+    Ask before each image: another model may have been promoted since the one before.
+    """
     trained = workbench.trained_annotator(tool, project)
     if trained is None:
         raise AnnotatorNotReady(
@@ -40,3 +49,25 @@ def require_trained(workbench: Workbench, tool: str, project: str) -> tuple[str,
             "train` makes one"
         )
     return trained
+
+
+def draw(
+    workbench: Workbench,
+    locate: Callable[[], ImageRef],
+    annotator: str,
+    tool: str,
+    can_be_drawn: Callable[[str, Prediction], bool],
+    until: float = math.inf,
+) -> list[tuple[str, Proposal]]:
+    """The objects that `annotator` finds and that `can_be_drawn`, each with its label.
+
+    Waits while others keep the model busy; raises Busy after `until`, in seconds of `time.monotonic`.
+    The image is located again for each try: an access token may have expired meanwhile.
+    """
+    while True:
+        try:
+            return workbench.prelabel(locate(), annotator, tool, can_be_drawn)
+        except Busy as error:
+            if time.monotonic() + error.retry_after > until:
+                raise
+            time.sleep(error.retry_after)

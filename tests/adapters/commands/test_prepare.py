@@ -40,7 +40,8 @@ from clickmask_adapters.commands.prepare import (
 )
 from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools import NamedImage, label_studio
+from clickmask_adapters.tools import NamedImage
+from clickmask_adapters.tools.label_studio import client
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.pull import project_images
 from conftest import OneSegmenter
@@ -372,7 +373,7 @@ class PagesOfTasks(LabelStudioClient):
     def project(self, project: int) -> dict[str, Any]:
         return {"label_config": '<View><Image name="image" value="$image"/></View>'}
 
-    def _send(self, method: str, path: str, authorized: bool = True, **request: Any) -> Any:
+    def ask(self, method: str, path: str, **request: Any) -> Any:
         page, size = request["params"]["page"], min(request["params"]["page_size"], 100)
         start = (page - 1) * size
         assert page == 1 or start < len(self.rows), "404"
@@ -388,7 +389,7 @@ def test_every_task_of_a_project_is_listed_once(count: int, pages: int) -> None:
 
 
 def test_a_project_gives_its_images_and_leaves_out_tasks_without() -> None:
-    images = list(project_images(PagesOfTasks(3), 1))
+    images = list(project_images(PagesOfTasks(3), "1"))
     assert [image.name for image in images] == ["task 7", "task 9"]
     ref = images[1].locate()
     assert ref.uri == "http://labels.example/data/upload/1/2.png"
@@ -398,7 +399,7 @@ def test_a_project_gives_its_images_and_leaves_out_tasks_without() -> None:
 def test_a_project_is_prepared_with_its_own_segmenter(
     photos: Path, prepare: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, store: Store
 ) -> None:
-    monkeypatch.setattr(label_studio, "client_of", lambda _: PagesOfTasks(1))
+    monkeypatch.setattr(client, "client_of", lambda _: PagesOfTasks(1))
     monkeypatch.setattr(PagesOfTasks, "data", lambda *_: {"image": (photos / "b.png").as_uri()})
     monkeypatch.setattr(LabelStudioClient, "image_ref", lambda _, task, uri: ImageRef(uri))
     result = prepare(StoredDisc(), "label-studio", "1")

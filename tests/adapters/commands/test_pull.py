@@ -19,8 +19,9 @@ from clickmask.labels.submissions import ProjectDescribed, Submission
 from clickmask.store import Store
 from clickmask_adapters.cli import app
 from clickmask_adapters.settings import Settings
+from clickmask_adapters.tools._client import ToolError
 from clickmask_adapters.tools.label_studio import pull as label_studio_pulling
-from clickmask_adapters.tools.label_studio.client import LabelStudioError, client_of
+from clickmask_adapters.tools.label_studio.client import client_of
 from clickmask_adapters.tools.label_studio.pull import LabelStudioLabels
 from support.label_studio_standin import TOKEN, LabelStudioStandin, label_studio_standin, rectangle
 
@@ -271,7 +272,7 @@ def test_while_label_studio_is_out_of_order_nothing_is_gone(
     studio: LabelStudioStandin, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LabelStudioStandin, "answer", lambda *_: (503, {"detail": "restarting"}))
-    with pytest.raises(LabelStudioError, match="503"):
+    with pytest.raises(ToolError, match="503"):
         list(LabelStudioLabels(client_of(Settings())).gone([("1", "1")]))
 
 

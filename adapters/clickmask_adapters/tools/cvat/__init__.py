@@ -3,57 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from fastapi import APIRouter
-
-from clickmask.errors import InvalidRequest
-from clickmask.workbench import Workbench
-from clickmask_adapters.home import Home
 from clickmask_adapters.tools import Tool
-from clickmask_adapters.tools._prelabel import Step
-from clickmask_adapters.tools.cvat import connect, prelabel, pull, routes
-from clickmask_adapters.tools.cvat.client import client_of
+from clickmask_adapters.tools.cvat.settings import CvatSettings
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from clickmask.workbench import Workbench
+    from clickmask_adapters.home import Home
+    from clickmask_adapters.tools._prelabel import Step
+    from clickmask_adapters.tools.cvat.client import CvatClient
+    from clickmask_adapters.tools.cvat.pull import CvatLabels
+
+SETTINGS = CvatSettings
+WEBHOOK = "/webhooks/cvat"
 
 
 class Cvat(Tool):
     name = "cvat"
+    default_our_url = "http://nuclio:8070"
+    open_paths = frozenset({"/api/", "/"})  # the root: nuclio's method `direct` posts there
+    signed_paths = frozenset({WEBHOOK})
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self._client = client_of(home.settings)
-        self._labels = pull.CvatLabels(self._client)
+        self._settings = home.settings.of(CvatSettings)
 
     @property
     def origin(self) -> str | None:
         return self._client.url
 
     @property
-    def open_paths(self) -> frozenset[str]:
-        return frozenset({"/", "/api/", "/webhooks/"})
-
-    @property
-    def signed_paths(self) -> frozenset[str]:
-        return frozenset({routes.PATH})
-
-    @property
-    def labels(self) -> pull.CvatLabels:
+    def labels(self) -> CvatLabels:
         return self._labels
 
+    @cached_property
+    def _labels(self) -> CvatLabels:
+        from clickmask_adapters.tools.cvat.pull import CvatLabels
+
+        return CvatLabels(self._client)
+
     def router(self, workbench: Workbench) -> APIRouter:
-        both = APIRouter(include_in_schema=False)
-        both.include_router(routes.router(workbench, self._home.settings))
-        both.include_router(routes.webhook_router(workbench, self._home.settings))
-        return both
+        from clickmask_adapters.tools.cvat import routes
+
+        return routes.router(workbench, self._settings, self._home.settings.min_iou)
 
     def connect(self, project: str, our_url: str) -> Iterator[str]:
-        if not project.isascii() or not project.isdigit():
-            raise InvalidRequest(f"{project[:40]!r} is not the number of a CVAT project")
-        settings = self._home.settings
-        secret = settings.cvat_webhook_secret.get_secret_value() if settings.cvat_webhook_secret else None
-        return connect.connect(self._client, int(project), our_url, secret, self._home.images.identify)
+        from clickmask_adapters.tools.cvat.connect import connect
+
+        secret = self._settings.cvat_webhook_secret
+        plain = secret.get_secret_value() if secret else None
+        return connect(self._client, project, our_url, plain, self._home.images.identify)
 
     def prelabel(self, workbench: Workbench, project: str) -> Iterator[Step]:
-        return prelabel.prelabel(workbench, self._home.settings, project)
+        from clickmask_adapters.tools.cvat.prelabel import prelabel
+
+        return prelabel(workbench, self._client, project, self._home.settings.min_iou)
+
+    @cached_property
+    def _client(self) -> CvatClient:
+        from clickmask_adapters.tools.cvat.client import client_of
+
+        return client_of(self._settings)
 
 
 def create(home: Home) -> Tool:

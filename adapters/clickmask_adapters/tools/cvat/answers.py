@@ -1,11 +1,6 @@
-"""Between the JSON of CVAT's functions (read and measured with 2.73.0) and the core's vocabulary. Pure.
+"""Predictions as CVAT's JSON (read and measured with 2.73.0 and cvat-sdk 2.80.0). Pure.
 
-CVAT's points are those of the core: continuous pixels of the upright image, from its corner. Its
-boxes of masks are not: they are whole and inclusive; see `mask_points`.
-
-Objects that a model found, as the shapes that CVAT's API stores (cvat-sdk 2.80.0). Pure.
-
-The points are in CVAT's coordinates, which are the core's; those of masks are in `mask_points`.
+CVAT's points are in the core's frame. Its boxes of masks are whole and inclusive; see `mask_points`.
 """
 
 from __future__ import annotations
@@ -22,6 +17,7 @@ from clickmask.masks.polygons import group_rings, ring_area
 from clickmask.masks.regions import mask_area, mask_box
 from clickmask.masks.simplify import simplify_mask
 from clickmask.types import Mask, Prediction, Size
+from clickmask_adapters.tools._json import Json
 from clickmask_adapters.tools.cvat.mask_points import (
     InclusiveBox,
     mask_to_crop,
@@ -30,13 +26,22 @@ from clickmask_adapters.tools.cvat.mask_points import (
     mask_to_points,
 )
 
-Json = Mapping[str, Any]
 CONFIDENCE = 0  # the attribute that CVAT's slider filters by
-MIN_PART_SHARE = 0.01  # of a detected mask's area: what is smaller is not worth a shape of its own
+MIN_PART_SHARE = 0.01  # of a detected mask's area: a smaller part is not worth a shape of its own
+MASKS: Final = frozenset({"mask", "any", "unknown"})  # types of labels that take a mask; `unknown` is old
+DRAWN: Final = MASKS | {"polygon", "rectangle"}
+
+
+@dataclass(frozen=True)
+class Drawable:
+    """A label of CVAT with which a model's objects can be drawn."""
+
+    id: int
+    type: str
 
 
 def shapes_reply(found: Sequence[Prediction]) -> bytes:
-    """One shape for each mask that is not empty, with the confidence that CVAT's slider filters by."""
+    """One shape per mask that is not empty, with the confidence that CVAT's slider filters by."""
     shapes = [
         {
             "type": "mask",
@@ -50,7 +55,7 @@ def shapes_reply(found: Sequence[Prediction]) -> bytes:
 
 
 def dense_reply(found: Sequence[Prediction], size: Size) -> memoryview:
-    """All masks in one, which is never cropped: CVAT since 2.60 draws it at the image's corner."""
+    """All masks in one, not cropped: CVAT since 2.60 would draw a crop at the image's corner."""
     mask = np.zeros(size, np.bool_)
     for prediction in found:
         mask |= prediction.mask
@@ -58,11 +63,11 @@ def dense_reply(found: Sequence[Prediction], size: Size) -> memoryview:
 
 
 def detector_reply(found: Sequence[tuple[str, Prediction]], min_iou: float) -> bytes:
-    """Each connected part as a mask and as a polygon: CVAT takes the polygon where the task wants one.
+    """Each connected part as a mask and as a polygon: CVAT takes the polygon if the task wants one.
 
-    The parts of one object share a group. What is empty, or has no outline, is left out: CVAT stores an
-    empty mask unseen, and refuses the whole frame for an outline of two points. `min_iou` bounds the
-    points of the outlines.
+    The parts of one object share a group. A part that is empty or has no outline is left out: CVAT stores
+    an empty mask invisibly, and refuses the whole frame for an outline of two points. Outlines have as
+    few points as an IoU of `min_iou` with the part allows.
     """
     items: list[dict[str, Any]] = []
     for number, (label, prediction) in enumerate(found, 1):
@@ -82,7 +87,7 @@ def detector_reply(found: Sequence[tuple[str, Prediction]], min_iou: float) -> b
 
 
 def _parts(mask: Mask) -> Iterator[tuple[Mask, InclusiveBox]]:
-    """The connected parts worth a shape, largest first, and at least one: cropped, with their boxes."""
+    """The connected parts worth a shape, largest first, at least one, each cropped and with its box."""
     area = mask_area(mask)
     if not area:
         return
@@ -98,7 +103,7 @@ def _parts(mask: Mask) -> Iterator[tuple[Mask, InclusiveBox]]:
 
 
 def _outline(part: Mask, box: InclusiveBox, min_iou: float) -> list[float]:
-    """x, y, x, y, ... of the outer ring of a connected mask: CVAT's polygons have no holes."""
+    """The outer ring of a connected mask as x, y, x, y, ...: CVAT's polygons have no holes."""
     rings = simplify_mask(part, min_iou).rings
     if not rings:
         return []
@@ -110,20 +115,8 @@ def _confidence(prediction: Prediction) -> str:
     return f"{prediction.score:.4f}"
 
 
-MASKS: Final = frozenset({"mask", "any", "unknown"})  # types of labels that take a mask; `unknown` is old
-DRAWN: Final = MASKS | {"polygon", "rectangle"}
-
-
-@dataclass(frozen=True)
-class Drawable:
-    """A label of CVAT's that a model's objects can be drawn with."""
-
-    id: int
-    type: str
-
-
 def drawable(labels: Sequence[Json]) -> dict[str, Drawable]:
-    """Those of a job's labels that mark areas as the models find them, by name."""
+    """The labels of a job that can mark what a model finds, by name."""
     typed = ((label, str(label.get("type") or "any")) for label in labels)
     return {str(label["name"]): Drawable(label["id"], kind) for label, kind in typed if kind in DRAWN}
 
@@ -135,10 +128,10 @@ def shapes(
     first_group: int,
     min_iou: float,
 ) -> list[dict[str, Any]]:
-    """What CVAT stores of the objects on one frame, which all have one of `labels`.
+    """Shapes for CVAT's API of the objects on one frame, which all have one of `labels`.
 
-    The parts of an object, as polygons, share a group: `first_group` plus the object's place. `min_iou`
-    bounds the points of polygons.
+    The polygons of one object share a group: `first_group` plus the object's place. They have as few
+    points as an IoU of `min_iou` with the mask allows.
     """
     made: list[dict[str, Any]] = []
     for place, (name, prediction) in enumerate(found):

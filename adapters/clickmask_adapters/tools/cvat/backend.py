@@ -1,9 +1,4 @@
-"""What a call of one of CVAT's functions does: its body in, its answer out.
-
-Answers that take longer than CVAT waits: they are finished and kept for its next try.
-
-A frame that is annotated in three minutes would else be begun anew with each call, and never be done.
-"""
+"""A call of one of CVAT's functions: its body in, its answer out, and answers that come too late."""
 
 from __future__ import annotations
 
@@ -12,49 +7,62 @@ import base64
 import hashlib
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import Response
 
-from clickmask.errors import Busy, SegmenterNotReady
+from clickmask.caches import Lru
+from clickmask.errors import Busy, ImageUnknown, SegmenterNotReady
 from clickmask.types import ImageRef, Prediction, SamFeatures
 from clickmask.workbench import Workbench
-from clickmask_adapters.tools.cvat import answers, images, prompts
+from clickmask_adapters.tools.cvat import answers, prompts
 from clickmask_adapters.tools.cvat.functions import Function
-from clickmask_adapters.tools.cvat.images import KnownImages
+from clickmask_adapters.tools.cvat.images import split_image
+from clickmask_adapters.tools.cvat.labels import TOOL
 from clickmask_adapters.tools.cvat.prompts import Pointed
 
-TOOL = "cvat"
-FEATURES = (256, 64, 64)  # of the embeddings that SAM's decoder reads
+log = logging.getLogger(__name__)
+Begin = Callable[[], Coroutine[Any, Any, Response]]
+T = TypeVar("T")
+FEATURES = (256, 64, 64)  # shape of the embeddings that SAM's decoder reads
+MAX_RESULTS = 4  # each may have many megabytes
+RESULT_TTL_S = 900.0  # a model that was trained since would answer otherwise
 
 
 class Invoker:
-    """For any thread."""
+    """Answers calls of functions, from any thread."""
 
     def __init__(self, workbench: Workbench, min_iou: float, *, every_candidate: bool) -> None:
         self._workbench = workbench
-        self._images = KnownImages(workbench)
         self._min_iou = min_iou
         self._every_candidate = every_candidate
 
     def answer(self, function: Function, body: bytes, user_agent: str) -> Response:
         """Raises InvalidRequest and what `propose` or `annotate` raises."""
-        asked, text = images.split(body)
+        asked, text = split_image(body)
         least_score = prompts.threshold(asked)
+        answer: bytes | memoryview
         if function.kind == "embedding":
-            answer = self._images.show(text, lambda ref: self._embedding(ref, function.runs))
+            answer = self._show(text, lambda ref: self._embedding(ref, function.runs))
         elif function.kind == "detector":
-            answer = self._images.show(text, lambda ref: self._detections(ref, least_score, function.runs))
+            answer = self._show(text, lambda ref: self._detections(ref, least_score, function.runs))
         else:
             pointed = prompts.pointed(asked)
             shapes = prompts.understands_shapes(user_agent)
-            answer = self._images.show(
+            answer = self._show(
                 text, lambda ref: self._masks(ref, pointed, least_score, function.runs, shapes)
             )
         return Response(answer, media_type="application/json")
+
+    def _show(self, text: memoryview, ask: Callable[[ImageRef], T]) -> T:
+        """The result of `ask` for the image in base64, which is decoded only if its pixels are missing."""
+        identity = self._workbench.identify_base64(text)
+        try:
+            return ask(ImageRef(f"digest:{identity.digest}"))
+        except ImageUnknown:  # other images took the place of its pixels
+            return ask(ImageRef("data:;base64," + str(text, "ascii")))
 
     def _masks(
         self, ref: ImageRef, pointed: Pointed, least_score: float, segmenter: str, shapes: bool
@@ -82,30 +90,27 @@ class Invoker:
         return b'{"blob":"%b"}' % blob
 
 
-log = logging.getLogger(__name__)
-Begin = Callable[[], Coroutine[Any, Any, Response]]
-MAX_RESULTS = 4  # of them; each may have many megabytes
-RESULT_TTL_S = 900.0  # seconds; a model that was trained since would answer otherwise
-
-
 class ResultCache:
-    """By the request that they are for. Of the event loop, as asyncio's own objects are."""
+    """Answers that take longer than CVAT waits, finished and kept for its retry.
+
+    Otherwise CVAT's retry would restart a three-minute annotation each time and it would never finish.
+    Belongs to one event loop, as asyncio's own objects do.
+    """
 
     def __init__(self) -> None:
-        self._begun: OrderedDict[bytes, asyncio.Future[Response]] = OrderedDict()
+        self._begun = Lru[bytes, asyncio.Future[Response]](max_count=MAX_RESULTS)
 
-    async def within(self, until: float, key: bytes, begin: Begin) -> Response:
-        """What was begun for `key` before, or begins now; Busy if it takes longer than until then.
+    async def wait(self, until: float, key: bytes, begin: Begin) -> Response:
+        """The answer that was begun for `key` before, or begins now; given once, it is not kept.
 
-        What was given once is not kept. `until` is a time of `time.monotonic`.
+        Raises Busy if it takes longer than `until`, a time of `time.monotonic`.
         """
         begun = self._begun.get(key)
         if begun is None:
-            begun = self._begun[key] = asyncio.ensure_future(begin())
-            while len(self._begun) > MAX_RESULTS:
-                self._begun.popitem(last=False)
+            begun = asyncio.ensure_future(begin())
+            self._begun.put(key, begun)
         try:
-            return await within(until, begun)
+            return await wait(until, begun)
         finally:
             if begun.done():
                 self._forget(key, begun)
@@ -113,24 +118,24 @@ class ResultCache:
                 asyncio.get_running_loop().call_later(RESULT_TTL_S, self._forget, key, begun)
 
     def _forget(self, key: bytes, begun: asyncio.Future[Response]) -> None:
-        if self._begun.get(key) is begun:  # and not what another call has begun since
-            del self._begun[key]
+        if self._begun.get(key) is begun:  # and not an answer that another call has begun since
+            self._begun.pop(key)
 
 
 def key_of(function: str, body: bytes) -> bytes:
-    """Of a request; hashing takes 0.7 ms a megabyte."""
+    """The key of a request in ResultCache; hashing takes 0.7 ms a megabyte."""
     return hashlib.sha256(function.encode() + b"\n" + body).digest()
 
 
-async def within(until: float, begun: asyncio.Future[Response]) -> Response:
-    """What `begun` gives; Busy if it takes longer, and it goes on. `until`: as above."""
+async def wait(until: float, begun: asyncio.Future[Response]) -> Response:
+    """The result of `begun`. Raises Busy if it takes longer than `until`; `begun` goes on then."""
     done, _ = await asyncio.wait({begun}, timeout=max(0.0, until - time.monotonic()))
     if done:
         return begun.result()
-    begun.add_done_callback(_log_late)
+
+    def log_late(late: asyncio.Future[Response]) -> None:
+        error = None if late.cancelled() else late.exception()
+        log.info("cvat: an answer came too late%s", f": {error}" if error else "")
+
+    begun.add_done_callback(log_late)
     raise Busy("clickmask is still working on this image; try again in a moment")
-
-
-def _log_late(begun: asyncio.Future[Response]) -> None:
-    error = None if begun.cancelled() else begun.exception()
-    log.info("cvat: an answer came too late%s", f": {error}" if error else "")

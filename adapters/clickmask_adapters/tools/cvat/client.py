@@ -1,4 +1,4 @@
-"""What clickmask asks of CVAT's REST API, as CVAT 2.73.0 and cvat-sdk 2.80.0 have it."""
+"""CVAT's REST API, as CVAT 2.73.0 and cvat-sdk 2.80.0 have it."""
 
 from __future__ import annotations
 
@@ -6,64 +6,43 @@ import base64
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
-from urllib.parse import urlsplit
+from typing import cast
 
 import orjson
-import requests
 
-from clickmask.errors import ImageRefused, ToolUnavailable
-from clickmask.images.fetch import origin_of
+from clickmask.errors import ImageRefused
 from clickmask.types import ImageRef
-from clickmask_adapters.settings import Settings
+from clickmask_adapters.tools._client import RestClient
+from clickmask_adapters.tools._json import Json
 from clickmask_adapters.tools.cvat.labels import JobContent
+from clickmask_adapters.tools.cvat.settings import CvatSettings
 
 URL_VARIABLE = "CVAT_URL"
 CREDENTIALS = "CVAT_ACCESS_TOKEN (or CVAT_USERNAME and CVAT_PASSWORD)"
 FRAME = re.compile(r"/api/jobs/\d+/data\?type=frame&number=\d+&quality=original")
 PAGE_SIZE = 100
 
-_TIMEOUT = (5.0, 60.0)  # connect, read; CVAT gathers the annotations of a large job while we wait
-_ABOUT_THIS = frozenset({400, 404, 409, 413, 422})
-_MAX_ANSWER = 200  # characters of CVAT's own words in an error
 
-Json = dict[str, Any]
+class CvatClient(RestClient):
+    """One CVAT. `authorization` is the value of that header, for this CVAT's origin alone."""
 
-
-class CvatError(ToolUnavailable):
-    """CVAT cannot be reached, or refuses what clickmask asks; `status` is None or its HTTP status."""
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-
-    @property
-    def is_about_this(self) -> bool:
-        """Whether it was refused for what it asked, so that the next request may well succeed."""
-        return self.status in _ABOUT_THIS
-
-
-class CvatClient:
-    """Speaks to one CVAT. `authorization` is the value of that header, for this CVAT's origin alone.
-
-    Callable from any thread: every request is a connection of its own.
-    """
+    tool = "CVAT"
+    url_variable = URL_VARIABLE
+    credentials = CREDENTIALS
+    accept = "application/vnd.cvat+json"
+    read_timeout_s = 60.0  # CVAT gathers the annotations of a large job while we wait
 
     def __init__(self, url: str | None, authorization: str | None) -> None:
-        self.url = url.rstrip("/") if url else None
+        super().__init__(url)
         self._authorization = authorization
-        try:
-            if self.url:
-                origin_of(self.url)
-        except ValueError as error:
-            raise CvatError(f"{URL_VARIABLE} is not an address such as http://host:8080") from error
-        if "@" in urlsplit(self.url or "").netloc:  # requests would send it instead of our header
-            raise CvatError(f"{URL_VARIABLE} carries a user name or password: set {CREDENTIALS} instead")
+
+    def authorization(self, refused: str = "") -> str | None:
+        return self._authorization
 
     def image_ref(self, address: str) -> ImageRef:
-        """Where the frame of `accepted.frame_address` is, upright and in original quality.
+        """Where the frame of `labels.frame_address` is, upright and in original quality.
 
-        Raises ImageRefused for any other address: what reads with our token is not for others to choose.
+        Raises ImageRefused for any other address: others must not choose what our token reads.
         """
         if not FRAME.fullmatch(address):
             raise ImageRefused("this is not the address of a frame of a CVAT job")
@@ -73,16 +52,23 @@ class CvatClient:
 
     def version(self) -> str:
         """The version of CVAT, which also says that it is there; needs no credentials."""
-        return str(self._send("GET", "/api/server/about", authorized=False).get("version", "unknown"))
+        return str(self.ask("GET", "/api/server/about", authorized=False).get("version", "unknown"))
 
     def project(self, project: int) -> Json:
-        return self._send("GET", f"/api/projects/{project}")
+        return self.ask("GET", f"/api/projects/{project}")
 
     def task(self, task: int) -> Json:
-        return self._send("GET", f"/api/tasks/{task}")
+        return self.ask("GET", f"/api/tasks/{task}")
 
     def job(self, job: int) -> Json:
-        return self._send("GET", f"/api/jobs/{job}")
+        return self.ask("GET", f"/api/jobs/{job}")
+
+    def meta(self, job: int) -> Json:
+        """The frames of a job."""
+        return self.ask("GET", f"/api/jobs/{job}/data/meta")
+
+    def annotations(self, job: int) -> Json:
+        return self.ask("GET", f"/api/jobs/{job}/annotations/")
 
     def read_job(self, job: int) -> JobContent:
         """A job with its frames, labels and annotations.
@@ -90,21 +76,12 @@ class CvatClient:
         The job comes first, so that its date is never newer than its annotations: a save in between
         sends an event of its own.
         """
-        found = self.job(job)
-        return JobContent(
-            job=found,
-            meta=self._send("GET", f"/api/jobs/{job}/data/meta"),
-            labels=list(self._pages("/api/labels", {"job_id": job})),
-            annotations=self.annotations(job),
-        )
+        return JobContent(self.job(job), self.meta(job), self.labels({"job_id": job}), self.annotations(job))
 
-    def annotations(self, job: int) -> Json:
-        return self._send("GET", f"/api/jobs/{job}/annotations/")
-
-    def add_shapes(self, job: int, shapes: Sequence[Mapping[str, Any]]) -> None:
-        """Beside what is there: all of them, or none if CVAT refuses one."""
+    def add_shapes(self, job: int, shapes: Sequence[Json]) -> None:
+        """Add to the annotations of the job: all of `shapes`, or none if CVAT refuses one."""
         path = f"/api/jobs/{job}/annotations/"
-        self._send("PATCH", path, params={"action": "create"}, json={"shapes": list(shapes)})
+        self.ask("PATCH", path, params={"action": "create"}, body={"shapes": list(shapes)})
 
     def labels(self, container: Mapping[str, int]) -> list[Json]:
         """The labels of {"project_id": …}, {"task_id": …} or {"job_id": …}, in CVAT's order."""
@@ -113,7 +90,7 @@ class CvatClient:
     def jobs(self, container: Mapping[str, int], since: str | None = None) -> Iterator[tuple[Json, int]]:
         """The jobs of {"project_id": …} or {"task_id": …}, oldest update first, and how many are left.
 
-        `since`: those updated then or later, as their updated_date has it. A job that is updated
+        `since`: those updated then or later, in the form of their updated_date. A job that is updated
         while its pages are read moves to the end and comes (again), and none is passed over: each
         page starts at the last date instead of at a number.
         """
@@ -138,72 +115,47 @@ class CvatClient:
             page = 1 if len(seen) > before else page + 1
 
     def functions(self) -> list[Json]:
-        """The models that CVAT sees behind CVAT_NUCLIO_HOST: itself asks them for that."""
-        return self._send("GET", "/api/lambda/functions")
+        """The models that CVAT sees behind CVAT_NUCLIO_HOST, which it asks for this."""
+        return self.ask("GET", "/api/lambda/functions")
 
-    def interact(self, function: str, asked: Mapping[str, Any]) -> Json:
+    def interact(self, function: str, asked: Json) -> Json:
         """A click through CVAT, as its UI sends it."""
-        return self._send("POST", f"/api/lambda/functions/{function}", json={"type": "interact", **asked})
+        body = {"type": "interact", **asked}
+        return self.ask("POST", f"/api/lambda/functions/{function}", body=body)
 
     def webhooks(self, project: int) -> list[Json]:
         return list(self._pages("/api/webhooks", {"project_id": project}))
 
-    def add_webhook(self, webhook: Mapping[str, Any], organization: int | None) -> Json:
+    def add_webhook(self, webhook: Json, organization: int | None) -> Json:
         """`organization` is that of its project, without which CVAT looks in the personal workspace."""
-        params = {"org_id": organization} if organization is not None else {}
-        return self._send("POST", "/api/webhooks", json=webhook, params=params)
+        params = {"org_id": organization} if organization is not None else None
+        return self.ask("POST", "/api/webhooks", body=webhook, params=params)
 
-    def change_webhook(self, webhook: int, changes: Mapping[str, Any]) -> Json:
-        return self._send("PATCH", f"/api/webhooks/{webhook}", json=changes)
+    def change_webhook(self, webhook: int, changes: Json) -> Json:
+        return self.ask("PATCH", f"/api/webhooks/{webhook}", body=changes, idempotent=True)
 
     def remove_webhook(self, webhook: int) -> None:
-        self._send("DELETE", f"/api/webhooks/{webhook}")
+        self.ask("DELETE", f"/api/webhooks/{webhook}")
 
     def ping_webhook(self, webhook: int) -> Json:
         """Have CVAT post to the webhook now; `status_code` and `response` are what it got."""
-        return self._send("POST", f"/api/webhooks/{webhook}/ping")
+        return self.ask("POST", f"/api/webhooks/{webhook}/ping", idempotent=True)
 
-    def _pages(self, path: str, asked: Mapping[str, Any]) -> Iterator[Json]:
+    def _pages(self, path: str, asked: Json) -> Iterator[Json]:
         for number in itertools.count(1):
             found = self._page(path, asked, number)
             yield from found["results"]
-            if not found.get("next"):  # an address, of which only that it is there is believed
+            if not found.get("next"):  # an address, which is not followed
                 return
 
-    def _page(self, path: str, asked: Mapping[str, Any], page: int) -> Json:
-        found = self._send("GET", path, params={**asked, "page": page, "page_size": PAGE_SIZE})
+    def _page(self, path: str, asked: Json, page: int) -> Json:
+        found = self.ask("GET", path, params={**asked, "page": page, "page_size": PAGE_SIZE})
         if not isinstance(found, dict) or "results" not in found:
-            raise CvatError(f"what answers at {URL_VARIABLE} is not CVAT's API")
+            raise self.not_its_api()
         return cast("Json", found)
 
-    def _send(self, method: str, path: str, authorized: bool = True, **request: Any) -> Any:
-        """The parsed answer, None where it is empty."""
-        if not self.url:
-            raise CvatError(f"no CVAT is configured: set {URL_VARIABLE} and {CREDENTIALS}")
-        headers = {"Accept": "application/vnd.cvat+json"}
-        if authorized:
-            if not self._authorization:
-                raise CvatError(f"CVAT wants credentials: set {CREDENTIALS}")
-            headers["Authorization"] = self._authorization
-        with requests.Session() as session:
-            session.trust_env = False  # a .netrc would override our header, a proxy would see it
-            try:
-                answer = session.request(
-                    method,
-                    self.url + path,
-                    headers=headers,
-                    timeout=_TIMEOUT,
-                    allow_redirects=False,
-                    **request,
-                )
-            except requests.RequestException as error:
-                raise CvatError(
-                    f"CVAT does not answer at {self.url}: is it running, and is {URL_VARIABLE} right?"
-                ) from error
-        return _parsed(answer)
 
-
-def client_of(settings: Settings) -> CvatClient:
+def client_of(settings: CvatSettings) -> CvatClient:
     """The CVAT that the settings name; the access token wins over user name and password."""
     authorization = None
     if settings.cvat_access_token:
@@ -212,40 +164,3 @@ def client_of(settings: Settings) -> CvatClient:
         pair = f"{settings.cvat_username}:{settings.cvat_password.get_secret_value()}"
         authorization = "Basic " + base64.b64encode(pair.encode()).decode()
     return CvatClient(settings.cvat_url, authorization)
-
-
-def _parsed(answer: requests.Response) -> Any:
-    """The JSON of a 2xx answer; None if it has no body."""
-    if answer.status_code == 401:
-        raise CvatError(f"CVAT refuses the credentials: set {CREDENTIALS} anew", 401)
-    if answer.is_redirect:
-        raise CvatError(
-            f"CVAT answers with a redirect: set {URL_VARIABLE} to where it redirects to, https included",
-            answer.status_code,
-        )
-    if not answer.ok:
-        raise CvatError(f"CVAT answers {answer.status_code}: {_reason(answer)}", answer.status_code)
-    if not answer.content:
-        return None
-    try:
-        return orjson.loads(answer.content)
-    except orjson.JSONDecodeError as error:
-        raise CvatError(f"what answers at {URL_VARIABLE} is not CVAT's API") from error
-
-
-def _reason(answer: requests.Response) -> str:
-    """CVAT's own words for a refusal: a text, a list of them, or lists of them by field."""
-    try:
-        said: object = orjson.loads(answer.content)
-    except orjson.JSONDecodeError:
-        # The models' errors are plain text; others are Django's HTML pages.
-        plain = answer.headers.get("Content-Type", "").startswith("text/plain")
-        return (answer.text.strip() if plain else answer.reason)[:_MAX_ANSWER] or "no reason given"
-    if isinstance(said, dict):
-        fields = cast("dict[str, object]", said)
-        said = fields.get("detail") or "; ".join(f"{name}: {_text(words)}" for name, words in fields.items())
-    return re.sub(r"<[^>]*>", "", _text(said))[:_MAX_ANSWER]
-
-
-def _text(said: object) -> str:
-    return ", ".join(map(str, cast("list[object]", said))) if isinstance(said, list) else str(said)

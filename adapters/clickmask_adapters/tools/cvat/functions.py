@@ -1,15 +1,15 @@
-"""What CVAT is offered, described as nuclio's dashboard describes its functions. Pure.
+"""The models that CVAT is offered, described as nuclio's dashboard describes its functions. Pure.
 
-CVAT 2.73.0 reads every description before it shows any: a list instead of an object, a text that is
-no number, a missing description, labels that are no JSON: each takes the whole page of models down.
+CVAT 2.73.0 reads every description before it shows any. One mistake takes the whole page of models
+down: a list instead of an object, a text that is not a number, a missing description, labels that are
+not JSON.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import orjson
@@ -21,8 +21,8 @@ SAM_PLUGIN = "pth-facebookresearch-sam-vit-h"
 """The id at which CVAT's page asks for an embedding, and decodes it itself: with ViT-H's decoder."""
 VIT_H = "sam:vit_h"
 
-NAME = re.compile(r"[a-zA-Z0-9_.-]+")  # of a function: what CVAT's own addresses take
-MAX_LABEL_CHARS = 64  # characters
+NAME = re.compile(r"[a-zA-Z0-9_.-]+")  # of a function, as CVAT's own addresses take it
+MAX_LABEL_CHARS = 64
 PROMPTS = "Click on the object, right-click on what is not part of it, or draw a box round it."
 
 Kind = Literal["interactor", "embedding", "detector"]
@@ -30,7 +30,7 @@ Kind = Literal["interactor", "embedding", "detector"]
 
 @dataclass(frozen=True)
 class Function:
-    """One entry of CVAT's AI tools. A wrong one cannot be written: ValueError."""
+    """One entry of CVAT's AI tools. Raises ValueError for one that CVAT could not read."""
 
     id: str
     kind: Kind
@@ -55,12 +55,11 @@ class Function:
                 )
 
     def described(self, port: int) -> dict[str, Any]:
-        """As JSON; `port` is where CVAT would call if its nuclio method were `direct`."""
+        """The entry as JSON; CVAT would call `port` if its nuclio method were `direct`."""
         annotations = {"name": self.title, "spec": "", "version": "2", "animated_gif": ""}
         if self.kind == "detector":
-            labels = [
-                {"id": number, "name": label, "type": "mask"} for number, label in enumerate(self.labels, 1)
-            ]
+            numbered = enumerate(self.labels, 1)
+            labels = [{"id": number, "name": label, "type": "mask"} for number, label in numbered]
             annotations |= {"type": "detector", "spec": orjson.dumps(labels).decode()}
         else:
             # No `startswith_box`: CVAT takes any text for true, "false" too.
@@ -88,16 +87,28 @@ def functions(
 ) -> tuple[dict[str, Function], list[str]]:
     """Everything that is ready, by id, the default segmenter first; and why something is left out."""
     ready = sorted((each for each in segmenters if each.ready), key=lambda each: each.name != default)
+    wanted: list[tuple[str, Kind, str, str, str, tuple[str, ...]]] = []
+    for name in (each.name for each in ready):
+        said = f"Masks from clicks and boxes, by {name} on clickmask's server"
+        wanted.append(
+            (f"clickmask-{name.replace(':', '-')}", "interactor", name, f"clickmask {name}", said, ())
+        )
+    fit = [each.name for each in ready if each.decoder == VIT_H]
+    if fit:
+        name = VIT_H if VIT_H in fit else fit[0]  # the real one before what imitates it
+        title = "Segment Anything in the browser" + ("" if name == VIT_H else f" (embeddings of {name})")
+        said = f"Masks that the browser decodes, from embeddings that {name} makes on clickmask's server"
+        wanted.append((SAM_PLUGIN, "embedding", name, title, said, ()))
+    for each in annotators:
+        if each.ready:
+            own = f"clickmask-detect-{each.name.replace(':', '-')}"
+            said = f"Masks of the whole image, without a prompt, by {each.name} on clickmask's server"
+            wanted.append((own, "detector", each.name, f"clickmask {each.name}", said, each.labels))
     found: dict[str, Function] = {}
     left_out: list[str] = []
-    wanted: list[Callable[[], Function]] = [partial(_interactor, each.name) for each in ready]
-    fit = [each.name for each in ready if each.decoder == VIT_H]
-    if fit:  # the real one before what imitates it
-        wanted.append(partial(_embedding, VIT_H if VIT_H in fit else fit[0]))
-    wanted += [partial(_detector, each.name, each.labels) for each in annotators if each.ready]
-    for make in wanted:
+    for fields in wanted:
         try:
-            function = make()
+            function = Function(*fields)
         except ValueError as error:
             left_out.append(str(error))
             continue
@@ -106,39 +117,3 @@ def functions(
         else:
             found[function.id] = function
     return found, left_out
-
-
-def _interactor(segmenter: str) -> Function:
-    return Function(
-        f"clickmask-{_name(segmenter)}",
-        "interactor",
-        segmenter,
-        f"clickmask {segmenter}",
-        f"Masks from clicks and boxes, by {segmenter} on clickmask's server",
-    )
-
-
-def _embedding(segmenter: str) -> Function:
-    mark = "" if segmenter == VIT_H else f" (embeddings of {segmenter})"
-    return Function(
-        SAM_PLUGIN,
-        "embedding",
-        segmenter,
-        f"Segment Anything in the browser{mark}",
-        f"Masks that the browser decodes, from embeddings that {segmenter} makes on clickmask's server",
-    )
-
-
-def _detector(annotator: str, labels: tuple[str, ...]) -> Function:
-    return Function(
-        f"clickmask-detect-{_name(annotator)}",
-        "detector",
-        annotator,
-        f"clickmask {annotator}",
-        f"Masks of the whole image, without a prompt, by {annotator} on clickmask's server",
-        labels,
-    )
-
-
-def _name(runs: str) -> str:
-    return runs.replace(":", "-")

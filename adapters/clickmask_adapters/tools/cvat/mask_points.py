@@ -1,10 +1,11 @@
-"""Masks as JSON text, a digit a pixel, written by hand: of 12 Mpx that is 24 MB. Pure.
+"""CVAT's ways to write a mask, as CVAT 2.73.0 and `cvat_sdk.masks` 2.80.0 have them. Pure.
 
-CVAT's masks: run lengths of a crop, row by row, and the box that was cropped.
+`points` of a shape of type "mask" is `[runs..., left, top, right, bottom]`: run lengths of a crop, row
+by row, and the box that was cropped. The first run counts zeros and may be 0; the box is inclusive, in
+whole pixels. COCO's RLE is another: column by column, of the whole image.
 
-`points` of a shape of type "mask" is `[runs..., left, top, right, bottom]`. The first run counts
-zeros and may be 0; the box is inclusive, in whole pixels. COCO's RLE is another: column by column,
-of the whole image. As CVAT 2.73.0 and `cvat_sdk.masks` 2.80.0 have it.
+Older versions and detectors take the mask as JSON text, a digit a pixel. It is written by hand: 12 Mpx
+are 24 MB.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from clickmask.masks.regions import mask_box
 from clickmask.types import Mask, Size
 
 Characters = NDArray[np.uint8]
+InclusiveBox = tuple[int, int, int, int]  # left, top, right, bottom: the last column and row are in it
 ZERO, COMMA, OPEN, CLOSE = b"0,[]"
 HEAD, TAIL = b'{"mask":[', b"]}"
 PIXELS_AT_ONCE = 2**16  # stays in a processor's cache: only the text itself is new memory
@@ -33,7 +35,7 @@ def mask_to_dense_reply(mask: Mask) -> memoryview:
     height, width = mask.shape
     text = np.empty(len(HEAD) + height * (2 * width + 2) + len(TAIL) - 1, np.uint8)
     text[: len(HEAD)] = np.frombuffer(HEAD, np.uint8)
-    # A row is "[0,1,1]," in pairs of what is before a digit and the digit; the last pair is "],".
+    # A row is "[0,1,1],": pairs of the character before a digit and the digit, and "]," at the end.
     rows = text[len(HEAD) : len(text) + 1 - len(TAIL)].reshape(height, 2 * width + 2)
     step = max(1, PIXELS_AT_ONCE // width)
     before = np.full((step, width), COMMA, np.uint8)
@@ -49,7 +51,7 @@ def mask_to_dense_reply(mask: Mask) -> memoryview:
 
 
 def mask_to_flat(mask: Mask, after: tuple[int, ...] = ()) -> bytes:
-    """A JSON list of 0 and 1, row by row, and of the numbers `after` them.
+    """A JSON list of 0 and 1, row by row, followed by the numbers `after`.
 
     Raises ValueError for a mask without pixels.
     """
@@ -59,22 +61,10 @@ def mask_to_flat(mask: Mask, after: tuple[int, ...] = ()) -> bytes:
     return b"".join((b"[", pairs.reshape(-1).data[1:], *numbers, b"]"))
 
 
-def _digits(mask: Mask) -> Characters:
-    return np.bitwise_or(mask, ZERO, dtype=np.uint8)
-
-
-def _require_pixels(mask: Mask) -> None:
-    if mask.ndim != 2 or not mask.size:
-        raise ValueError(f"a mask of shape {mask.shape} has no pixels to write")
-
-
-InclusiveBox = tuple[int, int, int, int]  # left, top, right, bottom: the last column and row are in it
-
-
 def mask_to_points(mask: Mask) -> list[int]:
-    """`mask` as CVAT stores it, cropped to its box; number for number what `cvat_sdk.masks` gives.
+    """`mask` as CVAT stores it, cropped to its box; number for number the same as `cvat_sdk.masks`.
 
-    An empty mask is one unset pixel, the first: CVAT has no other way, and draws nothing.
+    An empty mask becomes one unset pixel, the first: CVAT has no other way, and draws nothing.
     Raises ValueError for a mask without pixels.
     """
     crop, box = mask_to_crop(mask)
@@ -87,10 +77,19 @@ def mask_to_points(mask: Mask) -> list[int]:
 def points_to_mask(points: Sequence[float], size: Size) -> Mask:
     """The mask, a new array of `size`. CVAT gives the numbers back as floats.
 
-    Never takes more memory than the mask and a small multiple of `points`. Raises ValueError where
-    they are no whole numbers, the box is not in the image, or the runs do not fill the box.
+    Never takes more memory than the mask and a small multiple of `points`. Raises ValueError if
+    they are not whole numbers, the box is not in the image, or the runs do not fill the box.
     """
-    numbers = _whole_numbers(points)
+    try:
+        given = np.asarray(points)
+    except (ValueError, OverflowError) as error:
+        raise ValueError("a mask is a list of numbers") from error
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iuf"):
+        raise ValueError("a mask is a list of numbers")
+    # Beyond 2**53 floats have gaps; no image has so many pixels. NaN compares as false.
+    if not (np.abs(given) < 2**53).all() or not (given == np.floor(given)).all():
+        raise ValueError("a mask has a number that is not whole")
+    numbers = given.astype(np.int64)
     if len(numbers) < 5:
         raise ValueError(f"{len(numbers)} numbers are too few for a mask: at least one run and a box")
     height, width = size
@@ -108,25 +107,20 @@ def points_to_mask(points: Sequence[float], size: Size) -> Mask:
 
 
 def mask_to_crop(mask: Mask) -> tuple[Mask, InclusiveBox]:
-    """The part of `mask` in its box, contiguous, and that box; of an empty mask the first pixel.
+    """The part of `mask` in its box, contiguous, and that box; the first pixel of an empty mask.
 
     Raises ValueError for a mask without pixels.
     """
-    if mask.ndim != 2 or not mask.size:
-        raise ValueError(f"a mask of shape {mask.shape} has no pixels to crop")
+    _require_pixels(mask)
     left, top, right, bottom = (int(side) for side in mask_box(mask) or (0, 0, 1, 1))
     crop = np.ascontiguousarray(mask[top:bottom, left:right])
     return crop, (left, top, right - 1, bottom - 1)
 
 
-def _whole_numbers(points: Sequence[float]) -> NDArray[np.int64]:
-    try:
-        numbers = np.asarray(points)
-    except (ValueError, OverflowError) as error:
-        raise ValueError("a mask is a list of numbers") from error
-    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iuf"):
-        raise ValueError("a mask is a list of numbers")
-    # Beyond 2**53 floats have gaps; no image has so many pixels. NaN compares as false.
-    if not (np.abs(numbers) < 2**53).all() or not (numbers == np.floor(numbers)).all():
-        raise ValueError("a mask has a number that is not whole")
-    return numbers.astype(np.int64)
+def _digits(mask: Mask) -> Characters:
+    return np.bitwise_or(mask, ZERO, dtype=np.uint8)
+
+
+def _require_pixels(mask: Mask) -> None:
+    if mask.ndim != 2 or not mask.size:
+        raise ValueError(f"a mask of shape {mask.shape} has no pixels")

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 from clickmask.errors import InvalidPrompt, InvalidRequest
 from clickmask.types import Box, Point, Prompt, Size
+from clickmask_adapters.tools._json import Json, as_coordinate, as_list
 
-SHAPES_SINCE = (2, 60)  # before, CVAT drew nothing but a dense mask
-Json = Mapping[str, Any]
+SHAPES_SINCE = (2, 60)  # older versions of CVAT draw nothing but a dense mask
 MAX_BOXES = 100
-MAX_POINTS = 10_000  # before they are dealt out to the boxes; CLICKMASK_MAX_POINTS is for each prompt
+MAX_POINTS = 10_000  # of all boxes together; CLICKMASK_MAX_POINTS is for each prompt
 
 
 @dataclass(frozen=True)
 class Pointed:
-    """What an annotator pointed at, where CVAT said it: it may lie outside of the image."""
+    """Points and boxes of an annotator, as CVAT sends them: they may lie outside of the image."""
 
     foreground: tuple[Point, ...]
     background: tuple[Point, ...]
     boxes: tuple[tuple[Point, Point], ...]  # two opposite corners each
 
     def prompts(self, size: Size) -> list[Prompt]:
-        """One for each box, in their order, or one without a box; none if nothing positive is left.
+        """One prompt per box, in their order, or one without a box; none if nothing positive is left.
 
-        What lies outside of the image of `size` is moved to its edge, and a box without area is none.
+        Points outside of the image of `size` are moved to its edge, and a box without area is left out.
         Of several boxes, each takes the points that lie nearer to it than to the others.
         """
         foreground, background = (
@@ -47,13 +47,13 @@ class Pointed:
 
 
 def understands_shapes(user_agent: str) -> bool:
-    """Whether the caller draws `shapes`. CVAT says which it is since 2.4: whoever does not, does not."""
+    """Whether the caller draws `shapes`. CVAT names its version since 2.4; a caller without one is older."""
     version = re.match(r"CVAT/(\d{1,4})\.(\d{1,4})", user_agent)
     return version is not None and (int(version[1]), int(version[2])) >= SHAPES_SINCE
 
 
 def pointed(asked: Json) -> Pointed:
-    """Raises InvalidRequest for what is no list of points, InvalidPrompt for what is no number."""
+    """Raises InvalidRequest if the points are not lists of pairs, InvalidPrompt if they are not numbers."""
     corners = _points(asked, "obj_bbox", 2 * MAX_BOXES)
     if len(corners) % 2:
         raise InvalidRequest(f"obj_bbox has {len(corners)} points: each box has two, its corners")
@@ -65,31 +65,24 @@ def pointed(asked: Json) -> Pointed:
 
 
 def threshold(asked: Json) -> float:
-    """The least score that is wanted; CVAT leaves it out where all are."""
+    """The least score that is wanted; CVAT leaves it out if all are."""
     value = asked.get("threshold")
-    return 0.0 if value is None else _number(value, "threshold")
+    return 0.0 if value is None else as_coordinate(value, "threshold", math.inf)
 
 
 def _points(asked: Json, name: str, most: int) -> tuple[Point, ...]:
     given = asked.get(name)
     if given is None:
         return ()
-    if not isinstance(given, list):
-        raise InvalidRequest(f"{name} is a list of points")
-    if len(cast("list[object]", given)) > most:  # before they are read: a million take seconds
+    pairs = as_list(given, name)
+    if len(pairs) > most:  # before they are read: a million take seconds
         raise InvalidPrompt(f"{name} has at most {most} points")
     found: list[Point] = []
-    for point in cast("list[object]", given):
-        if not isinstance(point, list) or len(pair := cast("list[object]", point)) != 2:
+    for pair in pairs:
+        if not isinstance(pair, list) or len(xy := cast("list[object]", pair)) != 2:
             raise InvalidRequest(f"each point of {name} is [x, y]")
-        found.append((_number(pair[0], name), _number(pair[1], name)))
+        found.append((as_coordinate(xy[0], name, math.inf), as_coordinate(xy[1], name, math.inf)))
     return tuple(found)
-
-
-def _number(value: object, name: str) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return value
-    raise InvalidPrompt(f"{name}: {str(value)[:40]!r} is no finite number")
 
 
 def _clamped(point: Point, size: Size) -> Point:
@@ -104,7 +97,7 @@ def _box(corners: tuple[Point, Point], size: Size) -> Box | None:
 
 
 def _nearest(points: Sequence[Point], boxes: Sequence[Box]) -> list[int]:
-    """Of each point the index of its nearest box, the first of those equally near."""
+    """The index of the nearest box of each point, the first of those equally near."""
     xy = np.reshape(points, (-1, 1, 2))
     corners = np.reshape(boxes, (1, -1, 4))
     apart = np.maximum(corners[..., :2] - xy, xy - corners[..., 2:]).clip(min=0)  # (points, boxes, 2)

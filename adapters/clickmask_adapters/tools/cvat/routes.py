@@ -1,7 +1,7 @@
-"""The routes of nuclio's dashboard that CVAT 2.73.0 calls, and nothing else of it: no code ever comes in.
+"""The routes that CVAT 2.73.0 calls: those of nuclio's dashboard, which takes no code here, and a webhook.
 
 CVAT asks for a function's description before each call of it: that never waits for a segmenter, nor
-for the pool that segmenters keep busy. Of an answer that is no success its users see the reason phrase.
+for the pool that segmenters keep busy. If an answer is an error, its users see the reason phrase alone.
 """
 
 from __future__ import annotations
@@ -17,30 +17,34 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
-import orjson
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse
 
-from clickmask.errors import AnnotatorNotReady, Busy, ClickmaskError, InvalidRequest, SegmenterNotReady
+from clickmask.errors import AnnotatorNotReady, Busy, ClickmaskError, SegmenterNotReady
 from clickmask.workbench import Workbench
 from clickmask_adapters.api._json import json_response
-from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools.cvat.backend import Invoker, ResultCache, key_of, within
+from clickmask_adapters.tools._json import as_text, parse_object
+from clickmask_adapters.tools.cvat import WEBHOOK
+from clickmask_adapters.tools.cvat.backend import Invoker, ResultCache, key_of, wait
 from clickmask_adapters.tools.cvat.functions import Function, functions
 from clickmask_adapters.tools.cvat.labels import TOOL
+from clickmask_adapters.tools.cvat.settings import CvatSettings
 
 log = logging.getLogger(__name__)
-FUNCTIONS_TTL_S = 5.0  # seconds for which the list of functions is taken for the truth: making it takes 0.03
-MAX_CLICK_S = 50.0  # seconds; the nginx before CVAT gives up on an annotator's call after 60
-DEFAULT_TIMEOUT_S = 120.0  # seconds; CVAT's own default, where its request does not say
-RESERVE_S = 5.0  # seconds before CVAT's timeout that an answer should be on its way
+FUNCTIONS_TTL_S = 5.0  # the list of functions is believed for so long: making it takes 0.03 s
+MAX_CLICK_S = 50.0  # the nginx before CVAT gives up on an annotator's call after 60
+DEFAULT_TIMEOUT_S = 120.0  # CVAT's own default, if its request does not say
+RESERVE_S = 5.0  # an answer should be on its way so long before CVAT's timeout
+SECRET_VARIABLE = "CVAT_WEBHOOK_SECRET"  # noqa: S105  # its name, not its value
+SIGNATURE = "X-Signature-256"
 
 
-def router(workbench: Workbench, settings: Settings) -> APIRouter:
+def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIRouter:
+    """The routes of nuclio's dashboard, and the one for events that are signed with CVAT_WEBHOOK_SECRET."""
     offered = Offered(workbench)
-    invoker = Invoker(workbench, settings.min_iou, every_candidate=settings.cvat_candidates)
-    late = ResultCache()
+    invoker = Invoker(workbench, min_iou, every_candidate=settings.cvat_candidates)
+    results = ResultCache()
+    secret = settings.cvat_webhook_secret.get_secret_value() if settings.cvat_webhook_secret else None
     listing = ThreadPoolExecutor(1, thread_name_prefix="cvat-functions")
 
     @asynccontextmanager
@@ -62,7 +66,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
     async def invoke(request: Request, name: str) -> Response:
         function = await required(name)
         body = await request.body()  # its size was limited at the gate
-        # Counted from here: waiting for a thread of the pool is part of what CVAT waits for.
+        # The time counts from here: CVAT also waits while this waits for a thread of the pool.
         until = time.monotonic() + patience(function, request.headers.get("x-nuclio-invoke-timeout", ""))
         user_agent = request.headers.get("user-agent", "")
 
@@ -73,15 +77,16 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         while True:
             try:
                 if function.kind == "detector":
-                    return await late.within(until, key, begin)
-                return await within(until, asyncio.ensure_future(begin()))
+                    return await results.wait(until, key, begin)
+                return await wait(until, asyncio.ensure_future(begin()))
             except Busy as error:
-                # A batch of CVAT's ends with the first frame that fails, so a detector waits its turn.
+                # CVAT ends a batch with the first frame that fails, so a detector waits its turn.
                 if function.kind != "detector" or time.monotonic() + error.retry_after >= until:
-                    raise _refusal(HTTPStatus.TOO_MANY_REQUESTS, error, error.retry_after) from error
+                    retry = {"Retry-After": f"{error.retry_after:.0f}"}
+                    raise HTTPException(HTTPStatus.TOO_MANY_REQUESTS, str(error), retry) from error
                 await asyncio.sleep(error.retry_after)
             except (SegmenterNotReady, AnnotatorNotReady) as error:
-                raise _refusal(HTTPStatus.CONFLICT, error) from error
+                raise HTTPException(HTTPStatus.CONFLICT, str(error)) from error
             except ClickmaskError:
                 raise
             except Exception as error:  # a plugin is foreign code; CVAT would show its users a bare 500
@@ -111,14 +116,23 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         async def invoke_directly(request: Request) -> Response:
             return await invoke(request, direct)
 
+    @routes.post(WEBHOOK)
+    async def webhook(request: Request) -> Response:
+        body = await request.body()  # its size was limited at the gate
+        require_signature(secret.encode() if secret else None, body, request.headers.get(SIGNATURE, ""))
+        event = parse_object(body, "the event")
+        if as_text(event.get("event"), "the name of the event") == "ping":
+            return json_response({"status": "clickmask hears CVAT"})
+        await asyncio.wrap_future(workbench.keep_event(TOOL, body))  # on the disk before the answer
+        return json_response({"status": "kept"}, HTTPStatus.ACCEPTED)
+
     return routes
 
 
 class Offered:
-    """The functions that can be called, by name. Loads no model."""
+    """The functions that can be called, by name. Loads no model; logs what is ready but not offered."""
 
     def __init__(self, workbench: Workbench) -> None:
-        """Logs what is ready but cannot be offered."""
         self._workbench = workbench
         self.last, left_out = self._look()
         self._until = time.monotonic() + FUNCTIONS_TTL_S
@@ -126,7 +140,7 @@ class Offered:
             log.warning("cvat: not offered: %s", reason)
 
     def now(self) -> Mapping[str, Function]:
-        """All that is ready now, or was a few seconds ago; `last` is what this gave before."""
+        """All functions that are ready now, or were a few seconds ago; `last` is the previous answer."""
         if time.monotonic() >= self._until:
             self.last, _ = self._look()
             self._until = time.monotonic() + FUNCTIONS_TTL_S
@@ -138,48 +152,19 @@ class Offered:
 
 
 def patience(function: Function, timeout: str) -> float:
-    """Seconds in which the answer must be there; `timeout` is CVAT's own, such as "120s"."""
+    """Seconds until the answer must be there; `timeout` is CVAT's own, such as "120s"."""
     given = re.fullmatch(r"(\d{1,6}(?:\.\d{1,9})?)s", timeout)
     seconds = float(given[1]) if given else DEFAULT_TIMEOUT_S
     longest = seconds if function.kind == "detector" else MAX_CLICK_S
     return max(1.0, min(seconds - RESERVE_S, longest))
 
 
-def _refusal(status: HTTPStatus, error: Exception, retry_after: float | None = None) -> HTTPException:
-    headers = {"Retry-After": f"{retry_after:.0f}"} if retry_after is not None else None
-    return HTTPException(status, str(error), headers)
-
-
 def _port(request: Request) -> int:
     return int((request.scope.get("server") or ("", 0))[1] or 0)
 
 
-PATH = "/webhooks/cvat"
-SECRET_VARIABLE = "CVAT_WEBHOOK_SECRET"  # noqa: S105  # its name, not its value
-SIGNATURE = "X-Signature-256"
-
-
-def webhook_router(workbench: Workbench, settings: Settings) -> APIRouter:
-    """One route, for events that are signed with CVAT_WEBHOOK_SECRET."""
-    secret = (
-        settings.cvat_webhook_secret.get_secret_value().encode() if settings.cvat_webhook_secret else None
-    )
-    routes = APIRouter(include_in_schema=False)
-
-    @routes.post(PATH)
-    async def webhook(request: Request) -> JSONResponse:
-        body = await request.body()  # its size was limited at the gate
-        require_signature(secret, body, request.headers.get(SIGNATURE, ""))
-        if event_name(body) == "ping":
-            return JSONResponse({"status": "clickmask hears CVAT"})
-        await asyncio.wrap_future(workbench.keep_event(TOOL, body))  # on the disk: no answer before
-        return JSONResponse({"status": "kept"}, HTTPStatus.ACCEPTED)
-
-    return routes
-
-
 def signature(secret: bytes, body: bytes) -> str:
-    """What CVAT writes into X-Signature-256: HMAC-SHA256 over the body's bytes as they are sent."""
+    """The value of X-Signature-256: HMAC-SHA256 over the body's bytes as they are sent."""
     return "sha256=" + hmac.new(secret, body, hashlib.sha256).hexdigest()
 
 
@@ -191,21 +176,10 @@ def require_signature(secret: bytes | None, body: bytes, given: str) -> None:
             f"CVAT's webhooks are refused until {SECRET_VARIABLE} is set: to a secret of your own, the same "
             "for the server and for clickmask connect cvat",
         )
-    # Starlette decodes headers as Latin-1: this is the bytes as they came.
+    # Starlette decodes headers as Latin-1: these are the bytes as they came.
     if not hmac.compare_digest(signature(secret, body).encode(), given.encode("latin-1")):
         raise HTTPException(
             HTTPStatus.UNAUTHORIZED,
             f"the webhook's signature is not that of {SECRET_VARIABLE}: run clickmask connect cvat with the "
             "server's secret",
         )
-
-
-def event_name(body: bytes) -> str:
-    """The event's own name. Raises InvalidRequest for what is no event."""
-    try:
-        event = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest("the event is not JSON") from error
-    if not isinstance(event, dict) or not isinstance(event.get("event"), str):  # pyright: ignore[reportUnknownMemberType]
-        raise InvalidRequest('an event of CVAT is a JSON object with a text "event"')
-    return str(event["event"])  # pyright: ignore[reportUnknownArgumentType]

@@ -3,51 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from fastapi import APIRouter
-
-from clickmask.workbench import Workbench
-from clickmask_adapters.home import Home
 from clickmask_adapters.tools import NamedImage, Tool
-from clickmask_adapters.tools._prelabel import Step
-from clickmask_adapters.tools.label_studio import connect, prelabel, pull, routes
-from clickmask_adapters.tools.label_studio.client import client_of
+from clickmask_adapters.tools.label_studio.settings import LabelStudioSettings
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from clickmask.workbench import Workbench
+    from clickmask_adapters.home import Home
+    from clickmask_adapters.tools._prelabel import Step
+    from clickmask_adapters.tools.label_studio.client import LabelStudioClient
+    from clickmask_adapters.tools.label_studio.pull import LabelStudioLabels
+
+SETTINGS = LabelStudioSettings
 
 
 class LabelStudio(Tool):
     name = "label_studio"
+    open_paths = frozenset({"/health", "/setup", "/predict", "/versions", "/webhook"})
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self._client = client_of(home.settings)
-        self._labels = pull.LabelStudioLabels(self._client)
 
     @property
     def origin(self) -> str | None:
         return self._client.url
 
     @property
-    def open_paths(self) -> frozenset[str]:
-        return frozenset({"/health", "/setup", "/predict", "/versions", "/webhook"})
-
-    @property
-    def labels(self) -> pull.LabelStudioLabels:
+    def labels(self) -> LabelStudioLabels:
         return self._labels
 
+    @cached_property
+    def _labels(self) -> LabelStudioLabels:
+        from clickmask_adapters.tools.label_studio.pull import LabelStudioLabels
+
+        return LabelStudioLabels(self._client)
+
     def router(self, workbench: Workbench) -> APIRouter:
-        return routes.router(workbench, self._home.settings)
+        from clickmask_adapters.tools.label_studio import routes
+
+        return routes.router(workbench, self._client, self._home.settings.min_iou)
 
     def images(self, project: str) -> Iterator[NamedImage]:
-        return pull.project_images(self._client, pull.project_number(project))
+        from clickmask_adapters.tools.label_studio.pull import project_images
+
+        return project_images(self._client, project)
 
     def connect(self, project: str, our_url: str) -> Iterator[str]:
-        settings = self._home.settings
+        from clickmask_adapters.tools.label_studio.connect import connect
+
+        settings, read = self._home.settings, self._home.images.identify
         secret = settings.token.get_secret_value() if settings.token else None
-        number, read = pull.project_number(project), self._home.images.identify
-        return connect.connect(self._client, number, our_url, secret, read, settings.username)
+        return connect(self._client, project, our_url, secret, read, settings.username)
 
     def prelabel(self, workbench: Workbench, project: str) -> Iterator[Step]:
-        return prelabel.prelabel(workbench, self._home.settings, project)
+        from clickmask_adapters.tools.label_studio.prelabel import prelabel
+
+        return prelabel(workbench, self._client, project, self._home.settings.min_iou)
+
+    @cached_property
+    def _client(self) -> LabelStudioClient:
+        from clickmask_adapters.tools.label_studio.client import client_of
+
+        return client_of(self._home.settings.of(LabelStudioSettings))
 
 
 def create(home: Home) -> Tool:

@@ -1,12 +1,12 @@
-"""Between Label Studio's JSON (recorded with 1.23.2) and the vocabulary of the core. Pure.
+"""Predictions as Label Studio's JSON (recorded with 1.23.2). Pure.
 
 Label Studio counts in percent of the image as it is displayed: EXIF applied, its own rotate tool
-not. Only this file knows.
+not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,11 @@ import numpy as np
 
 from clickmask.masks.regions import mask_box
 from clickmask.masks.single_rings import SingleRings, mask_to_single_rings
-from clickmask.types import Mask, Prediction, Ring, Size
+from clickmask.types import Mask, Prediction
 from clickmask_adapters.tools.label_studio.bit_mask import mask_to_bit_mask
 from clickmask_adapters.tools.label_studio.brush_rle import mask_to_brush_rle
 from clickmask_adapters.tools.label_studio.label_config import LABELS, Answer
 from clickmask_adapters.tools.label_studio.prompts import Request
-
-Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +32,8 @@ class Regions:
 def regions(proposal: str, prediction: Prediction, asked: Request, min_iou: float) -> Regions:
     """The prediction as regions of every control that answers; none if its mask is empty.
 
-    The ids of the regions begin with `proposal`. `min_iou` bounds the points of polygons.
+    The ids of the regions begin with `proposal`. Polygons have as few points as `min_iou` with the mask
+    allows.
     """
     mask = prediction.mask
     if not mask.any():
@@ -45,7 +44,8 @@ def regions(proposal: str, prediction: Prediction, asked: Request, min_iou: floa
     for answer in asked.answers:
         if answer.control.kind == "polygon":
             polygons = polygons or mask_to_single_rings(mask, min_iou)
-            values = [_polygon_value(ring, asked.size) for ring in polygons.rings]
+            percent = (100 * ring / asked.size[::-1] for ring in polygons.rings)
+            values = [{"points": np.ascontiguousarray(ring), "closed": True} for ring in percent]
         else:
             values = [_whole_value(answer.control.kind, mask)]
         for value in values:
@@ -57,7 +57,7 @@ def regions(proposal: str, prediction: Prediction, asked: Request, min_iou: floa
 def _region(
     region: str, value: dict[str, Any], answer: Answer, score: float, asked: Request
 ) -> Iterator[dict[str, Any]]:
-    """One result, or two of one id where a `Labels` tag labels what a bare `Brush` draws."""
+    """One result, or two with the same id if a `Labels` tag labels what a bare `Brush` draws."""
     common = {
         "id": region,
         "to_name": asked.to_name,
@@ -90,8 +90,3 @@ def _whole_value(kind: str, mask: Mask) -> dict[str, Any]:
         "height": 100 * (y1 - y0) / height,
         "rotation": 0,
     }
-
-
-def _polygon_value(ring: Ring, size: Size) -> dict[str, Any]:
-    height, width = size
-    return {"points": np.ascontiguousarray(100 * ring / (width, height)), "closed": True}

@@ -1,17 +1,23 @@
-"""Work behind the routes of a Label Studio machine learning backend, on the core."""
+"""The work behind the routes of a Label Studio machine learning backend."""
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
-import orjson
-
+from clickmask.caches import Lru
 from clickmask.errors import ClickmaskError, InvalidRequest
 from clickmask.workbench import Workbench
+from clickmask_adapters.tools._json import (
+    Json,
+    as_id,
+    as_list,
+    as_object,
+    as_text,
+    parse_object,
+    project_number,
+)
 from clickmask_adapters.tools.label_studio import answers, label_config, prompts
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.label_config import LabelConfig
@@ -19,63 +25,55 @@ from clickmask_adapters.tools.label_studio.labels import TOOL
 from clickmask_adapters.tools.label_studio.prelabel import Prelabeller, model_version
 
 log = logging.getLogger(__name__)
-
-Json = Mapping[str, Any]
-
 MAX_REMEMBERED_TASKS = 1000  # tasks that were clicked in
 MAX_PREPARED = 64  # images of one request, and requests that wait: a whole project may be sent at once
 NEXT_TASKS = 3  # that are prepared while an annotator works on one
 
 
 class Backend:
-    """What the routes do, on the core and with images of one Label Studio. For any thread."""
+    """Answers from the workbench, with images of one Label Studio. For any thread."""
 
     def __init__(self, workbench: Workbench, client: LabelStudioClient, min_iou: float) -> None:
         self._workbench = workbench
         self._client = client
         self._min_iou = min_iou
-        self._lock = threading.Lock()
-        self._clicked: OrderedDict[tuple[str, int], None] = OrderedDict()  # projects and tasks, newest last
+        self._clicked = Lru[tuple[str, int], bool](max_count=MAX_REMEMBERED_TASKS)  # projects and tasks
 
     def versions(self) -> list[str]:
         return [status.name for status in self._workbench.segmenters() if status.ready]
 
     def set_up(self, asked: Json) -> str:
-        """Remember the segmenter that the project's extra_params name; gives the model version."""
-        segmenter = _extra_params(asked.get("extra_params")).get("segmenter")
+        """Remember the segmenter that the project's extra_params name, and give the model version.
+
+        They are a JSON object, or one written as text, as Label Studio's form takes it.
+        """
+        given = asked.get("extra_params")
+        if isinstance(given, str):
+            given = parse_object(given.encode(), "extra_params") if given.strip() else None
+        segmenter = as_object(given, "extra_params", empty=True).get("segmenter")
         if segmenter is not None and not isinstance(segmenter, str):
             raise InvalidRequest('extra_params are {"segmenter": "NAME"}, with the name as text')
         self._workbench.set_project(TOOL, _project(asked), segmenter)
         return self.model_version(asked)
 
     def model_version(self, asked: Json, segmenter: str | None = None) -> str:
-        """Changes with what is served: Label Studio asks anew for predictions of another version."""
-        served = self._served(asked)
+        """The version that is served: Label Studio asks again for predictions when it changes."""
+        served = self._workbench.trained_annotator(TOOL, _project(asked))
         return model_version(segmenter or self.segmenter(asked), served and served[1])
 
     def start_training(self, asked: Json) -> str:
-        """The job that trains the project. Raises TrainingNotReady."""
-        project = json_object(asked.get("project"), "the project of the event")
+        """Start to train the project, and give the id of the job. Raises TrainingNotReady."""
+        project = as_object(asked.get("project"), "the project of the event")
         return self._workbench.supervisor.request(TOOL, _project({"project": project.get("id")})).id
 
     def prelabel(self, asked: Json) -> list[dict[str, Any]]:
         """The `results` of tasks that nobody has clicked in; none while no model is served."""
-        served = self._served(asked)
+        served = self._workbench.trained_annotator(TOOL, _project(asked))
         if served is None:
             return []
-        annotator = Prelabeller(
-            self._workbench,
-            self._client,
-            served[0],
-            self.model_version(asked),
-            _label_config(asked),
-            self._min_iou,
-        )
-        return annotator.answers([_task(task) for task in _tasks(asked)])
-
-    def _served(self, asked: Json) -> tuple[str, str] | None:
-        """The annotator of the project's trained model, and its version."""
-        return self._workbench.trained_annotator(TOOL, _project(asked))
+        version, config = self.model_version(asked), _label_config(asked)
+        prelabeller = Prelabeller(self._workbench, self._client, served[0], version, config, self._min_iou)
+        return prelabeller.answers([_task(task) for task in _tasks(asked)])
 
     def answer(self, asked: Json, context: object) -> dict[str, Any]:
         """One entry of `results`. Raises InvalidRequest, InvalidPrompt and what `propose` raises."""
@@ -119,10 +117,10 @@ class Backend:
                 log.info("%s: task %d could not be prepared: %s", TOOL, task, error)
 
     def prepare_created(self, event: bytes) -> None:
-        """Start on the first images of new tasks: whoever imports them will label them."""
+        """Start on the first images of new tasks: they will be labelled soon."""
         try:
-            created = parse_body(event, "the event")
-            project = json_object(created.get("project"), "the project of the event")
+            created = parse_object(event, "the event")
+            project = as_object(created.get("project"), "the project of the event")
             asked = {"project": project.get("id"), "label_config": project.get("label_config")}
             images = images_of({**asked, "tasks": created.get("tasks")})
             self.prepare(images, self.segmenter(asked))
@@ -130,22 +128,17 @@ class Backend:
             log.info("%s: new tasks are not prepared: %s", TOOL, error)
 
     def goes_on(self, asked: Json) -> bool:
-        """Whether somebody has begun with another task, so that the next ones may be asked for: once each."""
+        """Whether this is the first click in its task: time to prepare the tasks that come next."""
         if self._client.url is None:
             return False
-        place = _project(asked), _task(_tasks(asked)[0])[0]
-        with self._lock:
-            known = place in self._clicked
-            self._clicked[place] = None
-            if len(self._clicked) > MAX_REMEMBERED_TASKS:
-                self._clicked.popitem(last=False)
-        return not known
+        task, _ = _task(_tasks(asked)[0])
+        return self._clicked.put((_project(asked), task), True) is None
 
     def prepare_next(self, asked: Json) -> None:
-        """Start on the tasks that Label Studio shows after this one: by number, those nobody has labelled."""
+        """Start on the tasks that Label Studio shows next: by number, those that nobody has labelled."""
         task, _ = _task(_tasks(asked)[0])
         try:
-            project = _number(_project(asked))
+            project = project_number(_project(asked), "Label Studio")
             following, _ = self._client.annotated_tasks(project, task, NEXT_TASKS, without_annotations=True)
             if following:
                 self.prepare(images_of({**asked, "tasks": following}), self.segmenter(asked))
@@ -158,28 +151,19 @@ class Backend:
 
 
 def _project(asked: Json) -> str:
-    """Label Studio writes `1.1795370196`: the project's number and when it was made."""
+    """The project's number: Label Studio writes `1.1795370196`, with the time when it was made."""
     project = asked.get("project")
     if not isinstance(project, str | int) or isinstance(project, bool):
         raise InvalidRequest("the request does not name its project")
     return str(project).partition(".")[0][:100]
 
 
-def _number(project: str) -> int:
-    if not project.isdecimal():
-        raise InvalidRequest("the project has no number")
-    return int(project)
-
-
 def _label_config(asked: Json) -> LabelConfig:
-    xml = asked.get("label_config")
-    if not isinstance(xml, str):
-        raise InvalidRequest("the request has no label_config")
-    return label_config.parse(xml)
+    return label_config.parse(as_text(asked.get("label_config"), "the label_config of the request"))
 
 
 def images_of(asked: Json) -> list[tuple[int, str]]:
-    """Task and address of the first images that the tasks show; a task without image is left out."""
+    """Task and address of the first images that the tasks show; a task without an image is left out."""
     config = _label_config(asked)
     found: list[tuple[int, str]] = []
     for task, data in map(_task, _tasks(asked)[:MAX_PREPARED]):
@@ -192,38 +176,15 @@ def images_of(asked: Json) -> list[tuple[int, str]]:
 
 
 def _tasks(asked: Json) -> list[object]:
-    tasks = asked.get("tasks")
-    if not isinstance(tasks, list) or not tasks:
+    tasks = as_list(asked.get("tasks"), "the tasks of the request")
+    if not tasks:
         raise InvalidRequest("the request has no tasks")
-    return cast("list[object]", tasks)
+    return tasks
 
 
 def _task(task: object) -> tuple[int, Json]:
     """Its number and its data."""
-    described = json_object(task, "a task")
-    number = described.get("id")
-    if not isinstance(number, int) or isinstance(number, bool):
-        raise InvalidRequest("a task has no id")
-    return number, json_object(described.get("data"), "the data of a task")
-
-
-def _extra_params(given: object) -> Json:
-    """A JSON object, or one written as text, as Label Studio's form takes it."""
-    if not isinstance(given, str):
-        return json_object(given, "extra_params", empty=True)
-    return parse_body(given.encode(), "extra_params") if given.strip() else {}
-
-
-def json_object(value: object, name: str, empty: bool = False) -> Json:
-    if value is None and empty:
-        return {}
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"{name} must be a JSON object")
-    return cast("Json", value)
-
-
-def parse_body(body: bytes, name: str = "the request") -> Json:
-    try:
-        return json_object(orjson.loads(body), name)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"{name} is not JSON") from error
+    described = as_object(task, "a task")
+    return as_id(described.get("id"), "the id of a task"), as_object(
+        described.get("data"), "the data of a task"
+    )

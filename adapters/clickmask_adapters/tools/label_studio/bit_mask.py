@@ -1,4 +1,4 @@
-"""Label Studio's bit masks: a PNG in a data: address, black where the mask is, else transparent."""
+"""Label Studio's bit masks: a PNG in a data: address, black inside the mask and transparent outside."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from clickmask.types import Mask, Size
 
 PREFIX = "data:image/png;base64,"
-OPAQUE = 128  # the alpha from which a pixel counts, as for brushes
+OPAQUE = 128  # the least alpha of a pixel that counts, as for brushes
 
 
 def mask_to_bit_mask(mask: Mask) -> str:
@@ -24,9 +24,9 @@ def mask_to_bit_mask(mask: Mask) -> str:
 
 
 def bit_mask_to_mask(written: str, size: Size) -> Mask:
-    """The mask, a new array of `size`, of the pixels whose alpha is at least half.
+    """The pixels whose alpha is at least half, as a new mask of `size`.
 
-    Raises ValueError for what is no PNG with alpha of that size.
+    Raises ValueError unless `written` is a PNG of that size with alpha.
     """
     if not written.startswith(PREFIX):
         raise ValueError("a bit mask is a PNG in a data: address")

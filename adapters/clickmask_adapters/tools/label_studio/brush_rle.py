@@ -3,14 +3,13 @@
 The format is that of thi.ng's rle-pack, as Label Studio 1.23.2 reads and writes it: a 32-bit
 count of values; 5 bits of word size - 1; four 4-bit run classes (size - 1); then blocks of 1 bit
 "is a run", 2 bits class, as many bits of length - 1 as the class says, and the value of the run
-or, where it is none, each of the values. The most significant bit comes first.
+or, if it is not a run, each of the values. The most significant bit comes first.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +25,14 @@ WORD_BITS = 8
 RUN_BITS = (3, 4, 8, 16)
 MAX_RUN = 2**16
 HEADER_BITS = 32 + 5 + 4 * 4
-OPAQUE = 128  # the alpha from which a pixel counts: strokes drawn in the UI have soft edges
+OPAQUE = 128  # the least alpha of a pixel that counts: strokes drawn in the UI have soft edges
 
 
 def mask_to_brush_rle(mask: Mask) -> Bytes:
-    """`mask` as bytes, one dimension: foreground 255, background 0 in all four channels.
+    """`mask` as a row of bytes: foreground 255, background 0 in all four channels.
 
-    Byte for byte what `label_studio_sdk.converter.brush.mask2rle` (2.1.2) gives, down to the
-    whole zero byte at the end where the last bit would fill its byte.
+    Byte for byte the same as `label_studio_sdk.converter.brush.mask2rle` (2.1.2), down to the
+    zero byte at the end if the last bit fills its byte.
     """
     if mask.ndim != 2 or not mask.size:
         raise ValueError(f"a mask of shape {mask.shape} has no brush")
@@ -54,13 +53,20 @@ def mask_to_brush_rle(mask: Mask) -> Bytes:
 
 
 def brush_rle_to_mask(rle: Sequence[int] | Bytes, size: Size) -> Mask:
-    """The mask, a new array of `size`, of the pixels whose alpha is at least half.
+    """The pixels whose alpha is at least half, as a new mask of `size`.
 
-    Never takes more memory than the mask and a small multiple of `rle`. Raises ValueError where
-    the bytes are cut off, were not made for an image of `size`, or are not bytes.
+    Never takes more memory than the mask and a small multiple of `rle`. Raises ValueError if `rle` is
+    cut off, was not made for an image of `size`, or is not a list of bytes.
     """
     height, width = size
-    packed = _as_bytes(rle)
+    try:
+        numbers = np.asarray(rle)
+    except (ValueError, OverflowError) as error:
+        raise ValueError("a brush is a list of bytes") from error
+    whole = numbers.ndim == 1 and numbers.dtype.kind in "iu"
+    if not whole or (numbers.size and not (0 <= numbers.min() and numbers.max() <= 255)):
+        raise ValueError("a brush is a list of bytes, whole numbers from 0 to 255")
+    packed = numbers.astype(np.uint8)
     if 8 * len(packed) < HEADER_BITS:
         raise ValueError(f"{len(packed)} bytes are too short for a brush")
     header = int.from_bytes(packed[:7].tobytes(), "big") >> (56 - HEADER_BITS)
@@ -78,7 +84,7 @@ def brush_rle_to_mask(rle: Sequence[int] | Bytes, size: Size) -> Mask:
 
 
 def _pack(blocks: Integers, bits: Integers, values: int) -> Bytes:
-    """The header for a number of `values`, then the lowest `bits` of each block."""
+    """The header of a brush with this number of `values`, then the lowest `bits` of each block."""
     starts = np.cumsum(bits) - bits + HEADER_BITS
     length = int(starts[-1] + bits[-1]) // 8 + 1
     packed = np.zeros(length + 5, np.uint8)
@@ -96,9 +102,9 @@ def _pack(blocks: Integers, bits: Integers, values: int) -> Bytes:
 
 
 def _blocks(packed: Bytes, run_bits: Sequence[int], values: int) -> tuple[Integers, Integers]:
-    """The length of each run, single values being runs of 1, and the bit at which its value is.
+    """The length of each run, and the bit at which its value begins; a single value is a run of 1.
 
-    Where a block begins is known only once the one before it is read: they are read one by one.
+    They are read one by one: a block says where the next one begins.
     """
     source, bits = packed.tobytes() + bytes(4), 8 * len(packed)
     run_lengths, repeats, value_at = array("q"), array("q"), array("q")
@@ -125,20 +131,7 @@ def _blocks(packed: Bytes, run_bits: Sequence[int], values: int) -> tuple[Intege
 
 
 def _read_words(packed: Bytes, start: Integers) -> Bytes:
-    """The 8-bit words that begin at the bits `start`, none of which ends beyond the bytes."""
+    """The 8-bit words that begin at the bits `start`; none may end beyond `packed`."""
     after = np.append(packed, np.uint8(0))
     first, shift = start >> 3, (start & 7).astype(np.uint16)
     return (after[first].astype(np.uint16) << shift | after[first + 1] >> (8 - shift)).astype(np.uint8)
-
-
-def _as_bytes(rle: Sequence[int] | Bytes) -> Bytes:
-    try:
-        numbers = np.asarray(rle)
-    except (ValueError, OverflowError) as error:
-        raise ValueError("a brush is a list of bytes") from error
-    if numbers.dtype == np.uint8 and numbers.ndim == 1:
-        return cast("Bytes", numbers)
-    whole = numbers.ndim == 1 and numbers.dtype.kind in "iu"
-    if not whole or (numbers.size and not (0 <= numbers.min() and numbers.max() <= 255)):
-        raise ValueError("a brush is a list of bytes, whole numbers from 0 to 255")
-    return numbers.astype(np.uint8)

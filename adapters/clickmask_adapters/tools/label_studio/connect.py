@@ -1,4 +1,4 @@
-"""Connect a Label Studio project with clickmask: the backend, the webhook, and a look both ways."""
+"""A connection of a Label Studio project with clickmask: backend, webhook, and a check both ways."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any
 
 from clickmask.errors import ClickmaskError, InvalidRequest
 from clickmask.types import ImageRef
-from clickmask_adapters.tools.label_studio import label_config
-from clickmask_adapters.tools.label_studio.client import LabelStudioClient, LabelStudioError
+from clickmask_adapters.tools._client import ToolError
+from clickmask_adapters.tools._json import Json, project_number
+from clickmask_adapters.tools._webhook import changed, keep_oldest, mend_webhook
+from clickmask_adapters.tools.label_studio.client import LabelStudioClient
+from clickmask_adapters.tools.label_studio.labels import config_of
 
 CONNECTED = "CO"  # MLBackend.state
 UNBLOCK = "start Label Studio with ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false (it needs both)"
@@ -16,26 +19,35 @@ UNBLOCK = "start Label Studio with ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_E
 
 def connect(
     client: LabelStudioClient,
-    project: int,
-    backend_url: str,
+    project: str,
+    our_url: str,
     secret: str | None,
     read: Callable[[ImageRef], object],
     username: str = "clickmask",
 ) -> Iterator[str]:
     """Do and check what is needed, one sentence a step; doing it again changes nothing.
 
-    `backend_url` is clickmask's address as Label Studio sees it; `secret` (and `username`) what
-    clickmask wants of its callers, None where it wants nothing; `read` reads an image, as clickmask
-    does for a click. Raises LabelStudioError, or what `read` raises, where a step fails: the
-    sentences before it are then true, and what follows was not done.
+    `our_url` is clickmask's address as Label Studio sees it. `secret` and `username` are what clickmask
+    wants of its callers, a secret of None if it wants nothing. `read` reads an image, as clickmask does
+    for a click. Raises InvalidRequest if `project` is not a number, and ToolError if a step fails: the
+    sentences before it are then true, and the steps after it were not done.
     """
-    url = backend_url.rstrip("/")
+    number = project_number(project, "Label Studio")
+    url = our_url.rstrip("/")
     version = client.version()
-    found = client.project(project)
-    yield f"Label Studio {version} takes the API key; project {project} is “{found.get('title', '')}”."
-    yield from _mend_backend(client, project, url, username, secret)
-    yield from _mend_webhook(client, project, f"{url}/webhook", secret)
-    yield from _look_from_label_studio(client, project, url)
+    found = client.project(number)
+    yield f"Label Studio {version} takes the API key; project {number} is “{found.get('title', '')}”."
+    yield from _mend_backend(client, number, url, username, secret)
+    yield from _mend_webhook(client, number, f"{url}/webhook", secret)
+    # Listing makes Label Studio ask the backend for its health and setup.
+    backend = next(row for row in client.backends(number) if row["url"].rstrip("/") == url)
+    if backend.get("state") != CONNECTED:
+        said = backend.get("error_message") or backend.get("readable_state")
+        raise ToolError(
+            f"Label Studio does not reach clickmask at {url} ({said}): is clickmask running, and is this its "
+            "address as Label Studio sees it?"
+        )
+    yield f"Label Studio reaches clickmask ({backend.get('model_version')})."
     yield from _look_at_label_studio(client, found, read)
 
 
@@ -48,77 +60,62 @@ def _mend_backend(
     # Label Studio never shows a password, so it is sent each time. A change is checked with url and project.
     password = {"basic_auth_pass": secret} if secret else {}
     identity = {"project": project, "url": url}
-    ours = _at(url, client.backends(project))
-    if not ours:
+    place = "backend", url
+    kept = yield from keep_oldest(*place, client.backends(project), "url", client.remove_backend)
+    if kept is None:
         try:
             client.add_backend({**identity, **wanted, **password, "title": "clickmask"})
             yield f"The backend {url} was added."
             return
-        except LabelStudioError as error:
-            ours = _at(url, client.backends(project))
-            if not ours:  # refused with 403 it may stand there nevertheless, without its webhook (1.23.2)
+        except ToolError as error:
+            kept = yield from keep_oldest(*place, client.backends(project), "url", client.remove_backend)
+            if kept is None:  # refused with 403 it may stand there nevertheless, without its webhook (1.23.2)
                 raise _advised(error, f"the backend {url} could not be added") from error
             yield f"The backend {url} was added, though Label Studio refused its webhook."
-    kept, *surplus = ours
-    for backend in surplus:
-        client.remove_backend(backend["id"])
-        yield f"The backend {url} was there twice; one was removed."
-    changes = {name: value for name, value in wanted.items() if kept.get(name) != value}
-    if changes or password:
+    mended = changed(kept, wanted)
+    if mended or password:
         try:
             client.change_backend(kept["id"], {**identity, **wanted, **password})
-        except LabelStudioError as error:
+        except ToolError as error:
             raise _advised(error, f"the backend {url} could not be changed") from error
-    if changes:
-        yield f"The backend {url} was mended: {_listed(changes)}."
+    if mended:
+        yield f"The backend {url} was mended: {mended}."
     else:
         yield f"The backend {url} is there already" + (", its password was set again." if password else ".")
 
 
 def _mend_webhook(client: LabelStudioClient, project: int, url: str, secret: str | None) -> Iterator[str]:
-    """Basic auth of the backend is not sent with webhooks: they need a header of their own."""
-    wanted: dict[str, Any] = {"send_payload": True, "send_for_all_actions": True, "is_active": True}
+    """Label Studio does not send basic auth with webhooks: they need a header of their own."""
     authorization = {"Authorization": f"Token {secret}"} if secret else {}
-    ours = _at(url, client.webhooks(project))
-    try:
-        if not ours:
-            client.add_webhook({"project": project, "url": url, **wanted, "headers": authorization})
-            yield f"The webhook {url} was added{', with its secret' if secret else ''}."
-            return
-        kept, *surplus = ours
-        for webhook in surplus:
-            client.remove_webhook(webhook["id"])
-            yield f"The webhook {url} was there twice; one was removed."
-        headers: dict[str, str] = kept.get("headers") or {}
+
+    def wanted(row: Json) -> dict[str, Any]:
+        headers: dict[str, str] = row.get("headers") or {}
         others = {name: value for name, value in headers.items() if name.lower() != "authorization"}
-        wanted["headers"] = others | authorization
-        changes = {name: value for name, value in wanted.items() if kept.get(name) != value}
-        if changes:
-            client.change_webhook(kept["id"], {"url": url, **wanted})
-            yield f"The webhook {url} was mended: {_listed(changes)}."
-        else:
-            yield f"The webhook {url} is there already{', with its secret' if secret else ''}."
-    except LabelStudioError as error:
+        own = {"send_payload": True, "send_for_all_actions": True, "is_active": True}
+        return {**own, "headers": others | authorization}
+
+    note = ", with its secret" if secret else ""
+    try:
+        yield from mend_webhook(
+            url,
+            client.webhooks(project),
+            "url",
+            wanted,
+            add=lambda webhook: client.add_webhook({"project": project, **webhook}),
+            change=client.change_webhook,
+            remove=client.remove_webhook,
+            added_note=note,
+            kept_note=note,
+        )
+    except ToolError as error:
         said = f"the webhook {url} is missing, so clicks work but accepted labels never arrive"
         raise _advised(error, said) from error
 
 
-def _look_from_label_studio(client: LabelStudioClient, project: int, url: str) -> Iterator[str]:
-    """Listing makes Label Studio ask the backend for its health and setup."""
-    backend = _at(url, client.backends(project))[0]
-    if backend.get("state") != CONNECTED:
-        said = backend.get("error_message") or backend.get("readable_state")
-        raise LabelStudioError(
-            f"Label Studio does not reach clickmask at {url} ({said}): is clickmask running, and is this its "
-            "address as Label Studio sees it?"
-        )
-    yield f"Label Studio reaches clickmask ({backend.get('model_version')})."
-
-
 def _look_at_label_studio(
-    client: LabelStudioClient, project: dict[str, Any], read: Callable[[ImageRef], object]
+    client: LabelStudioClient, project: Json, read: Callable[[ImageRef], object]
 ) -> Iterator[str]:
-    config = label_config.parse(project.get("label_config") or "<View/>")
+    config = config_of(project)
     if not any(control.smart for control in config.controls):
         yield 'The labeling interface has no smart tool yet: add <KeyPointLabels … smart="true"> for clicks.'
     for task in client.tasks(project["id"]):
@@ -131,25 +128,13 @@ def _look_at_label_studio(
             try:
                 read(client.image_ref(task["id"], uri))
             except ClickmaskError as error:
-                raise LabelStudioError(
-                    f"clickmask cannot read the image of task {task['id']}: {error}"
-                ) from error
+                raise ToolError(f"clickmask cannot read the image of task {task['id']}: {error}") from error
             yield f"clickmask reads the image of task {task['id']}."
             return
     yield "There is no task with an image yet, so reading one could not be tried."
 
 
-def _at(url: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with this address, oldest first."""
-    return sorted((row for row in rows if row["url"].rstrip("/") == url), key=lambda row: row["id"])
-
-
-def _listed(changes: dict[str, Any]) -> str:
-    """The names of what changed; the values may be secrets."""
-    return ", ".join(name.replace("_", " ") for name in changes)
-
-
-def _advised(error: LabelStudioError, said: str) -> LabelStudioError:
-    """A refusal of ours, with what to do where Label Studio blocks private addresses."""
+def _advised(error: ToolError, said: str) -> ToolError:
+    """A refusal of ours, with what to do if Label Studio blocks private addresses."""
     blocked = error.status == 403 or any(word in str(error).lower() for word in ("local", "private", "ssrf"))
-    return LabelStudioError(f"{said}: {error}" + (f"; {UNBLOCK}" if blocked else ""), error.status)
+    return ToolError(f"{said}: {error}" + (f"; {UNBLOCK}" if blocked else ""), error.status)

@@ -1,4 +1,4 @@
-"""What a project's label config (XML) says about images, prompts and answers. Pure."""
+"""A project's label config (XML): its images, and the controls that prompt and answer. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clickmask.errors import InvalidRequest
 
 ANSWER_KINDS = ("brush", "bitmask", "polygon")
 LABELS = "labels"
-UNNAMED_FIELD = "$undefined$"  # where Label Studio keeps tasks that were imported as bare addresses
+UNNAMED_FIELD = "$undefined$"  # the field of tasks that were imported as bare addresses
 VARIABLE = re.compile(r"\$([A-Za-z_][\w.\-]*)")
 
 
@@ -23,7 +23,7 @@ class Label:
 
     @property
     def written(self) -> str:
-        """What stands for this label in Label Studio's results."""
+        """The text that stands for this label in Label Studio's results."""
         return self.alias or self.value
 
 
@@ -48,12 +48,11 @@ class Control:
         return self.type.endswith(LABELS)
 
     def find(self, written: str) -> Label | None:
-        """The label that results write so; aliases go before values."""
-        fitting = [label for label in self.labels if written in (label.alias, label.value)]
-        fitting.sort(key=lambda label: label.written != written)
-        if not fitting and self.takes_any_label:
+        """The label that results write as `written`; an alias wins over a value."""
+        found = [label for label in self.labels if written in (label.alias, label.value)]
+        if not found and self.takes_any_label:
             return Label(written)
-        return fitting[0] if fitting else None
+        return min(found, key=lambda label: label.written != written, default=None)
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class LabelConfig:
         return next((control for control in self.controls if control.name == name), None)
 
     def image_uris(self, to_name: str, data: Mapping[str, Any]) -> list[str]:
-        """The addresses in the task's `data` of the images that `to_name` shows, in their order.
+        """Addresses, from the task's `data`, of the images that `to_name` shows, in their order.
 
         Raises InvalidRequest if there are none.
         """
@@ -92,12 +91,11 @@ class LabelConfig:
         return chosen
 
     def answers(self, to_name: str, prompted_with: str, labels: Sequence[str]) -> list[Answer]:
-        """The controls that regions with `labels` on `to_name` are answered with.
+        """The controls with which to answer a prompt with `labels` on `to_name`.
 
-        Every brush, bit mask and polygon that carries one of the labels; plain rectangles where
-        there are none of these, for a project that labels with boxes. Never the control that was
-        prompted with, nor a smart rectangle: it is a way to ask. Raises InvalidRequest if no
-        control is left.
+        Every brush, bit mask and polygon that carries one of the labels; if there are none of these,
+        plain rectangles, for a project that labels with boxes. Never the control that was prompted
+        with, nor a smart rectangle, which is a way to ask. Raises InvalidRequest if no control is left.
         """
         here = [control for control in self.controls if to_name in control.to_names]
         source = self.control(prompted_with)
@@ -120,7 +118,7 @@ class LabelConfig:
 
 
 def parse(xml: str) -> LabelConfig:
-    """Read a label config; tags and attributes in any case. Raises InvalidRequest if it is no XML."""
+    """Read a label config; tags and attributes in any case. Raises InvalidRequest if it is not XML."""
     if "<!" in re.sub(r"<!--.*?-->", "", xml, flags=re.DOTALL):
         raise InvalidRequest("a label config has no document type and no entities")
     try:
@@ -135,20 +133,13 @@ def parse(xml: str) -> LabelConfig:
         if tag == "image" and name:
             images[name] = attributes.get("valuelist") or attributes.get("value", "")
         elif name and to_name:
-            controls.append(_control(tag, element, attributes))
+            inner = [_attributes(child) for child in element.iter() if child.tag.lower() == "label"]
+            labels = (Label(label["value"], label.get("alias")) for label in inner if label.get("value"))
+            smart = (attributes.get("smart", "").lower(), attributes.get("smartonly", "").lower())
+            any_label = tag.endswith(LABELS) and attributes.get("value", "").startswith("$")
+            to_names = tuple(part.strip() for part in to_name.split(","))
+            controls.append(Control(name, tag, to_names, tuple(labels), "true" in smart, any_label))
     return LabelConfig(tuple(controls), images)
-
-
-def _control(tag: str, element: ElementTree.Element, attributes: Mapping[str, str]) -> Control:
-    inner = [_attributes(child) for child in element.iter() if child.tag.lower() == "label"]
-    return Control(
-        name=attributes["name"],
-        type=tag,
-        to_names=tuple(part.strip() for part in attributes["toname"].split(",")),
-        labels=tuple(Label(label["value"], label.get("alias")) for label in inner if label.get("value")),
-        smart="true" in (attributes.get("smart", "").lower(), attributes.get("smartonly", "").lower()),
-        takes_any_label=tag.endswith(LABELS) and attributes.get("value", "").startswith("$"),
-    )
 
 
 def _attributes(element: ElementTree.Element) -> dict[str, str]:
@@ -158,7 +149,7 @@ def _attributes(element: ElementTree.Element) -> dict[str, str]:
 def _answer(
     control: Control, labelling: Sequence[Control], source: Control | None, labels: Sequence[str]
 ) -> Answer | None:
-    """None if `control` carries none of the labels, though some were asked for."""
+    """None if some labels were asked for, and `control` carries none of them."""
     if control.labels_itself:
         written = _written(control, source, labels)
         return Answer(control, written) if written or not labels else None
@@ -170,7 +161,7 @@ def _answer(
 
 
 def _written(control: Control, source: Control | None, labels: Sequence[str]) -> tuple[str, ...]:
-    """`labels`, as results of `source` write them, as results of `control` write them."""
+    """`labels`, written as in results of `source`, in the spelling of results of `control`."""
     found: list[str] = []
     for label in labels:
         asked = source.find(label) if source else None
@@ -183,7 +174,7 @@ def _written(control: Control, source: Control | None, labels: Sequence[str]) ->
 
 
 def _resolve(template: str, data: Mapping[str, Any]) -> object:
-    """What a value such as "$image", "$page.scan" or "https://host/$name" stands for in a task."""
+    """The value in a task of a template such as "$image", "$page.scan" or "https://host/$name"."""
     if whole := VARIABLE.fullmatch(template):
         found = _look_up(whole[1], data)
         return data.get(UNNAMED_FIELD) if found is None else found

@@ -1,7 +1,7 @@
-"""What Label Studio's annotations say, in the domain's words. Pure; as 1.23.2 sends and stores them.
+"""Label Studio's annotations as submissions. Pure; as 1.23.2 sends and stores them.
 
-An annotation speaks of the image as it is displayed, upright, in percent of its size; the rotate tool
-of the UI does not turn its coordinates.
+Coordinates are in percent of the image as it is displayed, upright; the rotate tool of the UI does not
+turn them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any, cast
+from typing import cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from clickmask.errors import InvalidRequest
@@ -29,6 +29,7 @@ from clickmask.labels.submissions import (
 )
 from clickmask.masks.rle import mask_to_rle
 from clickmask.types import Point, Size
+from clickmask_adapters.tools._json import Json, as_id, as_list, as_object, as_side, is_number
 from clickmask_adapters.tools.label_studio import label_config
 from clickmask_adapters.tools.label_studio.bit_mask import bit_mask_to_mask
 from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
@@ -37,25 +38,23 @@ from clickmask_adapters.tools.label_studio.label_config import LABELS, LabelConf
 log = logging.getLogger(__name__)
 
 TOOL = "label_studio"
-AREAS = ("brush", "bitmask", "polygon", "rectangle", "ellipse")  # what has pixels; points and texts have none
-PROPOSED_REGION = re.compile(r"([A-Za-z0-9_-]{16})-\d+")  # a region that we proposed: `translate.regions`
-UPLOADED = re.compile(r"(?<=/)[0-9a-f]{8}-(?=[^/]+$)")  # what Label Studio puts before an upload's name
-MAX_SIDE_PX = 10**6  # pixels; beyond any image that is decoded
-_DECIMALS = 9  # of a pixel: what percents and back leave behind is no more than this
-
-Json = Mapping[str, Any]
+AREAS = ("brush", "bitmask", "polygon", "rectangle", "ellipse")  # points and texts have no pixels
+PROPOSED_REGION = re.compile(r"([A-Za-z0-9_-]{16})-\d+")  # the id of a region that `answers` made
+UPLOADED = re.compile(r"(?<=/)[0-9a-f]{8}-(?=[^/]+$)")  # put before the name of an upload
+DECIMALS = 9  # of a pixel: the conversion to percent and back changes no more than this
+MAX_PERCENT = 1e9
 
 
 def changes(event: Json) -> Iterator[Change]:
-    """What an event of the webhook means: nothing, for kinds that say nothing about labels.
+    """The changes that an event of the webhook means; none if it is not about labels.
 
-    Lazy: of many annotations each is read when it is asked for, and one that cannot be read is
-    Unreadable. Raises InvalidRequest where the event itself lacks what it must have.
+    Lazy: each annotation is read when its turn comes, and one that cannot be read is Unreadable.
+    Raises InvalidRequest if the event itself lacks something that it must have.
     """
     match event.get("action"):
         case "ANNOTATION_CREATED" | "ANNOTATION_UPDATED":
             yield from _submitted(event, [(_part(event, "annotation"), _part(event, "task"))])
-        case "ANNOTATIONS_CREATED":  # lists under the singular names
+        case "ANNOTATIONS_CREATED":  # its lists have singular names
             tasks = {str(task.get("id")): task for task in _parts(event, "task")}
             made = _parts(event, "annotation")
             yield from _submitted(event, [(each, tasks.get(str(each.get("task")), {})) for each in made])
@@ -63,7 +62,7 @@ def changes(event: Json) -> Iterator[Change]:
             yield from (AnnotationDeleted(TOOL, _id(each)) for each in _parts(event, "annotations"))
         case "TASKS_DELETED":
             yield from (TaskDeleted(TOOL, _id(each)) for each in _parts(event, "tasks"))
-        case "PROJECT_DELETED":  # only webhooks of the whole organization are told
+        case "PROJECT_DELETED":  # only webhooks of the whole organization hear of it
             yield ProjectDeleted(TOOL, _id(_part(event, "project")))
         case "PROJECT_UPDATED":
             yield described(_part(event, "project"))
@@ -73,23 +72,25 @@ def changes(event: Json) -> Iterator[Change]:
 
 def described(project: Json) -> ProjectDescribed:
     """Title, and the labels of all controls that mark areas, in the order of the label config."""
-    drawing = [
-        control
-        for control in label_config.parse(_xml(project)).controls
-        if control.kind in AREAS or control.type == LABELS
-    ]
+    controls = config_of(project).controls
+    drawing = [control for control in controls if control.kind in AREAS or control.type == LABELS]
     written = dict.fromkeys(label.written for control in drawing for label in control.labels)
     return ProjectDescribed(TOOL, _id(project), str(project.get("title") or ""), tuple(written))
 
 
 def submissions(annotation: Json, task: Json, config: LabelConfig) -> list[Submission]:
-    """One Submission for each image that the task shows, also where nothing was marked on it.
+    """One Submission for each image that the task shows, also if nothing was marked on it.
 
-    What marks no area (points, texts, relations) and areas without a label are left out, and
-    logged. Raises InvalidRequest where a region is damaged: a part of an annotation is no annotation.
+    Results that mark no area (points, texts, relations) and areas without a label are left out and
+    logged. Raises InvalidRequest if a region is damaged: a part of an annotation is not an annotation.
     """
     number, data = _id(task), _part(task, "data")
-    images = [(name, index, uri) for name in config.images for index, uri in _uris(config, name, data)]
+    images: list[tuple[str, int, str]] = []
+    for name in config.images:
+        try:
+            images += [(name, index, uri) for index, uri in enumerate(config.image_uris(name, data))]
+        except InvalidRequest as error:
+            log.info("%s: %s", TOOL, error)
     if not images:
         raise InvalidRequest(f"task {number} shows no image")
     drawn = list(_drawn(annotation, config))
@@ -99,50 +100,62 @@ def submissions(annotation: Json, task: Json, config: LabelConfig) -> list[Submi
         raise InvalidRequest(
             f"task {number}: a region is on an image that the task does not show, {astray[0]}"
         )
-    return [
-        Submission(
+    written = annotation.get("updated_at")
+    try:
+        updated_at = datetime.fromisoformat(str(written)).timestamp()
+    except ValueError:
+        raise InvalidRequest(f"updated_at {str(written)[:40]!r} is no time") from None
+    author = annotation.get("completed_by")
+    if isinstance(author, Mapping):  # the REST API gives an object to some callers, else the number alone
+        author = cast("Json", author).get("id")
+    found: list[Submission] = []
+    for item, (name, index, uri) in enumerate(images):
+        here = [(size, region) for place, size, region in drawn if place == (name, index)]
+        sizes = {size for size, _ in here}
+        if len(sizes) > 1:
+            raise InvalidRequest(f"regions of one image speak of different sizes: {sorted(sizes)}")
+        submission = Submission(
             tool=TOOL,
             project=_id({"id": task.get("project") or annotation.get("project")}),
             task=number,
             annotation=_id(annotation),
             address=uri,
             name=_basename(uri, number),
-            size=_size([size for place, size, _ in drawn if place == (name, index)]),
-            regions=tuple(region for place, _, region in drawn if place == (name, index)),
-            updated_at=_timestamp(annotation.get("updated_at")),
-            author=_author(annotation.get("completed_by")),
+            size=next(iter(sizes), None),
+            regions=tuple(region for _, region in here),
+            updated_at=updated_at,
+            author="" if author is None else str(author),
             item=item,
             items=len(images),
             ground_truth=annotation.get("ground_truth") is True,
             skipped=annotation.get("was_cancelled") is True,
         )
-        for item, (name, index, uri) in enumerate(images)
-    ]
+        found.append(submission)
+    return found
 
 
 def readable(annotation: Json, task: Json, config: LabelConfig) -> Sequence[Submission | Unreadable]:
-    """Its submissions, else why there are none: what one annotation holds must not keep the others out."""
+    """The submissions of an annotation, or why it has none: it must not keep the others out."""
     name = f"task {str(task.get('id'))[:40]}, annotation {str(annotation.get('id'))[:40]}"
     try:
         return submissions(annotation, task, config)
     except InvalidRequest as error:
         return [Unreadable(f"{name}: {error}")]
-    except Exception as error:  # its author has drawn what nobody has thought of
+    except Exception as error:  # its author may have drawn something that nobody has thought of
         log.exception("%s: %s cannot be read", TOOL, name)
         return [Unreadable(f"{name} cannot be read ({type(error).__name__}); clickmask's log says why")]
 
 
 def _submitted(event: Json, pairs: Sequence[tuple[Json, Json]]) -> Iterator[Change]:
     project = _part(event, "project")
-    config = label_config.parse(_xml(project))
+    config = config_of(project)
     yield described(project)
     for annotation, task in pairs:
         yield from readable(annotation, task, config)
 
 
 def _drawn(annotation: Json, config: LabelConfig) -> Iterator[tuple[tuple[str, int], Size, Region]]:
-    """The image, by its control's name and index, its size, and the region; several results of one id
-    are one region."""
+    """Image (its control's name and its index), size and region; several results of one id are one."""
     groups: dict[str, list[Json]] = {}
     for number, result in enumerate(_parts(annotation, "result")):
         groups.setdefault(str(result.get("id") or f"region {number}"), []).append(result)
@@ -158,18 +171,18 @@ def _drawn(annotation: Json, config: LabelConfig) -> Iterator[tuple[tuple[str, i
         if not labels:
             log.info("%s: region %s has no label", TOOL, name[:40])
             continue
-        size = _pixels(shape, "original_height"), _pixels(shape, "original_width")
+        height, width = (as_side(shape.get(side), side) for side in ("original_height", "original_width"))
         try:
-            geometry = _geometry(_kind(shape), _part(shape, "value"), size)
+            geometry = _geometry(_kind(shape), _part(shape, "value"), (height, width))
         except (ValueError, TypeError, LookupError) as error:
             raise InvalidRequest(f"region {name[:40]!r} is damaged: {error}") from error
         ours = PROPOSED_REGION.fullmatch(name)
         place = str(shape.get("to_name")), int(shape.get("item_index") or 0)
-        yield place, size, Region(name, labels[0], geometry, ours[1] if ours else None)
+        yield place, (height, width), Region(name, labels[0], geometry, ours[1] if ours else None)
 
 
 def _geometry(kind: str, value: Json, size: Size) -> Geometry:
-    """Raises ValueError, TypeError or LookupError where `value` is not what its kind has."""
+    """Raises ValueError, TypeError or LookupError if `value` is not the value of such a shape."""
     if kind == "brush":
         return Brush(mask_to_rle(brush_rle_to_mask(value["rle"], size)))
     if kind == "bitmask":
@@ -187,7 +200,7 @@ def _geometry(kind: str, value: Json, size: Size) -> Geometry:
     across, down = _point(value["width"], value["height"], size)
     if not degrees:
         return Rectangle((x, y, _rounded(x + across), _rounded(y + down)))
-    # It turns clockwise about its first corner; ours about its centre.
+    # Label Studio turns it clockwise about its first corner; we turn it about its centre.
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     centre_x, centre_y = x + (across * cos - down * sin) / 2, y + (across * sin + down * cos) / 2
     sides = (centre_x - across / 2, centre_y - down / 2, centre_x + across / 2, centre_y + down / 2)
@@ -200,13 +213,13 @@ def _point(x: object, y: object, size: Size) -> Point:
 
 
 def _rounded(pixels: float) -> float:
-    return round(pixels, _DECIMALS)
+    return round(pixels, DECIMALS)
 
 
 def _number(value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9:  # not NaN either
-        return float(value)
-    raise ValueError(f"{str(value)[:40]!r} is no finite number")
+    if not is_number(value, MAX_PERCENT):
+        raise ValueError(f"{str(value)[:40]!r} is no finite number")
+    return float(value)
 
 
 def _kind(result: Json) -> str:
@@ -214,29 +227,15 @@ def _kind(result: Json) -> str:
 
 
 def _labels(result: Json) -> list[str]:
-    """As they are written; of several the first is the region's category."""
+    """Labels as they are written; the first is the region's category."""
     found = _part(result, "value").get(str(result.get("type")))
-    return (
-        [label for label in cast("list[object]", found) if isinstance(label, str)] if _listed(found) else []
-    )
-
-
-def _size(sizes: Sequence[Size]) -> Size | None:
-    if len(set(sizes)) > 1:
-        raise InvalidRequest(f"regions of one image speak of different sizes: {sorted(set(sizes))}")
-    return sizes[0] if sizes else None
-
-
-def _uris(config: LabelConfig, name: str, data: Json) -> list[tuple[int, str]]:
-    try:
-        return list(enumerate(config.image_uris(name, data)))
-    except InvalidRequest as error:
-        log.info("%s: %s", TOOL, error)
+    if not isinstance(found, list):
         return []
+    return [label for label in cast("list[object]", found) if isinstance(label, str)]
 
 
 def _basename(uri: str, task: str) -> str:
-    """The name that the image had before it came to Label Studio, as far as its address tells."""
+    """The name of the image before it came to Label Studio, as far as its address tells."""
     if uri[:5].lower() == "data:":
         subtype = re.match(r"data:image/(\w+)", uri, re.IGNORECASE)
         return f"task-{task}.{subtype[1].lower() if subtype else 'img'}"
@@ -252,51 +251,18 @@ def _basename(uri: str, task: str) -> str:
     return PurePosixPath(path).name or f"task-{task}"
 
 
-def _author(completed_by: object) -> str:
-    """The number of the user; the REST API gives an object for some callers."""
-    if isinstance(completed_by, Mapping):
-        completed_by = cast("Json", completed_by).get("id")
-    return "" if completed_by is None else str(completed_by)
-
-
-def _timestamp(written: object) -> float:
-    try:
-        return datetime.fromisoformat(str(written)).timestamp()
-    except ValueError:
-        raise InvalidRequest(f"updated_at {str(written)[:40]!r} is no time") from None
-
-
-def _pixels(result: Json, name: str) -> int:
-    value = result.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_SIDE_PX:
-        raise InvalidRequest(f"{name} {str(value)[:40]!r} is no number of pixels")
-    return value
-
-
-def _xml(project: Json) -> str:
-    return str(project.get("label_config") or "<View/>")
+def config_of(project: Json) -> LabelConfig:
+    """Raises InvalidRequest if the project's label config is not XML."""
+    return label_config.parse(str(project.get("label_config") or "<View/>"))
 
 
 def _id(described: Json) -> str:
-    number = described.get("id")
-    if not isinstance(number, int) or isinstance(number, bool):
-        raise InvalidRequest(f"the event names something by {str(number)[:40]!r}, which is no number")
-    return str(number)
+    return str(as_id(described.get("id"), "the id of something in the event"))
 
 
 def _part(event: Json, name: str) -> Json:
-    found = event.get(name)
-    if not isinstance(found, Mapping):
-        raise InvalidRequest(f"the event has no object {name!r}")
-    return cast("Json", found)
+    return as_object(event.get(name), f"{name} of the event")
 
 
 def _parts(event: Json, name: str) -> list[Json]:
-    found = event.get(name)
-    if not _listed(found) or not all(isinstance(each, Mapping) for each in cast("list[object]", found)):
-        raise InvalidRequest(f"the event has no list of objects {name!r}")
-    return cast("list[Json]", found)
-
-
-def _listed(found: object) -> bool:
-    return isinstance(found, list)
+    return [as_object(each, f"each {name} of the event") for each in as_list(event.get(name), name)]

@@ -1,8 +1,8 @@
 """clickmask inside `label-studio-ml start`, for those who run their backends with it.
 
 It needs the package label-studio-ml, so nothing of clickmask imports this module: a `model.py` does.
-Written for version 2, which is on no index, and for 1.0.9, which is; the comments say what they do
-differently. `clickmask serve` is quicker, asks for its secret, and hears every event.
+It works with version 2, which is on no index, and with 1.0.9, which is; comments say how they differ.
+`clickmask serve` is quicker, asks for its secret, and hears every event.
 """
 
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false
@@ -13,7 +13,6 @@ from __future__ import annotations
 import atexit
 import functools
 import threading
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flask
@@ -26,11 +25,11 @@ from clickmask.workbench import Workbench
 from clickmask_adapters.home import Home
 from clickmask_adapters.server import failures
 from clickmask_adapters.settings import Settings
+from clickmask_adapters.tools._json import Json
 from clickmask_adapters.tools.label_studio.backend import Backend, images_of
 from clickmask_adapters.tools.label_studio.client import client_of
 from clickmask_adapters.tools.label_studio.labels import TOOL
-
-Json = Mapping[str, Any]
+from clickmask_adapters.tools.label_studio.settings import LabelStudioSettings
 
 _opening = threading.Lock()
 
@@ -45,11 +44,12 @@ def _open() -> Opened:
     home = Home(Settings())
     home.workbench.read_events(home.ingester, home.label_sources)
     atexit.register(home.close)
-    return Opened(home.workbench, Backend(home.workbench, client_of(home.settings), home.settings.min_iou))
+    client = client_of(home.settings.of(LabelStudioSettings))
+    return Opened(home.workbench, Backend(home.workbench, client, home.settings.min_iou))
 
 
 def opened() -> Opened:
-    """One of the process: label-studio-ml makes a model for every request, from several threads."""
+    """The one workbench of the process: label-studio-ml makes a model per request, from several threads."""
     with _opening:
         return _open()
 
@@ -58,7 +58,7 @@ class ClickmaskModel(LabelStudioMLBase):
     """Answers clicks and boxes with what CLICKMASK_* and LABEL_STUDIO_* variables configure."""
 
     def setup(self) -> None:
-        """Version 2, for each request. 1.0.9 calls it never, and names its versions itself."""
+        """Tell version 2 the model's version, at each request. 1.0.9 names its versions itself."""
         version = opened().backend.model_version({"project": self.project_id})
         if str(self.model_version) != version:
             self.set("model_version", version)
@@ -66,9 +66,9 @@ class ClickmaskModel(LabelStudioMLBase):
     def predict(
         self, tasks: list[dict[str, Any]], context: Json | None = None, **kwargs: Any
     ) -> list[dict[str, Any]]:
-        """The answer to a click; without a context what the project's model finds, if it has one.
+        """Answer a click; without a context, prelabel with the project's model if it has one.
 
-        The tasks' images are prepared then, too.
+        Prelabelling prepares the tasks' images, too.
         """
         asked = {"tasks": tasks, **self._project()}
         backend = opened().backend
@@ -79,7 +79,7 @@ class ClickmaskModel(LabelStudioMLBase):
             else:
                 answers = [backend.answer(asked, context)]
         except ClickmaskError as error:
-            # Otherwise both versions answer with a traceback.
+            # Otherwise both versions would answer with a traceback.
             raise AnswerException(failures.status_of(error), str(error), {"traceback": None}) from error
         return orjson.loads(orjson.dumps(answers, option=orjson.OPT_SERIALIZE_NUMPY))
 
@@ -88,10 +88,10 @@ class ClickmaskModel(LabelStudioMLBase):
         opened().workbench.keep_event(TOOL, orjson.dumps({"action": event, **data})).result()
 
     def process_event(self, event: str, data: Json, job_id: str, additional_params: Json) -> dict[str, Any]:
-        """1.0.9, in a process of its own: forked from one with open databases, it must not use them.
+        """Drop the event. 1.0.9 calls this in a process forked from one with open databases.
 
-        The event is not kept, then. Without a result 1.0.9 would log a traceback for each earlier
-        event at every setup.
+        It must not use these, so it cannot keep the event. Without a result 1.0.9 would log a traceback
+        for each earlier event at every setup.
         """
         return {}
 

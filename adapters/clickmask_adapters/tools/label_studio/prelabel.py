@@ -1,6 +1,6 @@
-"""`clickmask prelabel label-studio`: predictions for the tasks of a project that nobody has touched.
+"""Predictions of a project's trained model, for tasks that nobody has touched.
 
-What a project's trained model finds in its tasks, before anybody has clicked.
+Label Studio asks for them itself, or `clickmask prelabel label-studio` stores them.
 """
 
 from __future__ import annotations
@@ -8,120 +8,78 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from clickmask.errors import (
-    AnnotatorNotReady,
-    Busy,
-    ClickmaskError,
-    ImageRefused,
-    ImageUnavailable,
-    InvalidImage,
-    InvalidRequest,
-    UnknownAnnotator,
-)
+from clickmask.errors import AnnotatorNotReady, Busy, ClickmaskError, InvalidRequest, UnknownAnnotator
 from clickmask.types import Prediction
-from clickmask.workbench import Proposal, Workbench
-from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools._prelabel import Step, require_trained
-from clickmask_adapters.tools.label_studio import answers, label_config, prompts
-from clickmask_adapters.tools.label_studio.client import LabelStudioClient, LabelStudioError, client_of
+from clickmask.workbench import Workbench
+from clickmask_adapters.tools._client import ToolError
+from clickmask_adapters.tools._json import Json, project_number
+from clickmask_adapters.tools._prelabel import UNREADABLE, Step, draw, require_trained
+from clickmask_adapters.tools.label_studio import answers, prompts
+from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.label_config import Answer, LabelConfig
-from clickmask_adapters.tools.label_studio.labels import TOOL
-from clickmask_adapters.tools.label_studio.pull import project_number
+from clickmask_adapters.tools.label_studio.labels import TOOL, config_of
 
+log = logging.getLogger(__name__)
 PAGE = 50  # tasks, with the predictions that they have
+PREDICT_WAIT_S = 80.0  # Label Studio waits for 100
 OURS = re.compile(r".*, unet .*", re.DOTALL)  # what `model_version` gives
-Json = Mapping[str, Any]
+TOUCHED = ("annotations", "cancelled_annotations", "drafts")  # submitted, skipped, or begun
 
 
-def prelabel(workbench: Workbench, settings: Settings, project: str) -> Iterator[Step]:
+def model_version(segmenter: str, trained: str | None) -> str:
+    """The version under which Label Studio keeps predictions: it asks again for those of another one."""
+    return f"{segmenter}, {trained}" if trained else segmenter
+
+
+def prelabel(workbench: Workbench, client: LabelStudioClient, project: str, min_iou: float) -> Iterator[Step]:
     """Give each task without annotations and drafts the prediction of the model that is served, once.
 
-    A task is one request, so that stopped at any time it has its prediction or not. Raises
-    InvalidRequest for what names no project, AnnotatorNotReady and LabelStudioError.
+    A task is one request, so that a run that is stopped leaves it with its prediction or without.
+    Raises InvalidRequest if `project` is not a number, AnnotatorNotReady and ToolError.
     """
-    number = project_number(project)
+    number = project_number(project, "Label Studio")
     require_trained(workbench, TOOL, project)
-    client = client_of(settings)
     found = client.project(number)
-    annotating = _Annotating(workbench, client, settings.min_iou, number, found)
+    config = config_of(found)
+    shown: str = found.get("model_version") or ""
     last = 0
     while True:
         tasks, total = client.annotated_tasks(number, last, PAGE, without_annotations=True)
         for place, task in enumerate(tasks):
-            last = task["id"]
-            yield annotating.annotate(task, total - place - 1)
+            last, remaining = task["id"], total - place - 1
+            annotator, trained = require_trained(workbench, TOOL, str(number))
+            segmenter = workbench.project_segmenter(TOOL, str(number)) or workbench.default_segmenter
+            version = model_version(segmenter, trained)
+            predicted = {each.get("model_version") for each in task["predictions"]}
+            if version in predicted or any(task.get(name) for name in TOUCHED):
+                yield Step(remaining, images=1, untouched=1)
+                continue
+            prelabeller = Prelabeller(workbench, client, annotator, version, config, min_iou)
+            try:
+                answer = prelabeller.answer(task["id"], task["data"])
+                client.add_prediction({"task": task["id"], "project": number, **answer})
+            except (InvalidRequest, ToolError, *UNREADABLE) as error:
+                if isinstance(error, ToolError) and not error.is_about_this:
+                    raise
+                yield Step(remaining, images=1, left_out=(f"task {task['id']}: {error}",))
+                continue
+            # Label Studio shows the predictions of one version: only an older one of ours is replaced. If
+            # the project names a backend it follows that backend, and so this version.
+            if shown != version and (not shown or OURS.fullmatch(shown)):
+                client.change_project(number, {"model_version": version})
+                shown = version
+            objects = len({region["id"].rpartition("-")[0] for region in answer["result"]})
+            yield Step(remaining, images=1, containers=1, objects=objects)
         if len(tasks) < PAGE:
             return
 
 
-class _Annotating:
-    """The tasks of one project, one after the other."""
-
-    def __init__(
-        self, workbench: Workbench, client: LabelStudioClient, min_iou: float, project: int, described: Json
-    ) -> None:
-        self._workbench, self._client = workbench, client
-        self._min_iou = min_iou
-        self._project = project
-        self._config = label_config.parse(described.get("label_config") or "<View/>")
-        self._shown: str = described.get("model_version") or ""
-
-    def annotate(self, task: Json, remaining: int) -> Step:
-        # Asked for each time: another model may have been promoted since the one before.
-        annotator, version = require_trained(self._workbench, TOOL, str(self._project))
-        segmenter = self._workbench.project_segmenter(TOOL, str(self._project))
-        version = model_version(segmenter or self._workbench.default_segmenter, version)
-        if _is_touched(task) or version in {each.get("model_version") for each in task["predictions"]}:
-            return Step(remaining, images=1, untouched=1)
-        try:
-            drawing = Prelabeller(
-                self._workbench, self._client, annotator, version, self._config, self._min_iou
-            )
-            answer = drawing.answer(task["id"], task["data"])
-            self._client.add_prediction({"task": task["id"], "project": self._project, **answer})
-        except (InvalidRequest, InvalidImage, ImageRefused, ImageUnavailable) as error:
-            return _left_out(task, remaining, error)
-        except LabelStudioError as error:
-            if not error.is_about_this:
-                raise
-            return _left_out(task, remaining, error)
-        self._show(version)
-        objects = len({region["id"].rpartition("-")[0] for region in answer["result"]})
-        return Step(remaining, images=1, containers=1, objects=objects)
-
-    def _show(self, version: str) -> None:
-        """Label Studio shows one version's predictions: no other than ours is ever taken away from there.
-
-        Where the project names a backend it follows that backend, and so this version.
-        """
-        if self._shown != version and (not self._shown or OURS.fullmatch(self._shown)):
-            self._client.change_project(self._project, {"model_version": version})
-            self._shown = version
-
-
-def _is_touched(task: Json) -> bool:
-    """By an annotator: submitted, skipped, or begun."""
-    return any(task.get(name) for name in ("annotations", "cancelled_annotations", "drafts"))
-
-
-def _left_out(task: Json, remaining: int, error: Exception) -> Step:
-    return Step(remaining, images=1, left_out=(f"task {task['id']}: {error}",))
-
-
-log = logging.getLogger(__name__)
-PREDICT_WAIT_S = 80.0  # seconds; Label Studio waits for 100
-
-
-def model_version(segmenter: str, trained: str | None) -> str:
-    """Under which Label Studio keeps predictions: it asks anew for those of another version."""
-    return f"{segmenter}, {trained}" if trained else segmenter
-
-
 class Prelabeller:
-    """Answers one request for predictions; `version` is what Label Studio keeps them under."""
+    """Answers one request for predictions; Label Studio keeps them under `version`."""
 
     def __init__(
         self,
@@ -138,21 +96,27 @@ class Prelabeller:
         self._until = time.monotonic() + PREDICT_WAIT_S
 
     def answers(self, tasks: Sequence[tuple[int, Json]]) -> list[dict[str, Any]]:
-        """One entry of `results` a task, in their order. Raises Busy where they are too many.
+        """One entry of `results` per task, in their order. Raises Busy if they take too long.
 
-        A task whose images cannot be had has no regions; where that holds for all there is no answer,
+        A task whose images cannot be read has no regions. If no task's can, there is no answer at all,
         so that Label Studio keeps nothing and asks again.
         """
-        found = [self._answer_or_none(task, data) for task, data in tasks]
-        if all(answer is None for answer in found):
-            return []
-        nothing: dict[str, Any] = {"result": [], "score": 0, "model_version": self._version}
-        return [answer or nothing for answer in found]
+        empty: dict[str, Any] = {"result": [], "score": 0, "model_version": self._version}
+        found: list[dict[str, Any]] = []
+        for task, data in tasks:
+            try:
+                found.append(self.answer(task, data))
+            except (Busy, AnnotatorNotReady, UnknownAnnotator):
+                raise
+            except ClickmaskError as error:
+                log.info("%s: task %d is not prelabelled: %s", TOOL, task, error)
+                found.append(empty)
+        return [] if all(answer is empty for answer in found) else found
 
     def answer(self, task: int, data: Json) -> dict[str, Any]:
-        """The entry of one task; its score is that of its least sure object: the first to be looked at.
+        """The entry of one task; its score is the least of its objects', which people look at first.
 
-        Raises InvalidRequest where the task has no image, the image errors, LabelStudioError, Busy,
+        Raises InvalidRequest if the task has no image, the image errors, ToolError, Busy,
         AnnotatorNotReady and UnknownAnnotator.
         """
         regions: list[dict[str, Any]] = []
@@ -161,45 +125,24 @@ class Prelabeller:
             uris = self._config.image_uris(to_name, data)
             for index, uri in enumerate(uris):
                 place = index if len(uris) > 1 else None
-                for label, proposal in self._annotated(task, uri, to_name):
-                    regions += self._regions(label, proposal, to_name, place)
+                locate = partial(self._client.image_ref, task, uri)
+
+                def can_be_drawn(label: str, _: Prediction, to_name: str = to_name) -> bool:
+                    return self._control(label, to_name) is not None
+
+                found = draw(self._workbench, locate, self._annotator, TOOL, can_be_drawn, self._until)
+                for label, proposal in found:
+                    answer = self._control(label, to_name)
+                    size, drawn_with = proposal.prediction.mask.shape, (answer,) if answer else ()
+                    asked = prompts.Request(None, (size[0], size[1]), to_name, drawn_with, 0, place)
+                    regions += answers.regions(proposal.id, proposal.prediction, asked, self._min_iou).json
                     scores.append(proposal.prediction.score)
         return {"result": regions, "score": min(scores, default=0), "model_version": self._version}
 
-    def _answer_or_none(self, task: int, data: Json) -> dict[str, Any] | None:
-        try:
-            return self.answer(task, data)
-        except (Busy, AnnotatorNotReady, UnknownAnnotator):
-            raise
-        except ClickmaskError as error:
-            log.info("%s: task %d is not pre-annotated: %s", TOOL, task, error)
-            return None
-
-    def _annotated(self, task: int, uri: str, to_name: str) -> list[tuple[str, Proposal]]:
-        def can_be_drawn(label: str, prediction: Prediction) -> bool:
-            return self._control(label, to_name) is not None
-
-        while True:
-            try:
-                ref = self._client.image_ref(task, uri)
-                return self._workbench.prelabel(ref, self._annotator, TOOL, can_be_drawn)
-            except Busy as error:
-                if time.monotonic() + error.retry_after > self._until:
-                    raise
-                time.sleep(error.retry_after)
-
     def _control(self, label: str, to_name: str) -> Answer | None:
-        """The first that has the label: an object is one object."""
+        """The first control that has the label: an object is drawn once."""
         try:
             return self._config.answers(to_name, "", [label])[0]
         except InvalidRequest as error:
             log.info("%s: %s is not shown: %s", TOOL, label, error)
             return None
-
-    def _regions(
-        self, label: str, proposal: Proposal, to_name: str, item_index: int | None
-    ) -> list[dict[str, Any]]:
-        answer = self._control(label, to_name)
-        height, width = proposal.prediction.mask.shape
-        asked = prompts.Request(None, (height, width), to_name, (answer,) if answer else (), 0, item_index)
-        return answers.regions(proposal.id, proposal.prediction, asked, self._min_iou).json

@@ -7,34 +7,25 @@ for a segmenter or for the pool that segmenters keep busy.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from threading import BoundedSemaphore
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
 from clickmask.errors import InvalidRequest
 from clickmask.workbench import Workbench
 from clickmask_adapters.api._json import json_response
-from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools.label_studio.backend import (
-    MAX_PREPARED,
-    Backend,
-    images_of,
-    json_object,
-    parse_body,
-)
-from clickmask_adapters.tools.label_studio.client import client_of
+from clickmask_adapters.tools._json import as_object, parse_object
+from clickmask_adapters.tools.label_studio.backend import MAX_PREPARED, Backend, images_of
+from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.labels import TOOL
 
-log = logging.getLogger(__name__)
-EVENT_HEAD_BYTES = 200  # bytes of an event in which its action stands
-MAX_PREPARED_BYTES = 4 * 2**20  # bytes of an event that is read again for its images
-Json = Mapping[str, Any]
+EVENT_HEAD_BYTES = 200  # of an event, in which its action stands
+MAX_PREPARED_BYTES = 4 * 2**20  # of an event that is read again for its images
 T = TypeVar("T")
 
 
@@ -45,12 +36,8 @@ async def _body(request: Request) -> bytes:
 Body = Annotated[bytes, Depends(_body)]
 
 
-def router(workbench: Workbench, settings: Settings) -> APIRouter:
-    backend = Backend(
-        workbench,
-        client_of(settings),
-        settings.min_iou,
-    )
+def router(workbench: Workbench, client: LabelStudioClient, min_iou: float) -> APIRouter:
+    backend = Backend(workbench, client, min_iou)
     short = ThreadPoolExecutor(2, thread_name_prefix="label-studio")  # one transaction each, never more
     waiting = BoundedSemaphore(MAX_PREPARED)
     preparing = ThreadPoolExecutor(1, thread_name_prefix="label-studio-prepare")
@@ -65,7 +52,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         return await asyncio.get_running_loop().run_in_executor(short, call, *arguments)
 
     def prepare_soon(call: Callable[..., None], *arguments: object) -> None:
-        if waiting.acquire(blocking=False):  # else too many wait; a click will fetch its image itself
+        if waiting.acquire(blocking=False):  # if too many wait, a click will fetch its image itself
             job = preparing.submit(call, *arguments)
             job.add_done_callback(lambda _: waiting.release())
 
@@ -77,7 +64,9 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
 
     @routes.post("/setup")
     async def setup(body: Body) -> Response:
-        return json_response({"model_version": await shortly(backend.set_up, parse_body(body))})
+        return json_response(
+            {"model_version": await shortly(backend.set_up, parse_object(body, "the request"))}
+        )
 
     @routes.get("/versions")
     async def versions() -> Response:
@@ -85,8 +74,8 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
 
     @routes.post("/predict")
     def predict(body: Body) -> Response:
-        asked = parse_body(body)
-        context = json_object(asked.get("params"), "params", empty=True).get("context")
+        asked = parse_object(body, "the request")
+        context = as_object(asked.get("params"), "params", empty=True).get("context")
         if context is None:
             prepare_soon(backend.prepare, images_of(asked), backend.segmenter(asked))
             # An empty list stores nothing; anything else would be stored as a prediction.
@@ -104,7 +93,7 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         if b'"TASKS_CREATED"' in body[:EVENT_HEAD_BYTES] and len(body) <= MAX_PREPARED_BYTES:
             prepare_soon(backend.prepare_created, body)
         if b'"START_TRAINING"' in body[:EVENT_HEAD_BYTES]:
-            job = await shortly(backend.start_training, parse_body(body))
+            job = await shortly(backend.start_training, parse_object(body, "the request"))
             return json_response({"status": "kept", "job": job}, HTTPStatus.ACCEPTED)
         return json_response({"status": "kept"})
 

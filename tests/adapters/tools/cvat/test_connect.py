@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from clickmask.errors import ImageUnavailable
 from clickmask.types import ImageRef
 from clickmask_adapters.cli import app
-from clickmask_adapters.tools.cvat.client import CvatClient, CvatError
+from clickmask_adapters.tools._client import ToolError
+from clickmask_adapters.tools.cvat.client import CvatClient
 from clickmask_adapters.tools.cvat.connect import EVENTS, connect
 from clickmask_adapters.tools.cvat.routes import signature
 from support.cvat_server import TOKEN, CvatServer
@@ -88,7 +89,7 @@ def cvat(clickmask: Clickmask) -> Iterator[CvatServer]:
 
 def sentences(cvat: CvatServer, url: str, secret: str | None = SECRET) -> str:
     client = CvatClient(cvat.url, f"Bearer {TOKEN}")
-    return "\n".join(connect(client, 1, f"{url}/", secret, read=lambda ref: None))
+    return "\n".join(connect(client, "1", f"{url}/", secret, read=lambda ref: None))
 
 
 def test_a_new_project_gets_its_webhook_and_is_looked_at_from_both_sides(
@@ -161,7 +162,7 @@ def test_a_secret_that_is_right_is_never_replaced_by_a_wrong_one(
 def test_a_new_secret_of_the_server_reaches_cvat(cvat: CvatServer, clickmask: Clickmask) -> None:
     sentences(cvat, clickmask.url)
     clickmask.secret = "a newer one"
-    assert "had another secret; it was set anew" in sentences(cvat, clickmask.url, "a newer one")
+    assert "had another secret; it was set again" in sentences(cvat, clickmask.url, "a newer one")
     assert list(cvat.secrets.values()) == ["a newer one"]
 
 
@@ -175,7 +176,7 @@ def test_the_webhook_of_an_organizations_project_is_added_in_it(
 
 @pytest.mark.parametrize("secret", [None, ""])
 def test_without_a_secret_nothing_is_done(cvat: CvatServer, clickmask: Clickmask, secret: str | None) -> None:
-    with pytest.raises(CvatError, match="set CVAT_WEBHOOK_SECRET"):
+    with pytest.raises(ToolError, match="set CVAT_WEBHOOK_SECRET"):
         sentences(cvat, clickmask.url, secret)
     assert not cvat.hooks
 
@@ -187,13 +188,13 @@ def test_a_server_with_another_secret_is_told_from_one_without(
     cvat: CvatServer, clickmask: Clickmask, theirs: str | None, said: str
 ) -> None:
     clickmask.secret = theirs
-    with pytest.raises(CvatError, match=said):
+    with pytest.raises(ToolError, match=said):
         sentences(cvat, clickmask.url)
 
 
 def test_a_webhook_that_does_not_arrive_is_said_with_smokescreen(cvat: CvatServer) -> None:
     with pytest.raises(
-        CvatError, match=r"does not reach clickmask at http://127\.0\.0\.1:1 .*SMOKESCREEN_OPTS"
+        ToolError, match=r"does not reach clickmask at http://127\.0\.0\.1:1 .*SMOKESCREEN_OPTS"
     ):
         sentences(cvat, "http://127.0.0.1:1")
 
@@ -202,28 +203,28 @@ def test_a_webhook_that_smokescreen_refuses_is_said(
     cvat: CvatServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CvatClient, "ping_webhook", lambda *_: {"status_code": 407, "response": ""})
-    with pytest.raises(CvatError, match=r"\(status 407\): CVAT's smokescreen blocks private addresses"):
+    with pytest.raises(ToolError, match=r"\(status 407\): CVAT's smokescreen blocks private addresses"):
         sentences(cvat, "http://10.0.0.5:9090")
 
 
 def test_a_webhook_that_may_not_be_made_is_said(cvat: CvatServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
-        raise CvatError("CVAT answers 403: no permission", 403)
+        raise ToolError("CVAT answers 403: no permission", 403)
 
     monkeypatch.setattr(CvatClient, "add_webhook", refused)
-    with pytest.raises(CvatError, match=r"accepted labels never arrive by themselves: CVAT answers 403"):
+    with pytest.raises(ToolError, match=r"accepted labels never arrive by themselves: CVAT answers 403"):
         sentences(cvat, "http://10.0.0.5:9090")
 
 
 def test_models_that_cvat_does_not_reach_are_said(cvat: CvatServer, clickmask: Clickmask) -> None:
     cvat.nuclio = "http://127.0.0.1:1"
-    with pytest.raises(CvatError, match=r"does not reach clickmask for clicks.*CVAT_NUCLIO_HOST"):
+    with pytest.raises(ToolError, match=r"does not reach clickmask for clicks.*CVAT_NUCLIO_HOST"):
         sentences(cvat, clickmask.url)
 
 
 def test_another_server_behind_cvat_is_said(cvat: CvatServer, clickmask: Clickmask) -> None:
     del clickmask.models["clickmask-disc"]
-    with pytest.raises(CvatError, match="another server answers"):
+    with pytest.raises(ToolError, match="another server answers"):
         sentences(cvat, clickmask.url)
 
 
@@ -231,7 +232,7 @@ def test_trap_1_a_server_that_invokes_directly_is_said_with_how_to_see_it(
     cvat: CvatServer, clickmask: Clickmask
 ) -> None:
     cvat.invoke_method = "direct"
-    with pytest.raises(CvatError, match=r"printenv CVAT_NUCLIO_INVOKE_METHOD") as caught:
+    with pytest.raises(ToolError, match=r"printenv CVAT_NUCLIO_INVOKE_METHOD") as caught:
         sentences(cvat, clickmask.url)
     assert "CVAT_NUCLIO_INVOKE_METHOD=dashboard for cvat_server and cvat_worker_annotation" in str(
         caught.value
@@ -248,8 +249,8 @@ def test_a_frame_that_cannot_be_read_is_said(cvat: CvatServer, clickmask: Clickm
         raise ImageUnavailable("cvat answered 404")
 
     client = CvatClient(cvat.url, f"Bearer {TOKEN}")
-    with pytest.raises(CvatError, match="cannot read frame 0 of job 3: cvat answered 404"):
-        list(connect(client, 1, clickmask.url, SECRET, read))
+    with pytest.raises(ToolError, match="cannot read frame 0 of job 3: cvat answered 404"):
+        list(connect(client, "1", clickmask.url, SECRET, read))
 
 
 # --- the command

@@ -8,8 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clickmask.errors import InvalidRequest
-from clickmask_adapters.tools.cvat.images import split
+from clickmask.errors import ImageUnknown, InvalidRequest
+from clickmask.types import ImageRef
+from clickmask.workbench import Workbench
+from clickmask_adapters.tools.cvat.backend import Invoker
+from clickmask_adapters.tools.cvat.images import split_image
+from support.pictures import png_base64
 
 json_values = st.recursive(
     st.none()
@@ -25,7 +29,7 @@ texts = st.text(st.sampled_from('abc+/="\\é'), min_size=1, max_size=12)
 
 
 def read(body: bytes) -> tuple[dict[str, Any], str]:
-    asked, text = split(body)
+    asked, text = split_image(body)
     return {name: value for name, value in asked.items() if name != "image"}, str(text, "utf-8")
 
 
@@ -52,7 +56,7 @@ def test_the_image_is_the_one_that_a_json_parser_finds(
 
 def test_a_large_image_is_cut_out_and_not_copied() -> None:
     body = b'{"pos_points": [[1, 2]], "image": "' + b"A" * 10**6 + b'", "obj_bbox": null}'
-    asked, text = split(body)
+    asked, text = split_image(body)
     assert asked == {"pos_points": [[1, 2]], "image": "", "obj_bbox": None}
     assert len(text) == 10**6 and text.obj is body
 
@@ -78,14 +82,28 @@ def test_escapes_are_undone() -> None:
 )
 def test_a_request_without_an_image_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match=r"not JSON|JSON object|no image"):
-        split(body)
+        split_image(body)
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=40) | st.text('image":{},[]\\ 1', max_size=40).map(str.encode))
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     try:
-        _, text = split(body)
+        _, text = split_image(body)
     except InvalidRequest:
         return
     assert orjson.loads(body)["image"] == str(text, "utf-8")
+
+
+def test_an_image_whose_pixels_had_to_go_is_shown_as_it_was_sent(workbench: Workbench) -> None:
+    def ask(ref: ImageRef) -> str:
+        asked.append(ref.uri[:7])
+        if ref.uri.startswith("digest:"):
+            raise ImageUnknown("its pixels had to go")
+        return ref.uri
+
+    invoker, asked = Invoker(workbench, 0.98, every_candidate=False), list[str]()
+    for _ in range(2):
+        sent = memoryview(png_base64(7).encode())
+        assert invoker._show(sent, ask) == "data:;base64," + png_base64(7)
+    assert asked == ["digest:", "data:;b", "digest:", "data:;b"]

@@ -138,7 +138,7 @@ def test_a_frame_with_a_damaged_shape_is_unreadable_and_those_beside_it_are_not(
     assert damaged == [
         Unreadable(f"job 3, frame 7: mask {mask['id']} is damaged: {box}"),
         Unreadable(f"job 3, frame 8: polygon {polygon['id']} is damaged: a polygon of 4 numbers"),
-        Unreadable(f"job 3, frame 9: rectangle {unnamed['id']} has a label that its job has not"),
+        Unreadable(f"job 3, frame 9: rectangle {unnamed['id']} has a label that its job does not have"),
     ]
     assert [each.item for each in (first, last) if isinstance(each, Submission)] == [6, 10]
 

@@ -24,7 +24,7 @@ from clickmask_adapters.home import Home
 from clickmask_adapters.server import failures
 from clickmask_adapters.server.gate import MAX_SIGNED_BODY, Gate
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools.cvat import routes
+from clickmask_adapters.tools.cvat import WEBHOOK, routes
 from clickmask_adapters.tools.cvat.labels import JobAccepted, JobRejected, is_accepted, meaning, timestamp
 from support import CONTRACTS
 
@@ -49,8 +49,8 @@ def client(workbench: Workbench, address: str = STRANGER, **configuration: Any) 
     recent = failures.RecentFailures()
     failures.install(app, recent)
     configured = Settings(**configuration)
-    app.include_router(routes.webhook_router(workbench, configured))
-    app.add_middleware(Gate, settings=configured, recent=recent, signed_paths={routes.PATH})
+    app.include_router(routes.router(workbench, configured, 0.98))
+    app.add_middleware(Gate, settings=configured, recent=recent, signed_paths={WEBHOOK})
     return TestClient(app, "http://unknown-name:9090", client=(address, 5000), raise_server_exceptions=False)
 
 
@@ -75,7 +75,7 @@ def test_a_delivery_is_not_answered_with_success_before_it_is_on_the_disk(
     """CVAT delivers it again, then."""
     inbox._writer.execute("CREATE TRIGGER full BEFORE INSERT ON events BEGIN SELECT RAISE(FAIL, 'full'); END")
     body = json.dumps(delivery(next(name for name in DELIVERIES if name != "ping"))).encode()
-    assert http.post(routes.PATH, content=body, headers=signed(body)).status_code == 503
+    assert http.post(WEBHOOK, content=body, headers=signed(body)).status_code == 503
     assert inbox.count() == 0
 
 
@@ -84,7 +84,7 @@ def test_a_signed_delivery_is_in_the_inbox_when_it_is_answered(
     http: TestClient, inbox: Inbox, name: str
 ) -> None:
     body = json.dumps(delivery(name)).encode()
-    answer = http.post(routes.PATH, content=body, headers=signed(body))
+    answer = http.post(WEBHOOK, content=body, headers=signed(body))
     assert answer.status_code == 202
     (event,) = inbox.events()
     assert (event.source, event.body) == ("cvat", body)
@@ -92,14 +92,14 @@ def test_a_signed_delivery_is_in_the_inbox_when_it_is_answered(
 
 def test_a_ping_is_answered_and_not_kept(http: TestClient, inbox: Inbox) -> None:
     body = json.dumps(delivery("ping")).encode()
-    assert http.post(routes.PATH, content=body, headers=signed(body)).status_code == 200
+    assert http.post(WEBHOOK, content=body, headers=signed(body)).status_code == 200
     assert inbox.count() == 0
 
 
 def test_the_signature_is_over_the_bytes_and_not_over_what_they_mean(http: TestClient, inbox: Inbox) -> None:
     event = delivery("job_accepted")
     sent, same_meaning = json.dumps(event).encode(), json.dumps(event, indent=1).encode()
-    assert http.post(routes.PATH, content=same_meaning, headers=signed(sent)).status_code == 401
+    assert http.post(WEBHOOK, content=same_meaning, headers=signed(sent)).status_code == 401
     assert inbox.count() == 0
 
 
@@ -125,7 +125,7 @@ def test_a_forged_signature_is_refused(http: TestClient, inbox: Inbox, header: s
     headers: list[tuple[bytes, bytes]] = [(b"content-type", b"application/json")]
     if header is not None:
         headers.append((b"x-signature-256", header if isinstance(header, bytes) else header.encode()))
-    answer = http.post(routes.PATH, content=b'{"event": "update:job"}', headers=headers)
+    answer = http.post(WEBHOOK, content=b'{"event": "update:job"}', headers=headers)
     assert answer.status_code == 401
     assert "CVAT_WEBHOOK_SECRET" in answer.json()["error"]
     assert inbox.count() == 0
@@ -150,7 +150,7 @@ def test_without_a_secret_every_webhook_is_refused_with_a_sentence(
     body = json.dumps(delivery("job_accepted")).encode()
     with client(workbench, **unset) as http:
         for headers in (signed(body), signed(body, "")):
-            answer = http.post(routes.PATH, content=body, headers=headers)
+            answer = http.post(WEBHOOK, content=body, headers=headers)
             assert answer.status_code == 403
             assert "CVAT_WEBHOOK_SECRET" in answer.json()["error"]
     assert inbox.count() == 0
@@ -160,7 +160,7 @@ def test_without_a_secret_every_webhook_is_refused_with_a_sentence(
     "body", [b"", b"null", b"[]", b"{", b'{"event": 3}', b"{}", b'"event"', b"\xff"], ids=str
 )
 def test_a_signed_body_that_is_no_event_is_refused(http: TestClient, inbox: Inbox, body: bytes) -> None:
-    answer = http.post(routes.PATH, content=body, headers=signed(body))
+    answer = http.post(WEBHOOK, content=body, headers=signed(body))
     assert answer.status_code == 400
     assert inbox.count() == 0
 
@@ -171,20 +171,20 @@ def test_a_signed_body_that_is_no_event_is_refused(http: TestClient, inbox: Inbo
 def test_the_gate_opens_for_this_path_and_no_other(workbench: Workbench) -> None:
     with client(workbench, cvat_webhook_secret=SECRET, token="secret") as http:
         body = b'{"event": "ping"}'
-        assert http.post(routes.PATH, content=body, headers=signed(body)).status_code == 200
-        for path in (f"{routes.PATH}/", "/webhooks/other", "//webhooks/cvat", "/v1/status", "/webhook"):
+        assert http.post(WEBHOOK, content=body, headers=signed(body)).status_code == 200
+        for path in (f"{WEBHOOK}/", "/webhooks/other", "//webhooks/cvat", "/v1/status", "/webhook"):
             assert http.post(path, content=body, headers=signed(body)).status_code == 401, path
         for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"):
-            assert http.request(method, routes.PATH, headers=signed(b"")).status_code == 401, method
+            assert http.request(method, WEBHOOK, headers=signed(b"")).status_code == 401, method
 
 
 def test_a_stranger_may_not_send_much(workbench: Workbench, inbox: Inbox) -> None:
     with client(workbench, cvat_webhook_secret=SECRET) as http:
         for body in (b" " * (MAX_SIGNED_BODY + 1), iter([b" " * MAX_SIGNED_BODY, b"{}"])):
             headers = {"Content-Type": "application/json", "X-Signature-256": "sha256="}
-            assert http.post(routes.PATH, content=body, headers=headers).status_code == 413
+            assert http.post(WEBHOOK, content=body, headers=headers).status_code == 413
         fits = b'{"event": "update:job"' + b" " * 1000_000 + b"}"
-        assert http.post(routes.PATH, content=fits, headers=signed(fits)).status_code == 202
+        assert http.post(WEBHOOK, content=fits, headers=signed(fits)).status_code == 202
     assert inbox.count() == 1
 
 
@@ -192,15 +192,15 @@ def test_a_page_in_a_browser_may_not_post_a_webhook(workbench: Workbench) -> Non
     body = b'{"event": "ping"}'
     with client(workbench, cvat_webhook_secret=SECRET) as http:
         headers = {**signed(body), "Origin": "https://evil.example"}
-        assert http.post(routes.PATH, content=body, headers=headers).status_code == 403
+        assert http.post(WEBHOOK, content=body, headers=headers).status_code == 403
 
 
 def test_the_application_lets_a_signed_webhook_in(workbench: Workbench, inbox: Inbox, tmp_path: Path) -> None:
     configured = Settings.model_validate({"home": tmp_path, "token": "s", "cvat_webhook_secret": SECRET})
     body = json.dumps(delivery("job_accepted")).encode()
     with TestClient(create_app(Home(configured, workbench)), client=(STRANGER, 5000)) as http:
-        assert http.post(routes.PATH, content=body, headers=signed(body)).status_code == 202
-        assert http.post(routes.PATH, content=body, headers=signed(body, "wrong")).status_code == 401
+        assert http.post(WEBHOOK, content=body, headers=signed(body)).status_code == 202
+        assert http.post(WEBHOOK, content=body, headers=signed(body, "wrong")).status_code == 401
         assert http.get("/api/functions", headers=signed(b"")).status_code == 401
 
 

@@ -3,14 +3,15 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from clickmask.errors import ImageRefused
-from clickmask_adapters.tools.label_studio.client import Credentials, LabelStudioClient, LabelStudioError
+from clickmask_adapters.tools._client import ToolError
+from clickmask_adapters.tools.label_studio.client import Credentials, LabelStudioClient
+from support.scripted_server import ScriptedServer, scripted_server
 
 URL = "http://labels.example:8080"
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
@@ -119,11 +120,6 @@ def test_without_a_label_studio_images_elsewhere_still_work() -> None:
         LabelStudioClient(URL, None).image_ref(1, "/data/upload/1/a.png")
 
 
-def test_an_address_that_is_none_is_said_at_once() -> None:
-    with pytest.raises(LabelStudioError, match="LABEL_STUDIO_URL"):
-        LabelStudioClient("labels.example", LEGACY)
-
-
 # --- tokens
 
 
@@ -172,61 +168,22 @@ def test_threads_that_need_a_token_at_once_exchange_it_once() -> None:
     assert len(exchanged) == 1
 
 
-# --- requests, against a server that answers as Label Studio 1.23.2 does
-
-
-class FakeLabelStudio:
-    """Answers what `answer(method, path, authorization)` gives, and remembers what was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str, str | None]] = []
-        self.answer: Callable[[str, str, str | None], tuple[int, object]] = lambda *_: (200, {})
-        fake = self
-
-        class Answers(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                asked = (self.command, self.path, self.headers.get("Authorization"))
-                fake.asked.append(asked)
-                status, body = fake.answer(*asked)
-                raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-                self.send_response(status)
-                if status == 302:
-                    self.send_header("Location", "http://127.0.0.1:1/elsewhere")
-                self.send_header("Content-Length", str(len(raw)))
-                self.end_headers()
-                self.wfile.write(raw)
-
-            do_POST = do_GET  # noqa: N815
-
-            def log_request(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
+# --- requests
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeLabelStudio]:
-    server = FakeLabelStudio()
-    yield server
-    server.close()
+def server() -> Iterator[ScriptedServer]:
+    with scripted_server() as scripted:
+        yield scripted
 
 
-def test_a_legacy_token_is_sent_as_it_is(fake: FakeLabelStudio) -> None:
-    fake.answer = lambda *_: (200, {"id": 3})
-    assert LabelStudioClient(fake.url, LEGACY).project(3) == {"id": 3}
-    assert fake.asked == [("GET", "/api/projects/3/", f"Token {LEGACY}")]
+def test_a_legacy_token_is_sent_as_it_is(server: ScriptedServer) -> None:
+    server.script((200, {"id": 3}))
+    assert LabelStudioClient(server.url, LEGACY).project(3) == {"id": 3}
+    assert server.asked == [("GET", "/api/projects/3/", f"Token {LEGACY}")]
 
 
-def test_an_access_token_that_is_refused_is_renewed_once(fake: FakeLabelStudio) -> None:
+def test_an_access_token_that_is_refused_is_renewed_once(server: ScriptedServer) -> None:
     tokens = [jwt("first"), jwt("second")]
 
     def answer(method: str, path: str, authorization: str | None) -> tuple[int, object]:
@@ -234,9 +191,9 @@ def test_an_access_token_that_is_refused_is_renewed_once(fake: FakeLabelStudio) 
             return 200, {"access": tokens.pop(0)}
         return (200, {"id": 3}) if authorization == f"Bearer {jwt('second')}" else (401, {"detail": "no"})
 
-    fake.answer = answer
-    assert LabelStudioClient(fake.url, PERSONAL).project(3) == {"id": 3}
-    assert [path for _, path, _ in fake.asked] == [
+    server.answer = answer
+    assert LabelStudioClient(server.url, PERSONAL).project(3) == {"id": 3}
+    assert [path for _, path, _ in server.asked] == [
         "/api/token/refresh/",
         "/api/projects/3/",
         "/api/token/refresh/",
@@ -244,37 +201,14 @@ def test_an_access_token_that_is_refused_is_renewed_once(fake: FakeLabelStudio) 
     ]
 
 
-@pytest.mark.parametrize("key", [LEGACY, PERSONAL])
-def test_a_refused_key_is_said_without_the_key(fake: FakeLabelStudio, key: str) -> None:
-    fake.answer = lambda *_: (401, {"detail": f"Invalid token {key}."})
-    with pytest.raises(LabelStudioError, match="LABEL_STUDIO_API_KEY") as caught:
-        LabelStudioClient(fake.url, key).project(3)
-    assert key not in str(caught.value)
-    assert caught.value.status == 401
-    assert len(fake.asked) == 1
+def test_the_exchange_of_a_token_is_tried_again_while_label_studio_is_busy(server: ScriptedServer) -> None:
+    server.script((503, b""), (200, {"access": jwt("access")}), (200, {"id": 3}))
+    assert LabelStudioClient(server.url, PERSONAL).project(3) == {"id": 3}
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "said"),
-    [
-        (404, {"detail": "Not found."}, "404: Not found."),
-        (400, {"validation_errors": {"url": ["Enter a valid URL."]}}, "url: Enter a valid URL."),
-        (502, b"<html>", "502: Bad Gateway"),
-        (302, b"", "redirect"),
-        (200, b"<html>", "not Label Studio's API"),
-    ],
-)
-def test_a_refusal_becomes_a_sentence(fake: FakeLabelStudio, status: int, body: object, said: str) -> None:
-    fake.answer = lambda *_: (status, body)
-    with pytest.raises(LabelStudioError, match=said):
-        LabelStudioClient(fake.url, LEGACY).project(3)
-    assert len(fake.asked) == 1
-
-
-def test_a_label_studio_that_is_not_there_is_a_sentence() -> None:
-    with pytest.raises(LabelStudioError, match=r"does not answer at http://127\.0\.0\.1:1"):
-        LabelStudioClient("http://127.0.0.1:1", LEGACY).project(3)
-    with pytest.raises(LabelStudioError, match="set LABEL_STUDIO_URL"):
-        LabelStudioClient(None, LEGACY).project(3)
-    with pytest.raises(LabelStudioError, match="set LABEL_STUDIO_API_KEY"):
-        LabelStudioClient("http://127.0.0.1:1", None).project(3)
+def test_a_refused_personal_token_is_said_without_the_token(server: ScriptedServer) -> None:
+    server.script((401, {"detail": f"Invalid token {PERSONAL}."}))
+    with pytest.raises(ToolError, match="LABEL_STUDIO_API_KEY") as caught:
+        LabelStudioClient(server.url, PERSONAL).project(3)
+    assert PERSONAL not in str(caught.value)
+    assert (caught.value.status, len(server.asked)) == (401, 1)

@@ -7,7 +7,8 @@ import pytest
 
 from clickmask.errors import ImageUnavailable
 from clickmask.types import ImageRef
-from clickmask_adapters.tools.label_studio.client import LabelStudioClient, LabelStudioError
+from clickmask_adapters.tools._client import ToolError
+from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.connect import connect
 
 CLICKMASK = "http://10.0.0.5:9090"
@@ -60,7 +61,7 @@ class FakeLabelStudio(LabelStudioClient):
 
     def add_webhook(self, webhook: Mapping[str, Any]) -> dict[str, Any]:
         if self.webhooks_blocked:
-            raise LabelStudioError("Label Studio answers 403: URL resolves to a reserved address", 403)
+            raise ToolError("Label Studio answers 403: URL resolves to a reserved address", 403)
         full = {"id": len(self.hooks), "send_payload": True, "is_active": True, **webhook}
         self.hooks.append(full)
         return full
@@ -75,7 +76,7 @@ class FakeLabelStudio(LabelStudioClient):
 
 
 def sentences(fake: FakeLabelStudio, secret: str | None = None) -> str:
-    return "\n".join(connect(fake, 3, f"{CLICKMASK}/", secret, read=lambda ref: None))
+    return "\n".join(connect(fake, "3", f"{CLICKMASK}/", secret, read=lambda ref: None))
 
 
 def test_a_new_project_gets_backend_and_webhook() -> None:
@@ -131,15 +132,13 @@ def test_a_secret_that_is_gone_is_taken_away() -> None:
 def test_blocked_webhooks_are_noticed_though_the_backend_is_there() -> None:
     fake = FakeLabelStudio(webhooks_blocked=True)
     for _ in range(2):
-        with pytest.raises(
-            LabelStudioError, match=r"accepted labels never arrive.*SSRF_PROTECTION_ENABLED=false"
-        ):
+        with pytest.raises(ToolError, match=r"accepted labels never arrive.*SSRF_PROTECTION_ENABLED=false"):
             sentences(fake)
         assert len(fake.rows) == 1
 
 
 def test_a_label_studio_that_cannot_reach_us_is_said() -> None:
-    with pytest.raises(LabelStudioError, match=r"does not reach clickmask at http://10\.0\.0\.5:9090"):
+    with pytest.raises(ToolError, match=r"does not reach clickmask at http://10\.0\.0\.5:9090"):
         sentences(FakeLabelStudio(reachable=False))
 
 
@@ -147,10 +146,8 @@ def test_an_image_that_cannot_be_read_is_said() -> None:
     def read(ref: ImageRef) -> object:
         raise ImageUnavailable("labels.example answered 404")
 
-    with pytest.raises(
-        LabelStudioError, match=r"cannot read the image of task 7: labels\.example answered 404"
-    ):
-        list(connect(FakeLabelStudio(), 3, CLICKMASK, None, read))
+    with pytest.raises(ToolError, match=r"cannot read the image of task 7: labels\.example answered 404"):
+        list(connect(FakeLabelStudio(), "3", CLICKMASK, None, read))
 
 
 def test_a_project_without_tasks_connects() -> None:

@@ -9,8 +9,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from clickmask.models.labeller import ProjectModels
 from clickmask_adapters.cli import app
 from clickmask_adapters.tools.label_studio import prelabel as prelabelling
 from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
+from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from support.drawn import disc, rectangle
 from support.label_studio_standin import TOKEN, LabelStudioStandin, label_studio_standin
 from support.labelled import png
@@ -205,14 +207,14 @@ def test_an_interrupt_ends_it_with_what_was_done(
     studio: LabelStudioStandin, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(home)
-    annotate = prelabelling._Annotating.annotate
+    add_prediction = LabelStudioClient.add_prediction
 
-    def interrupted(self: prelabelling._Annotating, task: dict[str, object], remaining: int) -> object:
-        if task["id"] == 6:
+    def interrupted(self: LabelStudioClient, prediction: Mapping[str, Any]) -> None:
+        if prediction["task"] == 6:
             raise KeyboardInterrupt
-        return annotate(self, task, remaining)
+        add_prediction(self, prediction)
 
-    monkeypatch.setattr(prelabelling._Annotating, "annotate", interrupted)
+    monkeypatch.setattr(LabelStudioClient, "add_prediction", interrupted)
     result = prelabel()
     assert result.exit_code == 130
     assert result.stdout == "4 objects drawn in 2, 0 left as they were, 0 left out\n"

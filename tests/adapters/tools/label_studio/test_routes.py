@@ -29,6 +29,7 @@ from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.label_studio import backend, routes
 from clickmask_adapters.tools.label_studio import client as label_studio_client
 from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
+from clickmask_adapters.tools.label_studio.client import client_of
 from support import CONTRACTS, drawn
 from support.fakes import DiscSegmenter, disc_mask
 from support.label_studio_standin import TOKEN, LabelStudioStandin, label_studio_standin
@@ -75,7 +76,7 @@ def images(monkeypatch: pytest.MonkeyPatch) -> Images:
 def http(workbench: Workbench, tmp_path: Path, images: Images) -> Iterator[TestClient]:
     app = FastAPI()
     failures.install(app, failures.RecentFailures())
-    app.include_router(routes.router(workbench, Settings(home=tmp_path, segmenter="disc")))
+    app.include_router(routes.router(workbench, client_of(Settings(home=tmp_path, segmenter="disc")), 0.98))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
@@ -255,7 +256,9 @@ def with_label_studio(
 ) -> Iterator[TestClient]:
     known = {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": TOKEN}
     app = FastAPI()
-    app.include_router(routes.router(workbench, Settings(home=tmp_path, segmenter="disc", **known)))
+    app.include_router(
+        routes.router(workbench, client_of(Settings(home=tmp_path, segmenter="disc", **known)), 0.98)
+    )
     with TestClient(app) as client:
         yield client
 

@@ -1,0 +1,236 @@
+"""One REST client for the labeling tools: keep-alive, retries, bounds, and refusals as sentences."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar, Self, cast
+from urllib.parse import urlencode, urlsplit
+
+import orjson
+import urllib3
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from urllib3.exceptions import HTTPError, MaxRetryError
+from urllib3.response import BaseHTTPResponse
+from urllib3.util import Retry, Timeout
+
+from clickmask.errors import ToolUnavailable
+from clickmask.images.fetch import origin_of
+
+CONNECT_TIMEOUT_S = 5.0
+MAX_REQUEST_S = 300.0  # one request with its retries, waits and body
+MAX_RETRIES = 5
+BACKOFF_S = 0.5  # the first retry comes at once, then 1, 2, 4, 8 s, unless Retry-After says more
+MAX_ANSWER_BYTES = 2**30  # 50 tasks with 20 annotations of 100 kB each are 100 MB
+MAX_REASON_CHARS = 200  # of a tool's own words in an error
+ABOUT_THIS = frozenset({400, 404, 409, 413, 422})
+REFUSED_UNREAD = frozenset({429})  # turned away before anything was done: even a POST may be sent again
+BUSY = REFUSED_UNREAD | {502, 503, 504}
+CHUNK_BYTES = 2**16
+
+
+class ToolError(ToolUnavailable):
+    """A labeling tool cannot be reached, or refuses what clickmask asks.
+
+    `status` is the HTTP status of the refusal, None if there was no answer.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def is_about_this(self) -> bool:
+        """Whether it was refused for what it asked, so that the next request may well succeed."""
+        return self.status in ABOUT_THIS
+
+
+class RestClient:
+    """Requests to one tool at `url`, for any thread. Connections are kept for the next request.
+
+    A subclass says what the tool is called in sentences, and gives the Authorization header.
+    Raises ToolError for a `url` that is not an address or that carries a password.
+    """
+
+    tool: ClassVar[str]
+    url_variable: ClassVar[str]
+    credentials: ClassVar[str]  # the variables that hold them
+    renewal: ClassVar[str] = "again"  # completes "set <credentials> ..." if they are refused
+    accept: ClassVar[str] = "application/json"
+    read_timeout_s: ClassVar[float] = 30.0  # Label Studio adds a backend after asking it twice
+
+    def __init__(self, url: str | None) -> None:
+        self.url = url.rstrip("/") if url else None
+        try:
+            self.origin = origin_of(self.url) if self.url else None
+        except ValueError as error:
+            raise ToolError(f"{self.url_variable} is not an address such as http://host:8080") from error
+        if "@" in urlsplit(self.url or "").netloc:
+            raise ToolError(
+                f"{self.url_variable} carries a user name or password: set {self.credentials} instead"
+            )
+        # Unlike a requests.Session it has no cookies, and asks no .netrc and no proxy of the environment.
+        timeout = Timeout(connect=CONNECT_TIMEOUT_S, read=self.read_timeout_s)
+        self._pool = urllib3.PoolManager(maxsize=8, ca_certs=DEFAULT_CA_BUNDLE_PATH, timeout=timeout)
+
+    def authorization(self, refused: str = "") -> str | None:
+        """The value of the Authorization header, another one than `refused` if there is one."""
+        raise NotImplementedError
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: object = None,
+        authorized: bool = True,
+        idempotent: bool | None = None,
+    ) -> Any:
+        """The JSON of the answer, None if it is empty. Raises ToolError.
+
+        `body` is sent as JSON and may hold arrays. A tool that is busy (429, 502, 503, 504) is asked
+        again after as long as it says, if that does no harm: POST and PATCH are repeated after a 429
+        alone, unless they are `idempotent`.
+        """
+        if not self.url:
+            raise ToolError(f"no {self.tool} is configured: set {self.url_variable} and {self.credentials}")
+        header = self.authorization() if authorized else None
+        if authorized and not header:
+            raise ToolError(f"{self.tool} wants credentials: set {self.credentials}")
+        url = f"{self.url}{path}" + (f"?{urlencode(params)}" if params else "")
+        raw = None if body is None else orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+        repeatable = method not in ("POST", "PATCH") if idempotent is None else idempotent
+        answer, content = self._send(method, url, header, raw, repeatable)
+        if header and answer.status == HTTPStatus.UNAUTHORIZED:
+            renewed = self.authorization(refused=header)
+            if renewed != header:
+                answer, content = self._send(method, url, renewed, raw, repeatable)
+        status = answer.status
+        if status == HTTPStatus.UNAUTHORIZED:
+            raise ToolError(
+                f"{self.tool} refuses the credentials: set {self.credentials} {self.renewal}", status
+            )
+        if 300 <= status < 400:
+            raise ToolError(
+                f"{self.tool} answers with a redirect: set {self.url_variable} to the address it redirects "
+                "to, https included",
+                status,
+            )
+        if status >= 400:
+            raise ToolError(f"{self.tool} answers {status}: {_reason(answer, content)}", status)
+        if not content:
+            return None
+        try:
+            return orjson.loads(content)
+        except orjson.JSONDecodeError as error:
+            raise self.not_its_api() from error
+
+    def has(self, path: str) -> bool:
+        """Whether there is something at `path`: False for a 404. Raises ToolError for other refusals."""
+        try:
+            self.ask("GET", path)
+        except ToolError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return False
+            raise
+        return True
+
+    def not_its_api(self) -> ToolError:
+        return ToolError(f"what answers at {self.url_variable} is not {self.tool}'s API")
+
+    def _send(
+        self, method: str, url: str, authorization: str | None, body: bytes | None, repeatable: bool
+    ) -> tuple[BaseHTTPResponse, bytes]:
+        """The last answer, and its body."""
+        headers = {"Accept": self.accept, "Accept-Encoding": "gzip, deflate", "User-Agent": "clickmask"}
+        if authorization:
+            headers["Authorization"] = authorization
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        until = time.monotonic() + MAX_REQUEST_S
+        retries = _Retries(
+            until,
+            total=MAX_RETRIES,
+            connect=0,
+            read=1 if repeatable else 0,  # a kept connection may be closed just when it is used again
+            allowed_methods=None,
+            status_forcelist=BUSY if repeatable else REFUSED_UNREAD,
+            backoff_factor=BACKOFF_S,
+            raise_on_status=False,
+        )
+        content = bytearray()
+        try:
+            with self._pool.request(
+                method,
+                url,
+                headers=headers,
+                body=body,
+                retries=retries,
+                redirect=False,
+                preload_content=False,
+            ) as answer:
+                # As it comes, not in full chunks: a server that drips must not hold a thread for ever.
+                while chunk := answer.read1(CHUNK_BYTES, decode_content=True):
+                    content += chunk
+                    if len(content) > MAX_ANSWER_BYTES:
+                        raise ToolError(f"{self.tool}'s answer has more than {MAX_ANSWER_BYTES} bytes")
+                    if time.monotonic() > until:
+                        raise ToolError(f"{self.tool} did not send its answer within {MAX_REQUEST_S:g} s")
+        except HTTPError as error:
+            raise ToolError(
+                f"{self.tool} does not answer at {self.url}: is it running, and is {self.url_variable} right?"
+            ) from error
+        return answer, bytes(content)
+
+
+class _Retries(Retry):
+    """Retries that end at `until`, in seconds of `time.monotonic`: the last answer stands then."""
+
+    RETRY_AFTER_STATUS_CODES = REFUSED_UNREAD
+
+    def __init__(self, until: float, **options: Any) -> None:
+        super().__init__(**options)
+        self._until = until
+
+    def new(self, **options: Any) -> Self:
+        return super().new(until=self._until, **options)
+
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: BaseHTTPResponse | None = None,
+        error: Exception | None = None,
+        *arguments: Any,
+        **options: Any,
+    ) -> Self:
+        following = super().increment(method, url, response, error, *arguments, **options)
+        wait = (self.get_retry_after(response) if response else None) or following.get_backoff_time()
+        if time.monotonic() + wait > self._until:
+            raise MaxRetryError(options["_pool"], url or "", error)
+        return following
+
+
+def _reason(answer: BaseHTTPResponse, content: bytes) -> str:
+    """The tool's own words for a refusal: a text, a list of them, or texts by field."""
+    try:
+        said: object = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        # CVAT passes on its models' errors as plain text; other answers are pages of HTML.
+        plain = answer.headers.get("Content-Type", "").startswith("text/plain")
+        words = content.decode(errors="replace").strip() if plain else answer.reason or ""
+        return words[:MAX_REASON_CHARS] or "no reason given"
+    if isinstance(said, dict):
+        fields = cast("dict[str, object]", said)
+        said = fields.get("validation_errors") or fields.get("detail") or fields
+    if isinstance(said, dict):
+        fields = cast("dict[str, object]", said)
+        said = "; ".join(f"{name}: {_joined(words)}" for name, words in fields.items())
+    return re.sub(r"<[^>]*>", "", _joined(said))[:MAX_REASON_CHARS] or "no reason given"
+
+
+def _joined(said: object) -> str:
+    return ", ".join(map(str, cast("list[object]", said))) if isinstance(said, list) else str(said)

@@ -1,0 +1,82 @@
+"""Checks of the JSON that both tools send. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeGuard, cast
+
+import orjson
+
+from clickmask.errors import InvalidPrompt, InvalidRequest
+
+Json = Mapping[str, Any]
+MAX_NUMBER = 1e12  # beyond every coordinate, size and angle
+MAX_SIDE_PX = 10**6  # beyond any image that is decoded
+
+
+def parse_object(raw: bytes, name: str) -> Json:
+    """The JSON object in `raw`. Raises InvalidRequest; `name` is what it is called there."""
+    try:
+        return as_object(orjson.loads(raw), name)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"{name} is not JSON") from error
+
+
+def as_object(value: object, name: str, *, empty: bool = False) -> Json:
+    """Raises InvalidRequest unless `value` is a JSON object; with `empty`, None is one without members."""
+    if value is None and empty:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"{name} must be a JSON object")
+    return cast("Json", value)
+
+
+def as_list(value: object, name: str) -> list[object]:
+    """Raises InvalidRequest unless `value` is a list."""
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{name} must be a list")
+    return cast("list[object]", value)
+
+
+def as_text(value: object, name: str) -> str:
+    """Raises InvalidRequest unless `value` is a text."""
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name} must be a text")
+    return value
+
+
+def as_id(value: object, name: str) -> int:
+    """The number by which a tool names something. Raises InvalidRequest."""
+    if not is_integer(value):
+        raise InvalidRequest(f"{name} {str(value)[:40]!r} is not a number")
+    return value
+
+
+def as_side(value: object, name: str) -> int:
+    """A height or width in pixels. Raises InvalidRequest."""
+    if not is_integer(value) or not 0 < value <= MAX_SIDE_PX:
+        raise InvalidRequest(f"{name} {str(value)[:40]!r} is no number of pixels")
+    return value
+
+
+def as_coordinate(value: object, name: str, below: float = MAX_NUMBER) -> float:
+    """A number of a prompt, finite and `below` in size. Raises InvalidPrompt."""
+    if not is_number(value, below):
+        raise InvalidPrompt(f"{name} {str(value)[:40]!r} is no finite number")
+    return value
+
+
+def project_number(project: str, tool: str) -> int:
+    """The number that `project` is. Raises InvalidRequest."""
+    if not (project.isascii() and project.isdigit()):
+        raise InvalidRequest(f"{project[:40]!r} is not the number of a {tool} project")
+    return int(project)
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object, below: float = MAX_NUMBER) -> TypeGuard[float]:
+    """Whether `value` is a number, neither infinite nor NaN, and `below` in size."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < below

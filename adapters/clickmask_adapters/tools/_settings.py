@@ -1,0 +1,10 @@
+"""A type of variable that both tools have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+ServerUrl = Annotated[str | None, AfterValidator(lambda url: url.rstrip("/") if url else None)]
+"""The address of a tool, without a slash at its end; None if it is empty."""

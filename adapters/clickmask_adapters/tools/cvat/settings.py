@@ -1,0 +1,21 @@
+"""The variables that CVAT's own command line uses, too, and what is CVAT's alone."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field, SecretStr
+
+from clickmask_adapters.tools._settings import ServerUrl
+
+
+class CvatSettings(BaseModel):
+    cvat_url: ServerUrl = Field(default=None, validation_alias="CVAT_URL")
+    cvat_access_token: SecretStr | None = Field(default=None, validation_alias="CVAT_ACCESS_TOKEN")
+    """A personal access token; or else a user name and password."""
+    cvat_username: str | None = Field(default=None, validation_alias="CVAT_USERNAME")
+    cvat_password: SecretStr | None = Field(default=None, validation_alias="CVAT_PASSWORD")
+    cvat_candidates: bool = False
+    """Answer a click in CVAT with every mask that the segmenter considers, not with the best alone."""
+    cvat_direct_function: str | None = None
+    """The function that CVAT means if it calls without a name: its nuclio method `direct`."""
+    cvat_webhook_secret: SecretStr | None = Field(default=None, validation_alias="CVAT_WEBHOOK_SECRET")
+    """What CVAT signs its webhooks with; without it they are refused."""
