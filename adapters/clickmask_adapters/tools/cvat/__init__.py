@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from clickmask_adapters.tools import Tool
+from clickmask_adapters.tools import NamedImage, Tool
 from clickmask_adapters.tools.cvat.settings import CvatSettings
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ class Cvat(Tool):
         from clickmask_adapters.tools.cvat import routes
 
         return routes.router(workbench, self._settings, self._home.settings.min_iou)
+
+    def images(self, project: str) -> Iterator[NamedImage]:
+        from clickmask_adapters.tools.cvat.pull import project_images
+
+        return project_images(self._client, project)
 
     def connect(self, project: str, our_url: str) -> Iterator[str]:
         from clickmask_adapters.tools.cvat.connect import connect

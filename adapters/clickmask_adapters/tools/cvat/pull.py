@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from clickmask.caches import Lru
 from clickmask.errors import InvalidRequest, UnknownProject
 from clickmask.ingest.apply import Page
 from clickmask.labels.submissions import AnnotationDeleted, Change, ProjectDescribed, Submission, TaskDeleted
 from clickmask.types import ImageRef
+from clickmask_adapters.tools import NamedImage
 from clickmask_adapters.tools._client import ToolError
 from clickmask_adapters.tools._json import parse_object
 from clickmask_adapters.tools.cvat.client import CvatClient
@@ -20,6 +22,8 @@ from clickmask_adapters.tools.cvat.labels import (
     JobAccepted,
     JobContent,
     JobRejected,
+    frame_address,
+    frames,
     is_accepted,
     is_rejected,
     meaning,
@@ -121,3 +125,22 @@ def container_of(project: str) -> dict[str, int]:
     if not named:
         raise InvalidRequest(f"{project[:40]!r} is neither the number of a CVAT project nor task-NUMBER")
     return {"task_id" if named[1] else "project_id": int(named[2])}
+
+
+def project_images(client: CvatClient, project: str) -> Iterator[NamedImage]:
+    """Every frame of every job of a project, or of `task-<id>`, by number.
+
+    A frame comes once, though jobs overlap; deleted frames and point clouds are left out. Raises
+    InvalidRequest if `project` is not a name of one, and ToolError.
+    """
+    rows: dict[int, Mapping[str, object]] = {row["id"]: row for row, _ in client.jobs(container_of(project))}
+    seen: set[tuple[object, int]] = set()
+    for job, row in sorted(rows.items()):
+        if row.get("dimension") == "3d":
+            continue
+        content = JobContent(row, client.meta(job), (), {})
+        for frame in frames(content):
+            if not frame.deleted and (row["task_id"], frame.number) not in seen:
+                seen.add((row["task_id"], frame.number))
+                locate = partial(client.image_ref, frame_address(job, frame.number))
+                yield NamedImage(f"job {job}, frame {frame.number}", locate)

@@ -33,7 +33,7 @@ from clickmask_adapters.tools._client import ToolError
 from clickmask_adapters.tools.cvat import client as client_module
 from clickmask_adapters.tools.cvat.client import CvatClient
 from clickmask_adapters.tools.cvat.mask_points import mask_to_points
-from clickmask_adapters.tools.cvat.pull import MAX_REMEMBERED_JOBS, CvatLabels, container_of
+from clickmask_adapters.tools.cvat.pull import MAX_REMEMBERED_JOBS, CvatLabels, container_of, project_images
 from support.cvat_server import TOKEN, CvatServer, picture
 from support.waiting import until
 
@@ -453,3 +453,43 @@ def test_whatever_order_events_arrive_in_what_cvat_holds_is_what_is_stored(
         take(ingester, labels, event)
     standing = store.labels("cvat", "1", all_annotations=True)
     assert {(label.key.annotation, label.key.region) for label in standing} == held(cvat) != set()
+
+
+# --- images
+
+
+def names(cvat: CvatServer, project: str) -> list[str]:
+    return [image.name for image in project_images(CvatClient(cvat.url, f"Bearer {TOKEN}"), project)]
+
+
+def test_every_frame_of_a_project_is_listed_with_where_it_is(cvat: CvatServer) -> None:
+    cvat.add_job(4, frames=[picture(), picture(80)], first=5)
+    cvat.add_job(3)
+    cvat.save(4)
+    cvat.add_project(2)
+    cvat.add_job(9, project=2)
+    assert names(cvat, "1") == ["job 3, frame 0", "job 4, frame 5", "job 4, frame 6"]
+    *_, last = project_images(CvatClient(cvat.url, f"Bearer {TOKEN}"), "1")
+    ref = last.locate()
+    assert ref.uri == f"{cvat.url}/api/jobs/4/data?type=frame&number=6&quality=original"
+    assert ImageSource(Fetcher(trusted_origins=[cvat.url])).identify(ref).size == SIZE
+
+
+def test_a_frame_that_several_jobs_show_is_listed_once(cvat: CvatServer) -> None:
+    cvat.add_job(3, frames=[picture(), picture(80)])
+    cvat.add_job(4, frames=[picture(80), picture(90)], first=1)["task_id"] = 30
+    assert names(cvat, "1") == ["job 3, frame 0", "job 3, frame 1", "job 4, frame 2"]
+
+
+def test_deleted_frames_and_point_clouds_are_not_listed(cvat: CvatServer) -> None:
+    cvat.add_job(3, frames=[picture(), picture(80)])
+    cvat.metas[3]["deleted_frames"] = [0]
+    cvat.add_job(4, dimension="3d")
+    assert names(cvat, "1") == ["job 3, frame 1"]
+
+
+def test_the_images_of_a_task_without_a_project_are_listed(cvat: CvatServer) -> None:
+    cvat.add_job(4, project=None)
+    assert names(cvat, "task-40") == ["job 4, frame 0"]
+    with pytest.raises(InvalidRequest, match="neither the number of a CVAT project"):
+        names(cvat, "streets")
