@@ -215,7 +215,7 @@ class Models:
         return True
 
     def _opening(self, name: str) -> Path:
-        """The lock held while this version is opened; outside its folder, which Windows could not rename then."""
+        """Lock held while this version is open. It lies outside its folder: Windows could not rename that."""
         return self.folder / f".{name}.lock"
 
     def _served(self) -> tuple[str | None, list[str]]:
