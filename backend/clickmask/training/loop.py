@@ -8,9 +8,9 @@ the clock, and two trainings differ as their clocks do.
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import math
-import os
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +20,8 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import nn
+
+from clickmask import files
 
 log = logging.getLogger(__name__)
 
@@ -163,12 +165,9 @@ class TrainingLoop:
             **self.extra_state(),
         }
         self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        aside = self._checkpoint.with_name(self._checkpoint.name + ".part")
-        with aside.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self._checkpoint)
+        written = io.BytesIO()
+        torch.save(content, written)
+        files.write(self._checkpoint, written.getvalue())
 
     def resume(self) -> None:
         """Continue from the checkpoint, if there is one of the same identity."""
