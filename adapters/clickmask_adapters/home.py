@@ -1,4 +1,4 @@
-"""Everything that the settings name, each made once and when it is first used."""
+"""Everything that the settings name, each part made once, when it is first used."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ def connect(
 ) -> None:
     """Create or mend a project's connection with a running server, and check both directions.
 
-    LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY say where Label Studio is; CLICKMASK_TOKEN is the secret
-    that it is given. CVAT_URL and CVAT_ACCESS_TOKEN (or CVAT_USERNAME and CVAT_PASSWORD) say where CVAT
-    is; CVAT_WEBHOOK_SECRET is what it signs with, the same as the server's.
+    LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY say where Label Studio is; it is given the secret in
+    CLICKMASK_TOKEN. CVAT_URL and CVAT_ACCESS_TOKEN (or CVAT_USERNAME and CVAT_PASSWORD) say where CVAT
+    is; it signs with CVAT_WEBHOOK_SECRET, which must be the server's too.
     """
     with open_home() as home:
         chosen = home.tools[tool]

@@ -32,7 +32,7 @@ def evaluate_segmenters(
         list[str], typer.Argument(metavar="[SEGMENTER]... DATASET", help="A COCO folder or annotation file.")
     ],
     clicks: Annotated[int, typer.Option(min=1, max=50, help="Clicks on each object.")] = 5,
-    objects: Annotated[int, typer.Option(min=1, help="At most so many, chosen by the seed.")] = 100,
+    objects: Annotated[int, typer.Option(min=1, help="At most this many, chosen by the seed.")] = 100,
     seed: Annotated[int, typer.Option(help="The same seed takes the same objects.")] = 0,
     smallest: Annotated[int, typer.Option(min=1, help="Pixels of the smallest object that counts.")] = 64,
     everything: Annotated[bool, typer.Option("--all", help="Every segmenter that is ready.")] = False,
@@ -66,7 +66,7 @@ def evaluate_segmenters(
 
 
 def plot_summaries(summaries: Mapping[str, Summary], title: str, file: Path) -> None:
-    """Write the plot in the format of the file's suffix: a line of clicks and a star for the box each.
+    """Write a plot in the format of the file's suffix: each segmenter's line over clicks, a star for its box.
 
     Raises InvalidRequest without matplotlib, or if it does not write such files.
     """
@@ -138,10 +138,11 @@ def _print_sample(sample: CocoSample, tried: int) -> None:
 
 
 def _table(summaries: Mapping[str, Summary]) -> Table:
-    """A column a segmenter. NoC counts all the clicks for an object that never got there."""
+    """One column a segmenter. NoC of an object that never reaches its IoU is the number of all clicks."""
     table = _columns_of("", summaries)
     each = summaries.values()
-    for count in _counts(len(next(iter(each)).miou)):
+    clicks = len(next(iter(each)).miou)
+    for count in sorted({*range(1, 6), 10, 15, 20, 30, 40, clicks} & set(range(1, clicks + 1))):
         table.add_row(f"mIoU @{count}", *(f"{summary.miou[count - 1]:.3f}" for summary in each))
     table.add_row("mIoU by box", *(f"{summary.box_miou:.3f}" for summary in each))
     for target in TARGETS:
@@ -154,7 +155,7 @@ def _table(summaries: Mapping[str, Summary]) -> Table:
 
 
 def _category_table(trials: Trials) -> Table:
-    """A row a category: how many objects, then each segmenter's mIoU."""
+    """One row a category: its objects, then each segmenter's mIoU at the first and last click, and by box."""
     by_segmenter = {name: summarise_categories(each) for name, each in trials.items()}
     table = _columns_of("mIoU @1, @last, box", by_segmenter)
     for category, first in next(iter(by_segmenter.values())).items():
@@ -171,11 +172,6 @@ def _columns_of(title: str, names: Iterable[str]) -> Table:
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
     return table
-
-
-def _counts(clicks: int) -> list[int]:
-    """The numbers of clicks that a table has rows for."""
-    return [count for count in range(1, clicks + 1) if count <= 5 or count in (10, 15, 20, 30, 40, clicks)]
 
 
 def _write_json(file: Path, trials: Trials, sample: CocoSample, options: Mapping[str, int]) -> None:
@@ -197,7 +193,7 @@ def _write_json(file: Path, trials: Trials, sample: CocoSample, options: Mapping
 
 
 def _plain(summary: Summary) -> dict[str, Any]:
-    """Targets are given as 85 and 90."""
+    """A summary as JSON has it; the keys of its targets are "85" and "90"."""
     fields = dataclasses.asdict(summary)
     for name in ("noc", "failures"):
         fields[name] = {f"{target * 100:.0f}": value for target, value in fields[name].items()}

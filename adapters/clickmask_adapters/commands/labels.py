@@ -1,4 +1,4 @@
-"""Accepted labels of a project: taken in (`pull`), counted (`stats`, `project`), written (`export`)."""
+"""`clickmask pull`, `project`, `stats` and `export`: the accepted labels of a project."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def pull(
     tool: ToolName,
     project: ProjectName,
     moved: Annotated[
-        bool, typer.Option("--moved", help="The tool is the same one at a new address.")
+        bool, typer.Option("--moved", help="The tool is the same as before, at a new address.")
     ] = False,
 ) -> None:
     """Take in all accepted labels of a project: those from before it was connected, or missed since.
@@ -118,8 +118,7 @@ def stats(
     """Count the accepted labels of a project, by category, and name what looks wrong in them.
 
     The least, median and most area are in pixels; small labels have fewer than 32 x 32 of them, large
-    ones more than 96 x 96.
-    Points are those of polygons, as they were drawn.
+    ones more than 96 x 96. Points are those of polygons, as they were drawn.
     """
     with open_home() as home:
         find_project(home.store, tool, project)

@@ -1,4 +1,4 @@
-"""`clickmask prepare`."""
+"""`clickmask prepare FOLDER` and `clickmask prepare TOOL PROJECT`."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Prepared:
 
 
 def folder_images(folder: Path) -> list[NamedImage]:
-    """The files below `folder` that are named as images that clickmask reads; hidden ones are not."""
+    """Files below `folder` with the ending of an image that clickmask reads, except hidden ones."""
     PIL.Image.init()
     endings = {ending for ending, name in PIL.Image.registered_extensions().items() if name in FORMATS}
     inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
@@ -105,10 +105,10 @@ def folder_images(folder: Path) -> list[NamedImage]:
 
 
 def prepare_images(workbench: Workbench, wanted: Sequence[NamedImage], segmenter: str) -> Generator[Prepared]:
-    """Encode the images in their order, one result each. Those whose embedding is kept cost no encode.
+    """Encode the images in their order, one result each. An image whose embedding is kept costs no encode.
 
-    Closing the generator, or an interrupt, stops it at once; whoever closes the workbench then waits
-    for the encode under way, and it is kept.
+    Closing the generator, or an interrupt, stops it at once; closing the workbench then waits for the
+    encode under way, which is kept.
     """
     stopping = threading.Event()
 
@@ -134,7 +134,7 @@ def prepare_images(workbench: Workbench, wanted: Sequence[NamedImage], segmenter
 
 
 def _encode(workbench: Workbench, ref: ImageRef, segmenter: str, stopping: threading.Event) -> bool:
-    """Unlike a click, this waits for as long as an encode takes."""
+    """Whether the embedding was there. Unlike a click, this waits for as long as an encode takes."""
     waited = False
     while True:
         try:
@@ -151,10 +151,7 @@ class Rate(ProgressColumn):
 
 
 def follow(prepared: Generator[Prepared], total: int, out: Console, err: Console) -> bool:
-    """Show a bar, then what became of the images; whether all are prepared.
-
-    An interrupt ends it early, without an exception.
-    """
+    """Show a bar, then what became of the images. True if all are prepared; an interrupt ends it early."""
     columns = (
         BarColumn(20),
         MofNCompleteColumn(),

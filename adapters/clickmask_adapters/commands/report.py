@@ -1,4 +1,4 @@
-"""`clickmask report assist`, `miou` and `segmenters`."""
+"""`clickmask report assist`, `miou` and `segmenters`: what the assistance and the models are worth."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def assist(
 ) -> None:
     """Compare what was proposed with what was accepted.
 
-    Untouched objects have an IoU of 0.99 with their proposal, or more. Rejected are sessions of clicks,
-    and objects that a model drew, of which nothing was accepted. The IoUs of a session's first and last
-    answer, and clicks, are means over the assisted objects; seconds, from the first answer to the last, a
-    median.
+    Untouched objects have an IoU of 0.99 with their proposal, or more. Sessions of clicks, and objects
+    that a model drew, are rejected if nothing of them was accepted. The IoUs of a session's first and last
+    answer, and its clicks, are means over the assisted objects; its seconds, from the first answer to the
+    last, are a median.
     """
     with open_home() as home:
         find_project(home.store, tool, project)
@@ -67,10 +67,10 @@ def miou(
     project: ProjectName,
     as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False,
 ) -> None:
-    """How good the model in service is on the images that were held out.
+    """Say how good the model in service is on the images that were held out.
 
-    All numbers but the mean over images are from one confusion matrix over all of their pixels; mIoU
-    is the mean over the categories.
+    All numbers but the mean over images come from one confusion matrix over all of their pixels; mIoU is
+    the mean over the categories.
     """
     with open_home() as home:
         find_project(home.store, tool, project)
@@ -112,8 +112,8 @@ def segmenters(
 ) -> None:
     """Measure what was proposed against what was accepted, as models are measured.
 
-    One confusion matrix for each segmenter, over the objects that it was asked for: of its first
-    answers, and of those that were accepted. An annotator is measured on whole images; people began
+    Each segmenter has one confusion matrix over the objects that it was asked for: one for its first
+    answers, one for those that were accepted. An annotator is measured on whole images; people began
     with what it drew, which flatters it.
     """
     with open_home() as home:

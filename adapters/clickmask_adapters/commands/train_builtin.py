@@ -1,4 +1,4 @@
-"""`clickmask train-builtin`."""
+"""`clickmask train-builtin`, for developers: it needs torch and pictures, and opens no home."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def train_builtin(
     to: Annotated[Path, typer.Option(help="Where the log, the checkpoint and the network go.")] = Path(
         "builtin-training"
     ),
-    steps: Annotated[int, typer.Option(min=1)] = 2800,
-    crops: Annotated[int, typer.Option(min=1, help="A step; each with --objects objects.")] = 48,
-    objects: Annotated[int, typer.Option(min=1)] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimiser.")] = 2800,
+    crops: Annotated[int, typer.Option(min=1, help="Crops a step, each with --objects objects.")] = 48,
+    objects: Annotated[int, typer.Option(min=1, help="Objects a crop.")] = 4,
     seed: Annotated[int, typer.Option(help="The same seed draws the same crops and clicks.")] = 0,
-    tiers: Annotated[str, typer.Option(help="Of the photographs, where the sets tell them apart.")] = "AB",
+    tiers: Annotated[str, typer.Option(help="Photographs to train on, if the sets tell tiers apart.")] = "AB",
     cutouts: Annotated[
         Path | None, typer.Option(help="Drawings with an alpha channel, to paste into photographs.")
     ] = None,
@@ -42,7 +42,7 @@ def train_builtin(
     """Train the network of the built-in segmenter, and write it as ONNX files.
 
     One image in ten is held out, by its name; validation.json says how good the result is on those.
-    The same call goes on where it was stopped.
+    The same command goes on where it was stopped.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with sentence_on_failure():
@@ -67,7 +67,7 @@ def train_builtin(
 
 
 def imagenet_weights() -> Path | None:
-    """The file of the installed package that has them, which is not imported."""
+    """The weights' file in the package that has them, if it is installed; nothing of it is imported."""
     spec = importlib.util.find_spec(IMAGENET)
     folders = spec.submodule_search_locations if spec else None
     files = [path for folder in folders or () for path in sorted(Path(folder).rglob("*.pth"))]
