@@ -34,7 +34,7 @@ class CoreSettings(BaseSettings):
     """A folder, or the http(s) address of one, with the weights, instead of their official addresses."""
 
     runtime: Literal["auto", "openvino", "onnxruntime", "torch"] = "auto"
-    """What runs the networks; auto: torch on a GPU, elsewhere the runtime that was measured to be fastest."""
+    """The runtime of the networks; auto: torch on a GPU, elsewhere the one that was measured fastest."""
     precision: Literal["auto", "f32"] = "auto"
     """auto: image encoders compute in bf16 if the processor has it; f32: everything in float32."""
     threads: int | None = Field(default=None, ge=1)

@@ -284,7 +284,7 @@ def test_personal_tokens_read_uploads_and_local_files(
     storage = {"project": project, "path": str(folder), "use_blob_urls": True}
     studio.api("POST", "/api/storages/localfiles", json=storage)
     task = studio.upload(project, *plain(pixels))
-    (uploaded,) = client.tasks(project)
+    (uploaded,) = client.all_tasks(project)
     expected = image_source.identify_bytes(plain(pixels)[1])
     for uri in (uploaded["data"]["image"], "/data/local-files/?d=set/a.png"):
         assert image_source.identify(client.image_ref(task, uri)) == expected

@@ -35,8 +35,8 @@ class Tool(Protocol):
     """A labeling tool, for the server and the commands. Creating one asks the tool nothing.
 
     `name` and `router` are needed. A tool that cannot do the rest inherits what stands here. `project`
-    is the name of a project as people give it; each method raises InvalidRequest for what is none, and
-    ToolUnavailable if the tool does not answer.
+    is the name of a project as people give it. The methods that take one raise InvalidRequest if it is not
+    a name, and ToolUnavailable if the tool does not answer.
     """
 
     name: str

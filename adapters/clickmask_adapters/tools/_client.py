@@ -50,13 +50,14 @@ class ToolError(ToolUnavailable):
 class RestClient:
     """Requests to one tool at `url`, for any thread. Connections are kept for the next request.
 
-    A subclass says what the tool is called in sentences, and gives the Authorization header.
+    A subclass says how sentences call the tool and its variables, and gives the Authorization header.
     Raises ToolError for a `url` that is not an address or that carries a password.
     """
 
     tool: ClassVar[str]
     url_variable: ClassVar[str]
     credentials: ClassVar[str]  # the variables that hold them
+    webhook_path: ClassVar[str]  # of one webhook, with {} for its id
     renewal: ClassVar[str] = "again"  # completes "set <credentials> ..." if they are refused
     accept: ClassVar[str] = "application/json"
     read_timeout_s: ClassVar[float] = 30.0  # Label Studio adds a backend after asking it twice
@@ -137,6 +138,12 @@ class RestClient:
                 return False
             raise
         return True
+
+    def change_webhook(self, webhook: int, changes: Mapping[str, Any]) -> Any:
+        return self.ask("PATCH", self.webhook_path.format(webhook), body=changes, idempotent=True)
+
+    def remove_webhook(self, webhook: int) -> None:
+        self.ask("DELETE", self.webhook_path.format(webhook))
 
     def not_its_api(self) -> ToolError:
         return ToolError(f"what answers at {self.url_variable} is not {self.tool}'s API")

@@ -15,7 +15,7 @@ MAX_SIDE_PX = 10**6  # beyond any image that is decoded
 
 
 def parse_object(raw: bytes, name: str) -> Json:
-    """The JSON object in `raw`. Raises InvalidRequest; `name` is what it is called there."""
+    """The JSON object in `raw`. Raises InvalidRequest, which calls it `name`, as all of these do."""
     try:
         return as_object(orjson.loads(raw), name)
     except orjson.JSONDecodeError as error:
@@ -23,7 +23,7 @@ def parse_object(raw: bytes, name: str) -> Json:
 
 
 def as_object(value: object, name: str, *, empty: bool = False) -> Json:
-    """Raises InvalidRequest unless `value` is a JSON object; with `empty`, None is one without members."""
+    """`value`, if it is a JSON object; with `empty`, None stands for {}. Raises InvalidRequest."""
     if value is None and empty:
         return {}
     if not isinstance(value, Mapping):
@@ -32,14 +32,14 @@ def as_object(value: object, name: str, *, empty: bool = False) -> Json:
 
 
 def as_list(value: object, name: str) -> list[object]:
-    """Raises InvalidRequest unless `value` is a list."""
+    """`value`, if it is a list. Raises InvalidRequest."""
     if not isinstance(value, list):
         raise InvalidRequest(f"{name} must be a list")
     return cast("list[object]", value)
 
 
 def as_text(value: object, name: str) -> str:
-    """Raises InvalidRequest unless `value` is a text."""
+    """`value`, if it is a text. Raises InvalidRequest."""
     if not isinstance(value, str):
         raise InvalidRequest(f"{name} must be a text")
     return value

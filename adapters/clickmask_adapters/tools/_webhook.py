@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
+from clickmask_adapters.tools._client import RestClient
 from clickmask_adapters.tools._json import Json
 
 
@@ -13,7 +14,7 @@ def keep_oldest(
 ) -> Generator[str, None, Json | None]:
     """The oldest of `rows` whose `address` is `url`, None if there is none; the others are removed.
 
-    Yields a sentence for each that is; `what` is what a row is called there.
+    Yields a sentence about each row that is removed, which calls it `what`.
     """
     ours = sorted((row for row in rows if row[address].rstrip("/") == url), key=lambda row: row["id"])
     for surplus in ours[1:]:
@@ -23,35 +24,35 @@ def keep_oldest(
 
 
 def changed(row: Json, wanted: Json) -> str:
-    """The names of what is not as `wanted`, for a sentence: the values may be secrets. Empty if all is."""
+    """The names of the members of `row` that are not as `wanted`. No values, which may be secrets."""
     return ", ".join(name.replace("_", " ") for name in wanted if row.get(name) != wanted[name])
 
 
 def mend_webhook(
+    client: RestClient,
     url: str,
     webhooks: Iterable[Json],
     address: str,
     wanted: Callable[[Json], Mapping[str, Any]],
-    *,
     add: Callable[[Json], Json],
-    change: Callable[[int, Json], object],
-    remove: Callable[[int], object],
+    *,
     added_note: str = "",
     kept_note: str = "",
 ) -> Generator[str, None, int]:
-    """Have one webhook to `url` that is as `wanted` of the one that is there, or of {} if there is none.
+    """Have exactly one webhook to `url`, and give its id. One sentence a step.
 
-    `address` is the name of the member that holds a webhook's address; the notes end the sentences about
-    a new one, and about one that is right already. Gives the webhook's id.
+    `webhooks` are those that are there, with their addresses in the member `address`. `wanted` gives the
+    members of ours from the one that is there, or from {} if there is none; `add` makes it then. The
+    notes end the sentences about a new webhook, and about one that is right already.
     """
-    kept = yield from keep_oldest("webhook", url, webhooks, address, remove)
+    kept = yield from keep_oldest("webhook", url, webhooks, address, client.remove_webhook)
     wished = {address: url, **wanted(kept or {})}
     if kept is None:
         made = add(wished)
         yield f"The webhook {url} was added{added_note}."
         return made["id"]
     if mended := changed(kept, wished):
-        change(kept["id"], wished)
+        client.change_webhook(kept["id"], wished)
         yield f"The webhook {url} was mended: {mended}."
     else:
         yield f"The webhook {url} is there already{kept_note}."

@@ -28,6 +28,7 @@ class CvatClient(RestClient):
 
     tool = "CVAT"
     url_variable = URL_VARIABLE
+    webhook_path = "/api/webhooks/{}"
     credentials = CREDENTIALS
     accept = "application/vnd.cvat+json"
     read_timeout_s = 60.0  # CVAT gathers the annotations of a large job while we wait
@@ -40,7 +41,7 @@ class CvatClient(RestClient):
         return self._authorization
 
     def image_ref(self, address: str) -> ImageRef:
-        """Where the frame of `labels.frame_address` is, upright and in original quality.
+        """The frame at a path of `labels.frame_address`, upright and in original quality.
 
         Raises ImageRefused for any other address: others must not choose what our token reads.
         """
@@ -130,12 +131,6 @@ class CvatClient(RestClient):
         """`organization` is that of its project, without which CVAT looks in the personal workspace."""
         params = {"org_id": organization} if organization is not None else None
         return self.ask("POST", "/api/webhooks", body=webhook, params=params)
-
-    def change_webhook(self, webhook: int, changes: Json) -> Json:
-        return self.ask("PATCH", f"/api/webhooks/{webhook}", body=changes, idempotent=True)
-
-    def remove_webhook(self, webhook: int) -> None:
-        self.ask("DELETE", f"/api/webhooks/{webhook}")
 
     def ping_webhook(self, webhook: int) -> Json:
         """Have CVAT post to the webhook now; `status_code` and `response` are what it got."""

@@ -66,14 +66,7 @@ def connect(
 
     try:
         webhook = yield from mend_webhook(
-            hook,
-            client.webhooks(number),
-            "target_url",
-            wanted,
-            add=add,
-            change=client.change_webhook,
-            remove=client.remove_webhook,
-            added_note=", with its secret",
+            client, hook, client.webhooks(number), "target_url", wanted, add, added_note=", with its secret"
         )
     except ToolError as error:
         raise ToolError(

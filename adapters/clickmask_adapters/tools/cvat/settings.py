@@ -18,4 +18,4 @@ class CvatSettings(BaseModel):
     cvat_direct_function: str | None = None
     """The function that CVAT means if it calls without a name: its nuclio method `direct`."""
     cvat_webhook_secret: SecretStr | None = Field(default=None, validation_alias="CVAT_WEBHOOK_SECRET")
-    """What CVAT signs its webhooks with; without it they are refused."""
+    """The secret with which CVAT signs its webhooks; without it they are refused."""

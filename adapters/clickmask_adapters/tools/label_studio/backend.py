@@ -127,8 +127,8 @@ class Backend:
         except ClickmaskError as error:
             log.info("%s: new tasks are not prepared: %s", TOOL, error)
 
-    def goes_on(self, asked: Json) -> bool:
-        """Whether this is the first click in its task: time to prepare the tasks that come next."""
+    def is_first_click(self, asked: Json) -> bool:
+        """Whether nobody has clicked in this task yet: it is time to prepare the next ones."""
         if self._client.url is None:
             return False
         task, _ = _task(_tasks(asked)[0])

@@ -62,6 +62,7 @@ class LabelStudioClient(RestClient):
 
     tool = "Label Studio"
     url_variable = URL_VARIABLE
+    webhook_path = "/api/webhooks/{}/"
     credentials = KEY_VARIABLE
     renewal = "to a token of your account page (a legacy token only if your organization still allows them)"
 
@@ -73,7 +74,7 @@ class LabelStudioClient(RestClient):
         return self._key.header(refused) if self._key else None
 
     def image_ref(self, task_id: int, uri: str) -> ImageRef:
-        """Where the image `uri` of a task is, with credentials only for Label Studio's own image routes.
+        """The image `uri` of a task, with credentials only for Label Studio's own image routes.
 
         A path is one of Label Studio's; storage URIs (s3:// and the like) are resolved through it.
         Raises ImageRefused for any other address and if Label Studio is needed but not configured, and
@@ -130,11 +131,6 @@ class LabelStudioClient(RestClient):
 
     def change_project(self, project: int, changes: Mapping[str, Any]) -> None:
         self.ask("PATCH", f"/api/projects/{project}/", body=changes, idempotent=True)
-
-    def tasks(self, project: int, count: int = 1) -> list[dict[str, Any]]:
-        """The first `count` tasks: their id and data."""
-        found = self.ask("GET", "/api/tasks", params={"project": project, "page_size": count, "page": 1})
-        return found.get("tasks", [])
 
     def all_tasks(self, project: int, page_size: int = 200) -> Iterator[dict[str, Any]]:
         """Every task that the project has while its pages are read: id and data."""
@@ -198,12 +194,6 @@ class LabelStudioClient(RestClient):
 
     def add_webhook(self, webhook: Mapping[str, Any]) -> dict[str, Any]:
         return self.ask("POST", "/api/webhooks/", body=webhook)
-
-    def change_webhook(self, webhook: int, changes: Mapping[str, Any]) -> dict[str, Any]:
-        return self.ask("PATCH", f"/api/webhooks/{webhook}/", body=changes, idempotent=True)
-
-    def remove_webhook(self, webhook: int) -> None:
-        self.ask("DELETE", f"/api/webhooks/{webhook}/")
 
     def _exchange(self, refresh_token: str) -> str:
         """An access token for a personal access token."""

@@ -97,13 +97,12 @@ def _mend_webhook(client: LabelStudioClient, project: int, url: str, secret: str
     note = ", with its secret" if secret else ""
     try:
         yield from mend_webhook(
+            client,
             url,
             client.webhooks(project),
             "url",
             wanted,
-            add=lambda webhook: client.add_webhook({"project": project, **webhook}),
-            change=client.change_webhook,
-            remove=client.remove_webhook,
+            lambda webhook: client.add_webhook({"project": project, **webhook}),
             added_note=note,
             kept_note=note,
         )
@@ -118,20 +117,21 @@ def _look_at_label_studio(
     config = config_of(project)
     if not any(control.smart for control in config.controls):
         yield 'The labeling interface has no smart tool yet: add <KeyPointLabels … smart="true"> for clicks.'
-    for task in client.tasks(project["id"]):
-        for name in config.images:
-            try:
-                uri = config.image_uris(name, task["data"])[0]
-            except InvalidRequest as error:
-                yield f"No image could be tried: {error}."
-                return
-            try:
-                read(client.image_ref(task["id"], uri))
-            except ClickmaskError as error:
-                raise ToolError(f"clickmask cannot read the image of task {task['id']}: {error}") from error
-            yield f"clickmask reads the image of task {task['id']}."
-            return
-    yield "There is no task with an image yet, so reading one could not be tried."
+    name = next(iter(config.images), None)
+    task = next(client.all_tasks(project["id"], page_size=1), None)
+    if name is None or task is None:
+        yield "There is no task with an image yet, so reading one could not be tried."
+        return
+    try:
+        uri = config.image_uris(name, task["data"])[0]
+    except InvalidRequest as error:
+        yield f"No image could be tried: {error}."
+        return
+    try:
+        read(client.image_ref(task["id"], uri))
+    except ClickmaskError as error:
+        raise ToolError(f"clickmask cannot read the image of task {task['id']}: {error}") from error
+    yield f"clickmask reads the image of task {task['id']}."
 
 
 def _advised(error: ToolError, said: str) -> ToolError:

@@ -182,7 +182,7 @@ def _drawn(annotation: Json, config: LabelConfig) -> Iterator[tuple[tuple[str, i
 
 
 def _geometry(kind: str, value: Json, size: Size) -> Geometry:
-    """Raises ValueError, TypeError or LookupError if `value` is not the value of such a shape."""
+    """The geometry of a shape. Raises ValueError, TypeError or LookupError if `value` is damaged."""
     if kind == "brush":
         return Brush(mask_to_rle(brush_rle_to_mask(value["rle"], size)))
     if kind == "bitmask":
@@ -252,7 +252,7 @@ def _basename(uri: str, task: str) -> str:
 
 
 def config_of(project: Json) -> LabelConfig:
-    """Raises InvalidRequest if the project's label config is not XML."""
+    """The project's label config. Raises InvalidRequest if it is not XML."""
     return label_config.parse(str(project.get("label_config") or "<View/>"))
 
 

@@ -109,7 +109,7 @@ def _labels(result: Json) -> Iterator[str]:
 
 
 def _prompt(marks: Sequence[_Mark], size: Size) -> Prompt | None:
-    """None if all marks say only where the object is not."""
+    """The prompt of `marks` on one image; None if all of them say only where the object is not."""
     foreground: list[Point] = []
     background: list[Point] = []
     box: Box | None = None

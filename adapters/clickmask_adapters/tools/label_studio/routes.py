@@ -81,7 +81,7 @@ def router(workbench: Workbench, client: LabelStudioClient, min_iou: float) -> A
             # An empty list stores nothing; anything else would be stored as a prediction.
             return json_response({"results": backend.prelabel(asked)})
         answer = backend.answer(asked, context)
-        if backend.goes_on(asked):
+        if backend.is_first_click(asked):
             prepare_soon(backend.prepare_next, asked)
         return json_response({"results": [answer]})
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -35,8 +35,8 @@ class FakeLabelStudio(LabelStudioClient):
     def project(self, project: int) -> dict[str, Any]:
         return {"id": project, "title": "Cars", "label_config": CONFIG}
 
-    def tasks(self, project: int, count: int = 1) -> list[dict[str, Any]]:
-        return self.found_tasks[:count]
+    def all_tasks(self, project: int, page_size: int = 200) -> Iterator[dict[str, Any]]:
+        yield from self.found_tasks
 
     def backends(self, project: int) -> list[dict[str, Any]]:
         state = {"state": "CO" if self.reachable else "DI", "readable_state": "Disconnected"}
