@@ -27,9 +27,10 @@ proposals = sa.Table(
     sa.Column("id", sa.Text, nullable=False, unique=True),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("digest", sa.Text, nullable=False, index=True),
-    *_columns(sa.Text, "segmenter", "prompt", "counts"),
+    *_columns(sa.Text, "segmenter", "prompt"),
     sa.Column("score", sa.Double, nullable=False),
     *_columns(sa.Integer, "height", "width"),
+    sa.Column("counts", sa.Text, nullable=False),  # last: SQLite reads through it to get at what follows
     sqlite_autoincrement=True,
 )
 
@@ -41,9 +42,10 @@ preannotated = sa.Table(
     sa.Column("id", sa.Text, nullable=False, unique=True),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("digest", sa.Text, nullable=False, index=True),
-    *_columns(sa.Text, "batch", "annotator", "label", "counts"),
+    *_columns(sa.Text, "batch", "annotator", "label"),
     sa.Column("score", sa.Double, nullable=False),
     *_columns(sa.Integer, "height", "width"),
+    sa.Column("counts", sa.Text, nullable=False),
     sqlite_autoincrement=True,
 )
 
