@@ -31,8 +31,9 @@ from clickmask.masks.polygons import mask_to_polygons
 from clickmask.masks.regions import mask_iou
 from clickmask.segmenters import sam
 from clickmask.segmenters._sam import onnx_export
+from clickmask.segmenters._sam.masks import logits_to_mask
+from clickmask.segmenters._sam.prompts import resized_size
 from clickmask.segmenters._sam.torch_networks import TorchSam
-from clickmask.segmenters._sam.upscale import logits_to_mask
 from clickmask.types import Image, Prompt, Size
 from clickmask_adapters.tools.cvat.mask_points import mask_to_dense_reply
 from clickmask_adapters.tools.label_studio.brush_rle import mask_to_brush_rle
@@ -248,7 +249,7 @@ def stages(ours: sam.Sam, clock: Clock) -> tuple[list[str], list[Goal]]:
 
 def stages_of(ours: sam.Sam, raw: bytes, size: Size) -> dict[str, tuple[Work, Work | None]]:
     """Each stage of a click on this image, as it is done here and elsewhere."""
-    image, resized = decode_image(raw), sam.resized_size(size, 1024)
+    image, resized = decode_image(raw), resized_size(size, 1024)
     box = Prompt(box=(0.25 * size[1], 0.25 * size[0], 0.75 * size[1], 0.75 * size[0]))
     embedding = ours.encode(image)
     logits = ours.candidates(embedding, box, None)[0][0]

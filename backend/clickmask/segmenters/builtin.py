@@ -1,8 +1,8 @@
 """The built-in network: small, in the package, for trying out, tests and weak machines.
 
 `clickmask.training.click` says what it is and trains it; MODEL_CARD.md beside the weights says
-on what, and how good it is. It looks twice: at the whole image, which is kept, and, where what it
-found is small and not sure, at the part round that. Two thirds of a click's time are the second look.
+on what, and how good it is. A click is a pass over the whole image, whose features are kept, and, if the
+mask is small and not sure, a second pass over a crop around it, which takes two thirds of the time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clickmask.errors import SegmenterNotReady
 from clickmask.inference.catalogue import Host
 from clickmask.inference.refinement import replay
 from clickmask.inference.sessions import Session
-from clickmask.segmenters._builtin.crops import (
+from clickmask.segmenters._builtin.masks import (
     MAX_KEPT_PX,
     Pass,
     constrain,
@@ -33,22 +33,22 @@ from clickmask.segmenters._builtin.crops import (
     resample,
     whole_mask,
 )
-from clickmask.segmenters._builtin.prompt_maps import MAPS, Crop, Floats, crop_of, network_input, render
+from clickmask.segmenters._builtin.prompts import MAPS, Crop, Floats, crop_of, network_input, render
 from clickmask.types import Image, Logits, Pixels, Prediction, Prompt, Size
 
-WEIGHTS = "clickmask.weights_builtin"  # the package that they lie in
+WEIGHTS = "clickmask.weights_builtin"  # the package that holds them
 FILES = {  # and their SHA-256
     "encoder.onnx": "817827e3583628197097c4aacebf894658650868dafbd084c52581b1641f8993",
     "decoder.onnx": "de3c5c65019b168f478b4feb4a349701751138f2c8378c2e438d8cb17286b000",
 }
 SIDE = 448  # px; long side of the whole image as the network sees it
-CLOSE_SIDE = 384  # px; of a part of it
-MIN_CONFIDENT_IOU = 0.9  # worth of a first look that leaves nothing to look at again
+CLOSE_SIDE = 384  # px; long side of a crop
+MIN_CONFIDENT_IOU = 0.9  # predicted; a first pass of at least this much needs no second one
 
 
 @dataclass(frozen=True, eq=False)
 class BuiltinEmbedding:
-    """What the network makes of an image of `size`, and its pixels, for a closer look."""
+    """What the network makes of an image of `size`, and its pixels, for a second pass."""
 
     features: Mapping[str, Floats]  # by name, (1, C, h, w), read-only
     pixels: Pixels  # (h, w, 3), read-only, longest side at most MAX_KEPT_PX
@@ -77,12 +77,12 @@ class Builtin:
         return self._encoder.precision
 
     def encode(self, image: Image) -> BuiltinEmbedding:
-        view = _whole(image.size)
-        features = self._encoder.run({"image": network_input(image.pixels, view)})
+        crop = _whole(image.size)
+        features = self._encoder.run({"image": network_input(image.pixels, crop)})
         return _embedding(features, _kept(image.pixels), image.size)
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> BuiltinEmbedding:
-        """The embedding that gave these arrays, be they rounded."""
+        """The embedding that `arrays` were stored from; they may be rounded to half precision."""
         features = {name: array for name, array in arrays.items() if name not in ("pixels", "size")}
         height, width = (int(length) for length in arrays["size"])
         return _embedding(
@@ -92,64 +92,64 @@ class Builtin:
         )
 
     def decode(self, embedding: BuiltinEmbedding, prompt: Prompt) -> list[Prediction]:
-        """For a lone click, which may mean a part or the whole, all guesses that differ; else one answer."""
+        """Several guesses for a single click, which may mean a part or the whole, else one prediction."""
         return replay(self, embedding, prompt)
 
     def decode_from(
         self, embedding: BuiltinEmbedding, prompt: Prompt, logits: Logits | None
     ) -> tuple[list[Prediction], Logits]:
-        """`logits` stand for `prompt.mask` where both are given: it is part of them already.
+        """`logits` are used instead of `prompt.mask` if both are given: they were made from it.
 
-        What is corrected is known, so a small part is looked at alone; else the whole image first.
+        A correction of a small mask goes to the crop at once; otherwise the whole image comes first.
         """
-        view = _whole(embedding.size)
+        whole = _whole(embedding.size)
         region = None
         if logits is not None:
             region = probabilities(logits[0])
             if prompt.box is None:
-                before = Pass(view, constrain(logits[0], view, prompt), 0.0)
+                before = Pass(whole, constrain(logits[0], whole, prompt), 0.0)
                 if (close := self._closer(embedding, prompt, before)) is not before:
-                    return _answers([(close, paste(close, view, before.logits))], prompt, embedding.size)
+                    return _answers([(close, paste(close, whole, before.logits))], prompt, embedding.size)
         elif prompt.mask is not None:
-            region = coverage(prompt.mask, view)
-        looks = self._looks(embedding.features, view, prompt, region)
-        if len(looks) > 1:
-            looks = different(looks)
-        found = [(look, look.logits) for look in looks]
-        if looks[0].worth < MIN_CONFIDENT_IOU:
-            close = self._closer(embedding, prompt, looks[0])
-            found[0] = close, paste(close, view, looks[0].logits)
+            region = coverage(prompt.mask, whole)
+        passes = self._passes(embedding.features, whole, prompt, region)
+        if len(passes) > 1:
+            passes = different(passes)
+        found = [(seen, seen.logits) for seen in passes]
+        if passes[0].predicted_iou < MIN_CONFIDENT_IOU:
+            close = self._closer(embedding, prompt, passes[0])
+            found[0] = close, paste(close, whole, passes[0].logits)
         return _answers(found, prompt, embedding.size)
 
-    def _looks(
-        self, features: Mapping[str, Floats], view: Crop, prompt: Prompt, region: Floats | None
+    def _passes(
+        self, features: Mapping[str, Floats], crop: Crop, prompt: Prompt, region: Floats | None
     ) -> list[Pass]:
-        """The answer; before a first mask and for a click alone, the network's guesses after it."""
-        answer = self._decoder.run({"maps": render(view, prompt, region), **features})
+        """One pass; for a single click without a mask before it, one more for each other guess."""
+        answer = self._decoder.run({"maps": render(crop, prompt, region), **features})
         alone = (
             len(prompt.foreground) == 1 and not prompt.background and prompt.box is None and region is None
         )
         return [
-            Pass(view, constrain(logits, view, prompt), float(worth))
-            for logits, worth in zip(answer["logits"][0], answer["worth"][0], strict=True)
+            Pass(crop, constrain(logits, crop, prompt), float(predicted_iou))
+            for logits, predicted_iou in zip(answer["logits"][0], answer["worth"][0], strict=True)
         ][: None if alone else 1]
 
-    def _closer(self, embedding: BuiltinEmbedding, prompt: Prompt, look: Pass) -> Pass:
-        """The same at a larger scale, if `look` is a small part of the image."""
-        extent = crop_around(look, prompt, embedding.size)
+    def _closer(self, embedding: BuiltinEmbedding, prompt: Prompt, seen: Pass) -> Pass:
+        """A pass over the crop around `seen` if that is a small part of the image, else `seen`."""
+        extent = crop_around(seen, prompt, embedding.size)
         if extent is None:
-            return look
+            return seen
         kept = embedding.pixels
         sx, sy = kept.shape[1] / embedding.size[1], kept.shape[0] / embedding.size[0]
         x0, y0, x1, y1 = (round(edge * scale) for edge, scale in zip(extent, (sx, sy, sx, sy), strict=True))
-        view = crop_of((x0 / sx, y0 / sy, x1 / sx, y1 / sy), CLOSE_SIDE)
-        features = self._encoder.run({"image": network_input(kept[y0:y1, x0:x1], view)})
-        region = probabilities(resample(look, view))
-        return self._looks(features, view, prompt, region)[0]
+        crop = crop_of((x0 / sx, y0 / sy, x1 / sx, y1 / sy), CLOSE_SIDE)
+        features = self._encoder.run({"image": network_input(kept[y0:y1, x0:x1], crop)})
+        region = probabilities(resample(seen, crop))
+        return self._passes(features, crop, prompt, region)[0]
 
 
 def missing(variant: str, host: Host) -> str:
-    """Empty, unless the package lost its weights."""
+    """Which file of weights the package lost; empty if none."""
     lost = [name for name in FILES if not resources.files(WEIGHTS).joinpath(name).is_file()]
     return f"{lost[0]} is lost; install clickmask again, or use grabcut, which has no weights" if lost else ""
 
@@ -176,10 +176,11 @@ def _embedding(features: Mapping[str, Floats], pixels: Pixels, size: Size) -> Bu
 
 
 def _answers(found: list[tuple[Pass, Logits]], prompt: Prompt, size: Size) -> tuple[list[Prediction], Logits]:
-    """Looks and what they are in the whole image's view, as predictions and logits, the best first."""
-    found.sort(key=lambda each: -each[0].worth)
+    """Passes with their logits of the whole image, as predictions and logits, best first."""
+    found.sort(key=lambda each: -each[0].predicted_iou)
     predictions = [
-        Prediction(partial(whole_mask, look, prompt, size), look.worth, Builtin.name) for look, _ in found
+        Prediction(partial(whole_mask, seen, prompt, size), seen.predicted_iou, Builtin.name)
+        for seen, _ in found
     ]
     return predictions, np.stack([whole for _, whole in found])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
@@ -28,9 +27,10 @@ from clickmask.inference.onnx_exports import Exporter, Progress
 from clickmask.inference.refinement import replay
 from clickmask.inference.sessions import usable_cores
 from clickmask.plugins import Checkpoint, Variant
+from clickmask.segmenters._sam.masks import logits_to_mask
 from clickmask.segmenters._sam.onnx_networks import OnnxSam
-from clickmask.segmenters._sam.upscale import logits_to_mask
-from clickmask.types import Image, Logits, Mask, Pixels, Point, Prediction, Prompt, Size
+from clickmask.segmenters._sam.prompts import mask_to_logits, resized_size, to_sam
+from clickmask.types import Image, Logits, Mask, Pixels, Prediction, Prompt, Size
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,6 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
 )
 PACKAGES = {"torch": "torch", "segment_anything": "segment-anything"}  # as imported, as installed
 EXPORTER = Exporter("clickmask.segmenters._sam.onnx_export", version=1)
-MASK_PROMPT_LOGIT = 8.0  # logit of a pixel inside a given mask, its negative outside; SAM's own reach this
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,9 +171,9 @@ class Sam:
         side, size = self._networks.side, embedding.size
 
         # The prompt in SAM's frame. A single click may mean a part or the whole: SAM gives three masks.
-        points = _to_sam(prompt.foreground + prompt.background, size, side)
+        points = to_sam(prompt.foreground + prompt.background, size, side)
         labels = np.repeat(np.array([1, 0], np.int32), (len(prompt.foreground), len(prompt.background)))
-        box = _to_sam([prompt.box[:2], prompt.box[2:]], size, side) if prompt.box else None
+        box = to_sam([prompt.box[:2], prompt.box[2:]], size, side) if prompt.box else None
         if logits is None and prompt.mask is not None:
             logits = mask_to_logits(prompt.mask, side)
         ambiguous = len(points) == 1 and box is None and logits is None
@@ -196,7 +195,7 @@ class Sam:
         self, embedding: SamEmbedding, points: NDArray[np.float64]
     ) -> tuple[Logits, NDArray[np.float32]]:
         """Three candidates (N, 3, side / 4, side / 4) for each point, in the decoder's order."""
-        clicks = _to_sam(points, embedding.size, self._networks.side)
+        clicks = to_sam(points, embedding.size, self._networks.side)
         if isinstance(self._networks, BatchNetworks):
             return self._networks.decode_clicks(embedding.placed, clicks)
         foreground = np.ones(1, np.int32)
@@ -275,37 +274,3 @@ def _exported(variant: str, host: Host) -> Path | None:
     if runtimes.exports is None or runtimes.wants_torch or name not in host.weights.checkpoints:
         return None
     return runtimes.exports.find(name, host.weights.checkpoint(name).sha256, EXPORTER)
-
-
-def resized_size(size: Size, side: int) -> Size:
-    """Size of an image whose long side is scaled to `side`, rounded like the reference.
-
-    The reference fails if a side is rounded to 0; here it keeps one pixel.
-    """
-    scale = side / max(size)
-    height, width = (max(1, int(length * scale + 0.5)) for length in size)
-    return height, width
-
-
-def mask_to_logits(mask: Mask, side: int) -> Logits:
-    """`mask` as the decoder takes masks: (1, side / 4, side / 4), padded like the image.
-
-    Logits are MASK_PROMPT_LOGIT inside and -MASK_PROMPT_LOGIT outside. A partly covered pixel of this
-    coarse grid lies in between, so the outline stays where it is.
-    """
-    height, width = resized_size((mask.shape[0], mask.shape[1]), side)
-    coverage = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
-    padded = np.zeros((side, side), np.float32)
-    padded[:height, :width] = coverage
-    quarter = padded.reshape(side // 4, 4, side // 4, 4).mean(axis=(1, 3))
-    return ((2 * quarter - 1) * MASK_PROMPT_LOGIT)[None]
-
-
-def _to_sam(points: Sequence[Point] | NDArray[np.float64], size: Size, side: int) -> NDArray[np.float32]:
-    """`points` of an image of `size` as (N, 2) points in SAM's frame.
-
-    Each axis is scaled to the rounded size. The half is subtracted after scaling because SAM adds it there.
-    """
-    height, width = resized_size(size, side)
-    scale = width / size[1], height / size[0]
-    return (np.asarray(points, np.float64).reshape(-1, 2) * scale - 0.5).astype(np.float32)

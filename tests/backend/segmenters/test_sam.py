@@ -28,7 +28,8 @@ from clickmask.inference.refinement import Refinement
 from clickmask.inference.weights import WeightsFolder
 from clickmask.masks.regions import mask_iou
 from clickmask.segmenters import sam
-from clickmask.segmenters._sam.upscale import logits_to_mask
+from clickmask.segmenters._sam.masks import logits_to_mask
+from clickmask.segmenters._sam.prompts import MASK_PROMPT_LOGIT, mask_to_logits, resized_size
 from clickmask.segmenters._sam.without_torchvision import batched_nms, box_area, import_segment_anything
 from clickmask.types import Box, Image, Point, Prediction, Prompt, Refinable, Size
 from support.checkpoints import TINY, VIT_B, Architecture, random_sam, weights_of, write_checkpoint
@@ -118,7 +119,7 @@ def reference_answer(
 ) -> tuple[Any, Any, Any]:
     """SamPredictor's masks, scores and logits, best first."""
     size, side = encoded.image.size, encoded.pair.reference.model.image_encoder.img_size
-    height, width = sam.resized_size(size, side)
+    height, width = resized_size(size, side)
     half = 0.5 * size[1] / width, 0.5 * size[0] / height  # it takes whole numbers for pixel centres
     clicks = prompt.foreground + prompt.background
     masks, scores, low = encoded.pair.reference.predict(
@@ -175,7 +176,7 @@ def test_every_prompt_with_the_mask_before_it_has_the_reference_answer(encoded: 
 def test_a_mask_reaches_the_decoder_as_the_reference_takes_it(encoded: Encoded) -> None:
     size = encoded.image.size
     mask = disc(size, (size[1] * 0.4, size[0] * 0.5), min(size) * 0.4)
-    logits = sam.mask_to_logits(mask, encoded.pair.reference.model.image_encoder.img_size)
+    logits = mask_to_logits(mask, encoded.pair.reference.model.image_encoder.img_size)
     for prompt in (Prompt(mask=mask), Prompt(relative(size, (0.5, 0.4)), mask=mask)):
         masks, scores, _ = reference_answer(encoded, prompt, False, logits)
         (prediction,) = encoded.pair.ours.decode(encoded.embedding, prompt)
@@ -274,11 +275,11 @@ def test_features_of_another_size_are_not_restored(tiny: sam.Sam) -> None:
 def test_a_mask_and_its_logits_have_the_same_outline(tiny: sam.Sam, size: Size) -> None:
     """To less than a pixel of SAM's grid of 256; half a pixel of it off, the IoU is below 0.96."""
     mask = disc(size, (size[1] * 0.6, size[0] * 0.5), min(size) * 0.45)
-    logits = sam.mask_to_logits(mask, 1024)
+    logits = mask_to_logits(mask, 1024)
     assert logits.shape == (1, 256, 256) and logits.dtype == np.float32
-    assert (logits.min(), logits.max()) == pytest.approx((-sam.MASK_PROMPT_LOGIT, sam.MASK_PROMPT_LOGIT))
+    assert (logits.min(), logits.max()) == pytest.approx((-MASK_PROMPT_LOGIT, MASK_PROMPT_LOGIT))
     padded = cv2.resize(logits[0], (1024, 1024), interpolation=cv2.INTER_LINEAR)
-    height, width = sam.resized_size(size, 1024)
+    height, width = resized_size(size, 1024)
     back = cv2.resize(padded[:height, :width], size[::-1], interpolation=cv2.INTER_LINEAR) > 0
     assert mask_iou(back, mask) > 0.975
 
@@ -288,7 +289,7 @@ def test_a_mask_and_its_logits_have_the_same_outline(tiny: sam.Sam, size: Size) 
     [((240, 320), (768, 1024)), ((701, 467), (1024, 682)), ((1, 3000), (1, 1024)), ((5, 5), (1024, 1024))],
 )
 def test_an_image_is_scaled_to_the_long_side(size: Size, resized: Size) -> None:
-    assert sam.resized_size(size, 1024) == resized
+    assert resized_size(size, 1024) == resized
 
 
 # What a file may hold instead of a SAM.

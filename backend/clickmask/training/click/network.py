@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from clickmask.segmenters._builtin.prompt_maps import BOX, CLICKED, MAPS, MIDDLE, REGION, REJECTED
+from clickmask.segmenters._builtin.prompts import BOX, CLICKED, MAPS, MIDDLE, REGION, REJECTED
 from clickmask.training.click.encoder import CHANNELS, Encoder
 
 STRIDES = (32, 16, 8, 4, 2)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from clickmask.segmenters._builtin.prompt_maps import (
+from clickmask.segmenters._builtin.prompts import (
     BOX,
     CLICKED,
     CLICKED_WIDE,

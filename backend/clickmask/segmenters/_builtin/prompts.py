@@ -1,7 +1,7 @@
-"""What the built-in network sees: a part of an image at its own scale, and prompts as maps of it.
+"""What the built-in network sees: a crop of an image at its own scale, and a prompt as maps of it.
 
-A view's pixels are scaled to a long side and padded to multiples of 32. Maps and logits are at half
-that size. The maps are those that `clickmask.training.click.prompts` trains with.
+A crop is scaled to a long side and padded to multiples of 32. Maps and logits have half that
+size. `clickmask.training.click.prompts` trains with the same maps.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from clickmask.types import Box, Pixels, Point, Prompt, Size
 Floats = NDArray[np.float32]
 
 MULTIPLE = 32
-NARROW, WIDE = 5.0, 32.0  # px; standard deviations of the bumps that a click is
+NARROW, WIDE = 5.0, 32.0  # px; standard deviations of a click's two Gaussian bumps
 CLICKED, REJECTED, CLICKED_WIDE, REJECTED_WIDE, BOX, MIDDLE, REGION = range(7)  # the maps, in their order
 MAPS = 7
 
 
 @dataclass(frozen=True)
 class Crop:
-    """The part `extent` of an image, seen at `size`: (height, width), even, without the padding."""
+    """The part `extent` of an image at `size`: (height, width), even, without the padding."""
 
     extent: Box
     size: Size
@@ -36,7 +36,7 @@ class Crop:
         return height, width
 
     def to_crop(self, points: Sequence[Point]) -> list[Point]:
-        """`points` of the image, in pixels of the view."""
+        """`points` of the image as pixels of the crop."""
         x0, y0, x1, y1 = self.extent
         sx, sy = self.size[1] / (x1 - x0), self.size[0] / (y1 - y0)
         return [((x - x0) * sx, (y - y0) * sy) for x, y in points]
@@ -47,33 +47,33 @@ class Crop:
 
 
 def crop_of(extent: Box, side: int) -> Crop:
-    """`extent` with a long side of `side` pixels."""
+    """The crop of `extent` with a long side of `side` pixels."""
     width, height = extent[2] - extent[0], extent[3] - extent[1]
     scale = side / max(width, height)
     rows, columns = (max(2, 2 * round(length * scale / 2)) for length in (height, width))
     return Crop(extent, (rows, columns))
 
 
-def network_input(pixels: Pixels, view: Crop) -> Floats:
-    """(1, 3, H, W) in [-1, 1] of the pixels that lie in the view, the padding zero."""
-    height, width = view.size
+def network_input(pixels: Pixels, crop: Crop) -> Floats:
+    """`pixels` of the crop's extent, resized, as (1, 3, H, W) in [-1, 1]; the padding is 0."""
+    height, width = crop.size
     shrinks = pixels.shape[0] > height or pixels.shape[1] > width
     filtering = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     resized = np.asarray(cv2.resize(pixels, (width, height), interpolation=filtering), np.float32)
-    rows, columns = view.padded
+    rows, columns = crop.padded
     padded = np.zeros((1, 3, rows, columns), np.float32)
     padded[0, :, :height, :width] = (resized / np.float32(127.5) - 1).transpose(2, 0, 1)
     return padded
 
 
-def render(view: Crop, prompt: Prompt, region: Floats | None) -> Floats:
-    """(1, MAPS, H / 2, W / 2): `prompt`, and the probabilities (H / 2, W / 2) of the mask so far."""
-    rows, columns = (side // 2 for side in view.padded)
+def render(crop: Crop, prompt: Prompt, region: Floats | None) -> Floats:
+    """Maps (1, MAPS, H / 2, W / 2) of `prompt` and of `region`, the mask so far as probabilities."""
+    rows, columns = (side // 2 for side in crop.padded)
     maps = np.zeros((1, MAPS, rows, columns), np.float32)
-    x = 2 * np.arange(columns, dtype=np.float32) + 1  # px of the view, of the pixels' centres
+    x = 2 * np.arange(columns, dtype=np.float32) + 1  # px of the crop, of the pixels' centres
     y = 2 * np.arange(rows, dtype=np.float32) + 1
     clicks = [
-        (view.to_crop([point for point in points if view.contains(point)]), narrow, wide)
+        (crop.to_crop([point for point in points if crop.contains(point)]), narrow, wide)
         for points, narrow, wide in (
             (prompt.foreground, CLICKED, CLICKED_WIDE),
             (prompt.background, REJECTED, REJECTED_WIDE),
@@ -85,8 +85,8 @@ def render(view: Crop, prompt: Prompt, region: Floats | None) -> Floats:
                 bump = np.outer(_bump(y - row, sigma), _bump(x - column, sigma))
                 np.maximum(maps[0, channel], bump, out=maps[0, channel])
     if prompt.box is not None:
-        (x0, y0), (x1, y1) = view.to_crop([prompt.box[:2], prompt.box[2:]])
-        # of each pixel, the part that is inside: boxes lie on fractions
+        (x0, y0), (x1, y1) = crop.to_crop([prompt.box[:2], prompt.box[2:]])
+        # boxes lie on fractions: the share of each pixel that is inside
         across = np.clip(x - x0 + 1, 0, 2) * np.clip(x1 - x + 1, 0, 2) / 4
         down = np.clip(y - y0 + 1, 0, 2) * np.clip(y1 - y + 1, 0, 2) / 4
         maps[0, BOX] = 2 * np.outer(down, across) - 1

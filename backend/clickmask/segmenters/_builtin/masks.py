@@ -1,4 +1,4 @@
-"""One look of the built-in network at a view: what it found there, and what is made of that."""
+"""From the built-in network's logits in a crop to a mask of the whole image."""
 
 from __future__ import annotations
 
@@ -8,56 +8,59 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from clickmask.segmenters._builtin.prompt_maps import Crop, Floats
+from clickmask.masks.regions import mask_iou
+from clickmask.segmenters._builtin.prompts import Crop, Floats
 from clickmask.types import Box, Mask, Point, Prompt, Size
 
-MAX_KEPT_PX = 1024  # px; longest side of the pixels that are kept to look at parts
-CROP_MARGIN = 1.7  # sides of a part, in sides of what is in it
-MIN_CROP_PX = 64.0  # px of what is kept
-CLOSE_ENOUGH = 0.75  # of the image's long side: a larger part is not worth a second look
-MIN_CONFIDENCE_LOGIT = 8.0  # logit of a pixel that is decided
-MAX_BOX_OVERSHOOT = 0.05  # of a box's sides: how far a mask may leave it
-CLICK_RADIUS = 0.15  # of the root of the mask's area: radius of what a click decides against the network
-MERGE_IOU = 0.9  # IoU of two candidates that are one
-EMPTY_MASK_RADIUS = 0.02  # of the image's long side: radius of the mask where nothing was found
+MAX_KEPT_PX = 1024  # longest side of the pixels that are kept for second passes
+CROP_MARGIN = 1.7  # side of a crop, in sides of the object in it
+MIN_CROP_PX = 64.0  # of the kept pixels
+MAX_CROP_SHARE = 0.75  # of the image's long side; a larger crop is not worth a second pass
+MIN_CONFIDENCE_LOGIT = 8.0  # logit of a pixel that a rule decides
+MAX_BOX_OVERSHOOT = 0.05  # of a box's sides; how far a mask may leave it
+CLICK_RADIUS = (
+    0.15  # of the square root of the mask's area: the disc that a click decides against the network
+)
+MERGE_IOU = 0.9  # candidates with a larger IoU are one
+EMPTY_MASK_RADIUS = 0.02  # of the image's long side: the disc round a click if nothing was found
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What was seen in a view: logits (H / 2, W / 2) of one mask, and its IoU as the network thinks."""
+    """The network's answer in a crop: logits (H / 2, W / 2) of one mask, and its predicted IoU."""
 
-    view: Crop
+    crop: Crop
     logits: Floats
-    worth: float
+    predicted_iou: float
 
 
 def probabilities(logits: Floats) -> Floats:
     return (1 / (1 + np.exp(-np.clip(logits, -30, 30)))).astype(np.float32)
 
 
-def coverage(mask: Mask, view: Crop) -> Floats:
-    """How much of each of the view's cells `mask` covers: (H / 2, W / 2)."""
-    height, width = (side // 2 for side in view.size)
-    padded = np.zeros([side // 2 for side in view.padded], np.float32)
+def coverage(mask: Mask, crop: Crop) -> Floats:
+    """Share of each of the crop's cells that `mask` covers: (H / 2, W / 2)."""
+    height, width = (side // 2 for side in crop.size)
+    padded = np.zeros([side // 2 for side in crop.padded], np.float32)
     padded[:height, :width] = cv2.resize(
         mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA
     )
     return padded
 
 
-def constrain(logits: Floats, view: Crop, prompt: Prompt) -> Floats:
-    """`logits` without what cannot be meant: padding, far from the box, or apart from all clicks."""
-    height, width = (side // 2 for side in view.size)
+def constrain(logits: Floats, crop: Crop, prompt: Prompt) -> Floats:
+    """`logits` without what cannot be meant: padding, pixels far from the box, parts without a click."""
+    height, width = (side // 2 for side in crop.size)
     inside = np.full_like(logits, -MIN_CONFIDENCE_LOGIT)
     top, left, bottom, right = 0, 0, height, width
     if prompt.box is not None:
-        (x0, y0), (x1, y1) = view.to_crop([prompt.box[:2], prompt.box[2:]])
+        (x0, y0), (x1, y1) = crop.to_crop([prompt.box[:2], prompt.box[2:]])
         across, down = MAX_BOX_OVERSHOOT * (x1 - x0) + 2, MAX_BOX_OVERSHOOT * (y1 - y0) + 2
         left, top = max(left, int((x0 - across) / 2)), max(top, int((y0 - down) / 2))
         right, bottom = min(right, int((x1 + across) / 2) + 1), min(bottom, int((y1 + down) / 2) + 1)
     inside[top:bottom, left:right] = logits[top:bottom, left:right]
     foreground, background = (
-        [(x / 2, y / 2) for x, y in view.to_crop([point for point in points if view.contains(point)])]
+        [(x / 2, y / 2) for x, y in crop.to_crop([point for point in points if crop.contains(point)])]
         for points in (prompt.foreground, prompt.background)
     )
     _decide(inside, foreground, background, MIN_CONFIDENCE_LOGIT)
@@ -66,9 +69,9 @@ def constrain(logits: Floats, view: Crop, prompt: Prompt) -> Floats:
 
 
 def _decide(logits: Floats, points: list[Point], others: list[Point], logit: float) -> None:
-    """Give those of `points` (x, y) at which the network disagrees a disc of `logit`, in place.
+    """Draw a disc of `logit`, in place, at each of `points` (x, y) where the network disagrees.
 
-    It may think that it knows better, in the middle of something uniform; a person has said so.
+    In the middle of something uniform the network may overrule a click, but a person has decided.
     """
     radius = max(1.5, CLICK_RADIUS * float(np.count_nonzero(logits > 0)) ** 0.5)
     y, x = np.ogrid[: logits.shape[0], : logits.shape[1]]
@@ -82,7 +85,7 @@ def _decide(logits: Floats, points: list[Point], others: list[Point], logit: flo
 
 
 def _clicked(logits: Floats, points: list[Point]) -> Floats:
-    """`logits`, below zero in the parts in which none of `points` lies; unchanged if none lies in any."""
+    """`logits`, negative in each part that holds none of `points`; unchanged if no part holds one."""
     _, labels = cv2.connectedComponents((logits > 0).view(np.uint8), connectivity=8)
     clicked = {int(labels[_cell(point, logits)]) for point in points} - {0}
     if not clicked:
@@ -94,25 +97,21 @@ def _cell(point: Point, logits: Floats) -> tuple[int, int]:
     return min(int(point[1]), logits.shape[0] - 1), min(int(point[0]), logits.shape[1] - 1)
 
 
-def different(looks: list[Pass]) -> list[Pass]:
-    """The best first, without those that are nearly one before."""
+def different(passes: list[Pass]) -> list[Pass]:
+    """`passes`, best first, without empty ones and near repeats of a better one; at least one."""
     kept: list[Pass] = []
-    for look in sorted(looks, key=lambda look: -look.worth):
-        mask = look.logits > 0
-        if mask.any() and all(_iou(mask, other.logits > 0) < MERGE_IOU for other in kept):
-            kept.append(look)
-    return kept or looks[:1]
+    for seen in sorted(passes, key=lambda seen: -seen.predicted_iou):
+        mask = seen.logits > 0
+        if mask.any() and all(mask_iou(mask, other.logits > 0) < MERGE_IOU for other in kept):
+            kept.append(seen)
+    return kept or passes[:1]
 
 
-def _iou(a: Mask, b: Mask) -> float:
-    return float((a & b).sum() / max(1, (a | b).sum()))
-
-
-def crop_around(look: Pass, prompt: Prompt, size: Size) -> Box | None:
-    """The square round what was found and pointed at, moved into the image; None if that is most of it."""
-    rows, columns = np.nonzero(look.logits > 0)
-    x0, y0, x1, y1 = look.view.extent
-    sx, sy = 2 * (x1 - x0) / look.view.size[1], 2 * (y1 - y0) / look.view.size[0]
+def crop_around(seen: Pass, prompt: Prompt, size: Size) -> Box | None:
+    """The square around the mask and the prompt, moved into the image; None if it is most of the image."""
+    rows, columns = np.nonzero(seen.logits > 0)
+    x0, y0, x1, y1 = seen.crop.extent
+    sx, sy = 2 * (x1 - x0) / seen.crop.size[1], 2 * (y1 - y0) / seen.crop.size[0]
     xs = [point[0] for point in prompt.foreground]
     ys = [point[1] for point in prompt.foreground]
     if rows.size:
@@ -125,7 +124,7 @@ def crop_around(look: Pass, prompt: Prompt, size: Size) -> Box | None:
         return None
     smallest = MIN_CROP_PX * max(1.0, max(size) / MAX_KEPT_PX)
     side = max(CROP_MARGIN * max(max(xs) - min(xs), max(ys) - min(ys)), smallest)
-    if side > CLOSE_ENOUGH * max(size):
+    if side > MAX_CROP_SHARE * max(size):
         return None
     edges: list[tuple[float, float]] = []
     for values, length in ((xs, size[1]), (ys, size[0])):
@@ -135,36 +134,36 @@ def crop_around(look: Pass, prompt: Prompt, size: Size) -> Box | None:
     return edges[0][0], edges[1][0], edges[0][1], edges[1][1]
 
 
-def resample(look: Pass, view: Crop) -> Floats:
-    """Logits of `look` resampled to `view`, (H / 2, W / 2); -MIN_CONFIDENCE_LOGIT outside the image."""
-    height, width = (side // 2 for side in view.size)
-    (x0, y0), (x1, y1) = look.view.to_crop([view.extent[:2], view.extent[2:]])
-    placed = _resampled(look.logits, (x0 / 2, y0 / 2, x1 / 2, y1 / 2), (height, width))
-    padded = np.full([side // 2 for side in view.padded], -MIN_CONFIDENCE_LOGIT, np.float32)
+def resample(seen: Pass, crop: Crop) -> Floats:
+    """Logits of `seen` in another crop, (H / 2, W / 2); -MIN_CONFIDENCE_LOGIT in the padding."""
+    height, width = (side // 2 for side in crop.size)
+    (x0, y0), (x1, y1) = seen.crop.to_crop([crop.extent[:2], crop.extent[2:]])
+    placed = _resampled(seen.logits, (x0 / 2, y0 / 2, x1 / 2, y1 / 2), (height, width))
+    padded = np.full([side // 2 for side in crop.padded], -MIN_CONFIDENCE_LOGIT, np.float32)
     padded[:height, :width] = placed
     return padded
 
 
-def paste(look: Pass, view: Crop, before: Floats) -> Floats:
-    """`before`, the logits of the whole image's `view`, corrected by a closer `look`."""
-    if look.view == view:
+def paste(seen: Pass, crop: Crop, before: Floats) -> Floats:
+    """`before`, the logits of the whole image's `crop`, replaced by those of a closer pass."""
+    if seen.crop == crop:
         return before
     (x0, y0), (x1, y1) = (
-        (x / 2, y / 2) for x, y in view.to_crop([look.view.extent[:2], look.view.extent[2:]])
+        (x / 2, y / 2) for x, y in crop.to_crop([seen.crop.extent[:2], seen.crop.extent[2:]])
     )
     top, left, bottom, right = round(y0), round(x0), round(y1), round(x1)
     whole = np.full_like(before, -MIN_CONFIDENCE_LOGIT)
-    height, width = (side // 2 for side in look.view.size)
+    height, width = (side // 2 for side in seen.crop.size)
     if bottom > top and right > left:
         part = cv2.resize(
-            look.logits[:height, :width], (right - left, bottom - top), interpolation=cv2.INTER_AREA
+            seen.logits[:height, :width], (right - left, bottom - top), interpolation=cv2.INTER_AREA
         )
         whole[top:bottom, left:right] = part[: whole.shape[0] - top, : whole.shape[1] - left]
     return whole
 
 
 def _resampled(logits: Floats, box: Box, size: Size) -> Floats:
-    """The part `box` of `logits`, at `size`; bilinear."""
+    """The part `box` of `logits`, resized to `size`, bilinear."""
     x0, y0, x1, y1 = box
     x = (x0 + (np.arange(size[1], dtype=np.float32) + 0.5) * ((x1 - x0) / size[1]) - 0.5).astype(np.float32)
     y = (y0 + (np.arange(size[0], dtype=np.float32) + 0.5) * ((y1 - y0) / size[0]) - 0.5).astype(np.float32)
@@ -181,18 +180,18 @@ def _resampled(logits: Floats, box: Box, size: Size) -> Floats:
     )
 
 
-def whole_mask(look: Pass, prompt: Prompt, size: Size) -> Mask:
-    """What `look` found, as a mask of the whole image; never empty."""
-    height, width = (side // 2 for side in look.view.size)
-    x0, y0, x1, y1 = (round(edge) for edge in look.view.extent)
+def whole_mask(seen: Pass, prompt: Prompt, size: Size) -> Mask:
+    """The mask of `seen` in the whole image; never empty."""
+    height, width = (side // 2 for side in seen.crop.size)
+    x0, y0, x1, y1 = (round(edge) for edge in seen.crop.extent)
     mask = np.zeros(size, np.bool_)
-    part = cv2.resize(look.logits[:height, :width], (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
+    part = cv2.resize(seen.logits[:height, :width], (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
     mask[y0:y1, x0:x1] = part > 0
     return mask if mask.any() else _as_pointed(prompt, size)
 
 
 def _as_pointed(prompt: Prompt, size: Size) -> Mask:
-    """What was pointed at itself, for want of anything found: the mask, the box's ellipse, or dots."""
+    """The prompt itself as a mask, if nothing was found: its mask, the box's ellipse, or discs."""
     if prompt.mask is not None and prompt.mask.any():
         return prompt.mask.copy()
     y, x = np.ogrid[0.5 : size[0], 0.5 : size[1]]
