@@ -20,16 +20,22 @@ import typer
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from clickmask import segmenters
+from clickmask import plugins, segmenters
+from clickmask.datasets.snapshot import snapshot
+from clickmask.images.archive import ImageArchive
 from clickmask.labels.submissions import ProjectDescribed
 from clickmask.masks.rle import rle_to_mask
+from clickmask.metrics.confusion import confusion_matrix, miou
+from clickmask.models.labeller import ProjectModels, open_labeller
+from clickmask.store import Store
 from clickmask_adapters import exports, tools
 from clickmask_adapters.app import create_app
 from clickmask_adapters.commands import export as export_command
 from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from support.drawn import disc
-from support.labelled import brush, digest_of, noise, png, submit
+from support.drawn_projects import accept_drawings, drawn_picture
+from support.labelled import PROJECT, brush, digest_of, noise, png, submit
 from support.pictures import png_base64
 
 SEGMENTER = '''
@@ -101,6 +107,21 @@ def write(dataset, folder):
 
 def losses(dataset):
     return ["shapes are lost"]
+'''
+
+NETWORK = '''
+"""Two convolutions: a pixel is labelled by the colours round it."""
+
+from torch import nn
+
+NAME = "Two convolutions"
+STRIDE = 1  # sides of pictures must be multiples of it
+
+
+def build(classes, encoder):
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, classes, 3, padding=1)
+    )
 '''
 
 Adds = Callable[[ModuleType, str, str], None]
@@ -190,3 +211,23 @@ def test_an_export_is_one_file(add: Adds, serve: Callable[[str], TestClient], tm
     written = CliRunner().invoke(command_line, arguments, env=environment)
     assert (tmp_path / "out" / "counts.txt").read_text() == counted, written.output
     assert "shapes are lost" in written.output
+
+
+def test_a_network_is_one_file(add: Adds, store: Store, tmp_path: Path) -> None:
+    networks = pytest.importorskip("clickmask.training.networks")
+    train = importlib.import_module("clickmask.training.train")
+    config = importlib.import_module("clickmask.training.fit").TrainingConfig
+    add(networks, "two_convolutions", NETWORK)
+    assert "two_convolutions" in plugins.names(networks)
+    archive = ImageArchive(tmp_path / "images", 2**24, lambda digest: True)
+    accept_drawings(store, archive, 18)
+    dataset = snapshot(store, "label_studio", PROJECT, archive)
+    models = ProjectModels(tmp_path / "models").of("label_studio", PROJECT)
+    quick = config(steps=60, side=64, crops=4, validate_every=20, rate=2e-2)
+    trained = train.train(dataset, models, quick, tmp_path / "a.pt", network="two_convolutions")
+    assert trained is not None
+    assert models.served() == trained.version
+    pixels, masks = drawn_picture(100)
+    truth = masks["disc"] + 2 * masks["square"].astype(np.uint8)
+    found = open_labeller(trained.version.network).predict(pixels).classes
+    assert miou(confusion_matrix(truth, found, 3)) > 0.6
