@@ -177,7 +177,7 @@ class Refinable(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
 
 @runtime_checkable
 class GridPromptable(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
-    """A segmenter that can be clicked all over an image at little cost; its module says `SWEEPS = True`.
+    """A segmenter that can be clicked all over an image at little cost; its `Variant` says `sweeps`.
 
     `decode_clicks` answers N foreground points (N, 2), each on its own, with logits (N, n, h, w) in
     the segmenter's frame and its scores (N, n), as the network gives them. `enlarge` makes one
