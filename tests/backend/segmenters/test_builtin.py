@@ -168,9 +168,9 @@ def test_the_second_look_is_taken_where_it_is_needed(
         return closer(*given)
 
     decoded: list[int] = []
-    look_at = segmenter._looks
+    look_at = segmenter._passes
     monkeypatch.setattr(segmenter, "_closer", counted)
-    monkeypatch.setattr(segmenter, "_looks", lambda *given: decoded.append(0) or look_at(*given))
+    monkeypatch.setattr(segmenter, "_passes", lambda *given: decoded.append(0) or look_at(*given))
 
     def costs(embedding: BuiltinEmbedding, prompt: Prompt) -> tuple[int, int]:
         looks.clear()
