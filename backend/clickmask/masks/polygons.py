@@ -87,8 +87,7 @@ def ring_crossings(rings: Sequence[Ring], size: Size) -> tuple[Indices, Indices]
         raise ValueError("a ring has a vertex that is not finite")
     # Upper end first: an edge that two rings share crosses each row at the same float in both.
     upward = y1 < y0
-    x0, x1 = np.where(upward, x1, x0), np.where(upward, x0, x1)
-    y0, y1 = np.where(upward, y1, y0), np.where(upward, y0, y1)
+    (x0, y0), (x1, y1) = np.where(upward, (x1, y1), (x0, y0)), np.where(upward, (x0, y0), (x1, y1))
     first = np.clip(np.ceil(y0 - 0.5), 0, height).astype(np.int64)
     count = np.maximum(np.clip(np.ceil(y1 - 0.5), 0, height).astype(np.int64) - first, 0)
     edge = np.repeat(np.arange(len(count)), count)
@@ -113,7 +112,7 @@ def group_rings(rings: Sequence[Ring]) -> list[Part]:
     ValueError for a hole in no outer ring.
     """
     areas = np.array([ring_area(ring) for ring in rings])
-    parts: dict[int, Part] = {int(index): (rings[index], []) for index in np.flatnonzero(areas > 0)}
+    parts: dict[int, Part] = {index: (rings[index], []) for index in np.flatnonzero(areas > 0).tolist()}
     holes = [int(index) for index in np.flatnonzero(areas < 0)]
     owner = np.full(len(holes), -1)
     x, y = np.array([_inner_point(rings[index]) for index in holes]).reshape(-1, 2).T

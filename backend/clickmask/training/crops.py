@@ -109,7 +109,7 @@ def _centre(labels: Labels, chance: np.random.Generator) -> tuple[float, float]:
         index = int(chance.integers(len(rows)))
         return float(rows[index]), float(columns[index])
     height, width = labels.shape
-    return chance.uniform(0, height), chance.uniform(0, width)
+    return chance.random() * height, chance.random() * width
 
 
 def _recoloured(pixels: NDArray[np.uint8], chance: np.random.Generator) -> Pixels:
