@@ -534,11 +534,12 @@ def test_two_processes_share_a_folder(tmp_path: Path) -> None:
 def test_a_kill_in_the_middle_of_writing_leaves_nothing_that_is_wrong(tmp_path: Path) -> None:
     pauses = (0.02, 0.05, 0.08, 0.12)
     for number, pause in enumerate(pauses):
+        before = len(stored(tmp_path))
         child = process(tmp_path, [f"{number}x{each}" for each in range(1000)])
         assert child.stdin
         child.stdin.write("go\n")
         child.stdin.flush()
-        until(lambda: bool(list(tmp_path.iterdir())))
+        until(lambda before=before: len(stored(tmp_path)) > before)
         time.sleep(pause)
         assert child.poll() is None, "it was done before it was killed"
         child.send_signal(signal.SIGKILL)
