@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clickmask.errors import OriginRefused
+from clickmask.errors import Conflict
 from clickmask.labels.geometry import Brush, Ellipse, Polygon, Rectangle
 from clickmask.masks.rle import mask_to_rle
 from clickmask.store import FailedEvent
@@ -96,7 +96,7 @@ def test_projects_sides_tombstones_and_pulls_are_there(home: Home) -> None:
             ("cvat", "task", "99"),
             ("label_studio", "annotation", "15"),
         ]
-    with pytest.raises(OriginRefused, match=r"http://studio\.example"):
+    with pytest.raises(Conflict, match=r"http://studio\.example"):
         store.require_origin("label_studio", "http://another.example")
 
 

@@ -22,7 +22,7 @@ COMPUTE_THREADS = 16
 def create_app(home: Home) -> FastAPI:
     """All surfaces on one application: the tools' paths at the root, the API under /v1/, the pages at /.
 
-    The application closes the home when it shuts down. Raises OriginRefused if the home holds the
+    The application closes the home when it shuts down. Raises Conflict if the home holds the
     labels of another Label Studio or CVAT.
     """
     settings, workbench, tools = home.settings, home.workbench, home.tools.values()

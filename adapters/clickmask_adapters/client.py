@@ -16,7 +16,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from clickmask.annotators._catalogue import AnnotatorStatus
-from clickmask.errors import AnnotatorNotReady, ClickmaskError, UnknownAnnotator
+from clickmask.errors import ClickmaskError, NotFound, NotReady
 from clickmask.images.decode import opened_image
 from clickmask.masks.rle import rle_to_mask
 from clickmask.types import Prediction, Prompt, Size
@@ -118,7 +118,7 @@ class Client:
 def labels_of(annotator: str, statuses: Sequence[AnnotatorStatus]) -> tuple[str, tuple[str, ...]]:
     """The annotator's name and its labels; for "" those of the first that is ready.
 
-    Raises UnknownAnnotator and AnnotatorNotReady.
+    Raises NotFound and NotReady.
     """
     ready = {each.name: each.labels for each in statuses if each.ready}
     name = annotator or next(iter(ready), "")
@@ -127,8 +127,8 @@ def labels_of(annotator: str, statuses: Sequence[AnnotatorStatus]) -> tuple[str,
     reasons = [f"{each.name}: {each.reason}" for each in statuses if annotator in ("", each.name)]
     known = ", ".join(each.name for each in statuses) or "none"
     if annotator and not reasons:
-        raise UnknownAnnotator(f"there is no annotator {annotator[:80]!r}; installed: {known}")
-    raise AnnotatorNotReady(f"no annotator is ready: {'; '.join(reasons) or 'none is installed'}")
+        raise NotFound(f"there is no annotator {annotator[:80]!r}; installed: {known}")
+    raise NotReady(f"no annotator is ready: {'; '.join(reasons) or 'none is installed'}")
 
 
 def _file(opened: PIL.Image.Image) -> bytes:

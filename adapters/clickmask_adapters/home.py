@@ -131,7 +131,7 @@ class Home:
 
     @part
     def workbench(self) -> Workbench:
-        """The use cases. Raises UnknownSegmenter or SegmenterNotReady if the default cannot run."""
+        """The use cases. Raises NotFound or NotReady if the default cannot run."""
         share_malloc_arena()
         cv2.setNumThreads(1)  # requests run side by side; OpenCV's own threads would only fight them
         self._make_folder()

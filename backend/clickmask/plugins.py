@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType, ModuleType
 from typing import Generic, Protocol, TypeVar, cast
 
-from clickmask.errors import ClickmaskError, PluginFailed
+from clickmask.errors import ClickmaskError, Failed
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Families(Generic[HostT, PluginT]):
         self._broken: set[str] = set()
 
     def get(self, name: str) -> PluginT:
-        """The loaded plugin. Raises as `require` and `require_ready` do, and PluginFailed."""
+        """The loaded plugin. Raises as `require` and `require_ready` do, and Failed."""
         if name in self._loaded:
             return self._loaded[name]
         family, variant = self._find(name)
@@ -142,18 +142,18 @@ class Families(Generic[HostT, PluginT]):
                 except ClickmaskError:
                     raise
                 except Exception as error:  # foreign code may raise anything
-                    raise PluginFailed(f"{name} cannot run: {self._broken_by(error, name)}") from error
+                    raise Failed(f"{name} cannot run: {self._broken_by(error, name)}") from error
                 if (own := getattr(plugin, "name", None)) != name:  # embeddings are kept under this name
-                    raise PluginFailed(f"the {self.noun} {name} calls itself {str(own)[:80]!r}")
+                    raise Failed(f"the {self.noun} {name} calls itself {str(own)[:80]!r}")
                 self._loaded[name] = plugin
             return self._loaded[name]
 
     def require(self, name: str) -> None:
-        """Raise UnknownSegmenter or UnknownAnnotator unless `name` is installed; loads nothing."""
+        """Raise NotFound unless `name` is installed; loads nothing."""
         self._find(name)
 
     def require_ready(self, name: str) -> None:
-        """Raise SegmenterNotReady or AnnotatorNotReady, with what is missing; loads nothing."""
+        """Raise NotReady, with what is missing; loads nothing."""
         if reason := self._missing(*self._find(name)):
             raise self.not_ready(f"{name} cannot run: {reason}")
 

@@ -17,7 +17,7 @@ from typing import Final, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.errors import InvalidPrompt
+from clickmask.errors import InvalidInput
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB, upright
 Mask = NDArray[np.bool_]  # (H, W), whole image
@@ -57,7 +57,7 @@ class Image:
 class Prompt:
     """What an annotator pointed at: points, at most one box, at most one mask of the whole image.
 
-    Raises InvalidPrompt where nothing positive was pointed at (background points alone say
+    Raises InvalidInput where nothing positive was pointed at (background points alone say
     only where the object is not), a number is not finite, or a box has no area.
     """
 
@@ -68,31 +68,31 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if not self.foreground and self.box is None and self.mask is None:
-            raise InvalidPrompt("a prompt needs a foreground point, a box or a mask")
+            raise InvalidInput("a prompt needs a foreground point, a box or a mask")
         for point in self.foreground + self.background:
             if len(point) != 2 or not all(map(math.isfinite, point)):
-                raise InvalidPrompt(f"point {point} is not a pair of finite numbers")
+                raise InvalidInput(f"point {point} is not a pair of finite numbers")
         if self.box is not None:
             if len(self.box) != 4 or not all(map(math.isfinite, self.box)):
-                raise InvalidPrompt(f"box {self.box} is not four finite numbers")
+                raise InvalidInput(f"box {self.box} is not four finite numbers")
             x0, y0, x1, y1 = self.box
             if not (x0 < x1 and y0 < y1):
-                raise InvalidPrompt(f"box {self.box} has no area; it is (x0, y0, x1, y1)")
+                raise InvalidInput(f"box {self.box} has no area; it is (x0, y0, x1, y1)")
         if self.mask is not None and self.mask.ndim != 2:
-            raise InvalidPrompt(f"a mask prompt has two dimensions, not {self.mask.ndim}")
+            raise InvalidInput(f"a mask prompt has two dimensions, not {self.mask.ndim}")
 
     def require_inside(self, size: Size) -> None:
-        """Raise InvalidPrompt unless all of the prompt lies in an image of `size`, edges included."""
+        """Raise InvalidInput unless all of the prompt lies in an image of `size`, edges included."""
         height, width = size
         for x, y in self.foreground + self.background:
             if not (0 <= x <= width and 0 <= y <= height):
-                raise InvalidPrompt(f"point ({x:g}, {y:g}) lies outside the {width}x{height} image")
+                raise InvalidInput(f"point ({x:g}, {y:g}) lies outside the {width}x{height} image")
         if self.box is not None:
             x0, y0, x1, y1 = self.box
             if not (0 <= x0 and x1 <= width and 0 <= y0 and y1 <= height):
-                raise InvalidPrompt(f"box {self.box} lies outside the {width}x{height} image")
+                raise InvalidInput(f"box {self.box} lies outside the {width}x{height} image")
         if self.mask is not None and self.mask.shape != size:
-            raise InvalidPrompt(f"a mask of shape {self.mask.shape} does not fit the {width}x{height} image")
+            raise InvalidInput(f"a mask of shape {self.mask.shape} does not fit the {width}x{height} image")
 
 
 class Prediction:

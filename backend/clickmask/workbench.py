@@ -20,12 +20,12 @@ from clickmask.datasets.snapshot import Dataset, Pictures, snapshot
 from clickmask.errors import (
     Busy,
     ClickmaskError,
+    Failed,
     ImageUnavailable,
-    InvalidPrompt,
-    ModelDamaged,
+    InvalidInput,
+    NotFound,
+    NotReady,
     NotStored,
-    TrainingNotReady,
-    UnknownProject,
 )
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits
 from clickmask.images.source import ImageIdentity, ImageSource
@@ -109,11 +109,11 @@ class Workbench:
         A foreground click that repeats the one before asks for the next candidate, which comes first
         then; candidates passed over come last. See `clickmask.inference.refinement`. A proposal is
         remembered when its mask is first read: nobody accepts what nobody saw. `segmenter` None is the
-        default; `tool` is for the log. Raises InvalidPrompt, the image errors, UnknownSegmenter,
-        SegmenterNotReady and Busy.
+        default; `tool` is for the log. Raises InvalidInput, the image errors, NotFound,
+        NotReady and Busy.
         """
         if len(prompt.foreground) + len(prompt.background) > self._max_points:
-            raise InvalidPrompt(f"a prompt has at most {self._max_points} points")
+            raise InvalidInput(f"a prompt has at most {self._max_points} points")
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
         identity = self.images.identify(ref)
         prompt.require_inside(identity.size)
@@ -137,8 +137,8 @@ class Workbench:
         """Labels and predictions of all objects that the annotator finds, best first; maybe none.
 
         Takes seconds to minutes in the caller's thread, so only a few run at a time and the next is
-        refused as Busy; no click waits for them. Raises the image errors, UnknownAnnotator,
-        AnnotatorNotReady and Busy.
+        refused as Busy; no click waits for them. Raises the image errors, NotFound,
+        NotReady and Busy.
         """
         if not self._annotations.acquire(blocking=False):
             raise Busy("other images are being annotated; try again in a moment", retry_after=5.0)
@@ -215,7 +215,7 @@ class Workbench:
         return self._annotators.statuses()
 
     def set_project(self, tool: str, project: str, segmenter: str | None) -> None:
-        """Remember the project's segmenter; None is the default. Raises UnknownSegmenter."""
+        """Remember the project's segmenter; None is the default. Raises NotFound."""
         if segmenter is not None:
             self._catalogue.require(segmenter)
         if segmenter != self.store.project_segmenter(tool, project):
@@ -227,31 +227,31 @@ class Workbench:
         return self._segmenter_of(tool, project, self._projects_set, time.monotonic() // SEGMENTER_TTL_S)
 
     def require_project(self, tool: str, project: str) -> None:
-        """Raise UnknownProject unless anything is known of the project; `tool` is a tool package's name."""
+        """Raise NotFound unless anything is known of the project; `tool` is a tool package's name."""
         if not self.store.knows_project(tool, project):
-            raise UnknownProject(f"nothing is kept here of a project {project[:40]!r} of {tool[:40]!r}")
+            raise NotFound(f"nothing is kept here of a project {project[:40]!r} of {tool[:40]!r}")
 
     def require_origin(self, tool: str, origin: str) -> None:
-        """Raise OriginRefused if the store holds labels of this tool from another address than `origin`."""
+        """Raise Conflict if the store holds labels of this tool from another address than `origin`."""
         self.store.require_origin(tool, origin)
 
     def projects(self) -> list[Project]:
         return self.store.projects()
 
     def labels(self, tool: str, project: str, all_annotations: bool = False) -> list[AcceptedLabel]:
-        """Accepted labels, as `Store.labels` gives them. Raises UnknownProject."""
+        """Accepted labels, as `Store.labels` gives them. Raises NotFound."""
         self.require_project(tool, project)
         return self.store.labels(tool, project, all_annotations)
 
     def dataset(
         self, tool: str, project: str, pictures: Pictures | None = None, limits: ImageLimits = DEFAULT_LIMITS
     ) -> Dataset:
-        """A snapshot of the accepted labels. Raises UnknownProject, and InvalidRequest if there are none."""
+        """A snapshot of the accepted labels. Raises NotFound, and InvalidRequest if there are none."""
         self.require_project(tool, project)
         return snapshot(self.store, tool, project, pictures, limits)
 
     def report(self, make: Callable[[Store, str, str], T], tool: str, project: str) -> T:
-        """What `make`, of `clickmask.reports`, reads from the store. Raises UnknownProject."""
+        """What `make`, of `clickmask.reports`, reads from the store. Raises NotFound."""
         self.require_project(tool, project)
         return make(self.store, tool, project)
 
@@ -288,22 +288,22 @@ class Workbench:
 
     @property
     def supervisor(self) -> Supervisor:
-        """Raises TrainingNotReady if there is none."""
+        """Raises NotReady if there is none."""
         if self._supervisor is None:
-            raise TrainingNotReady("nothing is trained by this server")
+            raise NotReady("nothing is trained by this server")
         return self._supervisor
 
     def retrain(self, tool: str, project: str) -> Job:
-        """The project's job that is under way, or a new one. Raises UnknownProject and TrainingNotReady."""
+        """The project's job that is under way, or a new one. Raises NotFound and NotReady."""
         self.require_project(tool, project)
         return self.supervisor.request(tool, project)
 
     def job(self, id: str) -> Job:  # noqa: A002
-        """Raises UnknownJob."""
+        """Raises NotFound."""
         return self.supervisor.jobs.get(id)
 
     def cancel_job(self, id: str) -> Job:  # noqa: A002
-        """Cancel a training that waits at once, and one that runs soon. Raises UnknownJob."""
+        """Cancel a training that waits at once, and one that runs soon. Raises NotFound."""
         return self.supervisor.jobs.cancel(id)
 
     def jobs_under_way(self) -> list[Job]:
@@ -313,7 +313,7 @@ class Workbench:
         """Name and version of the annotator that was trained on the project; None if none is served."""
         try:
             return self._annotators.trained(tool, project)
-        except ModelDamaged as error:  # no click has to suffer for it
+        except Failed as error:  # no click has to suffer for it
             log.error("%s %s: %s", tool, project, error)
             return None
 

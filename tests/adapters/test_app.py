@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from clickmask.errors import UnknownSegmenter
+from clickmask.errors import NotFound
 from clickmask.ingest.inbox import Inbox
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import COMPUTE_THREADS, create_app
@@ -109,5 +109,5 @@ def test_the_gate_opens_to_a_trusted_network_what_the_tools_name_and_no_more(
 
 
 def test_a_default_that_is_not_installed_is_refused_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(UnknownSegmenter, match="builtin"):
+    with pytest.raises(NotFound, match="builtin"):
         create_app(Home(Settings(home=tmp_path / "home", segmenter="nothing")))

@@ -13,7 +13,7 @@ import pytest
 from fastapi import APIRouter
 from fastapi.testclient import TestClient
 
-from clickmask.errors import ImageRefused, ImageUnavailable, SegmenterNotReady
+from clickmask.errors import ImageUnavailable, NotReady, Refused
 from clickmask.images.archive import ImageArchive
 from clickmask.images.source import ImageSource
 from clickmask.ingest.apply import LabelSource, Page
@@ -144,7 +144,7 @@ def test_a_part_is_made_once_whichever_thread_asks_first(
 
 def test_images_may_come_from_the_address_of_any_tool_that_is_installed(tmp_path: Path) -> None:
     image = ImageRef("http://127.0.0.1:1/picture.png")  # a private address, and nobody there
-    with pytest.raises(ImageRefused):
+    with pytest.raises(Refused):
         home_with(OneTool(origin=None), tmp_path).images.identify(image)
     with pytest.raises(ImageUnavailable):
         home_with(OneTool(origin="http://127.0.0.1:1"), tmp_path).images.identify(image)
@@ -167,7 +167,7 @@ def test_a_home_closes_what_was_made_and_makes_nothing_to_close_it(
 def test_a_server_that_cannot_start_leaves_nothing_running(tmp_path: Path) -> None:
     before = set(threading.enumerate())
     home = Home(Settings(home=tmp_path, segmenter="sam:vit_b"))
-    with pytest.raises(SegmenterNotReady):
+    with pytest.raises(NotReady):
         create_app(home)
     home.close()
     assert set(threading.enumerate()) <= before

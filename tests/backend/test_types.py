@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from clickmask.errors import InvalidPrompt
+from clickmask.errors import InvalidInput
 from clickmask.types import ImageRef, Mask, Prediction, Prompt
 
 SIZE = (30, 40)
@@ -31,7 +31,7 @@ SIZE = (30, 40)
     ids=str,
 )
 def test_a_wrong_prompt_cannot_be_written(wrong: dict) -> None:
-    with pytest.raises(InvalidPrompt):
+    with pytest.raises(InvalidInput):
         Prompt(**wrong)
 
 
@@ -61,7 +61,7 @@ def test_a_prompt_may_touch_the_edges_of_the_image(inside: dict) -> None:
     ids=str,
 )
 def test_a_prompt_outside_of_the_image_is_refused_with_its_size(outside: dict) -> None:
-    with pytest.raises(InvalidPrompt, match="40x30"):
+    with pytest.raises(InvalidInput, match="40x30"):
         Prompt(**outside).require_inside(SIZE)
 
 

@@ -7,15 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from clickmask.errors import (
-    Busy,
-    ImageUnavailable,
-    ImageUnknown,
-    InvalidImage,
-    InvalidPrompt,
-    UnknownAnnotator,
-    UnknownSegmenter,
-)
+from clickmask.errors import Busy, Gone, ImageUnavailable, InvalidInput, NotFound
 from clickmask.images.source import ImageSource
 from clickmask.ingest.inbox import Inbox
 from clickmask.masks.regions import mask_iou
@@ -55,7 +47,7 @@ def test_an_image_is_encoded_once_however_it_is_named(workbench: Workbench, disc
 
 
 def test_a_digest_that_is_not_known_asks_for_the_image(workbench: Workbench) -> None:
-    with pytest.raises(ImageUnknown, match="send the image again"):
+    with pytest.raises(Gone, match="send the image again"):
         workbench.propose(ImageRef("digest:" + "0" * 64), CLICK)
 
 
@@ -88,12 +80,12 @@ def test_too_many_preparations_are_dropped(workbench: Workbench, monkeypatch: py
 
 
 def test_a_prompt_outside_of_the_image_is_refused(workbench: Workbench) -> None:
-    with pytest.raises(InvalidPrompt, match="80x60"):
+    with pytest.raises(InvalidInput, match="80x60"):
         workbench.propose(ImageRef(png_data_uri()), Prompt(foreground=((81.0, 5.0),)))
 
 
 def test_a_prompt_of_too_many_points_is_refused(workbench: Workbench) -> None:
-    with pytest.raises(InvalidPrompt, match="at most 20 points"):
+    with pytest.raises(InvalidInput, match="at most 20 points"):
         workbench.propose(ImageRef(png_data_uri()), Prompt(foreground=((1.0, 1.0),) * 21))
 
 
@@ -110,7 +102,7 @@ def test_an_image_that_changes_between_two_looks_is_never_kept_under_the_wrong_d
 def test_a_project_may_choose_its_segmenter(workbench: Workbench) -> None:
     workbench.set_project("label_studio", "7", "grabcut")
     assert workbench.project_segmenter("label_studio", "7") == "grabcut"
-    with pytest.raises(UnknownSegmenter):
+    with pytest.raises(NotFound):
         workbench.set_project("label_studio", "7", "no-such-thing")
     assert workbench.project_segmenter("label_studio", "7") == "grabcut"
     workbench.set_project("label_studio", "7", None)
@@ -194,8 +186,8 @@ def test_few_images_are_annotated_at_a_time_and_clicks_wait_for_none(
 
 def test_a_failed_annotation_makes_room_for_the_next(workbench: Workbench) -> None:
     for _ in range(3):
-        with pytest.raises(UnknownAnnotator):
+        with pytest.raises(NotFound):
             workbench.annotate(ImageRef(png_data_uri()), "no-such-thing")
-        with pytest.raises(InvalidImage):
+        with pytest.raises(InvalidInput):
             workbench.annotate(ImageRef("data:;base64,AAAA"), "drawn")
     assert workbench.annotate(ImageRef(png_data_uri()), "drawn") == []

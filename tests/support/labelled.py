@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import PIL.Image
 
-from clickmask.errors import ImageUnknown
+from clickmask.errors import Gone
 from clickmask.images.source import ImageIdentity
 from clickmask.labels.geometry import Brush, Geometry, Polygon, rasterise
 from clickmask.labels.submissions import AcceptedLabel, LabelKey, LabelledImage, Region, Submission
@@ -52,7 +52,7 @@ class FilesInMemory:
 
     def read(self, digest: str) -> bytes:
         if not self.holds(digest):
-            raise ImageUnknown("it is not kept")
+            raise Gone("it is not kept")
         return self.files[digest]
 
 

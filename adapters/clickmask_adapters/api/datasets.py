@@ -20,7 +20,7 @@ from fastapi.responses import StreamingResponse
 
 from clickmask import plugins
 from clickmask.datasets.snapshot import Dataset, Pictures
-from clickmask.errors import Busy, ExportFailed, ExportTooLarge, InvalidRequest
+from clickmask.errors import Busy, Failed, InvalidRequest, TooLarge
 from clickmask.images.decode import ImageLimits
 from clickmask.metrics.report import report_to_json
 from clickmask.reports.assistance import Axis, read, summarise
@@ -98,7 +98,7 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
         made = dataset(tool, project)
         total = sum(pictures.size_of(sample.image) for sample in made.samples)
         if total > settings.export_bytes:
-            raise ExportTooLarge(
+            raise TooLarge(
                 f"the pictures have {total} bytes, more than CLICKMASK_EXPORT_BYTES: run `clickmask export`"
             )
         path = written_zip(lambda folder: write(made, folder, **options))
@@ -155,13 +155,13 @@ def proposal_reports(store: Store, tool: str, project: str) -> dict[str, Any]:
 
 
 def _zip(where: Path, write: Callable[[Path], Path]) -> Path:
-    """A zip of the folder that `write` makes, in a folder of its own in `where`. Raises ExportFailed."""
+    """A zip of the folder that `write` makes, in a folder of its own in `where`. Raises Failed."""
     try:
         where.mkdir(parents=True, exist_ok=True, mode=0o700)
         _remove_abandoned(where)
         above = Path(tempfile.mkdtemp(dir=where))  # not where temporary files are: that may be memory
     except OSError as error:
-        raise ExportFailed(f"nothing can be written in CLICKMASK_HOME: {error.strerror}") from error
+        raise Failed(f"nothing can be written in CLICKMASK_HOME: {error.strerror}") from error
     try:
         folder = above / "export"
         write(folder)
@@ -171,7 +171,7 @@ def _zip(where: Path, write: Callable[[Path], Path]) -> Path:
         shutil.rmtree(above, ignore_errors=True)
         if isinstance(error, OSError):
             reason = f"the export cannot be written in CLICKMASK_HOME: {error.strerror}"
-            raise ExportFailed(reason) from error
+            raise Failed(reason) from error
         raise
     return above / "export.zip"
 
@@ -198,7 +198,7 @@ def _read(path: Path, done: Callable[[], None]) -> Generator[bytes]:
             while chunk := file.read(CHUNK):
                 yield chunk
                 if time.monotonic() > until:
-                    raise ExportFailed("the export was not read in time")
+                    raise Failed("the export was not read in time")
     finally:
         shutil.rmtree(path.parent, ignore_errors=True)
         done()

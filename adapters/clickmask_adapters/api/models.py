@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from clickmask.errors import UnknownModel
+from clickmask.errors import NotFound
 from clickmask.models.labeller import ProjectModels
 from clickmask.models.versions import Models, ModelVersion
 from clickmask.workbench import Workbench
@@ -57,10 +57,10 @@ def router(workbench: Workbench, models: ProjectModels) -> APIRouter:
 
 
 def describe_report(models: Models) -> dict[str, Any]:
-    """The report of the version in service, as JSON. Raises UnknownModel if there is none."""
+    """The report of the version in service, as JSON. Raises NotFound if there is none."""
     served = models.served()
     if served is None:
-        raise UnknownModel("no model of this project is served yet: train one")
+        raise NotFound("no model of this project is served yet: train one")
     return {"version": served.id, "dataset": served.provenance.dataset_digest, **served.provenance.report}
 
 

@@ -74,7 +74,7 @@ def find_project(store: Store, tool: str, project: str) -> Project:
 def find_tool(home: Home, name: str, moved: bool = False) -> Tool:
     """A tool whose address is configured, and is the one that the labels here came from.
 
-    `moved` takes its address for that one's new one. Raises ToolUnavailable and OriginRefused.
+    `moved` takes its address for that one's new one. Raises ToolUnavailable and Conflict.
     """
     tool = home.tools[name]
     if not tool.origin:

@@ -28,7 +28,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from clickmask.errors import Busy, InvalidRequest, SegmenterNotReady
+from clickmask.errors import Busy, InvalidRequest, NotReady
 from clickmask.images.decode import FORMATS
 from clickmask.types import ImageRef
 from clickmask.workbench import Workbench
@@ -70,7 +70,7 @@ def prepare(
         own = home.workbench.project_segmenter(tool, project) if project else None
         chosen = segmenter or own or settings.segmenter
         if not home.workbench.stores(chosen):
-            raise SegmenterNotReady(
+            raise NotReady(
                 f"embeddings of {chosen} are not stored, so there is nothing to prepare: choose another "
                 "segmenter" + ("" if settings.disk_bytes else ", and let CLICKMASK_DISK_BYTES be more than 0")
             )

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from clickmask.errors import InvalidRequest, SegmenterNotReady
+from clickmask.errors import InvalidRequest, NotReady
 from clickmask_adapters.commands._console import console, sentence_on_failure
 
 PACKAGES = {"torch": "torch", "onnx": "onnx"}  # as imported, as installed
@@ -48,7 +48,7 @@ def train_builtin(
     with sentence_on_failure():
         for module, package in PACKAGES.items():
             if importlib.util.find_spec(module) is None:
-                raise SegmenterNotReady(f"training needs the package {package}")
+                raise NotReady(f"training needs the package {package}")
         if not data.is_dir():
             raise InvalidRequest(f"there is no folder {data}")
         from clickmask.training.click.fit import TrainingConfig

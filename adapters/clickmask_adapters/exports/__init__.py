@@ -19,7 +19,7 @@ class Export(Protocol):
         """Make `folder`, whole or not at all, in place of an earlier export; the path of its main file.
 
         Datasets of the same digest MUST give the same bytes. Raises InvalidRequest if the folder holds
-        anything but an export, ExportFailed if what was written does not read back as what was meant.
+        anything but an export, Failed if what was written does not read back as what was meant.
         """
         ...
 

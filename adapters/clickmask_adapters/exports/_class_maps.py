@@ -9,7 +9,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from clickmask.datasets.snapshot import IGNORED, Dataset, Sample, class_map
-from clickmask.errors import ExportFailed, InvalidRequest
+from clickmask.errors import Failed, InvalidRequest
 from clickmask.masks.regions import mask_area
 from clickmask.masks.rle import rle_to_mask
 
@@ -45,13 +45,13 @@ def write_objects(dataset: Dataset, sample: Sample, path: Path) -> None:
 
 
 def _write_indexed(numbers: NDArray[np.uint8], path: Path) -> None:
-    """Write and read back. Raises ExportFailed if that gives anything else."""
+    """Write and read back. Raises Failed if that gives anything else."""
     image = PIL.Image.fromarray(numbers, "L")
     image.putpalette(palette())
     image.save(path, "PNG", optimize=False)
     with PIL.Image.open(path) as read:
         if read.mode != "P" or not np.array_equal(np.asarray(read), numbers):
-            raise ExportFailed(f"{path.name} does not read back as it was meant")
+            raise Failed(f"{path.name} does not read back as it was meant")
 
 
 def palette() -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from clickmask import files
-from clickmask.errors import ExportFailed, InvalidRequest
+from clickmask.errors import Failed, InvalidRequest
 
 MANIFEST = ".clickmask-export"  # names every file of an export, so that nothing else is ever removed
 
@@ -39,7 +39,7 @@ def replacing(folder: Path) -> Generator[Path]:
         try:
             files.replace_folder(beside, folder)
         except OSError as error:
-            raise ExportFailed(f"{folder} could not be replaced: {error.strerror}") from error
+            raise Failed(f"{folder} could not be replaced: {error.strerror}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -61,7 +61,7 @@ def safe_basename(name: str) -> str:
 
 
 def picture(dataset: Dataset, sample: Sample) -> tuple[bytes, bool]:
-    """The file, and whether it is a copy that was turned upright. Raises ImageUnknown if it is not kept.
+    """The file, and whether it is a copy that was turned upright. Raises Gone if it is not kept.
 
     Outlines are those of the picture as it is displayed, but many readers do not look at EXIF.
     """

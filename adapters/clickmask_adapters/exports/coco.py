@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 from typer import Option
 
 from clickmask.datasets.snapshot import Dataset
-from clickmask.errors import ExportFailed
+from clickmask.errors import Failed
 from clickmask.labels.geometry import Brush, Ellipse, Geometry, Polygon, Rectangle, rectangle_corners
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.polygons import mask_to_polygons, ring_area
@@ -211,14 +211,14 @@ def _annotation(each: _Written, number: int, image: int, category: int, for_cvat
 
 
 def _require_read_back(path: Path, dataset: Dataset, written: Sequence[_Written]) -> None:
-    """Raise ExportFailed unless pycocotools reads the images, the categories and every mask as meant."""
+    """Raise Failed unless pycocotools reads the images, the categories and every mask as meant."""
     with _PRINTING, contextlib.redirect_stdout(io.StringIO()):
         read = COCO(str(path))
     images = [(image["id"], image["height"], image["width"]) for image in read.dataset["images"]]
     meant = [(number, *sample.size) for number, sample in enumerate(dataset.samples, 1)]
     categories = [category["name"] for category in read.loadCats(read.getCatIds())]
     if images != meant or categories != list(dataset.categories) or len(read.anns) != len(written):
-        raise ExportFailed("the export does not read back with the images, categories and annotations meant")
+        raise Failed("the export does not read back with the images, categories and annotations meant")
     for number, each in enumerate(written, 1):
         annotation = cast("dict[str, Any]", read.anns[number])
         name = read.cats[annotation["category_id"]]["name"]
@@ -230,4 +230,4 @@ def _require_read_back(path: Path, dataset: Dataset, written: Sequence[_Written]
             or annotation["area"] != rle_area(found)
             or annotation["bbox"] != rle_box(found)
         ):
-            raise ExportFailed(f"annotation {number} of the export does not read back as it was meant")
+            raise Failed(f"annotation {number} of the export does not read back as it was meant")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from clickmask.datasets.snapshot import Dataset, Sample
-from clickmask.errors import ExportFailed
+from clickmask.errors import Failed
 from clickmask.labels.split import SIDES
 from clickmask.masks.regions import mask_box
 from clickmask.masks.rle import rle_to_mask
@@ -97,7 +97,7 @@ def _require_read_back(path: Path, sample: Sample) -> None:
         for each in ET.fromstring(path.read_bytes()).iter("object")  # noqa: S314 - written just now, by us
     ]
     if read != [(category, (x0 + 1, y0 + 1, x1, y1)) for category, (x0, y0, x1, y1) in _objects(sample)]:
-        raise ExportFailed(f"{path.name} does not read back as it was meant")
+        raise Failed(f"{path.name} does not read back as it was meant")
 
 
 def _texts(parent: ET.Element, **texts: str | int) -> None:

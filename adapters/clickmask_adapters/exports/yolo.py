@@ -16,7 +16,7 @@ import numpy as np
 from typer import Option
 
 from clickmask.datasets.snapshot import Dataset, Sample
-from clickmask.errors import ExportFailed
+from clickmask.errors import Failed
 from clickmask.labels.geometry import Polygon
 from clickmask.labels.split import SIDES
 from clickmask.masks.polygons import group_rings, polygons_to_mask
@@ -82,7 +82,7 @@ def _lines(dataset: Dataset, sample: Sample, min_iou: float) -> str:
 
 
 def _require_read_back(path: Path, sample: Sample, min_iou: float) -> None:
-    """Raise ExportFailed unless each line draws its label's mask, as closely as was asked for."""
+    """Raise Failed unless each line draws its label's mask, as closely as was asked for."""
     height, width = sample.size
     labels = [label for label in sample.labels if rle_to_mask(label.rle).any()]
     lines = path.read_text().splitlines()
@@ -90,9 +90,7 @@ def _require_read_back(path: Path, sample: Sample, min_iou: float) -> None:
         ring = np.array(line.split()[1:], np.float64).reshape(-1, 2) * (width, height)
         iou = mask_iou(polygons_to_mask([ring], sample.size), rle_to_mask(label.rle))
         if iou < min_iou - 0.02:  # six decimals move a vertex by less than 0.01 px
-            raise ExportFailed(
-                f"region {label.key.region} of {sample.name} reads back with an IoU of {iou:.3f}"
-            )
+            raise Failed(f"region {label.key.region} of {sample.name} reads back with an IoU of {iou:.3f}")
 
 
 def _yaml(dataset: Dataset) -> str:

@@ -7,7 +7,7 @@ from typing import Any, TypeGuard, cast
 
 import orjson
 
-from clickmask.errors import InvalidPrompt, InvalidRequest
+from clickmask.errors import InvalidInput, InvalidRequest
 
 Json = Mapping[str, Any]
 MAX_NUMBER = 1e12  # beyond every coordinate, size and angle
@@ -60,9 +60,9 @@ def as_side(value: object, name: str) -> int:
 
 
 def as_coordinate(value: object, name: str, below: float = MAX_NUMBER) -> float:
-    """A number of a prompt, finite and `below` in size. Raises InvalidPrompt."""
+    """A number of a prompt, finite and `below` in size. Raises InvalidInput."""
     if not is_number(value, below):
-        raise InvalidPrompt(f"{name} {str(value)[:40]!r} is no finite number")
+        raise InvalidInput(f"{name} {str(value)[:40]!r} is no finite number")
     return value
 
 

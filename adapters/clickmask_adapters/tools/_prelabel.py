@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from clickmask.errors import AnnotatorNotReady, Busy, ImageRefused, ImageUnavailable, InvalidImage
+from clickmask.errors import Busy, ImageUnavailable, InvalidInput, NotReady, Refused, TooLarge
 from clickmask.types import ImageRef, Prediction
 from clickmask.workbench import Proposal, Workbench
 
-UNREADABLE = (InvalidImage, ImageRefused, ImageUnavailable)  # this image is left out; the others go on
+UNREADABLE = (InvalidInput, TooLarge, Refused, ImageUnavailable)  # this image is left out; the others go on
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Step:
 
 
 def require_trained(workbench: Workbench, tool: str, project: str) -> tuple[str, str]:
-    """The project's annotator and its version. Raises AnnotatorNotReady.
+    """The project's annotator and its version. Raises NotReady.
 
     Ask before each image: another model may have been promoted since the one before.
     """
     trained = workbench.trained_annotator(tool, project)
     if trained is None:
-        raise AnnotatorNotReady(
+        raise NotReady(
             f"no model of the {tool.replace('_', ' ')} project {project[:40]!r} is served yet: `clickmask "
             "train` makes one"
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol, cast
 
-from clickmask.errors import AnnotatorNotReady, UnknownAnnotator
+from clickmask.errors import NotFound, NotReady
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.models.labeller import ProjectModels, folder_name
@@ -44,8 +44,8 @@ class AnnotatorCatalogue(Families[Host, Annotator]):
     """Annotators; their families are each an `AnnotatorFamily`."""
 
     noun = "annotator"
-    unknown = UnknownAnnotator
-    not_ready = AnnotatorNotReady
+    unknown = NotFound
+    not_ready = NotReady
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class AnnotatorCatalogue(Families[Host, Annotator]):
     def trained(self, tool: str, project: str) -> tuple[str, str] | None:
         """Name and version of the annotator that was trained on a project; None while none is served.
 
-        Raises ModelDamaged.
+        Raises Failed.
         """
         if self._host.models is None:
             return None

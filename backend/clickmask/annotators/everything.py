@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.annotators._catalogue import Host
-from clickmask.errors import AnnotatorNotReady, SegmenterNotReady
+from clickmask.errors import NotReady
 from clickmask.inference import driver
 from clickmask.inference.embeddings import BATCH, EmbeddingCache, EmbeddingKey
 from clickmask.masks.regions import mask_box
@@ -125,7 +125,7 @@ def variants(host: Host) -> Mapping[str, Variant]:
 def missing(variant: str, host: Host) -> str:
     try:
         host.segmenters.require_ready(variant)
-    except SegmenterNotReady as error:
+    except NotReady as error:
         return str(error)
     return ""
 
@@ -135,10 +135,10 @@ def labels(variant: str, host: Host) -> tuple[str, ...]:
 
 
 def load(variant: str, host: Host) -> SegmentEverything:
-    """Raises AnnotatorNotReady, UnknownSegmenter and SegmenterNotReady."""
+    """Raises NotFound and NotReady."""
     segmenter = host.segmenters.get(variant)
     if not isinstance(segmenter, GridPromptable):
-        raise AnnotatorNotReady(f"{variant} cannot be clicked all over an image")
+        raise NotReady(f"{variant} cannot be clicked all over an image")
     return SegmentEverything(f"everything:{variant}", segmenter, host.embeddings, GRID)
 
 

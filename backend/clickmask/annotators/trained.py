@@ -14,7 +14,7 @@ import numpy as np
 
 from clickmask.annotators._catalogue import Host
 from clickmask.annotators._refine import refine
-from clickmask.errors import AnnotatorNotReady, ModelDamaged, SegmenterNotReady
+from clickmask.errors import Failed, NotReady
 from clickmask.models.labeller import Labelling, ProjectModels
 from clickmask.plugins import Variant
 from clickmask.types import Image, Mask, Prediction
@@ -36,12 +36,12 @@ class Trained:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Categories of the served version. Raises ModelDamaged."""
+        """Categories of the served version. Raises Failed."""
         version = self._models.named(self._folder).served()
         return version.provenance.categories if version else ()
 
     def annotate(self, image: Image) -> list[tuple[str, Prediction]]:
-        """Raises ModelDamaged, SegmenterNotReady and, with a refiner, Busy."""
+        """Raises Failed, NotReady and, with a refiner, Busy."""
         version, labeller = self._models.served(self._folder)
         found = list(_objects(labeller.predict(image.pixels), version.provenance.categories, self.name))
         found.sort(key=lambda each: -each[1].score)
@@ -61,13 +61,13 @@ def missing(variant: str, host: Host) -> str:
         _models(host).named(variant).served()
         if host.refiner:
             host.segmenters.require_ready(host.refiner)
-    except (ModelDamaged, SegmenterNotReady) as error:
+    except (Failed, NotReady) as error:
         return str(error)
     return ""
 
 
 def load(variant: str, host: Host) -> Trained:
-    """Raises UnknownSegmenter and SegmenterNotReady if the refiner is unknown or cannot run."""
+    """Raises NotFound and NotReady if the refiner is unknown or cannot run."""
     refiner = None
     if host.refiner:
         segmenter = host.segmenters.get(host.refiner)
@@ -77,7 +77,7 @@ def load(variant: str, host: Host) -> Trained:
 
 def _models(host: Host) -> ProjectModels:
     if host.models is None:
-        raise AnnotatorNotReady("this process knows no trained models")
+        raise NotReady("this process knows no trained models")
     return host.models
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.datasets.assign import assign_images
-from clickmask.errors import ImageUnknown, InvalidRequest
+from clickmask.errors import Gone, InvalidRequest
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
 from clickmask.labels.geometry import geometry_to_json
 from clickmask.labels.split import (
@@ -58,7 +58,7 @@ class Pictures(Protocol):
         ...
 
     def read(self, digest: str) -> bytes:
-        """The original file. Raises ImageUnknown if it is not kept."""
+        """The original file. Raises Gone if it is not kept."""
         ...
 
 
@@ -70,7 +70,7 @@ class NoPictures:
         return 0
 
     def read(self, digest: str) -> bytes:
-        raise ImageUnknown(f"image {digest[:8]} is not kept")
+        raise Gone(f"image {digest[:8]} is not kept")
 
 
 @dataclass(frozen=True)

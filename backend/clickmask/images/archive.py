@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clickmask import files
-from clickmask.errors import ImageUnknown, StoreUnavailable
+from clickmask.errors import Gone, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +76,11 @@ class ImageArchive:
         return True
 
     def read(self, digest: str) -> bytes:
-        """The original bytes. Raises ImageUnknown if they are not kept."""
+        """The original bytes. Raises Gone if they are not kept."""
         try:
             return self._path(digest).read_bytes()
         except FileNotFoundError:
-            raise ImageUnknown(f"image {digest[:8]} is not kept: CLICKMASK_KEPT_BYTES was full") from None
+            raise Gone(f"image {digest[:8]} is not kept: CLICKMASK_KEPT_BYTES was full") from None
 
     def size_of(self, digest: str) -> int:
         """Bytes of the file; 0 if it is not kept."""

@@ -15,7 +15,7 @@ import PIL.Image
 import simplejpeg
 from numpy.typing import NDArray
 
-from clickmask.errors import ImageTooLarge, InvalidImage
+from clickmask.errors import InvalidInput, TooLarge
 from clickmask.types import Image, Pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -61,9 +61,9 @@ class ImageLimits:
     max_pixels: int = 100_000_000
 
     def require_bytes(self, count: int) -> None:
-        """Raise ImageTooLarge for a file of more than `max_bytes`."""
+        """Raise TooLarge for a file of more than `max_bytes`."""
         if count > self.max_bytes:
-            raise ImageTooLarge(f"the image has more bytes than {self.max_bytes}, the most that is read")
+            raise TooLarge(f"the image has more bytes than {self.max_bytes}, the most that is read")
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -75,7 +75,7 @@ def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
     EXIF orientation is applied. Transparent pixels are shown over white, as a viewer shows them.
     CMYK is converted without its profile. Grey of more than 8 bits (integer or float) is stretched
     so that its 0.5th to 99.5th percentile becomes 0 to 255. The pixels can never be made writeable.
-    Raises ImageTooLarge over `limits`, InvalidImage for anything that is not a whole image.
+    Raises TooLarge over `limits`, InvalidInput for anything that is not a whole image.
     """
     limits.require_bytes(len(raw))
     # Pillow's own cap only warns up to twice its value, through filters that all threads share. Ours is
@@ -85,25 +85,25 @@ def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
         with PIL.Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > limits.max_pixels:
-                raise ImageTooLarge(
+                raise TooLarge(
                     f"the image has {width}x{height} pixels; the most that is read is {limits.max_pixels}"
                 )
             if opened.format in ("JPEG", "MPO") and _scans(raw) > _MAX_SCANS:
-                raise InvalidImage(f"the image is a JPEG of more than {_MAX_SCANS} scans")
+                raise InvalidInput(f"the image is a JPEG of more than {_MAX_SCANS} scans")
             pixels = _jpeg_pixels(raw, opened)
             return opened_image(opened) if pixels is None else Image(pixels, pixels_digest(pixels))
     except PIL.UnidentifiedImageError:
-        raise InvalidImage(
+        raise InvalidInput(
             f"this is not an image that clickmask reads; it reads {', '.join(FORMATS)}"
         ) from None
     except _CORRUPT as error:
-        raise InvalidImage(_DAMAGED) from error
+        raise InvalidInput(_DAMAGED) from error
     except MemoryError:
-        raise ImageTooLarge("the image needs more memory than there is") from None
+        raise TooLarge("the image needs more memory than there is") from None
 
 
 def opened_image(opened: PIL.Image.Image) -> Image:
-    """Like `decode_image`, for an image that Pillow has opened; checks no cap. Raises InvalidImage."""
+    """Like `decode_image`, for an image that Pillow has opened; checks no cap. Raises InvalidInput."""
     try:
         opened.load()
         orientation, rgb = _orientation(opened), _rgb(opened)
@@ -111,7 +111,7 @@ def opened_image(opened: PIL.Image.Image) -> Image:
             rgb = rgb.transpose(_UPRIGHT[orientation])
         pixels = _read_only(rgb)
     except _CORRUPT as error:
-        raise InvalidImage(_DAMAGED) from error
+        raise InvalidInput(_DAMAGED) from error
     return Image(pixels, pixels_digest(pixels))
 
 
@@ -119,7 +119,7 @@ def upright_file(raw: bytes) -> bytes | None:
     """The same picture with its pixels upright and no EXIF; None if they are upright already.
 
     For readers that do not look at EXIF. JPEG is compressed again, at quality 95; other formats lose
-    nothing. `raw` is an image that `decode_image` has read. Raises InvalidImage if it was damaged since.
+    nothing. `raw` is an image that `decode_image` has read. Raises InvalidInput if it was damaged since.
     """
     try:
         with PIL.Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
@@ -140,7 +140,7 @@ def upright_file(raw: bytes) -> bytes | None:
             turned.save(written, opened.format, **options)
             return written.getvalue()
     except _CORRUPT as error:
-        raise InvalidImage("the image was damaged since it was kept") from error
+        raise InvalidInput("the image was damaged since it was kept") from error
 
 
 def pixels_digest(pixels: Pixels) -> str:

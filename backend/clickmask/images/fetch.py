@@ -21,7 +21,7 @@ from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
 import requests
 import urllib3.exceptions
 
-from clickmask.errors import ImageRefused, ImageUnavailable, InvalidImage
+from clickmask.errors import ImageUnavailable, InvalidInput, Refused
 from clickmask.images.connections import Deadline, PinnedAdapter, addresses_of, is_public
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits
 from clickmask.types import ImageRef
@@ -111,8 +111,8 @@ class Fetcher:
     def fetch(self, ref: ImageRef, known: Validator | None = None) -> Fetched | NotModified:
         """The bytes behind `ref`, or NotModified if they are still those of `known`.
 
-        Raises ImageRefused for an address that must not be read, ImageUnavailable if reading fails,
-        ImageTooLarge over the byte cap, InvalidImage for a damaged data: URI.
+        Raises Refused for an address that must not be read, ImageUnavailable if reading fails,
+        TooLarge over the byte cap, InvalidInput for a damaged data: URI.
         """
         scheme = ref.uri.partition(":")[0].lower()
         if scheme == "data":
@@ -121,7 +121,7 @@ class Fetcher:
             return self._read_file(ref.uri, known)
         if scheme in _PORTS:
             return self._follow(ref, known)
-        raise ImageRefused("an image's address starts with https://, http://, file:// or data:")
+        raise Refused("an image's address starts with https://, http://, file:// or data:")
 
     def _read_file(self, uri: str, known: Validator | None) -> Fetched | NotModified:
         parts = urlsplit(uri)
@@ -129,8 +129,8 @@ class Fetcher:
         if os.name == "nt":  # file:///C:/images
             path = path.removeprefix("/")
         if parts.netloc not in ("", "localhost") or "\0" in path:
-            raise ImageRefused("a file address is file:///path, on this machine")
-        refused = ImageRefused("the file lies outside of the folders that clickmask may read (image roots)")
+            raise Refused("a file address is file:///path, on this machine")
+        refused = Refused("the file lies outside of the folders that clickmask may read (image roots)")
         try:
             # Symlinks first, containment second: an outsider does not learn which files exist.
             real = Path(path).resolve()
@@ -150,7 +150,7 @@ class Fetcher:
     def _read_open_file(self, handle: int, known: Validator | None) -> Fetched | NotModified:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
-            raise ImageRefused("the image's address is not that of a plain file")
+            raise Refused("the image's address is not that of a plain file")
         self._limits.require_bytes(status.st_size)
         validator = Validator(f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}", "file")
         if validator == known:
@@ -193,7 +193,7 @@ class Fetcher:
         spellings = {host, f"{host}:{port}", f"[{host}]", f"[{host}]:{port}"}
         allowed = origin in self._trusted or not self._hosts.isdisjoint(spellings)
         if not allowed and not all(is_public(address.ip) for address in addresses):
-            raise ImageRefused(
+            raise Refused(
                 f"{host} has an address in a private network; list it in CLICKMASK_IMAGE_HOSTS to allow it"
             )
         adapter = PinnedAdapter(addresses, deadline)
@@ -231,10 +231,10 @@ class Fetcher:
 
 
 def read_data_uri(uri: str, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
-    """The bytes in a data: URI (RFC 2397). Raises InvalidImage for junk, ImageTooLarge over the cap."""
+    """The bytes in a data: URI (RFC 2397). Raises InvalidInput for junk, TooLarge over the cap."""
     header, comma, payload = uri.partition(",")
     if not comma:
-        raise InvalidImage("a data: address is data:[type][;base64],content")
+        raise InvalidInput("a data: address is data:[type][;base64],content")
     escapes = payload.count("%")
     if header.lower().endswith(";base64"):
         return decode_base64(unquote_to_bytes(payload) if escapes else payload, limits)
@@ -245,27 +245,27 @@ def read_data_uri(uri: str, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
 
 
 def decode_base64(text: str | bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
-    """The bytes in base64. Raises InvalidImage for junk, ImageTooLarge over the cap, before decoding."""
+    """The bytes in base64. Raises InvalidInput for junk, TooLarge over the cap, before decoding."""
     limits.require_bytes(len(text) * 3 // 4 - 2)
     try:
         raw = binascii.a2b_base64(text, strict_mode=True)
     except ValueError:  # binascii.Error is one; so is text that is not ASCII
-        raise InvalidImage("the image's base64 is damaged or cut short") from None
+        raise InvalidInput("the image's base64 is damaged or cut short") from None
     limits.require_bytes(len(raw))
     return raw
 
 
 def _prepared(url: str, headers: dict[str, str]) -> requests.PreparedRequest:
-    """A GET of `url` in its normal form. Raises ImageRefused for an address that must not be asked."""
+    """A GET of `url` in its normal form. Raises Refused for an address that must not be asked."""
     own = {"User-Agent": "clickmask", "Accept": "*/*", "Accept-Encoding": "identity"}
     try:
         request = requests.Request("GET", url.partition("#")[0].strip(), headers=headers | own).prepare()
         origin_of(request.url or "")
         netloc = urlsplit(request.url or "").netloc
     except ValueError:  # the errors of requests about URLs and headers are ValueErrors
-        raise ImageRefused("the image's address is not an http:// or https:// address") from None
+        raise Refused("the image's address is not an http:// or https:// address") from None
     if "@" in str(netloc) or "@" in urlsplit(url).netloc:
-        raise ImageRefused("an image's address may not carry a user name or password")
+        raise Refused("an image's address may not carry a user name or password")
     return request
 
 
@@ -285,9 +285,9 @@ def _decoded(response: requests.Response, most: int) -> Iterator[bytes]:
             for chunk in chunks:
                 yield unpacker.decompress(chunk, most)
         except zlib.error:
-            raise InvalidImage("the image's compressed transfer is damaged") from None
+            raise InvalidInput("the image's compressed transfer is damaged") from None
         if not unpacker.eof:
-            raise InvalidImage("the image's compressed transfer is cut short")
+            raise InvalidInput("the image's compressed transfer is cut short")
     else:
         raise ImageUnavailable("the image's server compresses it in a way that was not asked for")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from clickmask.caches import Lru, SingleFlight
-from clickmask.errors import ImageUnavailable, ImageUnknown
+from clickmask.errors import Gone, ImageUnavailable
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
 from clickmask.images.fetch import Fetched, Fetcher, NotModified, Validator, decode_base64
 from clickmask.types import Image, ImageRef, Size
@@ -72,7 +72,7 @@ class ImageSource:
         if ref.uri.startswith("digest:"):
             identity = self._by_digest.get(ref.uri.removeprefix("digest:"))
             if identity is None:
-                raise ImageUnknown(_GONE)
+                raise Gone(_GONE)
             return identity
         if _is_data(ref):
             return self.identify_bytes(self._fetch(ref).raw)
@@ -88,7 +88,7 @@ class ImageSource:
         """Digest and size of an image in base64, which is decoded only if this text was never seen.
 
         Hashing 8 MiB of text takes 6 ms, decoding the base64 and the image 42 ms and more. The pixels
-        may be gone: ask with `digest:` first, and if that raises ImageUnknown, with the text as `data:`.
+        may be gone: ask with `digest:` first, and if that raises Gone, with the text as `data:`.
         """
         key = hashlib.sha256(text).hexdigest()
         identity = self._by_text.get(key)
@@ -132,10 +132,10 @@ class ImageSource:
         return self._kept(key) or self._decoding.run(key, decode)
 
     def load_digest(self, digest: str) -> Image:
-        """The image with this digest. Raises ImageUnknown if its pixels are not kept."""
+        """The image with this digest. Raises Gone if its pixels are not kept."""
         image = self._images.get(digest)
         if image is None:
-            raise ImageUnknown(_GONE)
+            raise Gone(_GONE)
         return image
 
     def read(self, ref: ImageRef) -> tuple[ImageIdentity, bytes]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from clickmask.errors import SegmenterNotReady, UnknownSegmenter
+from clickmask.errors import NotFound, NotReady
 from clickmask.inference.onnx_exports import Progress
 from clickmask.inference.runtimes import Runtimes
 from clickmask.inference.weights import WeightsFolder
@@ -39,8 +39,8 @@ class Catalogue(Families[Host, Segmenter[Any]]):
     """Segmenters. A family may also offer `export(variant, host, progress)`; see the method."""
 
     noun = "segmenter"
-    unknown = UnknownSegmenter
-    not_ready = SegmenterNotReady
+    unknown = NotFound
+    not_ready = NotReady
 
     def __init__(self, package: ModuleType, weights: WeightsFolder, runtimes: Runtimes | None = None) -> None:
         super().__init__(package, Host(weights, runtimes or Runtimes()))
@@ -48,7 +48,7 @@ class Catalogue(Families[Host, Segmenter[Any]]):
     def export(self, name: str, progress: Progress) -> bool:
         """Make now what loading `name` would otherwise spend minutes on first; False if there is nothing.
 
-        Raises as `require` does, and SegmenterNotReady.
+        Raises as `require` does, and NotReady.
         """
         family, variant = self._find(name)
         export: Any = getattr(family, "export", None)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import requests
 
 from clickmask import files
-from clickmask.errors import WeightsUnavailable
+from clickmask.errors import NotReady
 
 Progress = Callable[[int, int], None]  # bytes so far, bytes of the whole file
 
@@ -53,9 +53,9 @@ class PartialFile:
         files.flush(self._target.parent)
 
     def copy(self, source: Path, progress: Progress) -> None:
-        """Fill it from a file. Raises WeightsUnavailable if there is none, OSError."""
+        """Fill it from a file. Raises NotReady if there is none, OSError."""
         if not source.is_file():
-            raise WeightsUnavailable(f"the mirror has no {source.name}")
+            raise NotReady(f"the mirror has no {source.name}")
         self._validator_path.unlink(missing_ok=True)
         with source.open("rb") as file:
             self._write(iter(lambda: file.read(_CHUNK), b""), 0, progress)
@@ -63,12 +63,12 @@ class PartialFile:
     def download(self, address: str, progress: Progress) -> None:
         """Complete it from `address`, through the proxies that the environment names.
 
-        Raises WeightsUnavailable, and OSError if the disk fails; what was received stays for the next time.
+        Raises NotReady, and OSError if the disk fails; what was received stays for the next time.
         """
         try:
             host = urlsplit(address).hostname or "the mirror"
         except ValueError:
-            raise WeightsUnavailable("the mirror's address is none that can be downloaded from") from None
+            raise NotReady("the mirror's address is none that can be downloaded from") from None
         furthest = -1
         with requests.Session() as session:
             while furthest < self.size < self._total:  # as long as each attempt gets further
@@ -76,7 +76,7 @@ class PartialFile:
                 with suppress(_BrokenOff):
                     self._transfer(session, address, host, progress)
         if self.size < self._total:
-            raise WeightsUnavailable(
+            raise NotReady(
                 f"{host} broke off after {megabytes(self.size)} of {megabytes(self._total)}: "
                 "the same command goes on from there"
             )
@@ -98,11 +98,11 @@ class PartialFile:
             goes_on = have and offered.start == have and validator in ("", offered.validator)
             if offered.start != 0 and not goes_on:  # 416, another part than asked for, or another file
                 if not have:
-                    raise WeightsUnavailable(f"{host} answered {response.status_code} to a plain download")
+                    raise NotReady(f"{host} answered {response.status_code} to a plain download")
                 self.remove()
                 return self._transfer(session, address, host, progress)
             if offered.total not in (None, self._total):
-                raise WeightsUnavailable(
+                raise NotReady(
                     f"{host} offers {offered.total:,} bytes as {self._target.name}; "
                     f"the official file has {self._total:,}"
                 )
@@ -136,12 +136,12 @@ class _Offer:
 
     @classmethod
     def of(cls, response: requests.Response) -> _Offer:
-        """Raises WeightsUnavailable if the answer has no file."""
+        """Raises NotReady if the answer has no file."""
         if response.status_code not in (200, 206, 416):
             host = urlsplit(response.url).hostname
             later = response.status_code in (408, 429) or response.status_code >= 500
             advice = "try again later" if later else "check the mirror, or the proxy"
-            raise WeightsUnavailable(f"{host} answered {response.status_code}: {advice}")
+            raise NotReady(f"{host} answered {response.status_code}: {advice}")
         start, total = 0, response.headers.get("Content-Length", "")
         if response.status_code != 200:
             part = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
@@ -156,12 +156,12 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-def _unreachable(host: str, error: requests.RequestException, file: str) -> WeightsUnavailable:
+def _unreachable(host: str, error: requests.RequestException, file: str) -> NotReady:
     if isinstance(error, requests.exceptions.SSLError):
-        return WeightsUnavailable(f"the certificate of {host} cannot be verified")
+        return NotReady(f"the certificate of {host} cannot be verified")
     if isinstance(error, requests.exceptions.InvalidSchema | requests.exceptions.InvalidURL):
-        return WeightsUnavailable(f"the address at {host} is none that can be downloaded from")
-    return WeightsUnavailable(
+        return NotReady(f"the address at {host} is none that can be downloaded from")
+    return NotReady(
         f"{host} cannot be reached: check the network, set CLICKMASK_WEIGHTS_MIRROR, "
         f"or put {file} into the folder that `clickmask weights list` names"
     )

@@ -1,7 +1,7 @@
 """Segmenters and annotators are run here, and what they give is checked before it is trusted.
 
 A plugin that fails, or gives something else than its contract in `clickmask.types` says, answers with
-PluginFailed and its name: never with a wrong mask, and never with the text of a foreign error.
+Failed and its name: never with a wrong mask, and never with the text of a foreign error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clickmask.errors import ClickmaskError, PluginFailed
+from clickmask.errors import ClickmaskError, Failed
 from clickmask.types import Annotator, EmbeddingT, Image, Mask, Prediction, Prompt, Segmenter, Size
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def encode(segmenter: Segmenter[EmbeddingT], image: Image) -> EmbeddingT:
         embedding = segmenter.encode(image)
         nbytes: Any = getattr(embedding, "nbytes", None)
         if not isinstance(nbytes, int | np.integer) or nbytes < 0:
-            raise PluginFailed(f"{segmenter.name} gave an embedding whose nbytes is {nbytes!r}")
+            raise Failed(f"{segmenter.name} gave an embedding whose nbytes is {nbytes!r}")
         return embedding
 
 
@@ -46,17 +46,17 @@ def annotate(annotator: Annotator, image: Image) -> list[tuple[str, Prediction]]
         found = list(annotator.annotate(image))
         for label, prediction in found:
             if label not in labels and label not in annotator.labels:  # a model may be promoted meanwhile
-                raise PluginFailed(f"{name} gave the label {label[:80]!r}, which is none of its labels")
+                raise Failed(f"{name} gave the label {label[:80]!r}, which is none of its labels")
             _require_prediction(name, prediction)
             if not _checked_mask(name, prediction, image.size).any():
-                raise PluginFailed(f"{name} gave an empty mask")
+                raise Failed(f"{name} gave an empty mask")
     return found
 
 
 def check_predictions(name: str, predictions: list[Prediction], size: Size) -> list[Prediction]:
     """`predictions`, whose masks are checked when they are first looked at: most never are."""
     if not predictions:
-        raise PluginFailed(f"{name} gave no prediction")
+        raise Failed(f"{name} gave no prediction")
     checked: list[Prediction] = []
     for each in predictions:
         _require_prediction(name, each)
@@ -66,7 +66,7 @@ def check_predictions(name: str, predictions: list[Prediction], size: Size) -> l
 
 @contextmanager
 def blaming(name: str) -> Generator[None]:
-    """Every foreign error as PluginFailed with the plugin's name; the log has the error."""
+    """Every foreign error as Failed with the plugin's name; the log has the error."""
     try:
         yield
     except ClickmaskError:
@@ -74,13 +74,13 @@ def blaming(name: str) -> Generator[None]:
     except Exception as error:
         log.exception("%s failed", name)
         kind = type(error).__name__
-        raise PluginFailed(f"{name} failed ({kind}); clickmask's log has the details") from error
+        raise Failed(f"{name} failed ({kind}); clickmask's log has the details") from error
 
 
 def _require_prediction(name: str, prediction: object) -> None:
     """`Prediction` itself refuses scores outside [0, 1]."""
     if not isinstance(prediction, Prediction):
-        raise PluginFailed(f"{name} gave a {type(prediction).__name__} instead of a Prediction")
+        raise Failed(f"{name} gave a {type(prediction).__name__} instead of a Prediction")
 
 
 def _checked_mask(name: str, prediction: Prediction, size: Size) -> Mask:
@@ -90,7 +90,5 @@ def _checked_mask(name: str, prediction: Prediction, size: Size) -> Mask:
     shape, kind = getattr(given, "shape", None), getattr(given, "dtype", type(given).__name__)
     if shape != size or kind != np.bool_ or not isinstance(given, np.ndarray):
         height, width = size
-        raise PluginFailed(
-            f"{name} gave a mask of shape {shape} and type {kind} for the {width}x{height} image"
-        )
+        raise Failed(f"{name} gave a mask of shape {shape} and type {kind} for the {width}x{height} image")
     return mask

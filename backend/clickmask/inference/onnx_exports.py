@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clickmask import files
-from clickmask.errors import SegmenterNotReady
+from clickmask.errors import NotReady
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class ExportsFolder:
     ) -> Path:
         """The files, made now unless they are there; waits for another process that makes them.
 
-        Raises SegmenterNotReady if that fails.
+        Raises NotReady if that fails.
         """
         path = self._path(name, sha256, exporter)
         try:
@@ -66,7 +66,7 @@ class ExportsFolder:
                         files.flush_tree(made)
                         files.replace_folder(made, path)
         except OSError as error:
-            raise SegmenterNotReady(f"{name} cannot be exported: {error.strerror}") from error
+            raise NotReady(f"{name} cannot be exported: {error.strerror}") from error
         return path
 
     def _path(self, name: str, sha256: str, exporter: Exporter) -> Path:
@@ -87,4 +87,4 @@ def _run(exporter: Exporter, checkpoint: Path, folder: Path, progress: Progress)
                 said.append(line)
     if process.returncode != 0:
         log.error("%s failed:\n%s", exporter.module, "".join(said[-30:]))
-        raise SegmenterNotReady(f"{checkpoint.name} cannot be exported: {(said or ['killed'])[-1].strip()}")
+        raise NotReady(f"{checkpoint.name} cannot be exported: {(said or ['killed'])[-1].strip()}")

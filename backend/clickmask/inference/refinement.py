@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clickmask.caches import Lru
-from clickmask.errors import PluginFailed
+from clickmask.errors import Failed
 from clickmask.inference import driver
 from clickmask.types import EmbeddingT, Logits, Point, Prediction, Prompt, Refinable, Segmenter, Size
 
@@ -90,9 +90,7 @@ def replay(
     for step, key in zip(pending[begin:], keys[begin:], strict=True):
         predictions, candidates = segmenter.decode_from(embedding, step.prompt, logits)
         if not 0 < len(predictions) == len(candidates):
-            raise PluginFailed(
-                f"{segmenter.name} gave {len(predictions)} predictions and {len(candidates)} logits"
-            )
+            raise Failed(f"{segmenter.name} gave {len(predictions)} predictions and {len(candidates)} logits")
         turn = step.turns[-1] % len(predictions)
         predictions, logits = _rotated(predictions, turn), candidates[turn : turn + 1]
         if cache is not None:

@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 from numpy.typing import NDArray
 
 from clickmask import files
-from clickmask.errors import SegmenterNotReady
+from clickmask.errors import NotReady
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +67,12 @@ def open_session(
     `threads` None: all cores. bf16 keeps three digits, for networks that tolerate that; it is a hint,
     since not every processor and runtime has it. `runtime` auto is the one that runs `example`
     fastest, as measured now or noted in the file `memory` earlier; without an example, the first
-    installed one of RUNTIMES. Raises SegmenterNotReady if the network cannot be run.
+    installed one of RUNTIMES. Raises NotReady if the network cannot be run.
     """
     threads = threads or usable_cores()
     installed = installed_runtimes()
     if runtime != "auto" and runtime not in installed:
-        raise SegmenterNotReady(f"there is no runtime {runtime!r} here; installed: {', '.join(installed)}")
+        raise NotReady(f"there is no runtime {runtime!r} here; installed: {', '.join(installed)}")
     candidates = installed if runtime == "auto" else [runtime]
     fingerprint = _fingerprint(model, installed, threads, at_once, precision) if memory else ""
     if len(candidates) > 1 and memory and (noted := _notes(memory).get(fingerprint)) in installed:
@@ -116,7 +116,7 @@ def _open(runtime: str, model: Model, threads: int, at_once: int, precision: Pre
         return module.open_session(model, threads, at_once, precision)
     except Exception as error:  # a runtime raises classes of its own, which it does not document
         name = model.name if isinstance(model, Path) else "the network"
-        raise SegmenterNotReady(f"{runtime} cannot read {name}") from error
+        raise NotReady(f"{runtime} cannot read {name}") from error
 
 
 def _fastest(candidates: list[str], open_one: Callable[[str], Session], example: Arrays) -> Session:
@@ -135,7 +135,7 @@ def _fastest(candidates: list[str], open_one: Callable[[str], Session], example:
         except Exception as error:  # noqa: BLE001 - its own undocumented classes; the next one may run it
             log.warning("%s does not run a network: %s", name, error)
     if not found:
-        raise SegmenterNotReady(f"the network runs on none of {', '.join(candidates)}")
+        raise NotReady(f"the network runs on none of {', '.join(candidates)}")
     said = ", ".join(f"{session.runtime} {1000 * seconds:.0f} ms" for seconds, session in found)
     log.info("measured a network: %s", said)
     return min(found, key=lambda each: each[0])[1]

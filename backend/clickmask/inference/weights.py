@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clickmask import files
-from clickmask.errors import UnknownSegmenter, WeightsUnavailable
+from clickmask.errors import NotFound, NotReady
 from clickmask.inference.downloads import PartialFile, Progress, megabytes
 from clickmask.plugins import Checkpoint
 
@@ -54,10 +54,10 @@ class WeightsFolder:
         self._seen: dict[Path, _Seen] = {}
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """Raises UnknownSegmenter with the names that have weights."""
+        """Raises NotFound with the names that have weights."""
         if name not in self.checkpoints:
             known = ", ".join(self.checkpoints) or "none"
-            raise UnknownSegmenter(f"there are no weights named {name[:80]!r}; known: {known}")
+            raise NotFound(f"there are no weights named {name[:80]!r}; known: {known}")
         return self.checkpoints[name]
 
     def find(self, name: str) -> Path | None:
@@ -82,14 +82,14 @@ class WeightsFolder:
         )
 
     def verify(self, name: str) -> Path:
-        """The complete file, hashed if it is new or changed. Raises WeightsUnavailable."""
+        """The complete file, hashed if it is new or changed. Raises NotReady."""
         path = self._path(name)
         if path.is_file() and self._digest_seen(path) is None:
             with _explained(f"{path.name} cannot be read"):
                 before = path.stat()  # a file that changes meanwhile is hashed again
                 self._remember(path, before, _sha256(path))
         if reason := self.missing(name):
-            raise WeightsUnavailable(f"{name}: {reason}")
+            raise NotReady(f"{name}: {reason}")
         return path
 
     def verify_new(self) -> None:
@@ -99,13 +99,13 @@ class WeightsFolder:
                 log.info("verifying the weights of %s", name)
                 try:
                     self.verify(name)
-                except WeightsUnavailable as error:
+                except NotReady as error:
                     log.warning("%s", error)
 
     def fetch(self, name: str, progress: Progress = lambda done, total: None) -> Path:
         """The file, downloaded if it is not here: resumed, verified, then renamed into place.
 
-        Raises WeightsUnavailable; the part that was downloaded stays in a .part file, and the next
+        Raises NotReady; the part that was downloaded stays in a .part file, and the next
         fetch goes on from there, unless it turns out not to be the official file.
         """
         checkpoint, path = self.checkpoint(name), self._path(name)
@@ -117,7 +117,7 @@ class WeightsFolder:
                         if not path.exists():
                             self._download(checkpoint, path, progress)
                 except BlockingIOError:
-                    raise WeightsUnavailable("another process is fetching weights into this folder") from None
+                    raise NotReady("another process is fetching weights into this folder") from None
         return self.verify(name)
 
     def _path(self, name: str) -> Path:
@@ -127,7 +127,7 @@ class WeightsFolder:
         part = PartialFile(path, checkpoint.bytes)
         missing, free = checkpoint.bytes - part.size, shutil.disk_usage(self.folder).free
         if missing > free:
-            raise WeightsUnavailable(
+            raise NotReady(
                 f"{checkpoint.file} needs {megabytes(missing)}, and the disk has {megabytes(free)} left"
             )
         if not self._mirror:
@@ -138,7 +138,7 @@ class WeightsFolder:
             part.copy(Path(self._mirror.removeprefix("file://")).expanduser() / checkpoint.file, progress)
         if (digest := _sha256(part.path)) != checkpoint.sha256:
             part.remove()
-            raise WeightsUnavailable(
+            raise NotReady(
                 f"what was downloaded is not the official {checkpoint.file}: its SHA-256 begins with "
                 f"{digest[:12]} instead of {checkpoint.sha256[:12]}; it was removed"
             )
@@ -171,7 +171,7 @@ def _explained(what: str) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise WeightsUnavailable(f"{what}: {error.strerror or type(error).__name__}") from error
+        raise NotReady(f"{what}: {error.strerror or type(error).__name__}") from error
 
 
 def _memo(path: Path) -> Path:

@@ -10,10 +10,11 @@ from typing import Protocol
 from clickmask.datasets.assign import assign_image
 from clickmask.errors import (
     ClickmaskError,
-    ImageUnknown,
-    InvalidImage,
+    Gone,
+    InvalidInput,
     InvalidRequest,
     StoreUnavailable,
+    TooLarge,
     ToolUnavailable,
 )
 from clickmask.images.archive import ArchiveStatus, ImageArchive
@@ -73,7 +74,7 @@ class LabelSource(Protocol):
     def pull(self, project: str, position: str | None = None) -> Iterator[Page]:
         """Everything accepted in the project from `position` on, in an order in which a pull can go on.
 
-        Raises UnknownProject if the tool has no such project (any more).
+        Raises NotFound if the tool has no such project (any more).
         """
         ...
 
@@ -130,14 +131,14 @@ class Ingester:
         of = (submission.tool, submission.project, image.digest)
         try:  # before the labels: a crash in between leaves a side without labels, not labels without a side
             assign_image(self._store, *of, categories, self._pixels)
-        except (ImageUnknown, InvalidImage):  # there was no room to keep it: it gets a side when it is back
+        except (Gone, InvalidInput, TooLarge):  # there was no room to keep it: it gets a side when it is back
             log.info("image %s has no side yet", image.digest[:8])
         return self._store.accept(submission, image, drawn)
 
     def _pixels(self, digest: str) -> Pixels:
         try:
             return self._images.load_digest(digest).pixels  # it was decoded just now, if it was fetched
-        except ImageUnknown:
+        except Gone:
             return self._images.load_bytes(self._archive.read(digest)).pixels
 
     def _image(self, submission: Submission, tool: LabelSource) -> ImageIdentity:

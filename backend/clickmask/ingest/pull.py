@@ -6,7 +6,7 @@ import logging
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
-from clickmask.errors import ClickmaskError, StoreUnavailable, ToolUnavailable, UnknownProject
+from clickmask.errors import ClickmaskError, NotFound, StoreUnavailable, ToolUnavailable
 from clickmask.ingest.apply import Ingester, LabelSource, Page
 from clickmask.labels.submissions import Change, Submission
 from clickmask.store import Store
@@ -31,7 +31,7 @@ def pull(name: str, tool: LabelSource, project: str, store: Store, ingester: Ing
 
     If it is stopped at any time, the next pull goes on from there. At the end come the deletions that no
     webhook told of: for a project that was deleted, of everything. What cannot be taken in is left out, and
-    named in `left_out`. Raises UnknownProject, ToolUnavailable and StoreUnavailable.
+    named in `left_out`. Raises NotFound, ToolUnavailable and StoreUnavailable.
     """
     done = Progress()
     seen: set[tuple[str, str]] = set()
@@ -59,7 +59,7 @@ def _parts(tool: LabelSource, project: str, position: str | None, is_known: bool
     """Pages of the tool; none if a project that is known here was deleted there."""
     try:
         yield from tool.pull(project, position)
-    except UnknownProject:
+    except NotFound:
         if not is_known:
             raise
 

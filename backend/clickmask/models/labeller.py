@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.errors import AnnotatorNotReady
+from clickmask.errors import NotReady
 from clickmask.inference.sessions import Session, open_session
 from clickmask.models.versions import Models, ModelVersion
 from clickmask.types import Pixels, Size
@@ -81,7 +81,7 @@ def to_input(pixels: Pixels) -> NDArray[np.float32]:
 
 
 def open_labeller(network: Path | bytes, threads: int | None = None) -> Labeller:
-    """The network of an ONNX file, on all cores if `threads` is None. Raises SegmenterNotReady."""
+    """The network of an ONNX file, on all cores if `threads` is None. Raises NotReady."""
     return Labeller(open_session(network, "onnxruntime", threads=threads))
 
 
@@ -109,11 +109,11 @@ class ProjectModels:
     def served(self, name: str) -> tuple[ModelVersion, Labeller]:
         """The served version and its network, which is opened once and kept until another is served.
 
-        Raises AnnotatorNotReady if none is served, ModelDamaged and SegmenterNotReady.
+        Raises NotReady, also if none is served, and Failed.
         """
         with self.named(name).lock_served() as version:
             if version is None:
-                raise AnnotatorNotReady(f"no model of {name} was trained yet")
+                raise NotReady(f"no model of {name} was trained yet")
             with self._lock:
                 path, labeller = self._opened.get(name, (None, None))
                 if labeller is None or path != version.path:

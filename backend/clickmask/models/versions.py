@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask import files
-from clickmask.errors import ModelDamaged, SegmenterNotReady, UnknownModel
+from clickmask.errors import Failed, NotFound, NotReady
 from clickmask.inference.sessions import open_session
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Models:
     def save(self, model: UnsavedModel) -> ModelVersion:
         """Save the network as a new version, which is served once it is promoted.
 
-        Raises ModelDamaged if the written network cannot be loaded or answers differently than in training.
+        Raises Failed if the written network cannot be loaded or answers differently than in training.
         """
         self._versions.mkdir(parents=True, exist_ok=True)
         with self._locked():
@@ -116,7 +116,7 @@ class Models:
             files.flush_tree(aside)
             try:
                 verify(_read_version(aside))
-            except ModelDamaged:
+            except Failed:
                 shutil.rmtree(aside)
                 raise
             aside.rename(self._versions / identifier)
@@ -129,18 +129,18 @@ class Models:
         for folder in sorted(self._folders()):
             try:
                 found.append(_read_version(folder))
-            except ModelDamaged as error:
+            except Failed as error:
                 log.warning("%s", error)
         return found
 
     def version(self, identifier: str) -> ModelVersion:
-        """The version of this id. Raises UnknownModel, and ModelDamaged if its manifest cannot be read."""
+        """The version of this id. Raises NotFound, and Failed if its manifest cannot be read."""
         if identifier not in {folder.name for folder in self._folders()}:
-            raise UnknownModel(f"there is no model {identifier[:80]!r} of this project")
+            raise NotFound(f"there is no model {identifier[:80]!r} of this project")
         return _read_version(self._versions / identifier)
 
     def served(self) -> ModelVersion | None:
-        """The version in use, None if there is none. Raises ModelDamaged."""
+        """The version in use, None if there is none. Raises Failed."""
         identifier, _ = self._served()
         return None if identifier is None else self.version(identifier)
 
@@ -163,7 +163,7 @@ class Models:
         return self._pointer.exists()
 
     def promote(self, identifier: str) -> ModelVersion:
-        """Serve this version from now on. Raises UnknownModel or ModelDamaged, and changes nothing then."""
+        """Serve this version from now on. Raises NotFound or Failed, and changes nothing then."""
         promoted = self.version(identifier)
         verify(promoted)
         with self._locked():
@@ -174,11 +174,11 @@ class Models:
         return promoted
 
     def roll_back(self) -> ModelVersion:
-        """Serve the version that was served before this one. Raises UnknownModel if there was none."""
+        """Serve the version that was served before this one. Raises NotFound if there was none."""
         with self._locked():
             _, before = self._served()
             if not before:
-                raise UnknownModel("no other model was served before this one")
+                raise NotFound("no other model was served before this one")
             earlier = self.version(before[-1])
             verify(earlier)
             self._serve(earlier.id, before[:-1])
@@ -194,7 +194,7 @@ class Models:
             current, before = self._served()
             names = sorted(folder.name for folder in self._folders())
             stay = {current, *before[-1:], *names[-newest:]}
-            with suppress(ModelDamaged, UnknownModel):
+            with suppress(Failed, NotFound):
                 stay.add(self.version(current).parent if current else None)
             if current and not stay.issuperset(before):
                 self._serve(current, [name for name in before if name in stay])
@@ -246,26 +246,26 @@ class Models:
 
 
 def verify(model: ModelVersion) -> None:
-    """Raise ModelDamaged unless every file is as written and the network gives its golden answers."""
+    """Raise Failed unless every file is as written and the network gives its golden answers."""
     for name, expected in model.files.items():
         try:
             found = hashlib.sha256((model.path / name).read_bytes()).hexdigest()
         except OSError as error:
-            raise ModelDamaged(f"the model {model.id} lacks {name}") from error
+            raise Failed(f"the model {model.id} lacks {name}") from error
         if found != expected:
-            raise ModelDamaged(f"{name} of the model {model.id} is not what was saved")
+            raise Failed(f"{name} of the model {model.id} is not what was saved")
     inputs, outputs = read_golden(model.path / GOLDEN)
     try:
         answers = open_session(model.network, "onnxruntime").run(inputs)
-    except SegmenterNotReady as error:
-        raise ModelDamaged(f"the network of the model {model.id} cannot be loaded") from error
+    except NotReady as error:
+        raise Failed(f"the network of the model {model.id} cannot be loaded") from error
     for name, expected in outputs.items():
         answer = answers.get(name)
         if answer is None or answer.shape != expected.shape:
-            raise ModelDamaged(f"the model {model.id} does not answer with {name} {expected.shape}")
+            raise Failed(f"the model {model.id} does not answer with {name} {expected.shape}")
         if not np.allclose(answer, expected, rtol=TOLERANCE, atol=TOLERANCE):
             worst = float(np.abs(answer - expected).max())
-            raise ModelDamaged(f"{name} of the model {model.id} is {worst:.2g} off what it was in training")
+            raise Failed(f"{name} of the model {model.id} is {worst:.2g} off what it was in training")
 
 
 def read_golden(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
@@ -303,7 +303,7 @@ def _read_version(folder: Path) -> ModelVersion:
             manifest["files"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelDamaged(f"the model {identifier} has no manifest that can be read") from error
+        raise Failed(f"the model {identifier} has no manifest that can be read") from error
 
 
 def _installed(package: str) -> str | None:

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 
 from clickmask.datasets.coco_reader import CocoObject
-from clickmask.errors import InvalidImage
+from clickmask.errors import InvalidInput, TooLarge
 from clickmask.images.decode import decode_image
 from clickmask.inference.refinement import LogitsCache, replay
 from clickmask.masks.regions import mask_box, mask_iou
@@ -97,7 +97,7 @@ def evaluate(
     for picture, group in itertools.groupby(objects, key=lambda each: each.picture):
         try:
             image = decode_image(picture.read_bytes())
-        except InvalidImage as error:
+        except (InvalidInput, TooLarge) as error:
             log.warning("%s is left out: %s", picture.name, error)
             continue
         started = time.perf_counter()

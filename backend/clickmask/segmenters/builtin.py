@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.errors import SegmenterNotReady
+from clickmask.errors import NotReady
 from clickmask.inference.catalogue import Host
 from clickmask.inference.refinement import replay
 from clickmask.inference.sessions import Session
@@ -155,12 +155,12 @@ def missing(variant: str, host: Host) -> str:
 
 
 def load(variant: str, host: Host) -> Builtin:
-    """Raises SegmenterNotReady if the weights are not those that were published with this version."""
+    """Raises NotReady if the weights are not those that were published with this version."""
     models: dict[str, bytes] = {}
     for name, sha256 in FILES.items():
         models[name] = resources.files(WEIGHTS).joinpath(name).read_bytes()
         if hashlib.sha256(models[name]).hexdigest() != sha256:
-            raise SegmenterNotReady(f"builtin cannot run: {name} is damaged; install clickmask again")
+            raise NotReady(f"builtin cannot run: {name} is damaged; install clickmask again")
     blank = {"image": np.zeros((1, 3, SIDE, SIDE), np.float32)}
     encoder = host.runtimes.encoder(models["encoder.onnx"], blank)
     maps = np.zeros((1, MAPS, SIDE // 2, SIDE // 2), np.float32)

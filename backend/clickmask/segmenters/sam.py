@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from clickmask.errors import SegmenterNotReady
+from clickmask.errors import NotReady
 from clickmask.inference.catalogue import Host
 from clickmask.inference.onnx_exports import Exporter, Progress
 from clickmask.inference.refinement import replay
@@ -231,16 +231,16 @@ def missing(variant: str, host: Host) -> str:
 
 
 def load(variant: str, host: Host) -> Sam:
-    """Exports the checkpoint first if that was not done yet, which takes minutes. Raises SegmenterNotReady.
+    """Exports the checkpoint first if that was not done yet, which takes minutes. Raises NotReady.
 
     torch is imported only if SAM runs in it: if that was asked for, on a GPU, or if the export failed.
     """
     name = f"sam:{variant}"
     if reason := missing(variant, host):
-        raise SegmenterNotReady(f"{name} cannot run: {reason}")
+        raise NotReady(f"{name} cannot run: {reason}")
     try:
         folder = export(variant, host)
-    except SegmenterNotReady as error:
+    except NotReady as error:
         log.warning("%s; it runs in torch instead", error)
         folder = None
     if folder:
@@ -254,7 +254,7 @@ def export(variant: str, host: Host, progress: Progress = lambda share, what: No
     """The folder of the exported networks, made if need be; None if checkpoints run in torch.
 
     Each runtime runs a new export once, so that the fastest is known before the first click.
-    Raises SegmenterNotReady, and WeightsUnavailable if the checkpoint is not here.
+    Raises NotReady, also if the checkpoint is not here.
     """
     name, runtimes = f"sam:{variant}", host.runtimes
     if runtimes.exports is None or runtimes.wants_torch:

@@ -23,7 +23,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import sqlalchemy as sa
 
-from clickmask.errors import StoreUnavailable, UnknownJob
+from clickmask.errors import NotFound, StoreUnavailable
 from clickmask.store.database import Database, Part
 from clickmask.store.schema import jobs
 
@@ -94,10 +94,10 @@ class Jobs(Part):
         self._owners: Pulse[tuple[str, str]] = Pulse()
 
     def get(self, id: str) -> Job:  # noqa: A002
-        """Raises UnknownJob."""
+        """Raises NotFound."""
         rows = self._rows(_SELECT.where(jobs.c.id == id)) if _ID.fullmatch(id) else ()
         if not rows:
-            raise UnknownJob(f"there is no job {id[:40]!r}")
+            raise NotFound(f"there is no job {id[:40]!r}")
         return Job(*rows[0])
 
     def under_way(self) -> list[Job]:
@@ -194,7 +194,7 @@ class Jobs(Part):
         return self.get(job.id)
 
     def cancel(self, id: str) -> Job:  # noqa: A002
-        """Cancel a job that waits at once, and one that runs soon. Raises UnknownJob."""
+        """Cancel a job that waits at once, and one that runs soon. Raises NotFound."""
         this = jobs.update().where(jobs.c.id == id)
         with self._database.writing() as connection:
             waits = this.where(jobs.c.state == "queued")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from clickmask.errors import OriginRefused
+from clickmask.errors import Conflict
 from clickmask.labels.submissions import ProjectDescribed, Unlabelled
 from clickmask.store.database import Part
 from clickmask.store.schema import annotations, labels, origins, projects
@@ -95,7 +95,7 @@ class Projects(Part):
         return tuple(json.loads(self._scalar(chosen) or "[]"))
 
     def require_origin(self, tool: str, origin: str, moved: bool = False) -> None:
-        """Remember the tool's address. Raises OriginRefused if this home holds labels from another one.
+        """Remember the tool's address. Raises Conflict if this home holds labels from another one.
 
         Numbers of projects, tasks and annotations are unique within one server only. `moved`: it is the
         same server at a new address.
@@ -107,7 +107,7 @@ class Projects(Part):
                 return
             if there and not moved and connection.scalar(some):
                 command = f"clickmask pull {tool.replace('_', '-')} PROJECT --moved"
-                raise OriginRefused(
+                raise Conflict(
                     f"this home holds the labels of {there}, not of {origin}: set CLICKMASK_HOME to a folder "
                     f"of its own for each, or say `{command}` once if it is the same one at a new address"
                 )

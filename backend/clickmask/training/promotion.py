@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.datasets.snapshot import IGNORED, Dataset, Sample, class_map
-from clickmask.errors import ModelDamaged, SegmenterNotReady
+from clickmask.errors import Failed, NotReady
 from clickmask.images.decode import ImageLimits, decode_image
 from clickmask.labels.split import MIN_SPLIT_IMAGES
 from clickmask.metrics.confusion import (
@@ -155,7 +155,7 @@ def compare(measuring: Measuring, ours: Measured, samples: Sequence[Sample], mod
     try:
         with models.lock_served() as served:
             labeller = open_labeller(served.network) if served else None
-    except (ModelDamaged, SegmenterNotReady) as error:  # any model is better than one that cannot run
+    except (Failed, NotReady) as error:  # any model is better than one that cannot run
         log.error("%s", error)
         served = labeller = None
     if served is None or labeller is None:

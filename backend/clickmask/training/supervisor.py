@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clickmask.errors import ClickmaskError, StoreUnavailable, TrainingNotReady
+from clickmask.errors import ClickmaskError, NotReady, StoreUnavailable
 from clickmask.store import Store
 from clickmask.store.jobs import Job, Jobs
 
@@ -96,10 +96,10 @@ class Supervisor:
     def request(self, tool: str, project: str) -> Job:
         """The job that trains the project: one that is under way, here or elsewhere, or a new one.
 
-        Raises TrainingNotReady and StoreUnavailable.
+        Raises NotReady and StoreUnavailable.
         """
         if missing := _missing():
-            raise TrainingNotReady(f"training needs {' and '.join(missing)}: install clickmask[torch]")
+            raise NotReady(f"training needs {' and '.join(missing)}: install clickmask[torch]")
         images = next(
             (each.images for each in self._store.projects() if (each.tool, each.project) == (tool, project)),
             0,

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from clickmask import plugins
 from clickmask.datasets.snapshot import snapshot
-from clickmask.errors import ExportFailed
+from clickmask.errors import Failed
 from clickmask.images.archive import ImageArchive
 from clickmask.labels.submissions import ProjectDescribed
 from clickmask.store import Store
@@ -194,7 +194,7 @@ def test_whoever_reads_too_slowly_is_left(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(datasets, "ZIP_TTL_S", -1.0)
     chunks = datasets._read(tmp_path / "made" / "export.zip", lambda: done.append(True))
     next(chunks)
-    with pytest.raises(ExportFailed, match="not read in time"):
+    with pytest.raises(Failed, match="not read in time"):
         next(chunks)
     assert done == [True]
     assert list(tmp_path.iterdir()) == []
@@ -246,7 +246,7 @@ def test_an_export_that_ends_meanwhile_is_in_nobodys_way(
 
 def test_a_home_without_room_is_said(tmp_path: Path) -> None:
     (tmp_path / "zips").write_text("in the way")
-    with pytest.raises(ExportFailed, match="nothing can be written in CLICKMASK_HOME"):
+    with pytest.raises(Failed, match="nothing can be written in CLICKMASK_HOME"):
         datasets._zip(tmp_path / "zips", lambda folder: folder)
     (tmp_path / "zips").unlink()
 
@@ -254,7 +254,7 @@ def test_a_home_without_room_is_said(tmp_path: Path) -> None:
         folder.mkdir()
         raise OSError(28, "No space left on device", str(folder))
 
-    with pytest.raises(ExportFailed, match="CLICKMASK_HOME: No space left"):
+    with pytest.raises(Failed, match="CLICKMASK_HOME: No space left"):
         datasets._zip(tmp_path / "zips", full)
     assert list((tmp_path / "zips").iterdir()) == []
 

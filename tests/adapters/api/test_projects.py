@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
-from clickmask.errors import OriginRefused
+from clickmask.errors import Conflict
 from clickmask.images.fetch import Fetcher
 from clickmask.images.source import ImageIdentity, ImageSource
 from clickmask.workbench import Workbench
@@ -163,7 +163,7 @@ def test_a_server_of_another_label_studio_does_not_start(
     studio.add_task(7)
     tell(client, studio.event("ANNOTATION_CREATED", studio.annotation(7)))
     elsewhere = settings.model_copy(update={"label_studio_url": "http://elsewhere"})
-    with pytest.raises(OriginRefused, match="not of http://elsewhere"):
+    with pytest.raises(Conflict, match="not of http://elsewhere"):
         create_app(Home(elsewhere, workbench))
 
 
@@ -171,5 +171,5 @@ def test_a_server_of_another_cvat_does_not_start(settings: Settings, workbench: 
     workbench.store.require_origin("cvat", "http://first")
     workbench.store.accept(submitted(box(), tool="cvat"), ImageIdentity("d" * 64, SIZE), [])
     elsewhere = settings.model_copy(update={"cvat_url": "http://elsewhere"})
-    with pytest.raises(OriginRefused, match="the labels of http://first, not of http://elsewhere"):
+    with pytest.raises(Conflict, match="the labels of http://first, not of http://elsewhere"):
         create_app(Home(elsewhere, workbench))

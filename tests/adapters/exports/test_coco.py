@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as npst
 from pycocotools.coco import COCO
 
 from clickmask.datasets.snapshot import Dataset, create_dataset
-from clickmask.errors import ExportFailed
+from clickmask.errors import Failed
 from clickmask.images.decode import decode_image
 from clickmask.labels.geometry import Ellipse, Geometry, Polygon, Rectangle
 from clickmask.labels.submissions import AcceptedLabel, LabelledImage
@@ -242,9 +242,9 @@ def test_an_export_that_reads_back_differently_never_appears(
         return content
 
     monkeypatch.setattr(coco, "_content", swapped)
-    with pytest.raises(ExportFailed, match="annotation 1"):
+    with pytest.raises(Failed, match="annotation 1"):
         coco.write(made, tmp_path / "out")
     monkeypatch.setattr(coco, "_content", lambda *given: right(*given) | {"categories": []})
-    with pytest.raises(ExportFailed, match="images, categories"):
+    with pytest.raises(Failed, match="images, categories"):
         coco.write(made, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

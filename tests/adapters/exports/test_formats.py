@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from clickmask.datasets.snapshot import Dataset, create_dataset
-from clickmask.errors import ExportFailed, InvalidRequest
+from clickmask.errors import Failed, InvalidRequest
 from clickmask.labels.split import Assigned, Side, fingerprint
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.polygons import polygons_to_mask
@@ -198,6 +198,6 @@ def test_what_reads_back_differently_never_appears(
     else:
         monkeypatch.setattr(yolo, "join_parts", lambda rings: rings[0] + 5)
         export = yolo
-    with pytest.raises(ExportFailed):
+    with pytest.raises(Failed):
         export.write(dataset(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ import pytest
 
 from clickmask import files, plugins
 from clickmask.datasets.snapshot import Dataset, create_dataset
-from clickmask.errors import ExportFailed, InvalidImage, InvalidRequest
+from clickmask.errors import Failed, InvalidInput, InvalidRequest
 from clickmask.labels.geometry import Ellipse, Rectangle
 from clickmask_adapters import exports
 from clickmask_adapters.exports import _folder
@@ -93,7 +93,7 @@ def test_a_failure_leaves_the_earlier_export(export: ModuleType, tmp_path: Path)
     broken = drawn_dataset()
     assert isinstance(broken.pictures, FilesInMemory)
     broken.pictures.files = dict.fromkeys(broken.pictures.files, b"damaged")
-    with pytest.raises(InvalidImage, match="damaged"):
+    with pytest.raises(InvalidInput, match="damaged"):
         export.write(broken, folder)
     assert contents(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -154,7 +154,7 @@ def test_a_rename_that_fails_leaves_the_earlier_export(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", broken)
-    said = pytest.raises(ExportFailed, match="could not be replaced: Input/output error")
+    said = pytest.raises(Failed, match="could not be replaced: Input/output error")
     with said, _folder.replacing(folder) as new:
         (new / "file").write_text("new")
     assert (folder / "file").read_text() == "old"

@@ -29,7 +29,7 @@ def app_that_raises(error: Exception) -> tuple[TestClient, failures.RecentFailur
 
 
 def test_an_error_becomes_its_status_and_its_sentence() -> None:
-    client, recent = app_that_raises(errors.ImageTooLarge("the image is too large"))
+    client, recent = app_that_raises(errors.TooLarge("the image is too large"))
     answer = client.get("/click")
     assert (answer.status_code, answer.json()) == (413, {"error": "the image is too large"})
     (failure,) = recent.all()
@@ -76,7 +76,7 @@ def test_strangers_at_the_door_push_out_nothing_that_an_annotator_met() -> None:
 
 
 def test_an_image_that_is_refused_is_not_a_stranger() -> None:
-    client, recent = app_that_raises(errors.ImageRefused("a private network"))
+    client, recent = app_that_raises(errors.Refused("a private network"))
     client.get("/click")
     for _ in range(20):
         recent.add("GET", "/", 403, "only this machine is served")

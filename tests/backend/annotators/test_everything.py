@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from clickmask import annotators, segmenters
 from clickmask.annotators._catalogue import AnnotatorCatalogue
 from clickmask.annotators.everything import Grid, SegmentEverything, distinct, grid, without_small_regions
-from clickmask.errors import AnnotatorNotReady
+from clickmask.errors import NotReady
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.embeddings import EmbeddingCache, EmbeddingKey
 from clickmask.inference.weights import WeightsFolder
@@ -183,7 +183,7 @@ def test_it_stands_on_every_segmenter_that_can_be_swept_and_is_ready_with_it(
     assert unready.reason.startswith("sam:vit_h cannot run: ")
     assert not any("grabcut" in name for name in statuses)
     assert catalogue.get("everything:sam:vit_b").name == "everything:sam:vit_b"
-    with pytest.raises(AnnotatorNotReady, match="everything:sam:vit_h cannot run: "):
+    with pytest.raises(NotReady, match="everything:sam:vit_h cannot run: "):
         catalogue.get("everything:sam:vit_h")
 
 
@@ -193,7 +193,7 @@ def test_a_segmenter_that_only_says_that_it_can_be_swept_is_refused(
     grabcut = importlib.import_module("clickmask.segmenters.grabcut")
     monkeypatch.setattr(grabcut, "VARIANTS", {"": Variant(sweeps=True)}, raising=False)
     catalogue = AnnotatorCatalogue(annotators, Catalogue(segmenters, WeightsFolder(tmp_path)), embeddings)
-    with pytest.raises(AnnotatorNotReady, match="grabcut cannot be clicked all over"):
+    with pytest.raises(NotReady, match="grabcut cannot be clicked all over"):
         catalogue.get("everything:grabcut")
 
 

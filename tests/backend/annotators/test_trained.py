@@ -9,7 +9,7 @@ import pytest
 
 from clickmask import annotators, segmenters
 from clickmask.annotators._catalogue import AnnotatorCatalogue
-from clickmask.errors import UnknownAnnotator
+from clickmask.errors import NotFound
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.inference.weights import WeightsFolder
@@ -53,7 +53,7 @@ def test_there_is_one_for_each_project_whose_model_is_served(
     catalogue: AnnotatorCatalogue, models: ProjectModels
 ) -> None:
     assert trained_names(catalogue) == []
-    with pytest.raises(UnknownAnnotator):
+    with pytest.raises(NotFound):
         catalogue.get("trained:cvat-3")
     serve(models)
     serve(models, project="task-9")

@@ -11,7 +11,7 @@ import pytest
 
 from clickmask.datasets import assign
 from clickmask.datasets.assign import assign_image, assign_images
-from clickmask.errors import ImageUnknown, StoreUnavailable
+from clickmask.errors import Gone, StoreUnavailable
 from clickmask.labels.split import SIDES, Assigned, Fingerprint, Side, SideCounts, fingerprint, quarantined
 from clickmask.store import Store
 from clickmask.types import Pixels
@@ -36,7 +36,7 @@ class Pictures:
 
     def __call__(self, digest: str) -> Pixels:
         if digest not in self.names:
-            raise ImageUnknown("not at hand")
+            raise Gone("not at hand")
         self.asked[self.names[digest]] += 1
         return picture(self.names[digest])
 
@@ -66,7 +66,7 @@ def test_an_image_without_a_side_gets_one_and_keeps_it(store: Store) -> None:
 
 
 def test_a_picture_that_is_not_at_hand_gets_none(store: Store) -> None:
-    with pytest.raises(ImageUnknown):
+    with pytest.raises(Gone):
         assign_image(store, TOOL, PROJECT, digest_of("a"), CELL, Pictures(""))
     assert sides(store) == {}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clickmask.errors import ImageUnknown, StoreUnavailable
+from clickmask.errors import Gone, StoreUnavailable
 from clickmask.images.archive import MIN_AGE_S, ImageArchive
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
@@ -35,7 +35,7 @@ def test_an_image_comes_back_byte_for_byte_after_a_restart(tmp_path: Path) -> No
 
 
 def test_what_is_not_kept_is_unknown(tmp_path: Path) -> None:
-    with pytest.raises(ImageUnknown, match="CLICKMASK_KEPT_BYTES"):
+    with pytest.raises(Gone, match="CLICKMASK_KEPT_BYTES"):
         kept(tmp_path).read(A)
 
 

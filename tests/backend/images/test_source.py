@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 import clickmask.images.source
-from clickmask.errors import ImageTooLarge, ImageUnavailable, ImageUnknown, InvalidImage
+from clickmask.errors import Gone, ImageUnavailable, InvalidInput, TooLarge
 from clickmask.images.decode import ImageLimits, decode_image
 from clickmask.images.fetch import Fetched, Fetcher, NotModified, Validator, decode_base64
 from clickmask.images.source import ImageIdentity, ImageSource
@@ -281,7 +281,7 @@ def test_the_least_recently_used_pixels_go_first() -> None:
     source.load_digest(first.digest)
     source.load_bytes(png(3))
     assert source.load_digest(first.digest) is first
-    with pytest.raises(ImageUnknown):
+    with pytest.raises(Gone):
         source.load_digest(second.digest)
 
 
@@ -302,9 +302,9 @@ def test_a_digest_stands_for_an_image_that_is_known() -> None:
     assert source.load(ref) is image
     source.load_bytes(png(2))
     assert source.identify(ref).size == (30, 40)
-    with pytest.raises(ImageUnknown, match="send the image again"):
+    with pytest.raises(Gone, match="send the image again"):
         source.load(ref)
-    with pytest.raises(ImageUnknown, match="send the image again"):
+    with pytest.raises(Gone, match="send the image again"):
         source.identify(ImageRef("digest:" + "0" * 64))
 
 
@@ -365,26 +365,26 @@ def test_texts_that_are_remembered_are_bounded_and_the_oldest_use_goes(
 def test_a_text_that_is_no_image_is_refused_each_time(text: str) -> None:
     source = ImageSource(Fetcher())
     for _ in range(2):
-        with pytest.raises(InvalidImage):
+        with pytest.raises(InvalidInput):
             source.identify_base64(memoryview(text.encode()))
 
 
 def test_a_text_over_the_cap_is_refused_before_it_is_decoded() -> None:
     source = ImageSource(Fetcher(), limits=ImageLimits(max_bytes=100))
-    with pytest.raises(ImageTooLarge):
+    with pytest.raises(TooLarge):
         source.identify_base64(b"!" * 1000)
 
 
 def test_limits_reach_the_decoder() -> None:
     source = ImageSource(Fetcher(), limits=ImageLimits(max_pixels=100))
-    with pytest.raises(ImageTooLarge, match="40x30"):
+    with pytest.raises(TooLarge, match="40x30"):
         source.identify_bytes(png())
 
 
 def test_damaged_bytes_are_refused_again_each_time(decoded: list[bytes]) -> None:
     source = ImageSource(Fetcher())
     for _ in range(2):
-        with pytest.raises(InvalidImage):
+        with pytest.raises(InvalidInput):
             source.load(ImageRef("data:;base64," + base64.b64encode(png()[:200]).decode()))
     assert len(decoded) == 2
 

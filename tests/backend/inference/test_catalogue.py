@@ -12,13 +12,7 @@ import pytest
 
 from clickmask import plugins, segmenters
 from clickmask.annotators._catalogue import AnnotatorCatalogue, AnnotatorStatus
-from clickmask.errors import (
-    AnnotatorNotReady,
-    PluginFailed,
-    SegmenterNotReady,
-    UnknownAnnotator,
-    UnknownSegmenter,
-)
+from clickmask.errors import Failed, NotFound, NotReady
 from clickmask.inference.catalogue import Catalogue, Host, SegmenterStatus
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.inference.runtimes import Runtimes
@@ -132,7 +126,7 @@ def test_a_broken_plugin_is_listed_as_such_and_hides_no_other(
         assert (broken.name, broken.ready) == (plugin, False)
         assert "broken" in broken.reason and "/a/path" not in broken.reason
     assert len(caplog.records) == 1  # not at each look
-    with pytest.raises(SegmenterNotReady, match="broken"):
+    with pytest.raises(NotReady, match="broken"):
         catalogue.get(plugin)
 
 
@@ -156,7 +150,7 @@ def test_a_segmenter_is_loaded_once(catalogue: Catalogue) -> None:
 def test_names_that_are_not_installed_are_refused_with_those_that_are(
     catalogue: Catalogue, name: str
 ) -> None:
-    with pytest.raises(UnknownSegmenter, match=r"installed: .*plain|it has: "):
+    with pytest.raises(NotFound, match=r"installed: .*plain|it has: "):
         catalogue.get(name)
 
 
@@ -169,7 +163,7 @@ def test_names_that_are_not_installed_are_refused_with_those_that_are(
     ],
 )
 def test_a_segmenter_that_lacks_something_says_what(catalogue: Catalogue, name: str, reason: str) -> None:
-    with pytest.raises(SegmenterNotReady, match=reason):
+    with pytest.raises(NotReady, match=reason):
         catalogue.get(name)
 
 
@@ -177,7 +171,7 @@ def test_weights_are_used_once_they_were_verified_and_not_before(
     catalogue: Catalogue, weights: WeightsFolder
 ) -> None:
     (weights.folder / "small.pth").write_bytes(CONTENT)
-    with pytest.raises(SegmenterNotReady, match="not verified yet: clickmask weights path weighty:small"):
+    with pytest.raises(NotReady, match="not verified yet: clickmask weights path weighty:small"):
         catalogue.get("weighty:small")
     weights.verify_new()
     catalogue.require_ready("weighty:small")
@@ -191,7 +185,7 @@ def test_wrong_weights_are_told_at_the_start_and_not_used(
     (weights.folder / "small.pth").write_bytes(CONTENT[::-1])
     weights.verify_new()
     assert "small.pth is not the official file" in caplog.text
-    with pytest.raises(SegmenterNotReady, match="not the official file"):
+    with pytest.raises(NotReady, match="not the official file"):
         catalogue.require_ready("weighty:small")
 
 
@@ -278,9 +272,9 @@ def test_an_annotator_may_stand_on_a_segmenter_and_the_embeddings_of_clicks(
 
 
 def test_annotators_that_cannot_be_had_are_told_from_segmenters(annotators: AnnotatorCatalogue) -> None:
-    with pytest.raises(AnnotatorNotReady, match="over:sized:large cannot run: too large"):
+    with pytest.raises(NotReady, match="over:sized:large cannot run: too large"):
         annotators.get("over:sized:large")
-    with pytest.raises(UnknownAnnotator, match="there is no annotator 'plain'; installed: bereft, over"):
+    with pytest.raises(NotFound, match="there is no annotator 'plain'; installed: bereft, over"):
         annotators.get("plain")
 
 
@@ -292,7 +286,7 @@ def test_what_loading_would_make_first_can_be_made_ahead(
     assert said == [f"exporting to {tmp_path}"]
     assert not catalogue.export("plain", lambda share, what: said.append(what))
     assert not Catalogue(package, weights).export("exported", lambda share, what: None)
-    with pytest.raises(UnknownSegmenter):
+    with pytest.raises(NotFound):
         catalogue.export("nothing", lambda share, what: None)
 
 
@@ -322,7 +316,7 @@ def test_a_plugin_that_does_not_load_itself_is_refused_by_its_name(
     load: str, reason: str, package: ModuleType, catalogue: Catalogue, tmp_path: Path
 ) -> None:
     (tmp_path / package.__name__ / "odd.py").write_text(f"{NAMED}def load(variant, host):\n    {load}\n")
-    with pytest.raises(PluginFailed) as failed:
+    with pytest.raises(Failed) as failed:
         catalogue.get("odd")
     assert str(failed.value).startswith(reason)
     assert "/a/path" not in str(failed.value)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clickmask.errors import Busy, PluginFailed
+from clickmask.errors import Busy, Failed
 from clickmask.inference import driver
 from clickmask.inference.refinement import Refinement
 from clickmask.types import Image, Prediction, Prompt
@@ -80,7 +80,7 @@ WRONG_PREDICTIONS = {
 def test_a_wrong_answer_to_a_click_is_a_sentence_and_never_a_mask(
     gives: Any, says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(PluginFailed, match=says) as failed:
+    with pytest.raises(Failed, match=says) as failed:
         _ = Refinement().decode(Odd(gives), MASK, CLICK, "digest", SIZE)[0].mask
     assert "/a/path" not in str(failed.value)
     assert ("failed (" in str(failed.value)) == ("odd failed" in caplog.text)
@@ -96,7 +96,7 @@ def test_a_wrong_answer_to_a_click_is_a_sentence_and_never_a_mask(
     ],
 )
 def test_a_wrong_refinement_is_a_sentence_and_never_a_mask(gives: Any, says: str) -> None:
-    with pytest.raises(PluginFailed, match=says):
+    with pytest.raises(Failed, match=says):
         _ = Refinement().decode(OddlyRefined(gives), MASK, CLICK, "digest", SIZE)[0].mask
 
 
@@ -119,12 +119,12 @@ def test_masks_stay_lazy_and_are_computed_once() -> None:
 
 @pytest.mark.parametrize("embedding", [object(), SimpleNamespace(nbytes="7"), SimpleNamespace(nbytes=-1)])
 def test_an_embedding_without_a_size_is_refused(embedding: Any) -> None:
-    with pytest.raises(PluginFailed, match="odd gave an embedding whose nbytes is"):
+    with pytest.raises(Failed, match="odd gave an embedding whose nbytes is"):
         driver.encode(Odd(embedding), IMAGE)
 
 
 def test_an_encoder_that_fails_is_named() -> None:
-    with pytest.raises(PluginFailed, match=r"odd failed \(MemoryError\)"):
+    with pytest.raises(Failed, match=r"odd failed \(MemoryError\)"):
         driver.encode(Odd(raising(MemoryError())), IMAGE)
 
 
@@ -148,7 +148,7 @@ def test_what_clickmask_raises_on_purpose_passes() -> None:
     ],
 )
 def test_a_wrong_annotation_is_a_sentence_and_never_a_mask(gives: Any, says: str) -> None:
-    with pytest.raises(PluginFailed, match=says):
+    with pytest.raises(Failed, match=says):
         driver.annotate(Odd(gives), IMAGE)
 
 

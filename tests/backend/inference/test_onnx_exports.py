@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clickmask.errors import SegmenterNotReady
+from clickmask.errors import NotReady
 from clickmask.inference.onnx_exports import Exporter, ExportsFolder
 
 SHA256 = "5eed" * 16
@@ -79,7 +79,7 @@ def test_an_export_that_fails_leaves_nothing(
     module: str, reason: str, tmp_path: Path, checkpoint: Path
 ) -> None:
     exports, exporter = ExportsFolder(tmp_path / "exports"), Exporter(module, version=1)
-    with pytest.raises(SegmenterNotReady, match=rf"tiny\.pth cannot be exported: .*{reason}"):
+    with pytest.raises(NotReady, match=rf"tiny\.pth cannot be exported: .*{reason}"):
         exports.make("sam:vit_b", SHA256, exporter, checkpoint)
     assert exports.find("sam:vit_b", SHA256, exporter) is None
     assert [path.name for path in (tmp_path / "exports").iterdir()] == [".lock"]
@@ -111,5 +111,5 @@ def test_processes_that_want_the_same_share_one_export(tmp_path: Path, checkpoin
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "exports").touch()
-    with pytest.raises(SegmenterNotReady, match="sam:vit_b cannot be exported: "):
+    with pytest.raises(NotReady, match="sam:vit_b cannot be exported: "):
         ExportsFolder(tmp_path / "exports").make("sam:vit_b", SHA256, COPIES, checkpoint)

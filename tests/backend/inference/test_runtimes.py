@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from clickmask.errors import SegmenterNotReady
+from clickmask.errors import NotReady
 from clickmask.inference import _onnxruntime, _openvino, sessions
 from clickmask.inference._openvino import import_openvino
 from clickmask.inference.runtimes import Runtimes
@@ -120,21 +120,21 @@ def test_an_input_left_out_is_not_that_of_the_run_before(session: Session) -> No
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_what_is_no_network_is_refused(runtime: str, tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"not a network")
-    with pytest.raises(SegmenterNotReady, match=rf"{runtime} cannot read broken\.onnx"):
+    with pytest.raises(NotReady, match=rf"{runtime} cannot read broken\.onnx"):
         open_session(tmp_path / "broken.onnx", runtime)
-    with pytest.raises(SegmenterNotReady, match=f"{runtime} cannot read the network"):
+    with pytest.raises(NotReady, match=f"{runtime} cannot read the network"):
         open_session(b"not a network", runtime)
 
 
 def test_a_runtime_that_is_not_there_is_refused(model: Path) -> None:
-    with pytest.raises(SegmenterNotReady, match="there is no runtime 'tensorrt' here; installed: openvino"):
+    with pytest.raises(NotReady, match="there is no runtime 'tensorrt' here; installed: openvino"):
         open_session(model, "tensorrt")
 
 
 def test_without_openvino_there_is_onnx_runtime(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "openvino" else object())
     assert open_session(model, example=feeds()).runtime == "onnxruntime"
-    with pytest.raises(SegmenterNotReady, match="installed: onnxruntime"):
+    with pytest.raises(NotReady, match="installed: onnxruntime"):
         open_session(model, "openvino")
 
 
@@ -217,7 +217,7 @@ def test_a_runtime_that_cannot_run_a_network_leaves_it_to_the_other(
     monkeypatch.setattr(_openvino.OpenVinoSession, "run", lambda *_: 1 / 0)
     assert open_session(model, example=feeds()).runtime == "onnxruntime"
     monkeypatch.setattr(_onnxruntime.OnnxRuntimeSession, "run", lambda *_: 1 / 0)
-    with pytest.raises(SegmenterNotReady, match="runs on none of openvino, onnxruntime"):
+    with pytest.raises(NotReady, match="runs on none of openvino, onnxruntime"):
         open_session(model, example=feeds())
 
 

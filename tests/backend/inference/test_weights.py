@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from clickmask import plugins, segmenters
-from clickmask.errors import UnknownSegmenter, WeightsUnavailable
+from clickmask.errors import NotFound, NotReady
 from clickmask.inference.weights import WeightsFolder
 from clickmask.plugins import Checkpoint
 
@@ -156,7 +156,7 @@ def test_a_file_that_changed_is_not_used_until_it_is_verified_again(weights: Wei
     path.write_bytes(OTHER)
     assert weights.find("fake:small") is None
     assert "clickmask weights path fake:small" in weights.missing("fake:small")
-    with pytest.raises(WeightsUnavailable, match="not the official file"):
+    with pytest.raises(NotReady, match="not the official file"):
         weights.verify("fake:small")
     assert "not the official file" in weights.missing("fake:small")
     assert path.read_bytes() == OTHER  # it may be somebody's work
@@ -188,7 +188,7 @@ def test_a_file_put_there_by_hand_is_accepted_once_it_is_verified(tmp_path: Path
 def test_a_wrong_file_put_there_by_hand_is_named_and_left_alone(weights: WeightsFolder) -> None:
     weights.folder.mkdir()
     (weights.folder / FILE).write_bytes(OTHER)
-    with pytest.raises(WeightsUnavailable, match=r"fake_4b8939\.pth is not the official file.*move it away"):
+    with pytest.raises(NotReady, match=r"fake_4b8939\.pth is not the official file.*move it away"):
         weights.fetch("fake:small")
     assert (weights.folder / FILE).read_bytes() == OTHER
 
@@ -228,7 +228,7 @@ def test_a_download_that_gets_nowhere_stops_and_the_next_goes_on(
     weights: WeightsFolder, server: FileServer
 ) -> None:
     server.cuts = [200_000, 0]
-    with pytest.raises(WeightsUnavailable, match=r"broke off after 0\.\d MB of 0\.4 MB: the same command"):
+    with pytest.raises(NotReady, match=r"broke off after 0\.\d MB of 0\.4 MB: the same command"):
         weights.fetch("fake:small")
     assert weights.find("fake:small") is None
     seen: list[int] = []
@@ -252,7 +252,7 @@ def test_a_server_without_ranges_is_downloaded_from_anew(
     server.serves_ranges = False
     server.cuts = cuts
     if len(cuts) > 1:
-        with pytest.raises(WeightsUnavailable, match="broke off"):
+        with pytest.raises(NotReady, match="broke off"):
             weights.fetch("fake:small")
     assert weights.fetch("fake:small").read_bytes() == CONTENT
 
@@ -262,7 +262,7 @@ def test_a_file_that_changed_on_its_server_is_not_glued_together(
     weights: WeightsFolder, server: FileServer, heeds_if_range: bool
 ) -> None:
     server.content, server.cuts = OTHER, [200_000, 0]
-    with pytest.raises(WeightsUnavailable, match="broke off"):
+    with pytest.raises(NotReady, match="broke off"):
         weights.fetch("fake:small")
     server.content, server.etag, server.heeds_if_range = CONTENT, '"second"', heeds_if_range
     assert weights.fetch("fake:small").read_bytes() == CONTENT
@@ -282,7 +282,7 @@ def test_what_is_not_the_official_file_is_removed_with_a_sentence(
     weights: WeightsFolder, server: FileServer
 ) -> None:
     server.content = OTHER
-    with pytest.raises(WeightsUnavailable, match=r"not the official fake_4b8939\.pth.*it was removed"):
+    with pytest.raises(NotReady, match=r"not the official fake_4b8939\.pth.*it was removed"):
         weights.fetch("fake:small")
     assert {path.name for path in weights.folder.iterdir()} == {".lock"}
     server.content = CONTENT
@@ -294,7 +294,7 @@ def test_a_file_of_another_size_is_refused_before_it_is_downloaded(
     weights: WeightsFolder, server: FileServer, size: int
 ) -> None:
     server.content = bytes(size)
-    with pytest.raises(WeightsUnavailable, match=f"offers {size:,} bytes"):
+    with pytest.raises(NotReady, match=f"offers {size:,} bytes"):
         weights.fetch("fake:small")
     assert {path.name for path in weights.folder.iterdir()} == {".lock"}
 
@@ -303,7 +303,7 @@ def test_a_body_without_end_does_not_fill_the_disk(weights: WeightsFolder, serve
     server.announces_length = False
     server.content = CONTENT + bytes(50_000_000)
     seen: list[int] = []
-    with pytest.raises(WeightsUnavailable, match="not the official"):
+    with pytest.raises(NotReady, match="not the official"):
         weights.fetch("fake:small", lambda done, total: seen.append(done))
     assert max(seen) <= len(CONTENT)
 
@@ -323,7 +323,7 @@ def test_a_part_that_its_server_cannot_continue_is_begun_again(
     weights.folder.mkdir()
     (weights.folder / (FILE + ".part")).write_bytes(CONTENT[:300_000])
     server.content = CONTENT[:300_000]  # 416
-    with pytest.raises(WeightsUnavailable, match="offers 300,000 bytes"):
+    with pytest.raises(NotReady, match="offers 300,000 bytes"):
         weights.fetch("fake:small")
     server.content = CONTENT
     assert weights.fetch("fake:small").read_bytes() == CONTENT
@@ -336,7 +336,7 @@ def test_a_server_that_refuses_is_quoted(
     weights: WeightsFolder, server: FileServer, status: int, advice: str
 ) -> None:
     server.status = status
-    with pytest.raises(WeightsUnavailable, match=f"127.0.0.1 answered {status}: {advice}"):
+    with pytest.raises(NotReady, match=f"127.0.0.1 answered {status}: {advice}"):
         weights.fetch("fake:small")
 
 
@@ -346,7 +346,7 @@ def test_offline_is_one_sentence_and_keeps_the_part(tmp_path: Path) -> None:
         weights = weights_in(tmp_path, base=f"http://127.0.0.1:{nobody.getsockname()[1]}")
         for part in (b"", CONTENT[:1000]):
             (tmp_path / (FILE + ".part")).write_bytes(part)
-            with pytest.raises(WeightsUnavailable) as refusal:
+            with pytest.raises(NotReady) as refusal:
                 weights.fetch("fake:small")
             assert str(refusal.value).startswith("127.0.0.1 cannot be reached: check the network")
             assert (tmp_path / (FILE + ".part")).read_bytes() == part
@@ -372,10 +372,10 @@ def test_a_mirror_may_be_a_folder(tmp_path: Path, scheme: str) -> None:
     mirror = tmp_path / "mirror"
     mirror.mkdir()
     weights = weights_in(tmp_path / "weights", mirror=f"{scheme}{mirror}")
-    with pytest.raises(WeightsUnavailable, match=r"the mirror has no fake_4b8939\.pth"):
+    with pytest.raises(NotReady, match=r"the mirror has no fake_4b8939\.pth"):
         weights.fetch("fake:small")
     (mirror / FILE).write_bytes(OTHER)
-    with pytest.raises(WeightsUnavailable, match="not the official"):
+    with pytest.raises(NotReady, match="not the official"):
         weights.fetch("fake:small")
     (mirror / FILE).write_bytes(CONTENT)
     assert weights.fetch("fake:small").read_bytes() == CONTENT
@@ -386,13 +386,13 @@ def test_a_mirror_may_be_a_folder(tmp_path: Path, scheme: str) -> None:
     "mirror", ["http://", "http://[", "http://a b/", "ftp://127.0.0.1", "no/such/folder"]
 )
 def test_a_mirror_that_cannot_be_is_a_sentence(tmp_path: Path, mirror: str) -> None:
-    with pytest.raises(WeightsUnavailable):
+    with pytest.raises(NotReady):
         weights_in(tmp_path, mirror=mirror).fetch("fake:small")
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_the_download(tmp_path: Path, server: FileServer) -> None:
     huge = Checkpoint(f"{server.url}/{FILE}", 2**60, "0" * 64, "MIT")
-    with pytest.raises(WeightsUnavailable, match=r"needs [\d,.]+ MB, and the disk has [\d,.]+ MB left"):
+    with pytest.raises(NotReady, match=r"needs [\d,.]+ MB, and the disk has [\d,.]+ MB left"):
         WeightsFolder(tmp_path, None, {"fake:huge": huge}).fetch("fake:huge")
     assert server.asked == []
 
@@ -401,20 +401,20 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_download(tmp_path: Path,
 def test_a_disk_that_fills_up_is_a_sentence(weights: WeightsFolder) -> None:
     weights.folder.mkdir()
     (weights.folder / (FILE + ".part")).symlink_to("/dev/full")
-    with pytest.raises(WeightsUnavailable, match="cannot be written: No space left on device"):
+    with pytest.raises(NotReady, match="cannot be written: No space left on device"):
         weights.fetch("fake:small")
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(WeightsUnavailable, match="cannot be written"):
+    with pytest.raises(NotReady, match="cannot be written"):
         weights_in(tmp_path / "file" / "weights").fetch("fake:small")
 
 
 def _fetch(folder: Path, url: str, outcome: multiprocessing.Queue[str]) -> None:
     try:
         weights_in(folder, base=url).fetch("fake:small")
-    except WeightsUnavailable as error:
+    except NotReady as error:
         outcome.put(str(error))
     else:
         outcome.put("fetched")
@@ -440,5 +440,5 @@ def test_names_without_weights_are_refused_with_those_that_have_them(weights: We
     assert weights.find("grabcut") is None
     assert weights.missing("grabcut") == "no weights are known for it"
     for call in (weights.verify, weights.fetch):
-        with pytest.raises(UnknownSegmenter, match="known: fake:small"):
+        with pytest.raises(NotFound, match="known: fake:small"):
             call("grabcut")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clickmask.errors import ImageUnavailable, ImageUnknown, InvalidRequest, StoreUnavailable
+from clickmask.errors import Gone, ImageUnavailable, InvalidRequest, StoreUnavailable
 from clickmask.images.archive import ImageArchive
 from clickmask.images.decode import decode_image
 from clickmask.images.fetch import Fetcher
@@ -139,7 +139,7 @@ def test_an_image_that_is_known_but_not_at_hand_gets_its_side_when_it_is(
     store: Store, tool: FakeTool, kept: ImageArchive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*_: object) -> None:
-        raise ImageUnknown("gone")
+        raise Gone("gone")
 
     ingester = Ingester(store, ImageSource(Fetcher()), kept)
     with monkeypatch.context() as patched:

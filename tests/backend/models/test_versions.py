@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clickmask.errors import ModelDamaged, UnknownModel
+from clickmask.errors import Failed, NotFound
 from clickmask.models import versions
 from clickmask.models.versions import Models, ModelVersion, read_golden, verify
 from support.model_drafts import PIXELS, draft, network, save_and_promote
@@ -63,7 +63,7 @@ def test_rolling_back_goes_through_what_was_served(kept: Models) -> None:
         kept.promote(each.id)
     assert kept.roll_back() == third
     assert kept.roll_back() == first
-    with pytest.raises(UnknownModel, match="no other model was served before"):
+    with pytest.raises(NotFound, match="no other model was served before"):
         kept.roll_back()
     assert kept.served() == first
 
@@ -71,17 +71,17 @@ def test_rolling_back_goes_through_what_was_served(kept: Models) -> None:
 def test_names_that_are_no_versions_are_refused(kept: Models) -> None:
     kept.save(draft())
     for name in ("", "nothing", "..", ".aside-0001", "../versions"):
-        with pytest.raises(UnknownModel):
+        with pytest.raises(NotFound):
             kept.promote(name)
     assert kept.served() is None
 
 
 def test_a_network_that_answers_otherwise_than_in_training_is_not_kept(kept: Models) -> None:
-    with pytest.raises(ModelDamaged, match=r"logits .* off what it was in training"):
+    with pytest.raises(Failed, match=r"logits .* off what it was in training"):
         kept.save(replace(draft(2.0), network=network(2.01)))
-    with pytest.raises(ModelDamaged, match="cannot be loaded"):
+    with pytest.raises(Failed, match="cannot be loaded"):
         kept.save(replace(draft(), network=b"no network"))
-    with pytest.raises(ModelDamaged, match="does not answer with other"):
+    with pytest.raises(Failed, match="does not answer with other"):
         kept.save(replace(draft(), golden_outputs={"other": PIXELS}))
     assert kept.versions() == []
     assert list((kept.folder / "versions").iterdir()) == []
@@ -99,7 +99,7 @@ def test_a_damaged_version_is_never_promoted(kept: Models, name: str, change: Ca
     first, second = kept.save(draft()), kept.save(draft(3.0))
     kept.promote(first.id)
     change(second.path / name)
-    with pytest.raises(ModelDamaged, match=second.id):
+    with pytest.raises(Failed, match=second.id):
         kept.promote(second.id)
     assert kept.served() == first
 
@@ -109,7 +109,7 @@ def test_a_version_without_a_manifest_is_left_out(kept: Models, caplog: pytest.L
     (first.path / versions.MANIFEST).write_text("{")
     assert kept.versions() == [second]
     assert f"{first.id} has no manifest" in caplog.text
-    with pytest.raises(ModelDamaged):
+    with pytest.raises(Failed):
         kept.version(first.id)
 
 
@@ -158,7 +158,7 @@ def test_old_versions_are_pruned_but_not_those_that_are_needed(kept: Models) -> 
     assert kept.prune(newest=2) == []
     assert not list((kept.folder / "versions").glob(".aside*"))
     assert kept.roll_back().id == saved[2]
-    with pytest.raises(UnknownModel, match="no other model was served before"):
+    with pytest.raises(NotFound, match="no other model was served before"):
         kept.roll_back()
     assert kept.save(draft(9.0)).id.startswith("0008")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clickmask.errors import SegmenterNotReady
+from clickmask.errors import NotReady
 from clickmask.inference.disk_cache import Restorable, half_precision
 from clickmask.inference.refinement import LogitsCache, replay
 from clickmask.inference.runtimes import Runtimes
@@ -235,7 +235,7 @@ def test_embeddings_outlast_the_process(segmenter: Builtin) -> None:
 
 def test_damaged_weights_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtin, "FILES", {"encoder.onnx": "0" * 64})
-    with pytest.raises(SegmenterNotReady, match="damaged"):
+    with pytest.raises(NotReady, match="damaged"):
         builtin.load("", host_of())
 
 

@@ -21,7 +21,7 @@ pytest.importorskip("torch")
 import torch
 
 from clickmask import plugins, segmenters
-from clickmask.errors import SegmenterNotReady
+from clickmask.errors import NotReady
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.disk_cache import half_precision
 from clickmask.inference.refinement import Refinement
@@ -347,7 +347,7 @@ def test_a_file_that_is_no_sam_is_refused_and_never_executed(
 ) -> None:
     checkpoint = tmp_path / "sam.pth"
     checkpoint.write_bytes(content())
-    with pytest.raises(SegmenterNotReady, match=r"not a (SAM|file of plain tensors)"):
+    with pytest.raises(NotReady, match=r"not a (SAM|file of plain tensors)"):
         sam.load("vit_b", host_of(weights_of(checkpoint)))
 
 
@@ -361,7 +361,7 @@ def test_without_its_weights_it_says_how_to_get_them(tmp_path: Path) -> None:
     for variant in ("vit_b", "vit_l", "vit_h"):
         status = statuses[f"sam:{variant}"]
         assert (status.ready, "clickmask weights fetch sam:" + variant in status.reason) == (False, True)
-    with pytest.raises(SegmenterNotReady, match="clickmask weights fetch sam:vit_b"):
+    with pytest.raises(NotReady, match="clickmask weights fetch sam:vit_b"):
         sam.load("vit_b", host_of(weights))
 
 

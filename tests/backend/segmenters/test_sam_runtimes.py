@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from clickmask.errors import SegmenterNotReady
+from clickmask.errors import NotReady
 from clickmask.inference._openvino import import_openvino
 from clickmask.inference.runtimes import Runtimes
 from clickmask.inference.sessions import RUNTIMES
@@ -199,7 +199,7 @@ def test_what_is_exported_needs_neither_torch_nor_its_checkpoint(
     )
     monkeypatch.undo()
     assert isinstance(sam.load("vit_b", host_of(bare, Runtimes(folder=home)))._networks, OnnxSam)
-    with pytest.raises(SegmenterNotReady, match="clickmask weights fetch sam:vit_b"):
+    with pytest.raises(NotReady, match="clickmask weights fetch sam:vit_b"):
         sam.load("vit_b", host_of(bare, Runtimes(folder=tmp_path)))
 
 

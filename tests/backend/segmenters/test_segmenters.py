@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clickmask import plugins, segmenters
-from clickmask.errors import SegmenterNotReady
+from clickmask.errors import NotReady
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.weights import WeightsFolder
 from clickmask.types import Image, Pixels, Prediction, Prompt, Segmenter
@@ -39,7 +39,7 @@ def segmenter(request: pytest.FixtureRequest, catalogue: Catalogue) -> Segmenter
     names = (name for name in catalogue.variants() if name.split(":")[0] == request.param)
     try:
         return catalogue.get(next(names, request.param))
-    except SegmenterNotReady as error:
+    except NotReady as error:
         pytest.skip(str(error))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from clickmask.errors import OriginRefused, StoreUnavailable
+from clickmask.errors import Conflict, StoreUnavailable
 from clickmask.images.source import ImageIdentity
 from clickmask.labels.geometry import rasterise
 from clickmask.labels.submissions import ProjectDescribed
@@ -240,7 +240,7 @@ def test_one_home_serves_one_origin_of_each_tool(store: Store) -> None:
     store.require_origin(TOOL, "http://first")
     store.accept(submitted(box()), ImageIdentity("d" * 64, SIZE), [])
     store.require_origin(TOOL, "http://first")
-    with pytest.raises(OriginRefused, match="of http://first, not of http://second: set CLICKMASK_HOME"):
+    with pytest.raises(Conflict, match="of http://first, not of http://second: set CLICKMASK_HOME"):
         store.require_origin(TOOL, "http://second")
     store.require_origin(TOOL, "http://second", moved=True)
     store.require_origin(TOOL, "http://second")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from clickmask.errors import UnknownJob
+from clickmask.errors import NotFound
 from clickmask.store import Store
 from clickmask.store import jobs as jobs_module
 from clickmask.store.jobs import MAX_JOBS, MISSED_BEATS, Job, Jobs, Pulse
@@ -108,7 +108,7 @@ def test_a_job_that_has_ended_does_not_change(jobs: Jobs) -> None:
 
 @pytest.mark.parametrize("name", ["20260101000000-abcd", "../secret", "", "a b", "x" * 300])
 def test_other_ids_are_unknown(jobs: Jobs, name: str) -> None:
-    with pytest.raises(UnknownJob):
+    with pytest.raises(NotFound):
         jobs.get(name)
 
 
@@ -120,7 +120,7 @@ def test_the_last_jobs_of_a_project_stay_and_older_ones_that_ended_go(jobs: Jobs
             made.append(jobs.request("cvat", "3", 0, owner)[0])
             jobs.change(made[-1].id, state="done")
     for job in made[:3]:
-        with pytest.raises(UnknownJob):
+        with pytest.raises(NotFound):
             jobs.get(job.id)
     assert [jobs.get(job.id).state for job in (*made[3:], other)] == ["done"] * MAX_JOBS + ["queued"]
 

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from clickmask.errors import ToolUnavailable, TrainingNotReady
+from clickmask.errors import NotReady, ToolUnavailable
 from clickmask.images.archive import ImageArchive
 from clickmask.models.labeller import ProjectModels
 from clickmask.store import Store
@@ -237,5 +237,5 @@ def test_without_torch_it_is_said_what_to_install(
     begin: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "NEEDED", ("json", "no_such_torch"))
-    with pytest.raises(TrainingNotReady, match=r"needs no_such_torch: install clickmask\[torch\]"):
+    with pytest.raises(NotReady, match=r"needs no_such_torch: install clickmask\[torch\]"):
         begin().request(TOOL, "1")

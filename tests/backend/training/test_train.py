@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 import torch
 
 from clickmask.datasets.snapshot import Dataset, snapshot
-from clickmask.errors import AnnotatorNotReady, InvalidRequest, TrainingNotReady
+from clickmask.errors import InvalidRequest, NotReady
 from clickmask.images.archive import ImageArchive
 from clickmask.metrics.confusion import confusion_matrix, miou
 from clickmask.models import labeller
@@ -214,7 +214,7 @@ def test_a_network_that_breaks_the_contract_is_not_trained(
 ) -> None:
     (folder_of_networks / f"{name}.py").write_text(TINY.format(stride=stride, classes=classes))
     importlib.invalidate_caches()
-    with pytest.raises(TrainingNotReady, match=said):
+    with pytest.raises(NotReady, match=said):
         networks.build(name, 3)
 
 
@@ -222,7 +222,7 @@ def test_what_is_served_follows_the_pointer(dataset: Dataset, tmp_path: Path) ->
     served = ProjectModels(tmp_path / "models")
     name = folder_name(TOOL, PROJECT)
     assert served.names() == []
-    with pytest.raises(AnnotatorNotReady, match="no model of label_studio-7 was trained yet"):
+    with pytest.raises(NotReady, match="no model of label_studio-7 was trained yet"):
         served.served(name)
     models = served.of(TOOL, PROJECT)
     first, second = (train.train(dataset, models, QUICK, tmp_path / "a.pt") for _ in range(2))

@@ -14,7 +14,7 @@ import numpy as np
 from fastapi import Response
 
 from clickmask.caches import Lru
-from clickmask.errors import Busy, ImageUnknown, SegmenterNotReady
+from clickmask.errors import Busy, Gone, NotReady
 from clickmask.types import ImageRef, Prediction, SamFeatures
 from clickmask.workbench import Workbench
 from clickmask_adapters.tools.cvat import answers, prompts
@@ -61,7 +61,7 @@ class Invoker:
         identity = self._workbench.identify_base64(text)
         try:
             return ask(ImageRef(f"digest:{identity.digest}"))
-        except ImageUnknown:  # other images took the place of its pixels
+        except Gone:  # other images took the place of its pixels
             return ask(ImageRef("data:;base64," + str(text, "ascii")))
 
     def _masks(
@@ -85,7 +85,7 @@ class Invoker:
     def _embedding(self, ref: ImageRef, segmenter: str) -> bytes:
         embedding = self._workbench.embedding(ref, segmenter)
         if not isinstance(embedding, SamFeatures) or embedding.features.shape != FEATURES:
-            raise SegmenterNotReady(f"the embeddings of {segmenter} are not those of SAM's decoder")
+            raise NotReady(f"the embeddings of {segmenter} are not those of SAM's decoder")
         blob = base64.b64encode(np.ascontiguousarray(embedding.features, "<f4").data)
         return b'{"blob":"%b"}' % blob
 

@@ -10,7 +10,7 @@ from typing import cast
 
 import orjson
 
-from clickmask.errors import ImageRefused
+from clickmask.errors import Refused
 from clickmask.types import ImageRef
 from clickmask_adapters.tools._client import RestClient
 from clickmask_adapters.tools._json import Json
@@ -43,12 +43,12 @@ class CvatClient(RestClient):
     def image_ref(self, address: str) -> ImageRef:
         """The frame at a path of `labels.frame_address`, upright and in original quality.
 
-        Raises ImageRefused for any other address: others must not choose what our token reads.
+        Raises Refused for any other address: others must not choose what our token reads.
         """
         if not FRAME.fullmatch(address):
-            raise ImageRefused("this is not the address of a frame of a CVAT job")
+            raise Refused("this is not the address of a frame of a CVAT job")
         if not self.url or not self._authorization:
-            raise ImageRefused(f"this image is behind CVAT's login: set {URL_VARIABLE} and {CREDENTIALS}")
+            raise Refused(f"this image is behind CVAT's login: set {URL_VARIABLE} and {CREDENTIALS}")
         return ImageRef(self.url + address, {"Authorization": self._authorization})
 
     def version(self) -> str:

@@ -42,7 +42,7 @@ def create(
     this process does, as CLICKMASK_* say. `label` renames the only label of a detector to one of the
     task's.
 
-    Raises InvalidRequest, AnnotatorNotReady and ServerFailed.
+    Raises InvalidRequest, NotReady and ServerFailed.
     """
     settings = Settings()
     secret = token or (settings.token.get_secret_value() if settings.token else None)
@@ -131,7 +131,7 @@ class Models(Protocol):
     def labels(self, annotator: str) -> tuple[str, tuple[str, ...]]:
         """The annotator's name and its labels; for "" those of the first that is ready. Loads no model.
 
-        Raises UnknownAnnotator, AnnotatorNotReady and ServerFailed.
+        Raises NotFound, NotReady and ServerFailed.
         """
         ...
 

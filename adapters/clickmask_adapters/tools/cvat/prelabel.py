@@ -22,7 +22,7 @@ def prelabel(workbench: Workbench, client: CvatClient, project: str, min_iou: fl
 
     All shapes of a job come in one request, so that a run that is stopped leaves it with all of them or
     none; a job in which somebody begins meanwhile gets none. Videos are left out: people track in these.
-    Raises InvalidRequest if `project` is not a name of one, AnnotatorNotReady and ToolError.
+    Raises InvalidRequest if `project` is not a name of one, NotReady and ToolError.
     """
     container = container_of(project)
     require_trained(workbench, TOOL, project)

@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 
-from clickmask.errors import InvalidPrompt, InvalidRequest
+from clickmask.errors import InvalidInput, InvalidRequest
 from clickmask.types import Box, Point, Prompt, Size
 from clickmask_adapters.tools._json import Json, as_coordinate, as_list
 
@@ -53,14 +53,14 @@ def understands_shapes(user_agent: str) -> bool:
 
 
 def pointed(asked: Json) -> Pointed:
-    """Raises InvalidRequest if the points are not lists of pairs, InvalidPrompt if they are not numbers."""
+    """Raises InvalidRequest if the points are not lists of pairs, InvalidInput if they are not numbers."""
     corners = _points(asked, "obj_bbox", 2 * MAX_BOXES)
     if len(corners) % 2:
         raise InvalidRequest(f"obj_bbox has {len(corners)} points: each box has two, its corners")
     boxes = tuple(zip(corners[::2], corners[1::2], strict=True))
     foreground, background = (_points(asked, name, MAX_POINTS) for name in ("pos_points", "neg_points"))
     if len(foreground) + len(background) > MAX_POINTS:
-        raise InvalidPrompt(f"a request has at most {MAX_POINTS} points")
+        raise InvalidInput(f"a request has at most {MAX_POINTS} points")
     return Pointed(foreground, background, boxes)
 
 
@@ -76,7 +76,7 @@ def _points(asked: Json, name: str, most: int) -> tuple[Point, ...]:
         return ()
     pairs = as_list(given, name)
     if len(pairs) > most:  # before they are read: a million take seconds
-        raise InvalidPrompt(f"{name} has at most {most} points")
+        raise InvalidInput(f"{name} has at most {most} points")
     found: list[Point] = []
     for pair in pairs:
         if not isinstance(pair, list) or len(xy := cast("list[object]", pair)) != 2:

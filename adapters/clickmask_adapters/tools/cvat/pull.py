@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from clickmask.caches import Lru
-from clickmask.errors import InvalidRequest, UnknownProject
+from clickmask.errors import InvalidRequest, NotFound
 from clickmask.ingest.apply import Page
 from clickmask.labels.submissions import AnnotationDeleted, Change, ProjectDescribed, Submission, TaskDeleted
 from clickmask.types import ImageRef
@@ -74,14 +74,14 @@ class CvatLabels:
         """The jobs of a project, or of `task-<id>`, from `position` on, oldest update first, one per page.
 
         A job that is neither accepted nor rejected has no changes; one that is saved meanwhile comes
-        again. Raises InvalidRequest if `project` is not a name of one, UnknownProject if CVAT does not
+        again. Raises InvalidRequest if `project` is not a name of one, NotFound if CVAT does not
         have it, and ToolError.
         """
         container = container_of(project)
         ((name, number),) = container.items()
         resource = name.removesuffix("_id")
         if not self._client.has(f"/api/{resource}s/{number}"):  # CVAT would list no jobs, and no error
-            raise UnknownProject(f"CVAT has no {resource} {number}")
+            raise NotFound(f"CVAT has no {resource} {number}")
         for job, remaining in self._client.jobs(container, position):
             judged = is_accepted(job) or is_rejected(job)
             content = self._content(job["id"]) if judged else None

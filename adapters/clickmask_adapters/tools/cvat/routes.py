@@ -20,7 +20,7 @@ from http import HTTPStatus
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from clickmask.errors import AnnotatorNotReady, Busy, ClickmaskError, SegmenterNotReady
+from clickmask.errors import Busy, ClickmaskError, NotReady
 from clickmask.workbench import Workbench
 from clickmask_adapters.api._json import json_response
 from clickmask_adapters.tools._json import as_text, parse_object
@@ -85,7 +85,7 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
                     retry = {"Retry-After": f"{error.retry_after:.0f}"}
                     raise HTTPException(HTTPStatus.TOO_MANY_REQUESTS, str(error), retry) from error
                 await asyncio.sleep(error.retry_after)
-            except (SegmenterNotReady, AnnotatorNotReady) as error:
+            except NotReady as error:
                 raise HTTPException(HTTPStatus.CONFLICT, str(error)) from error
             except ClickmaskError:
                 raise

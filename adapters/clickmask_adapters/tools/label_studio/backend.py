@@ -62,7 +62,7 @@ class Backend:
         return model_version(segmenter or self.segmenter(asked), served and served[1])
 
     def start_training(self, asked: Json) -> str:
-        """Start to train the project, and give the id of the job. Raises TrainingNotReady."""
+        """Start to train the project, and give the id of the job. Raises NotReady."""
         project = as_object(asked.get("project"), "the project of the event")
         return self._workbench.supervisor.request(TOOL, _project({"project": project.get("id")})).id
 
@@ -76,7 +76,7 @@ class Backend:
         return prelabeller.answers([_task(task) for task in _tasks(asked)])
 
     def answer(self, asked: Json, context: object) -> dict[str, Any]:
-        """One entry of `results`. Raises InvalidRequest, InvalidPrompt and what `propose` raises."""
+        """One entry of `results`. Raises InvalidRequest, InvalidInput and what `propose` raises."""
         config = _label_config(asked)
         pointed = prompts.request(context, config)
         segmenter = self.segmenter(asked)

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 
 import orjson
 
-from clickmask.errors import ImageRefused
+from clickmask.errors import Refused
 from clickmask.images.fetch import origin_of
 from clickmask.types import ImageRef
 from clickmask_adapters.tools._client import RestClient
@@ -77,7 +77,7 @@ class LabelStudioClient(RestClient):
         """The image `uri` of a task, with credentials only for Label Studio's own image routes.
 
         A path is one of Label Studio's; storage URIs (s3:// and the like) are resolved through it.
-        Raises ImageRefused for any other address and if Label Studio is needed but not configured, and
+        Raises Refused for any other address and if Label Studio is needed but not configured, and
         ToolError if a personal access token cannot be exchanged.
         """
         scheme = uri.partition(":")[0].lower()
@@ -96,9 +96,9 @@ class LabelStudioClient(RestClient):
             try:
                 is_own = self.origin is not None and origin_of(uri) == self.origin
             except ValueError as error:
-                raise ImageRefused("the task's image has an address without a host") from error
+                raise Refused("the task's image has an address without a host") from error
             return self._own(uri) if is_own else ImageRef(uri)
-        raise ImageRefused(
+        raise Refused(
             "the task's image is neither a path of Label Studio nor an address (http, https, data, "
             f"{', '.join(sorted(STORAGE_SCHEMES))})"
         )
@@ -107,19 +107,19 @@ class LabelStudioClient(RestClient):
         """An image of Label Studio's origin. The authors of tasks must not choose what our token reads."""
         path = unquote(urlsplit(uri).path)
         if ".." in path.split("/") or "\\" in path:
-            raise ImageRefused("the path of the task's image climbs with '..'")
+            raise Refused("the path of the task's image climbs with '..'")
         own = path.removeprefix(urlsplit(self._require_url()).path)
         return self._authorized(uri) if IMAGE_ROUTES.match(own) else ImageRef(uri)
 
     def _authorized(self, uri: str) -> ImageRef:
         header = self.authorization()
         if not header:
-            raise ImageRefused(f"this image is behind Label Studio's login: set {KEY_VARIABLE}")
+            raise Refused(f"this image is behind Label Studio's login: set {KEY_VARIABLE}")
         return ImageRef(uri, {"Authorization": header})
 
     def _require_url(self) -> str:
         if not self.url:
-            raise ImageRefused(f"this image is inside Label Studio: set {URL_VARIABLE} (and {KEY_VARIABLE})")
+            raise Refused(f"this image is inside Label Studio: set {URL_VARIABLE} (and {KEY_VARIABLE})")
         return self.url
 
     def version(self) -> str:

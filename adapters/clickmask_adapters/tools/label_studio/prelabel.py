@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from clickmask.errors import AnnotatorNotReady, Busy, ClickmaskError, InvalidRequest, UnknownAnnotator
+from clickmask.errors import Busy, ClickmaskError, InvalidRequest, NotFound, NotReady
 from clickmask.types import Prediction
 from clickmask.workbench import Workbench
 from clickmask_adapters.tools._client import ToolError
@@ -39,7 +39,7 @@ def prelabel(workbench: Workbench, client: LabelStudioClient, project: str, min_
     """Give each task without annotations and drafts the prediction of the model that is served, once.
 
     A task is one request, so that a run that is stopped leaves it with its prediction or without.
-    Raises InvalidRequest if `project` is not a number, AnnotatorNotReady and ToolError.
+    Raises InvalidRequest if `project` is not a number, NotReady and ToolError.
     """
     number = project_number(project, "Label Studio")
     require_trained(workbench, TOOL, project)
@@ -106,7 +106,7 @@ class Prelabeller:
         for task, data in tasks:
             try:
                 found.append(self.answer(task, data))
-            except (Busy, AnnotatorNotReady, UnknownAnnotator):
+            except (Busy, NotReady, NotFound):
                 raise
             except ClickmaskError as error:
                 log.info("%s: task %d is not prelabelled: %s", TOOL, task, error)
@@ -117,7 +117,7 @@ class Prelabeller:
         """The entry of one task; its score is the least of its objects', which people look at first.
 
         Raises InvalidRequest if the task has no image, the image errors, ToolError, Busy,
-        AnnotatorNotReady and UnknownAnnotator.
+        NotReady and NotFound.
         """
         regions: list[dict[str, Any]] = []
         scores: list[float] = []

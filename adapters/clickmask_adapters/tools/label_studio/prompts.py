@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from clickmask.errors import InvalidPrompt, InvalidRequest
+from clickmask.errors import InvalidInput, InvalidRequest
 from clickmask.types import Box, Point, Prompt, Size
 from clickmask_adapters.tools._json import (
     Json,
@@ -56,7 +56,7 @@ def request(context: object, config: LabelConfig) -> Request:
 
     All marks that wait for an answer are sent again each time; the last one decides which image,
     label and answer are meant. Of several rectangles the last is the box. Finite points outside
-    of the image are moved to its edge. Raises InvalidPrompt or InvalidRequest.
+    of the image are moved to its edge. Raises InvalidInput or InvalidRequest.
     """
     results = as_list(as_object(context, "params.context").get("result"), "the result of params.context")
     groups: dict[object, list[Json]] = {}
@@ -67,7 +67,7 @@ def request(context: object, config: LabelConfig) -> Request:
         groups.setdefault(identity if isinstance(identity, str) else number, []).append(result)
     marks = [mark for group in groups.values() if (mark := _mark(group))]
     if not marks:
-        raise InvalidPrompt("the context has no point and no rectangle: point at something")
+        raise InvalidInput("the context has no point and no rectangle: point at something")
     last = marks[-1].result
     to_name, item_index = marks[-1].target
     here = [mark for mark in marks if mark.target == (to_name, item_index)]
@@ -116,7 +116,7 @@ def _prompt(marks: Sequence[_Mark], size: Size) -> Prompt | None:
     for mark in marks:
         positive = mark.result.get("is_positive")
         if positive is not None and not isinstance(positive, bool):
-            raise InvalidPrompt(f"is_positive {str(positive)[:40]!r} is neither true nor false")
+            raise InvalidInput(f"is_positive {str(positive)[:40]!r} is neither true nor false")
         if mark.is_rectangle:
             box = _box(mark.result["value"], size)
         else:

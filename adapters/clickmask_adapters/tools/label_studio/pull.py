@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from clickmask.errors import InvalidRequest, UnknownProject
+from clickmask.errors import InvalidRequest, NotFound
 from clickmask.ingest.apply import Page
 from clickmask.labels.submissions import AnnotationDeleted, Change, ProjectDescribed, Submission, TaskDeleted
 from clickmask.types import ImageRef
@@ -46,7 +46,7 @@ class LabelStudioLabels:
         """The project's annotations, task by task from the one after `position`, one page per task.
 
         They follow the tasks' numbers, so that tasks that come and go meanwhile neither shift nor
-        hide others. Raises InvalidRequest if `project` is not a number, UnknownProject if Label Studio
+        hide others. Raises InvalidRequest if `project` is not a number, NotFound if Label Studio
         does not have it, and ToolError.
         """
         number = project_number(project, "Label Studio")
@@ -54,7 +54,7 @@ class LabelStudioLabels:
             found = self._client.project(number)
         except ToolError as error:
             if error.status == 404:
-                raise UnknownProject(f"Label Studio has no project {number}") from error
+                raise NotFound(f"Label Studio has no project {number}") from error
             raise
         config = config_of(found)
         changes: list[Change] = [labels.described(found)]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clickmask.errors import SegmenterNotReady
+from clickmask.errors import NotReady
 from clickmask.segmenters._sam.onnx_networks import DEVIATION, MEAN
 from clickmask.segmenters._sam.without_torchvision import import_segment_anything
 from clickmask.types import Logits, Pixels
@@ -28,7 +28,7 @@ class TorchSam:
     precision = "f32"
 
     def __init__(self, checkpoint: Path, device: torch.device | None = None) -> None:
-        """Raises SegmenterNotReady if `checkpoint` is not a SAM. Nothing in it is executed."""
+        """Raises NotReady if `checkpoint` is not a SAM. Nothing in it is executed."""
         self.device = device or _best_device()
         # cuDNN's convolutions would round to 10 bits otherwise: masks then differ from a CPU's by an
         # IoU of 0.997 at worst (H100), for which there is no reason.
@@ -113,10 +113,10 @@ def _read(checkpoint: Path) -> State:
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise SegmenterNotReady(f"{checkpoint.name} is not a file of plain tensors") from error
+        raise NotReady(f"{checkpoint.name} is not a file of plain tensors") from error
     named = cast("dict[str, object]", state) if isinstance(state, dict) else {"": state}
     if not all(isinstance(tensor, torch.Tensor) for tensor in named.values()):
-        raise SegmenterNotReady(f"{checkpoint.name} is not a SAM: it holds other things than named tensors")
+        raise NotReady(f"{checkpoint.name} is not a SAM: it holds other things than named tensors")
     return cast("State", named)
 
 
@@ -128,9 +128,7 @@ def _networks(state: State) -> tuple[Any, Any, Any]:
         for name, network in zip(("image_encoder", "prompt_encoder", "mask_decoder"), networks, strict=True):
             network.load_state_dict(_below(state, f"{name}."), assign=True)
     except (KeyError, RuntimeError) as error:
-        raise SegmenterNotReady(
-            "the checkpoint is not a SAM: its tensors have other names or shapes"
-        ) from error
+        raise NotReady("the checkpoint is not a SAM: its tensors have other names or shapes") from error
     return networks
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from clickmask import plugins
-from clickmask.errors import InvalidRequest, TrainingNotReady
+from clickmask.errors import InvalidRequest, NotReady
 from clickmask.models.labeller import MULTIPLE
 
 
@@ -56,11 +56,11 @@ def load(name: str) -> Network:
 def build(name: str, classes: int, encoder: Path | None = None) -> nn.Module:
     """The network `name` for `classes`, tried on a blank picture before it is trusted.
 
-    Raises InvalidRequest as `load` and `Network.build` do, TrainingNotReady if it breaks the contract.
+    Raises InvalidRequest as `load` and `Network.build` do, NotReady if it breaks the contract.
     """
     module = load(name)
     if MULTIPLE % module.STRIDE:
-        raise TrainingNotReady(f"the network {name} has stride {module.STRIDE}, which must divide {MULTIPLE}")
+        raise NotReady(f"the network {name} has stride {module.STRIDE}, which must divide {MULTIPLE}")
     network = module.build(classes, encoder)
     side = 2 * MULTIPLE
     was_training = network.training
@@ -70,5 +70,5 @@ def build(name: str, classes: int, encoder: Path | None = None) -> nn.Module:
     wanted = (1, classes, side, side)
     if logits.shape != wanted or not logits.is_floating_point():
         shape = tuple(logits.shape)
-        raise TrainingNotReady(f"the network {name} answers with {logits.dtype} {shape}, not logits {wanted}")
+        raise NotReady(f"the network {name} answers with {logits.dtype} {shape}, not logits {wanted}")
     return network

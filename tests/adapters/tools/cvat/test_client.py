@@ -7,7 +7,7 @@ import base64
 import numpy as np
 import pytest
 
-from clickmask.errors import ImageRefused
+from clickmask.errors import Refused
 from clickmask.images.fetch import Fetcher
 from clickmask.images.source import ImageSource
 from clickmask.labels.submissions import Submission
@@ -156,13 +156,13 @@ def test_a_frame_is_read_as_it_was_uploaded(cvat: CvatServer, client: CvatClient
     ],
 )
 def test_nothing_but_a_frame_is_read_with_our_token(client: CvatClient, address: str) -> None:
-    with pytest.raises(ImageRefused, match="not the address of a frame"):
+    with pytest.raises(Refused, match="not the address of a frame"):
         client.image_ref(address)
 
 
 def test_frames_need_a_cvat_and_credentials() -> None:
     for client in (CvatClient(None, None), CvatClient("http://cvat.example", None), CvatClient(None, BEARER)):
-        with pytest.raises(ImageRefused, match="set CVAT_URL and CVAT_ACCESS_TOKEN"):
+        with pytest.raises(Refused, match="set CVAT_URL and CVAT_ACCESS_TOKEN"):
             client.image_ref(frame_address(1, 0))
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clickmask.errors import ImageUnknown, InvalidRequest
+from clickmask.errors import Gone, InvalidRequest
 from clickmask.types import ImageRef
 from clickmask.workbench import Workbench
 from clickmask_adapters.tools.cvat.backend import Invoker
@@ -99,7 +99,7 @@ def test_an_image_whose_pixels_had_to_go_is_shown_as_it_was_sent(workbench: Work
     def ask(ref: ImageRef) -> str:
         asked.append(ref.uri[:7])
         if ref.uri.startswith("digest:"):
-            raise ImageUnknown("its pixels had to go")
+            raise Gone("its pixels had to go")
         return ref.uri
 
     invoker, asked = Invoker(workbench, 0.98, every_candidate=False), list[str]()

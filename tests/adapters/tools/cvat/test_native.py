@@ -22,7 +22,7 @@ pytest.importorskip("cvat_sdk")
 import attrs
 import uvicorn
 
-from clickmask.errors import AnnotatorNotReady, InvalidImage, InvalidRequest, UnknownAnnotator
+from clickmask.errors import InvalidInput, InvalidRequest, NotFound, NotReady
 from clickmask.masks.polygons import polygons_to_mask
 from clickmask.masks.regions import mask_iou
 from clickmask.types import Mask
@@ -330,16 +330,16 @@ def test_a_kind_that_there_is_not_is_refused(plugins: None) -> None:
 
 
 def test_annotators_that_cannot_be_had_are_refused_before_anything_runs(where: dict[str, str]) -> None:
-    with pytest.raises(UnknownAnnotator, match=r"no annotator 'nothing'; installed: .*drawn"):
+    with pytest.raises(NotFound, match=r"no annotator 'nothing'; installed: .*drawn"):
         native.create("detector", "nothing", **where)
-    with pytest.raises(AnnotatorNotReady, match=r"everything:sam:vit_b: .*cannot run"):
+    with pytest.raises(NotReady, match=r"everything:sam:vit_b: .*cannot run"):
         native.create("detector", "everything:sam:vit_b", **where)
 
 
 def test_a_broken_picture_is_told(plugins: None) -> None:
     function = native.create("interactor", "disc")
     opened = PIL.Image.open(io.BytesIO(png(picture())[:-2000]))
-    with pytest.raises(InvalidImage, match="cut short"):
+    with pytest.raises(InvalidInput, match="cut short"):
         function.preprocess_image(None, opened)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from clickmask.errors import InvalidPrompt, InvalidRequest
+from clickmask.errors import InvalidInput, InvalidRequest
 from clickmask.masks.polygons import polygons_to_mask
 from clickmask.masks.regions import mask_iou
 from clickmask.types import Mask, Prediction
@@ -135,7 +135,7 @@ def test_every_prompt_of_finite_points_lies_in_the_image(
     asked = {"pos_points": foreground, "neg_points": background, "obj_bbox": corners}
     try:
         pointed = prompts.pointed(asked)
-    except (InvalidPrompt, InvalidRequest):
+    except (InvalidInput, InvalidRequest):
         numbers = [number for point in foreground + background + corners for number in point]
         assert len(corners) % 2 or not all(map(math.isfinite, numbers))
         return
@@ -174,5 +174,5 @@ def test_only_cvat_since_2_60_understands_shapes(user_agent: str, shapes: bool) 
 def test_more_points_than_anybody_sets_are_refused_before_they_are_dealt_out() -> None:
     many = [[1, 1]] * prompts.MAX_POINTS
     assert len(prompts.pointed({"pos_points": many}).foreground) == prompts.MAX_POINTS
-    with pytest.raises(InvalidPrompt, match="at most 10000 points"):
+    with pytest.raises(InvalidInput, match="at most 10000 points"):
         prompts.pointed({"pos_points": many, "neg_points": [[1, 1]]})

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clickmask.errors import InvalidRequest, UnknownProject
+from clickmask.errors import InvalidRequest, NotFound
 from clickmask.images.archive import ImageArchive
 from clickmask.images.fetch import Fetcher
 from clickmask.images.source import ImageSource
@@ -246,7 +246,7 @@ def test_a_job_that_goes_or_makes_no_sense_while_it_is_pulled_holds_up_no_other(
     ("project", "said"), [("9", "CVAT has no project 9"), ("task-9", "CVAT has no task 9")]
 )
 def test_a_project_that_never_was_is_said(labels: CvatLabels, project: str, said: str) -> None:
-    with pytest.raises(UnknownProject, match=said):
+    with pytest.raises(NotFound, match=said):
         next(labels.pull(project))
 
 

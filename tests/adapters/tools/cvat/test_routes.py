@@ -21,7 +21,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from clickmask.errors import Busy, SegmenterNotReady
+from clickmask.errors import Busy, NotReady
 from clickmask.images.fetch import Fetcher
 from clickmask.images.source import ImageSource
 from clickmask.inference.catalogue import SegmenterStatus
@@ -525,7 +525,7 @@ def test_nonsense_in_a_request_is_never_an_error_of_ours(
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(SegmenterNotReady("no weights"), 409), (Busy("full"), 429), (RuntimeError("/a/path"), 422)],
+    [(NotReady("no weights"), 409), (Busy("full"), 429), (RuntimeError("/a/path"), 422)],
 )
 def test_trap_17_what_fails_inside_is_a_sentence_and_never_a_5xx(
     error: Exception, status: int, client: TestClient, disc: DiscSegmenter, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from clickmask.errors import ImageRefused
+from clickmask.errors import Refused
 from clickmask_adapters.tools._client import ToolError
 from clickmask_adapters.tools.label_studio.client import Credentials, LabelStudioClient
 from support.scripted_server import ScriptedServer, scripted_server
@@ -80,7 +80,7 @@ def test_nothing_else_gets_them(client: LabelStudioClient, uri: str) -> None:
     ],
 )
 def test_a_path_that_climbs_is_refused(client: LabelStudioClient, uri: str) -> None:
-    with pytest.raises(ImageRefused, match=r"\.\."):
+    with pytest.raises(Refused, match=r"\.\."):
         client.image_ref(7, uri)
 
 
@@ -98,7 +98,7 @@ def test_storage_addresses_are_resolved_by_label_studio(client: LabelStudioClien
     ["", "a.png", "//evil.example/a.png", "file:///etc/passwd", "ftp://h/a.png", "http://", "C:\\a.png"],
 )
 def test_what_is_no_address_of_an_image_is_refused(client: LabelStudioClient, uri: str) -> None:
-    with pytest.raises(ImageRefused):
+    with pytest.raises(Refused):
         client.image_ref(7, uri)
 
 
@@ -114,9 +114,9 @@ def test_without_a_label_studio_images_elsewhere_still_work() -> None:
     client = LabelStudioClient(None, None)
     assert client.image_ref(1, "https://images.example/a.png").uri == "https://images.example/a.png"
     for uri in ("/data/upload/1/a.png", "s3://b/a.png"):
-        with pytest.raises(ImageRefused, match="set LABEL_STUDIO_URL"):
+        with pytest.raises(Refused, match="set LABEL_STUDIO_URL"):
             client.image_ref(1, uri)
-    with pytest.raises(ImageRefused, match="set LABEL_STUDIO_API_KEY"):
+    with pytest.raises(Refused, match="set LABEL_STUDIO_API_KEY"):
         LabelStudioClient(URL, None).image_ref(1, "/data/upload/1/a.png")
 
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from clickmask.errors import ClickmaskError, InvalidPrompt, InvalidRequest
+from clickmask.errors import ClickmaskError, InvalidInput, InvalidRequest
 from clickmask.masks.polygons import polygons_to_mask
 from clickmask.masks.regions import mask_iou
 from clickmask.masks.single_rings import mask_to_single_rings
@@ -128,12 +128,12 @@ def test_what_lies_outside_is_moved_to_the_edge() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, "50", None, True, [5], {}, 10**400])
 def test_what_is_no_finite_number_is_refused(bad: Any) -> None:
     for marks in ([mark(x=bad)], [mark(y=bad)], [box(10, 10, bad, 10)], [box(10, bad, 10, 10)]):
-        with pytest.raises(InvalidPrompt, match="is no finite number"):
+        with pytest.raises(InvalidInput, match="is no finite number"):
             asked(*marks)
 
 
 def test_a_box_without_area_is_refused() -> None:
-    with pytest.raises(InvalidPrompt, match="no area"):
+    with pytest.raises(InvalidInput, match="no area"):
         asked(box(10, 10, 0, 10))
 
 
@@ -166,7 +166,7 @@ def test_smart_brushes_in_a_context_are_no_marks() -> None:
     labels = mark(id="b", type="labels", value={"format": "rle", "rle": [0], "labels": ["Car"]})
     request = asked(mark(id="a"), brush, labels)
     assert request.prompt is not None and len(request.prompt.foreground) == 1
-    with pytest.raises(InvalidPrompt, match="no point and no rectangle"):
+    with pytest.raises(InvalidInput, match="no point and no rectangle"):
         asked(brush)
 
 
