@@ -56,10 +56,13 @@ class CoreSettings(BaseSettings):
     ca_bundle: Path | None = None
     """A PEM file of the authorities that verify the servers of images, instead of certifi's."""
     max_image_bytes: int = 200 * 2**20
+    """The most bytes of an image file."""
     max_image_pixels: int = 100_000_000
+    """The most pixels of an image."""
     max_body_bytes: int = 300 * 2**20
+    """The most bytes of a request."""
     max_points: int = 1000
-    """Points of one prompt, foreground and background together."""
+    """The most points of one prompt, foreground and background together."""
 
     embedding_bytes: int = 2**30
     """Memory for embeddings."""

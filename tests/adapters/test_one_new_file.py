@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -28,9 +27,8 @@ from clickmask.masks.rle import rle_to_mask
 from clickmask.metrics.confusion import confusion_matrix, miou
 from clickmask.models.labeller import ProjectModels, open_labeller
 from clickmask.store import Store
-from clickmask_adapters import exports, tools
+from clickmask_adapters import cli, exports, tools
 from clickmask_adapters.app import create_app
-from clickmask_adapters.commands import export as export_command
 from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from support.drawn import disc
@@ -204,11 +202,9 @@ def test_an_export_is_one_file(add: Adds, serve: Callable[[str], TestClient], tm
     with zipfile.ZipFile(io.BytesIO(answer.content)) as zipped:
         counted = zipped.read("counts.txt").decode()
     assert counted.endswith(" 1")
-    command_line = typer.Typer()
-    export_command.add_to(command_line)
-    arguments = ["export", "counts", "7", "--out", str(tmp_path / "out")]
+    arguments = ["export", "counts", "label-studio", "7", "--out", str(tmp_path / "out")]
     environment = {"CLICKMASK_HOME": str(tmp_path / "home")}
-    written = CliRunner().invoke(command_line, arguments, env=environment)
+    written = CliRunner().invoke(cli.app, arguments, env=environment)
     assert (tmp_path / "out" / "counts.txt").read_text() == counted, written.output
     assert "shapes are lost" in written.output
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from clickmask_adapters.settings import Settings
+from clickmask_adapters.settings import CoreSettings, Settings
 
 PAGE = Path(__file__).parents[2] / "adapters" / "clickmask_adapters" / "docs" / "settings.md"
 HEAD = """# Settings
@@ -36,9 +36,15 @@ def default(value: object) -> str:
     return f"`{value}`"
 
 
+def fields() -> dict[str, FieldInfo]:
+    """clickmask's own first, then the tools'."""
+    every = Settings.model_fields
+    return {name: every[name] for name in dict.fromkeys([*CoreSettings.model_fields, *every])}
+
+
 def page() -> str:
     rows: list[str] = []
-    for name, field in Settings.model_fields.items():
+    for name, field in fields().items():
         said = " ".join((field.description or "").split())
         rows.append(f"| `{variable(name, field)}` | {default(field.default)} | {said} |")
     assert not any(isinstance(field.default, SecretStr) for field in Settings.model_fields.values())

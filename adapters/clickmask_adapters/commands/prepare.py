@@ -28,7 +28,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from clickmask.errors import Busy, InvalidRequest, NotReady
+from clickmask.errors import Busy, Failed, InvalidRequest, NotReady
 from clickmask.images.decode import FORMATS
 from clickmask.types import ImageRef
 from clickmask.workbench import Workbench
@@ -116,7 +116,8 @@ def prepare_images(workbench: Workbench, wanted: Sequence[NamedImage], segmenter
         try:
             return Prepared(image.name, _encode(workbench, image.locate(), segmenter, stopping))
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything; the other images go on
-            return Prepared(image.name, False, str(error) or type(error).__name__)
+            inner = error.__cause__ if isinstance(error, Failed) else None  # this is no answer to a stranger
+            return Prepared(image.name, False, str(inner or error) or type(error).__name__)
 
     waiting = iter(wanted)
     pool = ThreadPoolExecutor(MAX_CONCURRENT, thread_name_prefix="prepare")

@@ -25,7 +25,7 @@ WEBHOOK = "/webhooks/cvat"
 class Cvat(Tool):
     name = "cvat"
     default_our_url = "http://nuclio:8070"
-    open_paths = frozenset({"/api/", "/"})  # the root: nuclio's method `direct` posts there
+    open_paths = frozenset({"/api/", "/webhooks/", "/"})  # the root: nuclio's method `direct` posts there
     signed_paths = frozenset({WEBHOOK})
 
     def __init__(self, home: Home) -> None:

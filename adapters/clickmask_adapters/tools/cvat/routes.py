@@ -20,7 +20,7 @@ from http import HTTPStatus
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from clickmask.errors import Busy, ClickmaskError, NotReady
+from clickmask.errors import Busy, ClickmaskError, Failed, NotReady
 from clickmask.workbench import Workbench
 from clickmask_adapters.api._json import json_response
 from clickmask_adapters.tools._json import as_text, parse_object
@@ -87,9 +87,11 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
                 await asyncio.sleep(error.retry_after)
             except NotReady as error:
                 raise HTTPException(HTTPStatus.CONFLICT, str(error)) from error
+            except Failed as error:  # CVAT would show its users a bare 500
+                raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
             except ClickmaskError:
                 raise
-            except Exception as error:  # a plugin is foreign code; CVAT would show its users a bare 500
+            except Exception as error:  # a plugin is foreign code
                 log.exception("cvat: %s failed", function.runs)
                 sentence = f"{function.runs} failed on this image; clickmask's log has the details"
                 raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, sentence) from error
