@@ -1,4 +1,4 @@
-"""What clickmask remembers across restarts, in one database."""
+"""The database that keeps what clickmask remembers across restarts."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ __all__ = (
 
 
 class Store(Proposals, Prelabels, Projects, Accepted, Splits, Progress):
-    """Proposals, prelabels, projects, accepted labels, sides of a split, progress of reading, and jobs.
+    """Proposals, prelabels, projects, accepted labels, split sides, reading progress, and jobs.
 
-    `where` is the path of an SQLite file, or the URL of a database that SQLAlchemy knows
-    (`postgresql+psycopg://…`). For any thread, and for several processes at once. Opening it migrates it.
-    Every method raises StoreUnavailable if the database cannot be used.
+    `where` is the path of an SQLite file or an SQLAlchemy URL (`postgresql+psycopg://…`). Safe for several
+    threads and processes. Opening it migrates it. Every method raises StoreUnavailable if the database fails.
     """
 
     def __init__(self, where: Path | str, max_proposals: int = MAX_PROPOSALS) -> None:
@@ -46,6 +45,6 @@ class Store(Proposals, Prelabels, Projects, Accepted, Splits, Progress):
         return self._database.write_times
 
     def close(self) -> None:
-        """Write what is still to be remembered, and stop."""
+        """Write pending proposals, then close the database."""
         super().close()
         self._database.close()

@@ -1,4 +1,4 @@
-"""Accepted labels: the regions of an annotation on an image are one set, replaced at once."""
+"""Accepted labels: the regions of an annotation on an image form one set, which is replaced at once."""
 
 from __future__ import annotations
 
@@ -38,18 +38,17 @@ Condition = sa.ColumnElement[bool]
 
 
 class Accepted(Part):
-    """The newest submission of an annotation on an image counts, whatever order they arrive in."""
+    """Accepted annotations. The newest submission for an image counts, in whatever order they arrive."""
 
     def is_news(self, submission: Submission) -> bool:
-        """Whether it would change anything: it was not deleted, and is newer than what is stored."""
+        """Whether the submission would change anything: it is not deleted and newer than the stored one."""
         with self._database.reading() as connection:
             return _is_news(connection, submission)
 
     def accept(self, submission: Submission, image: ImageIdentity | None, drawn: Sequence[Drawn]) -> bool:
-        """Store `drawn`, its regions and their masks, as the annotation's labels; False if it is no news.
+        """Store `drawn` (regions and their masks) as the annotation's labels; return False if it is no news.
 
-        `image` is None for a skip, which has no labels. However many labels there are, each write
-        transaction is short, and readers see the old set or the new one.
+        `image` is None for a skip, which has no labels. Writes are short; readers see the old or the new set.
         """
         revision = write_set(self._database, drawn)
         row: dict[str, Any] = {
@@ -74,8 +73,7 @@ class Accepted(Part):
         if submission.items is not None:
             covered = sa.or_(covered, annotations.c.item >= submission.items)
         replaced = (*_annotation(submission), covered)
-        # A task has one ground truth, the newest: Label Studio takes it from the one before without an
-        # event (1.23.2).
+        # A task has one ground truth, the newest. Label Studio 1.23.2 sends no event about the previous one.
         others = (
             annotations.c.tool == submission.tool,
             annotations.c.task == submission.task,
@@ -101,7 +99,7 @@ class Accepted(Part):
         return is_news
 
     def delete(self, deleted: Deleted) -> None:
-        """Withdraw all labels of the annotation, task or project for good: no later event restores them."""
+        """Withdraw all labels of the annotation, task or project for good. No later event restores them."""
         match deleted:
             case ProjectDeleted():
                 kind, name, column = "project", deleted.project, annotations.c.project
@@ -125,14 +123,13 @@ class Accepted(Part):
             forget_sets(self._database, revisions)
 
     def forget_unfinished(self) -> None:
-        """Remove what killed processes left half written or half deleted; no reader sees it."""
+        """Remove sets that killed processes left half written or half deleted. No reader sees them."""
         forget_unfinished(self._database)
 
     def labels(self, tool: str, project: str, all_annotations: bool = False) -> list[AcceptedLabel]:
-        """Labels sorted by task, item and annotation; those of an annotation keep their order.
+        """Labels sorted by task, item and annotation, in the annotation's own order.
 
-        If an image of a task has several annotations, the ground truth's labels count, else the newest
-        one's. `all_annotations`: the labels of every one.
+        The ground truth of a task's image counts, else its newest annotation; with `all_annotations`, all.
         """
         chosen = _chosen(tool, project, all_annotations)
         own = (labels.c[name] for name in ("region", "category", "geometry", "counts", "proposal"))
@@ -150,7 +147,7 @@ class Accepted(Part):
         return found
 
     def images(self, tool: str, project: str) -> list[LabelledImage]:
-        """Annotated images sorted by task and item. Some have no labels; skips are left out."""
+        """Annotated images sorted by task and item. Some have no labels. Skips are left out."""
         chosen = _chosen(tool, project, all_annotations=False)
         columns = (chosen.c.digest, chosen.c.name, chosen.c.height, chosen.c.width, chosen.c.task)
         ordered = sa.select(*columns, chosen.c.item).order_by(chosen.c.task, chosen.c.item)
@@ -160,7 +157,7 @@ class Accepted(Part):
         ]
 
     def annotations(self, tool: str, project: str) -> list[tuple[str, str]]:
-        """Task and name of every annotation, skips too, each once."""
+        """The task and name of each annotation, including skips, without duplicates."""
         of = (annotations.c.tool == tool, annotations.c.project == project)
         chosen = sa.select(annotations.c.task, annotations.c.annotation).where(*of).distinct()
         with self._database.reading() as connection:
@@ -168,7 +165,7 @@ class Accepted(Part):
             return [(task, name) for task, name in connection.execute(ordered)]
 
     def known_image(self, submission: Submission) -> ImageIdentity | None:
-        """The image at the submission's address, if another annotation of the task has been on it."""
+        """The image at the submission's address, if another annotation of the task has covered it."""
         chosen = sa.select(annotations.c.digest, annotations.c.height, annotations.c.width).where(
             annotations.c.tool == submission.tool,
             annotations.c.task == submission.task,
@@ -180,7 +177,7 @@ class Accepted(Part):
         return ImageIdentity(row[0], (row[1], row[2])) if row else None
 
     def is_labelled(self, digest: str) -> bool:
-        """Whether any annotation is on the image."""
+        """Whether the image has an annotation."""
         chosen = sa.select(sa.literal(1)).where(annotations.c.digest == digest).limit(1)
         return self._scalar(chosen) is not None
 
@@ -203,7 +200,7 @@ def _is_news(connection: sa.Connection, submission: Submission) -> bool:
     )
     if known is not None or submission.items is None:
         return known is None or submission.updated_at > known
-    # The annotation was saved without this image since.
+    # The annotation was saved since then without this image.
     newest = connection.scalar(
         sa.select(sa.func.max(annotations.c.updated_at)).where(*_annotation(submission))
     )
@@ -215,7 +212,7 @@ def _annotation(submission: Submission) -> tuple[Condition, ...]:
 
 
 def _chosen(tool: str, project: str, all_annotations: bool) -> sa.Subquery:
-    """Annotations without skips; of one task's image only the one that counts."""
+    """Annotations without skips; for each image of a task only the one that counts."""
     of = (annotations.c.tool == tool, annotations.c.project == project, annotations.c.skipped.is_(False))
     place = sa.func.row_number().over(
         partition_by=(annotations.c.task, annotations.c.item),

@@ -1,4 +1,4 @@
-"""One engine for readers and writers: SQLite's settings, transactions, and migrations."""
+"""One database engine for readers and writers: SQLite settings, transactions, and migrations."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from clickmask.store import migrations
 
 log = logging.getLogger(__name__)
 
-# What SQLite must answer to each PRAGMA. Synchronous NORMAL has no fsync in each transaction, which a
-# click would wait for; a power cut may take the last transactions, but no half of one.
+# Values SQLite must confirm. Synchronous NORMAL skips the fsync per transaction, which would delay clicks.
+# A power cut may lose the last transactions but never half of one.
 PRAGMAS: Mapping[str, str | int] = MappingProxyType(
     {
         "journal_mode": "wal",
         "synchronous": 1,
         "busy_timeout": 5000,
-        "wal_autocheckpoint": 0,  # `_empty_log` does it
-        "journal_size_limit": 2 * 2**20,  # bytes of an emptied log; below MAX_WAL_BYTES
+        "wal_autocheckpoint": 0,  # `_empty_log` does this
+        "journal_size_limit": 2 * 2**20,  # bytes, for an emptied log; below MAX_WAL_BYTES
     }
 )
-MAX_WAL_BYTES = 4 * 2**20  # of SQLite's write-ahead log; a longer one is emptied
-MAX_WRITE_S = 0.05  # that a write transaction should take at most
-MAX_OPEN_WAIT_S = 10.0  # for other processes that open the same new file
-WRITERS = 7250614  # PostgreSQL's lock of our writers: any number, but always this one
+MAX_WAL_BYTES = 4 * 2**20  # a longer write-ahead log is emptied
+MAX_WRITE_S = 0.05  # a write transaction should take no longer
+MAX_OPEN_WAIT_S = 10.0  # for other processes that are opening the same new file
+WRITERS = 7250614  # key of the PostgreSQL lock that our writers share: arbitrary but fixed
 
 
 @dataclass(frozen=True)
 class WriteTimes:
-    """Durations of the write transactions since the start, from having the lock to having committed."""
+    """Durations of all write transactions since the start, from getting the lock to the commit."""
 
     count: int = 0
     longest_ms: float = 0.0
@@ -56,7 +56,7 @@ class Database:
     """Transactions on `where`, the path of an SQLite file or a URL. For any thread."""
 
     def __init__(self, where: Path | str) -> None:
-        self._write_lock = threading.Lock()  # SQLite itself waits by sleeping, which would delay clicks
+        self._write_lock = threading.Lock()  # SQLite itself would wait by sleeping, which delays clicks
         url = where if isinstance(where, str) else sa.URL.create("sqlite", database=str(where))
         try:
             self.engine = sa.create_engine(url)
@@ -80,16 +80,13 @@ class Database:
 
     @contextmanager
     def reading(self) -> Generator[sa.Connection]:
-        """A transaction that sees one state of the database. Raises StoreUnavailable."""
+        """A transaction that sees a single state of the database. Raises StoreUnavailable."""
         with _sentence(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Generator[sa.Connection]:
-        """A transaction, committed at its end and undone by an exception. Keep it short.
-
-        Raises StoreUnavailable.
-        """
+        """A short transaction: committed at its end, undone by an exception. Raises StoreUnavailable."""
         with _sentence():
             with self._write_lock:
                 with self._writer.begin() as connection:
@@ -102,7 +99,7 @@ class Database:
         self.engine.dispose()
 
     def _empty_log(self) -> None:
-        """Empty the log between transactions. SQLite would do it inside one, and others would wait."""
+        """Empty the log between transactions. SQLite would do it inside one and make others wait."""
         try:
             if not self._log or self._log.stat().st_size < MAX_WAL_BYTES:
                 return
@@ -113,7 +110,7 @@ class Database:
         try:
             with closing(self.engine.raw_connection()) as connection:
                 connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
-        except sqlite3.Error as error:  # nothing is lost, and the next writer tries again
+        except sqlite3.Error as error:  # nothing is lost: the next writer tries again
             log.warning("SQLite's log could not be emptied: %s", error)
         finally:
             self._emptying.release()
@@ -122,7 +119,7 @@ class Database:
         with self.reading() as connection:
             if migrations.version(connection) == migrations.HEAD:
                 return
-        with self.writing() as connection:  # another process may have been first: the steps look again
+        with self.writing() as connection:  # another process may have been faster: the steps check again
             migrations.upgrade(connection)
 
 
@@ -143,7 +140,7 @@ class Part:
 
 @contextmanager
 def _sentence() -> Generator[None]:
-    """Raise StoreUnavailable for the driver's errors, whose words name paths and passwords."""
+    """Replace the driver's errors with StoreUnavailable, because their text names paths and passwords."""
     try:
         yield
     except DatabaseError as error:
@@ -155,8 +152,8 @@ def _sentence() -> Generator[None]:
 
 
 def _set_up(connection: Any, record: object) -> None:
-    """Runs for each new connection to SQLite."""
-    connection.isolation_level = None  # transactions begin where we say so, not where sqlite3 guesses
+    """Set up each new SQLite connection."""
+    connection.isolation_level = None  # we begin transactions ourselves; sqlite3 would guess
     for name, value in PRAGMAS.items():
         _execute_when_unlocked(connection, f"PRAGMA {name} = {value}")
         (found,) = connection.execute(f"PRAGMA {name}").fetchone()
@@ -167,7 +164,7 @@ def _set_up(connection: Any, record: object) -> None:
 
 
 def _execute_when_unlocked(connection: Any, pragma: str) -> None:
-    """Wait for other processes: SQLite itself does not, when several turn WAL on at once."""
+    """Wait for other processes. SQLite does not wait if several switch to WAL at once."""
     deadline = time.monotonic() + MAX_OPEN_WAIT_S
     while True:
         try:
@@ -180,7 +177,7 @@ def _execute_when_unlocked(connection: Any, pragma: str) -> None:
 
 
 def _begin(connection: sa.Connection) -> None:
-    """Let one writer of all processes in at a time: what it reads first is what it then changes."""
+    """Admit one writer across all processes, so that what it reads stays true until it writes."""
     writes = connection.get_execution_options().get("writes", False)
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,10 +1,10 @@
-"""Trainings that were asked for: rows that several processes share.
+"""Training jobs: rows that several processes share.
 
-A job belongs to a process that looks after it, its owner; another process, its trainer, trains it.
-Each proves that it lives by counting up a number in the job's row every BEAT_S. A process whose number
-stood still at MISSED_BEATS looks in a row, BEAT_S or more apart, is gone, and another one takes its
-place. No clock of one machine is compared with another's. A pause of the whole machine takes no job
-away: after it everyone counts on before anyone has looked often enough.
+A job's owner looks after it, and its trainer trains it. Both are processes that prove they are alive by
+incrementing a number in the job's row every BEAT_S. If that number stands still for MISSED_BEATS checks,
+BEAT_S or more apart, the process counts as gone and another takes over. Clocks of different machines are
+never compared. A pause of the whole machine costs no process its job: all beat again before anyone has
+checked often enough.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 UNDER_WAY: tuple[State, ...] = ("queued", "running")
-BEAT_S = 5.0  # seconds between two counts, and at least between two looks
-MISSED_BEATS = 6  # looks: half a minute, since a busy disk may hold up a write for many seconds
-MAX_JOBS = 50  # of a project; older ones that ended are removed
+BEAT_S = 5.0  # seconds between two beats, and at least between two checks
+MISSED_BEATS = 6  # half a minute, because a busy disk can delay a write by many seconds
+MAX_JOBS = 50  # per project; older finished jobs are removed
 _ID = re.compile(r"\d{20}-[0-9a-f]{8}")
 _UNFINISHED = jobs.c.state.in_(UNDER_WAY)
 K = TypeVar("K", bound=Hashable)
@@ -41,7 +41,7 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class Job:
-    """A training of a project, and how far it is. `seconds` are of training; times are since 1970."""
+    """A project's training and its progress. `seconds` counts training time; other times are since 1970."""
 
     id: str
     tool: str
@@ -49,31 +49,31 @@ class Job:
     state: State
     made_at: float
     images: int  # labelled when the job was made
-    owner: str  # empty: nobody looks after it
-    beat_at: float  # the last sign of life of the training itself
+    owner: str  # empty if no process looks after it
+    beat_at: float  # the training's last sign of life
     step: int = 0
     steps: int = 0
     loss: float | None = None
     validation_miou: float | None = None
     seconds: float = 0.0
     seconds_left: float | None = None  # at most
-    version: str | None = None  # of the model that was made
+    version: str | None = None  # of the resulting model
     promoted: bool | None = None
-    message: str = ""  # a sentence: why it failed, or why its version is served or not
+    message: str = ""  # a sentence that says why it failed, or why its version is served or not
 
 
 _COLUMNS = tuple(jobs.c[field.name] for field in fields(Job))
-_SELECT = sa.select(*_COLUMNS).order_by(jobs.c.id)  # an id begins with the time: oldest first
+_SELECT = sa.select(*_COLUMNS).order_by(jobs.c.id)  # oldest first, because an id begins with the time
 
 
 class Pulse(Generic[K]):
-    """Tells which of several numbers stand still."""
+    """A detector of numbers that no longer change."""
 
     def __init__(self) -> None:
-        self._seen: dict[K, tuple[int, int, float]] = {}  # number, looks since it changed, last look
+        self._seen: dict[K, tuple[int, int, float]] = {}  # number, checks since it changed, last check
 
     def lost(self, numbers: Mapping[K, int]) -> list[K]:
-        """Names whose number stood still at MISSED_BEATS looks; what `numbers` lacks is forgotten."""
+        """Names whose number stood still for MISSED_BEATS checks. Names not in `numbers` are forgotten."""
         now = time.monotonic()
         earlier, self._seen = self._seen, {}
         for name, number in numbers.items():
@@ -87,31 +87,31 @@ class Pulse(Generic[K]):
 
 
 class Jobs(Part):
-    """The table of jobs. For any thread and any process. Every method may raise StoreUnavailable."""
+    """The table of jobs. For any thread and process. Every method may raise StoreUnavailable."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
         self._owners: Pulse[tuple[str, str]] = Pulse()
 
     def get(self, id: str) -> Job:  # noqa: A002
-        """Raises NotFound."""
+        """The job with this id. Raises NotFound."""
         rows = self._rows(_SELECT.where(jobs.c.id == id)) if _ID.fullmatch(id) else ()
         if not rows:
             raise NotFound(f"there is no job {id[:40]!r}")
         return Job(*rows[0])
 
     def under_way(self) -> list[Job]:
-        """Jobs of all projects that have not ended, oldest first."""
+        """Unfinished jobs of all projects, oldest first."""
         return [Job(*row) for row in self._rows(_SELECT.where(_UNFINISHED))]
 
     def newest(self) -> dict[tuple[str, str], Job]:
-        """The last job of each project, by tool and project."""
+        """The last job of each project, keyed by tool and project."""
         last = sa.select(sa.func.max(jobs.c.id)).group_by(jobs.c.tool, jobs.c.project)
         found = self._rows(_SELECT.where(jobs.c.id.in_(last)))
         return {(row.tool, row.project): Job(*row) for row in found}
 
     def request(self, tool: str, project: str, images: int, owner: str) -> tuple[Job, bool]:
-        """The project's job that is under way, or a new one; and whether it is new to `owner`."""
+        """The project's unfinished job or a new one, and whether `owner` got it just now."""
         of = (jobs.c.tool == tool, jobs.c.project == project)
         with self._database.writing() as connection:
             row = connection.execute(_SELECT.where(*of, _UNFINISHED)).first()
@@ -131,10 +131,9 @@ class Jobs(Part):
             return made, True
 
     def adopt(self, owner: str, only: Collection[str] | None = None) -> list[Job]:
-        """Jobs of `owner` that wait, oldest first, once it has taken over those that nobody looks after.
+        """Take over jobs whose owner is gone, and return all queued jobs of `owner`, oldest first.
 
-        Has to be called again and again, by one thread: see the module. `only`: ids of the jobs that may
-        be taken over; None: any.
+        Call it regularly from one thread; see the module. If `only` is given, it takes over only these ids.
         """
         beats = _SELECT.add_columns(jobs.c.owner_beats).where(_UNFINISHED)
         found = {Job(*columns): count for *columns, count in self._rows(beats)}
@@ -158,30 +157,29 @@ class Jobs(Part):
         return sorted(mine, key=lambda job: job.id)
 
     def start(self, job: Job) -> bool:
-        """Note that `job` runs now; False if it was cancelled or taken over meanwhile."""
+        """Mark `job` as running; return False if it was cancelled or taken over meanwhile."""
         this = (jobs.c.id == job.id, jobs.c.owner == job.owner, jobs.c.state == "queued")
         with self._database.writing() as connection:
             started = jobs.update().where(*this).values(state="running", beat_at=time.time())
             return connection.execute(started).rowcount > 0
 
     def change(self, id: str, **values: Any) -> Job:  # noqa: A002
-        """Note how far the job is, and that its training lives. A job that has ended stays as it is."""
+        """Record the job's progress and that its training is alive. A finished job stays as it is."""
         with self._database.writing() as connection:
             this = jobs.update().where(jobs.c.id == id, _UNFINISHED)
             connection.execute(this.values(beat_at=time.time(), **values))
         return self.get(id)
 
     def put_back(self, job: Job) -> None:
-        """`job` was stopped and waits again, unless another owner has taken it over."""
+        """Queue a stopped `job` again, unless another owner has taken it over."""
         this = (jobs.c.id == job.id, jobs.c.owner == job.owner, _UNFINISHED)
         with self._database.writing() as connection:
             connection.execute(jobs.update().where(*this).values(state="queued"))
 
     def settle(self, job: Job, reason: str) -> Job:
-        """Note that the process that trained `job` has ended.
+        """Record that the process that trained `job` has ended.
 
-        If it did not say how the job ended, the job was cancelled, or failed for `reason`, or, without
-        one, waits again.
+        Without an outcome, the job becomes cancelled if requested, failed for a `reason`, or else queued.
         """
         mine = (jobs.c.id == job.id, jobs.c.owner == job.owner)
         running = (*mine, jobs.c.state == "running")
@@ -194,7 +192,7 @@ class Jobs(Part):
         return self.get(job.id)
 
     def cancel(self, id: str) -> Job:  # noqa: A002
-        """Cancel a job that waits at once, and one that runs soon. Raises NotFound."""
+        """Cancel a queued job at once and a running one soon. Raises NotFound."""
         this = jobs.update().where(jobs.c.id == id)
         with self._database.writing() as connection:
             waits = this.where(jobs.c.state == "queued")
@@ -203,19 +201,19 @@ class Jobs(Part):
         return self.get(id)
 
     def is_cancelled(self, id: str) -> bool:  # noqa: A002
-        """Whether a job that runs shall end."""
+        """Whether a running job should stop."""
         return bool(self._scalar(sa.select(jobs.c.cancelled).where(jobs.c.id == id)))
 
     @contextmanager
     def owning(self) -> Generator[str]:
-        """The name of a new owner, which lives until the end of the context or of the process."""
+        """The name of a new owner, alive until the context or the process ends."""
         owner = secrets.token_hex(8)
         with self._counting(jobs.c.owner_beats, (jobs.c.owner == owner, _UNFINISHED), {"owner": ""}):
             yield owner
 
     @contextmanager
     def training(self, job: Job) -> Generator[None]:
-        """Wait until no other process trains the project of `job`, and keep others waiting in the context."""
+        """Wait until no other process trains the project of `job`; make others wait inside the context."""
         trainer = secrets.token_hex(8)
         pulse: Pulse[tuple[str, str]] = Pulse()
         others = (jobs.c.tool == job.tool, jobs.c.project == job.project, jobs.c.trainer != "")
@@ -234,10 +232,7 @@ class Jobs(Part):
             yield
 
     def import_folder(self, folder: Path) -> None:
-        """Take in the jobs that an earlier version kept as files in `folder`, which is renamed then.
-
-        Those that were under way wait for a process that trains.
-        """
+        """Import the jobs that an earlier version kept as files in `folder`, then rename the folder."""
         rows: list[dict[str, Any]] = []
         try:
             for path in sorted(folder.glob("*.json")):
@@ -253,7 +248,7 @@ class Jobs(Part):
                     if row["id"] not in known:
                         connection.execute(jobs.insert(), row)
             folder.rename(folder.with_name(f"{folder.name}-imported-{time.time_ns()}"))
-        except FileNotFoundError:  # another process has imported them just now
+        except FileNotFoundError:  # another process has just imported them
             return
 
     @contextmanager
@@ -263,13 +258,13 @@ class Jobs(Part):
         mine: tuple[sa.ColumnElement[bool], ...],
         released: Mapping[str, str],
     ) -> Generator[None]:
-        """Count up `number` of the rows `mine` every BEAT_S; at the end they are `released`."""
+        """Increment `number` in the rows `mine` every BEAT_S. At the end, set them to `released`."""
         ended = threading.Event()
 
         def count() -> None:
             while not ended.wait(BEAT_S):
                 try:
-                    # Most owners have no job to write about.
+                    # Most owners have no job, so nothing to write.
                     if self._scalar(sa.select(sa.literal(1)).where(*mine).limit(1)):
                         with self._database.writing() as connection:
                             connection.execute(jobs.update().where(*mine).values({number: number + 1}))

@@ -1,8 +1,8 @@
-"""Sets of rows, written and removed a little at a time, so that no write transaction is long.
+"""Sets of rows, written and removed in small steps so that no write transaction is long.
 
-A set is the labels of an annotation on an image, or what one run of a model over an image gave. A set
-that is not in use, not yet or no longer, is noted in the table `unfinished` by the transaction that makes
-it so. From these notes, what a killed process left half done is removed.
+A set holds the labels of an annotation on an image, or the output of one run of a model over an image. A
+transaction that puts a set out of use lists it in `unfinished`, as does the first one that writes it. That
+table tells what to remove after a process was killed.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from clickmask.masks.rle import Rle
 from clickmask.store.database import Database
 from clickmask.store.schema import labels, preannotated, unfinished
 
-MAX_ROWS = 200  # of one write transaction, so that no click waits for it longer than milliseconds
-MAX_CHARACTERS = 2**19  # likewise
-TEXTS = MappingProxyType(  # columns whose texts may be long
+MAX_ROWS = 200  # per write transaction, so that a click waits for it only milliseconds
+MAX_CHARACTERS = 2**19  # per write transaction, for the same reason
+TEXTS = MappingProxyType(  # columns whose text may be long
     {"labels": ("counts", "geometry"), "preannotated": ("counts",), "proposals": ("counts",)}
 )
-ABANDONED_AFTER_S = 3600.0  # seconds after which nobody can be at work on a set any more
+ABANDONED_AFTER_S = 3600.0  # after this time nobody can still be working on a set
 
 Drawn = tuple[Region, Rle]
 Row = TypeVar("Row")
 
 
 def write_set(database: Database, drawn: Sequence[Drawn]) -> str:
-    """Write labels that nobody sees before `replace_set`. Returns the name of their set."""
+    """Write labels that nobody sees until `replace_set`. Returns the name of their set."""
     revision = secrets.token_hex(12)
     rows: list[dict[str, Any]] = []
     for position, (region, rle) in enumerate(drawn):
         written = geometry_to_json(region.geometry)
         if isinstance(region.geometry, Brush):
-            del written["rle"]  # it is the mask's
+            del written["rle"]  # stored in `counts`
         row = {
             "revision": revision,
             "position": position,
@@ -57,7 +57,7 @@ def write_set(database: Database, drawn: Sequence[Drawn]) -> str:
 
 
 def write_rows(database: Database, name: str, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows of the set `name`, which is unfinished until `replace_set`."""
+    """Write rows of the set `name`, which stays unfinished until `replace_set`."""
     with database.writing() as connection:
         _note(connection, [name])
     texts = TEXTS[table.name]
@@ -67,9 +67,9 @@ def write_rows(database: Database, name: str, table: sa.Table, rows: Sequence[di
 
 
 def replace_set(connection: sa.Connection, stands: str, replaced: Sequence[str] = ()) -> None:
-    """Note, in the transaction that does so, that the set `stands` is in use now and others are not.
+    """Put the set `stands` into use in place of `replaced`. Call it in the transaction that does so.
 
-    Raises StoreUnavailable if `stands` was taken for what a killed process left, because a clock jumped.
+    Raises StoreUnavailable if `stands` was removed as abandoned because a clock jumped.
     """
     finished = connection.execute(unfinished.delete().where(unfinished.c.revision == stands))
     if not finished.rowcount:
@@ -78,13 +78,13 @@ def replace_set(connection: sa.Connection, stands: str, replaced: Sequence[str] 
 
 
 def drop_sets(connection: sa.Connection, revisions: Sequence[str]) -> None:
-    """Note, in the transaction that does so, that these sets are no longer in use."""
+    """Take these sets out of use. Call it in the transaction that does so."""
     if revisions:
         _note(connection, revisions)
 
 
 def forget_sets(database: Database, revisions: Sequence[str]) -> None:
-    """Remove sets of labels that are no longer in use."""
+    """Remove label sets that are no longer in use."""
     remove_rows(database, labels, labels.c.revision.in_(revisions))
     with database.writing() as connection:
         connection.execute(unfinished.delete().where(unfinished.c.revision.in_(revisions)))
@@ -101,7 +101,7 @@ def remove_rows(database: Database, table: sa.Table, of: sa.ColumnElement[bool])
 
 
 def forget_unfinished(database: Database) -> None:
-    """Remove what killed processes have left."""
+    """Remove the sets that killed processes left."""
     left = sa.select(unfinished.c.revision).where(unfinished.c.since < time.time() - ABANDONED_AFTER_S)
     while True:
         with database.reading() as connection:
@@ -118,7 +118,7 @@ def _note(connection: sa.Connection, revisions: Sequence[str]) -> None:
 
 
 def _chunks(rows: Iterable[tuple[Row, int]]) -> Iterator[list[Row]]:
-    """Split rows, given with their lengths, by MAX_ROWS and MAX_CHARACTERS; one row alone may be longer."""
+    """Split rows, given with their lengths, at MAX_ROWS and MAX_CHARACTERS. One row alone may be longer."""
     chunk: list[Row] = []
     characters = 0
     for row, length in rows:

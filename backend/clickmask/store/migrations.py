@@ -1,10 +1,8 @@
-"""Brings a database to the newest schema, one numbered step after the other.
+"""Migrations of a database to the newest schema, in numbered steps.
 
-A database notes in `alembic_version` which step it has reached. The table has its name from the time
-when alembic kept it. A new database is made as `schema` has it, without the steps.
-
-A step creates its table as `schema` has it today. Whoever changes such a table later writes its first
-form into the step that creates it, and the change into a new step.
+`alembic_version`, named when alembic kept it, holds the last step taken. A new database is created from
+`schema` directly. A step creates its table as `schema` has it today: before changing such a table, copy its
+first form into that step, and put the change into a new one.
 """
 
 from __future__ import annotations
@@ -23,17 +21,14 @@ version_table = sa.Table(
 
 
 def version(connection: sa.Connection) -> str | None:
-    """The step that the database has reached; None for a new one."""
+    """The last step the database has taken; None for a new database."""
     if not sa.inspect(connection).has_table(version_table.name):
         return None
     return connection.scalar(sa.select(version_table.c.version_num))
 
 
 def upgrade(connection: sa.Connection) -> None:
-    """Take the steps that are missing, inside the transaction of `connection`.
-
-    Raises StoreUnavailable for a database that a newer clickmask has written.
-    """
+    """Take the missing steps in this transaction. Raises StoreUnavailable for a newer clickmask's data."""
     reached = version(connection)
     if reached is None:
         metadata.create_all(connection)
@@ -62,7 +57,7 @@ def _add_unfinished(connection: sa.Connection) -> None:
 
 
 def _add_jobs(connection: sa.Connection) -> None:
-    """Trained annotators of the family `unet` were renamed to `trained` in this version, too."""
+    """Create the table of jobs, and rename trained annotators from the family `unet` to `trained`."""
     jobs.create(connection)
     old = preannotated.c.annotator.like("unet:%")
     renamed = sa.literal("trained:") + sa.func.substr(preannotated.c.annotator, len("unet:") + 1)

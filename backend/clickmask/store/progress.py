@@ -1,4 +1,4 @@
-"""How far the events of an inbox were read, which of them failed, and where a pull goes on."""
+"""Progress of reading an inbox, the events that failed, and the position of an interrupted pull."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import sqlalchemy as sa
 from clickmask.store.database import Part
 from clickmask.store.schema import inboxes, pulls, set_aside
 
-_MAX_ROWS = 200  # of one write transaction
+_MAX_ROWS = 200
 
 
 class FailedEvent(NamedTuple):
-    """An event that could not be taken in. `retry_at` None: it is not tried again."""
+    """An event that could not be applied. It is not retried if `retry_at` is None."""
 
     event: int
     tool: str
@@ -25,12 +25,12 @@ class FailedEvent(NamedTuple):
 
 class Progress(Part):
     def read_to(self, inbox: str) -> int:
-        """The id of the last event that was read; 0 before the first."""
+        """The id of the last event that was read; 0 if none was."""
         chosen = sa.select(inboxes.c.read_to).where(inboxes.c.inbox == inbox)
         return self._scalar(chosen) or 0
 
     def mark_read(self, inbox: str, event: int, failed: FailedEvent | None = None) -> None:
-        """Note that events up to this one are done with, and how this one `failed`, if it did."""
+        """Record that events up to this one are done, and that this one `failed`, if it did."""
         with self._database.writing() as connection:
             changed = connection.execute(
                 inboxes.update().where(inboxes.c.inbox == inbox).values(read_to=event)
@@ -41,17 +41,17 @@ class Progress(Part):
                 _defer(connection, inbox, failed)
 
     def defer(self, inbox: str, failed: FailedEvent) -> None:
-        """Note that the event has failed, once more or for the first time."""
+        """Record that the event failed, for the first time or again."""
         with self._database.writing() as connection:
             _defer(connection, inbox, failed)
 
     def resolve(self, inbox: str, event: int) -> None:
-        """Forget that the event failed: it was taken in after all."""
+        """Forget the event's failure: it was applied after all."""
         with self._database.writing() as connection:
             connection.execute(set_aside.delete().where(*_event(inbox, event)))
 
     def set_aside(self, inbox: str, limit: int = 50) -> list[FailedEvent]:
-        """At most `limit` of the failed events, newest first."""
+        """At most `limit` failed events, newest first."""
         chosen = sa.select(*_COLUMNS).where(set_aside.c.inbox == inbox)
         newest = chosen.order_by(set_aside.c.event.desc()).limit(limit)
         return [FailedEvent(*row) for row in self._rows(newest)]
@@ -61,7 +61,7 @@ class Progress(Part):
         return self._scalar(counted) or 0
 
     def retry_set_aside(self, inbox: str, now: float) -> None:
-        """Let all failed events be due now."""
+        """Make all failed events due now."""
         of = (set_aside.c.inbox == inbox, sa.or_(set_aside.c.retry_at.is_(None), set_aside.c.retry_at > now))
         some = sa.select(set_aside.c.event).where(*of).limit(_MAX_ROWS)
         while True:
@@ -73,18 +73,18 @@ class Progress(Part):
                 return
 
     def due(self, inbox: str, now: float) -> FailedEvent | None:
-        """The failed event that has waited longest past its time."""
+        """The failed event that is most overdue."""
         chosen = sa.select(*_COLUMNS).where(set_aside.c.inbox == inbox, set_aside.c.retry_at <= now)
         row = next(iter(self._rows(chosen.order_by(set_aside.c.retry_at).limit(1))), None)
         return FailedEvent(*row) if row else None
 
     def pull_position(self, tool: str, project: str) -> str | None:
-        """Position at which a pull that was interrupted goes on; None: the beginning."""
+        """The position where an interrupted pull resumes; None if it starts at the beginning."""
         chosen = sa.select(pulls.c.position).where(pulls.c.tool == tool, pulls.c.project == project)
         return self._scalar(chosen)
 
     def set_pull_position(self, tool: str, project: str, position: str | None) -> None:
-        """None: the pull is complete."""
+        """Record where the pull resumes; None if it is complete."""
         with self._database.writing() as connection:
             connection.execute(pulls.delete().where(pulls.c.tool == tool, pulls.c.project == project))
             if position is not None:

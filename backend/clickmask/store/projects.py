@@ -1,4 +1,4 @@
-"""Projects of the tools, and the address of the Label Studio and of the CVAT that they are in."""
+"""Projects in the tools, and the addresses of the Label Studio and CVAT servers that hold them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from clickmask.store.schema import annotations, labels, origins, projects
 
 @dataclass(frozen=True)
 class Project:
-    """`images` and `labels` count those of all annotators."""
+    """A project and its size. `images` and `labels` include those of all annotators."""
 
     tool: str
     project: str
     title: str
-    categories: tuple[str, ...]  # as the tool lists them; a label may have another
+    categories: tuple[str, ...]  # in the tool's order; a label may have a category that is not listed
     images: int
     labels: int
     updated_at: float | None  # of the newest annotation, seconds since 1970
@@ -29,7 +29,7 @@ class Project:
 
 class Projects(Part):
     def set_project_segmenter(self, tool: str, project: str, segmenter: str | None) -> None:
-        """Remember the project's segmenter; None: the default."""
+        """Remember the project's segmenter; None means the default."""
         self._set(tool, project, {"segmenter": segmenter})
 
     def project_segmenter(self, tool: str, project: str) -> str | None:
@@ -37,7 +37,7 @@ class Projects(Part):
         return self._scalar(chosen)
 
     def set_unlabelled(self, tool: str, project: str, unlabelled: Unlabelled) -> None:
-        """Remember what area without a label is: background, or unknown and to be ignored."""
+        """Remember how to treat unlabelled area: as background, or as unknown and ignored."""
         self._set(tool, project, {"unlabelled": unlabelled})
 
     def unlabelled(self, tool: str, project: str) -> Unlabelled:
@@ -45,12 +45,12 @@ class Projects(Part):
         return "ignore" if self._scalar(chosen) == "ignore" else "background"
 
     def describe_project(self, described: ProjectDescribed) -> None:
-        """Remember its title and its categories."""
+        """Remember the project's title and categories."""
         values = {"title": described.title, "categories": json.dumps(described.categories)}
         chosen = sa.select(projects.c.title, projects.c.categories)
         with self._database.reading() as connection:
             there = connection.execute(chosen.where(*_of(described.tool, described.project))).first()
-        if there is None or tuple(there) != tuple(values.values()):  # each event says it again
+        if there is None or tuple(there) != tuple(values.values()):  # each event repeats them
             self._set(described.tool, described.project, values)
 
     def projects(self) -> list[Project]:
@@ -84,21 +84,20 @@ class Projects(Part):
         return found
 
     def knows_project(self, tool: str, project: str) -> bool:
-        """Whether the tool has described the project or submitted something in it."""
+        """Whether the tool has described the project or submitted anything in it."""
         of = (annotations.c.tool == tool, annotations.c.project == project)
         described = self._scalar(sa.select(sa.literal(1)).where(*_of(tool, project)))
         return bool(described or self._scalar(sa.select(sa.literal(1)).where(*of).limit(1)))
 
     def categories(self, tool: str, project: str) -> tuple[str, ...]:
-        """Categories as the tool lists them; empty if it has not yet."""
+        """Categories in the tool's order; empty until the tool lists them."""
         chosen = sa.select(projects.c.categories).where(*_of(tool, project))
         return tuple(json.loads(self._scalar(chosen) or "[]"))
 
     def require_origin(self, tool: str, origin: str, moved: bool = False) -> None:
-        """Remember the tool's address. Raises Conflict if this home holds labels from another one.
+        """Remember the tool's address. Raises Conflict if this home holds labels from another server.
 
-        Numbers of projects, tasks and annotations are unique within one server only. `moved`: it is the
-        same server at a new address.
+        Ids are unique only within one server. `moved` means the same server at a new address.
         """
         some = sa.select(annotations.c.annotation).where(annotations.c.tool == tool).limit(1)
         with self._database.writing() as connection:

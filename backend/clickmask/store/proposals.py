@@ -1,4 +1,4 @@
-"""Proposals that clicks were answered with, and objects that models drew before people did."""
+"""Proposals that answered clicks, and objects that models drew in advance."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from clickmask.types import Prediction, Prompt, Size
 log = logging.getLogger(__name__)
 
 MAX_PROPOSALS = 200_000
-MAX_PRELABELS = 200_000  # apart from proposals: one run over a project must not push those out
-MAX_PENDING = 4  # proposals; each may hold a mask of 50 MB
-WRITE_DELAY_S = 0.05  # seconds in which the answer leaves first: Python runs one thread at a time
+MAX_PRELABELS = 200_000  # counted separately: one run over a project must not push proposals out
+MAX_PENDING = 4  # proposals; each may hold a 50 MB mask
+WRITE_DELAY_S = 0.05  # lets the answer leave first: Python runs one thread at a time
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class RememberedProposal:
 
 @dataclass(frozen=True)
 class PrelabelledObject:
-    """`batch` names the run over the image that gave the object; an empty `label`: the run gave none."""
+    """An object a model drew. `batch` names its run; `label` is empty if the run found no object."""
 
     id: str
     batch: str
@@ -54,7 +54,7 @@ class PrelabelledObject:
 
 
 class Proposals(Part):
-    """Keeps the newest MAX_PROPOSALS. One thread writes them, so that no annotator waits for that."""
+    """The newest MAX_PROPOSALS proposals. One thread writes them, so that no annotator has to wait."""
 
     _max_proposals = MAX_PROPOSALS
 
@@ -62,16 +62,15 @@ class Proposals(Part):
         super().__init__(database)
         self._ordering = threading.Lock()
         self._pending = 0
-        self._hurry = threading.Event()  # set while somebody waits for what is pending
+        self._hurry = threading.Event()  # set while somebody waits for pending proposals
         self._room = threading.BoundedSemaphore(MAX_PENDING)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="proposals")
         self._newest: Future[None] | None = None
 
     def remember_soon(self, id: str, digest: str, prompt: Prompt, prediction: Prediction) -> None:  # noqa: A002
-        """Remember the proposal after those before it. Whoever looks for it finds it from now on.
+        """Queue the proposal for writing. Reads find it from now on.
 
-        Waits only while MAX_PENDING are unwritten. A proposal that the database refuses is lost, which the
-        log says: the annotator has the mask.
+        Waits only while MAX_PENDING are unwritten. A refused one is lost and logged; people have its mask.
         """
         if not self._room.acquire(blocking=False):
             self._hurry.set()
@@ -89,7 +88,7 @@ class Proposals(Part):
         prediction: Prediction,
         at: float | None = None,
     ) -> None:
-        """Remember it now, as made `at`, seconds since 1970; default: now. Raises StoreUnavailable."""
+        """Write it now, dated `at` (seconds since 1970; default: now). Raises StoreUnavailable."""
         rle = mask_to_rle(prediction.mask)
         height, width = rle["size"]
         marks = {"foreground": prompt.foreground, "background": prompt.background, "box": prompt.box}
@@ -116,7 +115,7 @@ class Proposals(Part):
         return self._read(proposals.c.digest == digest)
 
     def close(self) -> None:
-        """Write what is still to be remembered, and stop."""
+        """Write pending proposals, then stop the writer."""
         self._settle()
         self._writer.shutdown()
 
@@ -124,7 +123,7 @@ class Proposals(Part):
         try:
             self._hurry.wait(max(0.0, at + WRITE_DELAY_S - time.time()))
             self.remember_proposal(id, digest, prompt, prediction, at)
-        except Exception as error:  # noqa: BLE001 - nobody waits for the outcome, so it is said here
+        except Exception as error:  # noqa: BLE001 - nobody waits for the result, so it is logged here
             log.error("a proposal could not be remembered: %s", error)
         finally:
             with self._ordering:
@@ -134,7 +133,7 @@ class Proposals(Part):
             self._room.release()
 
     def _settle(self) -> None:
-        """Wait until all that were handed over are written: the thread takes them in turn."""
+        """Wait until all queued proposals are written. The thread writes them in order."""
         with self._ordering:
             newest = self._newest
             if self._pending:
@@ -154,17 +153,14 @@ class Proposals(Part):
 
 
 class Prelabels(Part):
-    """Keeps the newest MAX_PRELABELS objects."""
+    """The newest MAX_PRELABELS objects drawn by models."""
 
     _max_prelabels = MAX_PRELABELS
 
     def remember_prelabels(
         self, digest: str, size: Size, annotator: str, found: Sequence[tuple[str, str, Prediction]]
     ) -> None:
-        """Remember one run of `annotator` over an image: id, label and prediction of each object.
-
-        However many there are, each write transaction is short, and readers see all of a run or nothing.
-        """
+        """Remember a run of `annotator`: id, label and prediction of each object. Readers see all or none."""
         batch = secrets.token_urlsafe(9)
         height, width = size
         run = {"batch": batch, "created_at": time.time(), "digest": digest, "annotator": annotator}
@@ -177,7 +173,7 @@ class Prelabels(Part):
                 "score": prediction.score,
                 "counts": mask_to_rle(prediction.mask)["counts"],
             }
-            for id, label, prediction in found  # noqa: A001 - its name everywhere
+            for id, label, prediction in found  # noqa: A001 - called so everywhere
         ]
         if not rows:
             empty = mask_to_rle(np.zeros(size, np.bool_))["counts"]
@@ -189,7 +185,7 @@ class Prelabels(Part):
         remove_rows(self._database, preannotated, preannotated.c.number <= newest - self._max_prelabels)
 
     def prelabels(self, digest: str) -> list[PrelabelledObject]:
-        """Objects that models drew on one image, oldest first."""
+        """Objects that models drew on an image, oldest first."""
         complete = preannotated.c.batch.not_in(sa.select(unfinished.c.revision))
         chosen = sa.select(preannotated).where(preannotated.c.digest == digest, complete)
         return [

@@ -1,4 +1,4 @@
-"""The tables. A change of them is a new step of `clickmask.store.migrations`."""
+"""The tables. Every change needs a new step in `clickmask.store.migrations`."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ proposals = sa.Table(
     *_columns(sa.Text, "segmenter", "prompt"),
     sa.Column("score", sa.Double, nullable=False),
     *_columns(sa.Integer, "height", "width"),
-    sa.Column("counts", sa.Text, nullable=False),  # last: SQLite reads through it to get at what follows
+    sa.Column("counts", sa.Text, nullable=False),  # last: SQLite reads through it to reach later columns
     sqlite_autoincrement=True,
 )
 
-# Prelabels, under the name that they had first.
+# Prelabels, under their original name.
 preannotated = sa.Table(
     "preannotated",
     metadata,
@@ -56,13 +56,12 @@ projects = sa.Table(
     sa.Column("segmenter", sa.Text),
     sa.Column("title", sa.Text, nullable=False, server_default=""),
     sa.Column("categories", sa.Text, nullable=False, server_default="[]"),  # JSON, in the tool's order
-    sa.Column("unlabelled", sa.Text, nullable=False, server_default="background"),  # or ignore
+    sa.Column("unlabelled", sa.Text, nullable=False, server_default="background"),
 )
 
 origins = sa.Table("origins", metadata, *_keys("tool"), *_columns(sa.Text, "origin"))
 
-# One annotation on one image. Its labels are those of its revision: a new set is written beside the
-# old one and then takes its place in one short step, however large the two are.
+# An annotation on an image, with the labels of its revision: a new set is written aside, then swapped in.
 annotations = sa.Table(
     "annotations",
     metadata,
@@ -72,7 +71,7 @@ annotations = sa.Table(
     sa.Column("updated_at", sa.Double, nullable=False),
     *_columns(sa.Boolean, "ground_truth", "skipped"),
     sa.Column("address", sa.Text, nullable=False),  # a hash: an address may hold a signature
-    sa.Column("digest", sa.Text),  # of the image; none for a skip, as its size
+    sa.Column("digest", sa.Text),  # of the image; null for a skip, like its size
     *_columns(sa.Integer, "height", "width", nullable=True),
     sa.Index("annotations_of_task", "tool", "task", "item"),
     sa.Index("annotations_of_project", "tool", "project"),
@@ -85,18 +84,18 @@ labels = sa.Table(
     *_keys("revision"),
     sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
     *_columns(sa.Text, "region", "category"),
-    sa.Column("geometry", sa.Text, nullable=False),  # JSON; of a brush only its kind
+    sa.Column("geometry", sa.Text, nullable=False),  # JSON; for a brush only its kind
     sa.Column("counts", sa.Text, nullable=False),  # of the mask's COCO RLE
     sa.Column("proposal", sa.Text, index=True),
 )
 
-# Sets of labels that no annotation refers to: not yet, or no longer. A crash leaves them here.
+# Label sets that no annotation refers to yet, or any longer. A crash leaves them here.
 unfinished = sa.Table("unfinished", metadata, *_keys("revision"), *_columns(sa.Double, "since"))
 
-# What was deleted stays deleted, in whatever order its events arrive. A kind is annotation, task or project.
+# Deleted objects stay deleted, in whatever order events arrive. A kind is annotation, task or project.
 tombstones = sa.Table("tombstones", metadata, *_keys("tool", "kind", "name"))
 
-# `hash` and `thumbnail` are a `clickmask.labels.split.Fingerprint`.
+# `hash` and `thumbnail` form a `clickmask.labels.split.Fingerprint`.
 sides = sa.Table(
     "sides",
     metadata,
@@ -105,7 +104,7 @@ sides = sa.Table(
     *_columns(sa.LargeBinary, "hash", "thumbnail"),
 )
 
-# How far the events of an inbox were read: beside the labels, so that both survive or neither does.
+# Reading progress of each inbox, stored with the labels so that both survive or neither does.
 inboxes = sa.Table("inboxes", metadata, *_keys("inbox"), *_columns(sa.Integer, "read_to"))
 
 set_aside = sa.Table(
@@ -116,13 +115,12 @@ set_aside = sa.Table(
     *_columns(sa.Text, "tool", "reason"),
     sa.Column("at", sa.Double, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("retry_at", sa.Double),  # none: never
+    sa.Column("retry_at", sa.Double),  # null: never
 )
 
-# Where a pull that was interrupted goes on.
 pulls = sa.Table("pulls", metadata, *_keys("tool", "project"), *_columns(sa.Text, "position"))
 
-# `owner_beats` and `trainer_beats` are counted up by processes that live; see `clickmask.store.jobs`.
+# Live processes increment `owner_beats` and `trainer_beats`; see `clickmask.store.jobs`.
 jobs = sa.Table(
     "jobs",
     metadata,

@@ -1,4 +1,4 @@
-"""The side of the split that each image is on."""
+"""The split side of each image."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from clickmask.store.schema import annotations, labels, sides
 
 
 class Splits(Part):
-    """A side is assigned once; later calls get the first. Fingerprints are stored too: an image may be gone
-    when its near duplicates come."""
+    """Split sides, each assigned once. Stored fingerprints still find near duplicates of a lost image."""
 
     def sides(self, tool: str, project: str, among: Collection[str] | None = None) -> list[Assigned]:
-        """Images that have a side, sorted by digest, with labels or without; only those `among`, if given."""
+        """Images with a side, labelled or not, sorted by digest; only those in `among`, if given."""
         chosen = sa.select(sides.c.digest, sides.c.side, sides.c.hash, sides.c.thumbnail)
         if among is not None:
             chosen = chosen.where(sides.c.digest.in_(among))
@@ -24,7 +23,7 @@ class Splits(Part):
         return [Assigned(row.digest, _side(row.side), Fingerprint(row.hash, row.thumbnail)) for row in rows]
 
     def hashes(self, tool: str, project: str) -> list[tuple[str, bytes]]:
-        """Digest and fingerprint's hash of every image that has a side."""
+        """The digest and fingerprint hash of every image with a side."""
         chosen = sa.select(sides.c.digest, sides.c.hash).where(*_of(tool, project))
         return [(digest, code) for digest, code in self._rows(chosen)]
 
@@ -33,7 +32,7 @@ class Splits(Part):
             return _side_of(connection, tool, project, digest)
 
     def side_counts(self, tool: str, project: str, categories: Collection[str]) -> dict[Side, SideCounts]:
-        """Images on each side now, and which of `categories` their labels have."""
+        """The number of annotated images on each side, and which of `categories` their labels use."""
         there = (annotations.c.tool == tool, annotations.c.project == project)
         on_it = (*there, annotations.c.digest == sides.c.digest, annotations.c.skipped.is_(False))
         of = _of(tool, project)
@@ -46,7 +45,7 @@ class Splits(Part):
                 _side(side): count for side, count in connection.execute(counted.group_by(sides.c.side))
             }
             for side in SIDES:
-                # One at a time, each up to its first image: most categories have many.
+                # One query per category that stops at the first image: most categories have many images.
                 for category in categories:
                     has = sa.exists(labelled.where(labels.c.category == category))
                     first = sa.select(sides.c.digest).where(*of, sides.c.side == side, has).limit(1)
@@ -57,10 +56,9 @@ class Splits(Part):
     def assign_side(
         self, tool: str, project: str, digest: str, side: Side, fingerprint: Fingerprint, known: int
     ) -> Side | None:
-        """Assign `side` unless the image has another already. Returns the side it has.
+        """Assign `side` unless the image already has one. Returns the image's side.
 
-        Returns None and assigns nothing if the number of the project's images that have a side is not
-        `known` any more: `side` was chosen without looking at all of them.
+        Assigns nothing and returns None if more than `known` images have a side: `side` ignored some of them.
         """
         row = {"tool": tool, "project": project, "digest": digest, "side": side}
         pictured = {"hash": fingerprint.hash, "thumbnail": fingerprint.thumbnail}
