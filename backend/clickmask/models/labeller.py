@@ -1,4 +1,4 @@
-"""A project's model in use: it gives every pixel of a picture a category. Reads ONNX; no torch."""
+"""A project's model at work: it gives every pixel of a picture a category. Reads ONNX, without torch."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from clickmask.inference.sessions import Session, open_session
 from clickmask.models.versions import Models, ModelVersion
 from clickmask.types import Pixels, Size
 
-PIXELS, LOGITS = "pixels", "logits"  # of an ONNX file: (1, 3, H, W) in [0, 1] -> (1, K, H, W)
-MULTIPLE = 16  # networks take sides that are multiples of it
-CLIPPED_PERCENT = 0.5  # percent of a picture's values, at either end, that may be clipped
-MIN_VALUE_RANGE = 32.0  # fewer values are not spread over the whole range: that would amplify noise
+PIXELS, LOGITS = "pixels", "logits"  # tensors of the ONNX file: (1, 3, H, W) in [0, 1] -> (1, K, H, W)
+MULTIPLE = 16  # networks need sides that are multiples of it
+CLIPPED_PERCENT = 0.5  # percentage of a picture's values that may be clipped at each end
+MIN_VALUE_RANGE = 32.0  # stretching a narrower range further would amplify noise
 MAX_SIDE_PX = 1536  # larger pictures are trained on and predicted at this size, to save memory
 
 
 class Labelling(NamedTuple):
     """The class of each pixel, and the network's probability for it."""
 
-    classes: NDArray[np.uint8]  # (H, W); 0 is the background, k the k-th category
+    classes: NDArray[np.uint8]  # (H, W); 0 is the background, k is the k-th category
     confidence: NDArray[np.float32]  # (H, W) in [0, 1]
 
 
@@ -38,7 +38,7 @@ class Labeller:
         self._session = session
 
     def predict(self, pixels: Pixels) -> Labelling:
-        """The class of each pixel of a picture of any size, at that size."""
+        """The class of each pixel of a picture, at the picture's size."""
         height, width = shown = pixels.shape[:2]
         size = working_size((height, width))
         answer: NDArray[np.float32] = self._session.run({PIXELS: to_input(prepared(pixels))})[LOGITS]
@@ -58,9 +58,9 @@ def working_size(size: Size) -> Size:
 
 
 def prepared(pixels: Pixels) -> Pixels:
-    """`pixels` at the working size, with values spread over 0..255: what networks see.
+    """`pixels` at the working size with values stretched to 0..255, as networks see them.
 
-    Many pictures of microscopy have all that matters in a tenth of the range, each in another tenth.
+    In many microscopy pictures all that matters lies in a tenth of the range, and not always the same tenth.
     """
     height, width = pixels.shape[:2]
     size = working_size((height, width))
@@ -73,7 +73,7 @@ def prepared(pixels: Pixels) -> Pixels:
 
 
 def to_input(pixels: Pixels) -> NDArray[np.float32]:
-    """A network's input (1, 3, H, W) in [0, 1], padded to multiples of MULTIPLE by the outermost pixels."""
+    """A network's input (1, 3, H, W) in [0, 1], edge-padded to multiples of MULTIPLE."""
     height, width = pixels.shape[:2]
     padded = np.pad(pixels, ((0, -height % MULTIPLE), (0, -width % MULTIPLE), (0, 0)), mode="edge")
     values = padded.transpose(2, 0, 1)[None].astype(np.float32)  # (H, W, 3) -> (1, 3, H, W)
@@ -81,12 +81,12 @@ def to_input(pixels: Pixels) -> NDArray[np.float32]:
 
 
 def open_labeller(network: Path | bytes, threads: int | None = None) -> Labeller:
-    """The network of an ONNX file, on all cores if `threads` is None. Raises NotReady."""
+    """Open the network of an ONNX file, on all cores if `threads` is None. Raises NotReady."""
     return Labeller(open_session(network, "onnxruntime", threads=threads))
 
 
 class ProjectModels:
-    """The models of all projects, each in a folder named by tool and project, from any thread."""
+    """The models of all projects, each in a folder named by tool and project. For any thread."""
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
         self._folder = folder
@@ -98,7 +98,7 @@ class ProjectModels:
         return Models(self._folder / folder_name(tool, project))
 
     def names(self) -> list[str]:
-        """Folder names of the projects in which a version is served, sorted."""
+        """Folder names of the projects with a served version, sorted."""
         if not self._folder.is_dir():
             return []
         return sorted(each.name for each in self._folder.iterdir() if Models(each).has_served)
@@ -107,10 +107,7 @@ class ProjectModels:
         return Models(self._folder / name)
 
     def served(self, name: str) -> tuple[ModelVersion, Labeller]:
-        """The served version and its network, which is opened once and kept until another is served.
-
-        Raises NotReady, also if none is served, and Failed.
-        """
+        """The served version and its open network. Raises NotReady, also if none is served, and Failed."""
         with self.named(name).lock_served() as version:
             if version is None:
                 raise NotReady(f"no model of {name} was trained yet")
@@ -123,7 +120,7 @@ class ProjectModels:
 
 
 def folder_name(tool: str, project: str) -> str:
-    """A name such as `label_studio-7`, of letters, digits, _ . and - only, for file systems and URLs."""
+    """A name like `label_studio-7` of letters, digits, _ . and - only, for file systems and URLs."""
     escaped = [quote(text, safe="").replace(".", "%2E").replace("~", "%7E") for text in (tool, project)]
     return "-".join(escaped).replace("%", ".")
 

@@ -1,12 +1,12 @@
 """Versions of a project's model, as folders that are complete or absent. No torch.
 
     models/versions/0003-1f2e3d4c/manifest.json weights.safetensors network.onnx golden.npz
-    models/served.json      the version in use, and those that were served before it
+    models/served.json      the version in use, and the versions served before it
 
-A version is written aside, flushed to the disk file by file, loaded, compared with its golden answers,
-and only then renamed into place; it never changes after that. `served.json` is replaced atomically. So
-a reader finds the old model or the new one, wherever a writer was killed. Old versions are renamed
-aside before they are removed; one that is being opened (see `lock_served`) stays.
+A version is written aside, flushed file by file, loaded and compared with its golden answers. Only then is it
+renamed into place, and it never changes again. `served.json` is replaced atomically, so a reader finds the
+old model or the new one even if a writer is killed. Old versions are renamed aside, then removed; a version
+that is being opened (see `lock_served`) stays.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ Arrays = Mapping[str, NDArray[Any]]
 
 MANIFEST, WEIGHTS, NETWORK, GOLDEN = "manifest.json", "weights.safetensors", "network.onnx", "golden.npz"
 PACKAGES = ("clickmask", "numpy", "onnx", "onnxruntime", "safetensors", "torch")
-MAX_VERSIONS = 5  # of the newest versions that pruning keeps
-TOLERANCE = 1e-3  # of logits: runtimes differ by a hundredth of it, a wrong weight by more
+MAX_VERSIONS = 5  # newest versions that pruning keeps
+TOLERANCE = 1e-3  # in logits: runtimes differ by a hundredth of it, a wrong weight by more
 
 _ASIDE = ".aside-"
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a model was trained and how good it is: plain values, stored as JSON."""
+    """The training and quality of a model: plain values, stored as JSON."""
 
     network: str  # its module in training/networks
     categories: tuple[str, ...]  # without the background, which is class 0
     dataset_digest: str
-    split: Mapping[str, Sequence[str]]  # images' digests by side
+    split: Mapping[str, Sequence[str]]  # image digests by side
     report: Mapping[str, Any]
     seed: int
 
 
 @dataclass(frozen=True, eq=False)
 class UnsavedModel:
-    """A trained network, ready to be saved. `golden_outputs` are its answers to `golden_inputs`."""
+    """A trained network, ready to save. `golden_outputs` are its answers to `golden_inputs`."""
 
     provenance: Provenance
     weights: Arrays
@@ -83,7 +83,7 @@ class ModelVersion:
 
 
 class Models:
-    """The models of one project, in `folder`; for any thread and process."""
+    """The models of one project, in `folder`. For any thread and process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,10 +91,7 @@ class Models:
         self._pointer = folder / "served.json"
 
     def save(self, model: UnsavedModel) -> ModelVersion:
-        """Save the network as a new version, which is served once it is promoted.
-
-        Raises Failed if the written network cannot be loaded or answers differently than in training.
-        """
+        """Save a new version. Raises Failed if the written network fails to load or answers differently."""
         self._versions.mkdir(parents=True, exist_ok=True)
         with self._locked():
             self._remove_leftovers()
@@ -124,7 +121,7 @@ class Models:
             return _read_version(self._versions / identifier)
 
     def versions(self) -> list[ModelVersion]:
-        """All versions, oldest first. Damaged ones are left out, with a warning."""
+        """All versions, oldest first. Damaged ones are left out with a warning."""
         found: list[ModelVersion] = []
         for folder in sorted(self._folders()):
             try:
@@ -134,13 +131,13 @@ class Models:
         return found
 
     def version(self, identifier: str) -> ModelVersion:
-        """The version of this id. Raises NotFound, and Failed if its manifest cannot be read."""
+        """The version with this id. Raises NotFound, and Failed if its manifest cannot be read."""
         if identifier not in {folder.name for folder in self._folders()}:
             raise NotFound(f"there is no model {identifier[:80]!r} of this project")
         return _read_version(self._versions / identifier)
 
     def served(self) -> ModelVersion | None:
-        """The version in use, None if there is none. Raises Failed."""
+        """The version in use; None if there is none. Raises Failed."""
         identifier, _ = self._served()
         return None if identifier is None else self.version(identifier)
 
@@ -153,28 +150,28 @@ class Models:
                 yield None
                 return
             with files.lock(self._opening(version.id), shared=True):
-                if version.path.is_dir():  # else it was replaced, and pruned, since the pointer was read
+                if version.path.is_dir():  # else it was replaced and pruned after the pointer was read
                     yield version
                     return
 
     @property
     def has_served(self) -> bool:
-        """Whether a version was promoted, damaged or not."""
+        """Whether a version was promoted, even if it is damaged."""
         return self._pointer.exists()
 
     def promote(self, identifier: str) -> ModelVersion:
-        """Serve this version from now on. Raises NotFound or Failed, and changes nothing then."""
+        """Serve this version from now on. If it raises NotFound or Failed, nothing changes."""
         promoted = self.version(identifier)
         verify(promoted)
         with self._locked():
-            self.version(identifier)  # it was not pruned meanwhile
+            self.version(identifier)  # raises if it was pruned meanwhile
             current, before = self._served()
             if identifier != current:
                 self._serve(identifier, [*before, *([current] if current else [])])
         return promoted
 
     def roll_back(self) -> ModelVersion:
-        """Serve the version that was served before this one. Raises NotFound if there was none."""
+        """Serve the previously served version. Raises NotFound if there was none."""
         with self._locked():
             _, before = self._served()
             if not before:
@@ -187,8 +184,7 @@ class Models:
     def prune(self, newest: int = MAX_VERSIONS) -> list[str]:
         """Remove old versions and return their ids.
 
-        The served version, its parent, the one that a rollback leads to, the `newest` ones (at least
-        1) and those being opened stay.
+        Keeps the served version, its parent, the rollback target, open ones and the `newest` (at least 1).
         """
         with self._locked():
             current, before = self._served()
@@ -203,19 +199,19 @@ class Models:
         return gone
 
     def _set_aside(self, name: str) -> bool:
-        """Rename a version aside, unless somebody is opening it; whether that was done."""
+        """Rename a version aside unless somebody is opening it; return whether it was renamed."""
         folder = self._versions / name
         try:
             with files.lock(self._opening(name), blocking=False):
                 folder.rename(self._versions / (_ASIDE + name))
         except BlockingIOError:
             return False
-        with suppress(OSError):  # Windows keeps it while somebody waits for it in vain
+        with suppress(OSError):  # Windows keeps the file while somebody waits for its lock in vain
             self._opening(name).unlink()
         return True
 
     def _opening(self, name: str) -> Path:
-        """Lock held while this version is open. It lies outside its folder: Windows could not rename that."""
+        """Lock held while this version is opened. Inside its folder, it would block renaming on Windows."""
         return self.folder / f".{name}.lock"
 
     def _served(self) -> tuple[str | None, list[str]]:
@@ -234,14 +230,14 @@ class Models:
         return [each for each in self._versions.iterdir() if not each.name.startswith(_ASIDE)]
 
     def _remove_leftovers(self) -> None:
-        """Remove what killed writers left: nobody else writes while this one holds the lock."""
+        """Remove what killed writers left. Nobody else writes while this one holds the lock."""
         for each in self._versions.glob(_ASIDE + "*"):
             shutil.rmtree(each)
         for each in self.folder.glob("*" + files.DRAFT):
             each.unlink()
 
     def _locked(self) -> AbstractContextManager[None]:
-        """The writers' lock, which the system frees if a process dies."""
+        """The writers' lock. The system frees it if a process dies."""
         return files.lock(self.folder / ".lock")
 
 
@@ -269,7 +265,7 @@ def verify(model: ModelVersion) -> None:
 
 
 def read_golden(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """The golden inputs and the network's answers to them, by name."""
+    """The golden inputs and the network's answers, by name."""
     with np.load(path, allow_pickle=False) as stored:
         named: dict[str, NDArray[Any]] = {name: stored[name] for name in stored.files}
     inputs = {name[len("input:") :]: each for name, each in named.items() if name.startswith("input:")}
@@ -278,7 +274,7 @@ def read_golden(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[
 
 
 def _files(model: UnsavedModel) -> dict[str, bytes]:
-    # of the extra torch, which those who save have, since they have trained
+    # in the extra `torch`, which is there wherever a model was trained
     safetensors: Any = importlib.import_module("safetensors.numpy")
     golden = io.BytesIO()
     named = {f"input:{name}": each for name, each in model.golden_inputs.items()}
