@@ -1,1 +1,1 @@
-"""Accepted labels on their way in: from a tool's events and pulls to the store."""
+"""The path of accepted labels from a tool's events and pulls into the store."""

@@ -1,4 +1,4 @@
-"""Turns what a tool submits into stored labels: the one way in, for webhooks and pulls."""
+"""Stores what a tool submits as labels: the only way in, for webhooks and pulls alike."""
 
 from __future__ import annotations
 
@@ -40,54 +40,48 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Page:
-    """A part of a pull, and the position at which the pull goes on once the part was taken in."""
+    """A part of a pull, and the position from which the pull resumes once the part is stored."""
 
     changes: Sequence[Change]
     position: str
-    remaining: int | None = None  # parts after this one; None: unknown
+    remaining: int | None = None  # parts after this one; None if unknown
 
 
 class LabelSource(Protocol):
-    """A tool's labels, to be taken in. Called from one thread at a time.
+    """A source of a tool's labels. Called from one thread at a time.
 
-    `changes` is lazy if it has to ask the tool: what it yielded before it raised was taken in, and stays.
-    It MUST raise InvalidRequest for an event that will never be readable, and ToolUnavailable for one that
-    may be readable later. If only a part of an event makes no sense, it yields Unreadable for the part.
+    `changes` is lazy if it has to ask the tool: what it yielded before it raised stays stored. It MUST raise
+    InvalidRequest if the event will never be readable, and ToolUnavailable if it may be readable later. If
+    only part of an event makes no sense, it yields Unreadable for that part.
     """
 
     @property
     def origin(self) -> str | None:
-        """The address that is configured for the tool; None if none is."""
+        """The address configured for the tool; None if there is none."""
         ...
 
     def changes(self, event: bytes, retry: bool = False) -> Iterable[Change]:
-        """Changes that an event announces; none, for most kinds.
-
-        `retry`: not all of the event could be taken in before, so the tool MUST be asked again.
-        """
+        """Changes that the event announces, often none. A `retry` MUST ask the tool again."""
         ...
 
     def locate(self, submission: Submission) -> ImageRef:
-        """The address of the submission's image, with what it takes to read it."""
+        """The address of the submission's image, with all that is needed to read it."""
         ...
 
     def pull(self, project: str, position: str | None = None) -> Iterator[Page]:
-        """Everything accepted in the project from `position` on, in an order in which a pull can go on.
-
-        Raises NotFound if the tool has no such project (any more).
-        """
+        """Accepted labels from `position` on, in resumable order. Raises NotFound for a missing project."""
         ...
 
     def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
-        """Deletions of those of `annotations`, (task, annotation), that the tool no longer has.
+        """Deletions of those `annotations`, (task, annotation), that the tool no longer has.
 
-        It MUST ask the tool for each: an annotation that a pull did not show may have moved meanwhile.
+        It MUST ask the tool about each: an annotation missing from a pull may have moved meanwhile.
         """
         ...
 
 
 class Ingester:
-    """Takes changes in, from any thread. Taking one in twice changes nothing."""
+    """Stores changes, from any thread. Storing a change twice has no further effect."""
 
     def __init__(self, store: Store, images: ImageSource, archive: ImageArchive) -> None:
         self._store = store
@@ -95,10 +89,9 @@ class Ingester:
         self._archive = archive
 
     def apply(self, change: Change, tool: LabelSource) -> bool:
-        """Store the change, its image first. True if it changed labels.
+        """Store the change, its image first. True if labels changed.
 
-        Raises InvalidRequest if a region does not fit its image or the change is Unreadable; what
-        `tool.locate` and reading the image raise; and StoreUnavailable.
+        Raises InvalidRequest (Unreadable, or a region that does not fit), StoreUnavailable and image errors.
         """
         match change:
             case Submission():
@@ -129,20 +122,20 @@ class Ingester:
         drawn = [(region, _rle(region, image.size)) for region in one_label_a_proposal(submission.regions)]
         categories = frozenset(region.category for region, _ in drawn)
         of = (submission.tool, submission.project, image.digest)
-        try:  # before the labels: a crash in between leaves a side without labels, not labels without a side
+        try:  # before the labels, because a crash must not leave labels without a side
             assign_image(self._store, *of, categories, self._pixels)
-        except (Gone, InvalidInput, TooLarge):  # there was no room to keep it: it gets a side when it is back
+        except (Gone, InvalidInput, TooLarge):  # no room to keep the image: it gets a side when it is back
             log.info("image %s has no side yet", image.digest[:8])
         return self._store.accept(submission, image, drawn)
 
     def _pixels(self, digest: str) -> Pixels:
         try:
-            return self._images.load_digest(digest).pixels  # it was decoded just now, if it was fetched
+            return self._images.load_digest(digest).pixels  # decoded just now, if it was just fetched
         except Gone:
             return self._images.load_bytes(self._archive.read(digest)).pixels
 
     def _image(self, submission: Submission, tool: LabelSource) -> ImageIdentity:
-        """Fetch the image once: not again for another annotation of the task, nor after a restart."""
+        """Fetch the image only once, across the annotations of a task and across restarts."""
         known = self._store.known_image(submission)
         if known and self._archive.holds(known.digest):
             return known
@@ -177,10 +170,10 @@ def refetch_missing(
     archive: ImageArchive,
     stopped: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Fetch labelled images that the archive lacks from `tool`, called `name`. Returns how many stay missing.
+    """Fetch labelled images the archive lacks from `tool`, called `name`. Returns how many stay missing.
 
-    The tool is asked for the whole project, since only it knows where they are; not at all if none is
-    missing. An image that was replaced by another is no use. Raises ToolUnavailable and StoreUnavailable.
+    Only the tool knows where they are, so it is asked for the whole project if any is missing. An image that
+    was replaced by another one stays missing. Raises ToolUnavailable and StoreUnavailable.
     """
     missing = {image.digest for image in store.images(name, project)}
     missing = {digest for digest in missing if not archive.holds(digest)}
@@ -204,6 +197,6 @@ def refetch_missing(
             if image.digest not in missing:
                 continue
             if not archive.keep(image.digest, raw):
-                return len(missing)  # there is no room for others either
+                return len(missing)  # there is no room for the others either
             missing.discard(image.digest)
     return len(missing)

@@ -1,4 +1,4 @@
-"""Webhook bodies, kept durably before anybody answers them."""
+"""Durable storage of webhook bodies, before anybody answers them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 from clickmask.errors import StoreUnavailable
 
-# What SQLite must answer to each PRAGMA. FULL: a commit returns when the event is on the disk.
+# Values that SQLite must confirm. FULL: a commit returns once the event is on the disk.
 PRAGMAS: Mapping[str, str | int] = MappingProxyType(
     {"journal_mode": "wal", "synchronous": 2, "busy_timeout": 500}
 )
-MAX_BATCH = 256  # events of one transaction
-EVENT_TTL_S = 30 * 24 * 3600.0  # that an event is kept after it was read, for those who look back
+MAX_BATCH = 256
+EVENT_TTL_S = 30 * 24 * 3600.0  # time an event stays after it was read, for looking back
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, received_at REAL NOT NULL, body BLOB NOT NULL
@@ -53,11 +53,10 @@ class _Arrival(NamedTuple):
 
 
 class Inbox:
-    """Raw webhook bodies in an SQLite file of their own, in the order of their arrival. For any thread.
+    """Raw webhook bodies in their own SQLite file, in order of arrival. For any thread.
 
-    One thread writes. Its next transaction keeps everything that arrived while it waited for the disk, so
-    many callers share one fsync. Nothing is parsed here, so nothing can be refused. Raises
-    StoreUnavailable if SQLite does not take its settings.
+    One thread writes. Each transaction stores all that arrived during the previous one, so callers share
+    fsyncs. Nothing is parsed, so nothing is refused. Raises StoreUnavailable if SQLite rejects its settings.
     """
 
     def __init__(self, path: Path, kept_for: float = EVENT_TTL_S) -> None:
@@ -80,13 +79,13 @@ class Inbox:
         self._thread.start()
 
     def keep(self, source: str, body: bytes) -> int:
-        """Keep an event. Returns its id once it is durable: it survives a kill and a power cut."""
+        """Store an event. Returns its id once it will survive a kill and a power cut."""
         return self.keep_soon(source, body).result()
 
     def keep_soon(self, source: str, body: bytes) -> Future[int]:
-        """Keep an event. The future has its id once it is durable; until then nobody may be told so."""
+        """Store an event. The future gives its id once it is durable; do not acknowledge it earlier."""
         arrival = _Arrival(source, time.time(), body, Future())
-        arrival.kept.set_running_or_notify_cancel()  # an event counts even if its sender hangs up
+        arrival.kept.set_running_or_notify_cancel()  # store the event even if its sender hangs up
         if self._closed:
             raise StoreUnavailable(_CLOSED)
         self._last = time.monotonic()
@@ -110,21 +109,17 @@ class Inbox:
         return time.monotonic() - self._last
 
     def forget_to(self, id: int) -> None:  # noqa: A002
-        """Let later arrivals remove events up to this one once they are old."""
+        """Let later arrivals remove events up to this id once they are old."""
         self._forget_to = id
 
     def count(self, after: int = 0) -> int:
-        """Number of kept events with an id above `after`.
-
-        Computed from the ids, which have no gaps: to count rows, SQLite would read all bodies, 0.4 s for
-        60,000 events.
-        """
+        """Number of events with ids above `after`, by gapless ids: counting takes 0.4 s for 60,000."""
         ends = "SELECT (SELECT min(id) FROM events), (SELECT max(id) FROM events)"
         first, last = self._read(ends)[0]
         return max(0, last - max(after, first - 1)) if first else 0
 
     def close(self) -> None:
-        """Keep what has arrived, and stop."""
+        """Store what has arrived, and stop."""
         self._closed = True
         self._arrivals.put(None)
         self._thread.join()
@@ -154,7 +149,7 @@ class Inbox:
                     arrival.kept.set_result(number)
 
     def _together(self) -> Iterator[list[_Arrival]]:
-        """Batches of what has arrived, until the inbox is closed."""
+        """Batches of arrivals, until the inbox is closed."""
         closed = False
         while not closed:
             together: list[_Arrival] = []

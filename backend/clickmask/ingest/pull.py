@@ -1,4 +1,4 @@
-"""Takes in everything accepted in a tool's project, in the same way as webhooks are taken in."""
+"""Stores everything accepted in a tool's project, in the same way as webhooks do."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """What a pull has done so far; its parts are tasks or jobs."""
+    """The progress of a pull. Its parts are tasks or jobs."""
 
-    read: int = 0  # parts
-    remaining: int | None = None  # parts to come; None: unknown
+    read: int = 0
+    remaining: int | None = None  # parts to come; None if unknown
     taken: int = 0  # submissions that changed the store
-    known: int = 0  # submissions that were stored already
+    known: int = 0  # submissions that were already stored
     gone: int = 0  # annotations and tasks that the tool no longer has
-    left_out: tuple[str, ...] = ()  # sentences about what could not be taken in
+    left_out: tuple[str, ...] = ()  # sentences about what could not be stored
 
 
 def pull(name: str, tool: LabelSource, project: str, store: Store, ingester: Ingester) -> Generator[Progress]:
-    """Take in everything accepted in `project` of `tool`, called `name`. Yields after each part.
+    """Store everything accepted in `project` of `tool`, called `name`. Yields after each part.
 
-    If it is stopped at any time, the next pull goes on from there. At the end come the deletions that no
-    webhook told of: for a project that was deleted, of everything. What cannot be taken in is left out, and
-    named in `left_out`. Raises NotFound, ToolUnavailable and StoreUnavailable.
+    Resumes where the last pull stopped. Ends with deletions that no webhook announced; if the project was
+    deleted, everything goes. `left_out` names what fails. Raises NotFound, ToolUnavailable, StoreUnavailable.
     """
     done = Progress()
     seen: set[tuple[str, str]] = set()
@@ -56,7 +55,7 @@ def pull(name: str, tool: LabelSource, project: str, store: Store, ingester: Ing
 
 
 def _parts(tool: LabelSource, project: str, position: str | None, is_known: bool) -> Iterator[Page]:
-    """Pages of the tool; none if a project that is known here was deleted there."""
+    """Pages of the tool; none if the tool has deleted a project that is known here."""
     try:
         yield from tool.pull(project, position)
     except NotFound:
@@ -71,7 +70,7 @@ def _apply(changes: Sequence[Change], tool: LabelSource, ingester: Ingester) -> 
             changed = ingester.apply(change, tool)
         except (ToolUnavailable, StoreUnavailable):
             raise
-        except Exception as error:  # noqa: BLE001  # else every pull would stop here and never reach the rest
+        except Exception as error:  # noqa: BLE001  # else every pull would stop here, short of the rest
             left_out.append(_sentence(change, error))
             continue
         if isinstance(change, Submission):

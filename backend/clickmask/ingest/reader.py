@@ -1,4 +1,4 @@
-"""One thread that reads the inbox: events become labels, in their order, whatever happens."""
+"""The thread that reads the inbox: it turns events into labels, in order, whatever happens."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from clickmask.store import FailedEvent, Store
 
 log = logging.getLogger(__name__)
 
-RETRYABLE = (Busy, ImageUnavailable, ToolUnavailable)  # after these an event is tried again later
-MIN_RETRY_S = 10.0  # until the second attempt; each further wait is twice as long, up to MAX_RETRY_S
+RETRYABLE = (Busy, ImageUnavailable, ToolUnavailable)  # errors after which an event is tried again
+MIN_RETRY_S = 10.0  # before the second attempt; each further wait doubles, up to MAX_RETRY_S
 MAX_RETRY_S = 3600.0
-MAX_ATTEMPTS = 32  # a day
-QUIET_S = 0.05  # without an arrival, after which an event is read
-MAX_YIELD_S = 1.0  # that the reader gives way
-MAX_IMAGE_WAIT_S = 60.0  # spent on unreadable images of one event, before it waits for its next attempt
-_MAX_BATCH = 50  # events
-_IDLE_S = 5.0  # between looks for what is due
+MAX_ATTEMPTS = 32  # about a day
+QUIET_S = 0.05  # time without arrivals before an event is read
+MAX_YIELD_S = 1.0  # the longest wait for such a quiet time
+MAX_IMAGE_WAIT_S = 60.0  # spent on one event's unreadable images before it waits for its next attempt
+_MAX_BATCH = 50
+_IDLE_S = 5.0  # between checks for due events
 
 
 @dataclass(frozen=True)
 class IngestStatus:
-    waiting: int  # events that were not read yet
-    set_aside: int  # events that could not be taken in
+    waiting: int  # unread events
+    set_aside: int  # events that could not be stored
     newest_set_aside: list[FailedEvent]
     kept_images: ArchiveStatus
 
 
 class InboxReader:
-    """Takes in what the inbox keeps, and goes on where it stopped. Close it before inbox and store.
+    """Stores labels from the inbox and resumes where it stopped. Close it before inbox and store.
 
-    An event that cannot be taken in is set aside, and the others go on. If the reason may pass, it is tried
-    again, later and later, for a day; otherwise once more after a restart, when the settings may have been
-    corrected. While the store is unavailable everything waits.
+    An event that fails is set aside, and the others go on. If the reason may pass, it is retried at growing
+    intervals for a day; otherwise once after a restart, since the settings may have been corrected. While the
+    store is unavailable, everything waits.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class InboxReader:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the event under way."""
+        """Stop after the current event."""
         self._closing = True
         self._inbox.arrived.set()
         if self._thread.ident is not None:
             self._thread.join()
 
     def status(self) -> IngestStatus:
-        """Raises StoreUnavailable."""
+        """Counts of waiting and failed events, and the archive's status. Raises StoreUnavailable."""
         waiting = self._inbox.count(after=self._store.read_to(self._inbox.id))
         aside = self._store.count_set_aside(self._inbox.id)
         newest = self._store.set_aside(self._inbox.id)
@@ -92,7 +92,7 @@ class InboxReader:
                 self._inbox.arrived.wait(_IDLE_S)
 
     def _read_some(self) -> bool:
-        """Read at most _MAX_BATCH new events. False if there were none."""
+        """Read at most _MAX_BATCH new events. Returns False if there were none."""
         events = self._inbox.events(after=self._store.read_to(self._inbox.id), limit=_MAX_BATCH)
         for event in events:
             self._yield_to_requests()
@@ -101,7 +101,7 @@ class InboxReader:
             self._store.mark_read(self._inbox.id, event.id, self._apply(event, 0))
             self._inbox.forget_to(event.id)
             if len(events) == _MAX_BATCH:
-                self._retry_one()  # a flood of new events must not starve the old ones
+                self._retry_one()  # a flood of new events must not starve old ones
         return bool(events)
 
     def _yield_to_requests(self) -> None:
@@ -113,7 +113,7 @@ class InboxReader:
             time.sleep(rest)
 
     def _retry_one(self) -> bool:
-        """Try the failed event that is due. False if none is."""
+        """Retry the failed event that is due. Returns False if none is."""
         due = self._store.due(self._inbox.id, self._clock())
         if due is None:
             return False
@@ -126,7 +126,7 @@ class InboxReader:
         return True
 
     def _apply(self, event: Event, attempts: int) -> FailedEvent | None:
-        """Take the event in. Returns how it failed, if it did. Raises StoreUnavailable."""
+        """Store the event's labels. Returns its failure, if any. Raises StoreUnavailable."""
         tool = self._tools.get(event.source)
         if tool is None:
             return None  # the tool has no labels to give
@@ -145,10 +145,9 @@ class InboxReader:
         return FailedEvent(event.id, event.source, reason, self._clock(), attempts + 1, retry_at)
 
     def _apply_changes(self, event: Event, tool: LabelSource, retry: bool) -> tuple[int, list[Exception]]:
-        """Returns how many submissions were taken in, and the errors of the rest. Raises StoreUnavailable.
+        """The number of stored submissions, and the errors of the rest. Raises StoreUnavailable.
 
-        A submission that fails, for whatever reason, does not keep the others out, unless it took long or
-        its reason would fail them too.
+        A failed submission does not keep the others out, unless it took long or its error would affect them.
         """
         taken, lost, failed = 0, 0.0, list[Exception]()
         try:
@@ -159,14 +158,14 @@ class InboxReader:
                     taken += isinstance(change, Submission)
                 except (Busy, StoreUnavailable, ToolUnavailable):
                     raise
-                except Exception as error:  # noqa: BLE001  # whatever it is, those beside it must be read
+                except Exception as error:  # noqa: BLE001  # submissions beside it must be read in any case
                     failed.append(error)
                     lost += time.monotonic() - began
                     if lost > MAX_IMAGE_WAIT_S:
                         break
         except StoreUnavailable:
             raise
-        except Exception as error:  # noqa: BLE001  # whatever an event holds, those behind it must be read
+        except Exception as error:  # noqa: BLE001  # events behind it must be read in any case
             failed.append(error)
         return taken, failed
 
@@ -174,7 +173,7 @@ class InboxReader:
 def _sentence(error: Exception, taken: int, failed: int) -> str:
     if isinstance(error, ClickmaskError):
         reason = str(error)
-    else:  # its own words may hold paths
+    else:  # the error's own text may contain paths
         reason = f"something went wrong inside clickmask ({type(error).__name__}); its log has the details"
     if not taken:
         return reason
