@@ -1,1 +1,1 @@
-"""What annotators drew and accepted, and the rules about it. No I/O."""
+"""Labels that annotators drew and accepted, and the rules about them. No I/O."""

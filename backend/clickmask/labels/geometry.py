@@ -1,4 +1,4 @@
-"""Shapes that annotators draw, in image coordinates, and the pixels that they cover."""
+"""Shapes that annotators draw, in image coordinates, and the pixels they cover."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from clickmask.types import Box, Mask, Point, Size
 
 @dataclass(frozen=True)
 class Brush:
-    """A mask that was painted or accepted as one; bit masks, too."""
+    """A mask that was painted, or accepted as a mask; also a bit mask."""
 
     rle: Rle
 
 
 @dataclass(frozen=True)
 class Polygon:
-    """Closed rings, the first point not repeated. Even-odd rule: a hole is a ring inside a ring."""
+    """Closed rings without a repeated first point. Even-odd rule: a hole is a ring inside a ring."""
 
     rings: tuple[tuple[Point, ...], ...]
 
@@ -49,7 +49,7 @@ Geometry = Brush | Polygon | Rectangle | Ellipse
 
 
 def rasterise(geometry: Geometry, size: Size) -> Mask:
-    """Mask of the pixels whose centre is in `geometry`, in an image of `size`; a new array.
+    """A new mask of the pixels whose centre is in `geometry`, in an image of `size`.
 
     Area outside the image is cut off. Raises ValueError if a brush has another size or is damaged.
     """
@@ -77,7 +77,7 @@ def rectangle_corners(rectangle: Rectangle) -> list[Point]:
 
 
 def geometry_to_json(geometry: Geometry) -> dict[str, Any]:
-    """Lists, numbers and text under `kind` and the names of the fields."""
+    """Lists, numbers and text, keyed by `kind` and the field names."""
     match geometry:
         case Brush(rle):
             return {"kind": "brush", "rle": {"size": list(rle["size"]), "counts": rle["counts"]}}
@@ -112,7 +112,7 @@ def _ellipse_to_mask(ellipse: Ellipse, size: Size) -> Mask:
     if across <= 0 or down <= 0:
         return mask
     turn = _clockwise(ellipse.rotation)
-    reach_x, reach_y = np.hypot(*(turn * (across, down)).T)  # half the upright box round it
+    reach_x, reach_y = np.hypot(*(turn * (across, down)).T)  # half of the upright bounding box
     rows, columns = (
         slice(max(0, int(np.floor(at - reach))), max(0, min(length, int(np.ceil(at + reach)))))
         for at, reach, length in ((centre_y, reach_y, size[0]), (centre_x, reach_x, size[1]))
@@ -125,7 +125,7 @@ def _ellipse_to_mask(ellipse: Ellipse, size: Size) -> Mask:
 
 
 def _clockwise(degrees: float) -> NDArray[np.float64]:
-    """Rotation matrix for (x, y), y down, clockwise on the screen."""
+    """Rotation matrix for (x, y) with y down, clockwise on the screen."""
     angle = np.deg2rad(degrees)
     cos, sin = float(np.cos(angle)), float(np.sin(angle))
     return np.array([[cos, -sin], [sin, cos]])

@@ -1,14 +1,13 @@
-"""The side of the split that an image belongs to, decided once, when its first label is accepted.
+"""The split side of an image, chosen once, when its first label is accepted.
 
-An image that was trained on must never be measured on, today or in a year. So a side is never
-reconsidered: not when labels change or go, not when other images come. If it turns out later that two
-images on different sides are near duplicates, both are quarantined: taken out of training and measuring.
-Images do not change, so one in quarantine stays there.
+A model must never be measured on an image it was trained on, today or in a year. So a side never changes,
+even if labels change or go, or other images come. If two images on different sides turn out to be near
+duplicates, both are quarantined for good: neither trained on nor measured.
 
-Near duplicates are images that show nearly the same: frames of one video, one photo saved twice. They pass
-two tests, since either alone is wrong too often: a perceptual hash (C. Zauner, "Implementation and
-Benchmarking of Perceptual Image Hash Functions", 2010, the DCT hash as the package imagehash computes it,
-but with area averaging) and the correlation of small grey copies.
+Near duplicates, such as frames of one video or one photo saved twice, must pass two tests, since either alone
+is wrong too often: a perceptual hash (C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash
+Functions", 2010, the DCT hash as the package imagehash computes it, but with area averaging) and the
+correlation of small grey copies.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ from clickmask.types import Pixels
 
 Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = ("train", "validation", "test")
-MIN_SPLIT_IMAGES = 16  # with fewer a split says too little, and models are cross-validated
-MIN_HELD_OUT = 3  # images on each of validation and test, from MIN_SPLIT_IMAGES on
+MIN_SPLIT_IMAGES = 16  # with fewer images a split says too little, and models are cross-validated
+MIN_HELD_OUT = 3  # images each for validation and test, from MIN_SPLIT_IMAGES on
 _SHARES: tuple[float, ...] = (0.70, 0.15, 0.15)
 
-MAX_HAMMING_BITS = 4  # of 64 in which the hashes of near duplicates differ
+MAX_HAMMING_BITS = 4  # of 64, that may differ between the hashes of near duplicates
 MIN_CORRELATION = 0.95
-SIDE = 32  # pixels, of the grey copy
+SIDE = 32  # pixels, side of the grey copy
 BITS = 8  # the hash covers BITS x BITS frequencies
-FLAT = 1.0  # grey levels of standard deviation; a flatter copy correlates by its noise alone
+FLAT = 1.0  # standard deviation in grey levels; a flatter copy would correlate by noise alone
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is compared of an image: 8 bytes of hash, and SIDE x SIDE bytes of grey."""
+    """The part of an image that is compared: 8 bytes of hash, and SIDE x SIDE bytes of grey."""
 
     hash: bytes
     thumbnail: bytes
@@ -52,7 +51,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Assigned:
-    """An image that has a side. Near duplicates follow it even when it has lost its labels."""
+    """An image with a side. Near duplicates get the same side even after it has lost its labels."""
 
     digest: str
     side: Side
@@ -61,14 +60,14 @@ class Assigned:
 
 @dataclass(frozen=True)
 class SideCounts:
-    """What is on a side now: annotated images, and categories of their labels."""
+    """The annotated images on a side, and the categories of their labels."""
 
     images: int = 0
     categories: frozenset[str] = frozenset()
 
 
 def neighbouring_side(fingerprint: Fingerprint, assigned: Sequence[Assigned]) -> Side | None:
-    """The side of the nearest of its near duplicates among `assigned`; None if it has none."""
+    """The side of the image's closest near duplicate in `assigned`; None if it has none."""
     near = neighbours(fingerprint, [other.fingerprint for other in assigned])
     return assigned[near[0]].side if near else None
 
@@ -76,10 +75,9 @@ def neighbouring_side(fingerprint: Fingerprint, assigned: Sequence[Assigned]) ->
 def choose_side(digest: str, categories: frozenset[str], counts: Mapping[Side, SideCounts]) -> Side:
     """Choose a side by quotas for an image without near duplicates that has labels of `categories`.
 
-    Quotas are 70, 15 and 15 in a hundred, with at least 3 images each for validation and test from 16
-    images on. Among the sides below their quota, the one that lacks most of the image's `categories` comes
-    first (for a category's sake a side may be one image ahead, and training comes first), then the one
-    furthest below its quota, then one by the digest.
+    Quotas are 70, 15 and 15 %, with at least 3 images each for validation and test from 16 images on. Of the
+    sides below quota, choose the one that lacks most of the `categories` (for a category's sake a side may be
+    one image ahead, and training comes first), then the one furthest below quota, then by the digest.
     """
     images = {side: counts[side].images for side in SIDES}
     counting = sum(images.values())
@@ -89,7 +87,7 @@ def choose_side(digest: str, categories: frozenset[str], counts: Mapping[Side, S
     }
     candidates: list[Side]
     lacking = {side: len(categories - counts[side].categories) for side in SIDES}
-    # The last images before the 16th, and any after it, go where the minimum is not reached.
+    # The last images before the 16th, and any later ones, go where the minimum is not reached.
     if needed and counting + sum(needed.values()) >= MIN_SPLIT_IMAGES:
         candidates = list(needed)
     else:
@@ -106,24 +104,24 @@ def choose_side(digest: str, categories: frozenset[str], counts: Mapping[Side, S
 
 
 def quarantined(assigned: Sequence[Assigned]) -> frozenset[str]:
-    """Digests of the images that have a near duplicate on another side."""
+    """Digests of all images with a near duplicate on another side."""
     pairs = neighbouring_pairs([image.fingerprint for image in assigned])
     apart = [(assigned[a], assigned[b]) for a, b in pairs if assigned[a].side != assigned[b].side]
     return frozenset(image.digest for pair in apart for image in pair)
 
 
 def fingerprint(pixels: Pixels) -> Fingerprint:
-    """The fingerprint of an image of any size; equal pixels have equal fingerprints."""
+    """The fingerprint of an image of any size. Equal pixels have equal fingerprints."""
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     low = cast("NDArray[np.float32]", cv2.dct(small.astype(np.float32))[:BITS, :BITS])
-    # Rounded, so that a flat image, whose frequencies are nearly zero, has no bits by chance.
+    # Rounded, so that a flat image, whose frequencies are nearly zero, gets no random bits.
     bits = np.rint(low) > np.rint(np.median(low))
     return Fingerprint(np.packbits(bits).tobytes(), small.tobytes())
 
 
 def close(one: bytes, others: Sequence[bytes]) -> list[int]:
-    """Indices of those hashes in `others` that a near duplicate of `one` may have."""
+    """Indices of the hashes in `others` that may belong to a near duplicate of `one`."""
     if not others:
         return []
     hashes = np.frombuffer(b"".join(others), np.uint8).reshape(len(others), -1)
@@ -133,17 +131,17 @@ def close(one: bytes, others: Sequence[bytes]) -> list[int]:
 
 
 def neighbours(one: Fingerprint, others: Sequence[Fingerprint]) -> list[int]:
-    """Indices of the near duplicates of `one` in `others`, most alike first."""
+    """Indices of the near duplicates of `one` in `others`, most similar first."""
     near = close(one.hash, [other.hash for other in others])
     alike = sorted((-_correlation(one, others[index]), index) for index in near)
     return [index for negated, index in alike if -negated >= MIN_CORRELATION]
 
 
 def neighbouring_pairs(prints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
-    """Sorted pairs of indices, the smaller first, of all near duplicates."""
+    """Sorted index pairs of all near duplicates, the smaller index first."""
     hashes = [int.from_bytes(each.hash, "big") for each in prints]
     candidates: set[tuple[int, int]] = set()
-    # If the hash is cut into MAX_HAMMING_BITS + 1 stretches, at least one has no bit that differs.
+    # Cut the hash into MAX_HAMMING_BITS + 1 stretches: at least one has no differing bit.
     length = -(-BITS * BITS // (MAX_HAMMING_BITS + 1))
     for shift in range(0, BITS * BITS, length):
         alike: dict[int, list[int]] = {}
@@ -159,7 +157,7 @@ def neighbouring_pairs(prints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
 
 
 def _correlation(a: Fingerprint, b: Fingerprint) -> float:
-    """Pearson's correlation of the grey copies; for two flat ones 1 if they are equally bright, else 0."""
+    """Pearson correlation of the grey copies; two flat ones give 1 if equally bright, else 0."""
     x, y = (np.frombuffer(each.thumbnail, np.uint8).astype(np.float64) for each in (a, b))
     if x.std() < FLAT or y.std() < FLAT:
         return float(x.std() < FLAT and y.std() < FLAT and abs(x.mean() - y.mean()) < FLAT)
@@ -167,10 +165,7 @@ def _correlation(a: Fingerprint, b: Fingerprint) -> float:
 
 
 def _quotas(images: int) -> Mapping[Side, float]:
-    """Images due on each side of a split of `images`, which they sum to.
-
-    The held-out sides reach MIN_HELD_OUT evenly, by the time there are MIN_SPLIT_IMAGES.
-    """
+    """Images due on each side, summing to `images`. Held-out sides reach MIN_HELD_OUT by MIN_SPLIT_IMAGES."""
     held_out = [
         max(share * images, min(MIN_HELD_OUT, MIN_HELD_OUT * images / MIN_SPLIT_IMAGES))
         for share in _SHARES[1:]

@@ -1,7 +1,6 @@
 """Records of accepted labels: what an annotator drew, in image coordinates, and who submitted it where.
 
-A tool's `labels` module ends in these records. A `Geometry` is as drawn; `rasterise` gives its pixels.
-Tools, projects, tasks, annotations and regions are named by text, as their tool writes them.
+Tools' `labels` modules make these. A `Geometry` is as drawn; `rasterise` gives its pixels. Ids are text.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from clickmask.types import Size
 
 @dataclass(frozen=True)
 class LabelKey:
-    """Names one label. A region's id alone is not enough: two annotators may accept the same proposal."""
+    """The key of a label. A region's id is not enough: two annotators may accept the same proposal."""
 
     tool: str
     project: str
@@ -26,25 +25,25 @@ class LabelKey:
     region: str
 
 
-Unlabelled = Literal["background", "ignore"]  # how to see the area that no label covers
+Unlabelled = Literal["background", "ignore"]  # meaning of the area without labels
 
 
 @dataclass(frozen=True)
 class Region:
-    """One object that an annotator marked."""
+    """One object marked by an annotator."""
 
     id: str
     category: str
     geometry: Geometry
-    proposal: str | None = None  # id of the proposal that it was accepted from
+    proposal: str | None = None  # id of the proposal it was accepted from
 
 
 @dataclass(frozen=True)
 class Submission:
-    """All regions of one annotation on one image; what is missing was withdrawn.
+    """All regions of one annotation on one image. Missing regions were withdrawn.
 
-    `address` is the image's, as the tool writes it, and is never shown to another tool. `size` is the
-    upright image's, as the tool displays it; None if the tool does not say.
+    `address` is the image's, as the tool writes it, and is never shown to another tool. `size` is the upright
+    image's, as the tool displays it, or None if the tool does not say.
     """
 
     tool: str
@@ -57,8 +56,8 @@ class Submission:
     regions: tuple[Region, ...]
     updated_at: float  # seconds since 1970, by the tool's clock
     author: str = ""
-    item: int = 0  # which of the task's images: Label Studio's item_index, CVAT's frame
-    items: int | None = None  # how many the annotation is on, all saved at once; None: the tool has others
+    item: int = 0  # index of the image in the task: Label Studio's item_index, CVAT's frame
+    items: int | None = None  # images of the annotation, if all are saved at once; None if saved one by one
     ground_truth: bool = False
     skipped: bool = False  # no labels, whatever the regions are
 
@@ -83,7 +82,7 @@ class ProjectDeleted:
 
 @dataclass(frozen=True)
 class ProjectDescribed:
-    """A tool's description of a project; `categories` are in the tool's order."""
+    """A tool's description of a project. `categories` are in the tool's order."""
 
     tool: str
     project: str
@@ -93,7 +92,7 @@ class ProjectDescribed:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A part of an event that makes no sense, and why. Its other parts are changes all the same."""
+    """A part of an event that makes no sense, and the reason. The other parts still count."""
 
     reason: str
 
@@ -104,7 +103,7 @@ Change = Submission | Deleted | ProjectDescribed | Unreadable
 
 @dataclass(frozen=True)
 class AcceptedLabel:
-    """One accepted label. `image` is the digest of its image, `size` that image's size."""
+    """One accepted label. `image` is the digest of its image, and `size` the image's size."""
 
     key: LabelKey
     image: str
@@ -118,7 +117,7 @@ class AcceptedLabel:
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An annotated image of a task, with or without labels."""
+    """An annotated image in a task, with or without labels."""
 
     digest: str
     name: str
@@ -128,7 +127,7 @@ class LabelledImage:
 
 
 def one_label_a_proposal(regions: Sequence[Region]) -> list[Region]:
-    """`regions` without those whose proposal was accepted as a brush too: the brush wins."""
+    """`regions` without those whose proposal was also accepted as a brush: the brush wins."""
     brushed = {region.proposal for region in regions if isinstance(region.geometry, Brush)} - {None}
     return [
         region for region in regions if isinstance(region.geometry, Brush) or region.proposal not in brushed
