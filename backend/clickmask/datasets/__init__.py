@@ -1,1 +1,1 @@
-"""Labelled images as a data set: snapshots, sides of the split, COCO folders."""
+"""Labelled images as a dataset: snapshots, split sides, COCO folders."""

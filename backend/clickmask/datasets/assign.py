@@ -1,4 +1,4 @@
-"""Assigns each image to its side of the split when it is first accepted, and never again."""
+"""Assignment of images to split sides, once, when an image is first accepted."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from clickmask.labels.split import Side, choose_side, close, fingerprint, neighb
 from clickmask.store import Store
 from clickmask.types import Pixels
 
-_MAX_QUERY_DIGESTS = 500  # digests of one query
+_MAX_QUERY_DIGESTS = 500
 
-PixelsOf = Callable[[str], Pixels]  # an image's, by its digest; raises ClickmaskError if they are not kept
+PixelsOf = Callable[[str], Pixels]  # pixels by digest; raises ClickmaskError if they are not kept
 
 
 def assign_image(
     store: Store, tool: str, project: str, digest: str, categories: frozenset[str], pixels_of: PixelsOf
 ) -> Side:
-    """The side of an image that has labels of `categories`, assigned now if it has none yet.
+    """The side of an image with labels of `categories`, assigned now if it has none.
 
-    If several processes assign at once, each takes what the others have decided into account. Raises what
-    `pixels_of` raises, which is called only for an image without a side.
+    Concurrent processes respect each other's choices. Calls `pixels_of` only for an image without a side.
     """
     if side := store.side_of(tool, project, digest):
         return side
@@ -38,10 +37,10 @@ def assign_image(
 
 
 def assign_images(store: Store, tool: str, project: str, pixels_of: PixelsOf) -> dict[str, ClickmaskError]:
-    """Assign a side to each labelled image that has none, in the order in which they were accepted.
+    """Assign a side to each labelled image without one, in the order of acceptance.
 
-    Their pixels were not at hand when they were accepted. Returns the digests of images whose pixels
-    still are not, with the errors of `pixels_of`; nobody trains on these or measures with them.
+    Their pixels were not available at acceptance. Returns the digests whose pixels still are not, with the
+    errors of `pixels_of`; these images are used neither for training nor for measuring.
     """
     known = {digest for digest, _ in store.hashes(tool, project)}
     since = {image.digest: float("inf") for image in store.images(tool, project) if image.digest not in known}

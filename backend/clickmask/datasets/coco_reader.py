@@ -1,7 +1,6 @@
-"""Reads the outlined objects of a COCO dataset in a folder.
+"""Reads the outlined objects of a COCO dataset in a folder, except crowd regions.
 
-Format: cocodataset.org, "Data format", object detection (read 2026). Images, categories and annotations
-with polygons or RLE (compressed or not) are read. Crowd regions are no objects.
+Format: cocodataset.org, "Data format", object detection (read 2026): polygons and RLE, compressed or not.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from clickmask.masks.rle import Rle, as_rle, rings_to_rle, rle_to_mask
 from clickmask.types import Mask, Size
 
 Row = Mapping[str, Any]  # an entry of the file's images or annotations
-EVALUATED_FIRST = ("val", "test")  # in the name of an annotation file, if there are several
+EVALUATED_FIRST = ("val", "test")  # words that select one of several annotation files by its name
 
 
 @dataclass(frozen=True)
 class CocoObject:
-    """One object of a picture. `rle` is its mask, small in memory."""
+    """One object in a picture. `rle` is its mask, small in memory."""
 
     picture: Path
     category: str
-    annotation: int  # its id in the file
+    annotation: int
     rle: Rle
 
     @property
@@ -45,18 +44,18 @@ class CocoObject:
 
 @dataclass(frozen=True)
 class CocoSample:
-    """Objects of a dataset, grouped by picture, and why others were left out."""
+    """Objects of a dataset, grouped by picture, and the reasons why others were left out."""
 
     annotations: Path
     objects: Sequence[CocoObject]
-    left_out: Mapping[str, int]  # reason -> objects, among those that were looked at
+    left_out: Mapping[str, int]  # objects by reason, among those examined
 
 
 def sample_objects(dataset: Path, most: int | None = None, seed: int = 0, smallest: int = 64) -> CocoSample:
-    """Draw `most` objects of `dataset` by `seed`; all if None. The same call gives the same objects.
+    """Draw `most` objects of `dataset` by `seed`, or all if None. The same call gives the same objects.
 
-    `dataset` is an annotation file, or a folder that has one, itself or in its folder `annotations`.
-    `smallest` is in pixels of the mask. Raises InvalidRequest if there is no such file, or no object.
+    `dataset` is an annotation file or a folder with one in it or in its `annotations`. `smallest` is in mask
+    pixels. Raises InvalidRequest if there is no file or no object.
     """
     path = _annotation_file(dataset)
     root = dataset if dataset.is_dir() else path.parent
@@ -66,7 +65,7 @@ def sample_objects(dataset: Path, most: int | None = None, seed: int = 0, smalle
     images: dict[int, Row] = {row["id"]: row for row in content["images"]}
     categories: dict[int, str] = {row["id"]: str(row["name"]) for row in content.get("categories", [])}
     annotations: list[Row] = sorted(content["annotations"], key=lambda row: row["id"])
-    random.Random(seed).shuffle(annotations)  # noqa: S311  to be repeated, not to be unguessable
+    random.Random(seed).shuffle(annotations)  # noqa: S311  must be repeatable, not unguessable
     pictures = _Pictures(root, path.parent)
     taken: list[CocoObject] = []
     left_out: Counter[str] = Counter()
@@ -89,7 +88,7 @@ def sample_objects(dataset: Path, most: int | None = None, seed: int = 0, smalle
 def _object(
     annotation: Row, image: Row | None, category: str, pictures: _Pictures, smallest: int
 ) -> CocoObject | str:
-    """The object, or the reason why it is left out."""
+    """The object, or the reason for leaving it out."""
     if annotation.get("iscrowd"):
         return "crowd regions"
     if image is None:
@@ -106,7 +105,7 @@ def _object(
 
 
 def _rle(segmentation: object, size: Size) -> Rle | None:
-    """A list of polygons, united as pycocotools draws them, or an RLE of this size; else None."""
+    """An RLE of this size, or one of polygons united as pycocotools draws them; None for anything else."""
     height, width = size
     if isinstance(segmentation, list):
         rings: Any = [ring for ring in cast("list[Any]", segmentation) if len(ring) >= 6]
@@ -138,7 +137,7 @@ def _annotation_file(dataset: Path) -> Path:
 
 
 def _read(path: Path) -> Row | None:
-    """The content of a file of COCO instances; None for any other file."""
+    """The content of a COCO instances file; None for any other file."""
     try:
         content: object = json.loads(path.read_bytes())
     except ValueError:
@@ -153,7 +152,7 @@ def _read(path: Path) -> Row | None:
 
 
 class _Pictures:
-    """Finds the pictures of a dataset, which exporters put in different folders."""
+    """The pictures of a dataset, which exporters put in different folders."""
 
     def __init__(self, root: Path, beside: Path) -> None:
         self._root = root
@@ -165,7 +164,7 @@ class _Pictures:
     def find(self, file_name: str) -> Path | None:
         relative = PurePosixPath(file_name.replace("\\", "/"))
         if relative.is_absolute() or ".." in relative.parts:
-            return None  # a dataset names its own pictures
+            return None  # a dataset may only name its own pictures
         for folder in self._folders:
             if (folder / relative).is_file():
                 return folder / relative

@@ -1,15 +1,15 @@
 """An immutable snapshot of a project's accepted labels, named by a digest of its content.
 
-Decided here, once, for training, measuring and every export:
+These rules hold for training, measuring and every export:
 
-*Whose labels.* If a task has several annotators, the store gives the ground truth's labels, else the
-newest. An image in several tasks has the labels of the task that was labelled last.
-*Overlaps.* Labels may overlap, and each keeps its whole mask. In a map of one class a pixel, the smaller
-label lies on the larger one; of equally large ones, the one accepted later.
+*Whose labels.* If a task has several annotators, the ground truth's labels count, else the newest ones. If an
+image is in several tasks, the labels of the task labelled last count.
+*Overlaps.* Labels may overlap; each keeps its whole mask. In a map of one class per pixel, a smaller label
+lies on top of a larger one; of equally large ones, the one accepted later.
 *Unlabelled area* is background, or unknown and ignored, as the project says.
-*Class changes.* A label has the category of its last submission. Categories are the tool's, in its order,
-then those that only labels have, sorted; so the old name of a category that the tool renamed stays beside
-the new one until its labels are submitted again. Names last, their numbers do not.
+*Class changes.* A label has the category of its last submission. The tool's categories come first, in its
+order, then those that only labels have, sorted. So a renamed category keeps its old name beside the new one
+until its labels are submitted again. Names last; their numbers do not.
 *Sides* are explained in `clickmask.labels.split`.
 """
 
@@ -43,18 +43,18 @@ from clickmask.masks.rle import rle_to_mask
 from clickmask.store import Store
 from clickmask.types import Size
 
-IGNORED = 255  # in a class map
+IGNORED = 255  # class of unknown pixels in a class map
 FOLDS = 5
 ClassMap = NDArray[np.uint8]
 
 
 class Pictures(Protocol):
-    """Images by digest, as `clickmask.images.archive` has them."""
+    """Images by digest, like `clickmask.images.archive`."""
 
     def holds(self, digest: str) -> bool: ...
 
     def size_of(self, digest: str) -> int:
-        """Bytes of the file; 0 if it is not kept."""
+        """The file's size in bytes; 0 if it is not kept."""
         ...
 
     def read(self, digest: str) -> bytes:
@@ -75,25 +75,25 @@ class NoPictures:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with the labels that count, sorted by key; none if its annotator found nothing."""
+    """An image and the labels that count, sorted by key; there are none if its annotator found nothing."""
 
     image: str  # digest
     name: str  # original basename
     size: Size
-    side: Side | None  # None: its pixels were not at hand, so its near duplicates are not known
-    quarantined: bool  # it has a near duplicate on another side
-    group: str  # the same for near duplicates, direct ones or through others
+    side: Side | None  # None if its pixels were not available, so its near duplicates are unknown
+    quarantined: bool  # whether it has a near duplicate on another side
+    group: str  # shared by near duplicates, direct or through others
     labels: tuple[AcceptedLabel, ...]
 
     @property
     def usable(self) -> bool:
-        """Whether training and measuring may use it; it is exported either way."""
+        """Whether training and measuring may use it. It is exported either way."""
         return self.side is not None and not self.quarantined
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """`samples` are sorted by name, then digest. Equal datasets have equal digests."""
+    """A snapshot. `samples` are sorted by name, then digest. Equal datasets have equal digests."""
 
     tool: str
     project: str
@@ -104,12 +104,12 @@ class Dataset:
     pictures: Pictures = field(compare=False, repr=False)
 
     def split(self, side: Side) -> list[Sample]:
-        """The usable images of that side."""
+        """The usable images on a side."""
         return [sample for sample in self.samples if sample.side == side and sample.usable]
 
     @property
     def too_few(self) -> bool:
-        """Whether a split would say too little, so that models are cross-validated: see `folds`."""
+        """Whether a split would say too little, so that models are cross-validated with `folds`."""
         sides = [len(self.split(side)) for side in SIDES]
         return sum(sides) < MIN_SPLIT_IMAGES or min(sides[1:]) < MIN_HELD_OUT
 
@@ -121,10 +121,7 @@ def snapshot(
     pictures: Pictures | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> Dataset:
-    """The labels that count now. Images without a side are assigned one if their pixels are at hand now.
-
-    Raises InvalidRequest for a project without an accepted annotation.
-    """
+    """The labels that count now, after assigning sides. Raises InvalidRequest if nothing is annotated."""
     files = pictures or NoPictures()
     assign_images(store, tool, project, lambda digest: decode_image(files.read(digest), limits).pixels)
     images, labels = store.images(tool, project), store.labels(tool, project)
@@ -153,7 +150,7 @@ def create_dataset(
     unlabelled: Unlabelled = "background",
     pictures: Pictures | None = None,
 ) -> Dataset:
-    """The dataset of these, whose order does not matter. `declared` are the tool's categories."""
+    """The dataset of these `images` and `labels`, in any order. `declared` are the tool's categories."""
     apart = quarantined(assigned)
     groups = _groups(assigned)
     sides: dict[str, Side] = {image.digest: image.side for image in assigned}
@@ -187,9 +184,9 @@ def create_dataset(
 
 
 def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled) -> ClassMap:
-    """(H, W) uint8, one class a pixel: 0 is background, i + 1 is `categories[i]`, IGNORED is unknown.
+    """Map (H, W) of uint8, a class per pixel: 0 is background, i + 1 is `categories[i]`, IGNORED is unknown.
 
-    Labels of other categories are unknown, too. Raises ValueError for more than 254 categories.
+    Labels of other categories are unknown too. Raises ValueError for more than 254 categories.
     """
     if len(categories) >= IGNORED:
         raise ValueError(f"a class map has room for {IGNORED - 1} categories, not {len(categories)}")
@@ -203,17 +200,16 @@ def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled)
 
 
 def folds(dataset: Dataset, count: int = FOLDS) -> list[tuple[list[Sample], list[Sample]]]:
-    """`count` pairs of images to train on and to measure on; each usable image is measured once.
+    """`count` pairs of training and measured images, for `too_few` datasets. Measures each usable image once.
 
-    For datasets that are `too_few`. Near duplicates are in one fold; if there are fewer groups of them
-    than `count`, each is a fold. Training uses images of all sides, so no model from here may become the
-    parent of one that is measured on the test side.
+    Near duplicates share a fold; with fewer groups of them than `count`, each group is a fold. Training uses
+    images of all sides, so a model from here must never be the parent of one measured on the test side.
     """
     usable = [sample for sample in dataset.samples if sample.usable]
     groups: dict[str, list[Sample]] = {}
     for sample in usable:
         groups.setdefault(sample.group, []).append(sample)
-    # The largest first, each to the smallest fold, so that folds are about equally large.
+    # Assign the largest first, each to the smallest fold, so that folds are of similar size.
     order = sorted(groups, key=lambda group: (-len(groups[group]), group))
     held_out: list[list[Sample]] = [[] for _ in range(min(count, len(order)))]
     for group in order:
@@ -225,7 +221,7 @@ def folds(dataset: Dataset, count: int = FOLDS) -> list[tuple[list[Sample], list
 
 
 def _of_last_task(labels: Iterable[AcceptedLabel]) -> dict[str, list[AcceptedLabel]]:
-    """Labels by image, of the task in which it was labelled last."""
+    """Labels by image, from the task in which the image was labelled last."""
     by_task: dict[str, dict[str, list[AcceptedLabel]]] = {}
     for label in labels:
         by_task.setdefault(label.image, {}).setdefault(label.key.task, []).append(label)
@@ -238,7 +234,7 @@ def _of_last_task(labels: Iterable[AcceptedLabel]) -> dict[str, list[AcceptedLab
 
 
 def _groups(assigned: Sequence[Assigned]) -> dict[str, str]:
-    """For each image the smallest digest in its group of near duplicates (by union-find)."""
+    """The smallest digest in each image's group of near duplicates (by union-find)."""
     root = list(range(len(assigned)))
 
     def find(index: int) -> int:
@@ -258,7 +254,7 @@ def _order(label: AcceptedLabel) -> tuple[str, ...]:
 
 
 def _digest(dataset: Dataset) -> str:
-    """Digest of everything but the times of acceptance and the place of the pictures."""
+    """A digest of everything except the times of acceptance and the location of the pictures."""
     fields = ("image", "name", "size", "side", "quarantined", "group")
     samples = [
         {
