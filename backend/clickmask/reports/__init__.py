@@ -1,1 +1,1 @@
-"""Reports that users ask for."""
+"""Reports for users."""

@@ -1,7 +1,6 @@
-"""How much the assistance helped: what was proposed, compared with what was accepted.
+"""Measures how much the assistance helped, by comparing proposals with accepted labels.
 
-`clickmask.reports.matching` tells which object came from which proposals. Proposals do not know their
-project, so those on an image that two projects share count in both.
+`matching` pairs them. Proposals do not know their project; on an image that two share, they count in both.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from clickmask.reports.matching import MAX_CLOCK_SKEW_S, AcceptedObject, Session
 from clickmask.store import PrelabelledObject, RememberedProposal, Store
 
 UNTOUCHED_IOU = 0.99  # the tool may have encoded the mask again
-OUTLINED_IOU = 0.95  # the same for an outline in few points of which nobody has moved a vertex
+OUTLINED_IOU = 0.95  # the same for an outline with few points if nobody moved a vertex
 
 Outcome = Literal["untouched", "edited", "unassisted", "rejected", "open"]
 Axis = Literal["category", "segmenter", "week"]
@@ -28,22 +27,22 @@ Axis = Literal["category", "segmenter", "week"]
 class Entry:
     """An accepted object with its session, an object without one, or a session without an object."""
 
-    outcome: Outcome  # a session without an object is rejected, or open while its image is not submitted
+    outcome: Outcome  # a session without an object is rejected, or open until its image is submitted
     category: str  # empty for a session without an object
     segmenter: str  # empty for an object without a session
-    at: float  # when it was accepted, else last proposed; seconds since 1970
-    first_iou: float | None  # the session's first proposal with what was accepted
-    last_iou: float | None  # its last proposal, or the one that was accepted, with the same
-    clicks: int | None  # marks of the last prompt, where a box is one
+    at: float  # time of acceptance, else of the last proposal; seconds since 1970
+    first_iou: float | None  # IoU of the session's first proposal with the accepted object
+    last_iou: float | None  # IoU of the last or the accepted proposal with the accepted object
+    clicks: int | None  # marks in the last prompt; a box counts as one
     seconds: float | None  # from the first to the last proposal
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Summary of entries that share a category, a segmenter or a week. None: there is nothing to average."""
+    """Summary of entries with the same category, segmenter or week. None means nothing to average."""
 
     name: str
-    objects: int  # accepted ones
+    objects: int  # accepted
     untouched: int
     edited: int
     unassisted: int
@@ -62,8 +61,7 @@ def match(
 ) -> list[Entry]:
     """Entries for the objects and sessions on one image.
 
-    `labels` are those of every annotator. `submitted`: whether any annotator has submitted the image, even
-    without a label.
+    `labels` are from all annotators; `submitted` means that one submitted the image, even without labels.
     """
     found = pair(proposals, prelabels, labels)
     until = float("inf") if submitted else float("-inf")
@@ -80,7 +78,7 @@ def match(
 
 
 def read(store: Store, tool: str, project: str) -> list[Entry]:
-    """Entries of a project."""
+    """All entries of a project."""
     labels: dict[str, list[AcceptedLabel]] = {image.digest: [] for image in store.images(tool, project)}
     for label in store.labels(tool, project, all_annotations=True):
         labels.setdefault(label.image, []).append(label)
@@ -92,10 +90,7 @@ def read(store: Store, tool: str, project: str) -> list[Entry]:
 
 
 def summarise(entries: Iterable[Entry], by: Axis | None = None) -> list[Summary]:
-    """One summary per category, segmenter or week, sorted by name; without `by` a single one.
-
-    A rejected session has no category: its name is empty. Weeks are those of ISO 8601, in UTC.
-    """
+    """Summaries by category, segmenter or ISO 8601 week (UTC), sorted by name; a single one without `by`."""
     groups: dict[str, list[Entry]] = {} if by else {"": []}
     for entry in entries:
         year, week, _ = datetime.fromtimestamp(entry.at, UTC).isocalendar()
@@ -114,7 +109,7 @@ def _accepted(accepted: AcceptedObject, session: Session | None, proposal: str |
     else:
         last = max(step, key=lambda each: rle_iou(each.rle, accepted.rle))
     last_iou = rle_iou(last.rle, accepted.rle)
-    # An outline in few points differed from the mask already when it was shown.
+    # An outline with few points already differed from the mask when it was shown.
     untouched = last_iou >= UNTOUCHED_IOU or (accepted.outlined and last_iou >= OUTLINED_IOU)
     return Entry(
         "untouched" if untouched else "edited",

@@ -1,14 +1,13 @@
-"""Measures a segmenter by a simulated annotator.
+"""Measures a segmenter with a simulated annotator.
 
-The protocol is that of interactive segmentation since Xu et al., "Deep Interactive Object Selection", CVPR
-2016. Click 1 is where the true mask is deepest. Click k is where the larger error of the answer to the
-clicks before is deepest: foreground if it was missed, background if it is wrong. Deepest is the maximum of
-the Euclidean distance to everything else, the outside of the image included; of equal ones the first by
-rows, and missed before wrong. A box is the tight one of the true mask, without a click. The segmenter's
-first prediction counts.
+The protocol is the one of interactive segmentation since Xu et al., "Deep Interactive Object Selection", CVPR
+2016. Click 1 is where the true mask is deepest. Click k is where the larger error of the previous answer is
+deepest: foreground if it was missed, background if it is wrong. Depth is the Euclidean distance to everything
+else, including the outside of the image; ties go to the first pixel by rows, and to missed before wrong. A
+box is the tight box of the true mask, without a click. The first prediction counts.
 
-NoC@t is the mean number of clicks until an object's IoU is at least t. An object that never gets there is a
-failure and counts with all its clicks. An object answered exactly is not clicked any more.
+NoC@t is the mean number of clicks until an object's IoU reaches t. An object that never does is a failure and
+counts with all its clicks. An exactly answered object gets no further clicks.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from clickmask.types import EmbeddingT, Mask, Point, Prompt, Refinable, Segmente
 
 log = logging.getLogger(__name__)
 
-TARGETS = (0.85, 0.90)  # IoUs of NoC@t
+TARGETS = (0.85, 0.90)  # IoU targets of NoC@t
 
 
 @dataclass(frozen=True)
 class Click:
-    """A click on the centre of a pixel."""
+    """A click on a pixel's centre."""
 
     point: Point
     foreground: bool
@@ -46,29 +45,29 @@ class Click:
 
 @dataclass(frozen=True)
 class Trial:
-    """Results for one object."""
+    """The results for one object."""
 
     category: str
     ious: tuple[float, ...]  # after 1, 2, … clicks
     box_iou: float
-    encode_ms: float | None  # None: the picture was encoded for an object before
-    decode_ms: tuple[float, ...]  # of each prompt that was answered
+    encode_ms: float | None  # None if the picture was already encoded for another object
+    decode_ms: tuple[float, ...]  # of each answered prompt
 
     def clicks_to(self, target: float) -> int | None:
-        """Number of clicks until the IoU was at least `target`; None if it never was."""
+        """The number of clicks until the IoU reached `target`; None if it never did."""
         return next((count for count, iou in enumerate(self.ious, 1) if iou >= target), None)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Means over objects; times are medians, in ms."""
+    """Means over objects; times are medians in ms."""
 
     objects: int
     miou: tuple[float, ...]  # after 1, 2, … clicks
     box_miou: float
     noc: Mapping[float, float]  # target -> mean number of clicks
     failures: Mapping[float, int]  # target -> objects that never reached it
-    encode_ms: float | None  # None: no picture was encoded for one of these objects
+    encode_ms: float | None  # None if no picture was encoded for these objects
     decode_ms: float
 
 
@@ -79,7 +78,7 @@ def central_point(mask: Mask) -> Point | None:
 
 
 def next_click(found: Mask, truth: Mask) -> Click | None:
-    """The click of an annotator who wants `truth` and is shown `found`; None if they are equal."""
+    """The next click of an annotator who wants `truth` and sees `found`; None if they are equal."""
     missed, wrong = _deepest(truth & ~found), _deepest(found & ~truth)
     if missed and (not wrong or missed[0] >= wrong[0]):
         return Click(missed[1], True)
@@ -89,11 +88,7 @@ def next_click(found: Mask, truth: Mask) -> Click | None:
 def evaluate(
     segmenter: Segmenter[EmbeddingT], objects: Sequence[CocoObject], clicks: int = 5
 ) -> Iterator[Trial]:
-    """Yields a trial per object, in the order of `objects`, which are grouped by picture.
-
-    Objects whose picture cannot be read, or has another size than their annotations say, are left out and
-    logged.
-    """
+    """Yield one trial per object, in order (grouped by picture). Logs and skips unusable pictures."""
     for picture, group in itertools.groupby(objects, key=lambda each: each.picture):
         try:
             image = decode_image(picture.read_bytes())
@@ -112,7 +107,7 @@ def evaluate(
 
 
 def summarise(trials: Sequence[Trial]) -> Summary:
-    """Raises ValueError if there is no trial."""
+    """The means over `trials`. Raises ValueError if there are none."""
     if not trials:
         raise ValueError("nothing was tried")
     noc: dict[float, float] = {}
@@ -136,7 +131,7 @@ def summarise(trials: Sequence[Trial]) -> Summary:
 
 
 def summarise_categories(trials: Sequence[Trial]) -> dict[str, Summary]:
-    """Summaries by category, the most frequent first."""
+    """Summaries by category, most frequent first."""
     of: dict[str, list[Trial]] = {}
     for trial in trials:
         of.setdefault(trial.category, []).append(trial)
@@ -144,7 +139,7 @@ def summarise_categories(trials: Sequence[Trial]) -> dict[str, Summary]:
 
 
 class _Conversation(Generic[EmbeddingT]):
-    """Prompts about one picture, each timed. A segmenter that refines keeps its logits between them."""
+    """Timed prompts about one picture. A refining segmenter keeps its logits between them."""
 
     def __init__(self, segmenter: Segmenter[EmbeddingT], embedding: EmbeddingT) -> None:
         self._segmenter = segmenter
@@ -180,7 +175,7 @@ def _trial(
 
 
 def _deepest(mask: Mask) -> tuple[float, Point] | None:
-    """The largest distance in `mask` to a pixel outside it, and the centre of the pixel there."""
+    """The largest distance from a pixel in `mask` to the outside, and that pixel's centre."""
     if not mask.any():
         return None
     surrounded = np.pad(mask, 1).view(np.uint8)

@@ -1,12 +1,12 @@
-"""Matches accepted objects to the proposals that they came from.
+"""Matches accepted objects to the proposals they came from.
 
 A session is one annotator's work on one object: proposals on one image whose prompts extend each other, or
-take the last marks back. An accepted object belongs to a session by the id of its proposal; for a tool
-that sends no ids, by the greatest IoU with a session's last answer. If several regions came from one
-proposal (parts of an object, as polygons), their union counts.
+take back the last marks. An accepted object belongs to a session by its proposal's id, or, if the tool sends
+no ids, by the greatest IoU with a session's last answer. Regions from one proposal (parts of an object, as
+polygons) count as their union.
 
-An object that a model drew before anybody clicked is a session without a click. If a model has run over an
-image several times, only the last run can be rejected: the others were replaced, not judged.
+An object that a model drew before anybody clicked is a session without a click. If a model ran several times
+over an image, only its last run can be rejected: the others were replaced, not judged.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from clickmask.masks.rle import Rle, rle_iou, unite
 from clickmask.masks.simplify import GRID
 from clickmask.store import PrelabelledObject, RememberedProposal
 
-SAME_OBJECT_IOU = 0.5  # with a session's last answer, for an accepted object to match it
-MAX_CLOCK_SKEW_S = 300.0  # by which the tool's clock may be behind ours
+SAME_OBJECT_IOU = 0.5  # minimum with a session's last answer for an accepted object to match it
+MAX_CLOCK_SKEW_S = 300.0  # the tool's clock may lag ours by this much
 NO_MARKS = '{"foreground": [], "background": [], "box": null}'
 Marks = tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...], tuple[float, ...] | None]
 
 
 @dataclass(frozen=True)
 class Session:
-    """`steps` are the answers in turn, each with its candidates, best first."""
+    """One annotator's work on an object. `steps` are answers in order, with candidates, best first."""
 
     steps: tuple[tuple[RememberedProposal, ...], ...]
 
@@ -43,18 +43,18 @@ class Session:
         return self.steps[-1][0]
 
     def up_to(self, proposal: str) -> Session:
-        """The session up to the step with `proposal`, an id."""
+        """The session up to the step that contains the proposal with this id."""
         place = next(n for n, step in enumerate(self.steps) if any(each.id == proposal for each in step))
         return Session(self.steps[: place + 1])
 
 
 def prompt_sessions(proposals: Iterable[RememberedProposal]) -> list[Session]:
-    """Sessions on one image, in the order of their beginnings; `proposals` are oldest first.
+    """Sessions on one image, in order of their start. `proposals` are oldest first.
 
-    Annotators may take turns: a proposal continues the session used last among those it extends.
+    Annotators may alternate: a proposal continues the most recently used session that it extends.
     """
     growing: list[tuple[list[list[RememberedProposal]], Marks]] = []
-    used: list[int] = []  # indices of `growing`, last used at the end
+    used: list[int] = []  # indices into `growing`, most recently used last
     for proposal in proposals:
         pointed = marks(proposal)
         index = next(
@@ -77,17 +77,14 @@ def prompt_sessions(proposals: Iterable[RememberedProposal]) -> list[Session]:
 
 @dataclass(frozen=True, eq=False)
 class AcceptedObject:
-    label: AcceptedLabel  # the first one, if the object has several
-    rle: Rle  # the union of all
-    outlined: bool  # drawn by outlines of which nobody has moved a vertex
+    label: AcceptedLabel  # the first, if the object has several
+    rle: Rle  # union of all labels
+    outlined: bool  # drawn as outlines in which nobody moved a vertex
 
 
 @dataclass(frozen=True, eq=False)
 class Pairing:
-    """Objects accepted on one image, and the sessions that nothing was accepted from.
-
-    Each object comes with its session, if any, and the proposal's id, if the tool has kept that.
-    """
+    """Accepted objects on one image, each with its session and known proposal id, and the other sessions."""
 
     accepted: list[tuple[AcceptedObject, Session | None, str | None]]
     unaccepted: list[Session]
@@ -98,7 +95,7 @@ def pair(
     prelabels: Sequence[PrelabelledObject],
     labels: Sequence[AcceptedLabel],
 ) -> Pairing:
-    """Pair what is on one image. `proposals` are answers to clicks; `labels` are every annotator's."""
+    """Pair the objects on one image. `proposals` answered clicks; `labels` are those of all annotators."""
     sessions = prompt_sessions(proposals)
     for drawn in prelabels:
         if drawn.label:
@@ -119,7 +116,7 @@ def pair(
     for place, accepted in enumerate(unnamed):
         paired.append((accepted, sessions[matched[place]] if place in matched else None, None))
     taken |= set(matched.values())
-    # Prelabels of runs that another run of the same annotator replaced before the image was submitted.
+    # Prelabels of runs that the same annotator replaced before the image was submitted.
     replaced = {each.id for each in prelabels if each.created_at <= _until(labels)}
     replaced -= {each.id for drawn in shown(prelabels, labels).values() for each in drawn}
     rest = [each for n, each in enumerate(sessions) if n not in taken and each.first.id not in replaced]
@@ -129,7 +126,7 @@ def pair(
 def shown(
     prelabels: Sequence[PrelabelledObject], labels: Sequence[AcceptedLabel]
 ) -> dict[str, list[PrelabelledObject]]:
-    """Objects of each annotator's last run before the labels were accepted; nobody saw later runs."""
+    """Objects from each annotator's last run before the labels were accepted. Nobody saw later runs."""
     seen = [each for each in prelabels if each.created_at <= _until(labels)]
     last = {each.annotator: each.batch for each in seen}
     return {
@@ -167,7 +164,7 @@ def marks(proposal: RememberedProposal) -> Marks:
 
 
 def _extends(before: Marks, after: Marks) -> bool:
-    """Whether `after` has all marks of `before`, in their order, and nothing before them."""
+    """Whether `after` starts with all marks of `before`, in the same order."""
     points = all(
         later[: len(earlier)] == earlier for earlier, later in zip(before[:2], after[:2], strict=True)
     )
@@ -175,7 +172,7 @@ def _extends(before: Marks, after: Marks) -> bool:
 
 
 def _objects(labels: Sequence[AcceptedLabel]) -> list[AcceptedObject]:
-    """Labels joined to objects: regions of one proposal are one object."""
+    """Labels joined into objects. Regions of one proposal form one object."""
     parts: dict[tuple[str, ...], list[AcceptedLabel]] = {}
     for label in labels:
         key = label.key
@@ -192,9 +189,9 @@ def _objects(labels: Sequence[AcceptedLabel]) -> list[AcceptedObject]:
 
 
 def _is_outline(geometry: Geometry) -> bool:
-    """Whether all vertices are where `simplify_mask` puts them, except those of bridges, which occur twice.
+    """Whether all vertices lie where `simplify_mask` puts them, except those of bridges, which occur twice.
 
-    A vertex that was dragged lands there with a chance of one in thousands.
+    A dragged vertex lands there with a chance of one in thousands.
     """
     if not isinstance(geometry, Polygon):
         return False

@@ -1,12 +1,11 @@
-"""Measures proposed masks against the accepted labels, as models are measured: by one confusion matrix each.
+"""Measures proposed masks against accepted labels, with one confusion matrix each, as models are measured.
 
-A segmenter is measured on the objects that it was asked for. It gives no category, so each of its masks
-takes the category of the object that came from it. Other objects of the image are ignored, and whatever of
-the mask lies on none is wrong. Proposals that nothing came from have no truth; `assistance` counts them.
+A segmenter is measured on the objects it was asked for. It gives no category, so each mask takes the category
+of the object that came from it. Other objects of the image are ignored; the rest of the mask is wrong.
+Proposals that led to no object have no truth; `assistance` counts them.
 
-An annotator, which labels whole images, is measured on the whole image with its own categories: on its last
-run before people submitted. Their work began with its objects, so the number flatters it; a model's own
-report is on images that it had not seen.
+An annotator labels whole images, so its last run before submission is measured on whole images with its own
+categories. People started from its objects, which flatters it; a model's own report uses unseen images.
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ from clickmask.metrics.report import Report, measure
 from clickmask.reports.matching import pair, shown
 from clickmask.store import PrelabelledObject, RememberedProposal, Store
 
-UNKNOWN = ""  # a category of no dataset, so class maps ignore its area
-NOBODY = ""  # the name of no segmenter
+UNKNOWN = ""  # a category in no dataset, so class maps ignore its area
+NOBODY = ""  # not the name of any segmenter
 
 
 @dataclass(frozen=True)
 class SegmenterReport:
-    """`name` is a segmenter's, or an annotator's."""
+    """A report on the segmenter or annotator `name`."""
 
     name: str
-    objects: int  # accepted ones that it was asked for; for an annotator, those that it drew
+    objects: int  # accepted objects it was asked for; for an annotator, objects it drew
     first: Report  # on the answers to the first prompts
-    last: Report | None  # on the answers that were accepted; None for an annotator
+    last: Report | None  # on the accepted answers; None for an annotator
 
 
 @dataclass(frozen=True, eq=False)
 class _Compared:
-    """Truth and answers on one image, as if all were labels."""
+    """Truth and answers on one image, all in the form of labels."""
 
     sample: Sample
     truth: list[AcceptedLabel]
@@ -110,9 +109,9 @@ def _of_annotator(
 def _asked(
     sample: Sample, proposals: Sequence[RememberedProposal], prelabels: Sequence[PrelabelledObject]
 ) -> dict[str, _Compared]:
-    """What to compare for each segmenter that an object of the image came from."""
+    """Truth and answers for each segmenter that an object of the image came from."""
     by_annotators = {each.id for each in prelabels}
-    objects: list[tuple[str, AcceptedLabel]] = []  # with the name of the segmenter that was asked for it
+    objects: list[tuple[str, AcceptedLabel]] = []  # each with the name of its segmenter
     first: defaultdict[str, list[AcceptedLabel]] = defaultdict(list)
     last: defaultdict[str, list[AcceptedLabel]] = defaultdict(list)
     for found, session, proposal in pair(proposals, prelabels, sample.labels).accepted:

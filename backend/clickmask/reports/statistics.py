@@ -1,4 +1,4 @@
-"""Counts what is in a dataset, and finds what looks wrong in it."""
+"""Counts the content of a dataset, and finds what looks wrong in it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from clickmask.types import Box
 Kind = Literal["empty", "sliver", "outside", "duplicate", "absent", "quarantined", "unplaced"]
 
 SMALL, LARGE = 32**2, 96**2  # pixels; COCO's bounds of small, medium and large objects
-DUPLICATE_IOU = 0.9  # of two labels of one category
-MAX_OVERHANG_PX = 1.0  # pixels by which a geometry may leave its image
+DUPLICATE_IOU = 0.9  # between two labels of one category
+MAX_OVERHANG_PX = 1.0  # by which a geometry may leave its image
 
 
 @dataclass(frozen=True)
 class Flaw:
     kind: Kind
     sentence: str
-    image: str  # digest; empty if it is about the dataset
+    image: str  # digest; empty for a flaw of the dataset
     label: LabelKey | None
 
 
@@ -39,18 +39,18 @@ class CategoryStatistics:
     labels: int
     images: int
     areas: tuple[int, int, int] | None  # pixels: minimum, median, maximum; None without labels
-    small: int  # labels of fewer than 32 x 32 pixels
+    small: int  # labels below 32 x 32 pixels
     medium: int
-    large: int  # of more than 96 x 96
-    points: float | None  # median number of vertices; None if nothing was drawn by vertices
+    large: int  # labels above 96 x 96 pixels
+    points: float | None  # median number of vertices; None without polygons
 
 
 @dataclass(frozen=True)
 class Statistics:
     images: int
-    unlabelled_images: int  # their annotators found nothing
+    unlabelled_images: int  # images in which annotators found nothing
     labels: int
-    sides: dict[str, int]  # side -> images; unused ones are quarantined or unplaced
+    sides: dict[str, int]  # images by side; the unused ones are quarantined or unplaced
     too_few: bool  # for a split, so that models are cross-validated
     categories: tuple[CategoryStatistics, ...]
     flaws: tuple[Flaw, ...]
@@ -73,10 +73,7 @@ def count(dataset: Dataset) -> Statistics:
 
 
 def find_flaws(dataset: Dataset) -> Iterator[Flaw]:
-    """Flaws that somebody should look at; nothing is taken out of the dataset.
-
-    A sliver is nowhere three pixels wide. Two labels of a category with an IoU of 0.9 are duplicates.
-    """
+    """Flaws that somebody should check; nothing is removed. A sliver is nowhere three pixels wide."""
     for sample in dataset.samples:
         if not sample.usable:
             kind, why = (
@@ -132,13 +129,13 @@ def _label_flaws(sample: Sample, label: AcceptedLabel) -> Iterator[Flaw]:
 def _is_sliver(rle: Rle, area: int) -> bool:
     _, _, width, height = rle_box(rle)
     if area > 4 * (width + height) and area > 0.1 * width * height:
-        return False  # a strip two pixels wide cannot wind so much within its box
+        return False  # a strip two pixels wide cannot wind that much within its box
     padded = np.pad(rle_to_mask(rle), 1).view(np.uint8)
     return not cv2.erode(padded, np.ones((3, 3), np.uint8)).any()
 
 
 def _bounds(label: AcceptedLabel) -> Box | None:
-    """Bounding box of what was drawn; None for what was painted, which cannot leave its image."""
+    """Bounding box of a drawn shape; None for a painted one, which cannot leave its image."""
     match label.geometry:
         case Brush():
             return None
