@@ -1,7 +1,4 @@
-"""The use cases: everything that the adapters of every tool call.
-
-Adapters do not reach through it to the store, the inbox or the images.
-"""
+"""The use cases. Adapters call only these, and do not reach through to the store, inbox or images."""
 
 from __future__ import annotations
 
@@ -46,13 +43,13 @@ from clickmask.types import Embedding, ImageRef, Mask, Prediction, Prompt, Segme
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Seconds. Each click asks for its project's segmenter, and the database takes a millisecond.
+# Each click asks for its project's segmenter, and the database takes a millisecond.
 SEGMENTER_TTL_S = 10.0
 
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """A prediction that an annotator may accept. The id is unguessable."""
+    """A prediction that an annotator may accept. Its id is unguessable."""
 
     id: str
     digest: str
@@ -60,7 +57,7 @@ class Proposal:
 
 
 class Workbench:
-    """Every method is safe from any thread. Close it to stop its threads."""
+    """The use cases as methods. For any thread. Close it to stop its threads."""
 
     def __init__(
         self,
@@ -94,11 +91,11 @@ class Workbench:
         self._preparers = ThreadPoolExecutor(2, thread_name_prefix="prepare")
 
     def identify(self, ref: ImageRef) -> ImageIdentity:
-        """Digest and size of the image; a known image is neither downloaded nor decoded."""
+        """Digest and size of the image. A known image is neither downloaded nor decoded."""
         return self.images.identify(ref)
 
     def identify_base64(self, text: bytes | memoryview) -> ImageIdentity:
-        """Digest and size of the image in base64 `text`; a known text is not decoded."""
+        """Digest and size of the image in base64 `text`. Known text is not decoded."""
         return self.images.identify_base64(text)
 
     def propose(
@@ -106,11 +103,10 @@ class Workbench:
     ) -> list[Proposal]:
         """Predictions for the prompt, best first, at least one; a mask may be empty.
 
-        A foreground click that repeats the one before asks for the next candidate, which comes first
-        then; candidates passed over come last. See `clickmask.inference.refinement`. A proposal is
-        remembered when its mask is first read: nobody accepts what nobody saw. `segmenter` None is the
-        default; `tool` is for the log. Raises InvalidInput, the image errors, NotFound,
-        NotReady and Busy.
+        Repeating the last foreground click asks for the next candidate, which then comes first, and skipped
+        ones last; see `clickmask.inference.refinement`. A proposal is remembered once its mask is read, since
+        nobody accepts an unseen one. `segmenter` None is the default; `tool` is for the log. Raises
+        InvalidInput, the image errors, NotFound, NotReady and Busy.
         """
         if len(prompt.foreground) + len(prompt.background) > self._max_points:
             raise InvalidInput(f"a prompt has at most {self._max_points} points")
@@ -136,9 +132,8 @@ class Workbench:
     def annotate(self, ref: ImageRef, annotator: str, tool: str = "api") -> list[tuple[str, Prediction]]:
         """Labels and predictions of all objects that the annotator finds, best first; maybe none.
 
-        Takes seconds to minutes in the caller's thread, so only a few run at a time and the next is
-        refused as Busy; no click waits for them. Raises the image errors, NotFound,
-        NotReady and Busy.
+        Takes seconds to minutes in the caller's thread. Only a few run at a time, so that no click waits;
+        more are refused as Busy. Raises the image errors, NotFound, NotReady and Busy.
         """
         if not self._annotations.acquire(blocking=False):
             raise Busy("other images are being annotated; try again in a moment", retry_after=5.0)
@@ -160,10 +155,7 @@ class Workbench:
         tool: str,
         wanted: Callable[[str, Prediction], bool] = lambda label, prediction: True,
     ) -> list[tuple[str, Proposal]]:
-        """Annotate the image, and remember the `wanted` objects, which people will see.
-
-        Raises what `annotate` raises, and StoreUnavailable.
-        """
+        """Annotate the image and remember the `wanted` objects. May also raise StoreUnavailable."""
         identity = self.images.identify(ref)
         found = [
             (label, Proposal(secrets.token_urlsafe(12), identity.digest, prediction))
@@ -175,7 +167,7 @@ class Workbench:
         return found
 
     def prepare(self, ref: ImageRef, segmenter: str | None = None) -> bool:
-        """Fetch and encode the image in the background. False if too many others wait."""
+        """Fetch and encode the image in the background. Returns False if too many others wait."""
         if not self._preparations.acquire(blocking=False):
             log.info("no room to prepare another image")
             return False
@@ -183,9 +175,9 @@ class Workbench:
         return True
 
     def encode(self, ref: ImageRef, segmenter: str | None = None) -> bool:
-        """Make the image's embedding and store it on the disk, after everyone else. True if it was there.
+        """Store the image's embedding on disk, after all other work. True if it already existed.
 
-        Raises what `propose` raises, and NotStored.
+        Raises NotStored, and the errors of `propose`.
         """
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
         identity = self.images.identify(ref)
@@ -195,16 +187,16 @@ class Workbench:
         return was_there
 
     def embedding(self, ref: ImageRef, segmenter: str | None = None) -> Embedding:
-        """The image's embedding, made now if needed; read-only. Raises what `propose` raises."""
+        """The image's embedding, read-only, made now if needed. Raises the errors of `propose`."""
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
         return self._embedding(chosen, ref, self.images.identify(ref))[0]
 
     def warm_up(self) -> None:
-        """Load the default segmenter in the background, so that no click waits for it."""
+        """Load the default segmenter in the background so that no click waits for it."""
         self._preparers.submit(self._load_default)
 
     def stores(self, segmenter: str | None = None) -> bool:
-        """Whether the segmenter's embeddings outlast this process; loads it. Raises what `propose` raises."""
+        """Whether the segmenter's embeddings outlast this process. Loads it. Raises `propose`'s errors."""
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
         return self._cache.status().disk is not None and isinstance(chosen, Restorable)
 
@@ -223,23 +215,23 @@ class Workbench:
         self._projects_set += 1
 
     def project_segmenter(self, tool: str, project: str) -> str | None:
-        """Segmenter that `set_project` last set; another process's change shows within SEGMENTER_TTL_S."""
+        """The project's segmenter. A change by another process shows within SEGMENTER_TTL_S."""
         return self._segmenter_of(tool, project, self._projects_set, time.monotonic() // SEGMENTER_TTL_S)
 
     def require_project(self, tool: str, project: str) -> None:
-        """Raise NotFound unless anything is known of the project; `tool` is a tool package's name."""
+        """Raise NotFound if nothing is known of the project. `tool` is a tool package's name."""
         if not self.store.knows_project(tool, project):
             raise NotFound(f"nothing is kept here of a project {project[:40]!r} of {tool[:40]!r}")
 
     def require_origin(self, tool: str, origin: str) -> None:
-        """Raise Conflict if the store holds labels of this tool from another address than `origin`."""
+        """Raise Conflict if the store holds this tool's labels from an address other than `origin`."""
         self.store.require_origin(tool, origin)
 
     def projects(self) -> list[Project]:
         return self.store.projects()
 
     def labels(self, tool: str, project: str, all_annotations: bool = False) -> list[AcceptedLabel]:
-        """Accepted labels, as `Store.labels` gives them. Raises NotFound."""
+        """Accepted labels, as returned by `Store.labels`. Raises NotFound."""
         self.require_project(tool, project)
         return self.store.labels(tool, project, all_annotations)
 
@@ -251,16 +243,16 @@ class Workbench:
         return snapshot(self.store, tool, project, pictures, limits)
 
     def report(self, make: Callable[[Store, str, str], T], tool: str, project: str) -> T:
-        """What `make`, of `clickmask.reports`, reads from the store. Raises NotFound."""
+        """The report that `make`, from `clickmask.reports`, reads from the store. Raises NotFound."""
         self.require_project(tool, project)
         return make(self.store, tool, project)
 
     def keep_event(self, source: str, body: bytes) -> Future[int]:
-        """Keep a tool's raw event. It is durable when the future is done. Raises StoreUnavailable."""
+        """Store a tool's raw event, durably once the future is done. Raises StoreUnavailable."""
         return self.inbox.keep_soon(source, body)
 
     def read_events(self, ingester: Ingester, sources: Mapping[str, LabelSource]) -> None:
-        """Start to take in the labels that the inbox's events announce; `sources` are by tool."""
+        """Start storing the labels that events in the inbox announce. `sources` are by tool."""
         self._reader = InboxReader(self.inbox, self.store, ingester, sources)
         self._reader.start()
 
@@ -268,11 +260,11 @@ class Workbench:
         return self.inbox.count()
 
     def waiting_events(self) -> int:
-        """Events that are kept and not yet read. Raises StoreUnavailable."""
+        """The number of stored events that are not yet read. Raises StoreUnavailable."""
         return self._reader.status().waiting if self._reader else 0
 
     def intake_status(self) -> IngestStatus | None:
-        """None if events are kept but not read. Raises StoreUnavailable."""
+        """The reader's status; None if nothing reads the events. Raises StoreUnavailable."""
         return self._reader.status() if self._reader else None
 
     def write_times(self) -> WriteTimes:
@@ -282,38 +274,38 @@ class Workbench:
         return self._cache.status()
 
     def supervise_training(self, supervisor: Supervisor) -> None:
-        """Start `supervisor`; it is closed with the workbench."""
+        """Start `supervisor`. It closes with the workbench."""
         self._supervisor = supervisor
         supervisor.start()
 
     @property
     def supervisor(self) -> Supervisor:
-        """Raises NotReady if there is none."""
+        """The supervisor of trainings. Raises NotReady if there is none."""
         if self._supervisor is None:
             raise NotReady("nothing is trained by this server")
         return self._supervisor
 
     def retrain(self, tool: str, project: str) -> Job:
-        """The project's job that is under way, or a new one. Raises NotFound and NotReady."""
+        """The project's unfinished job, or a new one. Raises NotFound and NotReady."""
         self.require_project(tool, project)
         return self.supervisor.request(tool, project)
 
     def job(self, id: str) -> Job:  # noqa: A002
-        """Raises NotFound."""
+        """The job with this id. Raises NotFound."""
         return self.supervisor.jobs.get(id)
 
     def cancel_job(self, id: str) -> Job:  # noqa: A002
-        """Cancel a training that waits at once, and one that runs soon. Raises NotFound."""
+        """Cancel a queued training at once and a running one soon. Raises NotFound."""
         return self.supervisor.jobs.cancel(id)
 
     def jobs_under_way(self) -> list[Job]:
         return self._supervisor.jobs.under_way() if self._supervisor else []
 
     def trained_annotator(self, tool: str, project: str) -> tuple[str, str] | None:
-        """Name and version of the annotator that was trained on the project; None if none is served."""
+        """Name and version of the annotator trained on the project; None if none is served."""
         try:
             return self._annotators.trained(tool, project)
-        except Failed as error:  # no click has to suffer for it
+        except Failed as error:  # no click should suffer for it
             log.error("%s %s: %s", tool, project, error)
             return None
 
@@ -333,7 +325,7 @@ class Workbench:
     def _embedding(
         self, segmenter: Segmenter[Any], ref: ImageRef, identity: ImageIdentity, priority: int = CLICK
     ) -> tuple[Embedding, bool]:
-        """The embedding, and whether it was there."""
+        """The embedding, and whether it was already there."""
         key = EmbeddingKey(segmenter.name, identity.digest)
         return self._cache.get(key, lambda: self._encode(segmenter, ref, identity), priority)
 
@@ -357,11 +349,11 @@ class Workbench:
     def _load_default(self) -> None:
         try:
             self._catalogue.get(self.default_segmenter)
-        except ClickmaskError as error:  # every click says so too
+        except ClickmaskError as error:  # every click reports it too
             log.warning("the default segmenter cannot be loaded: %s", error)
 
     def _proposal(self, identity: ImageIdentity, prompt: Prompt, prediction: Prediction) -> Proposal:
-        id = secrets.token_urlsafe(12)  # noqa: A001 - its name everywhere
+        id = secrets.token_urlsafe(12)  # noqa: A001 - called so everywhere
 
         def look() -> Mask:
             mask = prediction.mask
