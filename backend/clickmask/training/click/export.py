@@ -1,10 +1,9 @@
-"""The network as two ONNX files, which need no torch to run, and read back from them.
+"""Export of the network as two ONNX files that need no torch, and import from them.
 
-Weights are stored as float16 and cast when a runtime loads them; it computes in what it likes,
-float32 on a CPU. Batch normalisations are folded into the convolutions before them, which keeps the
-answers and loses how the two shared the work. Read back, all of it is in the convolution and the
-normalisation's bias, with statistics that change nothing: the answers are those of the files.
-`Trainer.calibrate` prepares such a network for more training.
+Weights are stored as float16 and cast when loaded; the runtime computes as it likes, in float32 on a CPU.
+Batch normalisations are folded into the preceding convolutions. On import, the convolution and the
+normalisation's bias hold all of it, with neutral statistics, so the answers match the files but the two no
+longer share the work. `Trainer.calibrate` prepares such a network for more training.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from clickmask.training.click.network import EMBEDDED, MAPS, ClickFPN, PromptDec
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 OPSET = 17
-HALF = " half"  # ends the name of a tensor that is stored in half precision
-MIN_HALVED_ELEMENTS = 64  # a smaller tensor is not worth halving
+HALF = " half"  # suffix of tensors stored in half precision
+MIN_HALVED_ELEMENTS = 64  # smaller tensors are not worth halving
 
 
 class _Decoder(nn.Module):
-    """The decoder with its features as separate arguments, which an ONNX graph has."""
+    """The decoder with its features as separate arguments, as an ONNX graph needs them."""
 
     def __init__(self, decoder: PromptDecoder) -> None:
         super().__init__()
@@ -43,7 +42,7 @@ class _Decoder(nn.Module):
 
 
 def export(network: ClickFPN, folder: Path) -> None:
-    """Write ENCODER and DECODER into `folder`: sides are free, as multiples of 32; one image at a time."""
+    """Write ENCODER and DECODER into `folder`, for one image at a time with sides in multiples of 32."""
     folder.mkdir(parents=True, exist_ok=True)
     network = network.float().cpu().eval()
     image = torch.zeros(1, 3, 64, 96)
@@ -56,17 +55,13 @@ def export(network: ClickFPN, folder: Path) -> None:
 
 
 def shipped_network() -> ClickFPN:
-    """The built-in segmenter's network, on the CPU and in evaluation mode."""
+    """The built-in segmenter's network, on the CPU in evaluation mode."""
     folder = resources.files("clickmask.weights_builtin")
     return read_network((folder / ENCODER).read_bytes(), (folder / DECODER).read_bytes())
 
 
 def read_network(encoder: bytes, decoder: bytes) -> ClickFPN:
-    """The network that `export` wrote as these two files, on the CPU and in evaluation mode.
-
-    Weights that the files store in half precision are read as such, exactly. Raises InvalidRequest if
-    the files are not a ClickFPN's.
-    """
+    """The exported network, exactly, on the CPU in evaluation mode. Raises InvalidRequest for other files."""
     network = ClickFPN().eval()
     for half, content in ((network.encoder, encoder), (network.decoder, decoder)):
         found = _folded_state(half, content)
@@ -88,7 +83,7 @@ def _write(
         name: {2: f"{name} height", 3: f"{name} width"} for name in [*inputs, *outputs] if name != "worth"
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of itself, and of sizes that it traces rightly
+        warnings.simplefilter("ignore")  # the exporter warns about itself, and about sizes it traces well
         cast("Any", torch.onnx).export(
             module.eval(),
             example,
@@ -114,7 +109,7 @@ def _halve(model: onnx.ModelProto) -> None:
             continue
         name = tensor.name
         half = array.astype(np.float16)
-        if not np.isfinite(half).all():  # a weight beyond 65504 stays as it is
+        if not np.isfinite(half).all():  # a weight exceeds 65504
             continue
         tensor.CopyFrom(arrays.from_array(half, name + HALF))
         casts.append(helper.make_node("Cast", [name + HALF], [name], to=TensorProto.FLOAT))
@@ -123,7 +118,7 @@ def _halve(model: onnx.ModelProto) -> None:
 
 
 def _folded_state(half: nn.Module, content: bytes) -> dict[str, torch.Tensor]:
-    """State of `half` from the initialisers of its ONNX graph."""
+    """The state of `half` from its ONNX graph's initialisers."""
     graph = onnx.ModelProto.FromString(content).graph
     arrays: dict[str, torch.Tensor] = {}
     for each in graph.initializer:
@@ -133,7 +128,7 @@ def _folded_state(half: nn.Module, content: bytes) -> dict[str, torch.Tensor]:
         if node.op_type == "Identity" and node.input[0] in arrays:  # equal tensors are stored once
             arrays[node.output[0]] = arrays[node.input[0]]
     state: dict[str, torch.Tensor] = {}
-    norm_after: dict[str, str] = {}  # name of a convolution -> of the normalisation right after it
+    norm_after: dict[str, str] = {}  # convolution -> the normalisation right after it
     previous = ""
     for name, module in cast("Iterable[tuple[str, nn.Module]]", half.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
@@ -148,7 +143,7 @@ def _folded_state(half: nn.Module, content: bytes) -> dict[str, torch.Tensor]:
             }
         if isinstance(module, nn.Conv2d):
             previous = name if module.bias is None else ""
-    # tensors that were not changed keep their names
+    # unchanged tensors keep their names
     state |= {name.removeprefix("decoder."): array for name, array in arrays.items() if "::" not in name}
     for node in graph.node:
         layer, given = _module_name(node.name), [arrays[name] for name in node.input if name in arrays]
@@ -160,10 +155,10 @@ def _folded_state(half: nn.Module, content: bytes) -> dict[str, torch.Tensor]:
 
 
 def _module_name(node: str) -> str:
-    """Name of the module that a node came from: `/laterals.8/laterals.8.0/Conv` -> `laterals.8.0`."""
+    """Name of the module a node came from: `/laterals.8/laterals.8.0/Conv` -> `laterals.8.0`."""
     parts: list[str] = []
     for part in node.strip("/").split("/")[:-1]:
         if parts and part.startswith(parts[-1] + "."):
-            parts.pop()  # a module in a list is named with the list's name
+            parts.pop()  # the name of a module in a list includes the list's name
         parts.append(part)
     return ".".join(parts).removeprefix("decoder.")

@@ -22,35 +22,35 @@ from clickmask.training.loop import Progress, Schedule, TrainingLoop, autocast
 log = logging.getLogger(__name__)
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
-RECIPE = 1  # version of this file's arithmetic: checkpoints of another are ignored
+RECIPE = 1  # version of this file's arithmetic; checkpoints of other versions are ignored
 REPORT_EVERY = 50  # steps
-ROUNDS = (1, 2, 2, 3, 4)  # of prompts and corrections; one of these numbers for each step
-GUESS_SHOWN = 0.3  # of the lone clicks, the best guess is corrected instead of the answer
+ROUNDS = (1, 2, 2, 3, 4)  # numbers of rounds of prompts and corrections; each step draws one
+GUESS_SHOWN = 0.3  # share of lone clicks whose best guess, not the answer, is corrected
 GAMMA = 2.0
 IOU_LOSS_WEIGHT = 1.0
-BEST_GUESS_WEIGHT = 0.5  # of the loss of the best of the guesses,
-MEAN_GUESS_WEIGHT = 0.05  # and in it, of the mean of all, so that none is left without a gradient
+BEST_GUESS_WEIGHT = 0.5  # of the best guess's loss
+MEAN_GUESS_WEIGHT = 0.05  # of the guesses' mean relative to it, so that each gets a gradient
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What a training is. Two with the same config differ by a device's rounding only."""
+    """Settings of a training. Two with the same config differ only by a device's rounding."""
 
     steps: int = 10_000
-    crops: int = 48  # a step
-    objects: int = 4  # a crop
-    sides: tuple[int, ...] = (256, 320, 320, 384)  # px of the crops; one of these for each step
+    crops: int = 48  # per step
+    objects: int = 4  # per crop
+    sides: tuple[int, ...] = (256, 320, 320, 384)  # px, of the crops; each step draws one
     rate: float = 1.5e-3  # peak learning rate of the decoder
-    encoder_rate: float = 0.3  # of that, for the encoder
+    encoder_rate: float = 0.3  # the encoder's share of that rate
     decay: float = 0.02
     warm_up: int = 200  # steps
-    average: float = 0.998  # the part that the averaged weights keep of themselves in a step
+    average: float = 0.998  # share of themselves that the averaged weights keep per step
     save_every: int = 500  # steps
     seed: int = 0
 
 
 class Trainer(TrainingLoop):
-    """One training in `folder`, which holds its log and its checkpoint, from which it continues."""
+    """One training in `folder`, which holds its log and the checkpoint it resumes from."""
 
     network: ClickFPN
     average: ClickFPN
@@ -84,11 +84,7 @@ class Trainer(TrainingLoop):
         self.resume()
 
     def calibrate(self, batches: int = 8) -> None:
-        """Measure the normalisations' statistics on some batches, before the first step.
-
-        For a network that was read back from ONNX files: in training, its normalisations would
-        otherwise turn its answers into others.
-        """
+        """Measure normalisation statistics before training, as a network read from ONNX files needs."""
         calibrate(self.network, lambda: [self.backward() for _ in range(batches)])
         self.average.load_state_dict(self.network.state_dict())
 
@@ -98,13 +94,13 @@ class Trainer(TrainingLoop):
         self.loop(self._report)
 
     def backward(self) -> torch.Tensor:
-        """Leave gradients of the rounds' mean loss.
+        """Leave the gradients of the rounds' mean loss.
 
-        An image is encoded once for all of its objects. Each round's graph is freed before the next,
-        and only its gradients for the features are kept: four rounds at once would not fit.
+        All objects of an image share one encoding. Each round's graph is freed before the next one, keeping
+        only its gradients for the features: four rounds at once would not fit.
         """
         config = self.config
-        chance = random.Random(f"{config.seed} {self.step}")  # noqa: S311 - to be repeated
+        chance = random.Random(f"{config.seed} {self.step}")  # noqa: S311 - must be repeatable
         side, rounds = chance.choice(config.sides), chance.choice(ROUNDS)
         with torch.no_grad():
             crops: Crops = self._sampler.sample(config.crops, side, config.objects)
@@ -152,7 +148,7 @@ class Trainer(TrainingLoop):
 
 
 def _optimiser(network: ClickFPN, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW that does not decay norms and biases. The encoder, which has seen ImageNet, learns slower."""
+    """AdamW without decay of norms and biases. The encoder, trained on ImageNet, learns more slowly."""
     groups: list[dict[str, Any]] = []
     for of_backbone in (True, False):
         for decayed in (True, False):
@@ -170,8 +166,8 @@ def _optimiser(network: ClickFPN, config: TrainingConfig) -> torch.optim.AdamW:
 def mask_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Normalised focal loss + Dice, (B, M), of logits (B, M, h, w) against targets (B, h, w) of 0 and 1.
 
-    Sofiiuk et al., "Reviving Iterative Trainer with Mask Guidance", ICIP 2022, after
-    Lin et al., "Focal Loss", ICCV 2017: the focal weights of a mask add up to its pixels.
+    Sofiiuk et al., "Reviving Iterative Training with Mask Guidance", ICIP 2022, after Lin et al., "Focal
+    Loss", ICCV 2017: the focal weights of a mask add up to its number of pixels.
     """
     logits, wanted = logits.float(), targets[:, None].float()
     probabilities = torch.sigmoid(logits)
@@ -186,7 +182,7 @@ def mask_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def ious(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """IoU, (B, M), of the masks `logits` > 0 (B, M, h, w) with `targets` (B, h, w); 1 if both are empty."""
+    """IoU (B, M) of the masks `logits` > 0 (B, M, h, w) with `targets` (B, h, w); 1 if both are empty."""
     found, wanted = logits > 0, targets[:, None] > 0.5
     shared, either = (found & wanted).sum((2, 3)), (found | wanted).sum((2, 3))
     return torch.where(either > 0, shared / either.clamp(min=1), torch.ones_like(shared, dtype=torch.float32))
@@ -195,16 +191,16 @@ def ious(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def total_loss(
     logits: torch.Tensor, worth: torch.Tensor, targets: torch.Tensor, ambiguous: torch.Tensor
 ) -> torch.Tensor:
-    """The mean loss of masks and of their estimated IoUs; objects without pixels are left out.
+    """Mean loss of masks and their estimated IoUs. Objects without pixels are left out.
 
-    logits (B, M, h, w), worth (B, M), targets (B, h, w). The guesses, which are channels 1 and up,
-    count only if the prompt is `ambiguous` (B,), and the best one most.
+    logits (B, M, h, w), worth (B, M), targets (B, h, w). The guesses, channels 1 and up, count only for
+    `ambiguous` (B,) prompts, and the best one counts most.
     """
     losses = mask_losses(logits, targets)
     guesses = (losses[:, 1:].min(1).values + MEAN_GUESS_WEIGHT * losses[:, 1:].mean(1)) * ambiguous
     estimates = (worth - ious(logits.detach(), targets)) ** 2
     estimated = estimates[:, 0] + estimates[:, 1:].mean(1) * ambiguous
-    known = (targets.sum((1, 2)) > 0).float()  # a crop may have nothing labelled in it
+    known = (targets.sum((1, 2)) > 0).float()  # a crop may contain nothing labelled
     return (
         (losses[:, 0] + BEST_GUESS_WEIGHT * guesses + IOU_LOSS_WEIGHT * estimated) * known
     ).sum() / known.sum().clamp(min=1)

@@ -1,9 +1,9 @@
-"""ClickFPN: encodes an image once, and decodes clicks, a box and a mask into masks of it.
+"""ClickFPN: encodes an image once, and decodes clicks, a box and a mask into masks.
 
-Prompts enter late, as maps at every stride of a feature pyramid, so the slow part depends on the
-image alone. Besides the maps, the decoder gets how much each place looks like what was clicked, like
-what was rejected, and like the inside and the outside of the mask so far: GrabCut's colour models, with
-learned features. Coordinates are pixels of the network's input, padded with zeros to multiples of 32.
+Prompts enter late, as maps at each stride of a feature pyramid, so the slow part depends on the image alone.
+The decoder also sees how much each place resembles what was clicked, what was rejected, and the inside and
+outside of the current mask: GrabCut's colour models with learned features. Coordinates are pixels of the
+network's input, which is zero-padded to multiples of 32.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from clickmask.training.click.encoder import CHANNELS, Encoder
 STRIDES = (32, 16, 8, 4, 2)
 WIDTHS = {32: 192, 16: 144, 8: 80, 4: 48, 2: 24}  # of the pyramid
 BLOCKS = {32: 2, 16: 2, 8: 1, 4: 1, 2: 1}  # residual blocks of the decoder
-SIMILARITIES = {16: 32, 8: 24, 4: 16}  # channels of the features that are compared
-ALIKE = 4  # likenesses: to what was clicked, what was rejected, the mask so far, and its outside
+SIMILARITIES = {16: 32, 8: 24, 4: 16}  # channels of the compared features
+ALIKE = 4  # likenesses: to what was clicked, what was rejected, the current mask, and its outside
 TOLD = {32: (16,), 16: (16,), 8: (8, 16), 4: (4, 8, 16), 2: (4,)}  # stride -> strides of its likenesses
 MASKS = 4  # the answer, and three guesses (a part, the whole, in between) for a lone click
-MIN_VARIANCE = 1e-6  # of a normalisation's input; a channel with less never changes
+MIN_VARIANCE = 1e-6  # of a normalisation's input; a channel below it never changes
 EMBEDDED = tuple(
     [f"features{stride}" for stride in STRIDES] + [f"similar{stride}" for stride in SIMILARITIES]
 )
@@ -41,16 +41,16 @@ class ClickFPN(nn.Module):
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
-    """`x` with its channels side by side, which is twice as fast; repeating and adding forget that."""
+    """`x` with adjacent channels, which is twice as fast. Repeating and adding lose this layout."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def calibrate(network: ClickFPN, run: Callable[[], object]) -> None:
-    """Give each normalisation the statistics of its input during `run`; answers do not change.
+    """Give each normalisation the statistics of its input during `run`, without changing any answer.
 
-    `run` must feed the network, which is then in evaluation mode, with batches like those to train on.
+    `run` must feed the network, then in evaluation mode, with batches like those of the training.
     """
-    sums: dict[Any, torch.Tensor] = {}  # (3, C): pixels, their sum and their squares' sum
+    sums: dict[Any, torch.Tensor] = {}  # (3, C): number of pixels, their sum, and the sum of their squares
 
     def add(norm: nn.Module, given: tuple[torch.Tensor]) -> None:
         x = given[0].detach().double().transpose(0, 1).flatten(1)  # (B, C, h, w) -> (C, B h w)
@@ -148,7 +148,7 @@ class PromptDecoder(nn.Module):
         return logits, self._worth(levels, logits)
 
     def _worth(self, levels: Mapping[int, torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
-        """Estimated IoU of each mask, (B, MASKS), from the scene, what the mask covers and its certainty."""
+        """Estimated IoU (B, MASKS) of each mask, from the scene, the area it covers and its certainty."""
         covered = torch.sigmoid(logits.detach().float())  # (B, M, h, w)
         sure = (covered > 0.5).float()
         agreed = torch.minimum(covered, sure).sum((2, 3))
@@ -163,9 +163,9 @@ class PromptDecoder(nn.Module):
 
 
 def likeness(features: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-    """Cosines (B, ALIKE, h, w) of `features` (B, C, h, w), which have length 1, with regions' means.
+    """Cosines (B, ALIKE, h, w) between unit `features` (B, C, h, w) and the means of the regions of ALIKE.
 
-    The regions are those of ALIKE, taken from `maps` (B, MAPS, h, w). An empty region's cosines are 0.
+    The regions come from `maps` (B, MAPS, h, w). The cosines of an empty region are 0.
     """
     maps = maps.float()
     inside = functional.relu(maps[:, REGION]) + maps[:, MIDDLE]

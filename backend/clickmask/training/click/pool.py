@@ -1,8 +1,8 @@
 """Photographs and the masks of their objects, as tensors that fit a device's memory.
 
-Two layouts are read. The pool's: `sets.json`, and for each set `<set>/images/*.jpg`, `<set>/masks/*.png`
-(0: not labelled; k: object k) and `<set>/index.json`. And COCO's: a folder with an annotation file, see
-`datasets.coco_reader`. An image takes about 2 MB, whatever its size.
+Reads two layouts. The pool's has `sets.json`, and per set `<set>/images/*.jpg`, `<set>/masks/*.png` (0: not
+labelled; k: object k) and `<set>/index.json`. COCO's is a folder with an annotation file; see
+`datasets.coco_reader`. Each image takes about 2 MB, whatever its size.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from clickmask.types import Pixels
 
 log = logging.getLogger(__name__)
 
-SIDE = 512  # px; longest side of what is kept
-PARTS = 256  # an object's code is 256 * its number + the number of its part; both count from 1
-HELD_OUT = 10  # one image in so many is for validation
-NEVER_HELD_OUT = ("roadsigns", "class5")  # near-duplicates: the network would have seen their like
-MIN_OBJECT_PX = 32  # px of an object that crops are made around
-# weight of an image, by set; those that teach less about photographs than others, which weigh 1
+SIDE = 512  # px, longest side of a stored image
+PARTS = 256  # an object's code is 256 * its number + its part's number; both count from 1
+HELD_OUT = 10  # one image in this many is for validation
+NEVER_HELD_OUT = ("roadsigns", "class5")  # near duplicates: the network would have seen similar images
+MIN_OBJECT_PX = 32  # px, of an object that gets crops around it
+# Weights of images by set. These sets teach less about photographs than the others, which weigh 1.
 SET_WEIGHTS: Mapping[str, float] = {
     "animals_openimages": 0.7,
     "animals_coco": 0.6,
@@ -49,11 +49,11 @@ Codes = NDArray[np.int32]  # (h, w)
 
 @dataclass(frozen=True)
 class Photograph:
-    """The place of one image; `objects` are its masks, or the file that has them all."""
+    """The files of one image. `objects` are its masks, or the file that contains all of them."""
 
     name: str
     group: str
-    tier: str  # A, B or C by how free the pool's photograph is; "" elsewhere
+    tier: str  # A, B or C, by how free the pool's photograph is; "" in other layouts
     picture: Path
     objects: Path | tuple[Any, ...]
 
@@ -64,16 +64,16 @@ class Pool:
 
     photographs: Sequence[Photograph]
     pixels: torch.Tensor  # (N, 3, SIDE, SIDE) uint8
-    codes: torch.Tensor  # (N, SIDE, SIDE) int32, see PARTS; 0: not labelled
+    codes: torch.Tensor  # (N, SIDE, SIDE) int32, see PARTS; 0 is not labelled
     sizes: torch.Tensor  # (N, 2) of (height, width)
-    boxes: torch.Tensor  # (M, 4) of every object, in pixels of its square
-    owners: torch.Tensor  # (M,) the photograph of every object
-    numbers: torch.Tensor  # (M,) its number in the photograph's codes
-    chances: torch.Tensor  # (M,) of every object to have a crop made around it
+    boxes: torch.Tensor  # (M, 4), one per object, in pixels of its square
+    owners: torch.Tensor  # (M,) the object's photograph
+    numbers: torch.Tensor  # (M,) the object's number in the photograph's codes
+    chances: torch.Tensor  # (M,) the object's chance of a crop around it
 
 
 def find_photographs(folder: Path) -> list[Photograph]:
-    """All labelled images of `folder`, in either layout. Raises InvalidRequest if there are none."""
+    """All labelled images in `folder`, in either layout. Raises InvalidRequest if there are none."""
     found = list(_pool_layout(folder) if (folder / "sets.json").is_file() else _coco_layout(folder))
     if not found:
         raise InvalidRequest(f"there are no labelled images in {folder.name}")
@@ -81,7 +81,7 @@ def find_photographs(folder: Path) -> list[Photograph]:
 
 
 def held_out(photograph: Photograph) -> bool:
-    """Whether it is for validation; decided by its name, so that all trainings and all copies agree."""
+    """Whether it is for validation. Its name decides, so that all trainings and copies agree."""
     if photograph.group in NEVER_HELD_OUT:
         return False
     digest = hashlib.sha256(photograph.name.encode()).digest()
@@ -89,7 +89,7 @@ def held_out(photograph: Photograph) -> bool:
 
 
 def load_pool(photographs: Sequence[Photograph], device: torch.device) -> Pool:
-    """Decode all photographs, on several threads."""
+    """Decode all photographs on several threads."""
     count = len(photographs)
     pixels = torch.zeros((count, 3, SIDE, SIDE), dtype=torch.uint8)
     codes = torch.zeros((count, SIDE, SIDE), dtype=torch.int32)
@@ -130,7 +130,7 @@ def load_pool(photographs: Sequence[Photograph], device: torch.device) -> Pool:
 
 
 def read(photograph: Photograph) -> tuple[Pixels, Codes]:
-    """RGB and codes, longest side at most SIDE. Raises InvalidRequest if it is not a picture."""
+    """RGB and codes with a longest side of at most SIDE. Raises InvalidRequest if it is not a picture."""
     image = cv2.imread(str(photograph.picture), cv2.IMREAD_COLOR)
     if image is None:
         raise InvalidRequest(f"{photograph.picture.name} cannot be read")
@@ -145,7 +145,7 @@ def read(photograph: Photograph) -> tuple[Pixels, Codes]:
 
 
 def _ids(photograph: Photograph, size: tuple[int, ...]) -> NDArray[np.uint16]:
-    """The object number of each pixel, (h, w); smaller objects lie on top of larger ones."""
+    """The object number of each pixel, (h, w). Smaller objects lie on top of larger ones."""
     if isinstance(photograph.objects, Path):
         ids = cv2.imread(str(photograph.objects), cv2.IMREAD_UNCHANGED)
         if ids is None or ids.shape != size:
@@ -154,13 +154,13 @@ def _ids(photograph: Photograph, size: tuple[int, ...]) -> NDArray[np.uint16]:
     ids = np.zeros(size, np.uint16)
     masks = [found.mask() for found in photograph.objects]
     for number, mask in enumerate(sorted(masks, key=lambda mask: -int(mask.sum())), 1):
-        if mask.shape == size:  # an image that was turned since has masks of another shape
+        if mask.shape == size:  # the masks of an image that was turned later have another shape
             ids[mask] = number
     return ids
 
 
 def _with_parts(ids: NDArray[np.uint16]) -> Codes:
-    """Codes of `ids`, which tell the connected parts of an object apart."""
+    """Codes for `ids`, which distinguish the connected parts of an object."""
     codes = np.zeros(ids.shape, np.int32)
     for number, (x0, y0, x1, y1), _ in _extents(ids.astype(np.int32)):
         window = slice(y0, y1), slice(x0, x1)
@@ -171,7 +171,7 @@ def _with_parts(ids: NDArray[np.uint16]) -> Codes:
 
 
 def _extents(ids: Codes) -> Iterator[tuple[int, tuple[int, int, int, int], int]]:
-    """Every number of `ids` but 0, with its box (x0, y0, x1, y1) and its area in pixels."""
+    """Each number in `ids` except 0, with its box (x0, y0, x1, y1) and area in pixels."""
     rows, columns = np.nonzero(ids)
     values = ids[rows, columns]
     order = np.argsort(values, kind="stable")
@@ -190,7 +190,7 @@ def _extents(ids: Codes) -> Iterator[tuple[int, tuple[int, int, int, int], int]]
 
 
 def _chances(photographs: Sequence[Photograph], areas: Sequence[Sequence[int]]) -> list[float]:
-    """Chance of each object: by its set's SET_WEIGHTS and number of images, and the root of its area."""
+    """The chance of each object, by its set's SET_WEIGHTS and number of images, and the root of its area."""
     images: dict[str, int] = {}
     for photograph in photographs:
         images[photograph.group] = images.get(photograph.group, 0) + 1

@@ -24,18 +24,18 @@ from clickmask.segmenters._builtin.prompts import (
     WIDE,
 )
 
-BOXES = 0.5  # of the prompts begin with a box,
-CLICK_IN_BOX = 0.3  # and this part of those with a click, too
+BOXES = 0.5  # share of prompts that begin with a box
+CLICK_IN_BOX = 0.3  # share of these that also have a click
 SLOPPY_SHARE = 0.65  # of the boxes
 SLOPPINESS, MAX_SLIP = 0.06, 20.0  # standard deviation, in sides of the box; px
-CENTRAL = 0.5  # of the clicks are at the deepest place, the others anywhere deep enough
-GIVEN_MASK = 0.1  # of the prompts begin with a mask that is nearly right,
-PROMPTLESS_SHARE = 0.5  # and this part of those without a click or box
+CENTRAL = 0.5  # share of clicks at the deepest place; the others are anywhere deep enough
+GIVEN_MASK = 0.1  # share of prompts that begin with a nearly right mask
+PROMPTLESS_SHARE = 0.5  # share of these without a click or box
 
 
 @dataclass
 class Prompts:
-    """The prompts so far for each of N targets of size (h, w), half the input's."""
+    """The prompts so far for each of N targets of size (h, w), half the size of the input."""
 
     size: tuple[int, int]
     device: torch.device
@@ -48,14 +48,14 @@ class Prompts:
         self.clicks = torch.zeros(self.count, device=self.device)
 
     def ambiguous(self) -> torch.Tensor:
-        """1 for a single click and nothing else, which may mean a part or the whole; else 0. (N,)"""
+        """1 for a lone click, which may mean a part or the whole, and 0 for anything else. (N,)"""
         told = self.maps[:, [BOX, REGION]].abs().amax((1, 2, 3))
         return ((told == 0) & (self.clicks == 1)).float()
 
     def click(self, points: torch.Tensor, foreground: torch.Tensor, when: torch.Tensor) -> None:
-        """Add the points (N, 2) of (x, y) for the targets in `when` (N,)."""
+        """Add the points (N, 2) of (x, y) to the targets in `when` (N,)."""
         height, width = self.size
-        x = 2 * torch.arange(width, device=self.device) + 1.0  # px of the input, of the pixels' centres
+        x = 2 * torch.arange(width, device=self.device) + 1.0  # px of the input, at the pixels' centres
         y = 2 * torch.arange(height, device=self.device) + 1.0
         across = (x - points[:, :1]) ** 2  # (N, w)
         down = (y - points[:, 1:]) ** 2  # (N, h)
@@ -73,7 +73,7 @@ class Prompts:
         x = 2 * torch.arange(width, device=self.device) + 1.0
         y = 2 * torch.arange(height, device=self.device) + 1.0
         x0, y0, x1, y1 = (boxes[:, number, None] for number in range(4))
-        # the part of each pixel that is inside, since boxes end at fractions of pixels
+        # share of each pixel inside the box, since boxes end at fractions of pixels
         across = ((x - x0 + 1).clamp(0, 2) * (x1 - x + 1).clamp(0, 2) / 4)[:, None, :]
         down = ((y - y0 + 1).clamp(0, 2) * (y1 - y + 1).clamp(0, 2) / 4)[:, :, None]
         self.maps[:, BOX] = torch.where(when[:, None, None], 2 * across * down - 1, self.maps[:, BOX])
@@ -83,14 +83,14 @@ class Prompts:
         self.maps[:, MIDDLE] = torch.where(when[:, None, None], middle, self.maps[:, MIDDLE])
 
     def correct(self, probabilities: torch.Tensor, when: torch.Tensor) -> None:
-        """Show the masks (N, h, w) of `when` as what there is so far."""
+        """Show the masks (N, h, w) in `when` as the current masks."""
         self.maps[:, REGION] = torch.where(
             when[:, None, None], 2 * probabilities.clamp(0, 1) - 1, self.maps[:, REGION]
         )
 
 
 def begin(targets: torch.Tensor, noise: torch.Generator) -> Prompts:
-    """First prompts for `targets` (N, h, w) of 0 and 1; for some, masks that are nearly right."""
+    """The first prompts for `targets` (N, h, w) of 0 and 1; some include nearly right masks."""
     count, height, width = targets.shape
     prompts = Prompts((height, width), targets.device, count)
     draw = _uniform(targets, noise)
@@ -110,8 +110,7 @@ def correct(
 ) -> Prompts:
     """`prompts` after a click in the larger error of `probabilities` (N, h, w), which become the region.
 
-    Some get the region blurred and no click, as the second pass over a part of an image gets the
-    answer of the first.
+    Some get a blurred region and no click, as a second pass over part of an image gets the first's answer.
     """
     draw = _uniform(targets, noise)
     found = probabilities > 0.5
@@ -129,10 +128,9 @@ def correct(
 
 
 def deepest(masks: torch.Tensor, noise: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points (N, 2) deep inside `masks` (N, h, w), and the greatest depths (N,); 0 for an empty mask.
+    """Points (N, 2) deep inside `masks` (N, h, w), and the greatest depths (N,), 0 for an empty mask.
 
-    With `noise`, only a part CENTRAL of them are the deepest points. Depths are octagonal distances,
-    in pixels of a quarter of the input's size.
+    With `noise`, only a share CENTRAL are deepest. Depths are octagonal distances at a quarter of the size.
     """
     count, _, width = masks.shape
     small = functional.avg_pool2d(masks[:, None].float(), 2)[:, 0]
@@ -148,18 +146,18 @@ def deepest(masks: torch.Tensor, noise: torch.Generator | None = None) -> tuple[
         score = torch.where((draw() < CENTRAL)[:, None], flat + 1e-3 * lottery * (flat > 0), anywhere)
     at = score.argmax(1)
     row, column = at // (width // 2), at % (width // 2)
-    # one of the four pixels under it that is in the mask
+    # one of the four pixels under it that lies in the mask
     index = torch.arange(count, device=masks.device)
     four = torch.stack([masks[index, 2 * row + dy, 2 * column + dx] for dy in (0, 1) for dx in (0, 1)], 1)
     best = four.float().argmax(1)
     x, y = 4 * column + 2 * (best % 2) + 1, 4 * row + 2 * (best // 2) + 1
-    centre = four.min(1).values > 0.5  # all four are: the point between them
+    centre = four.min(1).values > 0.5  # all four do: take the point between them
     points = torch.stack([torch.where(centre, 4 * column + 2, x), torch.where(centre, 4 * row + 2, y)], 1)
     return points.float(), most
 
 
 def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
-    """Boxes (N, 4) of (x0, y0, x1, y1) of `masks` (N, h, w), in pixels of the input, twice as large."""
+    """Boxes (N, 4) of (x0, y0, x1, y1) around `masks` (N, h, w), in pixels of the twice as large input."""
     _, height, width = masks.shape
     columns, rows = (masks > 0.5).any(1), (masks > 0.5).any(2)
     x, y = (torch.arange(side, device=masks.device) for side in (width, height))
@@ -171,7 +169,7 @@ def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
 
 
 def sloppy_boxes(masks: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
-    """Boxes as people draw them: some tight to a pixel or so, some not."""
+    """Boxes as people draw them: some tight to about a pixel, some not."""
     boxes = tight_boxes(masks)
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     gaussian = torch.randn(boxes.shape, generator=noise, device=masks.device)
@@ -183,7 +181,7 @@ def sloppy_boxes(masks: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
 
 
 def nearly(targets: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
-    """`targets` (N, h, w) grown or shrunk, moved and blurred, as masks of another model or a first pass."""
+    """`targets` (N, h, w) grown or shrunk, moved and blurred, like masks of another model or first pass."""
     draw = _uniform(targets, noise)
     mask = targets[:, None].float()
     grown = functional.max_pool2d(mask, 9, 1, 4)
@@ -197,15 +195,15 @@ def nearly(targets: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
 
 
 def _blurred(masks: torch.Tensor, factor: int) -> torch.Tensor:
-    """`masks` as if they had been found at a `factor` times smaller size."""
+    """`masks` as if found at a `factor` times smaller size."""
     small = functional.avg_pool2d(masks[:, None].float(), factor)
     return functional.interpolate(small, masks.shape[1:], mode="bilinear")[:, 0]
 
 
 def _depths(masks: torch.Tensor) -> torch.Tensor:
-    """Erosions that each pixel of `masks` (N, h, w) outlives, by squares and crosses in turn.
+    """Number of erosions each pixel of `masks` (N, h, w) survives, by alternating crosses and squares.
 
-    The outside of the frame is background. A pixel that is covered in part counts by that part.
+    The outside of the frame is background. A partly covered pixel counts by its covered part.
     """
     alive = functional.pad(masks[:, None].float(), (1, 1, 1, 1))
     total = torch.zeros_like(alive)
@@ -220,5 +218,5 @@ def _depths(masks: torch.Tensor) -> torch.Tensor:
 
 
 def _uniform(like: torch.Tensor, noise: torch.Generator) -> Callable[[], torch.Tensor]:
-    """A function that draws N numbers in [0, 1) at each call, one for each of `like`."""
+    """A function that draws N numbers in [0, 1) at each call, one per element of `like`."""
     return lambda: torch.rand(like.shape[0], generator=noise, device=like.device)

