@@ -1,1 +1,1 @@
-"""Training of networks on labels. Needs torch, and runs in a process of its own."""
+"""Training of networks on labels. Needs torch and runs in its own process."""

@@ -1,4 +1,4 @@
-"""Pictures to train on, and augmented crops of them."""
+"""Training pictures and augmented crops of them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from clickmask.masks.rle import rle_to_mask
 from clickmask.models.labeller import MULTIPLE, prepared, working_size
 from clickmask.types import Pixels
 
-IGNORED = 255  # in labels: of unknown class
+IGNORED = 255  # label of unknown class
 Labels = NDArray[np.uint8]  # (H, W): 0 background, k the k-th category, IGNORED
 SCALES = (0.6, 2.0)  # of the picture's own size: one microscope has several magnifications
 POWER = 0.3  # brightness is raised to a power between exp(-POWER) and exp(POWER),
-GAIN = 0.15  # multiplied by up to 1 + GAIN,
+GAIN = 0.15  # then multiplied by up to 1 + GAIN,
 TINT = 0.06  # and each channel by up to 1 + TINT
 SATURATION = 0.25  # saturation is multiplied by up to 1 + SATURATION
-ON_AN_OBJECT = 0.7  # of the crops are centred on a pixel of a category, each category equally often
-MAX_DECODED_BYTES = 2**30  # of pictures kept in memory; if there are more, they are read at each use
-OBJECTS_ACROSS = 4  # a crop is so many times as wide as a typical object,
-MIN_CROP_PX = 128  # but at least as wide as this, which is as far as the network looks
+ON_AN_OBJECT = 0.7  # share of crops centred on a pixel of a category, each category equally often
+MAX_DECODED_BYTES = 2**30  # of pictures kept in memory; if they exceed it, each use reads them again
+OBJECTS_ACROSS = 4  # width of a crop in typical objects,
+MIN_CROP_PX = 128  # but at least this many pixels, which is as far as the network looks
 
 
 class LabelledPixels(Protocol):
-    """A picture and the class of each of its pixels; each access may read them again."""
+    """A picture and the class of each of its pixels. Each access may read them again."""
 
     @property
     def pixels(self) -> Pixels: ...
@@ -40,7 +40,7 @@ class LabelledPixels(Protocol):
 
 
 class TrainingPicture:
-    """A sample's picture and classes as networks are given them, read once if `keep`, else at each use."""
+    """A sample's picture and classes in network form, read once if `keep`, else at each use."""
 
     def __init__(self, dataset: Dataset, sample: Sample, limits: ImageLimits, keep: bool) -> None:
         self._dataset, self._sample, self._limits, self._keep = dataset, sample, limits, keep
@@ -72,7 +72,7 @@ class TrainingPicture:
 def training_pictures(
     dataset: Dataset, samples: Sequence[Sample], limits: ImageLimits
 ) -> list[TrainingPicture]:
-    """The pictures of `samples`, kept in memory if all fit into MAX_DECODED_BYTES."""
+    """The pictures of `samples`, kept in memory if all of them fit into MAX_DECODED_BYTES."""
     keep = 4 * sum(math.prod(working_size(sample.size)) for sample in samples) <= MAX_DECODED_BYTES
     return [TrainingPicture(dataset, sample, limits, keep) for sample in samples]
 
@@ -86,11 +86,11 @@ def draw_crop(sample: LabelledPixels, side: int, chance: np.random.Generator) ->
     scale = math.exp(chance.uniform(math.log(SCALES[0]), math.log(SCALES[1])))
     across = side / scale  # px of the picture
     row, column = (
-        # no further out than the crop shows as much of the picture as it can
+        # keep the crop as far inside the picture as its size allows
         min(max(at, across / 2), length - across / 2) if length > across else length / 2
         for at, length in zip(_centre(labels, chance), labels.shape, strict=True)
     )
-    # One warp scales, crops and pads. cv2 has pixel centres at whole numbers.
+    # One warp scales, crops and pads. In cv2, pixel centres are whole numbers.
     warp = np.array([[scale, 0, side / 2 - scale * column], [0, scale, side / 2 - scale * row]])
     colours = np.asarray(cv2.warpAffine(pixels, warp, (side, side), flags=cv2.INTER_LINEAR), np.uint8)
     classes = cv2.warpAffine(labels, warp, (side, side), flags=cv2.INTER_NEAREST, borderValue=IGNORED)
@@ -102,7 +102,7 @@ def draw_crop(sample: LabelledPixels, side: int, chance: np.random.Generator) ->
 
 
 def _centre(labels: Labels, chance: np.random.Generator) -> tuple[float, float]:
-    """Row and column of a pixel of a random category, or of any place."""
+    """Row and column of a pixel of a random category, or of a random place."""
     categories = np.setdiff1d(labels, (0, IGNORED))
     if len(categories) and chance.random() < ON_AN_OBJECT:
         rows, columns = np.nonzero(labels == chance.choice(categories))
@@ -113,7 +113,7 @@ def _centre(labels: Labels, chance: np.random.Generator) -> tuple[float, float]:
 
 
 def _recoloured(pixels: NDArray[np.uint8], chance: np.random.Generator) -> Pixels:
-    """`pixels` with another brightness, tint and saturation. Nothing is added: that would clip the dark."""
+    """`pixels` with varied brightness, tint and saturation. No offset is added: it would clip the dark."""
     power = math.exp(chance.uniform(-POWER, POWER))
     gain, saturation = 1 + chance.uniform(-GAIN, GAIN), 1 + chance.uniform(-SATURATION, SATURATION)
     values = (pixels.astype(np.float32) / 255) ** np.float32(power)
@@ -124,7 +124,7 @@ def _recoloured(pixels: NDArray[np.uint8], chance: np.random.Generator) -> Pixel
 
 
 def crop_side(samples: Sequence[Sample], most: int) -> int:
-    """Side of crops in px, at most `most`: small if objects are small, so that a step sees many pictures."""
+    """Side of crops in px, at most `most`. Small objects get small crops, so a step sees many pictures."""
     across = [
         math.sqrt(rle_to_mask(label.rle).sum()) * max(working_size(sample.size)) / max(sample.size)
         for sample in samples
@@ -135,7 +135,7 @@ def crop_side(samples: Sequence[Sample], most: int) -> int:
 
 
 def wide_side(samples: Sequence[Sample], side: int, crops: int) -> int:
-    """Side of one crop with as many pixels as `crops` of `side`; at most that of the largest picture."""
+    """Side of one crop with as many pixels as `crops` of `side`, at most the largest picture's."""
     return _multiple(min(side * math.sqrt(crops), _largest(samples)))
 
 

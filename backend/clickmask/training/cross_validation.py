@@ -22,15 +22,15 @@ from clickmask.training.loop import Heartbeat, Progress
 
 log = logging.getLogger(__name__)
 
-MAX_WATCHED_PIXELS = 2**22  # pixels of the pictures that early stopping measures again and again
+MAX_WATCHED_PIXELS = 2**22  # pixels of the pictures that early stopping measures repeatedly
 
 
 class Cancelled(Exception):
-    """The training was stopped; the same calls continue it."""
+    """The training was stopped. The same calls resume it."""
 
 
 class CrossValidation:
-    """`fits` trainings of the network called `network`, each with an equal part of the config's time."""
+    """`fits` trainings of the network named `network`, with equal shares of the config's time."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class CrossValidation:
         cancelled: Callable[[], bool],
         heartbeat: Heartbeat,
     ) -> None:
-        """Crops are as large as the dataset's objects need; if they are smaller, a step has more of them.
+        """Make crops as large as the dataset's objects need. If they are smaller, a step takes more of them.
 
-        A step on twice as many pixels takes twice as long, and so many crops vary enough.
+        A step on twice as many pixels would take twice as long, and these crops vary enough.
         """
         side = crop_side(dataset.samples, config.side)
         crops = max(1, round(config.crops * config.side / side))
@@ -62,9 +62,9 @@ class CrossValidation:
     def fit(
         self, training: Sequence[Sample], watched: Sequence[Sample]
     ) -> tuple[torch.nn.Module, TrainingResult]:
-        """A network on the CPU, in evaluation mode, and how its training went.
+        """The network, on the CPU in evaluation mode, and the result of its training.
 
-        `watched` decide when to stop; without any, the config does. Raises Cancelled.
+        `watched` decides when to stop; if it is empty, the config does. Raises Cancelled.
         """
         classes = len(self._dataset.categories) + 1
         cast("Any", torch).manual_seed(self.config.seed)
@@ -94,12 +94,12 @@ class CrossValidation:
         return best.cpu().eval(), result
 
     def remove_checkpoints(self) -> None:
-        """Call when all that was trained is saved elsewhere."""
+        """Remove the checkpoints. Call it once all results are saved elsewhere."""
         for path in self._checkpoints:
             path.unlink(missing_ok=True)
 
     def _report_all(self, progress: Progress) -> None:
-        """Report the progress of all trainings together."""
+        """Report the joint progress of all trainings."""
         fits, config = len(self._checkpoints), self.config
         self._report(
             replace(
@@ -113,7 +113,7 @@ class CrossValidation:
 
 
 def _first(samples: Sequence[Sample]) -> Iterator[Sample]:
-    """Samples that fit into MAX_WATCHED_PIXELS, at least one, in an order that says nothing about them."""
+    """Samples that fit into MAX_WATCHED_PIXELS, at least one, in an order unrelated to their content."""
     left = MAX_WATCHED_PIXELS
     for sample in sorted(samples, key=lambda each: each.image):
         if left < MAX_WATCHED_PIXELS and left < math.prod(working_size(sample.size)):

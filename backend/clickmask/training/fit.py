@@ -23,40 +23,40 @@ from clickmask.types import Pixels
 log = logging.getLogger(__name__)
 
 WARM_UP = 20  # steps
-RECIPE = 2  # version of this file's arithmetic: checkpoints of another are ignored
+RECIPE = 2  # version of this file's arithmetic; checkpoints of other versions are ignored
 MIN_IMPROVEMENT = 0.001  # of mIoU
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What a training is, and how long at most."""
+    """Settings of a training, and its limits."""
 
     steps: int = 3000
     seconds: float = 1200.0  # of training and validation, over all runs of a resumed training
     side: int = 256  # px of a crop; a multiple of the network's stride
-    crops: int = 2  # a step; `CrossValidation` takes more if it makes them smaller
-    wide: int = 0  # px of the one crop of every other step, if that is more than `side`
+    crops: int = 2  # per step; `CrossValidation` takes more if it makes them smaller
+    wide: int = 0  # px of the single crop in every other step, if larger than `side`
     rate: float = 2e-3  # peak learning rate
     decay: float = 1e-3
-    average: float = 0.99  # the part that the averaged weights keep of themselves in a step
-    validate_every: int = 20  # steps; the checkpoint is written then too
-    patience: int = 15  # validations without an improvement, after which the training ends
-    tail: int = 80  # with these steps, in which the learning rate falls: they improve it once more
+    average: float = 0.99  # share of themselves that the averaged weights keep per step
+    validate_every: int = 20  # steps, also between checkpoints
+    patience: int = 15  # validations without improvement before the training ends
+    tail: int = 80  # last steps, in which the learning rate falls and the weights improve once more
     seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingResult:
-    """The last averaged weights that were not surely worse than the best ones, by validation."""
+    """The last averaged weights that validation did not find surely worse than the best ones."""
 
     state: State
     validation_miou: float
-    step: int  # at which the weights were these
+    step: int  # at which the weights were saved
     reason: Reason
 
 
 class Trainer(TrainingLoop):
-    """One training, new or continued from its checkpoint. One `run` each, in one thread."""
+    """One training, new or resumed from its checkpoint. Call `run` once, in one thread."""
 
     def __init__(
         self,
@@ -69,8 +69,7 @@ class Trainer(TrainingLoop):
         checkpoint: Path,
         identity: str = "",
     ) -> None:
-        """Continue from `checkpoint` if it is of the same recipe, config, network, classes and `identity`
-        (the dataset's).
+        """Resume from `checkpoint` if recipe, config, network, classes and `identity` (the dataset's) match.
 
         `network` is trained in place, on its own device. Raises ValueError without training samples.
         """
@@ -95,7 +94,7 @@ class Trainer(TrainingLoop):
         self._kept = TrainingResult(network.state_dict(), math.nan, 0, "cancelled")
         self._best: Confusion = np.zeros((0, classes, classes), np.int64)  # of the best validation
         self._worse = 0  # validations since the best one
-        known = np.zeros((len(training), classes), np.int64)  # pixels of each class
+        known = np.zeros((len(training), classes), np.int64)  # pixels per class
         for counts, sample in zip(known, training, strict=True):
             labels = sample.labels
             counts += np.bincount(labels[labels != IGNORED], minlength=classes)
@@ -125,12 +124,11 @@ class Trainer(TrainingLoop):
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Crops (B, 3, side, side) in [0, 1], and their labels (B, side, side).
 
-        Pictures are drawn in proportion to their pixels of known class, since pixels are what is
-        measured: drawn equally often, the largest picture of the nuclei had an IoU of .90 to .92 by
-        chance; so, .92.
+        Pictures are drawn in proportion to their pixels of known class, since pixels are what is measured.
+        Drawn equally often, the largest nuclei picture had an IoU of .90 to .92 by chance; this way, .92.
 
-        Every other batch is one wide crop: networks normalise over all that they see, and are asked
-        about whole pictures. With small crops alone, outlines there were too large.
+        Every other batch is one wide crop, because networks normalise over all they see and are applied to
+        whole pictures. With small crops alone, outlines there were too large.
         """
         config = self.config
         random = np.random.default_rng((config.seed, self.step))
@@ -145,10 +143,10 @@ class Trainer(TrainingLoop):
     def validate(self) -> bool:
         """Keep the averaged weights, unless those of the best validation are surely better.
 
-        "Surely" is in 97.5 % of the ways to draw the same images again. The last weights have learnt
-        the most, with the smallest steps; which of many validations is the best by a little is
-        chance. On 13 and 30 pictures of nuclei, the last weights of nine trainings of several recipes
-        had an IoU of .797 and .844, those of the best validation .787 and .841.
+        "Surely" means in 97.5 % of the ways to redraw the same images. The last weights have learnt the most,
+        in the smallest steps; which validation is slightly the best is chance. On 13 and 30 nuclei pictures,
+        the last weights of nine trainings had an IoU of .797 and .844, those of the best validation .787 and
+        .841.
         """
         matrices = confusion_matrices(self.average, self._validation, self._classes, self._stride)
         found = self.validation_miou = float(miou(matrices.sum(axis=0)))
@@ -182,7 +180,7 @@ class Trainer(TrainingLoop):
 def confusion_matrices(
     network: nn.Module, samples: Iterable[LabelledPixels], classes: int, stride: int
 ) -> Confusion:
-    """One matrix a sample, (images, classes, classes); `network` is left in evaluation mode."""
+    """One matrix per sample, (images, classes, classes). Leaves `network` in evaluation mode."""
     network.eval()
     matrices = [
         confusion_matrix(sample.labels, predict(network, sample.pixels, stride), classes, IGNORED)
@@ -192,7 +190,7 @@ def confusion_matrices(
 
 
 def predict(network: nn.Module, pixels: Pixels, stride: int) -> Labels:
-    """The class of each pixel. Sides are padded to multiples of `stride` by the outermost pixels."""
+    """The class of each pixel. Sides are edge-padded to multiples of `stride`."""
     height, width = pixels.shape[:2]
     device = next(network.parameters()).device
     with torch.inference_mode():

@@ -1,8 +1,8 @@
-"""The training loop that every network shares.
+"""The training loop that all networks share.
 
-Batches depend on the seed and the step alone, so a training that was stopped continues as if it had
-not been. If the time budget ends a training, and not the number of steps, its learning rate follows
-the clock, and two trainings differ as their clocks do.
+Batches depend only on the seed and the step, so a stopped training resumes as if it had never stopped. If the
+time budget ends it before its last step, the learning rate follows the clock, and two trainings differ as
+their clocks do.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ from clickmask import files
 log = logging.getLogger(__name__)
 
 MAX_GRADIENT_NORM = 1.0
-LAST_RATE = 0.01  # of the peak learning rate, when the cosine ends
+LAST_RATE = 0.01  # of the peak learning rate, at the end of the cosine
 
 State = Mapping[str, torch.Tensor]
-Heartbeat = Callable[[], None]  # called at least every few seconds of work
+Heartbeat = Callable[[], None]  # called at least every few seconds
 Reason = Literal["all steps done", "out of time", "no longer improving", "cancelled"]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a training takes, and how its learning rate and its averaged weights move."""
+    """The duration of a training, and the course of its learning rate and averaged weights."""
 
     steps: int
     check_every: int  # steps between validations and reports
     save_every: int  # steps between checkpoints
     warm_up: int  # steps in which the learning rate rises to its peak
-    average: float  # the part that the averaged weights keep of themselves in a step,
+    average: float  # share of themselves that the averaged weights keep per step,
     average_start: tuple[int, int]  # but at first (a + step) / (b + step): early weights are worth little
     cosine_from: int = 0  # step from which the learning rate falls
-    tail: int = 0  # steps after validation stopped improving, in which the rate falls to its end
+    tail: int = 0  # steps in which the rate falls to its end, once validation no longer improves
     seconds: float = math.inf  # of training and validation, over all runs of a resumed training
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is. Seconds are of training and validation, over all of its runs."""
+    """A training's progress. Seconds count training and validation over all of its runs."""
 
     step: int
     steps: int
     loss: float  # mean since the previous report
-    validation_miou: float  # NaN before the first validation, and without anything to validate on
+    validation_miou: float  # NaN before the first validation, and if there is nothing to validate on
     seconds: float
     seconds_left: float  # at most: training may stop earlier
 
 
 class TrainingLoop:
-    """Trains `network` in place, on its own device, and keeps a moving average of its weights.
+    """Training of `network` in place, on its own device, with a moving average of its weights.
 
-    A subclass says what a step learns (`backward`), and may say how good the average is (`validate`)
-    and what else a checkpoint holds (`extra_state`, `load_extra_state`). One `loop` each, in one thread.
+    A subclass defines a step (`backward`), and optionally how to measure the average (`validate`) and what
+    else a checkpoint holds (`extra_state`, `load_extra_state`). Call `loop` once, in one thread.
     """
 
     def __init__(
@@ -75,36 +75,33 @@ class TrainingLoop:
         checkpoint: Path,
         identity: Mapping[str, Any],
     ) -> None:
-        """`identity` is what training depends on, as plain values: a checkpoint of another is ignored.
-
-        Each parameter group of `optimiser` has its peak learning rate.
-        """
+        """`optimiser`'s groups hold their peak rates. Checkpoints with another `identity` are ignored."""
         self.network = network
         self.average = copy.deepcopy(network).requires_grad_(False).eval()
         self.device = next(network.parameters()).device
         self.schedule = schedule
         self.step: int = 0
         self.seconds: float = 0.0
-        self.validation_miou = math.nan  # of the latest validation
+        self.validation_miou = math.nan  # from the latest validation
         self._optimiser: Any = optimiser
         self._peaks = [group["lr"] for group in self._optimiser.param_groups]
-        self._tail: tuple[int, float] | None = None  # the step it began at, and the rate's factor then
+        self._tail: tuple[int, float] | None = None  # its first step, and the rate factor there
         self._checkpoint, self._identity = checkpoint, dict(identity)
 
     def backward(self) -> torch.Tensor:
-        """Leave the gradients of this step's batch in the network, and return the detached loss."""
+        """Leave this step's gradients in the network, and return the detached loss."""
         raise NotImplementedError
 
     def validate(self) -> bool:
-        """Measure `average`; False begins the tail, since training no longer improves it."""
+        """Measure `average`. False begins the tail, because training no longer improves it."""
         return True
 
     def extra_state(self) -> dict[str, Any]:
-        """What a checkpoint holds besides the loop's own: tensors and plain values."""
+        """Tensors and plain values that a checkpoint holds besides the loop's own."""
         return {}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `extra_state` gave."""
+        """Resume from the result of `extra_state`."""
 
     def loop(
         self,
@@ -112,7 +109,7 @@ class TrainingLoop:
         cancelled: Callable[[], bool] = lambda: False,
         heartbeat: Heartbeat = lambda: None,
     ) -> Reason:
-        """Train until the schedule ends or `cancelled`; `report` is called after each validation."""
+        """Train until the schedule ends or `cancelled`. Calls `report` after each validation."""
         schedule, losses = self.schedule, list[torch.Tensor]()
         while (reason := self._reason_to_stop(cancelled)) is None:
             heartbeat()
@@ -136,7 +133,7 @@ class TrainingLoop:
             if checking:
                 report(self._progress(losses))
                 losses.clear()
-        if losses:  # steps that no validation has seen; not saved, as a resumed training repeats them
+        if losses:  # steps without a validation; not saved, because a resumed training repeats them
             self._check()
             report(self._progress(losses))
         log.info("training ended at step %d: %s", self.step, reason)
@@ -170,7 +167,7 @@ class TrainingLoop:
         files.write(self._checkpoint, written.getvalue())
 
     def resume(self) -> None:
-        """Continue from the checkpoint, if there is one of the same identity."""
+        """Resume from the checkpoint, if there is one with the same identity."""
         name = self._checkpoint.name
         try:  # weights_only: nothing in the file is executed
             content: Any = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
@@ -224,10 +221,10 @@ class TrainingLoop:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 on a GPU; on a CPU it gains nothing."""
+    """bfloat16 on a GPU; on a CPU it would gain nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def _cosine(first: float, done: float) -> float:
-    """From `first` to LAST_RATE, as `done` goes from 0 to 1."""
+    """A cosine from `first` to LAST_RATE as `done` goes from 0 to 1."""
     return LAST_RATE + (first - LAST_RATE) * (1 + math.cos(math.pi * min(1.0, done))) / 2

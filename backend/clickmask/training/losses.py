@@ -9,16 +9,15 @@ from torch.nn import functional
 
 from clickmask.training.crops import IGNORED
 
-MAX_CLASS_WEIGHT = 5.0  # times that of the most frequent category
+MAX_CLASS_WEIGHT = 5.0  # relative to the most frequent category
 
 
 def class_weights(pixels: NDArray[np.int64]) -> torch.Tensor:
     """Weights (K,) from the number of pixels of each class; 1 for the background.
 
-    The most frequent category weighs 1, others the inverse fourth root of their share of its pixels, at
-    most MAX_CLASS_WEIGHT; a category without pixels 1. More would be too much: crops already have
-    more of rare categories, Dice counts all equally, and a class that weighs more than the background
-    grows beyond its outline.
+    The most frequent category weighs 1, others the inverse fourth root of their pixels relative to it, at
+    most MAX_CLASS_WEIGHT; one without pixels 1. Higher weights are too much: crops already favour rare
+    categories, Dice counts all equally, and a class that outweighs the background grows beyond its outline.
     """
     counts = torch.as_tensor(pixels, dtype=torch.float32)
     weights = ((counts[1:].max() / counts.clamp(min=1)) ** 0.25).clamp(1, MAX_CLASS_WEIGHT)
@@ -29,10 +28,10 @@ def class_weights(pixels: NDArray[np.int64]) -> torch.Tensor:
 def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Weighted cross-entropy + Dice of logits (B, K, H, W) against labels (B, H, W) with IGNORED.
 
-    The mean of 1 - Dice (Milletari, Navab, Ahmadi: V-Net, 3DV 2016), over the pixels of the batch, of
-    the categories that the batch has. Without any, cross-entropy alone.
+    The Dice loss is the mean of 1 - Dice (Milletari, Navab, Ahmadi: V-Net, 3DV 2016) over the categories in
+    the batch, computed over all of its pixels. Without any category, the loss is cross-entropy alone.
     """
-    logits = logits.float()  # sums over all pixels are too long for 16 bits
+    logits = logits.float()  # sums over all pixels need more than 16 bits
     known = labels != IGNORED
     if not known.any():
         return logits.sum() * 0.0

@@ -1,7 +1,6 @@
-"""The gate: whether a newly trained model replaces the served one. No torch.
+"""The gate that decides whether a newly trained model replaces the served one. No torch.
 
-Both are measured again on today's validation images, so both are judged by the same ones. What is
-hard for both cancels out, since the images are resampled for both alike.
+Both are measured on today's validation images, resampled alike, so what is hard for both cancels out.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ from clickmask.types import Pixels
 
 log = logging.getLogger(__name__)
 
-MAX_MIOU_LOSS = 0.02  # of mIoU: how far below zero the interval of the difference may reach
-MAX_CLASS_IOU_LOSS = 0.05  # of IoU: how far any class may fall
-MIN_IMAGES_FOR_INTERVAL = 20  # with fewer images an interval says little, so the difference itself decides
+MAX_MIOU_LOSS = 0.02  # how far below zero the interval of the mIoU difference may reach
+MAX_CLASS_IOU_LOSS = 0.05  # how far the IoU of any class may fall
+MIN_IMAGES_FOR_INTERVAL = 20  # with fewer images an interval says little, and the difference decides
 CROSS_VALIDATION = "cross-validation"  # a report's "split", if no side was large enough
 
-Part = tuple[Labeller, Sequence[Sample]]  # a network, and pictures that it was not trained on
+Part = tuple[Labeller, Sequence[Sample]]  # a network, and pictures it was not trained on
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,9 @@ def decide(
 ) -> Decision:
     """Compare two models by their (images, K, K) matrices of the same images in the same order.
 
-    K counts the background and `categories`. `shared` are the categories that both models know, by
-    which they are compared. A first version (`served` is None), and one that shares no category with
-    its predecessor, must be better than finding nothing. Raises ValueError without images.
+    K counts the background and `categories`. Only `shared` categories, known to both, are compared. A first
+    version (`served` is None), or one that shares none, must beat finding nothing. Raises ValueError without
+    images.
     """
     if not len(candidate):
         raise ValueError("there is no validation image to judge a model by")
@@ -69,7 +68,7 @@ def decide(
         raise ValueError(f"matrices of {candidate.shape} and {served.shape} are not of the same images")
     ours, theirs = (iou(matrices.sum(axis=0))[compared] for matrices in (candidate, served))
     falls = {categories[number - 1]: theirs[at] - ours[at] for at, number in enumerate(compared)}
-    # NaN is not above the limit
+    # NaN does not exceed the limit
     fallen = {category: fall for category, fall in falls.items() if fall > MAX_CLASS_IOU_LOSS}
     difference = paired_difference(candidate, served, partial(miou, classes=compared))
     said = (
@@ -94,7 +93,7 @@ def decide(
 
 
 def _against_background(candidate: Confusion) -> Decision:
-    """Compare with an empty answer, counting the background: noise would find a little of every class."""
+    """Compare with an empty answer, including the background: noise finds a little of every class."""
     total = candidate.sum(axis=0)
     nothing = np.zeros_like(total)
     nothing[:, 0] = total.sum(axis=1)
@@ -108,7 +107,7 @@ def _against_background(candidate: Confusion) -> Decision:
 
 
 class Measuring:
-    """Measures models on a dataset's pictures, at their full size."""
+    """Measurements of models on a dataset's pictures, at full size."""
 
     def __init__(self, dataset: Dataset, limits: ImageLimits, heartbeat: Callable[[], None]) -> None:
         self.categories = dataset.categories
@@ -137,7 +136,7 @@ def report_scores(
     test: Sequence[Sample],
     others: Sequence[Part],
 ) -> dict[str, Any]:
-    """Scores on the test side; if that is too small, those of `others` on pictures new to them."""
+    """Scores on the test side; if it is too small, those of `others` on pictures new to them."""
     if others:
         found, split = measuring.measure(others), CROSS_VALIDATION
         said = (

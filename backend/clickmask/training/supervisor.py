@@ -1,4 +1,4 @@
-"""Runs jobs, each in a process of its own, and requests them when there are new labels. No torch here."""
+"""Runs each job in its own process, and requests jobs when there are new labels. No torch here."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ log = logging.getLogger(__name__)
 
 WORKER = (sys.executable, "-m", "clickmask.training.worker")
 NEEDED = ("torch", "onnx", "safetensors")
-HEARTBEAT_TIMEOUT_S = 900.0  # seconds without a sign of life: a validation of large pictures takes minutes
-SHUTDOWN_GRACE_S = 20.0  # seconds that a process has to end by itself
-MAX_DRAIN_S = 300.0  # seconds that a training waits for events that were not read yet
-MAX_LOGS = 200  # files
-_POLL_S = 0.2  # seconds between looks at a process
-_TICK_S = 5.0  # seconds between looks for jobs and for new images
+HEARTBEAT_TIMEOUT_S = 900.0  # seconds without a sign of life; validating large pictures takes minutes
+SHUTDOWN_GRACE_S = 20.0  # seconds in which a process may end by itself
+MAX_DRAIN_S = 300.0  # seconds that a training waits for unread events
+MAX_LOGS = 200
+_POLL_S = 0.2  # seconds between checks of a process
+_TICK_S = 5.0  # seconds between checks for jobs and new images
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker has to know. It goes through a pipe, since `database` may hold a password."""
+    """A worker's settings. They go through a pipe, because `database` may contain a password."""
 
     models: str
     images: str
@@ -46,18 +46,17 @@ class WorkerConfig:
 
 @dataclass(frozen=True)
 class Triggers:
-    """A training begins by itself after so many new images, and so many seconds without a change."""
+    """Conditions for automatic training: this many new images, then this many seconds without a change."""
 
-    images: int = 10  # 0: never
+    images: int = 10  # 0 means never
     quiet: float = 120.0
 
 
 class Supervisor:
-    """One thread that looks after the jobs of this process, one after the other.
+    """One thread that runs this process's jobs one by one. Their processes write log files in `logs`.
 
-    `waiting` counts the events that are still to be read before a training may begin. `fetch` then brings
-    labelled images that are missing, of a tool and a project, until its last argument says stop. Each
-    job's process writes what it logs to a file in `logs`.
+    `waiting` counts unread events, which a training waits for. Then `fetch` gets missing labelled images of a
+    tool and project, until its last argument says stop.
     """
 
     def __init__(
@@ -84,20 +83,17 @@ class Supervisor:
         self._owner = self._context.enter_context(jobs.owning())
         self._closing = threading.Event()
         self._requested = threading.Event()
-        self._adoptable: set[str] | None = None  # ids; None: every job that nobody looks after
+        self._adoptable: set[str] | None = None  # ids; None means every job whose owner is gone
         self._seen: dict[tuple[str, str], tuple[object, float]] = {}
         self._thread = threading.Thread(target=self._run, name="trainings", daemon=True)
 
     def start(self, adopting: bool = True) -> None:
-        """Start the thread. `adopting`: take over every job that is left, not only the requested ones."""
+        """Start the thread. `adopting`: take over every abandoned job, not only requested ones."""
         self._adoptable = None if adopting else set()
         self._thread.start()
 
     def request(self, tool: str, project: str) -> Job:
-        """The job that trains the project: one that is under way, here or elsewhere, or a new one.
-
-        Raises NotReady and StoreUnavailable.
-        """
+        """The project's job, unfinished here or elsewhere, or new. Raises NotReady and StoreUnavailable."""
         if missing := _missing():
             raise NotReady(f"training needs {' and '.join(missing)}: install clickmask[torch]")
         images = next(
@@ -106,14 +102,14 @@ class Supervisor:
         )
         job, is_new = self.jobs.request(tool, project, images, self._owner)
         if self._adoptable is not None:
-            self._adoptable.add(job.id)  # whoever looks after it now may be dead
+            self._adoptable.add(job.id)  # its current owner may be dead
         if is_new:
             log.info("%s will train %s %s", job.id, tool, project)
             self._requested.set()
         return job
 
     def close(self) -> None:
-        """Stop; the next process goes on with a training under way."""
+        """Stop. The next process resumes a running training."""
         self._closing.set()
         self._requested.set()
         if self._thread.ident is not None:
@@ -157,7 +153,7 @@ class Supervisor:
                 return
         try:
             self._fetch(job.tool, job.project, lambda: self._is_off(job))
-        except ClickmaskError as error:  # less to train on is no reason not to train
+        except ClickmaskError as error:  # train on fewer images rather than not at all
             log.warning("missing images of %s %s are not fetched: %s", job.tool, job.project, error)
         if self._closing.is_set() or not self.jobs.start(job):
             return
@@ -174,25 +170,25 @@ class Supervisor:
             log.error("%s failed: %s", job.id, reason)
 
     def _is_off(self, job: Job) -> bool:
-        """Whether a job that waits shall not begin: it was cancelled or taken over, or this process ends."""
+        """Whether a queued job should not start: it was cancelled or taken over, or this process ends."""
         found = self.jobs.get(job.id)
         return self._closing.is_set() or (found.state, found.owner) != ("queued", self._owner)
 
     def _train(self, job: Job) -> str:
-        """Run the job's process until it has ended. Returns why it did, if it did not say so itself."""
+        """Run the job's process to its end. Returns why it ended, in case it did not say so itself."""
         self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
         for old in sorted(self._logs.glob("*.log"))[:-MAX_LOGS]:
             old.unlink(missing_ok=True)
-        with (self._logs / f"{job.id}.log").open("ab") as output:  # the one before may still write
-            process = subprocess.Popen(  # noqa: S603 - ourselves
+        with (self._logs / f"{job.id}.log").open("ab") as output:  # an earlier process may still write
+            process = subprocess.Popen(  # noqa: S603 - our own module
                 self._worker,
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # an interrupt from the terminal is ours to pass on
+                start_new_session=True,  # we pass on an interrupt from the terminal ourselves
             )
         if process.stdin:
-            with suppress(BrokenPipeError), process.stdin:  # it has ended: its status says more
+            with suppress(BrokenPipeError), process.stdin:  # it has ended: its exit status says more
                 process.stdin.write(json.dumps({"job": job.id, **asdict(self._config)}).encode())
         told_at: float | None = None
         while process.poll() is None:
@@ -200,10 +196,10 @@ class Supervisor:
             if self._closing.is_set() and told_at is None:
                 process.terminate()
                 told_at = now
-            with suppress(StoreUnavailable):  # the training goes on, and so do the looks at it
+            with suppress(StoreUnavailable):  # the training goes on, and so does polling
                 found = self.jobs.get(job.id)
                 if told_at is None and (found.owner != self._owner or self.jobs.is_cancelled(job.id)):
-                    told_at = now  # the process looks for that itself
+                    told_at = now  # the process checks for that itself
                 hung = time.time() - found.beat_at > self._hung_after
             if hung or (told_at is not None and now - told_at > self._grace):
                 process.kill()

@@ -29,7 +29,7 @@ from clickmask.types import Pixels
 log = logging.getLogger(__name__)
 
 OPSET = 17
-GOLDEN_SIDE = 256  # px of the picture whose answers show that a version is what was trained
+GOLDEN_SIDE = 256  # px of the picture whose answers verify that a version is what was trained
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ def train(
     heartbeat: Heartbeat = lambda: None,
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> Trained | None:
-    """Train on the dataset's training side, save the version, and serve it if the gate lets it.
+    """Train on the dataset's training side, save the version, and serve it if the gate agrees.
 
-    `network` is a module's name in `training/networks`. If the dataset's split is too small to say
-    much, a part of the time goes to networks that are trained likewise on parts of the images and
-    measured on the rest. None if it was cancelled; the same call then continues from `checkpoint`.
-    Raises InvalidRequest if there is too little to learn from or no such network.
+    `network` is a module's name in `training/networks`. If the split is too small to say much, part of the
+    time goes to networks trained alike on parts of the images and measured on the rest. Returns None if
+    cancelled; the same call resumes from `checkpoint`. Raises InvalidRequest for too little data or an
+    unknown network.
     """
     networks.load(network)
     kept = tuple(sample for sample in dataset.samples if dataset.pictures.holds(sample.image))
     if len(kept) < len(dataset.samples):
         log.warning("%d labelled images are not kept any more", len(dataset.samples) - len(kept))
-    dataset = replace(dataset, samples=kept)  # its digest is still that of all images
+    dataset = replace(dataset, samples=kept)  # its digest still covers all images
     sides = {side: dataset.split(side) for side in SIDES}
     if not dataset.categories:
         raise InvalidRequest("nothing is labelled in the project yet")
@@ -87,7 +87,7 @@ def train(
     try:
         trained, result = cross_validation.fit(sides["train"], sides["validation"])
         for training, held_out in parts:
-            # Nothing stops these early: images that are measured on must not decide anything.
+            # Nothing stops these early: images used for measuring must not decide anything.
             other, _ = cross_validation.fit(training, [])
             others.append((open_labeller(export(other)), held_out))
     except Cancelled:
@@ -117,7 +117,7 @@ def train(
 
 
 def export(network: torch.nn.Module) -> bytes:
-    """ONNX for pictures of any size whose sides are multiples of MULTIPLE."""
+    """ONNX for pictures of any size with sides in multiples of MULTIPLE."""
     written = io.BytesIO()
     axes = {2: "height", 3: "width"}
     arguments: dict[str, Any] = {
@@ -125,7 +125,7 @@ def export(network: torch.nn.Module) -> bytes:
         "output_names": [LOGITS],
         "opset_version": OPSET,
         "dynamic_axes": {PIXELS: axes, LOGITS: axes},
-        "dynamo": False,  # the newer exporter needs onnxscript, and minutes
+        "dynamo": False,  # the newer exporter needs onnxscript, and takes minutes
     }
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # a deprecation
@@ -137,7 +137,7 @@ def export(network: torch.nn.Module) -> bytes:
 def _unsaved_model(
     provenance: Provenance, network: torch.nn.Module, exported: bytes, pixels: Pixels
 ) -> UnsavedModel:
-    """The golden answer is torch's to the top left corner of `pixels`."""
+    """The model with torch's golden answer for the top left corner of `pixels`."""
     seen = to_input(pixels[:GOLDEN_SIDE, :GOLDEN_SIDE])
     with torch.inference_mode():
         answer = network(torch.tensor(seen)).numpy()

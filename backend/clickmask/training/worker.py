@@ -1,7 +1,6 @@
-"""The process that trains: `python -m clickmask.training.worker`, told through a pipe what to do.
+"""The training process, `python -m clickmask.training.worker`, which gets its task through a pipe.
 
-It has the lowest priority. It ends when its parent has, or when another process has taken over its
-job, and the next training goes on from there.
+Runs at lowest priority. Ends with its parent or when its job is taken over; the next training resumes there.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ log = logging.getLogger(__name__)
 
 LOWEST_PRIORITY = 19
 AUTOGROUP = Path("/proc/self/autogroup")
-HEARTBEAT_S = 2.0  # seconds between signs of life
-MAX_STORE_WAIT_S = 120.0  # seconds to wait for the store, if how a job ended cannot be stored
+HEARTBEAT_S = 2.0
+MAX_STORE_WAIT_S = 120.0  # seconds to wait for the store to record a job's outcome
 
 
 @dataclass
 class RunningJob:
-    """One job, while it is worked on. What it says on its way is not worth failing for."""
+    """The job at work. A progress report that cannot be stored does not fail it."""
 
     jobs: Jobs
     job: Job
@@ -75,7 +74,7 @@ class RunningJob:
             )
 
     def finish(self, trained: Trained | None) -> None:
-        """Note what was made; without that, that the job was cancelled, or waits again."""
+        """Record the result; without one, that the job was cancelled or waits again."""
         if trained:
             reason = trained.decision.reason
             promoted = trained.decision.promoted
@@ -86,7 +85,7 @@ class RunningJob:
             self.jobs.put_back(self.job)
 
     def end(self, state: str, message: str, **values: object) -> None:
-        """Note how the job ended. Raises StoreUnavailable after MAX_STORE_WAIT_S."""
+        """Record how the job ended. Raises StoreUnavailable after MAX_STORE_WAIT_S."""
         until = time.monotonic() + MAX_STORE_WAIT_S
         while True:
             try:
@@ -99,10 +98,10 @@ class RunningJob:
 
 
 def lower_priority() -> None:
-    """Take the lowest priority, on systems that have it.
+    """Take the lowest priority, if the system has one.
 
-    Linux shares the processor between sessions first, where it has autogroups (sched(7)), and this
-    process has one of its own: its niceness alone would count for nothing beside the server's.
+    With autogroups (sched(7)), Linux shares the processor between sessions first. This process has its own
+    session, so its niceness alone would mean nothing beside the server's.
     """
     if hasattr(os, "nice"):  # not on Windows
         os.nice(LOWEST_PRIORITY)
@@ -127,7 +126,7 @@ def main() -> None:
                 trained = work(running, store, config)
         except ClickmaskError as error:
             running.end("failed", str(error))
-        except Exception as error:  # whatever it is, whoever waits for the job must hear of it
+        except Exception as error:  # whatever it is, those who wait for the job must hear of it
             log.exception("the training failed")
             said = f"something went wrong inside clickmask ({type(error).__name__}); its log has the details"
             running.end("failed", said)
@@ -136,7 +135,7 @@ def main() -> None:
 
 
 def work(running: RunningJob, store: Store, config: dict[str, Any]) -> Trained | None:
-    """Train on what is accepted now; None if it was told to end. Raises what `train` and `snapshot` raise."""
+    """Train on the labels accepted so far; None if told to end. Raises `train`'s and `snapshot`'s errors."""
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     job = running.job

@@ -1,7 +1,7 @@
-"""Networks that label every pixel of an image, one module each, found by its file name.
+"""Networks that label every pixel of an image, one module each, found by file name.
 
-A module has NAME (what people call the network), STRIDE and `build(classes, encoder)`; see `Network`.
-Other distributions bring theirs by an entry point in the group `clickmask.training.networks`.
+A module has NAME (shown to people), STRIDE and `build(classes, encoder)`; see `Network`. Other distributions
+add theirs by an entry point in the group `clickmask.training.networks`.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from clickmask.models.labeller import MULTIPLE
 
 
 class Network(Protocol):
-    """The module of a network."""
+    """The interface of a network's module."""
 
     @property
     def NAME(self) -> str: ...  # noqa: N802 - a module's constant
 
     @property
     def STRIDE(self) -> int:  # noqa: N802
-        """Sides of pictures must be multiples of it; it divides MULTIPLE, which serving pads to."""
+        """Required divisor of a picture's sides. It must divide MULTIPLE, which serving pads to."""
         ...
 
     def build(self, classes: int, encoder: Path | None) -> nn.Module:
-        """The network: (B, 3, H, W) of RGB in [0, 1] -> logits (B, classes, H, W).
+        """(B, 3, H, W) of RGB in [0, 1] -> logits (B, classes, H, W). Class 0 is the background.
 
-        Class 0 is the background. `encoder` is a file of weights to start from, None the network's
-        own choice; a network without such weights raises InvalidRequest. Random weights follow
-        torch's global seed. The network must be exportable to ONNX with free H and W.
+        `encoder` is a file of initial weights, None for the network's own choice; a network that takes none
+        raises InvalidRequest. Random weights follow torch's global seed. It MUST export to ONNX with free H
+        and W.
         """
         ...
 
 
 def names() -> list[str]:
-    """Every installed network, sorted."""
+    """All installed networks, sorted."""
     return plugins.names(sys.modules[__name__])
 
 
@@ -54,10 +54,7 @@ def load(name: str) -> Network:
 
 
 def build(name: str, classes: int, encoder: Path | None = None) -> nn.Module:
-    """The network `name` for `classes`, tried on a blank picture before it is trusted.
-
-    Raises InvalidRequest as `load` and `Network.build` do, NotReady if it breaks the contract.
-    """
+    """The network `name`, checked on a blank picture. Raises InvalidRequest, or NotReady if it is broken."""
     module = load(name)
     if MULTIPLE % module.STRIDE:
         raise NotReady(f"the network {name} has stride {module.STRIDE}, which must divide {MULTIPLE}")
