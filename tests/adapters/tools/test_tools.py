@@ -37,7 +37,7 @@ def test_the_packages_are_imported_without_what_they_serve_with() -> None:
 
 def test_the_open_paths_are_those_that_the_tools_call(tools: dict[str, Tool]) -> None:
     assert tools["label_studio"].open_paths == {"/health", "/setup", "/predict", "/versions", "/webhook"}
-    assert tools["cvat"].open_paths == {"/api/", "/"}
+    assert tools["cvat"].open_paths == {"/api/", "/webhooks/", "/"}
     assert tools["cvat"].signed_paths == {"/webhooks/cvat"}
 
 
