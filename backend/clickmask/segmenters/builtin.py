@@ -1,8 +1,8 @@
-"""The built-in network: small, in the package, for trying out, tests and weak machines.
+"""The built-in network: small and in the package, for trying out, tests and weak machines.
 
-`clickmask.training.click` says what it is and trains it; MODEL_CARD.md beside the weights says
-on what, and how good it is. A click is a pass over the whole image, whose features are kept, and, if the
-mask is small and not sure, a second pass over a crop around it, which takes two thirds of the time.
+`clickmask.training.click` describes and trains it; MODEL_CARD.md beside the weights has its data and
+quality. A click is a pass over the whole image, whose features are kept, and, if the mask is small and
+unsure, a second pass over a crop around it, which takes two thirds of the time.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from clickmask.segmenters._builtin.masks import (
 from clickmask.segmenters._builtin.prompts import MAPS, Crop, Floats, crop_of, network_input, render
 from clickmask.types import Image, Logits, Pixels, Prediction, Prompt, Size
 
-WEIGHTS = "clickmask.weights_builtin"  # the package that holds them
-FILES = {  # and their SHA-256
+WEIGHTS = "clickmask.weights_builtin"
+FILES = {  # with their SHA-256
     "encoder.onnx": "817827e3583628197097c4aacebf894658650868dafbd084c52581b1641f8993",
     "decoder.onnx": "de3c5c65019b168f478b4feb4a349701751138f2c8378c2e438d8cb17286b000",
 }
-SIDE = 448  # px; long side of the whole image as the network sees it
+SIDE = 448  # px; long side of the whole image for the network
 CLOSE_SIDE = 384  # px; long side of a crop
-MIN_CONFIDENT_IOU = 0.9  # predicted; a first pass of at least this much needs no second one
+MIN_CONFIDENT_IOU = 0.9  # a first pass with this predicted IoU or more needs no second one
 
 
 @dataclass(frozen=True, eq=False)
 class BuiltinEmbedding:
-    """What the network makes of an image of `size`, and its pixels, for a second pass."""
+    """The network's features of an image of `size`, and its pixels for a second pass."""
 
     features: Mapping[str, Floats]  # by name, (1, C, h, w), read-only
     pixels: Pixels  # (h, w, 3), read-only, longest side at most MAX_KEPT_PX
@@ -59,12 +59,12 @@ class BuiltinEmbedding:
         return self.pixels.nbytes + sum(array.nbytes for array in self.features.values())
 
     def arrays(self) -> Mapping[str, NDArray[np.generic]]:
-        """All of it, to be stored; `Builtin.restore` is the way back."""
+        """Everything, to be stored; `Builtin.restore` reverses it."""
         return {**self.features, "pixels": self.pixels, "size": np.asarray(self.size, np.int64)}
 
 
 class Builtin:
-    """See the module. It holds the two networks, which never change, and nothing of any image."""
+    """The two networks, which never change, and nothing of any image."""
 
     name = "builtin"
 
@@ -98,10 +98,8 @@ class Builtin:
     def decode_from(
         self, embedding: BuiltinEmbedding, prompt: Prompt, logits: Logits | None
     ) -> tuple[list[Prediction], Logits]:
-        """`logits` are used instead of `prompt.mask` if both are given: they were made from it.
-
-        A correction of a small mask goes to the crop at once; otherwise the whole image comes first.
-        """
+        """Use `logits` rather than `prompt.mask` if both are given, since they were made from it. A
+        correction of a small mask goes to the crop at once; otherwise the whole image comes first."""
         whole = _whole(embedding.size)
         region = None
         if logits is not None:
@@ -124,7 +122,7 @@ class Builtin:
     def _passes(
         self, features: Mapping[str, Floats], crop: Crop, prompt: Prompt, region: Floats | None
     ) -> list[Pass]:
-        """One pass; for a single click without a mask before it, one more for each other guess."""
+        """One pass; for a single click without a previous mask, one more for each other guess."""
         answer = self._decoder.run({"maps": render(crop, prompt, region), **features})
         alone = (
             len(prompt.foreground) == 1 and not prompt.background and prompt.box is None and region is None
@@ -149,13 +147,13 @@ class Builtin:
 
 
 def missing(variant: str, host: Host) -> str:
-    """Which file of weights the package lost; empty if none."""
+    """The first missing file of weights, as a sentence; empty if none is missing."""
     lost = [name for name in FILES if not resources.files(WEIGHTS).joinpath(name).is_file()]
     return f"{lost[0]} is lost; install clickmask again, or use grabcut, which has no weights" if lost else ""
 
 
 def load(variant: str, host: Host) -> Builtin:
-    """Raises NotReady if the weights are not those that were published with this version."""
+    """Load the networks. Raises NotReady if the weights are not those published with this version."""
     models: dict[str, bytes] = {}
     for name, sha256 in FILES.items():
         models[name] = resources.files(WEIGHTS).joinpath(name).read_bytes()

@@ -1,8 +1,8 @@
-"""The closed contour round a click: Canny's edges, their gaps closed, and what they enclose.
+"""The closed contour around a click: Canny's edges with their gaps closed, and what they enclose.
 
-Canny: A Computational Approach to Edge Detection, IEEE TPAMI 1986. Edges have gaps, so they are
-thickened until a click is fenced in; which edges count, and how far gaps are closed, is tried
-out. Good for sharp outlines of any colour; texture has edges too, and soft outlines have none.
+Canny: A Computational Approach to Edge Detection, IEEE TPAMI 1986. Edges have gaps, so they are thickened
+until they fence a click in; several edge strengths and gap widths are tried. Good for sharp outlines of any
+colour, but texture has edges too, and soft outlines have none.
 """
 
 from __future__ import annotations
@@ -27,18 +27,16 @@ from clickmask.segmenters._classic.small_image import (
 )
 from clickmask.types import Image, Mask, Prediction, Prompt
 
-SIDE = 320  # px; longest side of what is looked at
-BLUR = 1.4  # px, standard deviation, as Canny's own examples have it
-STRENGTHS = (0.98, 0.95, 0.9, 0.8, 0.7)  # quantiles of the gradient above which an edge begins
-WEAKER = 0.4  # of that strength: an edge goes on where it is at least so strong
+SIDE = 320  # px; longest side of the small image
+BLUR = 1.4  # px, standard deviation, as in Canny's own examples
+STRENGTHS = (0.98, 0.95, 0.9, 0.8, 0.7)  # quantiles of the gradient at which an edge begins
+WEAKER = 0.4  # of that strength: an edge continues while it is at least this strong
 GAPS = (1, 2, 4)  # px; half of the widest gap that is closed
 
 
 class Contours:
-    """See the module. It holds nothing. A mask prompt says no more than its box.
-
-    In a box the object is what edges shut off from the box's frame.
-    """
+    """A segmenter without state. A mask counts as its box, and a box's object is what edges cut off from its
+    frame."""
 
     name = "contours"
 
@@ -46,7 +44,7 @@ class Contours:
         return shrink(image, SIDE)
 
     def decode(self, embedding: SmallImage, prompt: Prompt) -> list[Prediction]:
-        """One prediction, the most credible of what is enclosed; empty where nothing is."""
+        """One prediction, the enclosed area with the highest predicted IoU; empty if there is none."""
         own = embedding.to_small(prompt)
         enclosed = (_enclosed(edges, gap, own) for edges in _edges(embedding) for gap in GAPS)
         kept = (without_rejected(found, own.foreground, own.background) for found in enclosed)
@@ -59,7 +57,7 @@ def load(variant: str, host: Host) -> Contours:
 
 
 def _edges(embedding: SmallImage) -> Iterator[Mask]:
-    """Canny's edges, the strongest alone first."""
+    """Canny's edges, from the strongest alone to weaker ones."""
     blurred = cv2.GaussianBlur(embedding.pixels, (0, 0), BLUR)
     dx, dy = (cv2.Sobel(blurred, cv2.CV_16S, *axis).astype(np.int32) for axis in ((1, 0), (0, 1)))
     strongest = (dx**2 + dy**2).argmax(axis=2)[..., None]
@@ -71,10 +69,9 @@ def _edges(embedding: SmallImage) -> Iterator[Mask]:
 
 
 def _enclosed(edges: Mask, gap: int, prompt: Prompt) -> Mask:
-    """What `edges` fence in once gaps of 2 * `gap` pixels are closed, and all that lies in it.
+    """The area that `edges` fence in once gaps of 2 * `gap` pixels are closed, with everything inside.
 
-    Round a click that is as far as the fence, or as the picture, reaches; in a box, what no way
-    leads to from outside of it.
+    Around a click it reaches to the fence or the image's edge; in a box, nothing outside reaches it.
     """
     kernel = np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * gap + 1, 2 * gap + 1)), np.uint8)
     free = cv2.dilate(edges.view(np.uint8), kernel) == 0
@@ -89,12 +86,12 @@ def _enclosed(edges: Mask, gap: int, prompt: Prompt) -> Mask:
 
 
 def _thickened(mask: Mask, kernel: NDArray[np.uint8]) -> Mask:
-    """Up to the middle of the fence that was thickened with `kernel`."""
+    """`mask` extended to the middle of the fence that was thickened with `kernel`."""
     return cv2.dilate(mask.view(np.uint8), kernel) > 0
 
 
 def _frame(mask: Mask) -> Mask:
-    """The outermost pixels of the picture: from them ways lead in where the box is all of it."""
+    """The outermost pixels of the image, where paths begin if the box is all of it."""
     frame = np.ones_like(mask)
     frame[1:-1, 1:-1] = False
     return frame

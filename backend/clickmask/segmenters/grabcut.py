@@ -1,13 +1,13 @@
 """GrabCut: no weights, no download, any image.
 
-Rother, Kolmogorov, Blake: "GrabCut" - Interactive Foreground Extraction using Iterated Graph
-Cuts, SIGGRAPH 2004, as OpenCV implements it. What is added here is where a cut begins (discs
-round clicks, an ellipse in a box) and which of several cuts is believed.
+Rother, Kolmogorov, Blake: "GrabCut" - Interactive Foreground Extraction using Iterated Graph Cuts, SIGGRAPH
+2004, in OpenCV's implementation. Added here: where a cut begins (discs around clicks, an ellipse in a box)
+and which of several cuts is chosen.
 
-Clicks are cut anew together, so a later one may cost what an earlier one had won: 60 of 236 did
-on 59 objects in photographs. Correcting the previous mask instead (50 of 236) and a vote of the
-cuts (59) were tried, at 3 and 1 times the cost, and left the mIoU after 2 .. 5 clicks as it is
-(.624 and .621 instead of .620): tools do not say in which order foreground and background were clicked.
+Each click cuts again with all clicks, so a later one may lose what an earlier one won: 60 of 236 did on 59
+objects in photographs. Correcting the previous mask instead (50 of 236) and a vote of the cuts (59) took 3
+and 1 times as long and left the mIoU after 2 .. 5 clicks the same (.624 and .621 instead of .620): tools
+do not send the order of foreground and background clicks.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from clickmask.segmenters._classic.small_image import SmallImage, pixel_centres,
 from clickmask.segmenters._classic.window import MAX_CLICK_DISTANCE, Window, crop_for, whole_mask
 from clickmask.types import Box, Image, Mask, Point, Prediction, Prompt, Size
 
-EMBEDDING_SIDE = 1024  # px; longest side of the pixels that are kept
+EMBEDDING_SIDE = 1024  # px; longest side of the kept pixels
 ITERATIONS = 3
-RADII = (0.07, 0.14, 0.24)  # of sqrt(height * width): guesses at how far the object round a click goes
-CLICK_RADIUS = 0.02  # of the window's sqrt(height * width): radius of what a click decides for good
-MIN_KEPT_SHARE = 0.2  # a cut in a box that leaves less than this part of the first guess has failed
+RADII = (0.07, 0.14, 0.24)  # of sqrt(height * width): guesses at the object's radius around a click
+CLICK_RADIUS = 0.02  # of the window's sqrt(height * width): radius that a click decides for good
+MIN_KEPT_SHARE = 0.2  # a cut in a box that leaves less of the first guess has failed
 MERGE_IOU = 0.9  # candidates with a larger IoU are one
 AGREEMENT = (0.14, 0.57, 0.27)  # weights, see _estimate
 
@@ -38,7 +38,7 @@ Trimap = NDArray[np.uint8]  # (h, w) of cv2.GC_BGD, GC_FGD, GC_PR_BGD, GC_PR_FGD
 
 
 class GrabCut:
-    """See the module. It holds nothing, so an answer depends on the image and the prompt alone."""
+    """A segmenter without state: an answer depends only on the image and the prompt."""
 
     name = "grabcut"
 
@@ -46,7 +46,7 @@ class GrabCut:
         return shrink(image, EMBEDDING_SIDE)
 
     def decode(self, embedding: SmallImage, prompt: Prompt) -> list[Prediction]:
-        """Up to three predictions for a single click, which is ambiguous, else the most credible one."""
+        """Up to three predictions for a single click, which is ambiguous, else the best one."""
         window = crop_for(embedding, prompt)
         cuts = [_clicked_parts(_cut(window, trimap), window) for trimap in _trimaps(window, prompt)]
         ranked = _distinct(window, cuts)
@@ -64,7 +64,7 @@ def load(variant: str, host: Host) -> GrabCut:
 
 
 def _distinct(window: Window, cuts: Sequence[Mask]) -> list[tuple[Mask, float]]:
-    """The cuts and how credible they are, the best first, without those that nearly repeat a better one."""
+    """The cuts and their predicted IoUs, best first, without near repeats of a better one."""
     kept: list[tuple[Mask, float]] = []
     for score, found in sorted(
         ((predicted_iou(window.pixels, found), found) for found in cuts), key=lambda each: -each[0]
@@ -75,12 +75,12 @@ def _distinct(window: Window, cuts: Sequence[Mask]) -> list[tuple[Mask, float]]:
 
 
 def _estimate(found: Mask, believed: float, cuts: Sequence[Mask]) -> float:
-    """An estimate of the IoU after several clicks: the predicted_iou, and how much the cuts are alike.
+    """The expected IoU after several clicks, from the predicted IoU and how much the cuts agree.
 
-    Weights: least squares over 380 masks of 95 objects in photographs, correlation with the true IoU
-    .46, mean error .22; of the predicted_iou alone .37 and .28.
+    Weights: least squares over 380 masks of 95 objects in photographs, correlation with the true IoU .46,
+    mean error .22; with the predicted IoU alone .37 and .28.
     """
-    if believed <= 0:  # nothing, or everything: that the cuts agree on it says nothing
+    if believed <= 0:  # nothing or everything: agreement of the cuts shows nothing
         return 0.0
     others = [mask_iou(found, other) for other in cuts if other is not found]
     constant, of_credibility, of_likeness = AGREEMENT
@@ -88,7 +88,7 @@ def _estimate(found: Mask, believed: float, cuts: Sequence[Mask]) -> float:
 
 
 def _trimaps(window: Window, prompt: Prompt) -> Iterator[Trimap]:
-    """First guesses at the object, the mask that was given before the box before the clicks."""
+    """First guesses at the object. A given mask comes before the box, the box before the clicks."""
     if prompt.mask is not None:
         yield _decided(_trimap_of_mask(window, prompt.mask), window)
     elif window.box is not None:
@@ -110,10 +110,10 @@ def _trimap_of_mask(window: Window, mask: Mask) -> Trimap:
 
 
 def _trimap_of_box(window: Window, box: Box) -> Trimap:
-    """The inscribed ellipse is foreground at first, the corners are background, the outside stays so.
+    """Start with the inscribed ellipse as foreground, the corners as background, the outside fixed.
 
-    With the whole box as foreground, OpenCV's way, the corners teach the foreground model the
-    colours of the background: mean IoU .48 instead of .70 on photographs.
+    With the whole box as foreground, OpenCV's way, the corners teach the foreground model the background's
+    colours: mean IoU .48 instead of .70 on photographs.
     """
     x, y = pixel_centres(window.size)
     x0, y0, x1, y1 = box
@@ -147,12 +147,12 @@ def _decided(trimap: Trimap, window: Window) -> Trimap:
 
 
 def _cut(window: Window, trimap: Trimap) -> Mask:
-    """The foreground that graph cuts find from `trimap`; the trimap's own where they fail or cannot."""
+    """The foreground that graph cuts find from `trimap`, or the trimap's own if they fail or cannot run."""
     guess = (trimap & 1).astype(np.bool_)  # GC_FGD and GC_PR_FGD are the odd ones
     if guess.all() or not guess.any() or min(trimap.shape) < 2:
         return guess  # OpenCV wants samples of both, and neighbours
-    # The colour models start from k-means++, which draws from cv2's generator. That is one a
-    # thread, so seeding it here makes the answer the same in every thread and at every call.
+    # The colour models start from k-means++, which draws from cv2's generator, one per thread. Seeding it
+    # here gives the same answer in every thread and at every call.
     cv2.setRNGSeed(0)
     cut = trimap.copy()
     models = np.zeros((1, 65)), np.zeros((1, 65))
@@ -163,7 +163,7 @@ def _cut(window: Window, trimap: Trimap) -> Mask:
 
 
 def _clicked_parts(found: Mask, window: Window) -> Mask:
-    """The connected parts of `found` with a foreground click in them; all of it without clicks."""
+    """The connected parts of `found` with a foreground click in them; all parts without clicks."""
     if not window.foreground:
         return found
     _, labels = cv2.connectedComponents(found.view(np.uint8), connectivity=4)
@@ -178,7 +178,7 @@ def _in_box(size: Size, box: Box) -> Mask:
 
 
 def _disc(size: Size, centre: Point, radius: float) -> Mask:
-    """Pixels whose centre is at most `radius` away, and always the one that `centre` lies in."""
+    """Pixels whose centre is at most `radius` away, and always the one that contains `centre`."""
     x, y = pixel_centres(size)
     disc = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2
     column, row = (min(math.floor(c), side - 1) for c, side in zip(centre, (size[1], size[0]), strict=True))
@@ -188,5 +188,5 @@ def _disc(size: Size, centre: Point, radius: float) -> Mask:
 
 
 def _halfway(point: Point, others: Sequence[Point], radius: float) -> float:
-    """`radius`, but no further than half the way to the nearest of `others`."""
+    """`radius`, but at most half the way to the nearest of `others`."""
     return min([radius, *(math.dist(point, other) / 2 for other in others)])

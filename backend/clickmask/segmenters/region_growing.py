@@ -1,9 +1,8 @@
-"""Seeded region growing: what is connected with a click and of about its colour.
+"""Seeded region growing: pixels connected with a click and of about its colour.
 
-Adams, Bischof: Seeded Region Growing, IEEE TPAMI 1994. How far the colour may differ is not
-asked: a region is grown at each tolerance, and the one that differs most from what lies round it
-is taken, the contrast criterion of Hojjatoleslami, Kittler: Region Growing: A New Approach, IEEE
-TIP 1998. Good for what has one colour; on photographs GrabCut finds more.
+Adams, Bischof: Seeded Region Growing, IEEE TPAMI 1994. A region is grown at each tolerance of colour, and the
+one that differs most from its surroundings is taken (Hojjatoleslami, Kittler: Region Growing: A New Approach,
+IEEE TIP 1998). Good for objects of one colour; GrabCut finds more in photographs.
 """
 
 from __future__ import annotations
@@ -28,21 +27,18 @@ from clickmask.segmenters._classic.small_image import (
 )
 from clickmask.types import Image, Mask, Point, Prediction, Prompt
 
-SIDE = 256  # px; longest side of what is looked at
+SIDE = 256  # px; longest side of the small image
 SMOOTHING = 5  # px; median filter before colours are compared, against noise
 SEED_RADIUS = 2.0  # px; a click's colour is the median of such a disc
-TOLERANCES = (5.0, 7.0, 10.0, 14.0, 19.0, 25.0, 33.0, 43.0)  # of the distance in L*a*b*
+TOLERANCES = (5.0, 7.0, 10.0, 14.0, 19.0, 25.0, 33.0, 43.0)  # distances in L*a*b*
 COLOURS = 4  # of the frame of a box, and of a mask
 
-Distances = NDArray[np.float32]  # (h, w), of each pixel's colour to the nearest of some colours
+Distances = NDArray[np.float32]  # (h, w) from each pixel's colour to the nearest of some colours
 
 
 class RegionGrowing:
-    """See the module. It holds nothing.
-
-    From a click the object grows. In a box the background does, from the box's frame inwards, and
-    the object is what it does not reach. From a mask grows what has the mask's colours.
-    """
+    """A segmenter without state. From a click the object grows. In a box the background grows inwards from
+    the frame, and the object is the rest. From a mask the pixels with its colours grow."""
 
     name = "region_growing"
 
@@ -50,7 +46,7 @@ class RegionGrowing:
         return shrink(image, SIDE)
 
     def decode(self, embedding: SmallImage, prompt: Prompt) -> list[Prediction]:
-        """One prediction, that of the tolerance whose region is the most credible."""
+        """One prediction, from the tolerance whose region has the highest predicted IoU."""
         pixels, own = embedding.pixels, embedding.to_small(prompt)
         smooth = np.asarray(cv2.medianBlur(pixels, SMOOTHING), np.uint8)
         regions = _regions(lab(smooth), own)
@@ -64,7 +60,7 @@ def load(variant: str, host: Host) -> RegionGrowing:
 
 
 def _regions(colours: NDArray[np.float32], prompt: Prompt) -> Iterator[Mask]:
-    """A region for each tolerance, the smallest first."""
+    """A region for each tolerance, smallest first."""
     size = size_of(colours)
     seeds = np.zeros(size, np.bool_)
     for point in prompt.foreground:
@@ -96,14 +92,14 @@ def _distance_to_clicks(colours: NDArray[np.float32], points: Sequence[Point]) -
 
 
 def _distance(colours: NDArray[np.float32], of: Mask, count: int) -> Distances:
-    """To the nearest of `count` colours that stand for those of the pixels `of`."""
+    """Distances to the nearest of `count` colours that represent the pixels `of`."""
     found = colours[of]
     if not len(found):
         return np.full(colours.shape[:2], np.inf, np.float32)
     if count == 1 or len(found) <= count:
         centres = np.median(found, axis=0, keepdims=True)
     else:
-        cv2.setRNGSeed(0)  # k-means++ draws; seeded here the answer is the same at every call
+        cv2.setRNGSeed(0)  # k-means++ draws; this seed gives the same answer at every call
         stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 10, 1.0)
         _, _, centres = cv2.kmeans(found, count, np.empty(0, np.int32), stop, 1, cv2.KMEANS_PP_CENTERS)
     differences = colours[:, :, None] - np.asarray(centres, np.float32)[None, None]  # (h, w, count, 3)
@@ -111,7 +107,7 @@ def _distance(colours: NDArray[np.float32], of: Mask, count: int) -> Distances:
 
 
 def _around(inside: Mask) -> Mask:
-    """The pixels just outside of a box; those of the box's own frame where the image ends there."""
+    """The pixels just outside a box, or the box's own frame where the image ends there."""
     padded = np.pad(inside, 1)
     core = cv2.erode(padded.view(np.uint8), np.ones((3, 3), np.uint8))[1:-1, 1:-1] > 0
     wider = cv2.dilate(inside.view(np.uint8), np.ones((5, 5), np.uint8)) > 0
@@ -120,10 +116,10 @@ def _around(inside: Mask) -> Mask:
 
 
 def _filled(mask: Mask) -> Mask:
-    """`mask` with gaps of a pixel closed, which noise leaves."""
+    """`mask` with one-pixel gaps closed, which noise leaves."""
     return cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0
 
 
 def _opened(mask: Mask) -> Mask:
-    """`mask` without threads of a pixel, which edges leave that are of neither colour."""
+    """`mask` without one-pixel threads, which edges of neither colour leave."""
     return cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0

@@ -1,8 +1,8 @@
 """Segment Anything, from the official checkpoints.
 
-Kirillov et al., "Segment Anything", arXiv 2304.02643, with the networks of segment-anything 1.0.
-Its SamPredictor keeps the image on itself, so threads cannot share it; here both halves are functions.
-The answers are SamPredictor's, to the pixel.
+Kirillov et al., "Segment Anything", arXiv 2304.02643, with the networks of segment-anything 1.0. Its
+SamPredictor stores the image on itself, so threads cannot share it; here both halves are functions. The
+answers are SamPredictor's, to the pixel.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             "sam_vit_h_4b8939.pth",
             2_564_550_879,
             "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
-            sam_decoder="sam:vit_h",  # the decoder of CVAT's page was published for ViT-H alone
+            sam_decoder="sam:vit_h",  # the decoder of CVAT's page was only published for ViT-H
         ),
     }
 )
@@ -67,7 +67,7 @@ EXPORTER = Exporter("clickmask.segmenters._sam.onnx_export", version=1)
 
 @dataclass(frozen=True, eq=False)
 class SamEmbedding:
-    """What the image encoder makes of an image of `size`, padding included."""
+    """The image encoder's features of an image of `size`, padding included."""
 
     features: NDArray[np.float32]  # (256, 64, 64), read-only
     size: Size
@@ -78,16 +78,13 @@ class SamEmbedding:
         return self.features.nbytes
 
     def arrays(self) -> Mapping[str, NDArray[np.generic]]:
-        """All of it, to be stored; `Sam.restore` is the way back."""
+        """Everything, to be stored; `Sam.restore` reverses it."""
         return {"features": self.features, "size": np.asarray(self.size, np.int64)}
 
 
 class Networks(Protocol):
-    """SAM's networks on some runtime. Nothing in them changes; any thread may call.
-
-    Coordinates are in SAM's frame: pixels of the image resized to a long side of `side`, with pixel
-    centres at whole numbers.
-    """
+    """SAM's networks on some runtime. They never change; callable from any thread. Coordinates are in SAM's
+    frame: pixels of the image resized to a long side of `side`, with pixel centres at whole numbers."""
 
     @property
     def side(self) -> int:
@@ -96,7 +93,7 @@ class Networks(Protocol):
 
     @property
     def precision(self) -> str:
-        """What the image encoder computes in."""
+        """The image encoder's precision."""
         ...
 
     def encode(self, pixels: Pixels) -> NDArray[np.float32]:
@@ -104,7 +101,7 @@ class Networks(Protocol):
         ...
 
     def place(self, features: NDArray[np.float32]) -> Any:
-        """`features`, still writeable, where and how `decode` takes them; copied to a GPU at most."""
+        """`features`, still writeable, in the form that `decode` takes; at most copied to a GPU."""
         ...
 
     def decode(
@@ -116,16 +113,14 @@ class Networks(Protocol):
         logits: Logits | None,  # (1, side / 4, side / 4)
         multimask: bool,
     ) -> tuple[Logits, NDArray[np.float32]]:
-        """Masks (n, side / 4, side / 4) before thresholding, and the network's estimates of their IoUs.
-
-        Three masks if `multimask`, else one, in the decoder's order.
-        """
+        """(n, side / 4, side / 4) masks before thresholding, and the network's estimates of their IoUs. Three
+        masks if `multimask`, else one, in the decoder's order."""
         ...
 
 
 @runtime_checkable
 class BatchNetworks(Networks, Protocol):
-    """Networks that answer many clicks at a time in less than many times the time."""
+    """Networks that answer many clicks together faster than one by one."""
 
     def decode_clicks(self, placed: Any, points: NDArray[np.float32]) -> tuple[Logits, NDArray[np.float32]]:
         """`decode` with `multimask` for each of N foreground points (N, 2): (N, 3, h, w) and (N, 3)."""
@@ -133,7 +128,7 @@ class BatchNetworks(Networks, Protocol):
 
 
 class Sam:
-    """See the module. It holds the networks, which never change, and nothing of any image."""
+    """A SAM: its networks, which never change, and nothing of any image."""
 
     def __init__(self, name: str, networks: Networks) -> None:
         self.name = name
@@ -150,10 +145,8 @@ class Sam:
         return self._embedding(self._networks.encode(np.asarray(small)), image.size)
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> SamEmbedding:
-        """The embedding that `arrays` were stored from; they may be rounded to half precision.
-
-        Raises ValueError if this SAM gives no such features.
-        """
+        """The embedding that `arrays` were stored from; they may be rounded to half precision. Raises
+        ValueError if they are not this SAM's."""
         features, side = arrays["features"], self._networks.side // 16
         height, width = (int(length) for length in arrays["size"])
         if features.ndim != 3 or features.shape[1:] != (side, side):
@@ -167,7 +160,7 @@ class Sam:
     def decode_from(
         self, embedding: SamEmbedding, prompt: Prompt, logits: Logits | None
     ) -> tuple[list[Prediction], Logits]:
-        """`logits` are used instead of `prompt.mask` if both are given: they were made from it."""
+        """`logits` override `prompt.mask` if both are given, since they were made from it."""
         side, size = self._networks.side, embedding.size
 
         # The prompt in SAM's frame. A single click may mean a part or the whole: SAM gives three masks.
@@ -178,12 +171,12 @@ class Sam:
             logits = mask_to_logits(prompt.mask, side)
         ambiguous = len(points) == 1 and box is None and logits is None
 
-        # Low-resolution masks and the IoUs that the network expects of them, best first.
+        # Low-resolution masks and the network's estimates of their IoUs, best first.
         masks, scores = self._networks.decode(embedding.placed, points, labels, box, logits, ambiguous)
         order = np.argsort(-scores, kind="stable")
         masks, scores = masks[order], scores[order].clip(0.0, 1.0)
 
-        # Masks of the whole image, each enlarged when it is first looked at.
+        # Masks of the whole image, each enlarged when first read.
         resized = resized_size(size, side)
         predictions = [
             Prediction(partial(logits_to_mask, mask, side, resized, size), float(score), self.name)
@@ -220,7 +213,7 @@ class Sam:
 
 
 def missing(variant: str, host: Host) -> str:
-    """Why this variant cannot be loaded; empty if it can. Imports nothing."""
+    """The reason that this variant cannot be loaded; empty if it can. Imports nothing."""
     if _exported(variant, host):
         return ""
     exports = host.runtimes.exports and not host.runtimes.wants_torch
@@ -231,10 +224,8 @@ def missing(variant: str, host: Host) -> str:
 
 
 def load(variant: str, host: Host) -> Sam:
-    """Exports the checkpoint first if that was not done yet, which takes minutes. Raises NotReady.
-
-    torch is imported only if SAM runs in it: if that was asked for, on a GPU, or if the export failed.
-    """
+    """Load SAM, after exporting the checkpoint if needed, which takes minutes. Raises NotReady. torch is
+    imported only if SAM runs in it: on request, on a GPU, or after a failed export."""
     name = f"sam:{variant}"
     if reason := missing(variant, host):
         raise NotReady(f"{name} cannot run: {reason}")
@@ -251,11 +242,8 @@ def load(variant: str, host: Host) -> Sam:
 
 
 def export(variant: str, host: Host, progress: Progress = lambda share, what: None) -> Path | None:
-    """The folder of the exported networks, made if need be; None if checkpoints run in torch.
-
-    Each runtime runs a new export once, so that the fastest is known before the first click.
-    Raises NotReady, also if the checkpoint is not here.
-    """
+    """The folder of the exported networks, made if needed; None if checkpoints run in torch. Each runtime
+    runs a new export once, so that the fastest is known before the first click. Raises NotReady."""
     name, runtimes = f"sam:{variant}", host.runtimes
     if runtimes.exports is None or runtimes.wants_torch:
         return None

@@ -1,9 +1,8 @@
-"""Otsu's threshold, in a box or round a click.
+"""Otsu's threshold, in a box or around a click.
 
-Otsu: A Threshold Selection Method from Gray-Level Histograms, IEEE Trans. SMC 1979. The grey is
-the one of L*, a*, b* whose two classes lie furthest apart for their spread, which is Otsu's own
-measure of goodness. Meant for what is bright on dark, or dark on bright: nuclei, parts on a
-table, print. Photographs of scenes are not that; other segmenters find more in them.
+Otsu: A Threshold Selection Method from Gray-Level Histograms, IEEE Trans. SMC 1979. The grey is the one of
+L*, a*, b* whose two classes lie furthest apart for their spread, Otsu's own measure of goodness. Meant for
+bright on dark or dark on bright: nuclei, parts on a table, print. In photographs of scenes others find more.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ from clickmask.segmenters._classic.small_image import (
 )
 from clickmask.types import Box, Image, Mask, Prediction, Prompt, Size
 
-SIDE = 512  # px; longest side of what is looked at
+SIDE = 512  # px; longest side of the small image
 SMOOTHING = 5  # px; median filter, against noise
-SEED_RADIUS = 2.0  # px; which class a click is of is what most of such a disc is of
-RADII = (0.08, 0.16, 0.32)  # of sqrt(height * width): how far round a click is looked
-MARGIN = 0.15  # of a box's sides, on each side: the background that its inside is told from
+SEED_RADIUS = 2.0  # px; the majority of such a disc gives the class of a click
+RADII = (0.08, 0.16, 0.32)  # of sqrt(height * width): radii of the windows around clicks
+MARGIN = 0.15  # of a box's sides, on each side: the background that its inside is compared with
 
-SPANS = ((0.0, 100.0), (-100.0, 100.0), (-100.0, 100.0))  # of L*, a* and b*, made 0 .. 255
+SPANS = ((0.0, 100.0), (-100.0, 100.0), (-100.0, 100.0))  # of L*, a* and b*, mapped to 0 .. 255
 
 Grey = NDArray[np.uint8]  # (h, w)
 Window = tuple[slice, slice]  # rows, columns
 
 
 class Threshold:
-    """See the module. It holds nothing. A mask prompt says no more than its box."""
+    """A segmenter without state. A mask prompt counts as its box."""
 
     name = "threshold"
 
@@ -50,7 +49,7 @@ class Threshold:
         return shrink(image, SIDE)
 
     def decode(self, embedding: SmallImage, prompt: Prompt) -> list[Prediction]:
-        """One prediction: of several surroundings of a click, the one with the most credible mask."""
+        """One prediction: the mask with the highest predicted IoU over several windows around the clicks."""
         own = embedding.to_small(prompt)
         smooth = np.asarray(cv2.medianBlur(embedding.pixels, SMOOTHING), np.uint8)
         colours = lab(smooth)
@@ -66,7 +65,7 @@ def load(variant: str, host: Host) -> Threshold:
 
 
 def _windows(prompt: Prompt, size: Size) -> Iterator[Window]:
-    """What is looked at: round a box (a mask's, where there is none), or round the first click."""
+    """Windows around the box, or the mask's box, or the clicks."""
     box = prompt.box or (mask_box(prompt.mask) if prompt.mask is not None else None)
     if box is not None:
         across, down = MARGIN * (box[2] - box[0]), MARGIN * (box[3] - box[1])
@@ -86,11 +85,8 @@ def _window(box: Box, size: Size) -> Window:
 
 
 def _part(greys: list[Grey], window: Window, prompt: Prompt) -> Mask:
-    """The class that is meant, in the grey whose classes are told best apart in `window`.
-
-    The threshold is found in the window and holds for the whole picture, so that an object may
-    reach further than was looked.
-    """
+    """The meant class, in the grey whose classes are furthest apart in `window`. The window's threshold holds
+    for the whole image, so an object may reach beyond the window."""
     splits = [_otsu(grey[window]) for grey in greys]
     best = max(range(len(greys)), key=lambda index: splits[index][0])
     bright = greys[best] > splits[best][1]
@@ -99,7 +95,7 @@ def _part(greys: list[Grey], window: Window, prompt: Prompt) -> Mask:
 
 
 def _is_meant(bright: Mask, window: Window, prompt: Prompt) -> bool:
-    """Whether the clicks are on the bright class; without any, whether it is less at the window's frame."""
+    """Whether the clicks are on the bright class, or without clicks, whether it avoids the window's frame."""
     if prompt.foreground:
         clicked = np.zeros_like(bright)
         for point in prompt.foreground:

@@ -1,4 +1,4 @@
-"""From the built-in network's logits in a crop to a mask of the whole image."""
+"""The mask of the whole image from the built-in network's logits in a crop."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from clickmask.masks.regions import mask_iou
 from clickmask.segmenters._builtin.prompts import Crop, Floats
 from clickmask.types import Box, Mask, Point, Prompt, Size
 
-MAX_KEPT_PX = 1024  # longest side of the pixels that are kept for second passes
+MAX_KEPT_PX = 1024  # longest side of the pixels kept for second passes
 CROP_MARGIN = 1.7  # side of a crop, in sides of the object in it
 MIN_CROP_PX = 64.0  # of the kept pixels
 MAX_CROP_SHARE = 0.75  # of the image's long side; a larger crop is not worth a second pass
 MIN_CONFIDENCE_LOGIT = 8.0  # logit of a pixel that a rule decides
 MAX_BOX_OVERSHOOT = 0.05  # of a box's sides; how far a mask may leave it
-CLICK_RADIUS = (
-    0.15  # of the square root of the mask's area: the disc that a click decides against the network
-)
+CLICK_RADIUS = 0.15  # of the square root of the mask's area: the disc that a click overrules
 MERGE_IOU = 0.9  # candidates with a larger IoU are one
 EMPTY_MASK_RADIUS = 0.02  # of the image's long side: the disc round a click if nothing was found
 
@@ -39,7 +37,7 @@ def probabilities(logits: Floats) -> Floats:
 
 
 def coverage(mask: Mask, crop: Crop) -> Floats:
-    """Share of each of the crop's cells that `mask` covers: (H / 2, W / 2)."""
+    """(H / 2, W / 2) share of each of the crop's cells that `mask` covers."""
     height, width = (side // 2 for side in crop.size)
     padded = np.zeros([side // 2 for side in crop.padded], np.float32)
     padded[:height, :width] = cv2.resize(
@@ -69,10 +67,8 @@ def constrain(logits: Floats, crop: Crop, prompt: Prompt) -> Floats:
 
 
 def _decide(logits: Floats, points: list[Point], others: list[Point], logit: float) -> None:
-    """Draw a disc of `logit`, in place, at each of `points` (x, y) where the network disagrees.
-
-    In the middle of something uniform the network may overrule a click, but a person has decided.
-    """
+    """Draw a disc of `logit`, in place, at each of `points` (x, y) where the network disagrees. In uniform
+    areas it may overrule a click, but a person has decided."""
     radius = max(1.5, CLICK_RADIUS * float(np.count_nonzero(logits > 0)) ** 0.5)
     y, x = np.ogrid[: logits.shape[0], : logits.shape[1]]
     for column, row in points:
@@ -85,7 +81,7 @@ def _decide(logits: Floats, points: list[Point], others: list[Point], logit: flo
 
 
 def _clicked(logits: Floats, points: list[Point]) -> Floats:
-    """`logits`, negative in each part that holds none of `points`; unchanged if no part holds one."""
+    """`logits`, negative in each part without one of `points`; unchanged if no part has one."""
     _, labels = cv2.connectedComponents((logits > 0).view(np.uint8), connectivity=8)
     clicked = {int(labels[_cell(point, logits)]) for point in points} - {0}
     if not clicked:
@@ -135,7 +131,7 @@ def crop_around(seen: Pass, prompt: Prompt, size: Size) -> Box | None:
 
 
 def resample(seen: Pass, crop: Crop) -> Floats:
-    """Logits of `seen` in another crop, (H / 2, W / 2); -MIN_CONFIDENCE_LOGIT in the padding."""
+    """(H / 2, W / 2) logits of `seen` in another crop; -MIN_CONFIDENCE_LOGIT in the padding."""
     height, width = (side // 2 for side in crop.size)
     (x0, y0), (x1, y1) = seen.crop.to_crop([crop.extent[:2], crop.extent[2:]])
     placed = _resampled(seen.logits, (x0 / 2, y0 / 2, x1 / 2, y1 / 2), (height, width))
@@ -163,7 +159,7 @@ def paste(seen: Pass, crop: Crop, before: Floats) -> Floats:
 
 
 def _resampled(logits: Floats, box: Box, size: Size) -> Floats:
-    """The part `box` of `logits`, resized to `size`, bilinear."""
+    """The part `box` of `logits`, resized bilinearly to `size`."""
     x0, y0, x1, y1 = box
     x = (x0 + (np.arange(size[1], dtype=np.float32) + 0.5) * ((x1 - x0) / size[1]) - 0.5).astype(np.float32)
     y = (y0 + (np.arange(size[0], dtype=np.float32) + 0.5) * ((y1 - y0) / size[0]) - 0.5).astype(np.float32)
@@ -181,7 +177,7 @@ def _resampled(logits: Floats, box: Box, size: Size) -> Floats:
 
 
 def whole_mask(seen: Pass, prompt: Prompt, size: Size) -> Mask:
-    """The mask of `seen` in the whole image; never empty."""
+    """The mask of `seen` in the whole image, never empty."""
     height, width = (side // 2 for side in seen.crop.size)
     x0, y0, x1, y1 = (round(edge) for edge in seen.crop.extent)
     mask = np.zeros(size, np.bool_)

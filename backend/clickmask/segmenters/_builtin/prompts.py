@@ -1,7 +1,7 @@
-"""What the built-in network sees: a crop of an image at its own scale, and a prompt as maps of it.
+"""Inputs of the built-in network: a crop of an image at its own scale, and a prompt as maps of it.
 
-A crop is scaled to a long side and padded to multiples of 32. Maps and logits have half that
-size. `clickmask.training.click.prompts` trains with the same maps.
+A crop is scaled to a long side and padded to multiples of 32. Maps and logits have half that size.
+`clickmask.training.click.prompts` trains with the same maps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 
 MULTIPLE = 32
 NARROW, WIDE = 5.0, 32.0  # px; standard deviations of a click's two Gaussian bumps
-CLICKED, REJECTED, CLICKED_WIDE, REJECTED_WIDE, BOX, MIDDLE, REGION = range(7)  # the maps, in their order
+CLICKED, REJECTED, CLICKED_WIDE, REJECTED_WIDE, BOX, MIDDLE, REGION = range(7)  # the maps in order
 MAPS = 7
 
 
@@ -36,7 +36,7 @@ class Crop:
         return height, width
 
     def to_crop(self, points: Sequence[Point]) -> list[Point]:
-        """`points` of the image as pixels of the crop."""
+        """`points` of the image in pixels of the crop."""
         x0, y0, x1, y1 = self.extent
         sx, sy = self.size[1] / (x1 - x0), self.size[0] / (y1 - y0)
         return [((x - x0) * sx, (y - y0) * sy) for x, y in points]
@@ -67,10 +67,10 @@ def network_input(pixels: Pixels, crop: Crop) -> Floats:
 
 
 def render(crop: Crop, prompt: Prompt, region: Floats | None) -> Floats:
-    """Maps (1, MAPS, H / 2, W / 2) of `prompt` and of `region`, the mask so far as probabilities."""
+    """(1, MAPS, H / 2, W / 2) maps of `prompt` and of `region`, the probabilities of the mask so far."""
     rows, columns = (side // 2 for side in crop.padded)
     maps = np.zeros((1, MAPS, rows, columns), np.float32)
-    x = 2 * np.arange(columns, dtype=np.float32) + 1  # px of the crop, of the pixels' centres
+    x = 2 * np.arange(columns, dtype=np.float32) + 1  # pixel centres, in px of the crop
     y = 2 * np.arange(rows, dtype=np.float32) + 1
     clicks = [
         (crop.to_crop([point for point in points if crop.contains(point)]), narrow, wide)
@@ -86,7 +86,7 @@ def render(crop: Crop, prompt: Prompt, region: Floats | None) -> Floats:
                 np.maximum(maps[0, channel], bump, out=maps[0, channel])
     if prompt.box is not None:
         (x0, y0), (x1, y1) = crop.to_crop([prompt.box[:2], prompt.box[2:]])
-        # boxes lie on fractions: the share of each pixel that is inside
+        # boxes end at fractions of pixels: use the share of each pixel that is inside
         across = np.clip(x - x0 + 1, 0, 2) * np.clip(x1 - x + 1, 0, 2) / 4
         down = np.clip(y - y0 + 1, 0, 2) * np.clip(y1 - y + 1, 0, 2) / 4
         maps[0, BOX] = 2 * np.outer(down, across) - 1

@@ -1,4 +1,4 @@
-"""How far to believe an outline that was found without a network: what can be seen of it."""
+"""Visible quality of an outline that was found without a network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WEIGHTS = (-0.11, 0.60, 0.35, -0.49, -0.48)  # see predicted_iou
 
 
 def best_by_predicted_iou(pixels: Pixels, candidates: Iterable[Mask]) -> tuple[Mask, float]:
-    """The first of the most credible masks, and its score in [0, 1]; an empty one where there is none."""
+    """The mask with the highest predicted IoU, the first on ties, and its score; empty without candidates."""
     best, believed = np.zeros(pixels.shape[:2], np.bool_), -math.inf
     for found in candidates:
         estimate = predicted_iou(pixels, found)
@@ -25,12 +25,12 @@ def best_by_predicted_iou(pixels: Pixels, candidates: Iterable[Mask]) -> tuple[M
 
 
 def predicted_iou(pixels: Pixels, found: Mask) -> float:
-    """An estimate of the IoU of `found` with what was meant, from four things that can be seen.
+    """The expected IoU of `found` with the meant object, from four visible properties.
 
-    A good mask ends along strong edges, has other colours inside than just outside, does not lean
-    on the frame and is not most of what is seen. Weights: least squares over 316 GrabCut masks of
-    79 objects in photographs (none of them in the tests), correlation with the true IoU .68.
-    The estimate may lie a little outside of [0, 1]; -1 is all of the picture, -2 nothing.
+    A good mask ends along strong edges, differs in colour from its surroundings, does not lean on the frame
+    and is not most of the image. Weights: least squares over 316 GrabCut masks of 79 objects in photographs
+    (none of them in the tests), correlation with the true IoU .68. The estimate may lie a little outside
+    [0, 1]; -1 is the whole image, -2 nothing.
     """
     if not found.any():
         return -2.0
@@ -46,7 +46,7 @@ def edge_strength(pixels: Pixels, found: Mask) -> float:
     across: list[NDArray[np.float32]] = []
     everywhere: list[NDArray[np.float32]] = []
     for axis in (0, 1):
-        # (H, W, 3) @ (3,): `sum` over so short an axis takes fifteen times as long
+        # (H, W, 3) @ (3,): `sum` over such a short axis takes fifteen times as long
         squares = np.square(np.diff(colours, axis=axis)) @ np.ones(3, np.float32)
         everywhere.append(squares.ravel())
         across.append(squares[np.diff(found, axis=axis)])
@@ -55,7 +55,7 @@ def edge_strength(pixels: Pixels, found: Mask) -> float:
 
 
 def colour_contrast(pixels: Pixels, found: Mask) -> float:
-    """1 - Bhattacharyya coefficient of the colours inside and in a ring outside, 8 bins a channel."""
+    """1 - Bhattacharyya coefficient of the colours inside and in a ring outside, 8 bins per channel."""
     width = max(2, int(0.35 * math.sqrt(found.sum())))
     kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     outside = (cv2.dilate(found.view(np.uint8), kernel) > 0) & ~found
@@ -66,6 +66,6 @@ def colour_contrast(pixels: Pixels, found: Mask) -> float:
 
 
 def framed(found: Mask) -> float:
-    """The part of the frame of the picture that `found` touches."""
+    """The share of the image's frame that `found` touches."""
     edges = np.concatenate([found[0], found[-1], found[:, 0], found[:, -1]])
     return float(edges.mean())

@@ -1,4 +1,4 @@
-"""The image as the classic methods look at it: small, so that a click costs milliseconds."""
+"""The image at the small size that the classic methods use, so that a click costs milliseconds."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from clickmask.types import Box, Image, Mask, Pixels, Point, Prompt, Size
 
-SMOOTHING = 0.7  # px of the small image, when a mask is enlarged
+SMOOTHING = 0.7  # px of the small image, for enlarging a mask
 
 
 @dataclass(frozen=True, eq=False)
 class SmallImage:
-    """An embedding: the pixels and the size that they had."""
+    """An embedding: the small pixels and the original size."""
 
     pixels: Pixels  # (h, w, 3), read-only
     whole: Size
@@ -58,7 +58,7 @@ class SmallImage:
         )
 
     def enlarged(self, mask: Mask) -> Mask:
-        """`mask` (h, w) at the size of the whole image, a new array, with a smooth outline."""
+        """A new mask of the whole image from `mask` (h, w), with a smooth outline."""
         if self.size == self.whole:
             return mask.copy()
         soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), SMOOTHING)
@@ -79,23 +79,23 @@ def shrink(image: Image, side: int) -> SmallImage:
 
 
 def lab(pixels: Pixels) -> NDArray[np.float32]:
-    """(h, w, 3) CIE L*a*b* (D65), in which distances are about what an eye sees."""
+    """(h, w, 3) CIE L*a*b* (D65), in which distances roughly match what an eye sees."""
     return np.asarray(cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), np.float32)
 
 
 def size_of(array: NDArray[Any]) -> Size:
-    """(height, width) of anything that has them first."""
+    """(height, width) of an array, its first two axes."""
     height, width = array.shape[:2]
     return height, width
 
 
 def pixel_at(point: Point, size: Size) -> tuple[int, int]:
-    """Row and column of the pixel that `point` lies in; on the far edges, of the last one."""
+    """Row and column of the pixel that contains `point`; on the far edges, the last one."""
     return min(int(point[1]), size[0] - 1), min(int(point[0]), size[1] - 1)
 
 
 def disc(size: Size, centre: Point, radius: float) -> Mask:
-    """Pixels whose centre is at most `radius` away, and always the one that `centre` lies in."""
+    """Pixels whose centre is at most `radius` away, and always the one that contains `centre`."""
     x, y = pixel_centres(size)
     found = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2
     found[pixel_at(centre, size)] = True
@@ -111,29 +111,28 @@ def in_box(size: Size, box: Box) -> Mask:
 
 
 def pixel_centres(size: Size) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """x (1, w) and y (h, 1)."""
+    """x (1, w) and y (h, 1) of the pixel centres."""
     height, width = size
     return np.arange(width, dtype=np.float64)[None] + 0.5, np.arange(height, dtype=np.float64)[:, None] + 0.5
 
 
 def parts_at(mask: Mask, points: Sequence[Point]) -> Mask:
-    """The 4-connected parts of `mask` with one of `points` in them."""
+    """The 4-connected parts of `mask` that contain one of `points`."""
     _, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=4)
     here = {int(labels[pixel_at(point, size_of(mask))]) for point in points}
     return mask & np.isin(labels, list(here))
 
 
 def parts_touching(mask: Mask, start: Mask) -> Mask:
-    """The 4-connected parts of `mask` with a pixel of `start` in them."""
+    """The 4-connected parts of `mask` that contain a pixel of `start`."""
     _, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=4)
     return mask & np.isin(labels, np.unique(labels[start & mask]))
 
 
 def without_rejected(mask: Mask, foreground: Sequence[Point], background: Sequence[Point]) -> Mask:
-    """`mask` less what a background click rejects, then the parts that a foreground click is in.
+    """`mask` without what background clicks reject, reduced to the parts with a foreground click, if any.
 
-    A part with background clicks alone goes. One with clicks of both kinds is divided half way:
-    each of its pixels belongs to the nearest click. Without foreground clicks all other parts stay.
+    A part with only background clicks goes. If it has both kinds, each pixel belongs to the nearest click.
     """
     kept = mask.copy()
     if background:
@@ -152,7 +151,7 @@ def _distance_to(size: Size, points: Sequence[Point]) -> NDArray[np.float64]:
 
 
 def resized(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """A new array of `size`."""
+    """A copy of `pixels` at `size`."""
     if pixels.shape[:2] == size:
         return pixels.copy()
     return np.asarray(cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_AREA), np.uint8)

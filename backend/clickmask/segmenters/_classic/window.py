@@ -1,4 +1,4 @@
-"""The part of an image that GrabCut looks at for a prompt, and the frame of its pixels."""
+"""The part of an image that GrabCut sees for a prompt, and the frame of its pixels."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from clickmask.masks.regions import mask_box
 from clickmask.segmenters._classic.small_image import SMOOTHING, SmallImage, resized
 from clickmask.types import Box, Mask, Pixels, Point, Prompt, Size
 
-WINDOW_SIDE = 192  # px; longest side of what is cut: 256 takes twice the time and finds no more
-MARGIN = 0.3  # of a box's sides, on each side: the background that its inside is compared to
-MAX_CLICK_DISTANCE = 0.64  # of sqrt(height * width); what is further from every click is background
+WINDOW_SIDE = 192  # px; longest side of the window: 256 takes twice the time and finds no more
+MARGIN = 0.3  # of a box's sides, on each side: the background that its inside is compared with
+MAX_CLICK_DISTANCE = 0.64  # of sqrt(height * width); anything further from every click is background
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +36,10 @@ class Window:
 
 
 def crop_for(embedding: SmallImage, prompt: Prompt) -> Window:
-    """What a cut needs to see for `prompt`."""
+    """The window that a cut needs for `prompt`."""
     (height, width), (rows, columns) = embedding.whole, embedding.pixels.shape[:2]
     x0, y0, x1, y1 = _surroundings(prompt, embedding.whole)
-    # in pixels of the embedding, outwards, and never without area
+    # in pixels of the embedding, rounded outwards, and never empty
     left, top = (math.floor(x0 * columns / width), math.floor(y0 * rows / height))
     left, top = min(max(left, 0), columns - 1), min(max(top, 0), rows - 1)
     right = min(max(math.ceil(x1 * columns / width), left + 1), columns)
@@ -67,7 +67,7 @@ def crop_for(embedding: SmallImage, prompt: Prompt) -> Window:
 
 
 def _surroundings(prompt: Prompt, size: Size) -> Box:
-    """A box round all that the prompt calls foreground, with room for the background."""
+    """A box around everything the prompt calls foreground, with room for the background."""
     start = prompt.box
     if start is None and prompt.mask is not None:
         start = mask_box(prompt.mask)
@@ -78,7 +78,7 @@ def _surroundings(prompt: Prompt, size: Size) -> Box:
         across, down = (start[2] - start[0]) * MARGIN, (start[3] - start[1]) * MARGIN
         xs += [start[0] - across, start[2] + across]
         ys += [start[1] - down, start[3] + down]
-    if not xs:  # an empty mask and nothing else: nowhere in particular
+    if not xs:  # only an empty mask: use the whole image
         return 0.0, 0.0, float(size[1]), float(size[0])
     return min(xs), min(ys), max(xs), max(ys)
 

@@ -1,4 +1,4 @@
-"""From a decoder's coarse logits to a mask of the image, in two steps, as SAM's reference does it."""
+"""The mask of an image from a decoder's coarse logits, in two steps, like SAM's reference."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 Batch = tuple[Indices, Indices, Indices, Indices]
 
-CELLS_AT_ONCE = 2048  # what is computed of them stays in the cache, and in memory that is warm
+CELLS_AT_ONCE = 2048  # a batch whose arrays stay in the processor's cache and reuse warm memory
 
 
 class Taps(NamedTuple):
-    """For each of some pixels along one axis of the answer: the source pixels on both sides of it."""
+    """The two source pixels around each of some pixels along one axis of the answer."""
 
-    low: Indices  # not decreasing
+    low: Indices  # non-decreasing
     high: Indices
     weight: Floats  # of the higher one
-    first: int  # the pixel that the first entry is of
+    first: int  # the pixel of the first entry
 
     def counted_from(self, source: int) -> Taps:
         return self._replace(low=self.low - source, high=self.high - source)
 
 
 def logits_to_mask(logits: Floats, side: int, resized: Size, size: Size) -> Mask:
-    """Where `logits` (h, w) of the padded square are positive, in the image of `size`.
+    """The pixels of the image of `size` at which `logits` (h, w) of the padded square are positive.
 
-    They are enlarged to the square of `side` pixels, cut to the `resized` image in its corner, and
-    brought to `size`: bilinear, pixel centres on pixel centres, to the bit as torch's `interpolate`
-    does it on a CPU. The second step is taken inside the box of what is positive after the first,
-    and interpolates only between pixels of both signs: between others there is nothing to decide.
+    They are enlarged to the square of `side` pixels, cut to the `resized` image in its corner, and brought to
+    `size`: bilinear, pixel centres on pixel centres, bit-identical to torch's `interpolate` on a CPU. The
+    second step only covers the positive pixels' box and only interpolates between pixels of different signs.
     """
     padded = np.asarray(cv2.resize(logits, (side, side), interpolation=cv2.INTER_LINEAR), np.float32)
     inside = padded[: resized[0], : resized[1]]
@@ -48,7 +47,7 @@ def logits_to_mask(logits: Floats, side: int, resized: Size, size: Size) -> Mask
         return np.zeros(size, np.bool_)
     down, across = _taps(resized[0], size[0], rows), _taps(resized[1], size[1], columns)
     if not (down.low.size and across.low.size):
-        return np.zeros(size, np.bool_)  # made smaller, no pixel of the image looks at what is positive
+        return np.zeros(size, np.bool_)  # when shrinking, no pixel of the image samples a positive one
     top, left = int(down.low[0]), int(across.low[0])
     box = slice(top, int(down.high[-1]) + 1), slice(left, int(across.high[-1]) + 1)
     down, across = down.counted_from(top), across.counted_from(left)
@@ -59,10 +58,8 @@ def logits_to_mask(logits: Floats, side: int, resized: Size, size: Size) -> Mask
 
 
 def _taps(source: int, target: int, positive: Indices) -> Taps:
-    """From `source` to `target` pixels, for those that have a tap in the `positive` (sorted) ones.
-
-    Computed in float32, as torch does: in float64 one pixel in millions falls on the other side.
-    """
+    """Taps from `source` to `target` pixels, for targets with a tap in the `positive` (sorted) sources.
+    Float32 like torch: in float64 one pixel in millions falls on the other side."""
     scale = np.float32(source) / np.float32(target)
     at = np.maximum(scale * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
     low = at.astype(np.int64)
@@ -73,8 +70,8 @@ def _taps(source: int, target: int, positive: Indices) -> Taps:
 
 
 def _decided(positive: Mask) -> tuple[Mask, Indices]:
-    """Of the cells between each pixel and its next ones: which are positive at all corners, and the flat
-    places of those that have corners of both signs. Beyond the edge there is the edge again."""
+    """The cells from each pixel to its next ones, the edge repeated: a mask of the cells positive at all
+    corners, and the flat indices of those with corners of both signs."""
     pixels, corners = positive.view(np.uint8), np.ones((2, 2), np.uint8)
     everywhere, somewhere = (
         np.asarray(over_corners(pixels, corners, anchor=(0, 0), borderType=cv2.BORDER_REPLICATE))
@@ -84,9 +81,9 @@ def _decided(positive: Mask) -> tuple[Mask, Indices]:
 
 
 def _enlarged(everywhere: Mask, down: Taps, across: Taps, size: Size) -> Mask:
-    """The mask of `size` that is set where the cell is positive everywhere, every byte written once."""
+    """The mask of `size` that is set where the cell is positive everywhere. Writes every byte once."""
     wide = np.zeros((everywhere.shape[0], size[1]), np.bool_)
-    columns = cv2.transpose(everywhere.view(np.uint8))  # rows are copied whole; single pixels are not
+    columns = cv2.transpose(everywhere.view(np.uint8))  # rows are copied whole, single pixels are not
     rows = cv2.transpose(np.take(columns, across.low, axis=0, mode="clip"))
     wide[:, across.first : across.first + len(across.low)] = np.asarray(rows).view(np.bool_)
     mask, end = np.empty(size, np.bool_), down.first + len(down.low)
@@ -96,8 +93,7 @@ def _enlarged(everywhere: Mask, down: Taps, across: Taps, size: Size) -> Mask:
 
 
 def _interpolate(source: Floats, cells: Indices, down: Taps, across: Taps, mask: Mask) -> None:
-    """Fill the pixels of `cells` in `mask`, first along the rows above and below each cell, then between
-    the two."""
+    """Fill the pixels of `cells` in `mask`: interpolate along the rows above and below, then between them."""
     height, width = source.shape
     flat, answer = source.ravel(), mask.ravel()
     for row, column, y, x in _alike(cells, down.low, across.low, (height, width)):
@@ -112,8 +108,8 @@ def _interpolate(source: Floats, cells: Indices, down: Taps, across: Taps, mask:
 
 
 def _alike(cells: Indices, down: Indices, across: Indices, shape: Size) -> Iterator[Batch]:
-    """`cells` of a source of `shape`, those together that hold as many pixels: row and column of each
-    (n,), and its pixels' rows (k, n) and columns (l, n), whose lower taps are `down` and `across`."""
+    """Batches of `cells` of a source of `shape` with equally many pixels: row and column of each cell (n,),
+    and its pixels' rows (k, n) and columns (l, n), whose lower taps are `down` and `across`."""
     tops, lefts = (
         np.searchsorted(low, np.arange(length + 1)) for low, length in zip((down, across), shape, strict=True)
     )

@@ -1,9 +1,8 @@
-"""SAM's networks from a checkpoint into ONNX files: `python -m ... CHECKPOINT FOLDER`.
+"""Export of SAM's networks from a checkpoint into ONNX files: `python -m ... CHECKPOINT FOLDER`.
 
-Two files that hold no constants of an image: encoder.onnx (its weights beside it, as ViT-H's exceed
-what one file may hold) and decoder.onnx, which is SAM's prompt encoder and mask decoder together,
-up to its logits of low resolution. The form of the decoder's inputs follows
-`segment_anything.utils.onnx.SamOnnxModel`.
+Its two files hold no constants of an image: encoder.onnx (its weights beside it, as ViT-H's exceed the limit
+of one file) and decoder.onnx, SAM's prompt encoder and mask decoder up to its low-resolution logits. The
+decoder's inputs follow `segment_anything.utils.onnx.SamOnnxModel`.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from clickmask.segmenters._sam.torch_networks import TorchSam
 from clickmask.types import Logits, Pixels
 
 OPSET = 17
-MIN_MASK_IOU = 0.999  # IoU that masks of both must have
-MAX_DIFFERENCE = 1e-3  # of the largest number: how far numbers may be off
+MIN_MASK_IOU = 0.999  # of masks from both networks
+MAX_DIFFERENCE = 1e-3  # between their numbers, as a share of the largest
 
 
 class Decoder(torch.nn.Module):
-    """Prompt encoder and mask decoder: four masks, of which the first is for prompts that are clear."""
+    """Prompt encoder and mask decoder with four masks, the first for unambiguous prompts."""
 
     def __init__(self, sam: TorchSam) -> None:
         super().__init__()
@@ -49,7 +48,7 @@ class Decoder(torch.nn.Module):
         has_mask: torch.Tensor,  # (1,): 1 or 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
         encoder = self.prompt_encoder
-        sparse = encoder.pe_layer._pe_encoding((points + 0.5) / self.side)  # as SamOnnxModel
+        sparse = encoder.pe_layer._pe_encoding((points + 0.5) / self.side)  # like SamOnnxModel
         kind = labels[..., None]  # (1, N, 1)
         sparse = sparse * (kind != NO_POINT) + encoder.not_a_point_embed.weight * (kind == NO_POINT)
         for label, embedding in enumerate(encoder.point_embeddings):
@@ -85,7 +84,7 @@ def export(checkpoint: Path, folder: Path) -> None:
 
 
 def golden_image(side: int) -> Pixels:
-    """Three discs on a ramp, (3 / 4 side, side): not flat, and the same everywhere."""
+    """Three discs on a ramp, (3 / 4 side, side): not flat, and the same on every machine."""
     y, x = np.mgrid[: side * 3 // 4, :side] / side
     ramp = np.stack([0.2 + 0.5 * x, 0.3 + 0.4 * y, 0.6 - 0.3 * x], axis=-1)
     for cx, cy, radius, colour in ((0.3, 0.3, 0.15, 0.9), (0.7, 0.25, 0.1, 0.1), (0.55, 0.55, 0.18, 0.75)):
@@ -94,7 +93,7 @@ def golden_image(side: int) -> Pixels:
 
 
 def verify(sam: TorchSam, features: NDArray[np.float32], exported: OnnxSam, pixels: Pixels) -> None:
-    """Raise ValueError unless the exported networks see and answer what torch sees and answers."""
+    """Raise ValueError unless the exported networks give the same features and masks as torch."""
     _require_close("features", features, exported.encode(pixels))
     side, placed = sam.side, sam.place(features)
     point, label = np.full((1, 2), 0.3 * side, np.float32), np.ones(1, np.int32)
@@ -127,7 +126,7 @@ def _require_close(what: str, expected: NDArray[np.float32], found: NDArray[np.f
 
 def _export_encoder(sam: TorchSam, folder: Path) -> None:
     blank = torch.zeros(1, 3, sam.side, sam.side)
-    with tempfile.TemporaryDirectory(dir=folder) as scattered:  # above 2 GB, torch writes a file a tensor
+    with tempfile.TemporaryDirectory(dir=folder) as scattered:  # above 2 GB, torch writes a file per tensor
         _export(sam.image_encoder, (blank,), Path(scattered) / "encoder.onnx", ["pixels"], ["features"])
         network = cast("Any", onnx).load(Path(scattered) / "encoder.onnx")
     cast("Any", onnx).save_model(
@@ -167,16 +166,16 @@ def _export(
     outputs: list[str],
     growing: list[str] | None = None,
 ) -> None:
-    """`growing` inputs have any number of points."""
+    """Export `network`, whose `growing` inputs take any number of points."""
     arguments: dict[str, Any] = {
         "input_names": inputs,
         "output_names": outputs,
         "opset_version": OPSET,
         "dynamic_axes": {name: {1: "points"} for name in growing or ()},
-        "dynamo": False,  # the newer exporter needs onnxscript, and minutes
+        "dynamo": False,  # the newer exporter needs onnxscript, and takes minutes
     }
     with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # of tracing: shapes that are constants here, and a deprecation
+        warnings.simplefilter("ignore")  # from tracing: shapes that are constant here, and a deprecation
         cast("Any", torch.onnx).export(network, example, str(path), **arguments)
 
 

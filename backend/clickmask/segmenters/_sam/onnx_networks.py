@@ -12,11 +12,11 @@ from clickmask.inference.runtimes import Runtimes
 from clickmask.types import Logits, Pixels
 
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of the training pixels, RGB
-FOREGROUND, CORNERS, NO_POINT = 1, (2, 3), -1  # labels, as SAM's prompt encoder has them
+FOREGROUND, CORNERS, NO_POINT = 1, (2, 3), -1  # labels of SAM's prompt encoder
 
 
 class OnnxSam:
-    """`clickmask.segmenters.sam.Networks` of a folder that `_sam_export` has filled."""
+    """`clickmask.segmenters.sam.Networks` from a folder that `onnx_export` has filled."""
 
     def __init__(self, folder: Path, runtimes: Runtimes) -> None:
         described = json.loads((folder / "export.json").read_text())
@@ -34,7 +34,7 @@ class OnnxSam:
 
     @property
     def runtimes(self) -> tuple[str, str]:
-        """Of the encoder and of the decoder."""
+        """The runtimes of the encoder and of the decoder."""
         return self._encoder.runtime, self._decoder.runtime
 
     def encode(self, pixels: Pixels) -> NDArray[np.float32]:
@@ -57,7 +57,7 @@ class OnnxSam:
         multimask: bool,
     ) -> tuple[Logits, NDArray[np.float32]]:
         found = self._decoder.run(self._feeds(placed, points, labels, box, logits))
-        wanted = slice(1, None) if multimask else slice(0, 1)  # the first is the one for clear prompts
+        wanted = slice(1, None) if multimask else slice(0, 1)  # the first is for unambiguous prompts
         return found["masks"][0, wanted], found["scores"][0, wanted]
 
     def _feeds(
@@ -68,7 +68,8 @@ class OnnxSam:
         box: NDArray[np.float32] | None,
         logits: Logits | None,
     ) -> dict[str, NDArray[np.float32]]:
-        """Points alone get one that is none behind them, as SAM was trained; a box is two points."""
+        """Inputs of the decoder. Points alone end with a non-point, as in SAM's training; a box is two
+        points."""
         if box is not None:
             points = np.concatenate((points, box))
             labels = np.concatenate((labels, np.array(CORNERS, np.int32)))

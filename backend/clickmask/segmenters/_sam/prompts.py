@@ -1,4 +1,4 @@
-"""A prompt in SAM's frame: pixels of the resized image, with pixel centres at whole numbers."""
+"""Prompts in SAM's frame: pixels of the resized image, with pixel centres at whole numbers."""
 
 from __future__ import annotations
 
@@ -10,25 +10,19 @@ from numpy.typing import NDArray
 
 from clickmask.types import Logits, Mask, Point, Size
 
-MASK_PROMPT_LOGIT = 8.0  # logit of a pixel inside a given mask, its negative outside; SAM's own reach this
+MASK_PROMPT_LOGIT = 8.0  # logit inside a given mask, its negative outside; SAM's own reach this
 
 
 def resized_size(size: Size, side: int) -> Size:
-    """Size of an image whose long side is scaled to `side`, rounded like the reference.
-
-    The reference fails if a side is rounded to 0; here it keeps one pixel.
-    """
+    """Size of an image scaled to a long side of `side`, rounded like the reference but never to 0."""
     scale = side / max(size)
     height, width = (max(1, int(length * scale + 0.5)) for length in size)
     return height, width
 
 
 def mask_to_logits(mask: Mask, side: int) -> Logits:
-    """`mask` as the decoder takes masks: (1, side / 4, side / 4), padded like the image.
-
-    Logits are MASK_PROMPT_LOGIT inside and -MASK_PROMPT_LOGIT outside. A partly covered pixel of this
-    coarse grid lies in between, so the outline stays where it is.
-    """
+    """(1, side / 4, side / 4) logits of `mask`, +MASK_PROMPT_LOGIT inside, negative outside, padded like the
+    image. Partly covered pixels lie in between, so the outline stays in place."""
     height, width = resized_size((mask.shape[0], mask.shape[1]), side)
     coverage = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     padded = np.zeros((side, side), np.float32)
@@ -38,10 +32,8 @@ def mask_to_logits(mask: Mask, side: int) -> Logits:
 
 
 def to_sam(points: Sequence[Point] | NDArray[np.float64], size: Size, side: int) -> NDArray[np.float32]:
-    """`points` of an image of `size` as (N, 2) points in SAM's frame.
-
-    Each axis is scaled to the rounded size. The half is subtracted after scaling because SAM adds it there.
-    """
+    """`points` of an image of `size` as (N, 2) points in SAM's frame. Each axis is scaled to the rounded
+    size. The half is subtracted after scaling because SAM adds it there."""
     height, width = resized_size(size, side)
     scale = width / size[1], height / size[0]
     return (np.asarray(points, np.float64).reshape(-1, 2) * scale - 0.5).astype(np.float32)

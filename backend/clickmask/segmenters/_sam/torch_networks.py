@@ -1,4 +1,4 @@
-"""SAM's three networks in torch, from a file of the official format. Import it to load a model."""
+"""SAM's three networks in torch, from a file in the official format. Import it to load a model."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from clickmask.segmenters._sam.onnx_networks import DEVIATION, MEAN
 from clickmask.segmenters._sam.without_torchvision import import_segment_anything
 from clickmask.types import Logits, Pixels
 
-DECODER_HEADS, PROMPT_DIM = 8, 256  # the same in every published SAM, and not to be read off a file
+DECODER_HEADS, PROMPT_DIM = 8, 256  # the same in every published SAM; a file does not show them
 
 State = Mapping[str, torch.Tensor]
 
 
 class TorchSam:
-    """`clickmask.segmenters.sam.Networks` on the best device that torch finds, in float32."""
+    """`clickmask.segmenters.sam.Networks` in float32 on the best device that torch finds."""
 
     precision = "f32"
 
     def __init__(self, checkpoint: Path, device: torch.device | None = None) -> None:
-        """Raises NotReady if `checkpoint` is not a SAM. Nothing in it is executed."""
+        """Read `checkpoint` without executing anything in it. Raises NotReady if it is not a SAM."""
         self.device = device or _best_device()
-        # cuDNN's convolutions would round to 10 bits otherwise: masks then differ from a CPU's by an
-        # IoU of 0.997 at worst (H100), for which there is no reason.
+        # Otherwise cuDNN's convolutions round to 10 bits, and masks needlessly differ from a CPU's: by an
+        # IoU of 0.997 at worst (H100).
         torch.backends.cudnn.allow_tf32 = False
         networks = _networks(_read(checkpoint))
         for network in networks:
@@ -109,7 +109,7 @@ def _best_device() -> torch.device:
 
 
 def _read(checkpoint: Path) -> State:
-    """The tensors in the file, and nothing else: `weights_only` refuses to unpickle objects."""
+    """The tensors in the file and nothing else: `weights_only` refuses to unpickle objects."""
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -123,7 +123,7 @@ def _read(checkpoint: Path) -> State:
 def _networks(state: State) -> tuple[Any, Any, Any]:
     """Image encoder, prompt encoder and mask decoder with the weights in `state`."""
     try:
-        with torch.device("meta"):  # no memory and no random numbers: each tensor is replaced
+        with torch.device("meta"):  # uses no memory or random numbers: each tensor is replaced
             networks = _image_encoder(state), *_prompt_encoder_and_mask_decoder(state)
         for name, network in zip(("image_encoder", "prompt_encoder", "mask_decoder"), networks, strict=True):
             network.load_state_dict(_below(state, f"{name}."), assign=True)
@@ -133,11 +133,11 @@ def _networks(state: State) -> tuple[Any, Any, Any]:
 
 
 def _image_encoder(state: State) -> Any:
-    """The ViT whose sizes are those of the tensors in `state`, so that one function builds all variants."""
+    """The ViT with the sizes of the tensors in `state`, so that one function builds all variants."""
     modeling = import_segment_anything().modeling
     dim, _, patch, _ = state["image_encoder.patch_embed.proj.weight"].shape
     grid = state["image_encoder.pos_embed"].shape[1]
-    # A block has one relative position for each offset in its window: 2 * window - 1 of them.
+    # A block has one relative position for each offset in its window: 2 * window - 1.
     depth = _count(state, "image_encoder.blocks.")
     tables = [state[f"image_encoder.blocks.{block}.attn.rel_pos_h"] for block in range(depth)]
     windows = [(table.shape[0] + 1) // 2 for table in tables]
@@ -187,5 +187,5 @@ def _below(state: State, prefix: str) -> dict[str, torch.Tensor]:
 
 
 def _count(state: State, prefix: str) -> int:
-    """How many numbered layers there are under `prefix`."""
+    """The number of numbered layers under `prefix`."""
     return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})

@@ -1,8 +1,8 @@
 """segment-anything without torchvision.
 
-`import segment_anything` imports four functions from torchvision: two that resize an image and
-two for non-maximum suppression. torchvision is 10 MB that must fit the installed torch to the
-version, so it stays optional: where it is missing, these stand in for it during that import.
+`import segment_anything` takes four functions from torchvision: two that resize an image and two for
+non-maximum suppression. torchvision is 10 MB and must match the installed torch's version, so it stays
+optional: if it is missing, these stand in for it during that import.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image as PillowImage
 
 
 def import_segment_anything() -> ModuleType:
-    """The package `segment_anything`; afterwards `sys.modules` holds no torchvision that is not real."""
+    """The package `segment_anything`. Afterwards `sys.modules` holds no stand-in for torchvision."""
     if "segment_anything" in sys.modules or importlib.util.find_spec("torchvision") is not None:
         return importlib.import_module("segment_anything")
     stand_ins = _stand_ins()
@@ -37,7 +37,7 @@ def to_pil_image(pixels: NDArray[np.uint8]) -> PillowImage.Image:
 
 
 def resize(image: PillowImage.Image, size: tuple[int, int]) -> PillowImage.Image:
-    """`image` at (height, width), as torchvision's default does it: bilinear, antialiased."""
+    """`image` at (height, width), like torchvision's default: bilinear, antialiased."""
     height, width = size
     return image.resize((width, height), PillowImage.Resampling.BILINEAR)
 
@@ -76,6 +76,6 @@ def _stand_ins() -> dict[str, ModuleType]:
 
 def _module(name: str, **contents: object) -> ModuleType:
     module = ModuleType(name)
-    module.__spec__ = ModuleSpec(name, None)  # without one, find_spec raises for it
+    module.__spec__ = ModuleSpec(name, None)  # without a spec, find_spec raises
     vars(module).update(contents)
     return module
