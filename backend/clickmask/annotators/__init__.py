@@ -1,6 +1,6 @@
-"""One module a family of annotators: what labels a whole image without a prompt.
+"""One module per family of annotators, which label a whole image without a prompt.
 
-A module is an `AnnotatorFamily` of `clickmask.annotators._catalogue`: `load(variant, host)` and
-`labels(variant, host)`, and `missing`, VARIANTS or `variants(host)` if it needs them; see
-`clickmask.plugins.Family`. What `load` gives is a `clickmask.types.Annotator`.
+A module is an `AnnotatorFamily` of `clickmask.annotators._catalogue`: `load(variant, host)` gives a
+`clickmask.types.Annotator`, `labels(variant, host)` its labels. `missing`, VARIANTS and `variants(host)`
+are optional; see `clickmask.plugins.Family`.
 """

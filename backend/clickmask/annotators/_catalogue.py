@@ -1,4 +1,4 @@
-"""The installed annotators by name, each loaded once and when it is first needed."""
+"""The installed annotators by name. Each is loaded once, when it is first needed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from clickmask.types import Annotator
 
 @dataclass(frozen=True)
 class Host:
-    """What a family of annotators may use of this process."""
+    """The parts of this process that a family of annotators may use."""
 
     segmenters: Catalogue
-    embeddings: EmbeddingCache  # the one that clicks use too
-    models: ProjectModels | None = None  # trained here
-    refiner: str | None = None  # the segmenter that is shown what a trained model finds
+    embeddings: EmbeddingCache  # shared with clicks
+    models: ProjectModels | None = None
+    refiner: str | None = None  # the segmenter that refines what a trained model finds
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class AnnotatorStatus:
     name: str
     ready: bool
     reason: str  # why it is not ready; empty if it is
-    labels: tuple[str, ...]  # what it gives to objects; none while it is not ready
+    labels: tuple[str, ...]  # the labels it gives to objects; empty while it is not ready
 
 
 class AnnotatorFamily(Family[Host, Annotator], Protocol):
-    """A module that loads annotators: a `Family` that says its labels before anything is loaded."""
+    """A `Family` of annotators that knows its labels before anything is loaded."""
 
     def labels(self, variant: str, host: Host) -> tuple[str, ...]:
-        """What the variant calls the objects that it finds."""
+        """The labels that the variant gives to objects."""
         ...
 
 
 class AnnotatorCatalogue(Families[Host, Annotator]):
-    """Annotators; their families are each an `AnnotatorFamily`."""
+    """The annotators, whose families are each an `AnnotatorFamily`."""
 
     noun = "annotator"
     unknown = NotFound
@@ -58,10 +58,7 @@ class AnnotatorCatalogue(Families[Host, Annotator]):
         super().__init__(package, Host(segmenters, embeddings, models, refiner))
 
     def trained(self, tool: str, project: str) -> tuple[str, str] | None:
-        """Name and version of the annotator that was trained on a project; None while none is served.
-
-        Raises Failed.
-        """
+        """Name and version of a project's trained annotator, or None if none is served. Raises Failed."""
         if self._host.models is None:
             return None
         version = self._host.models.of(tool, project).served()
@@ -69,7 +66,7 @@ class AnnotatorCatalogue(Families[Host, Annotator]):
         return version and (f"trained:{folder_name(tool, project)}", f"unet {version.id}{refined}")
 
     def statuses(self) -> list[AnnotatorStatus]:
-        """Every annotator, sorted by family; loads no model."""
+        """Every annotator, sorted by family. Loads no model."""
         return [
             AnnotatorStatus(name, False, reason, ()) if reason else self._ready(name)
             for name, _, reason in self._all()
@@ -80,5 +77,5 @@ class AnnotatorCatalogue(Families[Host, Annotator]):
             family, variant = self._find(name)
             labels = cast("AnnotatorFamily", family).labels(variant, self._host)
             return AnnotatorStatus(name, True, "", tuple(map(str, labels)))
-        except Exception as error:  # noqa: BLE001 - foreign code: a broken one must not hide the others
+        except Exception as error:  # noqa: BLE001 - foreign code: a broken family must not hide the others
             return AnnotatorStatus(name, False, self._broken_by(error, name), ())

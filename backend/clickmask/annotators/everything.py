@@ -1,9 +1,9 @@
-"""Segment everything: a promptable segmenter is clicked all over the image, and the sound masks stay.
+"""Segment everything: click a promptable segmenter all over the image and keep the sound masks.
 
-Kirillov et al., "Segment Anything", arXiv 2304.02643, appendix B, as SamAutomaticMaskGenerator of
-segment-anything 1.0 does it without crops, with its parameters under its names. Two things differ:
-a mask is cut out at the image's full size only once it has passed, and the grid lies in clickmask's
-frame, half a pixel of SAM's input from where the reference, which adds that half twice, has it.
+Kirillov et al., "Segment Anything", arXiv 2304.02643, appendix B, like SamAutomaticMaskGenerator of
+segment-anything 1.0 without crops, with its parameter names. Two things differ: only masks that pass are
+computed at full size, and the grid lies in clickmask's frame, half a pixel of SAM's input from the reference,
+which adds that half twice.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from clickmask.plugins import Variant
 from clickmask.types import Embedding, GridPromptable, Image, Logits, Mask, Prediction, Size
 
 LABEL = "object"
-JUDGED_SIDE = 1024  # px; masks of larger images are judged at this size: it is all that SAM sees
+JUDGED_SIDE = 1024  # px; masks of larger images are judged at this size, since SAM sees no more
 
-Boxes = NDArray[np.float64]  # (N, 4) of left, top, right, bottom; the last column and row are in it
+Boxes = NDArray[np.float64]  # (N, 4) of left, top, right, bottom; the last column and row are inside
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where to click and what to keep. Thresholds are the reference's, chosen there for ViT-H."""
+    """Click positions and filters. Thresholds are the reference's, which chose them for ViT-H."""
 
     points_per_side: int = 32
     points_per_batch: int = 64
@@ -40,7 +40,7 @@ class Grid:
     stability_score_thresh: float = 0.95
     stability_score_offset: float = 1.0  # logits
     box_nms_thresh: float = 0.7
-    min_mask_region_area: int = 100  # pixels: smaller islands and holes are no part of an object
+    min_mask_region_area: int = 100  # pixels: smaller islands and holes are not part of an object
 
 
 GRID = Grid()
@@ -48,15 +48,15 @@ GRID = Grid()
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One answer to one click that the segmenter believes in, and whose outline is firm."""
+    """One answer to one click with a high score and a stable outline."""
 
-    logits: NDArray[np.float16]  # (1, h, w); there may be thousands, and halves keep outlines where they are
+    logits: NDArray[np.float16]  # (1, h, w); there may be thousands, and half precision moves no outline
     score: float
-    box: NDArray[np.float64]  # (4,), of the mask at the size at which it was judged
+    box: NDArray[np.float64]  # (4,) of the mask at the size at which it was judged
 
 
 class SegmentEverything:
-    """See the module. It keeps nothing of an image but its embedding, in the cache that clicks use."""
+    """An annotator that keeps nothing of an image but its embedding, in the cache that clicks use."""
 
     labels = (LABEL,)
 
@@ -69,7 +69,7 @@ class SegmentEverything:
         self._sweep = sweep
 
     def annotate(self, image: Image) -> list[tuple[str, Prediction]]:
-        """Raises Busy while too many other images wait to be encoded."""
+        """Label every object. Raises Busy while too many other images wait to be encoded."""
         key = EmbeddingKey(self._segmenter.name, image.digest)
         embedding, _ = self._embeddings.get(key, lambda: driver.encode(self._segmenter, image), BATCH)
         candidates = list(self._candidates(embedding, image.size))
@@ -99,7 +99,7 @@ class SegmentEverything:
                     yield Candidate(one.astype(np.float16), float(scores[point, answer]), box)
 
     def _box_if_stable(self, embedding: Embedding, logits: Logits, size: Size) -> NDArray[np.float64] | None:
-        """The mask's box, if masks cut at higher and at lower logits are nearly the same."""
+        """The mask's box if masks cut at higher and lower logits are nearly the same, else None."""
         offset = self._sweep.stability_score_offset
         larger = np.count_nonzero(self._segmenter.enlarge(embedding, logits, size, -offset))
         smaller = np.count_nonzero(self._segmenter.enlarge(embedding, logits, size, offset))
@@ -108,7 +108,7 @@ class SegmentEverything:
         return inclusive_box(self._segmenter.enlarge(embedding, logits, size))
 
     def _without_small_regions(self, masks: list[Mask]) -> list[int]:
-        """Clean `masks`, in place, and give those that are distinct still; untouched ones win."""
+        """Clean `masks` in place. Returns those that are still distinct; untouched ones win."""
         untouched = np.ones(len(masks))
         for index, mask in enumerate(masks):
             masks[index] = without_small_regions(mask, self._sweep.min_mask_region_area)
@@ -118,7 +118,7 @@ class SegmentEverything:
 
 
 def variants(host: Host) -> Mapping[str, Variant]:
-    """One for each segmenter that says that it can be swept."""
+    """One variant for each segmenter that says `sweeps`."""
     return {name: Variant() for name, variant in host.segmenters.variants().items() if variant.sweeps}
 
 
@@ -135,7 +135,7 @@ def labels(variant: str, host: Host) -> tuple[str, ...]:
 
 
 def load(variant: str, host: Host) -> SegmentEverything:
-    """Raises NotFound and NotReady."""
+    """Load the segmenter. Raises NotFound and NotReady."""
     segmenter = host.segmenters.get(variant)
     if not isinstance(segmenter, GridPromptable):
         raise NotReady(f"{variant} cannot be clicked all over an image")
@@ -150,10 +150,8 @@ def grid(points_per_side: int) -> NDArray[np.float64]:
 
 
 def distinct(boxes: Boxes, scores: NDArray[np.float64], iou: float) -> list[int]:
-    """Indices of the boxes to keep, best first: those whose IoU with every better one is at most `iou`.
-
-    Non-maximum suppression as torchvision's, to which a box that is one pixel wide has no area.
-    """
+    """Indices of the boxes to keep, best first: those whose IoU with every better one is at most `iou`. As in
+    torchvision's non-maximum suppression, a box one pixel wide has no area."""
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     waiting = np.argsort(-scores, kind="stable")
     kept: list[int] = []
@@ -168,16 +166,14 @@ def distinct(boxes: Boxes, scores: NDArray[np.float64], iou: float) -> list[int]
 
 
 def inclusive_box(mask: Mask) -> NDArray[np.float64]:
-    """Left, top, right, bottom; all 0 if the mask is empty."""
+    """Left, top, right and bottom of the mask; all 0 if it is empty."""
     x0, y0, x1, y1 = mask_box(mask) or (0, 0, 1, 1)
     return np.array([x0, y0, x1 - 1, y1 - 1], np.float64)
 
 
 def without_small_regions(mask: Mask, area: int) -> Mask:
-    """`mask` without holes, then without islands, of fewer than `area` pixels; itself if it has none.
-
-    Diagonal neighbours are one region here. The largest island stays, however small.
-    """
+    """`mask` without holes, then islands, of fewer than `area` pixels; the same object if it has none.
+    Diagonal neighbours are one region. The largest island stays, however small."""
     regions, sizes = _regions(~mask)
     if (small := sizes < area).any():
         mask = mask | np.isin(regions, np.flatnonzero(small) + 1)
@@ -189,7 +185,7 @@ def without_small_regions(mask: Mask, area: int) -> Mask:
 
 
 def _regions(mask: Mask) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(H, W) numbers of connected regions, 0 where there is none, and the areas of 1, 2, ..."""
+    """(H, W) numbers of connected regions, 0 outside them, and the areas of regions 1, 2, ..."""
     _, regions, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
     return regions.astype(np.int32, copy=False), stats[1:, cv2.CC_STAT_AREA].astype(np.int32)
 

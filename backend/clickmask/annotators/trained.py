@@ -1,4 +1,4 @@
-"""The model that was trained on a project's accepted labels, `trained:TOOL-PROJECT`: the served version.
+"""The served version of the model trained on a project's accepted labels, `trained:TOOL-PROJECT`.
 
 Each pixel has one class, so an object is a connected part of a category. Its score is the network's mean
 probability over its pixels. With a refiner, each object keeps the better of two outlines; see `_refine`.
@@ -21,12 +21,12 @@ from clickmask.types import Image, Mask, Prediction
 
 Refiner = Callable[[Image, list[tuple[str, Prediction]]], list[tuple[str, Prediction]]]
 
-MIN_AREA_SHARE = 1e-4  # of the picture's area; a smaller part is a speck
-MIN_MEAN_PROBABILITY = 0.5  # over its pixels; a lower one is a fringe between surer classes
+MIN_AREA_SHARE = 1e-4  # of the image's area; a smaller part is a speck
+MIN_MEAN_PROBABILITY = 0.5  # over its pixels; below it a part is a fringe between surer classes
 
 
 class Trained:
-    """Follows the project's pointer: each picture is labelled by the version that is served by then."""
+    """An annotator that labels each image with the version of the project's model served at that moment."""
 
     def __init__(self, name: str, folder: str, models: ProjectModels, refiner: Refiner | None = None) -> None:
         self.name = name
@@ -41,7 +41,7 @@ class Trained:
         return version.provenance.categories if version else ()
 
     def annotate(self, image: Image) -> list[tuple[str, Prediction]]:
-        """Raises Failed, NotReady and, with a refiner, Busy."""
+        """Label the objects. Raises Failed, NotReady and, with a refiner, Busy."""
         version, labeller = self._models.served(self._folder)
         found = list(_objects(labeller.predict(image.pixels), version.provenance.categories, self.name))
         found.sort(key=lambda each: -each[1].score)
@@ -67,7 +67,7 @@ def missing(variant: str, host: Host) -> str:
 
 
 def load(variant: str, host: Host) -> Trained:
-    """Raises NotFound and NotReady if the refiner is unknown or cannot run."""
+    """Load the annotator. Raises NotFound or NotReady if the refiner is unknown or cannot run."""
     refiner = None
     if host.refiner:
         segmenter = host.segmenters.get(host.refiner)
