@@ -1,7 +1,4 @@
-"""Rings with ever fewer vertices: area-preserving collapse, fitting to a boundary, contacts.
-
-All rings together are one array of vertices.
-"""
+"""Simplification of rings in one array: area-preserving collapse, fitting to a boundary, contacts."""
 
 from __future__ import annotations
 
@@ -24,25 +21,25 @@ Complexes = NDArray[np.complex128]
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """The vertices of several rings, ring after ring."""
+    """The vertices of several rings, one ring after another."""
 
     points: Points
-    ring: Indices  # (N,) the ring of each vertex; not decreasing
-    at: Floats  # (N,) the vertex's place on the boundary, in samples from its ring's first one
-    spent: Floats  # (R,) area of each ring that collapses displaced
+    ring: Indices  # (N,) the ring of each vertex, non-decreasing
+    at: Floats  # (N,) each vertex's place on the boundary, in samples from its ring's first one
+    spent: Floats  # (R,) the area that collapses displaced in each ring
 
     def snapped(self, grid: int, size: Size) -> Chain:
-        """The chain on multiples of 1/grid px, inside the image, without a vertex that repeats the next."""
+        """The chain on multiples of 1/grid px, inside the image, without repeated neighbours."""
         points = np.clip(np.rint(self.points * grid) / grid, 0, size[::-1])
         moved = (points != points[_after(self.ring)]).any(axis=1)
         return Chain(points[moved], self.ring[moved], self.at[moved], self.spent)
 
     def rings(self) -> list[Ring]:
-        """One array a ring."""
+        """One array per ring."""
         return np.split(self.points, np.searchsorted(self.ring, np.arange(1, len(self.spent))))
 
     def spliced(self, other: Chain, taken: NDArray[np.bool_], boundary: Boundary) -> Chain:
-        """This chain, with the vertices of the other one on the samples of `boundary` that are `taken`."""
+        """This chain, with `other`'s vertices on the samples of `boundary` that are `taken`."""
         own, others = ~taken[self.samples(boundary)], taken[other.samples(boundary)]
         ring = np.concatenate((self.ring[own], other.ring[others]))
         points = np.concatenate((self.points[own], other.points[others]))
@@ -51,13 +48,13 @@ class Chain:
         return Chain(points[order], ring[order], at[order], self.spent)
 
     def samples(self, boundary: Boundary) -> Indices:
-        """The sample of `boundary` that each vertex stands at."""
+        """The sample of `boundary` at each vertex."""
         return np.minimum(
             boundary.first[self.ring] + self.at.astype(np.int64), boundary.first[self.ring + 1] - 1
         )
 
     def stretches(self, vertices: Indices, wider: int, boundary: Boundary) -> NDArray[np.bool_]:
-        """The samples along the edges that start at `vertices`, and along `wider` edges on both sides."""
+        """The samples along the edges that start at `vertices`, and along `wider` edges on either side."""
         taken = np.zeros(len(boundary.ring), np.bool_)
         samples, after = self.samples(boundary), _after(self.ring)
         before = np.empty_like(after)
@@ -75,18 +72,17 @@ class Chain:
 
 @dataclass(frozen=True, eq=False)
 class Boundary:
-    """The points that outlines are fitted to: the middles of the pixel edges they ran along."""
+    """The points that outlines are fitted to: middles of the original pixel edges."""
 
     points: Points
-    ring: Indices  # (N,) not decreasing
+    ring: Indices  # (N,) non-decreasing
     first: Indices  # (R + 1,) the first sample of each ring, then the end
 
 
 def mid_edges(rings: Sequence[Ring], stride: int = 1) -> Boundary:
-    """The middles of every `stride`-th pixel edge that `rings` (of `mask_to_polygons`) run along.
+    """Middles of every `stride`-th pixel edge along `rings` (of `mask_to_polygons`), all if a ring is short.
 
-    Joined up, they enclose the same pixel centres as the rings, never touch each other, and turn a
-    digitised straight line into nearly a straight one. Short rings keep every edge.
+    Joined up, they enclose the same pixel centres, never touch, and make a digitised line nearly straight.
     """
     corners = np.concatenate(rings)
     ring = np.repeat(np.arange(len(rings)), [len(r) for r in rings])
@@ -103,8 +99,8 @@ def mid_edges(rings: Sequence[Ring], stride: int = 1) -> Boundary:
 
 
 def subset(boundary: Boundary, epsilon: float | None) -> Chain:
-    """The samples of `boundary` that Douglas-Peucker keeps at `epsilon` px; all samples of short rings, or
-    without `epsilon`."""
+    """The samples of `boundary` that Douglas-Peucker keeps at `epsilon` px. Short rings keep all samples, and
+    so do all rings if `epsilon` is None."""
     places: list[Indices] = []
     every = np.arange(len(boundary.ring))
     for start, end in pairwise(boundary.first):
@@ -131,13 +127,13 @@ def collapse(
     locked: NDArray[np.bool_],
     boundary: Boundary,
 ) -> Chain:
-    """`chain` with edges collapsed to a vertex, cheapest first, until `target` vertices are left, `budget`
-    (the sum of displaced areas) is used up, or nothing may collapse further.
+    """Collapse edges of `chain` to a vertex, cheapest first, down to `target` vertices.
 
-    Each collapse keeps the ring's area (Kronenfeld, Stanislawski, Buttenfield and Brockmeyer,
-    "Simplification of polylines by segment collapse: minimizing areal displacement while preserving
-    area", 2020); independent ones happen at once. A ring keeps three vertices and never displaces more
-    than its `ring_budget`; edges on samples of `boundary` that are `locked` stay.
+    Stop once `budget` (the sum of displaced areas) is used up or nothing may collapse. Each collapse keeps
+    the ring's area (Kronenfeld, Stanislawski, Buttenfield and Brockmeyer, "Simplification of polylines by
+    segment collapse: minimizing areal displacement while preserving area", 2020); independent ones happen at
+    once. A ring keeps three vertices and displaces at most its `ring_budget`. Edges on `locked` samples of
+    `boundary` stay.
     """
     while len(chain.points) > target:
         after = _after(chain.ring)
@@ -148,7 +144,7 @@ def collapse(
         open_ = (count[chain.ring] > 3) & (chain.spent[chain.ring] + cost <= ring_budget[chain.ring])
         stays = locked[chain.samples(boundary)]
         cost = np.where(open_ & ~(stays & stays[after]), cost, np.inf)
-        # Edges cheaper than all that share a vertex with them; among equals, the first.
+        # Take edges cheaper than all that share a vertex with them; on ties, the first.
         rank = np.empty(len(cost))
         rank[np.argsort(cost, kind="stable")] = np.arange(len(cost))
         least = np.isfinite(cost)
@@ -159,10 +155,9 @@ def collapse(
         chosen = np.flatnonzero(least)
         chosen = chosen[np.argsort(rank[chosen])]
         most = min(max(1, len(cost) // 8), len(cost) - target)
-        # Only edges that would be among the cheapest if they were taken one at a time.
+        # Take only edges that would be among the cheapest if taken one at a time.
         chosen = chosen[rank[chosen] < 2 * most][:most]
         chosen = chosen[np.cumsum(cost[chosen]) <= budget - chain.spent.sum()]
-        # Together they may not take a ring below three vertices.
         chosen = chosen[_firsts(chain.ring[chosen], count)]
         if not len(chosen):
             break
@@ -175,7 +170,7 @@ def collapse(
 
 
 def fit(chain: Chain, boundary: Boundary, rounds: int) -> Chain:
-    """`chain` with its vertices moved so that the edges follow `boundary` as closely as possible (least
+    """Move the vertices of `chain` so that its edges follow `boundary` as closely as possible (least
     absolute distance, by reweighted least squares for each vertex, all in parallel)."""
     vertices, at = _plane(chain.points).copy(), chain.at
     after = _after(chain.ring)
@@ -203,11 +198,8 @@ def fit(chain: Chain, boundary: Boundary, rounds: int) -> Chain:
 
 
 def contacts(rings: Sequence[Ring]) -> list[tuple[int, int]]:
-    """The pairs (i, j), i <= j, of rings that cross or touch each other, or themselves (i == j).
-
-    Exact for vertices at multiples of 1/16 px up to 2**15 px. Edges that follow each other
-    meet in their common vertex and nowhere else, or the ring is in contact with itself.
-    """
+    """Pairs (i, j), i <= j, of rings that cross or touch, or of a ring that does so itself (i == j). Exact
+    for vertices at 1/16 px up to 2**15 px. Consecutive edges may only meet in their common vertex."""
     ring = np.repeat(np.arange(len(rings)), [len(r) for r in rings])
     if not len(ring):
         return []
@@ -233,7 +225,7 @@ def meeting_edges(points: Points, ring: Indices) -> tuple[Indices, Indices]:
     # With overlapping boxes, segments meet unless one lies strictly on one side of the other.
     side_c, side_d, side_a, side_b = _side(a, b, c), _side(a, b, d), _side(c, d, a), _side(c, d, b)
     meet = (side_c * side_d <= 0) & (side_a * side_b <= 0)
-    # Two edges in a row share a vertex; they touch elsewhere only if they fold back on each other.
+    # Consecutive edges share a vertex; they touch elsewhere only if they fold back on each other.
     in_a_row = (after[i] == j) | (after[j] == i)
     back = (side_c == 0) & (side_d == 0) & (((b - a).conj() * (d - c)).real < 0)
     meet &= ~in_a_row | back
@@ -241,7 +233,7 @@ def meeting_edges(points: Points, ring: Indices) -> tuple[Indices, Indices]:
 
 
 def _after(ring: Indices) -> Indices:
-    """The index of the vertex that follows each one in its ring."""
+    """The index of the next vertex in the ring, for each vertex."""
     after = np.arange(1, len(ring) + 1)
     last = np.flatnonzero(np.append(ring[1:] != ring[:-1], True)) if len(ring) else after
     after[last] = np.concatenate(([0], last[:-1] + 1)) if len(ring) else after
@@ -249,7 +241,7 @@ def _after(ring: Indices) -> Indices:
 
 
 def _plane(points: Points) -> Complexes:
-    """The points as complex numbers x + iy, which take fewer and faster operations."""
+    """The points as complex numbers x + iy, which need fewer and faster operations."""
     return np.ascontiguousarray(points).view(np.complex128)[:, 0]
 
 
@@ -262,12 +254,12 @@ def _cross(a: Complexes, b: Complexes) -> Floats:
 
 
 def _side(a: Complexes, b: Complexes, p: Complexes) -> Floats:
-    """1, 0 or -1: p is on one side of the line from a to b, on it, or on the other side."""
+    """1 or -1 for the side of the line from a to b on which p lies, 0 if p is on the line."""
     return np.sign(_cross(b - a, p - a))
 
 
 def _collapsed(points: Points, before: Indices, after: Indices) -> tuple[Points, Floats]:
-    """The vertex that the edge from each vertex to the next would collapse to, and the area displaced."""
+    """The vertex that each vertex's edge to the next would collapse to, and the displaced area."""
     b = _plane(points)
     a, c = b[before], b[after]
     d = c[after]
@@ -278,13 +270,13 @@ def _collapsed(points: Points, before: Indices, after: Indices) -> tuple[Points,
     near_enough = 9 * (bc.real**2 + bc.imag**2)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for near, old, share, origin, other in ((b, bc, area / base_b, a, d), (c, -bc, area / base_c, d, a)):
-            # The vertex lies where the line from `origin` through `near` keeps the area. The new edge
-            # from it to `other` cuts the old one at the share u of its length.
+            # The vertex lies where the line from `origin` through `near` keeps the area. Its new edge
+            # to `other` cuts the old edge at the share u of its length.
             vertex = origin + share * (near - origin)
             beyond, new = vertex - near, other - vertex
             u = _cross(beyond, new) / _cross(old, new)
             cost = np.abs(_cross(beyond, old) * u)
-            # A vertex far off makes a sliver, whose area does not tell how far it reaches.
+            # A distant vertex makes a sliver, whose area does not show how far it reaches.
             reach = vertex - (b + c) / 2
             close = reach.real**2 + reach.imag**2 <= near_enough
             better = close & (u >= 0) & (u <= 1) & (share > 0) & (cost < least)
@@ -293,7 +285,8 @@ def _collapsed(points: Points, before: Indices, after: Indices) -> tuple[Points,
 
 
 def _firsts(ring: Indices, count: Indices) -> NDArray[np.bool_]:
-    """Which entries of `ring`, in order of preference, may go so that each ring keeps three vertices."""
+    """A mask of the entries of `ring`, in order of preference, that may go so that rings keep three
+    vertices."""
     order = np.argsort(ring, kind="stable")
     ordered = ring[order]
     place = np.empty(len(ring), np.int64)
@@ -307,7 +300,7 @@ def _edges_of_samples(ring: Indices, at: Floats, boundary: Boundary) -> Indices:
     order = np.argsort(position, kind="stable")
     place = np.searchsorted(position[order], np.arange(len(boundary.ring)), side="right") - 1
     last = np.searchsorted(ring, boundary.ring, side="right") - 1
-    # Samples before a ring's first vertex are on the edge that closes it.
+    # Samples before a ring's first vertex belong to its closing edge.
     own = (place >= 0) & (ring[order[place]] == boundary.ring)
     return np.where(own, order[place], order[last])
 
@@ -315,11 +308,11 @@ def _edges_of_samples(ring: Indices, at: Floats, boundary: Boundary) -> Indices:
 def _moves(
     steps: Complexes, after: Indices, edge: Indices, t: Floats, distance: Floats, weight: Floats
 ) -> Complexes:
-    """The step of each vertex towards its weighted least squares while the others stand still."""
+    """The step of each vertex towards its weighted least squares, with the other vertices fixed."""
     count = len(steps)
     reach = np.abs(steps)
     normal = 1j * steps / np.maximum(reach, 1e-9)
-    # The sum of w n n^T over a vertex's two edges, n being their normals, is the map
+    # The sum of w n n^T over a vertex's two edges with normals n is the map
     # v -> (trace * v + twist * conj(v)) / 2 with trace = sum of w, twist = sum of w n^2.
     pull, pull_after = weight * (1 - t), weight * t
     trace, trace_after = np.bincount(edge, pull * (1 - t), count), np.bincount(edge, pull_after * t, count)
@@ -330,7 +323,7 @@ def _moves(
     target[after] += np.bincount(edge, pull_after * distance, count) * normal
     trace = 1.04 * trace + 1e-6
     move = 0.6 * 2 * (trace * target - twist * target.conj()) / (trace**2 - np.abs(twist) ** 2)
-    # Not past a neighbour: rings would fold over where vertices are close.
+    # Stop short of a neighbour: rings would fold over at close vertices.
     shortest = reach.copy()
     shortest[after] = np.minimum(shortest[after], reach)
     return move * np.minimum(1, 0.3 * shortest / np.maximum(np.abs(move), 1e-9))

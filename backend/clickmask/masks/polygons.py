@@ -1,7 +1,7 @@
-"""Masks as polygons and back, exactly.
+"""Exact conversions between masks and polygons.
 
-Rings run along pixel edges, so integer vertices are pixel corners. Foreground is 4-connected
-and background 8-connected: pixels that meet in a corner only are separate objects.
+Rings run along pixel edges, so integer vertices are pixel corners. Foreground is 4-connected and
+background 8-connected: pixels that meet only in a corner are separate objects.
 """
 
 from __future__ import annotations
@@ -23,28 +23,27 @@ Part = tuple[Ring, list[Ring]]  # an outer ring and its holes
 
 
 def mask_to_polygons(mask: Mask) -> list[Ring]:
-    """Outlines of `mask` along pixel edges, one closed ring an outline, vertices at the turns only.
+    """Outlines of `mask` along pixel edges, one closed ring each, with vertices only at the turns.
 
-    The first point is not repeated. Outer rings have positive signed area (`ring_area`), holes
-    negative, so the areas sum to `mask.sum()` and `polygons_to_mask` gives back `mask` exactly.
-    Diagonal neighbours are separate objects. An empty mask has no rings.
+    The first point is not repeated. Outer rings have positive signed area (`ring_area`), holes negative,
+    so the areas sum to `mask.sum()` and `polygons_to_mask` gives back `mask` exactly. Diagonal neighbours
+    are separate objects. An empty mask has no rings.
     """
     inside = box_slices(mask)
     y, x, diagonal, below_right, below_left = _corners(as_bytes(mask[inside]))
-    # A vertex where two pixels meet diagonally is a corner of both rings, so it is listed twice.
-    # A horizontal (vertical) run of edges leads from one corner of a row (column) to the next, so in
-    # sorted order corners 2i and 2i + 1 belong together.
+    # Two pixels that meet diagonally share a corner, so that vertex is listed twice. In sorted order
+    # corners 2i and 2i + 1 of a row (column) are the ends of one horizontal (vertical) run of edges.
     listed = np.repeat(np.arange(len(y)), 1 + diagonal)
     y, x, diagonal, below_right, below_left = (a[listed] for a in (y, x, diagonal, below_right, below_left))
     second = np.zeros(len(y), np.bool_)
     second[1:] = listed[1:] == listed[:-1]
-    # The copies are (left, right) along the row. If the pixels lie on the falling diagonal, the upper
-    # run meets the left copy; on the rising diagonal, the right one.
+    # The copies are (left, right) along the row. The upper run meets the left copy if the pixels lie on
+    # the falling diagonal, the right copy if they lie on the rising one.
     down_order = np.lexsort((second ^ (diagonal & below_left), y, x))
     across = np.arange(len(y)) ^ 1
     down = np.empty_like(across)
     down[down_order] = down_order[np.arange(len(y)) ^ 1]
-    # Rings keep the foreground on their right: above it they run to the right (x grows).
+    # Rings keep the foreground on their right: along its top edge they run to the right (x grows).
     first = np.arange(0, len(y), 2)
     starts = np.where(below_right[first], first, first + 1)
     order, lengths = _cycles(starts, across, down)
@@ -55,8 +54,8 @@ def mask_to_polygons(mask: Mask) -> list[Ring]:
 def polygons_to_mask(rings: Sequence[Ring], size: Size) -> Mask:
     """The pixels of an image of `size` whose centre is in the polygon, by the even-odd rule.
 
-    `rings` have any direction and order and finite vertices, also outside the image; a hole is a ring
-    in a ring. A centre exactly on an edge is in if the polygon lies to its right (below it, if the edge
+    `rings` may have any direction, order and finite vertices, even outside the image; a hole is a ring in
+    a ring. A centre exactly on an edge is inside if the polygon lies to its right (below it, if the edge
     is level). Exact: no rounding decides.
     """
     return toggles_to_mask(ring_toggles(rings, size), size)
@@ -65,14 +64,14 @@ def polygons_to_mask(rings: Sequence[Ring], size: Size) -> Mask:
 def ring_toggles(rings: Sequence[Ring], size: Size) -> Indices:
     """Indices into the flattened image of `size` at which even-odd membership changes: sorted, in pairs.
 
-    The pairs are the runs of pixels inside. The toggles of two sets of rings, sorted together, are
-    those of their symmetric difference, which gives IoUs without drawing.
+    Each pair is a run of pixels inside. The toggles of two sets of rings, sorted together, are those of their
+    symmetric difference, which gives IoUs without drawing.
     """
     return np.sort(ring_crossings(rings, size)[1])
 
 
 def ring_crossings(rings: Sequence[Ring], size: Size) -> tuple[Indices, Indices]:
-    """The toggles, unsorted: the index of each one's ring, and its index into the flattened image."""
+    """The unsorted toggles: the index of the ring of each, and its index into the flattened image."""
     height, width = size
     lengths = np.array([len(ring) for ring in rings], np.int64)
     owner = np.repeat(np.arange(len(rings)), lengths)
@@ -85,7 +84,7 @@ def ring_crossings(rings: Sequence[Ring], size: Size) -> tuple[Indices, Indices]
     (x0, y0), (x1, y1) = start, start[:, after]
     if not all(np.isfinite(a).all() for a in (x0, y0)):
         raise ValueError("a ring has a vertex that is not finite")
-    # Upper end first: an edge that two rings share crosses each row at the same float in both.
+    # Upper end first, so that an edge shared by two rings crosses each row at the same float in both.
     upward = y1 < y0
     (x0, y0), (x1, y1) = np.where(upward, (x1, y1), (x0, y0)), np.where(upward, (x0, y0), (x1, y1))
     first = np.clip(np.ceil(y0 - 0.5), 0, height).astype(np.int64)
@@ -97,20 +96,14 @@ def ring_crossings(rings: Sequence[Ring], size: Size) -> tuple[Indices, Indices]
 
 
 def ring_area(ring: Ring) -> float:
-    """Signed area, half the sum of x[i] * y[i+1] - x[i+1] * y[i].
-
-    With y down, it is positive for a ring that runs clockwise on the screen.
-    """
+    """Signed area, half the sum of x[i] * y[i+1] - x[i+1] * y[i]; positive if clockwise on the screen."""
     x, y = (ring - ring[0]).T
     return float(x @ np.roll(y, -1) - np.roll(x, -1) @ y) / 2
 
 
 def group_rings(rings: Sequence[Ring]) -> list[Part]:
-    """The outer rings (positive area), in their order, each with its holes (negative area).
-
-    A hole belongs to the smallest outer ring around it. Rings may touch but not cross. Raises
-    ValueError for a hole in no outer ring.
-    """
+    """The outer rings (positive area), in order, each with the holes (negative area) it is the smallest ring
+    around. Rings may touch but not cross. Raises ValueError for a hole outside every outer ring."""
     areas = np.array([ring_area(ring) for ring in rings])
     parts: dict[int, Part] = {index: (rings[index], []) for index in np.flatnonzero(areas > 0).tolist()}
     holes = [int(index) for index in np.flatnonzero(areas < 0)]
@@ -132,7 +125,7 @@ def group_rings(rings: Sequence[Ring]) -> list[Part]:
 
 
 def toggles_to_mask(toggles: Indices, size: Size) -> Mask:
-    """The mask whose flat pixels from each even toggle up to the next one are set."""
+    """The mask with the flat pixels from each even toggle to the next one set."""
     mask = np.zeros(size, np.bool_)
     flat = mask.reshape(-1)
     for start, end in toggles.reshape(-1, 2).tolist():
@@ -141,14 +134,14 @@ def toggles_to_mask(toggles: Indices, size: Size) -> Mask:
 
 
 def _corners(mask: Bytes) -> tuple[Indices, Indices, Mask, Mask, Mask]:
-    """y and x of the vertices where outlines turn, by rows; and for each, whether two pixels meet there
-    diagonally, and whether the pixel below right, and below left, of it is in the mask."""
+    """The vertices where outlines turn, row by row: y, x, whether two pixels meet there diagonally, and
+    whether the mask has the pixel below right and below left of it."""
     width = mask.shape[1]
     stride = (width + 2 + 7) // 8 * 8
     padded = as_bytes(cv2.copyMakeBorder(mask, 1, 1, 1, stride - width - 1, cv2.BORDER_CONSTANT, value=0))
     level = padded[1:] ^ padded[:-1]  # the horizontal edges
-    # Edges are few, so eight pixels (a word) are looked at together. A run of horizontal edges that
-    # began in a word may end in the first pixel of the next one.
+    # Edges are few, so eight pixels (a word) are tested at once. A run of horizontal edges that begins
+    # in one word may end in the first pixel of the next.
     words = np.zeros(level.size // 8 + 1, np.bool_)
     np.not_equal(level.reshape(-1).view(np.uint64), 0, out=words[:-1])
     words[1:] |= words[:-1]
@@ -163,8 +156,8 @@ def _corners(mask: Bytes) -> tuple[Indices, Indices, Mask, Mask, Mask]:
 
 
 def _cycles(starts: Indices, across: Indices, down: Indices) -> tuple[Indices, list[int]]:
-    """The corners ring after ring, in the order of steps across (from `starts`) and down in turn; and
-    the number of corners of each ring."""
+    """The corners, ring by ring, in alternating steps across (from `starts`) and down; and the number of
+    corners of each ring."""
     after = np.full(len(across), -1)
     after[starts] = down[across[starts]]
     following: list[int] = after.tolist()
@@ -185,7 +178,7 @@ def _cycles(starts: Indices, across: Indices, down: Indices) -> tuple[Indices, l
 def _crossed_columns(
     x0: Floats, y0: Floats, x1: Floats, y1: Floats, edge: Indices, row: Indices, width: int
 ) -> Indices:
-    """The first pixel of `row` whose centre is not left of `edge`, within 0 .. width."""
+    """The first pixel of `row`, in 0 .. width, whose centre is not left of `edge`."""
     dx, dy = (x1 - x0)[edge], (y1 - y0)[edge]
     crossing = x0[edge] + (row + 0.5 - y0[edge]) * dx / dy - 0.5
     column = np.ceil(crossing)
@@ -202,7 +195,7 @@ def _crossed_columns(
 
 
 def _row_crossings(ring: Ring, after: Ring, y: float) -> Floats:
-    """The x at which the ring crosses the horizontal line at `y`; `after` are the vertices that follow."""
+    """The x at which the ring crosses the horizontal line at `y`. `after`: the next vertex of each."""
     crossed = (ring[:, 1] <= y) != (after[:, 1] <= y)
     (x0, y0), (x1, y1) = ring[crossed].T, after[crossed].T
     return x0 + (y - y0) * (x1 - x0) / (y1 - y0)

@@ -1,7 +1,4 @@
-"""Pixel regions of a mask: area, box, IoU, connected parts, specks and pinholes.
-
-Foreground is 4-connected and background 8-connected: pixels that meet in a corner only are separate objects.
-"""
+"""Pixel regions of a mask: area, box, IoU, parts, specks and pinholes. See `polygons` for connectivity."""
 
 from __future__ import annotations
 
@@ -23,13 +20,13 @@ def mask_area(mask: Mask) -> int:
 
 
 def mask_box(mask: Mask) -> Box | None:
-    """The outer edges of the mask, in px; None if it is empty."""
+    """The outer edges of the mask in px, or None if it is empty."""
     x, y, width, height = cv2.boundingRect(as_bytes(mask)) if mask.size else (0, 0, 0, 0)
     return (float(x), float(y), float(x + width), float(y + height)) if width else None
 
 
 def mask_iou(a: Mask, b: Mask) -> float:
-    """Intersection over union of two masks of one size; 1 for two empty masks."""
+    """Intersection over union of two masks of the same size; 1 for two empty masks."""
     if a.shape != b.shape:
         raise ValueError(f"masks of shapes {a.shape} and {b.shape} have no IoU")
     union = cv2.countNonZero(cv2.bitwise_or(as_bytes(a), as_bytes(b)))
@@ -55,15 +52,13 @@ def remove_specks(mask: Mask, min_area: int) -> Mask:
 
 
 def fill_pinholes(mask: Mask, max_area: int) -> Mask:
-    """A copy with the holes of at most `max_area` pixels filled.
-
-    A hole is background that even diagonal steps do not leave; background at the image's edge is none.
-    """
+    """A copy with holes of at most `max_area` pixels filled: background that even diagonal steps cannot leave
+    and that does not reach the image's edge."""
     filled = mask.copy()
     inside = box_slices(mask)
     labels, areas = _label(np.pad(1 - as_bytes(mask[inside]), 1, constant_values=1), connectivity=8)
     small = areas <= max_area
-    small[0] = small[labels[0, 0]] = False  # the mask itself, and its surroundings
+    small[0] = small[labels[0, 0]] = False  # the mask and its surroundings
     if small.any():
         filled[inside] |= small[labels[1:-1, 1:-1]]
     return filled
@@ -74,12 +69,12 @@ def as_bytes(mask: NDArray[Any]) -> Bytes:
 
 
 def box_slices(mask: Mask) -> tuple[slice, slice]:
-    """The rows and columns of the mask's box; no rows if it is empty."""
+    """The rows and columns of the mask's box, empty slices for an empty mask."""
     x0, y0, x1, y1 = mask_box(mask) or (0, 0, 0, 0)
     return slice(int(y0), int(y1)), slice(int(x0), int(x1))
 
 
 def _label(mask: Bytes, connectivity: int) -> tuple[Indices, Indices]:
-    """The label of each pixel, 0 where `mask` is 0, and the number of pixels of each label."""
+    """The label of each pixel (0 where `mask` is 0), and the pixel count of each label."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
     return cast("Indices", labels), cast("Indices", stats[:count, cv2.CC_STAT_AREA])

@@ -1,6 +1,6 @@
-"""COCO's compressed run lengths of masks: exact conversions, and areas, boxes and IoUs without drawing.
+"""COCO's compressed run lengths (RLE): exact conversions, and areas, boxes and IoUs without drawing.
 
-Runs end in few places, so eight pixels at a time are compared.
+Runs end in few places, so eight pixels are compared at a time.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ Indices = NDArray[np.int64]
 
 
 class Rle(TypedDict):
-    """COCO's compressed run lengths of a mask, column by column."""
+    """A mask as COCO's compressed run lengths, column by column."""
 
     size: list[int]  # [height, width]
     counts: str
 
 
 def mask_to_rle(mask: Mask) -> Rle:
-    """`mask` in COCO's compressed RLE, `counts` as text."""
+    """`mask` as COCO's compressed RLE."""
     height, width = mask.shape
     runs = np.diff(column_toggles(mask), prepend=0, append=mask.size)
     return {"size": [height, width], "counts": runs_to_counts(runs)}
 
 
 def rle_to_mask(rle: Rle) -> Mask:
-    """The mask of COCO's compressed RLE, a new array. Raises ValueError if runs and size do not fit."""
+    """A new mask from COCO's compressed RLE. Raises ValueError if malformed or not of its size."""
     height, width = rle["size"]
     code = np.frombuffer(rle["counts"].encode("ascii"), np.uint8).astype(np.int64) - 48
     if not len(code) or code[-1] & 0x20 or code.min() < 0 or code.max() > 0x3F:
@@ -56,63 +56,60 @@ def rle_to_mask(rle: Rle) -> Mask:
 
 
 def rle_area(rle: Rle) -> int:
-    """Number of pixels."""
+    """Number of pixels in the mask."""
     return int(cast("Any", coco).area(_as_bytes(rle)))
 
 
 def rle_box(rle: Rle) -> list[float]:
-    """COCO's box: x, y, width, height in px; all 0 if nothing is covered."""
+    """COCO's box: x, y, width, height in px; all 0 for an empty mask."""
     return [float(side) for side in cast("Any", coco).toBbox(_as_bytes(rle))]
 
 
 def rle_iou(one: Rle, other: Rle) -> float:
-    """IoU of two masks; 0 for masks of different sizes, which are not of one picture."""
+    """IoU of two masks; 0 if their sizes differ, since they show different images."""
     if list(one["size"]) != list(other["size"]):
         return 0.0
     return float(cast("Any", coco).iou([_as_bytes(one)], [_as_bytes(other)], [0])[0, 0])
 
 
 def rle_ious(rles: Sequence[Rle]) -> NDArray[np.float64]:
-    """(n, n) IoUs of each mask with each; all of one size."""
+    """(n, n) pairwise IoUs of masks of the same size."""
     written = [_as_bytes(rle) for rle in rles]
     return cast("Any", coco).iou(written, written, [0] * len(written))
 
 
 def unite(rles: Sequence[Rle]) -> Rle:
-    """The union of masks of one size."""
+    """The union of masks of the same size."""
     return as_rle(cast("Any", coco).merge([_as_bytes(rle) for rle in rles]))
 
 
 def rings_to_rle(rings: Sequence[Sequence[float]], size: Size) -> Rle:
-    """The union of polygons, each x, y, x, y ..., as pycocotools fills them, which rounds vertices."""
+    """The union of polygons, each x, y, x, y ..., filled by pycocotools, which rounds vertices."""
     return as_rle(coco.merge(cast("Any", coco).frPyObjects(list(rings), *size)))
 
 
 def as_rle(encoded: Any) -> Rle:
-    """An RLE from pycocotools, whose counts are bytes, or from a file."""
+    """An RLE from a file or from pycocotools, whose counts are bytes."""
     counts = encoded["counts"]
     text = counts.decode("ascii") if isinstance(counts, bytes) else str(counts)
     return Rle(size=[int(length) for length in encoded["size"]], counts=text)
 
 
 def row_toggles(mask: Mask) -> Indices:
-    """Indices, counted row by row, of pixels that differ from the one before; sorted, never 0."""
+    """Sorted row-major indices of pixels that differ from the previous one; never 0."""
     flat = np.ascontiguousarray(mask).view(np.uint8).reshape(-1)
     return _differing(flat[1:], flat[:-1]) + 1
 
 
 def column_toggles(mask: Mask) -> Indices:
-    """Indices, counted column by column, of pixels that differ from the one before; sorted.
-
-    The first pixel is compared with background.
-    """
+    """Sorted column-major indices of pixels that differ from the previous one, the first from background."""
     height, width = mask.shape
     if not mask.size:
         return np.zeros(0, np.int64)
     flat = np.ascontiguousarray(mask).view(np.uint8).reshape(-1)
     edges = _differing(flat[width:], flat[:-width])
     top, bottom = np.flatnonzero(mask[0]) * height, (np.flatnonzero(mask[-1]) + 1) * height
-    # If a column's last pixel and the next one's first are both set, nothing changes between them.
+    # Nothing changes between a column's last pixel and the next one's first if both are set.
     ends = np.setxor1d(top, bottom, assume_unique=True)
     toggles = np.concatenate((edges % width * height + edges // width + 1, ends[ends < mask.size]))
     toggles.sort()
@@ -122,12 +119,12 @@ def column_toggles(mask: Mask) -> Indices:
 def runs_to_counts(runs: Indices) -> str:
     """COCO's text of run lengths (maskApi.c, rleToString).
 
-    Five bits a character, lowest first; the sixth says that more follow; the topmost is the sign. From
-    the fourth run on, a number is the difference from the run two before.
+    Each character holds five bits, lowest first, and a sixth that says that more follow; a number's topmost
+    bit is the sign. From the fourth run on, a number is the difference from the run two before.
     """
     numbers = runs.copy()
     numbers[3:] -= runs[1:-2]
-    # A number takes as many characters as its two's complement has groups of five bits.
+    # A number takes one character for every five bits of its two's complement.
     bounds = 16 * 32 ** np.arange(6)
     lengths = 1 + np.searchsorted(bounds, np.where(numbers < 0, -1 - numbers, numbers), side="right")
     owner = np.repeat(np.arange(len(numbers)), lengths)
@@ -142,7 +139,7 @@ def _as_bytes(rle: Rle) -> Any:
 
 
 def _differing(one: Bytes, other: Bytes) -> Indices:
-    """Indices at which two flat arrays of one length differ; sorted."""
+    """Sorted indices at which two flat arrays of equal length differ."""
     whole = len(one) // 8 * 8
     ones, others = one[:whole].view(np.uint64), other[:whole].view(np.uint64)
     words = np.flatnonzero(ones != others)

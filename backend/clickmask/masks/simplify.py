@@ -16,11 +16,11 @@ Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 GRID = 16  # vertices lie on multiples of 1/16 px, which makes every test on them exact
-SPECK_SHARE = 1e-3  # of the mask's area; a smaller ring may be left out
-SPECK_LOSS_SHARES = (0.25, 0.5)  # of the loss of IoU that is allowed, for all rings left out; both are tried
+SPECK_SHARE = 1e-3  # of the mask's area; smaller rings may be left out
+SPECK_LOSS_SHARES = (0.25, 0.5)  # of the allowed IoU loss, for all rings left out; both are tried
 FIT_ROUNDS = 5
-MAX_TRIES = 40  # bounds the search for the last few points of many ragged parts
-# Noise must not hold a thread for minutes: beyond these numbers the exact rings stay.
+MAX_TRIES = 40  # limits the search for the last few points of many ragged parts
+# Noise must not hold a thread for minutes: beyond these limits the exact rings stay.
 MAX_EDGES = 500_000  # pixel edges of all rings together
 MAX_VERTICES = 60_000  # at the start
 MAX_TRIED_VERTICES = 80_000  # of all tries together
@@ -28,24 +28,23 @@ MAX_TRIED_VERTICES = 80_000  # of all tries together
 
 @dataclass(frozen=True, eq=False)
 class Simplified:
-    """Rings like those of `mask_to_polygons` but with few points, and how good they are."""
+    """Rings like those of `mask_to_polygons` with few points, and their quality."""
 
     rings: list[Ring]
     iou: float  # of polygons_to_mask(rings) with the mask
     points: int
-    bound_met: bool  # False if `max_points` are too few for the IoUs
+    bound_met: bool  # False if `max_points` is too low for the IoU bounds
 
 
 def simplify_mask(
     mask: Mask, min_iou: float = 0.98, min_ring_iou: float = 0.9, max_points: int | None = None
 ) -> Simplified:
-    """Outlines of `mask` with as few points as keep the IoU at `min_iou` or above.
+    """Outlines of `mask` with the fewest points that keep the IoU at `min_iou` or above.
 
-    Each ring that is kept has, filled by itself, an IoU of at least `min_ring_iou` with the ring it
-    stands for. Rings are left out only if they are specks or pinholes below a thousandth of the mask,
-    or for `max_points`, which takes precedence over both bounds. Vertices are multiples of 1/16 px,
-    anywhere in the image. No ring crosses itself or another. Raises ValueError for bounds outside
-    [0, 1] or `max_points` below 3.
+    Each kept ring, filled by itself, has an IoU of at least `min_ring_iou` with the ring it replaces.
+    Rings are left out only if they are specks or pinholes below a thousandth of the mask, or for
+    `max_points`, which overrides both bounds. Vertices are multiples of 1/16 px, anywhere in the image.
+    No ring crosses itself or another. Raises ValueError for bounds outside [0, 1] or `max_points` below 3.
     """
     if not (0 <= min_iou <= 1 and 0 <= min_ring_iou <= 1):
         raise ValueError(f"IoU bounds {min_iou} and {min_ring_iou} are not within [0, 1]")
@@ -67,7 +66,7 @@ def simplify_mask(
 
 
 class _Truth:
-    """The exact rings; measures simplifications against them, pixel by pixel but without drawing."""
+    """The exact rings, and pixel-exact measures of simplifications against them, without drawing."""
 
     def __init__(self, exact: list[Ring], size: Size, min_iou: float, min_ring_iou: float) -> None:
         self.exact, self.size = exact, size
@@ -84,7 +83,7 @@ class _Truth:
         return (both - apart) / (both + apart)
 
     def ring_ious(self, rings: Sequence[Ring]) -> Floats:
-        """IoU of each ring, filled by itself; 1 for those left out, which are empty."""
+        """IoU of each ring, filled by itself; 1 for empty rings, which are left out."""
         owner, flat = ring_crossings(rings, self.size)
         both = self.ring_areas + self._by_ring(owner, flat)
         apart = self._by_ring(np.concatenate((owner, self._owner)), np.concatenate((flat, self._flat)))
@@ -92,10 +91,8 @@ class _Truth:
         return np.where(left_out, 1.0, (both - apart) / (both + apart))
 
     def without_specks(self) -> list[Indices]:
-        """The rings to keep, in up to two ways, most rings first.
-
-        The smallest are left out first, so a ring never goes before the rings inside it.
-        """
+        """The rings to keep, in up to two ways, most rings first. The smallest go first, so a ring never goes
+        before the rings inside it."""
         order = np.argsort(self.ring_areas, kind="stable")
         areas = self.ring_areas[order]
         small = np.count_nonzero(areas < SPECK_SHARE * self.area)
@@ -112,7 +109,7 @@ class _Truth:
 
 
 class _Search:
-    """The search for the fewest vertices of the rings that are kept."""
+    """Search for the fewest vertices of the kept rings."""
 
     def __init__(self, truth: _Truth, kept: Indices) -> None:
         self._truth, self._kept = truth, kept
@@ -125,7 +122,7 @@ class _Search:
         self._areas = truth.ring_areas[kept].astype(np.float64)
 
     def fewest(self) -> list[Ring]:
-        """As few vertices as the bounds allow: start with enough, then take away."""
+        """The fewest vertices the bounds allow, found by starting with enough and removing some."""
         best = self._enough() if len(self._start.points) <= MAX_VERTICES else None
         if best is None:
             return [ring if index in self._kept else ring[:0] for index, ring in enumerate(self._truth.exact)]
@@ -139,13 +136,13 @@ class _Search:
             if isinstance(found, Chain):
                 best, step = found, min(step, max(1, len(found.points) // 2))
             elif step <= len(best.points) // 8 and (found & ~locked).any() and not found.all():
-                locked = locked | found  # these rings have as few vertices as they can
+                locked = locked | found  # these rings cannot do with fewer vertices
             else:
                 step //= 2
         return self._aligned(best)
 
     def at_most(self, limit: int) -> list[Ring]:
-        """At most `limit` vertices, whatever the bounds: as many of the largest rings as stay apart."""
+        """At most `limit` vertices, ignoring the bounds: as many of the largest rings as stay apart."""
         order = np.argsort(-self._areas, kind="stable")
         for count in _descending(min(len(order), limit // 3), 1):
             search = _Search(self._truth, self._kept[np.sort(order[:count])])
@@ -156,21 +153,21 @@ class _Search:
                     rings = search._aligned(fit(chain, search._boundary, rounds))
                     if _count(rings) <= limit and not contacts(rings) and _nested(rings):
                         return rings
-        # The grid left nothing of a sliver: half of its box.
+        # The grid left nothing of a sliver: use half of its box.
         largest = int(self._kept[order[0]])
         (x0, y0), (x1, y1) = self._truth.exact[largest].min(axis=0), self._truth.exact[largest].max(axis=0)
         triangle = np.array([(x0, y0), (x1, y0), (x1, y1)])
         return [triangle if i == largest else ring[:0] for i, ring in enumerate(self._truth.exact)]
 
     def _aligned(self, chain: Chain) -> list[Ring]:
-        """The rings in the order of the exact ones; those left out are empty."""
+        """The rings in the order of the exact ones, empty if left out."""
         rings = [np.zeros((0, 2)) for _ in self._truth.exact]
         for index, ring in zip(self._kept, chain.snapped(GRID, self._truth.size).rings(), strict=True):
             rings[index] = ring
         return rings
 
     def _enough(self) -> Chain | None:
-        """A chain that meets all bounds; None if only the exact rings do."""
+        """A chain that meets all bounds, or None if only the exact rings do."""
         spared = (1 - self._truth.min_iou) * self._truth.area * 0.7
         ring_budget = (1 - self._truth.min_ring_iou) * self._areas
         for _ in range(6):
@@ -188,18 +185,15 @@ class _Search:
     def _with_fewer(
         self, best: Chain, plain: list[Chain], target: int, locked: NDArray[np.bool_]
     ) -> Chain | NDArray[np.bool_]:
-        """About `target` vertices, fewer than `best`, that keep the bounds; if none are found, a mask of
-        the samples of the rings that have too few.
-
-        `plain` holds the chains that were collapsed but never fitted; it gets another one.
-        """
+        """About `target` vertices, fewer than `best`, within the bounds; or else a mask of the samples of
+        the rings that need more. `plain`, the chains collapsed but never fitted, gets one more."""
         far = self._unlocked
         if target < 3:
             return far
         finer = min((chain for chain in plain if len(chain.points) >= target), key=lambda c: len(c.points))
         plain.append(self._collapse(finer, target, locked))
         fewer = self._collapse(best, target, locked)
-        # Where much had to be mended, smaller steps find a better place for the same points.
+        # If much had to be mended, smaller steps find a better place for the same points.
         step = len(best.points) - target
         limit = len(best.points) if step <= len(best.points) // 16 else target + (step + 1) // 2
         ways = ((fewer, FIT_ROUNDS), (plain[-1], FIT_ROUNDS), (plain[-1], 0))
@@ -211,11 +205,8 @@ class _Search:
         return far
 
     def _mended(self, chain: Chain, finer: Chain, limit: int) -> Chain | NDArray[np.bool_]:
-        """`chain` with its failing stretches taken from `finer`, in fewer than `limit` vertices.
-
-        If it cannot be mended, a mask of the samples of the rings that miss their own bound; no
-        samples if the rings together miss theirs.
-        """
+        """`chain` with its failing stretches taken from `finer`, in fewer than `limit` vertices; or else a
+        mask of the samples of the rings that miss their bound, empty if all rings together miss theirs."""
         taken, apart = self._unlocked, self._unlocked
         for attempt in range(6):
             mended = chain.spliced(finer, taken, self._boundary).snapped(GRID, self._truth.size)
@@ -233,7 +224,7 @@ class _Search:
         return apart
 
     def _too_far(self, rings: Sequence[Ring]) -> NDArray[np.bool_]:
-        """Which of the kept rings miss their own bound."""
+        """A mask of the kept rings that miss their own bound."""
         if len(self._truth.exact) == 1 and self._truth.min_ring_iou <= self._truth.min_iou:
             return np.zeros(1, np.bool_)
         return self._truth.ring_ious(rings)[self._kept] < self._truth.min_ring_iou
@@ -249,14 +240,14 @@ def _nested(rings: Sequence[Ring]) -> bool:
 
 
 def _descending(first: int, last: int) -> Iterator[int]:
-    """From `first` down to `last`, by a quarter each time and by one at the end."""
+    """Numbers from `first` down to `last`, in steps of a quarter and finally of one."""
     while first >= last:
         yield first
         first -= max(1, first // 4)
 
 
 def _length(rings: Sequence[Ring]) -> float:
-    """Length in px of all rings, each without its last edge."""
+    """Length in px of all rings, each without its closing edge."""
     return sum(float(np.abs(np.diff(ring, axis=0)).sum()) for ring in rings)
 
 

@@ -1,6 +1,6 @@
-"""Masks as single rings, for formats without holes and parts, such as Label Studio's polygons.
+"""Masks as single rings, for formats without holes and parts such as Label Studio's polygons.
 
-Rings are joined by bridges of no width: a line there and back. Pure.
+Bridges of no width (a line there and back) join the rings. Pure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from clickmask.masks.regions import mask_area, mask_iou, mask_to_parts, remove_s
 from clickmask.masks.simplify import simplify_mask
 from clickmask.types import Mask, Point, Ring
 
-MIN_PART_SHARE = 0.01  # of the mask's area; a smaller part is not worth a region of its own
+MIN_PART_SHARE = 0.01  # of the mask's area; smaller parts get no region
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,15 +25,12 @@ class SingleRings:
 
     rings: list[Ring]
     iou: float  # with the mask
-    lost_area: int  # pixels of the parts that were too small to be kept
+    lost_area: int  # pixels of the parts that were too small to keep
 
 
 def mask_to_single_rings(mask: Mask, min_iou: float) -> SingleRings:
-    """One ring for each part of at least 1 % of the mask's area, in as few points as `min_iou` allows.
-
-    Holes are joined to their outline. `iou` compares these very rings, filled, with `mask`, which must
-    not be empty.
-    """
+    """One ring per part of at least 1 % of the mask's area, holes joined, with as few points as `min_iou`
+    allows. `iou` compares the filled rings with `mask`, which must not be empty."""
     area = mask_area(mask)
     kept = remove_specks(mask, math.ceil(MIN_PART_SHARE * area))
     kept_area = mask_area(kept)
@@ -48,11 +45,10 @@ def mask_to_single_rings(mask: Mask, min_iou: float) -> SingleRings:
 
 
 def join_holes(outer: Ring, holes: Sequence[Ring]) -> Ring:
-    """`outer` with each hole joined to the nearest edge on its left by a level bridge.
+    """`outer` with each hole joined to the nearest edge on its left by a level bridge, which adds no pixel.
 
-    A level line changes no pixel's membership. Bridges start at the leftmost point of a hole and holes
-    go from left to right, so that only joined rings are in the way. `outer` and holes must have
-    opposite directions; they may touch but not cross.
+    Bridges start at a hole's leftmost point and holes go from left to right, so that only joined rings are in
+    the way. `outer` and holes must have opposite directions; they may touch but not cross.
     """
     ring = outer
     for hole in sorted(holes, key=lambda hole: float(hole[:, 0].min())):
@@ -67,10 +63,8 @@ def join_holes(outer: Ring, holes: Sequence[Ring]) -> Ring:
 
 
 def join_parts(rings: Sequence[Ring]) -> Ring:
-    """One ring from several that lie apart, each bridged along the shortest way between two vertices.
-
-    By the even-odd rule it covers what they covered.
-    """
+    """One ring from separate ones, bridged at their nearest vertices; by the even-odd rule it covers the
+    same."""
     joined, *others = rings
     for ring in others:
         apart = ((joined[:, None, :] - ring[None, :, :]) ** 2).sum(axis=2)
