@@ -1,9 +1,8 @@
-"""How well outlines match, which IoU does not tell of large objects.
+"""Agreement of outlines, which IoU hardly shows for large objects.
 
-Boundary F1: Csurka, Larlus, Perronnin: What is a good evaluation measure for semantic
-segmentation?, BMVC 2013. Boundary IoU: Cheng et al., CVPR 2021. Label maps are those of
-`clickmask.metrics.confusion`. Pixels whose truth is `ignore` do not count, and no boundary runs along
-them.
+Boundary F1: Csurka, Larlus, Perronnin: What is a good evaluation measure for semantic segmentation?, BMVC
+2013. Boundary IoU: Cheng et al., CVPR 2021. Label maps are those of `clickmask.metrics.confusion`. Pixels
+whose truth is `ignore` do not count and have no boundary along them.
 """
 
 from __future__ import annotations
@@ -24,10 +23,9 @@ BAND = 0.02  # of the image's diagonal, rounded, at least 1 px, as in the paper 
 def boundary_f1(truth: LabelMap, prediction: LabelMap, classes: int, ignore: int | None = None) -> Values:
     """(classes,) F1 of each class's boundary in one image; NaN for a class that is in neither map.
 
-    Precision is the share of the predicted boundary's pixels that are at most TOLERANCE from the true
-    boundary, recall the other way round. A boundary is the pixels of the mask with a pixel outside it
-    above, below or beside them; the edge of the image is none. Two masks without a boundary (the
-    whole image) agree.
+    Precision is the share of the predicted boundary's pixels at most TOLERANCE from the true boundary, recall
+    the reverse. Boundary pixels have a pixel outside the mask above, below or beside them; the image's edge
+    is no boundary. Two masks without one (the whole image) agree.
     """
     reach = math.ceil(TOLERANCE * math.hypot(*truth.shape))
     counted = _counted(truth, ignore)
@@ -44,8 +42,8 @@ def boundary_overlap(
 ) -> NDArray[np.int64]:
     """(classes, 2) pixels of intersection and union of each class's boundary bands in one image.
 
-    A band is the part of the mask at most BAND from its boundary; here the edge of the image is one.
-    Summed over the images of a split, intersection by union is the boundary IoU.
+    A band is the part of the mask at most BAND from its boundary, which here includes the image's edge.
+    Boundary IoU is intersection by union, each summed over the images of a split.
     """
     width = max(1, round(BAND * math.hypot(*truth.shape)))
     counted = _counted(truth, ignore)
@@ -72,14 +70,14 @@ def _outline(mask: Mask, counted: Mask) -> Mask:
 
 
 def _band(mask: Mask, counted: Mask, width: int) -> Mask:
-    """The pixels that `width` erosions by a 3 x 3 square take away, as in the paper's own code."""
+    """The pixels that `width` erosions by a 3 x 3 square remove, as in the paper's own code."""
     padded = np.pad(mask | ~counted, 1).view(np.uint8)
     kept = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1] > 0
     return mask & counted & ~kept
 
 
 def _share_near(of: Mask, to: Mask, reach: int) -> float:
-    """The share of the pixels `of` that have one of `to` within `reach` px; 1 if there are none."""
+    """The share of the pixels `of` with a pixel of `to` within `reach` px; 1 if `of` is empty."""
     if not of.any():
         return 1.0
     if not to.any():

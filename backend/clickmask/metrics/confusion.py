@@ -1,11 +1,9 @@
-"""How good a segmentation of labelled images is, from ONE confusion matrix over all of their pixels.
+"""Quality of a segmentation of labelled images, from ONE confusion matrix over all of their pixels.
 
-A label map is (H, W) of integers: 0 is the background, k the k-th label class. Pixels that are
-`ignore` in the truth do not count. Every function takes one matrix or a stack of them, (..., K, K),
-so that images, and resamples of images, need no loop.
-
-A class that is absent from both truth and prediction has no IoU and no Dice: NaN. It is left out of
-means, and `absent_classes` lists it.
+A label map is (H, W) of integers: 0 is the background, k the k-th label class. Pixels whose truth is
+`ignore` do not count. Every function takes one matrix or a stack, (..., K, K), so that images, and
+resamples of images, need no loop. A class that is absent from both truth and prediction has no IoU and no
+Dice: NaN. It is left out of means, and `absent_classes` lists it.
 """
 
 from __future__ import annotations
@@ -37,10 +35,8 @@ class Interval:
 def confusion_matrix(
     truth: LabelMap, prediction: LabelMap, classes: int, ignore: int | None = None
 ) -> Confusion:
-    """(classes, classes) pixels; `classes` counts the background.
-
-    Raises ValueError for maps of different shapes, or with a number that is no class.
-    """
+    """(classes, classes) pixels; `classes` counts the background. Raises ValueError for maps of different
+    shapes, or with a number that is not a class."""
     if truth.shape != prediction.shape:
         raise ValueError(f"a prediction of shape {prediction.shape} does not fit the truth's {truth.shape}")
     counted = np.ones(truth.shape, np.bool_) if ignore is None else truth != ignore
@@ -58,21 +54,19 @@ def iou(matrix: Confusion) -> Values:
 
 
 def dice(matrix: Confusion) -> Values:
-    """(..., K) Dice (F1) of each class, background first; 1 for identical masks, whatever the class."""
+    """(..., K) Dice (F1) of each class, background first; 1 for identical masks of any class."""
     both, true, predicted = _counts(matrix)
     return ratio(2 * both, true + predicted)
 
 
 def pixel_accuracy(matrix: Confusion) -> Values:
-    """(...) share of the pixels, background too, whose class is right; NaN if there are no pixels."""
+    """(...) share of the pixels, background included, with the right class; NaN without pixels."""
     return ratio(_counts(matrix)[0].sum(axis=-1), matrix.sum(axis=(-2, -1)))
 
 
 def miou(matrix: Confusion, classes: Sequence[int] | None = None) -> Values:
-    """(...) mean IoU of the label classes that are in truth or prediction; NaN if none is.
-
-    `classes`: numbers of the classes that count, by default all but the background.
-    """
+    """(...) mean IoU of the classes in truth or prediction, NaN without any. `classes` are the numbers of
+    those that count, by default all but the background."""
     chosen = range(1, matrix.shape[-1]) if classes is None else classes
     return mean_of_present(iou(matrix)[..., list(chosen)])
 
@@ -83,7 +77,7 @@ def miou_with_background(matrix: Confusion) -> Values:
 
 
 def mean_dice(matrix: Confusion) -> Values:
-    """(...) mean Dice of the label classes that are in truth or prediction; NaN if none is."""
+    """(...) mean Dice of the label classes in truth or prediction; NaN if there are none."""
     return mean_of_present(dice(matrix)[..., 1:])
 
 
@@ -93,21 +87,16 @@ def absent_classes(matrix: Confusion) -> list[int]:
 
 
 def per_image_miou(matrices: Confusion) -> float:
-    """Mean over images of each image's own `miou`; `matrices` is (images, K, K).
-
-    Images without any object, true or predicted, are left out. Small objects weigh more here than
-    in the matrix of all pixels.
-    """
+    """The mean of each image's own `miou`; `matrices` is (images, K, K). Images without any object, true or
+    predicted, are left out. Small objects weigh more than in `miou`."""
     return float(mean_of_present(miou(matrices)))
 
 
 def bootstrap(
     matrices: Confusion, metric: Metric = miou, *, seed: int = 0, rounds: int = ROUNDS, level: float = 0.95
 ) -> Interval:
-    """`metric` of all images, and its percentile interval when images are drawn with replacement.
-
-    `matrices` is (images, K, K). Efron: Bootstrap Methods, Annals of Statistics 1979.
-    """
+    """`metric` of `matrices` (images, K, K), and its percentile interval over images drawn with replacement
+    (Efron: Bootstrap Methods, Annals of Statistics 1979)."""
     samples = metric(_resampled(matrices, _draws(len(matrices), rounds, seed)))
     return _interval(float(metric(matrices.sum(axis=0))), samples, level)
 
@@ -121,10 +110,8 @@ def paired_difference(
     rounds: int = ROUNDS,
     level: float = 0.95,
 ) -> Interval:
-    """The lead of `candidate` over `served` on the same images, both (images, K, K).
-
-    Both are resampled with the same images, so that an image that is hard for both cancels out.
-    """
+    """The lead of `candidate` over `served` on the same images, both (images, K, K). Both use the same
+    resamples, so that an image that is hard for both cancels out."""
     if candidate.shape != served.shape:
         raise ValueError(
             f"matrices of shapes {candidate.shape} and {served.shape} are not of the same images"
@@ -141,7 +128,7 @@ def _counts(matrix: Confusion) -> tuple[Confusion, Confusion, Confusion]:
 
 
 def ratio(part: NDArray[Any], whole: NDArray[Any]) -> Values:
-    """`part` by `whole`; NaN where the whole is 0."""
+    """`part` by `whole`; NaN if the whole is 0."""
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 
 
@@ -152,20 +139,20 @@ def mean_of_present(values: Values) -> Values:
 
 
 def _draws(images: int, rounds: int, seed: int) -> Confusion:
-    """(rounds, images): how often each image is drawn."""
+    """(rounds, images) how often each image is drawn."""
     if images == 0:
         raise ValueError("there are no images to draw from")
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=rounds)
 
 
 def _resampled(matrices: Confusion, draws: Confusion) -> Confusion:
-    """(rounds, K, K), the matrices of the drawn images summed."""
+    """(rounds, K, K) sums of the matrices of the drawn images."""
     images, classes, _ = matrices.shape
     return (draws @ matrices.reshape(images, classes**2)).reshape(-1, classes, classes)
 
 
 def _interval(estimate: float, samples: Values, level: float) -> Interval:
-    """Percentiles of the samples; samples without any class are left out."""
+    """Percentiles of the samples, leaving out samples without any class."""
     known = samples[~np.isnan(samples)]
     if not known.size:
         return Interval(estimate, float("nan"), float("nan"))

@@ -1,4 +1,4 @@
-"""All numbers about one model on one side of a dataset."""
+"""All measures of one model on one side of a dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clickmask.metrics.confusion import Confusion, Interval, LabelMap, Values
 
 @dataclass(frozen=True)
 class Report:
-    """Numbers by category leave out categories that are absent from both truth and prediction."""
+    """Measures of one model. Those by category leave out categories absent from both truth and prediction."""
 
     images: int
     miou: float  # from one confusion matrix; NaN if no category is present
@@ -28,13 +28,13 @@ class Report:
     pixel_accuracy: float
     boundary_f1: float  # mean over categories of the means over images
     boundary_iou: float
-    absent: tuple[str, ...]  # categories that no number is about
+    absent: tuple[str, ...]  # categories without any measure
     boundary_tolerance: float = TOLERANCE  # of boundary F1, as a share of the image's diagonal
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A report, and the confusion matrix of each image, by which models are compared."""
+    """A report, and the confusion matrix of each image, which model comparisons need."""
 
     report: Report
     matrices: Confusion  # (images, K, K)
@@ -47,10 +47,8 @@ def measure(
     ignore: int | None = None,
     seed: int = 0,
 ) -> Measured:
-    """Measure (truth, prediction) pairs; label k of a map is the k-th of `categories`, 0 is background.
-
-    Raises ValueError if there is no pair.
-    """
+    """Measure (truth, prediction) pairs. Label k of a map is the k-th of `categories`, 0 is background.
+    Raises ValueError without any pairs."""
     classes = len(categories) + 1
     matrices: list[Confusion] = []
     f1: list[Values] = []
@@ -86,7 +84,7 @@ def _named(values: Values, categories: Sequence[str], present: Sequence[int]) ->
 
 
 def report_to_json(report: Report) -> dict[str, Any]:
-    """The report in plain values, NaN as None."""
+    """The report as plain values, with None for NaN."""
 
     def plain(value: object) -> object:
         if isinstance(value, dict):
