@@ -1,1 +1,1 @@
-"""From a prompt to a prediction: segmenters, embeddings, weights and runtimes."""
+"""The way from a prompt to a prediction: segmenters, embeddings, weights and runtimes."""

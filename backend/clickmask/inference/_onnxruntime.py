@@ -35,10 +35,10 @@ def open_session(model: Path | bytes, threads: int, at_once: int, precision: str
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # With a plan of its memory, an encoder takes 3.2 GB more from the second run on, for nothing.
-    # Decoders are small, and a little faster with it.
+    # With a memory plan an encoder takes 3.2 GB more from the second run on, and gains nothing.
+    # Decoders are small, and a little faster with one.
     options.enable_mem_pattern = at_once > 1
-    # Otherwise its threads keep a core busy for a while after each run, waiting for the next.
+    # Spinning threads would keep a core busy for a while after each run.
     for pool in ("intra_op", "inter_op"):
         options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
     source = str(model) if isinstance(model, Path) else model

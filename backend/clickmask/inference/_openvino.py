@@ -24,19 +24,19 @@ class OpenVinoSession:
 
     def __init__(self, compiled: Any, at_once: int, precision: Precision) -> None:
         self.precision: Precision = precision
-        # Nodes keep the names of the file. Fused tensors have several names, in any order.
+        # Node names match the file's. Fused tensors have several names, in any order.
         self._inputs: set[str] = {given.node.get_friendly_name() for given in compiled.inputs}
         self._outputs: list[str] = [
             output.node.get_friendly_name().rpartition("/sink_port_")[0] for output in compiled.outputs
         ]
-        # A request holds the arrays of one run. The last one given back is taken next: its memory is
-        # warm, and that of the others is never touched.
+        # A request holds the arrays of one run. Last in, first out: its memory is warm, and the memory
+        # of requests that are never needed is never touched.
         self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
         for _ in range(at_once):
             self._requests.put(compiled.create_infer_request())
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
-        if set(feeds) != self._inputs:  # a request would reuse what the run before was given
+        if set(feeds) != self._inputs:  # a request would reuse the inputs of the run before
             raise ValueError(f"the network takes {sorted(self._inputs)}, not {sorted(feeds)}")
         request = self._requests.get()
         try:
@@ -58,20 +58,20 @@ def open_session(model: Path | bytes, threads: int, at_once: int, precision: Pre
         network,
         "CPU",
         {
-            "INFERENCE_PRECISION_HINT": precision,  # by default it is bf16 if there is any
+            "INFERENCE_PRECISION_HINT": precision,  # the default is bf16 if the CPU has it
             "INFERENCE_NUM_THREADS": threads * at_once,
             "NUM_STREAMS": at_once,
-            "ENABLE_CPU_PINNING": False,  # else several processes share the same cores
+            "ENABLE_CPU_PINNING": False,  # otherwise several processes share the same cores
         },
     )
     return OpenVinoSession(compiled, at_once, precision)
 
 
 def import_openvino() -> ModuleType:
-    """The package, without openvino_telemetry, which tells Google Analytics of each import.
+    """Import the package without openvino_telemetry, which reports each import to Google Analytics.
 
-    (openvino 2026.4, `tools/ovc/__init__.py`; it works without that package.) This holds for the whole
-    process: the converter reports too, and is not used here.
+    openvino 2026.4 works without it (`tools/ovc/__init__.py`). The block holds for the whole process: the
+    converter, which is not used here, reports too.
     """
-    sys.modules["openvino_telemetry"] = None  # pyright: ignore[reportArgumentType] - what Python documents
+    sys.modules["openvino_telemetry"] = None  # pyright: ignore[reportArgumentType] - as Python documents
     return importlib.import_module("openvino")

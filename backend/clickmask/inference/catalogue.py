@@ -1,4 +1,4 @@
-"""The installed segmenters by name, each loaded once and when it is first needed."""
+"""The installed segmenters by name. Each is loaded once, when it is first needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clickmask.types import Segmenter
 
 @dataclass(frozen=True)
 class Host:
-    """What a family of segmenters may use of this process."""
+    """The parts of this process that a family of segmenters may use."""
 
     weights: WeightsFolder
     runtimes: Runtimes = field(default_factory=Runtimes)
@@ -32,11 +32,11 @@ class SegmenterStatus:
     name: str
     ready: bool
     reason: str  # why it is not ready; empty if it is
-    decoder: str = ""  # the SAM whose own decoder can read this one's embeddings; empty if there is none
+    decoder: str = ""  # the SAM whose decoder can read this one's embeddings; empty if there is none
 
 
 class Catalogue(Families[Host, Segmenter[Any]]):
-    """Segmenters. A family may also offer `export(variant, host, progress)`; see the method."""
+    """The segmenters. A family may also offer `export(variant, host, progress)`; see `export` below."""
 
     noun = "segmenter"
     unknown = NotFound
@@ -46,16 +46,14 @@ class Catalogue(Families[Host, Segmenter[Any]]):
         super().__init__(package, Host(weights, runtimes or Runtimes()))
 
     def export(self, name: str, progress: Progress) -> bool:
-        """Make now what loading `name` would otherwise spend minutes on first; False if there is nothing.
-
-        Raises as `require` does, and NotReady.
-        """
+        """Export now what loading `name` would wait minutes for; False if nothing. Raises NotFound,
+        NotReady."""
         family, variant = self._find(name)
         export: Any = getattr(family, "export", None)
         return export is not None and export(variant, self._host, progress) is not None
 
     def statuses(self) -> list[SegmenterStatus]:
-        """Every segmenter, sorted by family; loads no model."""
+        """Every segmenter, sorted by family. Loads no model."""
         return [
             SegmenterStatus(name, not reason, reason, variant.sam_decoder if variant and not reason else "")
             for name, variant, reason in self._all()

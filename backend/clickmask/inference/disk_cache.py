@@ -1,6 +1,6 @@
-"""The disk tier of the embedding cache: an image is encoded once, however often the server restarts.
+"""The disk tier of the embedding cache: each image is encoded once, even if the server restarts.
 
-One file an embedding, its floats in half precision:
+One file per embedding, with floats in half precision:
 
     clickmask embedding <format> <CRC-32 of the rest> <bytes of the rest>
     {"segmenter": ..., "weights": ..., "precision": ..., "digest": ...,
@@ -41,14 +41,14 @@ log = logging.getLogger(__name__)
 
 Arrays = Mapping[str, NDArray[Any]]
 
-FORMAT = 1  # raise it when the layout changes, or when one of our segmenters encodes differently
+FORMAT = 1  # raise it when the layout changes or a built-in segmenter encodes differently
 SUFFIX = ".embedding"
-STALE_DRAFT_S = 3600.0  # older drafts were left behind by a process that was killed
-SWEEP_SHARE = 0.01  # of the capacity, written between two sweeps: looking at thousands of files takes 0.1 s
+STALE_DRAFT_S = 3600.0  # an older draft belongs to a killed process
+SWEEP_SHARE = 0.01  # share of the capacity written between sweeps: scanning thousands of files takes 0.1 s
 MAX_QUEUE = 32  # embeddings that wait to be written
-TOUCH_INTERVAL_S = 3600.0  # between two notes that an embedding is in use
-MAX_TOUCHES = 10_000  # embeddings whose last note is remembered
-CLOSE_TIMEOUT_S = 10.0  # for which a hanging disk may delay the end of the process
+TOUCH_INTERVAL_S = 3600.0  # between two updates of an embedding's time of use
+MAX_TOUCHES = 10_000  # embeddings whose last update is remembered
+CLOSE_TIMEOUT_S = 10.0  # how long a hanging disk may delay the end of the process
 MAX_HALF = 65504.0  # the largest finite number in half precision
 
 
@@ -59,7 +59,7 @@ class EmbeddingKey(NamedTuple):
 
 @runtime_checkable
 class Storable(Protocol):
-    """An embedding that can be stored: `arrays` is all of it, and never written to."""
+    """An embedding that can be stored. `arrays` gives all of it and is never written to."""
 
     def arrays(self) -> Arrays: ...
 
@@ -68,10 +68,9 @@ class Storable(Protocol):
 class Restorable(Protocol):
     """A segmenter whose embeddings are worth a file: encoding takes longer than reading it.
 
-    `restore` gets what `arrays` gave, in arrays of its own of the same types, floats rounded to
-    half precision; it may keep them, and MUST NOT write to them. Embeddings are told apart by the
-    segmenter's name, its official weights and its `precision` (f32 if it has none): a segmenter
-    whose embeddings depend on more MUST have that in its name.
+    `restore` gets its own copies of what `arrays` gave, of the same types, floats rounded to half precision.
+    It may keep them and MUST NOT write to them. An embedding is identified by the segmenter's name, official
+    weights and `precision` (f32 if it has none). Anything else that changes it MUST be part of the name.
     """
 
     def restore(self, arrays: Arrays) -> Embedding: ...
@@ -79,7 +78,7 @@ class Restorable(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """An embedding that waits to be written; the future says whether it was."""
+    """An embedding that waits to be written. The future says whether it was."""
 
     key: EmbeddingKey
     identity: Mapping[str, str]
@@ -89,20 +88,20 @@ class _Job:
 
 @dataclass(frozen=True)
 class DiskStatus:
-    bytes: int  # as this process knows the folder; others may write to it as well
+    bytes: int  # as this process knows the folder; other processes may write to it
     capacity: int
     entries: int
     hits: int
-    hit_rate: float | None  # of the images that were looked for; None before the first
+    hit_rate: float | None  # share of lookups that found an embedding; None before the first
 
 
 class DiskEmbeddings:
-    """A folder of embeddings, at most `capacity` bytes, least recently used out first. For any thread.
+    """A folder of embeddings, at most `capacity` bytes; the least recently used go first. For any thread.
 
-    Several processes may share the folder: files appear by renaming, and their mtime is the time of
-    the last use. Each process may write a hundredth of the capacity before it looks at the sum again.
-    Nothing here fails a click: what cannot be written is not stored, and what cannot be trusted is
-    encoded again. `segmenters` gives a loaded segmenter by its name.
+    Several processes may share it: files appear by renaming, and their mtime is the time of last use. Each
+    may write a hundredth of the capacity before it adds up the sizes again. Nothing here fails a click: what
+    cannot be written is not stored, what cannot be trusted is computed again. `segmenters` gives a loaded
+    segmenter.
     """
 
     def __init__(
@@ -126,7 +125,7 @@ class DiskEmbeddings:
         self._writer.start()
 
     def load(self, key: EmbeddingKey) -> Embedding | None:
-        """The stored embedding; None if there is none that can be trusted."""
+        """The stored embedding, or None if there is none that can be trusted."""
         segmenter = self._segmenters(key.segmenter)
         if not isinstance(segmenter, Restorable):
             return None
@@ -147,17 +146,15 @@ class DiskEmbeddings:
         return embedding
 
     def store(self, key: EmbeddingKey, embedding: Embedding) -> Embedding:
-        """The embedding as it will be read back, so that no answer depends on where it was kept.
-
-        A thread of its own writes it soon. An embedding that cannot be stored is returned as it is.
-        """
+        """The embedding as it will be read back, so that no answer depends on where it was kept. A writer
+        thread stores it soon. An embedding that cannot be stored is returned unchanged."""
         segmenter = self._segmenters(key.segmenter)
         if not isinstance(segmenter, Restorable) or not isinstance(embedding, Storable):
             return embedding
         try:
             rounded = half_precision(embedding.arrays())
             restored = segmenter.restore(rounded)
-        except Exception:  # a plugin may raise anything; the click has its embedding
+        except Exception:  # a plugin may raise anything; the click still has its embedding
             log.exception("an embedding of %s cannot be stored", key.segmenter)
             return embedding
         if not self._submit(_Job(key, self._identity(key), rounded), timeout=0):
@@ -165,10 +162,8 @@ class DiskEmbeddings:
         return restored
 
     def store_now(self, key: EmbeddingKey, embedding: Embedding, timeout: float) -> bool:
-        """Whether the embedding is on the disk, at the latest after twice `timeout` seconds.
-
-        It is not written again if it is there or waits to be written.
-        """
+        """Whether the embedding is on disk after at most twice `timeout` seconds. Writes it only if
+        needed."""
         if not isinstance(embedding, Storable):
             return False
         identity = self._identity(key)
@@ -186,13 +181,13 @@ class DiskEmbeddings:
             return False
 
     def touch(self, key: EmbeddingKey) -> None:
-        """Note that an embedding is in use, at most once an hour, since a note is a write."""
+        """Update an embedding's time of use, at most once an hour because each update is a write."""
         now = time.monotonic()
         with self._lock:
             if now - (self._touched.get(key) or -math.inf) < TOUCH_INTERVAL_S:
                 return
             self._touched.put(key, now)
-        with suppress(OSError):  # not stored, or no longer
+        with suppress(OSError):  # it was never stored, or was swept away
             os.utime(self._path(self._identity(key)))
 
     def status(self) -> DiskStatus:
@@ -201,13 +196,13 @@ class DiskEmbeddings:
             return DiskStatus(self._bytes, self._capacity, self._entries, self._hits, rate)
 
     def close(self) -> None:
-        """Write what waits, then stop."""
+        """Write what waits in the queue, then stop."""
         with suppress(queue.Full):
             self._queue.put(None, timeout=CLOSE_TIMEOUT_S)
             self._writer.join(CLOSE_TIMEOUT_S)
 
     def _identity(self, key: EmbeddingKey) -> dict[str, str]:
-        """What tells an embedding apart; its order is part of the file's name."""
+        """The fields that identify an embedding. Their order is part of the file's name."""
         checkpoint = self._weights.checkpoints.get(key.segmenter)
         return {
             "segmenter": key.segmenter,
@@ -241,7 +236,7 @@ class DiskEmbeddings:
         job.written.set_result(written)
 
     def _write_all(self) -> None:
-        """The writer's thread, until `close`."""
+        """Run the writer's thread until `close`."""
         self._sweep()
         while (job := self._queue.get()) is not None:
             written = False
@@ -262,11 +257,11 @@ class DiskEmbeddings:
                 self._sweep()
 
     def _sweep(self) -> None:
-        """Remove the least recently used files until the rest fits, and stale drafts."""
+        """Remove stale drafts, and the least recently used files until the rest fits."""
         found: list[tuple[int, int, str]] = []
         with suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
-                with suppress(FileNotFoundError):  # another process was quicker
+                with suppress(FileNotFoundError):  # another process removed it first
                     status = entry.stat()
                     if entry.name.endswith(SUFFIX):
                         found.append((status.st_mtime_ns, status.st_size, entry.path))
@@ -285,12 +280,12 @@ class DiskEmbeddings:
 
 
 def half_precision(arrays: Arrays) -> dict[str, NDArray[Any]]:
-    """Copies of the arrays as storing leaves them: the same types, floats rounded to 16 bits."""
+    """Copies of the arrays as they will be read back: same types, floats rounded to 16 bits."""
     return {name: _halved(array).astype(array.dtype) for name, array in arrays.items()}
 
 
 def pack(arrays: Arrays, identity: Mapping[str, str]) -> bytes:
-    """The content of a file; see the module. Raises ValueError for arrays of Python objects."""
+    """The content of a file; see the module docstring. Raises ValueError for arrays of Python objects."""
     described: list[tuple[str, str, tuple[int, ...], str]] = []
     contents: list[bytes] = []
     for name, array in arrays.items():
@@ -305,7 +300,7 @@ def pack(arrays: Arrays, identity: Mapping[str, str]) -> bytes:
 
 
 def unpack(raw: bytes, identity: Mapping[str, str]) -> dict[str, NDArray[Any]]:
-    """The arrays of a file, in the types they had. Raises ValueError if it is damaged or another's."""
+    """The arrays of a file, in their original types. Raises ValueError if damaged or of another embedding."""
     begin = raw.find(b"\n") + 1
     if raw[:begin] != _first_line(memoryview(raw)[begin:]):
         raise ValueError("it is damaged, or of another format")
@@ -328,7 +323,7 @@ def _first_line(body: bytes | memoryview) -> bytes:
 
 
 def _halved(array: NDArray[Any]) -> NDArray[Any]:
-    """Floats in half precision, unless one would overflow or is not a number; other arrays as they are."""
+    """Floats in half precision, unless one would overflow or is NaN. Other arrays are unchanged."""
     if array.dtype.kind != "f" or array.dtype.itemsize <= 2:
         return array
     fits = array.max(initial=0) <= MAX_HALF and array.min(initial=0) >= -MAX_HALF

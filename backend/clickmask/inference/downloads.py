@@ -1,4 +1,4 @@
-"""Large files over HTTP: resumed where they broke off, by any server, through any proxy."""
+"""Downloads of large files over HTTP that resume where they broke off, through any proxy."""
 
 from __future__ import annotations
 
@@ -21,15 +21,12 @@ _TIMEOUTS = (10.0, 60.0)  # seconds to connect, seconds between two pieces of th
 
 
 class _BrokenOff(Exception):
-    """The body ended before its end."""
+    """The body ended early."""
 
 
 class PartialFile:
-    """`target`.part, the beginning of a file of `total` bytes, and beside it the validator (ETag or date)
-    that its server gave, so that it is never continued with another file's end.
-
-    The caller checks the hash of the whole file before `finish`.
-    """
+    """`target`.part, the beginning of a file of `total` bytes, with its server's validator (ETag or date)
+    beside it, so that another file's end is never appended. The caller checks the hash before `finish`."""
 
     def __init__(self, target: Path, total: int) -> None:
         self.path = target.with_name(target.name + ".part")
@@ -46,14 +43,14 @@ class PartialFile:
         self._validator_path.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Rename it to its target: the bytes are durable before, the name after."""
+        """Rename it to its target. The bytes are durable before the rename, the name after it."""
         files.flush(self.path)
         self.path.replace(self._target)
         self._validator_path.unlink(missing_ok=True)
         files.flush(self._target.parent)
 
     def copy(self, source: Path, progress: Progress) -> None:
-        """Fill it from a file. Raises NotReady if there is none, OSError."""
+        """Fill it from a file. Raises OSError, and NotReady if there is no such file."""
         if not source.is_file():
             raise NotReady(f"the mirror has no {source.name}")
         self._validator_path.unlink(missing_ok=True)
@@ -61,17 +58,15 @@ class PartialFile:
             self._write(iter(lambda: file.read(_CHUNK), b""), 0, progress)
 
     def download(self, address: str, progress: Progress) -> None:
-        """Complete it from `address`, through the proxies that the environment names.
-
-        Raises NotReady, and OSError if the disk fails; what was received stays for the next time.
-        """
+        """Complete it from `address`, through the environment's proxies. Raises NotReady, and OSError if the
+        disk fails. The received part stays for the next call."""
         try:
             host = urlsplit(address).hostname or "the mirror"
         except ValueError:
             raise NotReady("the mirror's address is none that can be downloaded from") from None
         furthest = -1
         with requests.Session() as session:
-            while furthest < self.size < self._total:  # as long as each attempt gets further
+            while furthest < self.size < self._total:
                 furthest = self.size
                 with suppress(_BrokenOff):
                     self._transfer(session, address, host, progress)
@@ -96,7 +91,7 @@ class PartialFile:
         with response:
             offered = _Offer.of(response)
             goes_on = have and offered.start == have and validator in ("", offered.validator)
-            if offered.start != 0 and not goes_on:  # 416, another part than asked for, or another file
+            if offered.start != 0 and not goes_on:  # 416, a part that was not asked for, or another file
                 if not have:
                     raise NotReady(f"{host} answered {response.status_code} to a plain download")
                 self.remove()
@@ -115,20 +110,20 @@ class PartialFile:
         return None
 
     def _write(self, chunks: Iterator[bytes], done: int, progress: Progress) -> None:
-        """Append after `done` bytes, or begin a new file if that is 0."""
+        """Append after `done` bytes, or begin a new file if `done` is 0."""
         progress(done, self._total)
         with self.path.open("ab" if done else "wb") as file:
             for chunk in chunks:
                 file.write(chunk)
                 done += len(chunk)
                 if done > self._total:
-                    break  # this is another file: its hash will say so
+                    break  # a different file: its hash will show that
                 progress(done, self._total)
 
 
 @dataclass(frozen=True)
 class _Offer:
-    """The body of an answer, by its headers: its first byte in the file (-1 if it has none), and the file."""
+    """The body of a response, from its headers. `start` is its offset in the file, -1 if it has none."""
 
     start: int
     total: int | None
@@ -136,7 +131,7 @@ class _Offer:
 
     @classmethod
     def of(cls, response: requests.Response) -> _Offer:
-        """Raises NotReady if the answer has no file."""
+        """Read the headers. Raises NotReady if the response has no file."""
         if response.status_code not in (200, 206, 416):
             host = urlsplit(response.url).hostname
             later = response.status_code in (408, 429) or response.status_code >= 500

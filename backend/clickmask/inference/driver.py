@@ -1,7 +1,7 @@
-"""Segmenters and annotators are run here, and what they give is checked before it is trusted.
+"""Calls to segmenters and annotators, whose results are checked before they are trusted.
 
-A plugin that fails, or gives something else than its contract in `clickmask.types` says, answers with
-Failed and its name: never with a wrong mask, and never with the text of a foreign error.
+A plugin that fails or breaks its contract in `clickmask.types` raises Failed with its name. It never causes a
+wrong mask and never shows the text of a foreign error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def encode(segmenter: Segmenter[EmbeddingT], image: Image) -> EmbeddingT:
-    """The embedding, whose size is known."""
+    """Encode the image, and check that the size of the embedding is known."""
     with blaming(segmenter.name):
         embedding = segmenter.encode(image)
         nbytes: Any = getattr(embedding, "nbytes", None)
@@ -33,19 +33,19 @@ def encode(segmenter: Segmenter[EmbeddingT], image: Image) -> EmbeddingT:
 def decode(
     segmenter: Segmenter[EmbeddingT], embedding: EmbeddingT, prompt: Prompt, size: Size
 ) -> list[Prediction]:
-    """At least one prediction for an image of `size`, as `check_predictions` gives them."""
+    """At least one prediction for an image of `size`, checked by `check_predictions`."""
     with blaming(segmenter.name):
         return check_predictions(segmenter.name, segmenter.decode(embedding, prompt), size)
 
 
 def annotate(annotator: Annotator, image: Image) -> list[tuple[str, Prediction]]:
-    """Each object with one of the annotator's labels. Masks are computed and are not empty."""
+    """Each object with one of the annotator's labels. Masks are computed and not empty."""
     name = annotator.name
     with blaming(name):
         labels = annotator.labels
         found = list(annotator.annotate(image))
         for label, prediction in found:
-            if label not in labels and label not in annotator.labels:  # a model may be promoted meanwhile
+            if label not in labels and label not in annotator.labels:  # a model may be promoted in between
                 raise Failed(f"{name} gave the label {label[:80]!r}, which is none of its labels")
             _require_prediction(name, prediction)
             if not _checked_mask(name, prediction, image.size).any():
@@ -54,7 +54,7 @@ def annotate(annotator: Annotator, image: Image) -> list[tuple[str, Prediction]]
 
 
 def check_predictions(name: str, predictions: list[Prediction], size: Size) -> list[Prediction]:
-    """`predictions`, whose masks are checked when they are first looked at: most never are."""
+    """`predictions` with masks that are checked when first read, since most are never read."""
     if not predictions:
         raise Failed(f"{name} gave no prediction")
     checked: list[Prediction] = []
@@ -66,7 +66,7 @@ def check_predictions(name: str, predictions: list[Prediction], size: Size) -> l
 
 @contextmanager
 def blaming(name: str) -> Generator[None]:
-    """Every foreign error as Failed with the plugin's name; the log has the error."""
+    """Turn every foreign error into Failed with the plugin's name, and log the original."""
     try:
         yield
     except ClickmaskError:
@@ -78,7 +78,7 @@ def blaming(name: str) -> Generator[None]:
 
 
 def _require_prediction(name: str, prediction: object) -> None:
-    """`Prediction` itself refuses scores outside [0, 1]."""
+    """Check the type. `Prediction` itself refuses scores outside [0, 1]."""
     if not isinstance(prediction, Prediction):
         raise Failed(f"{name} gave a {type(prediction).__name__} instead of a Prediction")
 

@@ -1,4 +1,4 @@
-"""Each image is encoded once: embeddings in memory, over those on disk, and a queue for the rest."""
+"""Embeddings in memory, backed by those on disk, and a queue to compute the rest: one encode per image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clickmask.types import Embedding
 
 log = logging.getLogger(__name__)
 
-CLICK, PREPARATION, BATCH = 0, 1, 2  # priorities in the queue: an annotator who waits comes first
+CLICK, PREPARATION, BATCH = 0, 1, 2  # priorities in the queue: a waiting annotator comes first
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class CacheStatus:
     entries: int
     hits: int
     misses: int
-    hit_rate: float | None  # of the images that clicks looked for; None before the first
+    hit_rate: float | None  # share of clicks that found their image; None before the first
     waiting: int
     queue_length: int
     disk: DiskStatus | None
@@ -35,7 +35,7 @@ class CacheStatus:
 
 @dataclass(eq=False)
 class _Encoding:
-    """One image that waits or is being encoded, once, for all who ask for it."""
+    """One image, waiting or being encoded once for everyone who asks for it."""
 
     key: EmbeddingKey
     compute: Callable[[], Embedding]
@@ -44,13 +44,13 @@ class _Encoding:
 
 
 class EmbeddingCache:
-    """Embeddings by segmenter and image digest, at most `capacity` bytes, least recently used out first.
+    """Embeddings by segmenter and image digest, at most `capacity` bytes; the least recently used go first.
 
-    One worker computes missing ones, clicks before preparations before batches, so that encodes never
-    compete for the cores. At most `queue_length` images wait; a more urgent one takes the place of
-    another. An embedding that alone exceeds the capacity is handed out but not kept. The caller's
-    thread looks on the disk: that takes milliseconds, and no place in the queue. `patience`: seconds
-    that `get` waits; the tools give up after 100. The cache closes its `disk`.
+    One worker computes missing ones, clicks before preparations before batches, so that encodes never compete
+    for cores. At most `queue_length` images wait; an urgent one may displace a less urgent one. An embedding
+    larger than the capacity is not kept. The caller's thread reads the disk, which takes milliseconds and no
+    place in the queue. `get` waits `patience` seconds; the tools give up after 100. The cache closes its
+    `disk`.
     """
 
     def __init__(
@@ -78,10 +78,8 @@ class EmbeddingCache:
     def get(
         self, key: EmbeddingKey, compute: Callable[[], Embedding], priority: int = CLICK
     ) -> tuple[Embedding, bool]:
-        """The embedding, and whether it was there already; else waits for `compute`.
-
-        Raises what `compute` raises, and Busy if the queue is full or the wait too long.
-        """
+        """The embedding, and whether it was cached; otherwise waits for `compute` and raises what it raises.
+        Raises Busy if the queue is full or the wait too long."""
         kept = self._kept.get(key)
         with self._changed:
             self._hits += kept is not None
@@ -102,10 +100,7 @@ class EmbeddingCache:
             raise Busy("the image is still being encoded; click again in a moment") from None
 
     def prepare(self, key: EmbeddingKey, compute: Callable[[], Embedding]) -> bool:
-        """Have the embedding computed when no click waits; False if the queue has no room for it.
-
-        An embedding that is on the disk is in memory when this returns.
-        """
+        """Read the embedding from disk now, or compute it when no click waits; False if the queue is full."""
         self._read_back(key)
         with self._changed:
             if key not in self._kept:
@@ -116,7 +111,7 @@ class EmbeddingCache:
             return True
 
     def store(self, key: EmbeddingKey, embedding: Embedding) -> bool:
-        """Whether what `get` gave is on the disk now, which it usually reaches a moment later."""
+        """Whether the embedding that `get` gave is on disk now; usually it gets there a moment later."""
         return self._disk is not None and self._disk.store_now(key, embedding, self._patience)
 
     def status(self) -> CacheStatus:
@@ -135,7 +130,7 @@ class EmbeddingCache:
             )
 
     def close(self) -> None:
-        """Finish the encode under way and refuse those that wait."""
+        """Finish the current encode and refuse those that wait."""
         with self._changed:
             self._closed = True
             for encoding in self._waiting.values():
@@ -147,13 +142,13 @@ class EmbeddingCache:
             self._disk.close()
 
     def _read_back(self, key: EmbeddingKey) -> Embedding | None:
-        """The embedding from the disk, now in memory; None if it is there or on its way already."""
+        """The embedding, read from disk into memory. None if it is not there or already known."""
         with self._changed:
             known = key in self._kept or key in self._under_way or key in self._waiting
         if self._disk is None or known or (stored := self._disk.load(key)) is None:
             return None
         with self._changed:
-            if (kept := self._kept.get(key)) is not None:  # another thread read it meanwhile
+            if (kept := self._kept.get(key)) is not None:  # another thread was faster
                 return kept
             self._kept.put(key, stored)
             return stored
@@ -164,7 +159,7 @@ class EmbeddingCache:
         if encoding is None:
             if self._closed:
                 raise Busy("the server is shutting down")
-            if len(self._waiting) >= self._queue_length:  # the newest of the less urgent ones goes
+            if len(self._waiting) >= self._queue_length:  # drop the newest less urgent one
                 newest_first = reversed(self._waiting.values())
                 victim = next((waiting for waiting in newest_first if waiting.priority > priority), None)
                 if victim is None:
@@ -182,7 +177,7 @@ class EmbeddingCache:
         return encoding
 
     def _next(self) -> _Encoding | None:
-        """The most urgent encoding, now under way; waits for one. None when the cache is closed."""
+        """Wait for the most urgent encoding and mark it as under way. None once the cache is closed."""
         with self._changed:
             while not self._closed:
                 while self._heap:
@@ -200,7 +195,7 @@ class EmbeddingCache:
                 embedding = encoding.compute()
                 if self._disk:
                     embedding = self._disk.store(encoding.key, embedding)
-            except BaseException as error:  # noqa: BLE001 - a plugin may raise anything; whoever waits gets it
+            except BaseException as error:  # noqa: BLE001 - a plugin may raise anything; the waiting callers get it
                 with self._changed:
                     del self._under_way[encoding.key]
                 if encoding.priority == PREPARATION:

@@ -1,4 +1,4 @@
-"""Checkpoints as ONNX files: exported once, by a process of its own that may import torch."""
+"""ONNX exports of checkpoints, made once in a separate process that may import torch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from clickmask.errors import NotReady
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[float, str], None]  # the share that is done, and what is being done
+Progress = Callable[[float, str], None]  # the share that is done, and the current step
 
 
 @dataclass(frozen=True)
 class Exporter:
     """A module that is run with a checkpoint and a folder, and fills the folder.
 
-    It prints `<share that is done> <what is being done>` for each step, and MUST have verified its
-    files against the checkpoint when it ends with status 0. Raise `version` when the same
-    checkpoint gives other files.
+    It prints `<share that is done> <current step>` for each step, and MUST verify its files against the
+    checkpoint before it exits with status 0. Raise `version` when the same checkpoint gives other files.
     """
 
     module: str
@@ -32,13 +31,13 @@ class Exporter:
 
 
 class ExportsFolder:
-    """A folder for each checkpoint and version of its exporter, which appears whole or not at all."""
+    """One folder per checkpoint and exporter version, which appears complete or not at all."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def find(self, name: str, sha256: str, exporter: Exporter) -> Path | None:
-        """The files of the checkpoint with this SHA-256; None if they were not made yet."""
+        """The files exported from the checkpoint with this SHA-256, or None if not yet exported."""
         path = self._path(name, sha256, exporter)
         return path if path.is_dir() else None
 
@@ -50,10 +49,7 @@ class ExportsFolder:
         checkpoint: Path,
         progress: Progress = lambda share, what: None,
     ) -> Path:
-        """The files, made now unless they are there; waits for another process that makes them.
-
-        Raises NotReady if that fails.
-        """
+        """The files, exported now unless they exist; waits if another process exports. Raises NotReady."""
         path = self._path(name, sha256, exporter)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +72,7 @@ class ExportsFolder:
 def _run(exporter: Exporter, checkpoint: Path, folder: Path, progress: Progress) -> None:
     command = [sys.executable, "-m", exporter.module, str(checkpoint), str(folder)]
     said: list[str] = []
-    with subprocess.Popen(  # noqa: S603 - ourselves
+    with subprocess.Popen(  # noqa: S603 - our own module
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         for line in process.stdout or ():

@@ -1,10 +1,8 @@
-"""Clicks after the first: each corrects the mask before it, and a repeated click asks for another mask.
+"""Clicks after the first: each corrects the previous mask, and a repeated click asks for another mask.
 
-SAM was trained to be corrected: with each new click it gets its previous mask back, as logits of low
-resolution. That mask is recomputed here from the prompt alone, whose parts are taken in a canonical
-order (not all tools send one): the box, the foreground points, the background points. Each beginning
-of the prompt is answered in turn. A cache of the logits only saves work: no answer depends on what
-was asked before.
+SAM was trained to be corrected: with each new click it gets its previous mask back, as low-resolution logits.
+Here that mask is recomputed from the prompt alone, prefix by prefix, in a canonical order (not all tools send
+one): box, foreground points, background points. The cache of logits only saves work and changes no answer.
 """
 
 from __future__ import annotations
@@ -21,24 +19,24 @@ from clickmask.errors import Failed
 from clickmask.inference import driver
 from clickmask.types import EmbeddingT, Logits, Point, Prediction, Prompt, Refinable, Segmenter, Size
 
-MAX_LOGITS_BYTES = 64 * 2**20  # a step of SAM takes 256 KiB
-REPEAT_PIXELS, REPEAT_SHARE = 3.0, 0.005  # a click this near (share: of the long side) is a repeated one
-MAX_REPLAY_STEPS = 16  # bounds the time that a prompt of a thousand points takes
+MAX_LOGITS_BYTES = 64 * 2**20  # one step of SAM takes 256 KiB
+REPEAT_PIXELS, REPEAT_SHARE = 3.0, 0.005  # a click this near (share: of the long side) is a repeat
+MAX_REPLAY_STEPS = 16  # limits the time that a prompt of a thousand points takes
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A beginning of a prompt, and which candidate was asked for by repeating its last click."""
+    """A prefix of a prompt, and the candidate that repeats of its last click ask for."""
 
     prompt: Prompt
-    turns: tuple[int, ...]  # the candidate of each beginning up to this one; 0 is the best
+    turns: tuple[int, ...]  # the candidate at each prefix up to this one; 0 is the best
 
     def key(self, mask: bytes) -> Hashable:
         return self.prompt.box, self.prompt.foreground, self.prompt.background, self.turns, mask
 
 
 class LogitsCache(Lru[Hashable, Logits]):
-    """Logits by segmenter, image and step, least recently used out first. For any thread."""
+    """Logits by segmenter, image and step; the least recently used go first. For any thread."""
 
     def __init__(self, max_bytes: int = MAX_LOGITS_BYTES) -> None:
         super().__init__(max_bytes=max_bytes, size=lambda logits: logits.nbytes)
@@ -48,7 +46,7 @@ class LogitsCache(Lru[Hashable, Logits]):
 
 
 class Refinement:
-    """Turns a segmenter's answers into those of a conversation; see the module. For any thread."""
+    """A decoder that answers a prompt as the last step of a conversation. For any thread."""
 
     def __init__(self, cache: LogitsCache | None = None) -> None:
         self._cache = LogitsCache() if cache is None else cache
@@ -56,7 +54,7 @@ class Refinement:
     def decode(
         self, segmenter: Segmenter[EmbeddingT], embedding: EmbeddingT, prompt: Prompt, digest: str, size: Size
     ) -> list[Prediction]:
-        """The candidates from best to worst, cyclically, beginning with the one that was asked for."""
+        """The candidates from best to worst, cyclically, starting at the one that was asked for."""
         distinct, turns = without_repeats(prompt, size)
         if not isinstance(segmenter, Refinable):
             predictions = driver.decode(segmenter, embedding, distinct, size)
@@ -74,10 +72,8 @@ def replay(
     cache: LogitsCache | None = None,
     digest: str = "",
 ) -> list[Prediction]:
-    """The answer to `prompt`, each step of it corrected by the next. `turns`: see `without_repeats`.
-
-    Steps whose logits are in `cache`, under the image's `digest`, are not computed again.
-    """
+    """Answer `prompt`, correcting each step by the next. `turns`: see `without_repeats`. Steps whose logits
+    are in `cache` under the image's `digest` are not computed again."""
     mask = b"" if prompt.mask is None else hashlib.sha256(np.packbits(prompt.mask).tobytes()).digest()
     pending = steps(prompt, turns)
     keys = [(segmenter.name, digest, step.key(mask)) for step in pending]
@@ -99,7 +95,7 @@ def replay(
 
 
 def without_repeats(prompt: Prompt, size: Size) -> tuple[Prompt, tuple[int, ...]]:
-    """`prompt` without repeated foreground clicks, and how often each of those left was repeated."""
+    """`prompt` without repeated foreground clicks, and how often each remaining one was repeated."""
     reach = max(REPEAT_PIXELS, REPEAT_SHARE * max(size))
     points: list[Point] = []
     turns: list[int] = []
@@ -113,11 +109,11 @@ def without_repeats(prompt: Prompt, size: Size) -> tuple[Prompt, tuple[int, ...]
 
 
 def steps(prompt: Prompt, turns: Sequence[int] = ()) -> list[Step]:
-    """The beginnings of `prompt` in canonical order, the whole prompt last; the mask is part of each.
+    """The prefixes of `prompt` in canonical order, the whole prompt last. The mask is part of each.
 
-    `turns` has a number for each foreground point, or none. There are at most MAX_REPLAY_STEPS steps:
-    the first one of a longer prompt has several points. How many depends on the number of clicks
-    alone, so that the next click goes on from this one's logits.
+    `turns` has a number for each foreground point, or is empty. There are at most MAX_REPLAY_STEPS steps, so
+    the first step of a longer prompt has several points. Their number depends only on the number of clicks,
+    so that the next click continues from this one's logits.
     """
     foreground, background = prompt.foreground, prompt.background
     boxes = 0 if prompt.box is None else 1

@@ -1,4 +1,4 @@
-"""How this process runs its networks, by its settings."""
+"""Settings of how this process runs its networks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from pathlib import Path
 from clickmask.inference.onnx_exports import ExportsFolder
 from clickmask.inference.sessions import Arrays, Model, Precision, Session, open_session, usable_cores
 
-MAX_DECODERS = 8  # at once: about 200 clicks a second; each may hold tens of megabytes
+MAX_DECODERS = 8  # at once: about 200 clicks a second; each may take tens of megabytes
 
 
 @dataclass(frozen=True)
 class Runtimes:
-    """`runtime` is auto, torch, or one of `sessions.RUNTIMES`. `exact` asks for f32 everywhere.
-
-    `folder` holds exported networks and measurements. Without it nothing is exported, so checkpoints
-    run in torch, and runtimes are measured each time.
-    """
+    """`runtime`: auto, torch, or one of `sessions.RUNTIMES`. `exact`: f32 everywhere. `folder`: exports and
+    measurements; without it checkpoints run in torch, and runtimes are measured each time."""
 
     runtime: str = "auto"
     exact: bool = False
@@ -42,12 +39,12 @@ class Runtimes:
         return self.runtime == "torch" or (self.runtime == "auto" and _torch_has_a_gpu())
 
     def encoder(self, model: Model, example: Arrays | None = None) -> Session:
-        """A session for one run at a time, on all cores, in bf16 if there is that."""
+        """A session for one run at a time, on all cores, in bf16 if available."""
         precision: Precision = "f32" if self.exact else "bf16"
         return self._open(model, self.cores, 1, precision, example)
 
     def decoder(self, model: Model, example: Arrays | None = None) -> Session:
-        """A session for short runs side by side, each on one core, in f32: masks are cut at a threshold."""
+        """A session for parallel short runs, one core each, in f32 because masks are thresholded."""
         return self._open(model, 1, min(self.cores, MAX_DECODERS), "f32", example)
 
     def _open(
@@ -65,7 +62,7 @@ class Runtimes:
 
 
 def _torch_has_a_gpu() -> bool:
-    """Probably: to be sure would take importing torch, which a machine without a GPU shall be spared."""
+    """Whether torch probably has a GPU. Only importing torch could tell, a waste on machines without one."""
     if importlib.util.find_spec("torch") is None or version("torch").endswith("+cpu"):
         return False
     if sys.platform == "darwin":

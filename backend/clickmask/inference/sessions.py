@@ -1,7 +1,7 @@
-"""A network in an ONNX file, run by the fastest of the installed runtimes.
+"""A network in an ONNX file, run by the fastest installed runtime.
 
-ONNX Runtime is always there; OpenVINO is used if it is installed. Neither imports torch. Which one is
-faster depends on the network, the processor and the release, so it is measured, once a file.
+ONNX Runtime is always installed, OpenVINO optionally. Neither imports torch. Which is faster depends on the
+network, the processor and the release, so it is measured once per file.
 """
 
 from __future__ import annotations
@@ -29,26 +29,24 @@ Arrays = Mapping[str, NDArray[Any]]
 Model = Path | bytes
 Precision = Literal["f32", "bf16"]
 
-RUNTIMES = ("openvino", "onnxruntime")  # each has a module beside this one, with an underscore before it
-MEASURING_S = 1.0  # of running, after which the speed of a runtime is known
+RUNTIMES = ("openvino", "onnxruntime")  # each has a module here, with a leading underscore
+MEASURING_S = 1.0  # running time after which the speed of a runtime is known
 
 
 class Session(Protocol):
-    """A network that is ready to run. It keeps nothing from one run to the next. For any thread."""
+    """A network that is ready to run, without state between runs. For any thread."""
 
     @property
     def runtime(self) -> str: ...
 
     @property
     def precision(self) -> Precision:
-        """The precision it computes in: f32 if bf16 was asked for and there is none."""
+        """The precision it computes in: f32 if bf16 was requested but is not available."""
         ...
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
-        """The outputs by name, in arrays that the caller owns. `feeds` have the types of the file.
-
-        Waits while as many runs are under way as the session was opened for.
-        """
+        """The outputs by name, in arrays that the caller owns. `feeds` have the types of the file. Waits
+        while the session has as many runs under way as it was opened for."""
         ...
 
 
@@ -62,12 +60,11 @@ def open_session(
     example: Arrays | None = None,
     memory: Path | None = None,
 ) -> Session:
-    """The network in `model`, a file or its bytes, for `at_once` runs of `threads` threads each.
+    """The network in `model`, a file or its bytes, for `at_once` runs of `threads` (default: all cores) each.
 
-    `threads` None: all cores. bf16 keeps three digits, for networks that tolerate that; it is a hint,
-    since not every processor and runtime has it. `runtime` auto is the one that runs `example`
-    fastest, as measured now or noted in the file `memory` earlier; without an example, the first
-    installed one of RUNTIMES. Raises NotReady if the network cannot be run.
+    bf16 keeps three digits, for networks that tolerate it, and is a hint: not every processor and runtime has
+    it. `runtime` auto picks the one that runs `example` fastest, measured now or noted in the file `memory`;
+    without an example, the first installed one of RUNTIMES. Raises NotReady if the network cannot run.
     """
     threads = threads or usable_cores()
     installed = installed_runtimes()
@@ -85,7 +82,7 @@ def open_session(
         try:
             memory.parent.mkdir(parents=True, exist_ok=True)
             files.write(memory, json.dumps(notes, indent=1).encode(), durable=False)
-        except OSError as error:  # a lost note costs a measurement, no more
+        except OSError as error:  # a lost note only costs another measurement
             log.warning("a measurement cannot be noted: %s", error.strerror)
     return fastest
 
@@ -106,7 +103,7 @@ def packages_of(runtime: str) -> list[str]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: it may be confined to some of the machine's."""
+    """Cores that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -114,13 +111,13 @@ def _open(runtime: str, model: Model, threads: int, at_once: int, precision: Pre
     module = importlib.import_module(f"clickmask.inference._{runtime}")
     try:
         return module.open_session(model, threads, at_once, precision)
-    except Exception as error:  # a runtime raises classes of its own, which it does not document
+    except Exception as error:  # runtimes raise undocumented classes of their own
         name = model.name if isinstance(model, Path) else "the network"
         raise NotReady(f"{runtime} cannot read {name}") from error
 
 
 def _fastest(candidates: list[str], open_one: Callable[[str], Session], example: Arrays) -> Session:
-    """The session with the shortest of a few runs, after one that does not count."""
+    """The session with the shortest of a few runs. The first run does not count."""
     found: list[tuple[float, Session]] = []
     for name in candidates:
         try:
@@ -132,7 +129,7 @@ def _fastest(candidates: list[str], open_one: Callable[[str], Session], example:
                 session.run(example)
                 times.append(time.perf_counter() - started)
             found.append((min(times), session))
-        except Exception as error:  # noqa: BLE001 - its own undocumented classes; the next one may run it
+        except Exception as error:  # noqa: BLE001 - undocumented classes; another runtime may run it
             log.warning("%s does not run a network: %s", name, error)
     if not found:
         raise NotReady(f"the network runs on none of {', '.join(candidates)}")
@@ -142,7 +139,7 @@ def _fastest(candidates: list[str], open_one: Callable[[str], Session], example:
 
 
 def _fingerprint(model: Model, installed: list[str], *how: object) -> str:
-    """A hash of everything that a measurement depends on; a file is told by its place, size and time."""
+    """A hash of everything a measurement depends on. A file is identified by its place, size and time."""
     if isinstance(model, Path):
         status = model.stat()
         what: tuple[object, ...] = (str(model.resolve()), status.st_size, status.st_mtime_ns)
@@ -153,7 +150,7 @@ def _fingerprint(model: Model, installed: list[str], *how: object) -> str:
 
 
 def _notes(memory: Path) -> dict[str, str]:
-    """The fastest runtime by fingerprint, as measured earlier."""
+    """The fastest runtime by fingerprint, from earlier measurements."""
     try:
         return json.loads(memory.read_text())
     except (OSError, ValueError):

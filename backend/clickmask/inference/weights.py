@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Seen:
-    """The hash of a file, and the size and time by which the file is recognised as unchanged."""
+    """The hash of a file, and the size and time that show the file is unchanged."""
 
     bytes: int
     mtime_ns: int
@@ -37,11 +37,10 @@ class _Seen:
 
 
 class WeightsFolder:
-    """The files of `checkpoints`, by `family:variant`, on this machine. For any thread, several processes.
+    """The files of `checkpoints`, by `family:variant`. For any thread and for several processes.
 
-    `mirror` replaces the official addresses up to the file name: the base of an http(s) address, or a
-    folder. The hash of a file is remembered beside it (in memory too, in case the folder is
-    read-only), so that gigabytes are hashed once and never in a request.
+    `mirror`, an http(s) address or a folder, replaces the official addresses up to the file name. A file's
+    hash is remembered beside it (and in memory, for a read-only folder), so that no request hashes gigabytes.
     """
 
     def __init__(
@@ -54,18 +53,18 @@ class WeightsFolder:
         self._seen: dict[Path, _Seen] = {}
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """Raises NotFound with the names that have weights."""
+        """The checkpoint. Raises NotFound with the names that have weights."""
         if name not in self.checkpoints:
             known = ", ".join(self.checkpoints) or "none"
             raise NotFound(f"there are no weights named {name[:80]!r}; known: {known}")
         return self.checkpoints[name]
 
     def find(self, name: str) -> Path | None:
-        """The file if it is complete and was verified; neither hashes nor downloads."""
+        """The file if it is complete and verified. Neither hashes nor downloads."""
         return None if self.missing(name) else self._path(name)
 
     def missing(self, name: str) -> str:
-        """Why `find` gives no file, as a sentence with its remedy; empty if it gives one."""
+        """The reason that `find` gives no file, as a sentence with its remedy; empty if it gives one."""
         if name not in self.checkpoints:
             return "no weights are known for it"
         path = self._path(name)
@@ -86,14 +85,14 @@ class WeightsFolder:
         path = self._path(name)
         if path.is_file() and self._digest_seen(path) is None:
             with _explained(f"{path.name} cannot be read"):
-                before = path.stat()  # a file that changes meanwhile is hashed again
+                before = path.stat()  # a file that changes during hashing is hashed again
                 self._remember(path, before, _sha256(path))
         if reason := self.missing(name):
             raise NotReady(f"{name}: {reason}")
         return path
 
     def verify_new(self) -> None:
-        """Verify files that are new or changed; for the start of a server, before requests."""
+        """Verify new and changed files, before a server takes requests."""
         for name in self.checkpoints:
             if self._path(name).is_file() and self._digest_seen(self._path(name)) is None:
                 log.info("verifying the weights of %s", name)
@@ -103,11 +102,8 @@ class WeightsFolder:
                     log.warning("%s", error)
 
     def fetch(self, name: str, progress: Progress = lambda done, total: None) -> Path:
-        """The file, downloaded if it is not here: resumed, verified, then renamed into place.
-
-        Raises NotReady; the part that was downloaded stays in a .part file, and the next
-        fetch goes on from there, unless it turns out not to be the official file.
-        """
+        """The file, downloaded if it is not here: resumed, verified, then renamed into place. Raises
+        NotReady; the next fetch continues the .part file, unless it turns out not to be the official file."""
         checkpoint, path = self.checkpoint(name), self._path(name)
         if not path.exists():
             with _explained(f"{checkpoint.file} cannot be written"):
@@ -146,7 +142,7 @@ class WeightsFolder:
         self._remember(path, path.stat(), digest)
 
     def _digest_seen(self, path: Path) -> str | None:
-        """The hash of the file; None if the file changed since or was never hashed."""
+        """The hash of the file, or None if it changed since hashing or was never hashed."""
         with self._lock:
             seen = self._seen.get(path)
         try:
@@ -161,13 +157,13 @@ class WeightsFolder:
         seen = _Seen(status.st_size, status.st_mtime_ns, digest)
         with self._lock:
             self._seen[path] = seen
-        with suppress(OSError):  # the folder is read-only: this process remembers, others hash again
+        with suppress(OSError):  # a read-only folder: this process remembers, others hash again
             files.write(_memo(path), json.dumps(asdict(seen)).encode(), durable=False)
 
 
 @contextmanager
 def _explained(what: str) -> Generator[None]:
-    """Raise OSErrors of the file system as a sentence."""
+    """Raise OSErrors as NotReady, with a sentence."""
     try:
         yield
     except OSError as error:
