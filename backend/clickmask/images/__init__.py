@@ -1,1 +1,1 @@
-"""Images: decoding, fetching, and the originals of labelled ones."""
+"""Image decoding and fetching, and the originals of labelled images."""

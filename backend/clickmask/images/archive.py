@@ -1,4 +1,4 @@
-"""The images that labels are on, kept as their original bytes, so that later work needs no labeling tool."""
+"""Original bytes of labelled images, kept so that later work needs no labeling tool."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clickmask.errors import Gone, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-MIN_AGE_S = 3600.0  # for which an image stays, labelled or not: its labels may be on their way
+MIN_AGE_S = 3600.0  # an image stays this long even without labels, which may be on their way
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -26,14 +26,12 @@ class ArchiveStatus:
     images: int
     bytes: int
     capacity: int
-    refused: int  # images for which there was no room, since the start
+    refused: int  # images since the start for which there was no room
 
 
 class ImageArchive:
-    """Files named by the digest of their pixels, at most `capacity` bytes. For any thread.
-
-    When it is full, images without labels (by `is_labelled`) go, longest unused first; an image for which
-    there is still no room is not kept. Several processes may share the folder.
+    """Files named by pixel digest, at most `capacity` bytes. For any thread and several processes. If full,
+    images without labels (by `is_labelled`) go, longest unused first; if too few go, a new one is not kept.
     """
 
     def __init__(self, folder: Path, capacity: int, is_labelled: Callable[[str], bool]) -> None:
@@ -49,10 +47,7 @@ class ImageArchive:
         return self._path(digest).exists()
 
     def keep(self, digest: str, raw: bytes) -> bool:
-        """Keep the image's original bytes, durably; False if there is no room for them.
-
-        Raises StoreUnavailable if the disk refuses them.
-        """
+        """Store the original bytes durably. False if there is no room. Raises StoreUnavailable."""
         path = self._path(digest)
         with self._lock:
             if path.exists():
@@ -83,7 +78,7 @@ class ImageArchive:
             raise Gone(f"image {digest[:8]} is not kept: CLICKMASK_KEPT_BYTES was full") from None
 
     def size_of(self, digest: str) -> int:
-        """Bytes of the file; 0 if it is not kept."""
+        """Bytes of the file, or 0 if it is not kept."""
         try:
             return self._path(digest).stat().st_size
         except FileNotFoundError:
@@ -99,7 +94,7 @@ class ImageArchive:
         return self._folder / digest[:2] / digest
 
     def _make_room(self, wanted: int) -> None:
-        """Count again, since other processes keep and remove images too, then remove what may go."""
+        """Count again, since other processes also keep and remove images, then remove what may go."""
         for stat, path in sorted(self._count(), key=lambda each: each[0].st_mtime):
             if self._bytes + wanted <= self._capacity or stat.st_mtime > time.time() - MIN_AGE_S:
                 return
@@ -111,11 +106,11 @@ class ImageArchive:
     def _count(self) -> list[tuple[os.stat_result, Path]]:
         found: list[tuple[os.stat_result, Path]] = []
         for path in self._folder.glob("??/*"):
-            with suppress(FileNotFoundError):  # another process made room meanwhile
+            with suppress(FileNotFoundError):  # another process removed it
                 stat = path.stat()
                 if _DIGEST.fullmatch(path.name):
                     found.append((stat, path))
-                elif stat.st_mtime < time.time() - MIN_AGE_S:  # a process was killed while it wrote
+                elif stat.st_mtime < time.time() - MIN_AGE_S:  # the draft of a killed process
                     path.unlink()
         self._images, self._bytes = len(found), sum(stat.st_size for stat, _ in found)
         return found

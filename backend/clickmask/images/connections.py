@@ -1,8 +1,8 @@
-"""Connections to addresses that were checked, within a total time.
+"""Connections to checked addresses, within a total time.
 
-A name is resolved once, here, and the connection is made to those very addresses: a name server that
-answers differently the second time (DNS rebinding) is never asked. Everything above the socket still
-sees the name: Host header, SNI and certificate are the name's.
+A name is resolved once and the connection made to those very addresses: a name server that answers
+differently the second time (DNS rebinding) is never asked. Host header, SNI and certificate still use the
+name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 
 from clickmask.errors import ImageUnavailable
 
-# The ipaddress module takes these for public (3.11.7): protocol assignments, among them a cloud's
+# Networks that the ipaddress module calls public (3.11.7): protocol assignments, among them a cloud's
 # metadata (RFC 6890); 6to4 relays (RFC 7526); Azure's metadata and agent.
 _NOT_PUBLIC = tuple(map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")))
 # IPv6 addresses that lead to an IPv4 one: NAT64 (RFC 6052, RFC 8215), 6to4.
@@ -28,7 +28,7 @@ _IPV4_INSIDE = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48
 
 
 class Address:
-    """One address of a name, as the socket module wants it."""
+    """One address of a name, as the socket module takes it."""
 
     def __init__(self, family: int, sockaddr: tuple[Any, ...]) -> None:
         self.family = family
@@ -49,11 +49,8 @@ def addresses_of(host: str, port: int) -> list[Address]:
 
 
 def is_public(address: str) -> bool:
-    """Whether `address` is a plain address of the open internet.
-
-    It is not private, loopback, link-local, shared (100.64.0.0/10), reserved, multicast, unspecified or
-    a cloud's metadata, nor an IPv6 address that stands for an IPv4 one.
-    """
+    """Whether `address` is a plain address of the open internet: not private, loopback, link-local, shared
+    (100.64.0.0/10), reserved, multicast, unspecified, a cloud's metadata, or IPv6 for an IPv4 one."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and (
         ip.ipv4_mapped is not None or ip.is_site_local or any(ip in network for network in _IPV4_INSIDE)
@@ -71,11 +68,8 @@ def is_public(address: str) -> bool:
 
 
 class Deadline:
-    """A total time for everything that is received over the sockets that it watches.
-
-    A socket's own timeout starts again with each byte: a server that drips would hold a thread for
-    ever. Use it as a context manager; afterwards `passed` says whether the time was up.
-    """
+    """A total time for everything that the watched sockets receive, as a context manager. A socket's own
+    timeout restarts with each byte, so a server that drips would hold a thread for ever."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -103,7 +97,7 @@ class Deadline:
             for watched in self._watched:
                 try:
                     watched.shutdown(socket.SHUT_RDWR)  # wakes a blocked reader; close would not
-                except OSError:  # the other side was quicker
+                except OSError:  # the other side closed first
                     continue
 
     def __enter__(self) -> Self:
@@ -121,7 +115,7 @@ class Deadline:
 
 
 class PinnedAdapter(HTTPAdapter):
-    """Connects to the first of `addresses` that answers, whatever the URL's name resolves to by then."""
+    """An adapter to the first of `addresses` that answers, whatever the URL's name resolves to by then."""
 
     def __init__(self, addresses: Sequence[Address], deadline: Deadline) -> None:
         super().__init__(pool_connections=1, pool_maxsize=1)
@@ -134,7 +128,7 @@ class PinnedAdapter(HTTPAdapter):
         def new_connection(connection: Any) -> socket.socket:
             return self._connect(connection.timeout)
 
-        # Only the socket is ours: urllib3 sends the name as Host and SNI and verifies the certificate by it.
+        # Replace only the socket: urllib3 sends the name as Host and SNI and verifies the certificate by it.
         made: Any = type("PinnedConnection", (pool.ConnectionCls,), {"_new_conn": new_connection})
         pool.ConnectionCls = made
         return pool

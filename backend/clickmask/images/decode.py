@@ -1,4 +1,4 @@
-"""Encoded bytes -> upright RGB pixels, and the digest that names them."""
+"""Decoding of bytes into upright RGB pixels, and the digest that names them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from clickmask.types import Image, Pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
-# The name and version of the recipe below, part of each digest: raise the number when the same file
-# shall give other pixels. Pillow's version is left out, since the pixels are hashed.
+# Name and version of the recipe below, part of each digest. Raise the number when the same file must give
+# other pixels. Pillow's version is left out because the pixels are hashed.
 DECODER = b"clickmask.images 1"
 
-# EXIF 2.32, tag 0x0112: the turn that makes the stored pixels upright.
+# EXIF 2.32, tag 0x0112: the transposition that makes the stored pixels upright.
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,26 +36,26 @@ _UPRIGHT = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 
-# Raised by Pillow's plugins on bytes that are cut short or not what they claim to be.
+# Pillow's plugins raise these for bytes that are cut short or not what they claim to be.
 _CORRUPT = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
     *(ArithmeticError, RuntimeError, struct.error, zlib.error),
 )
 _DAMAGED = "the image is damaged, cut short, or of a kind that clickmask does not read"
 
-# Each scan of a progressive JPEG is a pass over all pixels: 100 kB of them were a minute of work. Encoders
-# write about ten.
+# Each scan of a progressive JPEG is a pass over all pixels: 100 kB of scans took a minute. Encoders write
+# about ten.
 _MAX_SCANS = 100
-_SCAN = b"\xff\xda"  # its marker, ITU-T T.81 table B.1
-_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # any marker but those that restart
+_SCAN = b"\xff\xda"  # the start-of-scan marker, ITU-T T.81 table B.1
+_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # any marker except restart markers
 
 _WINDOW = (0.5, 99.5)  # percentiles of the pixels
-_WINDOW_PIXELS = 4_000_000  # of larger images, evenly spaced rows and columns give the window
+_WINDOW_PIXELS = 4_000_000  # in larger images, evenly spaced rows and columns give the window
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Caps that are checked before pixels are decoded: bytes of the file, pixels by the header."""
+    """Caps that are checked before decoding: bytes of the file, pixels by its header."""
 
     max_bytes: int = 200 * 2**20
     max_pixels: int = 100_000_000
@@ -72,10 +72,10 @@ DEFAULT_LIMITS = ImageLimits()
 def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
     """The upright RGB pixels of a JPEG, PNG, WebP, BMP, TIFF or GIF (the first frame or page).
 
-    EXIF orientation is applied. Transparent pixels are shown over white, as a viewer shows them.
-    CMYK is converted without its profile. Grey of more than 8 bits (integer or float) is stretched
-    so that its 0.5th to 99.5th percentile becomes 0 to 255. The pixels can never be made writeable.
-    Raises TooLarge over `limits`, InvalidInput for anything that is not a whole image.
+    EXIF orientation is applied. Transparent pixels are blended over white, as in viewers. CMYK is converted
+    without its profile. Grey of more than 8 bits (integer or float) is stretched so that its 0.5th to 99.5th
+    percentile becomes 0 to 255. The pixels can never be made writeable. Raises TooLarge over `limits`,
+    InvalidInput for anything that is not a whole image.
     """
     limits.require_bytes(len(raw))
     # Pillow's own cap only warns up to twice its value, through filters that all threads share. Ours is
@@ -103,7 +103,7 @@ def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
 
 
 def opened_image(opened: PIL.Image.Image) -> Image:
-    """Like `decode_image`, for an image that Pillow has opened; checks no cap. Raises InvalidInput."""
+    """Decode an image that Pillow has opened, like `decode_image` but without caps. Raises InvalidInput."""
     try:
         opened.load()
         orientation, rgb = _orientation(opened), _rgb(opened)
@@ -116,14 +116,14 @@ def opened_image(opened: PIL.Image.Image) -> Image:
 
 
 def upright_file(raw: bytes) -> bytes | None:
-    """The same picture with its pixels upright and no EXIF; None if they are upright already.
+    """The same image with upright pixels and no EXIF, for readers that ignore EXIF. None if already upright.
 
-    For readers that do not look at EXIF. JPEG is compressed again, at quality 95; other formats lose
-    nothing. `raw` is an image that `decode_image` has read. Raises InvalidInput if it was damaged since.
+    JPEG is compressed again at quality 95; other formats lose nothing. `raw` has passed `decode_image`
+    before. Raises InvalidInput if it was damaged since.
     """
     try:
         with PIL.Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
-            if opened.format != "JPEG":  # its EXIF comes before its pixels
+            if opened.format != "JPEG":  # a JPEG's EXIF comes before its pixels
                 opened.load()
             orientation = _orientation(opened)
             if orientation not in _UPRIGHT:
@@ -152,7 +152,7 @@ def pixels_digest(pixels: Pixels) -> str:
 
 
 def _scans(raw: bytes) -> int:
-    """The scans of a JPEG's first picture; 0 if there cannot be too many. A film may follow the picture."""
+    """The scans of a JPEG's first image; 0 if there cannot be too many. A film may follow the image."""
     if raw.count(_SCAN) <= _MAX_SCANS:
         return 0
     place, scans = 2, 0
@@ -174,10 +174,8 @@ def _scans(raw: bytes) -> int:
 
 
 def _jpeg_pixels(raw: bytes, opened: PIL.Image.Image) -> Pixels | None:
-    """The pixels of an ordinary JPEG, to the bit as Pillow decodes it, in a third of the time; else None.
-
-    Both are libjpeg-turbo; this one writes into the array. Pillow decides on files that it complains of.
-    """
+    """Pixels of an ordinary JPEG, bit-identical to Pillow's in a third of the time: libjpeg-turbo too, but
+    written into the array. None for other files, and for files it rejects, which Pillow then judges."""
     if opened.format not in ("JPEG", "MPO") or opened.mode not in ("RGB", "L"):
         return None
     try:
@@ -193,15 +191,15 @@ def _jpeg_pixels(raw: bytes, opened: PIL.Image.Image) -> Pixels | None:
 
 
 def _read_only(rgb: PIL.Image.Image) -> Pixels:
-    """(H, W, 3) over immutable bytes: nobody can make it writeable again."""
+    """(H, W, 3) over immutable bytes, so that nobody can make it writeable again."""
     return np.frombuffer(rgb.tobytes(), np.uint8).reshape(rgb.height, rgb.width, 3)
 
 
 def _orientation(loaded: PIL.Image.Image) -> int:
-    """1 to 8, by the EXIF block; 1 if it is missing or damaged, as in browsers.
+    """Orientation 1 to 8 from a loaded image's EXIF block; 1 if it is missing or damaged, as in browsers.
 
-    Ask after loading: Pillow turns a TIFF while it loads it, and a PNG may carry its EXIF behind the
-    pixels. Pillow's own `getexif` would also trust XMP, which Chromium 156 does not.
+    Pillow turns a TIFF while loading it, and a PNG's EXIF may follow the pixels. Pillow's own `getexif` would
+    also trust XMP, which Chromium 156 does not.
     """
     exif = PIL.Image.Exif()
     try:
@@ -223,10 +221,8 @@ def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _windowed(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Grey values of any type -> uint8, with `_WINDOW` stretched over 0 to 255; both (H, W).
-
-    A constant image is black. Values that are not finite are black and do not count.
-    """
+    """(H, W) grey values of any type as uint8, with `_WINDOW` stretched over 0 to 255. A constant image is
+    black. Values that are not finite are black and do not count."""
     step = max(1, int(np.ceil((values.size / _WINDOW_PIXELS) ** 0.5)))
     sample = values[::step, ::step]
     sample = sample[np.isfinite(sample)]

@@ -1,8 +1,8 @@
 """Bytes of an image by its address: data:, file:// inside configured folders, http(s)://.
 
-Addresses come from whoever may write tasks, so they are not trusted: a name is resolved once, all its
-addresses are checked, and the connection is made to a checked one; each redirect starts over.
-Credentials are sent to configured origins only. Errors name no paths, queries or tokens.
+Anyone who may write tasks chooses the addresses, so they are not trusted: a name is resolved once, all its
+addresses are checked, and the connection is made to a checked one; each redirect starts over. Only configured
+origins get credentials. Errors name no paths, queries or tokens.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Origin = tuple[str, str, int]  # scheme, host, port
 
 _CHUNK = 2**16
 _MAX_REDIRECTS = 3
-# The path was resolved: a link in its place now is a trick. A pipe must not block.
+# The path was already resolved, so a link there now is a trick. A pipe must not block.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # Windows has neither
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PORTS = {"http": 80, "https": 443}
@@ -45,7 +45,7 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Validator:
-    """The ETag of an image, and the address (without its query) that gave it."""
+    """The ETag of an image, and the address (without its query) that sent it."""
 
     etag: str
     address: str
@@ -53,7 +53,7 @@ class Validator:
 
 @dataclass(frozen=True)
 class Fetched:
-    """The bytes of an image, and for how many seconds to trust that they have not changed."""
+    """The bytes of an image, and the seconds to trust that they have not changed."""
 
     raw: bytes
     trusted_for: float
@@ -62,13 +62,13 @@ class Fetched:
 
 @dataclass(frozen=True)
 class NotModified:
-    """The image is still the one that the validator stands for."""
+    """The image is the same as when its validator was sent."""
 
     trusted_for: float
 
 
 def origin_of(url: str) -> Origin:
-    """Scheme, host and port of an http(s) URL; ValueError if it has none."""
+    """Scheme, host and port of an http(s) URL. Raises ValueError if it has none."""
     parts = urlsplit(url)
     if parts.scheme not in _PORTS or not parts.hostname:
         raise ValueError("an origin is http(s)://host[:port]")
@@ -76,12 +76,11 @@ def origin_of(url: str) -> Origin:
 
 
 class Fetcher:
-    """Reads the bytes behind an ImageRef. Holds no state; callable from any thread.
+    """A reader of the bytes behind an ImageRef. Stateless; callable from any thread.
 
     `roots`: folders that file:// may read. `hosts`: `host` or `host:port` whose address may be private.
-    `trusted_origins`: URLs of labeling tools, which may be private too; only they get the headers of a
-    ref. `ca_bundle`: a PEM file to verify certificates with, instead of certifi's. Timeouts are in
-    seconds; the total one spans redirects.
+    `trusted_origins`: URLs of labeling tools, which may be private too; only they get a ref's headers.
+    `ca_bundle`: a PEM file that replaces certifi's. Timeouts are in seconds; the total one spans redirects.
     """
 
     def __init__(
@@ -109,11 +108,8 @@ class Fetcher:
         self._trust_url_for = trust_url_for
 
     def fetch(self, ref: ImageRef, known: Validator | None = None) -> Fetched | NotModified:
-        """The bytes behind `ref`, or NotModified if they are still those of `known`.
-
-        Raises Refused for an address that must not be read, ImageUnavailable if reading fails,
-        TooLarge over the byte cap, InvalidInput for a damaged data: URI.
-        """
+        """The bytes behind `ref`, or NotModified if they are still those of `known`. Raises Refused,
+        ImageUnavailable, TooLarge, and InvalidInput for a damaged data: URI."""
         scheme = ref.uri.partition(":")[0].lower()
         if scheme == "data":
             return Fetched(read_data_uri(ref.uri, self._limits), 0.0, None)
@@ -132,7 +128,7 @@ class Fetcher:
             raise Refused("a file address is file:///path, on this machine")
         refused = Refused("the file lies outside of the folders that clickmask may read (image roots)")
         try:
-            # Symlinks first, containment second: an outsider does not learn which files exist.
+            # Resolve symlinks before the check, so that an outsider does not learn which files exist.
             real = Path(path).resolve()
         except (OSError, RuntimeError):  # a loop of symlinks
             raise refused from None
@@ -162,7 +158,7 @@ class Fetcher:
 
     def _follow(self, ref: ImageRef, known: Validator | None) -> Fetched | NotModified:
         url = _prepared(ref.uri, {}).url or ""
-        # Dropped for good by the first redirect to another origin: others wrote what follows.
+        # The first redirect to another origin drops them for good: the rest of the chain is foreign.
         credentials = dict(ref.headers) if origin_of(url) in self._trusted else {}
         with Deadline(self._total_timeout) as deadline:
             for _ in range(_MAX_REDIRECTS + 1):
@@ -182,10 +178,10 @@ class Fetcher:
 
     @contextmanager
     def _hop(self, request: requests.PreparedRequest, deadline: Deadline) -> Generator[requests.Response]:
-        """The answer to one request, from checked addresses; its body is not read yet.
+        """The response to one request, from checked addresses, before its body is read.
 
-        A Session would read the whole body of a redirect, keep cookies, and ask the environment for
-        proxies, passwords and certificates unless told otherwise (trust_env).
+        A Session would read the body of a redirect, keep cookies, and ask the environment for proxies,
+        passwords and certificates unless told otherwise (trust_env).
         """
         origin = origin_of(request.url or "")
         _, host, port = origin
@@ -222,7 +218,7 @@ class Fetcher:
         for chunk in _decoded(response, self._limits.max_bytes + 1):
             raw += chunk
             self._limits.require_bytes(len(raw))
-        if deadline.passed:  # a connection that was cut looks like the end of the body
+        if deadline.passed:  # a cut connection looks like the end of the body
             raise TimeoutError
         etag = response.headers.get("ETag", "")
         if not etag or len(etag) > 256 or not (etag.isascii() and etag.isprintable()):
@@ -245,24 +241,24 @@ def read_data_uri(uri: str, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
 
 
 def decode_base64(text: str | bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
-    """The bytes in base64. Raises InvalidInput for junk, TooLarge over the cap, before decoding."""
+    """The bytes in base64. Raises InvalidInput for junk, and TooLarge over the cap before decoding."""
     limits.require_bytes(len(text) * 3 // 4 - 2)
     try:
         raw = binascii.a2b_base64(text, strict_mode=True)
-    except ValueError:  # binascii.Error is one; so is text that is not ASCII
+    except ValueError:  # includes binascii.Error, and text that is not ASCII
         raise InvalidInput("the image's base64 is damaged or cut short") from None
     limits.require_bytes(len(raw))
     return raw
 
 
 def _prepared(url: str, headers: dict[str, str]) -> requests.PreparedRequest:
-    """A GET of `url` in its normal form. Raises Refused for an address that must not be asked."""
+    """A GET of the normalized `url`. Raises Refused for an address that must not be requested."""
     own = {"User-Agent": "clickmask", "Accept": "*/*", "Accept-Encoding": "identity"}
     try:
         request = requests.Request("GET", url.partition("#")[0].strip(), headers=headers | own).prepare()
         origin_of(request.url or "")
         netloc = urlsplit(request.url or "").netloc
-    except ValueError:  # the errors of requests about URLs and headers are ValueErrors
+    except ValueError:  # base class of requests' errors about URLs and headers
         raise Refused("the image's address is not an http:// or https:// address") from None
     if "@" in str(netloc) or "@" in urlsplit(url).netloc:
         raise Refused("an image's address may not carry a user name or password")
@@ -274,7 +270,7 @@ def _conditions(url: str, known: Validator | None) -> dict[str, str]:
 
 
 def _decoded(response: requests.Response, most: int) -> Iterator[bytes]:
-    """The body in pieces. A compressed one is unpacked in pieces of at most `most` bytes."""
+    """The body in pieces. A compressed body is unpacked in pieces of at most `most` bytes."""
     chunks: Iterator[bytes] = response.raw.stream(_CHUNK, decode_content=False)
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     if encoding in ("", "identity"):

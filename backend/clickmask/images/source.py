@@ -1,4 +1,4 @@
-"""Images by their reference: each is fetched once, decoded once, and kept while there is room."""
+"""Images by reference. Each is fetched and decoded once, and kept while there is room."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
 from clickmask.images.fetch import Fetched, Fetcher, NotModified, Validator, decode_base64
 from clickmask.types import Image, ImageRef, Size
 
-MAX_KNOWN_IMAGES = 20_000  # entries of each map from a key to an identity; about 300 bytes each
-MAX_DECODES = 4  # at once; decoding the largest image that is accepted takes 0.7 GB
+MAX_KNOWN_IMAGES = 20_000  # entries in each map from a key to an identity; about 300 bytes each
+MAX_DECODES = 4  # at once; decoding the largest accepted image takes 0.7 GB
 _GONE = "the image is not known here any more: send the image again"
 
 
@@ -29,7 +29,7 @@ class ImageIdentity:
 
 @dataclass(frozen=True)
 class _Answer:
-    """The image that an address last gave, until when to trust that, and how to ask whether it changed."""
+    """The last image at an address, the time until which it is trusted, and how to ask whether it changed."""
 
     identity: ImageIdentity
     expires_at: float  # seconds of the source's clock
@@ -37,12 +37,12 @@ class _Answer:
 
 
 class ImageSource:
-    """Identities and pixels of images. One object a process; callable from any thread.
+    """Identities and pixels of images. One per process; callable from any thread.
 
-    `identify` neither downloads nor decodes an image that is known: by the hash of its bytes or its
-    base64 text, or by address and credentials for as long as the fetcher allows, then by a
-    conditional request. Pixels are kept up to `image_bytes`, least recently used out first; the
-    newest image stays even if it alone is larger.
+    `identify` neither downloads nor decodes an image it knows by the hash of its bytes or base64 text. At a
+    known address and credentials, it trusts its last answer for as long as the fetcher allows, then asks
+    conditionally. `image_bytes` of pixels are kept; the least recently used go first, the newest always
+    stays.
     """
 
     def __init__(
@@ -80,16 +80,13 @@ class ImageSource:
         return self._unexpired(key) or self._identifying.run(key, lambda: self._ask(ref, key))
 
     def identify_bytes(self, raw: bytes) -> ImageIdentity:
-        """Digest and size of an encoded image, which is decoded only if its bytes were never seen."""
+        """Digest and size of an encoded image, which is decoded only if its bytes are new."""
         known = self._by_bytes.get(hashlib.sha256(raw).hexdigest())
         return known or _identity(self.load_bytes(raw))
 
     def identify_base64(self, text: bytes | memoryview) -> ImageIdentity:
-        """Digest and size of an image in base64, which is decoded only if this text was never seen.
-
-        Hashing 8 MiB of text takes 6 ms, decoding the base64 and the image 42 ms and more. The pixels
-        may be gone: ask with `digest:` first, and if that raises Gone, with the text as `data:`.
-        """
+        """Digest and size of an image in base64, decoded only if new: hashing 8 MiB of text takes 6 ms,
+        decoding at least 42 ms. Its pixels may be gone: ask with `digest:` first, and on Gone as `data:`."""
         key = hashlib.sha256(text).hexdigest()
         identity = self._by_text.get(key)
         if identity is None:
@@ -98,15 +95,12 @@ class ImageSource:
         return identity
 
     def known(self, ref: ImageRef) -> ImageIdentity | None:
-        """The answer of `identify` if it takes no request and no decoding, else None."""
+        """The answer of `identify`, or None if it would take a request or decoding."""
         return None if _is_data(ref) else self._unexpired(_key(ref))
 
     def load(self, ref: ImageRef) -> Image:
-        """The image that `ref` shows now; fetched again if its pixels are no longer kept.
-
-        Its own digest names the pixels, not that of an earlier `identify`: the image behind an
-        address may have been replaced in between.
-        """
+        """The image that `ref` shows now, fetched again if its pixels are no longer kept. Its digest may
+        differ from that of an earlier `identify`, since the image at an address may change."""
         if ref.uri.startswith("digest:"):
             return self.load_digest(ref.uri.removeprefix("digest:"))
         if _is_data(ref):
@@ -120,7 +114,7 @@ class ImageSource:
         key = hashlib.sha256(raw).hexdigest()
 
         def decode() -> Image:
-            if image := self._kept(key):  # a flight landed just before this one
+            if image := self._kept(key):  # another call has just finished
                 return image
             with self._decoders:
                 image = decode_image(raw, self._limits)
@@ -139,7 +133,7 @@ class ImageSource:
         return image
 
     def read(self, ref: ImageRef) -> tuple[ImageIdentity, bytes]:
-        """The image that `ref` shows now and its original bytes, fetched. Raises what `identify` raises."""
+        """Fetch the image that `ref` shows now and its original bytes. Raises what `identify` raises."""
         asked_at = self._clock()
         answer = self._fetch(ref)
         identity = self.identify_bytes(answer.raw)
@@ -148,8 +142,8 @@ class ImageSource:
         return identity, answer.raw
 
     def _ask(self, ref: ImageRef, key: str) -> ImageIdentity:
-        """The identity behind an address: a conditional request if the address was asked before."""
-        if identity := self._unexpired(key):  # a flight landed just before this one
+        """The identity behind an address, by a conditional request if it was asked before."""
+        if identity := self._unexpired(key):  # another call has just finished
             return identity
         last = self._by_address.get(key)
         asked_at = self._clock()
@@ -165,7 +159,7 @@ class ImageSource:
 
     def _load_again(self, ref: ImageRef, key: str) -> Image:
         last = self._by_address.get(key)
-        if last and (image := self._images.get(last.identity.digest)):  # a flight landed just before this one
+        if last and (image := self._images.get(last.identity.digest)):  # another call has just finished
             return image
         asked_at = self._clock()
         answer = self._fetch(ref)
@@ -207,6 +201,6 @@ def _is_data(ref: ImageRef) -> bool:
 
 
 def _key(ref: ImageRef) -> str:
-    """One key an address and credentials: users may see different images. A hash keeps no token."""
+    """One key per address and credentials: users may see different images. A hash keeps no token."""
     parts = [ref.uri, *(f"{name.lower()}:{value}" for name, value in sorted(ref.headers.items()))]
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
