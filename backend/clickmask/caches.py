@@ -1,9 +1,9 @@
 """Bounded caches and shared computations, for any thread.
 
 recent = Lru[str, Image](max_bytes=2**28, size=lambda image: image.pixels.nbytes)
-recent.get(digest)          # the value, now the most recently used; None if it is not kept
+recent.get(digest)          # the value, now the most recently used, or None
 recent.put(digest, image)   # the value that was replaced, or None
-recent.pop(digest)          # the value, no longer kept, or None
+recent.pop(digest)          # the removed value, or None
 
 flights = SingleFlight[Image]()
 flights.run(key, compute)   # concurrent calls for one key share one result, or one error
@@ -24,8 +24,8 @@ V = TypeVar("V")
 class Lru(Generic[K, V]):
     """A map that drops its least recently used entries beyond `max_count` entries or `max_bytes`.
 
-    `size` gives the bytes of a value. A value larger than `max_bytes` is not kept, and nothing is
-    dropped for it; with `keep_newest` it stays, alone, until the next one is put.
+    `size` gives the bytes of a value. A value over `max_bytes` is not kept and displaces nothing; with
+    `keep_newest` it stays, alone, until the next put.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Lru(Generic[K, V]):
         return len(self._entries)
 
     def __contains__(self, key: object) -> bool:
-        """Whether `key` is kept; does not count as a use."""
+        """Whether `key` is kept. Does not count as a use."""
         return key in self._entries
 
     def _remove(self, key: K) -> V | None:
@@ -92,7 +92,7 @@ class Lru(Generic[K, V]):
 
 
 class SingleFlight(Generic[V]):
-    """Concurrent calls for one key share one computation, its result or its error. Nothing is kept."""
+    """Concurrent calls for one key share one computation and its result or error. Nothing is kept."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

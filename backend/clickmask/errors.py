@@ -1,4 +1,4 @@
-"""What can go wrong, about one error a status. People read the messages: no paths, no tokens."""
+"""Errors, about one per status. People read the messages: no paths, no tokens."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class NotFound(ClickmaskError):
 
 
 class Conflict(ClickmaskError):
-    """The home holds the labels of another Label Studio or CVAT than the one that is configured."""
+    """The home holds the labels of a Label Studio or CVAT other than the configured one."""
 
 
 class Gone(ClickmaskError):
-    """An image that was named by its digest alone is no longer kept: send it again."""
+    """An image that was named only by its digest is no longer kept: send it again."""
 
 
 class TooLarge(ClickmaskError):
@@ -48,7 +48,7 @@ class ToolUnavailable(ClickmaskError):
 
 
 class NotReady(ClickmaskError):
-    """It is known but cannot run: weights, a package, a model or another part is missing."""
+    """Something known cannot run: weights, a package, a model or another part is missing."""
 
 
 class Busy(ClickmaskError):
@@ -64,4 +64,4 @@ class StoreUnavailable(ClickmaskError):
 
 
 class NotStored(ClickmaskError):
-    """Something that was to be kept for later could not be written."""
+    """Something meant for later could not be written."""

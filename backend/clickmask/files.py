@@ -1,8 +1,7 @@
-"""Files and folders that are whole or not there, and locks between processes. On every system.
+"""Atomic writes of files and folders, and locks between processes, on every system.
 
-What is written goes aside first (`NAME.<8 hex digits>.draft`), is flushed to the disk and renamed into
-place, so a reader finds the old content or the new one, wherever the writer was killed. Drafts that
-a killed process left behind are for the owner of the folder to remove.
+Content goes into a draft (`NAME.<8 hex digits>.draft`) that is flushed and renamed into place, so a reader
+finds the old or the new content even after a kill. The folder's owner removes abandoned drafts.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ except ImportError:  # Windows
     fcntl = None
 
 DRAFT = ".draft"
-_AT_FDCWD, _EXCHANGE = -100, 2  # of Linux's renameat2
+_AT_FDCWD, _EXCHANGE = -100, 2  # constants of Linux's renameat2
 
 
 def write(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
-    """Write a file whole or not at all. Its folder must exist. Raises OSError, and leaves no draft then.
+    """Write a file completely or not at all. Its folder must exist. Raises OSError, without leaving a draft.
 
-    If `durable`, it is there after a power cut too. If not, a power cut may leave any content
-    under the name: for caches with a checksum. `mode`: permissions, before the umask.
+    A `durable` file survives a power cut. Any other may then hold anything, which suits caches with a
+    checksum. `mode`: permissions, before the umask.
     """
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{DRAFT}")
     try:
@@ -46,10 +45,8 @@ def write(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o666
 
 
 def flush(path: Path) -> None:
-    """Have a file's content, or a folder's list of names, on the disk.
-
-    Windows, and some network file systems, cannot flush a folder: its names get there in their own time.
-    """
+    """Flush a file's content, or a folder's list of names, to the disk. Windows and some network file systems
+    flush no folders and write names in their own time."""
     is_folder, is_posix = path.is_dir(), hasattr(os, "O_DIRECTORY")
     if is_folder and not is_posix:
         return
@@ -64,16 +61,16 @@ def flush(path: Path) -> None:
 
 
 def flush_tree(folder: Path) -> None:
-    """Have everything below `folder`, and the folder itself, on the disk."""
+    """Flush `folder` and everything below it to the disk."""
     for path in [*folder.rglob("*"), folder]:
         flush(path)
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """`new` becomes `folder`; what was there before is left where `new` was. Raises OSError.
+    """Put `new` in place of `folder`, and the old `folder`, if any, where `new` was. Raises OSError.
 
-    Linux exchanges them at once. Elsewhere there is a moment without `folder`, and if the second
-    step fails, the old one comes back. Both lie on one file system.
+    Both lie on one file system. Linux exchanges them in one step. Elsewhere `folder` is missing for a moment,
+    and the old one comes back if the second step fails.
     """
     if not folder.exists():
         new.rename(folder)
@@ -90,7 +87,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Whether the system, and its file system, can exchange two folders in one step, and did."""
+    """Exchange two folders in one step. Returns False if the system or file system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -101,14 +98,13 @@ def _exchange(one: Path, other: Path) -> bool:
 
 @contextmanager
 def lock(path: Path, *, shared: bool = False, blocking: bool = True) -> Generator[None]:
-    """Hold the lock `path`, a file of its own, until the block ends or the process dies.
+    """Hold the lock `path`, a file of its own that stays, until the block ends or the process dies.
 
-    It excludes other processes and other threads. Any number may hold it `shared`, while nobody holds
-    it alone; on Windows they take turns. Raises BlockingIOError if it is held and not `blocking`,
-    OSError if the file cannot be made. The file stays.
+    It excludes processes and threads. Any number may hold it `shared` while nobody holds it alone; on Windows
+    they take turns. Raises BlockingIOError if held and not `blocking`, OSError if the file cannot be made.
     """
     if fcntl is None:
-        import filelock  # here, since it takes 40 ms and only Windows needs it
+        import filelock  # imported here: it takes 40 ms and only Windows needs it
 
         held = filelock.FileLock(path)
         try:

@@ -1,8 +1,8 @@
-"""The plugin contract. A plugin is a module: its file name is its name, and nothing is registered.
+"""The plugin contract. A plugin is a module named by its file; nothing is registered.
 
-One file in `clickmask.segmenters` or `clickmask.annotators` is a `Family`, and its `Host` is the one of
-their catalogue. Networks, tools and exports say in their own package what a file there holds. Another
-distribution brings a plugin by an entry point in the group of the package's full name, e.g.
+A file in `clickmask.segmenters` or `clickmask.annotators` is a `Family`; their catalogues define its
+`Host`. Networks, tools and exports say in their own package what a file there holds. Another
+distribution adds a plugin by an entry point whose group is the package's full name, for example
 `[project.entry-points."clickmask.segmenters"] mine = "my_package.mine"`.
 """
 
@@ -32,7 +32,7 @@ PluginT_co = TypeVar("PluginT_co", covariant=True)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published file of weights. Its SHA-256 says whether a file is this one, wherever it came from."""
+    """A published file of weights. Its SHA-256 identifies it, wherever a copy came from."""
 
     address: str
     bytes: int
@@ -46,29 +46,29 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Variant:
-    """What is known of a variant before it is loaded."""
+    """The facts about a variant that are known before it is loaded."""
 
     checkpoint: Checkpoint | None = None
-    sam_decoder: str = ""  # the SAM whose own decoder reads the embedding, which is `SamFeatures` then
-    sweeps: bool = False  # cheap enough to be clicked all over an image; it is `GridPromptable` then
+    sam_decoder: str = ""  # the SAM whose decoder reads the embedding, which then MUST be `SamFeatures`
+    sweeps: bool = False  # cheap enough to click all over an image; then it MUST be `GridPromptable`
 
 
 class Family(Protocol[HostT_contra, PluginT_co]):
-    """A module that loads the variants of one segmenter or annotator.
+    """A module that loads the variants of one segmenter or annotator. Only `load` is required.
 
-    Only `load` is needed. Without VARIANTS there is one variant, "", and the plugin is called by its
-    file name, else `family:variant`. If the variants depend on the host, the function `variants(host)`
-    gives the mapping instead. Without `missing`, nothing is missing.
+    Without VARIANTS there is one variant, "", and the plugin has the name of its file; otherwise
+    `family:variant`. A function `variants(host)` replaces it if they depend on the host. Without `missing`,
+    nothing is missing.
     """
 
     VARIANTS: Mapping[str, Variant]
 
     def missing(self, variant: str, host: HostT_contra) -> str:
-        """What loading the variant needs and lacks, as a sentence; empty if it lacks nothing."""
+        """The variant's missing requirements, as a sentence; empty if there are none."""
         ...
 
     def load(self, variant: str, host: HostT_contra) -> PluginT_co:
-        """The plugin, whose `name` MUST be the one that users write. It is called once for each variant."""
+        """Load the plugin, whose `name` MUST be the one that users write. Called once for each variant."""
         ...
 
 
@@ -76,13 +76,13 @@ ONE_VARIANT: Mapping[str, Variant] = MappingProxyType({"": Variant()})
 
 
 def names(package: ModuleType) -> list[str]:
-    """Names of the plugins in `package` and of those that other distributions bring, sorted."""
+    """Names of the plugins in `package` and from other distributions, sorted."""
     inside = {module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_"}
     return sorted(inside | {point.name for point in _entry_points(package.__name__, tuple(sys.path))})
 
 
 def load(package: ModuleType, name: str) -> ModuleType:
-    """The module of the plugin `name`; KeyError if there is none. Ours win over foreign ones."""
+    """The module of the plugin `name`; KeyError if there is none. Built-in plugins win over foreign ones."""
     if name in {module.name for module in pkgutil.iter_modules(package.__path__)}:
         return importlib.import_module(f"{package.__name__}.{name}")
     for point in _entry_points(package.__name__, tuple(sys.path)):
@@ -93,27 +93,25 @@ def load(package: ModuleType, name: str) -> ModuleType:
 
 @functools.lru_cache(maxsize=32)
 def _entry_points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Entry points of everything installed on `path`. Reading them takes 15 to 40 ms, so it is done once."""
+    """Entry points of everything installed on `path`. Cached, since reading them takes 15 to 40 ms."""
     return tuple(entry_points(group=group))
 
 
 def checkpoints(package: ModuleType) -> dict[str, Checkpoint]:
-    """The checkpoints of the families in `package`, by `family:variant`. Broken families have none."""
+    """Checkpoints of the families in `package`, by `family:variant`. Broken families are left out."""
     found: dict[str, Checkpoint] = {}
     for family in names(package):
         try:
             variants = _variants(load(package, family))
-        except Exception:  # noqa: BLE001, S112 - foreign code; its catalogue says that it is broken
+        except Exception:  # noqa: BLE001, S112 - foreign code; its catalogue reports that it is broken
             continue
         found |= {f"{family}:{name}": each.checkpoint for name, each in variants.items() if each.checkpoint}
     return found
 
 
 class Families(Generic[HostT, PluginT]):
-    """The families in a package, by `family` or `family:variant`, each variant loaded once. For any thread.
-
-    Subclasses say what a plugin is called and which errors say that there is none.
-    """
+    """The families in a package, by `family` or `family:variant`. Variants load once. For any thread.
+    Subclasses set the noun for a plugin, and the errors for an unknown or unready one."""
 
     noun: str
     unknown: type[ClickmaskError]
@@ -128,13 +126,13 @@ class Families(Generic[HostT, PluginT]):
         self._broken: set[str] = set()
 
     def get(self, name: str) -> PluginT:
-        """The loaded plugin. Raises as `require` and `require_ready` do, and Failed."""
+        """The loaded plugin. Raises Failed, and whatever `require` and `require_ready` raise."""
         if name in self._loaded:
             return self._loaded[name]
         family, variant = self._find(name)
         with self._lock:
             loading = self._loading.setdefault(name, threading.Lock())
-        with loading:  # one lock a name: gigabytes of one must not hold up the others
+        with loading:  # one lock per name: loading gigabytes must not hold up other plugins
             if name not in self._loaded:
                 self.require_ready(name)
                 try:
@@ -149,16 +147,16 @@ class Families(Generic[HostT, PluginT]):
             return self._loaded[name]
 
     def require(self, name: str) -> None:
-        """Raise NotFound unless `name` is installed; loads nothing."""
+        """Raise `unknown` unless `name` is installed. Loads nothing."""
         self._find(name)
 
     def require_ready(self, name: str) -> None:
-        """Raise NotReady, with what is missing; loads nothing."""
+        """Raise `not_ready` with what is missing. Loads nothing."""
         if reason := self._missing(*self._find(name)):
             raise self.not_ready(f"{name} cannot run: {reason}")
 
     def variants(self) -> dict[str, Variant]:
-        """Every variant by its full name, sorted by family; loads none. Broken families are left out."""
+        """Every variant by its full name, sorted by family. Loads none. Broken families are left out."""
         return {name: variant for name, variant, _ in self._all() if variant}
 
     def _all(self) -> Iterator[tuple[str, Variant | None, str]]:
@@ -172,7 +170,7 @@ class Families(Generic[HostT, PluginT]):
                 yield f"{name}:{variant}" if variant else name, described, self._missing(family, variant)
 
     def _find(self, name: str) -> tuple[Family[HostT, PluginT], str]:
-        """The module that loads `name`, and its variant. Raises as `require` does."""
+        """The module that loads `name`, and its variant. Raises what `require` raises."""
         family, _, variant = name.partition(":")
         if family not in (known := names(self._package)):
             raise self.unknown(f"there is no {self.noun} {name[:80]!r}; installed: {', '.join(known)}")
@@ -186,21 +184,21 @@ class Families(Generic[HostT, PluginT]):
         return module, variant
 
     def _family(self, name: str) -> tuple[Family[HostT, PluginT] | None, Mapping[str, Variant], str]:
-        """The module and its variants; or None, no variants, and why it cannot be used."""
+        """The module, its variants and ""; or None, no variants and why it cannot be used."""
         try:
             module = load(self._package, name)
             return cast("Family[HostT, PluginT]", module), _variants(module, self._host), ""
-        except Exception as error:  # noqa: BLE001 - foreign code: a broken one must not hide the others
+        except Exception as error:  # noqa: BLE001 - foreign code: a broken family must not hide the others
             return None, {}, self._broken_by(error, name)
 
     def _missing(self, family: Family[HostT, PluginT], variant: str) -> str:
         try:
             return family.missing(variant, self._host) if hasattr(family, "missing") else ""
-        except Exception as error:  # noqa: BLE001 - foreign code: a broken one must not hide the others
+        except Exception as error:  # noqa: BLE001 - foreign code: a broken family must not hide the others
             return self._broken_by(error, f"{family} {variant}")
 
     def _broken_by(self, error: Exception, name: str) -> str:
-        """A reason without the error's text, which may hold paths. The log has that, once."""
+        """A reason without the error's text, which may hold paths. The error is logged once."""
         if isinstance(error, ModuleNotFoundError):
             return f"it needs the package {error.name}"
         if name not in self._broken:

@@ -1,9 +1,8 @@
 """The vocabulary.
 
-Frame, for every coordinate in clickmask: continuous pixels of the upright (EXIF-transposed)
-image, origin at the outer corner of the top-left pixel, x right, y down; pixel (r, c) covers
-[c, c+1] x [r, r+1]. Sizes are (height, width); points (x, y); boxes (x0, y0, x1, y1).
-A pixel is in a polygon if its centre is.
+All coordinates in clickmask are continuous pixels of the upright (EXIF-transposed) image: origin at the
+outer corner of the top-left pixel, x right, y down; pixel (r, c) covers [c, c+1] x [r, r+1]. Sizes are
+(height, width), points (x, y), boxes (x0, y0, x1, y1). A pixel is in a polygon if its centre is.
 """
 
 from __future__ import annotations
@@ -30,11 +29,8 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class ImageRef:
-    """Where an image is: data:, http(s)://, file:// or a digest that is already known.
-
-    `headers` are sent to the origin of `uri` and to no other; they may hold a token,
-    so they are never compared, printed or stored.
-    """
+    """The address of an image: data:, http(s)://, file:// or a known digest. `headers` go only to the origin
+    of `uri`. They may hold a token, so they are never compared, printed or stored."""
 
     uri: str
     headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False, compare=False)
@@ -42,7 +38,7 @@ class ImageRef:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """Upright RGB pixels, read-only, and the digest that names them and their decoder."""
+    """Upright RGB pixels, read-only, and the digest that identifies them and their decoder."""
 
     pixels: Pixels
     digest: str
@@ -55,10 +51,10 @@ class Image:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What an annotator pointed at: points, at most one box, at most one mask of the whole image.
+    """The input of an annotator: points, at most one box, at most one mask of the whole image.
 
-    Raises InvalidInput where nothing positive was pointed at (background points alone say
-    only where the object is not), a number is not finite, or a box has no area.
+    Raises InvalidInput without anything positive (background points only say where the object is not), for a
+    number that is not finite, and for a box without area.
     """
 
     foreground: tuple[Point, ...] = ()
@@ -82,7 +78,7 @@ class Prompt:
             raise InvalidInput(f"a mask prompt has two dimensions, not {self.mask.ndim}")
 
     def require_inside(self, size: Size) -> None:
-        """Raise InvalidInput unless all of the prompt lies in an image of `size`, edges included."""
+        """Raise InvalidInput unless the whole prompt lies in an image of `size`, edges included."""
         height, width = size
         for x, y in self.foreground + self.background:
             if not (0 <= x <= width and 0 <= y <= height):
@@ -96,10 +92,10 @@ class Prompt:
 
 
 class Prediction:
-    """One answer of a segmenter; it does not change. `mask` may be empty: nothing was found there.
+    """One immutable answer of a segmenter. An empty `mask` means that nothing was found.
 
-    Of several candidates mostly one is looked at, so a segmenter may hand over a function instead
-    of the mask: it is called at most once, by whichever thread looks first.
+    A function may stand in for the mask, since most candidates are never looked at. The first thread that
+    reads `mask` calls it, once.
     """
 
     __slots__ = ("_lock", "_mask", "score", "segmenter")
@@ -121,7 +117,7 @@ class Prediction:
 
 
 class Embedding(Protocol):
-    """What `encode` gives: never mutated, and of a known size, so that a cache can be bounded."""
+    """The result of `encode`: never mutated, and of a known size, so that a cache can be bounded."""
 
     @property
     def nbytes(self) -> int: ...
@@ -129,11 +125,11 @@ class Embedding(Protocol):
 
 @runtime_checkable
 class SamFeatures(Embedding, Protocol):
-    """An embedding that the decoder of a SAM reads, wherever that runs: in CVAT's page, for one."""
+    """An embedding that a SAM decoder can read anywhere, for example in CVAT's page."""
 
     @property
     def features(self) -> NDArray[np.float32]:
-        """(256, 64, 64), of the image with its long side at 1024 px and padded below or on the right."""
+        """(256, 64, 64), of the image scaled to 1024 px on its long side and padded below or on the right."""
         ...
 
 
@@ -141,13 +137,13 @@ EmbeddingT = TypeVar("EmbeddingT", bound=Embedding)
 
 
 class Segmenter(Protocol[EmbeddingT]):
-    """A promptable segmenter, in two halves.
+    """A promptable segmenter in two halves.
 
-    The slow half sees only the image, so that its result can be computed once and kept; the fast
-    half sees only that result and a prompt. Both MUST be free of state and callable from any
-    thread: an object that remembers "the current image" hands one annotator another's mask.
-    `decode` MUST give at least one prediction, best first, with masks of the whole image that
-    the caller owns. It is only called with prompts that passed `Prompt.require_inside`.
+    The slow half sees only the image, so its result is computed once and kept. The fast half sees only
+    that result and a prompt. Both MUST be stateless and callable from any thread: an object that
+    remembers "the current image" hands one annotator another's mask. `decode` MUST give at least one
+    prediction, best first, with masks of the whole image that the caller owns. It is only called with
+    prompts that passed `Prompt.require_inside`.
     """
 
     @property
@@ -162,12 +158,11 @@ class Segmenter(Protocol[EmbeddingT]):
 
 @runtime_checkable
 class Refinable(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
-    """A segmenter that can be shown its previous mask again, and corrects it.
+    """A segmenter that can correct its own previous mask.
 
-    `decode_from` MUST be as free of state as `decode` is. `logits` are those of one earlier
-    prediction, (1, h, w), from the same embedding, or None at the first step; they are not written
-    to. It gives the predictions, best first, and their logits (n, h, w) in the same order.
-    `decode` MUST be `clickmask.inference.refinement.replay`.
+    `decode_from` MUST be as stateless as `decode`. It gets the `logits` (1, h, w) of one earlier prediction
+    from the same embedding, or None at the first step, and MUST NOT write to them. It gives the predictions,
+    best first, and their logits (n, h, w) in order. `decode` MUST be `clickmask.inference.refinement.replay`.
     """
 
     def decode_from(
@@ -177,11 +172,11 @@ class Refinable(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
 
 @runtime_checkable
 class GridPromptable(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
-    """A segmenter that can be clicked all over an image at little cost; its `Variant` says `sweeps`.
+    """A segmenter that can cheaply be clicked all over an image; its `Variant` says `sweeps`.
 
-    `decode_clicks` answers N foreground points (N, 2), each on its own, with logits (N, n, h, w) in
-    the segmenter's frame and its scores (N, n), as the network gives them. `enlarge` makes one
-    of these, (1, h, w), the mask of the pixels above `threshold`, of the whole image at any `size`.
+    `decode_clicks` answers N separate foreground points (N, 2) with logits (N, n, h, w) in the
+    segmenter's frame and scores (N, n), both straight from the network. `enlarge` turns one of these
+    logits, (1, h, w), into the whole-image mask of any `size` of the pixels above `threshold`.
     """
 
     def decode_clicks(
@@ -192,11 +187,11 @@ class GridPromptable(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
 
 
 class Annotator(Protocol):
-    """What labels a whole image by itself: no prompt, any number of objects.
+    """A model that labels a whole image by itself: no prompt, any number of objects.
 
-    `annotate` MUST be callable from any thread, and MUST NOT write into the image. It gives each
-    object with its label, best first, and nothing at all where there is nothing. A label MUST be
-    one of `labels`; a mask MUST be of the whole image and not empty, and is the caller's.
+    `annotate` MUST be callable from any thread and MUST NOT write to the image. It gives each object
+    with its label, best first, or an empty list. A label MUST be one of `labels`. A mask MUST cover the
+    whole image, MUST NOT be empty, and belongs to the caller.
     """
 
     @property
