@@ -31,8 +31,7 @@ class ArchiveStatus:
 
 class ImageArchive:
     """Files named by pixel digest, at most `capacity` bytes. For any thread and several processes. If full,
-    images without labels (by `is_labelled`) go, longest unused first; if too few go, a new one is not kept.
-    """
+    images without labels (by `is_labelled`) go, longest unused first, or the new one is not kept."""
 
     def __init__(self, folder: Path, capacity: int, is_labelled: Callable[[str], bool]) -> None:
         self._folder = folder

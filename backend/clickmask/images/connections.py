@@ -68,8 +68,8 @@ def is_public(address: str) -> bool:
 
 
 class Deadline:
-    """A total time for everything that the watched sockets receive, as a context manager. A socket's own
-    timeout restarts with each byte, so a server that drips would hold a thread for ever."""
+    """A total time for all that the watched sockets receive, as a context manager; `passed` says if it is up.
+    A socket's own timeout restarts with each byte, so a server that drips would hold a thread for ever."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds

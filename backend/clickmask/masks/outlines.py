@@ -198,8 +198,8 @@ def fit(chain: Chain, boundary: Boundary, rounds: int) -> Chain:
 
 
 def contacts(rings: Sequence[Ring]) -> list[tuple[int, int]]:
-    """Pairs (i, j), i <= j, of rings that cross or touch, or of a ring that does so itself (i == j). Exact
-    for vertices at 1/16 px up to 2**15 px. Consecutive edges may only meet in their common vertex."""
+    """Pairs (i, j), i <= j, of rings that cross or touch, or of one that does so itself (i == j). Exact for
+    multiples of 1/16 px up to 2**15 px. Consecutive edges may only meet in their common vertex."""
     ring = np.repeat(np.arange(len(rings)), [len(r) for r in rings])
     if not len(ring):
         return []

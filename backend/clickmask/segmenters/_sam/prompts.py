@@ -14,15 +14,16 @@ MASK_PROMPT_LOGIT = 8.0  # logit inside a given mask, its negative outside; SAM'
 
 
 def resized_size(size: Size, side: int) -> Size:
-    """Size of an image scaled to a long side of `side`, rounded like the reference but never to 0."""
+    """Size of an image scaled to a long side of `side`, rounded like the reference, but not to 0, which
+    breaks it."""
     scale = side / max(size)
     height, width = (max(1, int(length * scale + 0.5)) for length in size)
     return height, width
 
 
 def mask_to_logits(mask: Mask, side: int) -> Logits:
-    """(1, side / 4, side / 4) logits of `mask`, +MASK_PROMPT_LOGIT inside, negative outside, padded like the
-    image. Partly covered pixels lie in between, so the outline stays in place."""
+    """(1, side / 4, side / 4) logits of `mask`, padded like the image: MASK_PROMPT_LOGIT inside, its negative
+    outside, and in between if partly covered, so that the outline stays in place."""
     height, width = resized_size((mask.shape[0], mask.shape[1]), side)
     coverage = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     padded = np.zeros((side, side), np.float32)
