@@ -1,9 +1,8 @@
 """One package or module per labeling tool, found by its name.
 
-It offers `create(home: Home) -> Tool` and, if it has variables of its own, `SETTINGS`: a pydantic
-BaseModel with their fields, whose names begin with the tool's. Events, labels and projects are kept
-under the name of the package. Importing it must be cheap, so FastAPI, OpenCV and the like are imported
-by the methods that need them.
+It offers `create(home: Home) -> Tool` and, if it has variables of its own, `SETTINGS`: a pydantic BaseModel
+whose field names begin with the tool's name. Events, labels and projects are stored under the package's name.
+Importing it must be cheap, so methods import FastAPI, OpenCV and the like when they need them.
 """
 
 from __future__ import annotations
@@ -25,18 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NamedImage:
-    """An image to encode: `name` for people, `locate` says where it is and may raise a ClickmaskError."""
+    """An image to encode. `name` is for people; `locate` gives its address, or raises a ClickmaskError."""
 
     name: str
     locate: Callable[[], ImageRef]
 
 
 class Tool(Protocol):
-    """A labeling tool, for the server and the commands. Creating one asks the tool nothing.
+    """A labeling tool, for the server and the commands. Creating one sends no request.
 
-    `name` and `router` are needed. A tool that cannot do the rest inherits what stands here. `project`
-    is the name of a project as people give it. The methods that take one raise InvalidRequest if it is not
-    a name, and ToolUnavailable if the tool does not answer.
+    `name` and `router` are required; the rest has defaults. `project` is a project's name as people give it:
+    methods raise InvalidRequest if it is not one, and ToolUnavailable if the tool does not answer.
     """
 
     name: str
@@ -52,12 +50,12 @@ class Tool(Protocol):
 
     @property
     def origin(self) -> str | None:
-        """The address that the tool is configured at; None if it is not."""
+        """The tool's configured address; None if there is none."""
         return None
 
     @property
     def labels(self) -> LabelSource | None:
-        """The source of the tool's accepted labels; None if they are not taken in."""
+        """The source of the tool's accepted labels; None if they are not ingested."""
         return None
 
     def router(self, workbench: Workbench) -> APIRouter:

@@ -1,4 +1,4 @@
-"""One REST client for the labeling tools: keep-alive, retries, bounds, and refusals as sentences."""
+"""REST client shared by the labeling tools: keep-alive, retries, limits, and errors as sentences."""
 
 from __future__ import annotations
 
@@ -26,18 +26,15 @@ MAX_REQUEST_S = 300.0  # one request with its retries, waits and body
 MAX_RETRIES = 5
 BACKOFF_S = 0.5  # the first retry comes at once, then 1, 2, 4, 8 s, unless Retry-After says more
 MAX_ANSWER_BYTES = 2**30  # 50 tasks with 20 annotations of 100 kB each are 100 MB
-MAX_REASON_CHARS = 200  # of a tool's own words in an error
+MAX_REASON_CHARS = 200  # of the tool's own words in an error
 ABOUT_THIS = frozenset({400, 404, 409, 413, 422})
-REFUSED_UNREAD = frozenset({429})  # turned away before anything was done: even a POST may be sent again
+REFUSED_UNREAD = frozenset({429})  # refused before any work: even a POST may be sent again
 BUSY = REFUSED_UNREAD | {502, 503, 504}
 CHUNK_BYTES = 2**16
 
 
 class ToolError(ToolUnavailable):
-    """A labeling tool cannot be reached, or refuses what clickmask asks.
-
-    `status` is the HTTP status of the refusal, None if there was no answer.
-    """
+    """The tool cannot be reached or refuses; `status` is its HTTP status, None without an answer."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -45,15 +42,15 @@ class ToolError(ToolUnavailable):
 
     @property
     def is_about_this(self) -> bool:
-        """Whether it was refused for what it asked, so that the next request may well succeed."""
+        """Whether the tool refused this request alone, so that the next one may succeed."""
         return self.status in ABOUT_THIS
 
 
 class RestClient:
-    """Requests to one tool at `url`, for any thread. Connections are kept for the next request.
+    """Requests to one tool at `url`, for any thread, over connections that are kept.
 
-    A subclass says how sentences call the tool and its variables, and gives the Authorization header.
-    Raises ToolError for a `url` that is not an address or that carries a password.
+    A subclass names the tool and its variables for errors, and gives the Authorization header. Raises
+    ToolError if `url` is not an address or carries a password.
     """
 
     tool: ClassVar[str]
@@ -74,13 +71,13 @@ class RestClient:
             raise ToolError(
                 f"{self.url_variable} carries a user name or password: set {self.credentials} instead"
             )
-        # Unlike a requests.Session it has no cookies, and asks no .netrc and no proxy of the environment.
+        # Unlike a requests.Session, it has no cookies and reads no .netrc or proxy from the environment.
         timeout = Timeout(connect=CONNECT_TIMEOUT_S, read=self.read_timeout_s)
         self._pool = urllib3.PoolManager(maxsize=8, ca_certs=DEFAULT_CA_BUNDLE_PATH, timeout=timeout)
         self._pool.pool_classes_by_scheme = {**self._pool.pool_classes_by_scheme, "http": _Connections}
 
     def authorization(self, refused: str = "") -> str | None:
-        """The value of the Authorization header, another one than `refused` if there is one."""
+        """The value of the Authorization header; another than `refused` if there is one."""
         raise NotImplementedError
 
     def ask(
@@ -93,11 +90,10 @@ class RestClient:
         authorized: bool = True,
         idempotent: bool | None = None,
     ) -> Any:
-        """The JSON of the answer, None if it is empty. Raises ToolError.
+        """The answer's JSON, None if it is empty. Raises ToolError.
 
-        `body` is sent as JSON and may hold arrays. A tool that is busy (429, 502, 503, 504) is asked
-        again after as long as it says, if that does no harm: POST and PATCH are repeated after a 429
-        alone, unless they are `idempotent`.
+        `body` is sent as JSON and may hold arrays. A busy tool (429, 502, 503, 504) is asked again after the
+        delay it names if that is safe: POST and PATCH are repeated only after a 429, unless `idempotent`.
         """
         if not self.url:
             raise ToolError(f"no {self.tool} is configured: set {self.url_variable} and {self.credentials}")
@@ -133,7 +129,7 @@ class RestClient:
             raise self.not_its_api() from error
 
     def has(self, path: str) -> bool:
-        """Whether there is something at `path`: False for a 404. Raises ToolError for other refusals."""
+        """Whether `path` exists: False for a 404. Raises ToolError for other refusals."""
         try:
             self.ask("GET", path)
         except ToolError as error:
@@ -165,7 +161,7 @@ class RestClient:
             until,
             total=MAX_RETRIES,
             connect=0,
-            read=1 if repeatable else 0,  # a kept connection may be closed just when it is used again
+            read=1 if repeatable else 0,  # a kept connection may close just when it is used again
             allowed_methods=None,
             status_forcelist=BUSY if repeatable else REFUSED_UNREAD,
             backoff_factor=BACKOFF_S,
@@ -182,7 +178,7 @@ class RestClient:
                 redirect=False,
                 preload_content=False,
             ) as answer:
-                # As it comes, not in full chunks: a server that drips must not hold a thread for ever.
+                # Not in full chunks: a server that sends in drips must not hold a thread forever.
                 while chunk := answer.read1(CHUNK_BYTES, decode_content=True):
                     content += chunk
                     if len(content) > MAX_ANSWER_BYTES:
@@ -197,14 +193,13 @@ class RestClient:
 
 
 class _Connection(HTTPConnection):
-    """Acknowledges at once what it receives: no wait of 40 ms.
+    """A connection that acknowledges at once what it receives, which saves 40 ms.
 
-    Label Studio started without nginx (Django's runserver) sends head and body of an answer apart, and
-    the body only when the head is acknowledged, which a kept connection otherwise delays.
+    Label Studio without nginx (Django's runserver) waits for the acknowledgement of a head to send its body.
     """
 
     def getresponse(self) -> HTTPResponse:
-        if hasattr(socket, "TCP_QUICKACK") and self.sock:  # not a lasting option: Linux forgets it
+        if hasattr(socket, "TCP_QUICKACK") and self.sock:  # each time: Linux forgets it
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         return super().getresponse()
 
@@ -214,7 +209,7 @@ class _Connections(urllib3.HTTPConnectionPool):
 
 
 class _Retries(Retry):
-    """Retries that end at `until`, in seconds of `time.monotonic`: the last answer stands then."""
+    """Retries that end at `until`, in seconds of `time.monotonic`; the last answer then stands."""
 
     RETRY_AFTER_STATUS_CODES = REFUSED_UNREAD
 

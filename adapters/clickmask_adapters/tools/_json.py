@@ -15,7 +15,7 @@ MAX_SIDE_PX = 10**6  # beyond any image that is decoded
 
 
 def parse_object(raw: bytes, name: str) -> Json:
-    """The JSON object in `raw`. Raises InvalidRequest, which calls it `name`, as all of these do."""
+    """The JSON object in `raw`. Raises InvalidRequest; errors of this module call the value `name`."""
     try:
         return as_object(orjson.loads(raw), name)
     except orjson.JSONDecodeError as error:
@@ -23,7 +23,7 @@ def parse_object(raw: bytes, name: str) -> Json:
 
 
 def as_object(value: object, name: str, *, empty: bool = False) -> Json:
-    """`value`, if it is a JSON object; with `empty`, None stands for {}. Raises InvalidRequest."""
+    """`value` if it is a JSON object; with `empty`, None counts as {}. Raises InvalidRequest."""
     if value is None and empty:
         return {}
     if not isinstance(value, Mapping):
@@ -32,21 +32,21 @@ def as_object(value: object, name: str, *, empty: bool = False) -> Json:
 
 
 def as_list(value: object, name: str) -> list[object]:
-    """`value`, if it is a list. Raises InvalidRequest."""
+    """`value` if it is a list. Raises InvalidRequest."""
     if not isinstance(value, list):
         raise InvalidRequest(f"{name} must be a list")
     return cast("list[object]", value)
 
 
 def as_text(value: object, name: str) -> str:
-    """`value`, if it is a text. Raises InvalidRequest."""
+    """`value` if it is a text. Raises InvalidRequest."""
     if not isinstance(value, str):
         raise InvalidRequest(f"{name} must be a text")
     return value
 
 
 def as_id(value: object, name: str) -> int:
-    """The number by which a tool names something. Raises InvalidRequest."""
+    """The number of a tool's object. Raises InvalidRequest."""
     if not is_integer(value):
         raise InvalidRequest(f"{name} {str(value)[:40]!r} is not a number")
     return value
@@ -60,14 +60,14 @@ def as_side(value: object, name: str) -> int:
 
 
 def as_coordinate(value: object, name: str, below: float = MAX_NUMBER) -> float:
-    """A number of a prompt, finite and `below` in size. Raises InvalidInput."""
+    """A finite number of a prompt, less than `below` in size. Raises InvalidInput."""
     if not is_number(value, below):
         raise InvalidInput(f"{name} {str(value)[:40]!r} is no finite number")
     return value
 
 
 def project_number(project: str, tool: str) -> int:
-    """The number that `project` is. Raises InvalidRequest."""
+    """`project` as a number. Raises InvalidRequest."""
     if not (project.isascii() and project.isdigit()):
         raise InvalidRequest(f"{project[:40]!r} is not the number of a {tool} project")
     return int(project)
@@ -78,5 +78,5 @@ def is_integer(value: object) -> TypeGuard[int]:
 
 
 def is_number(value: object, below: float = MAX_NUMBER) -> TypeGuard[float]:
-    """Whether `value` is a number, neither infinite nor NaN, and `below` in size."""
+    """Whether `value` is a finite number, less than `below` in size."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < below

@@ -1,4 +1,4 @@
-"""A project's images, drawn on by its trained model before people do: the parts that both tools share."""
+"""Prelabelling with a project's trained model: the parts that both tools share."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from clickmask.errors import Busy, ImageUnavailable, InvalidInput, NotReady, Ref
 from clickmask.types import ImageRef, Prediction
 from clickmask.workbench import Proposal, Workbench
 
-UNREADABLE = (InvalidInput, TooLarge, Refused, ImageUnavailable)  # this image is left out; the others go on
+UNREADABLE = (InvalidInput, TooLarge, Refused, ImageUnavailable)  # leave out one image, not the others
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a tool's `prelabel`, or several together. `remaining` images are to come after it."""
+    """One step of a tool's `prelabel`, or the sum of several. `remaining` images follow it."""
 
     remaining: int
-    images: int = 0  # that were looked at
-    containers: int = 0  # tasks or jobs that were given what was found in them
-    objects: int = 0  # in these
-    untouched: int = 0  # tasks or jobs in which somebody, or this model, has been already
-    left_out: tuple[str, ...] = ()  # sentences about what could not be done
+    images: int = 0  # looked at
+    containers: int = 0  # tasks or jobs that got their objects
+    objects: int = 0  # drawn in these
+    untouched: int = 0  # tasks or jobs that somebody, or this model, had worked on before
+    left_out: tuple[str, ...] = ()  # sentences on what could not be done
 
     def then(self, after: Step) -> Step:
-        """Both steps together."""
+        """The sum of both steps."""
         return Step(
             after.remaining,
             self.images + after.images,
@@ -38,10 +38,7 @@ class Step:
 
 
 def require_trained(workbench: Workbench, tool: str, project: str) -> tuple[str, str]:
-    """The project's annotator and its version. Raises NotReady.
-
-    Ask before each image: another model may have been promoted since the one before.
-    """
+    """The project's annotator and version; ask before each image, as they change. Raises NotReady."""
     trained = workbench.trained_annotator(tool, project)
     if trained is None:
         raise NotReady(
@@ -61,8 +58,8 @@ def draw(
 ) -> list[tuple[str, Proposal]]:
     """The objects that `annotator` finds and that `can_be_drawn`, each with its label.
 
-    Waits while others keep the model busy; raises Busy after `until`, in seconds of `time.monotonic`.
-    The image is located again for each try: an access token may have expired meanwhile.
+    Waits while the model is busy; raises Busy after `until`, in seconds of `time.monotonic`. Each try locates
+    the image again, because an access token may have expired.
     """
     while True:
         try:

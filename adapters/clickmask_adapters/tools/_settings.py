@@ -1,4 +1,4 @@
-"""A type of variable that both tools have."""
+"""A settings type that both tools use."""
 
 from __future__ import annotations
 

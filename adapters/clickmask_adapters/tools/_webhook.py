@@ -1,4 +1,4 @@
-"""Rows of a tool that point at clickmask, its webhooks above all: made if missing, mended if wrong."""
+"""Webhooks and other rows of a tool that point at clickmask: added if missing, mended if wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def keep_oldest(
 ) -> Generator[str, None, Json | None]:
     """The oldest of `rows` whose `address` is `url`, None if there is none; the others are removed.
 
-    Yields a sentence about each row that is removed, which calls it `what`.
+    Yields a sentence about each removed row, which it calls `what`.
     """
     ours = sorted((row for row in rows if row[address].rstrip("/") == url), key=lambda row: row["id"])
     for surplus in ours[1:]:
@@ -24,7 +24,7 @@ def keep_oldest(
 
 
 def changed(row: Json, wanted: Json) -> str:
-    """The names of the members of `row` that are not as `wanted`. No values, which may be secrets."""
+    """Names of the members of `row` that differ from `wanted`; no values, which may be secrets."""
     return ", ".join(name.replace("_", " ") for name in wanted if row.get(name) != wanted[name])
 
 
@@ -39,11 +39,10 @@ def mend_webhook(
     added_note: str = "",
     kept_note: str = "",
 ) -> Generator[str, None, int]:
-    """Have exactly one webhook to `url`, and give its id. One sentence a step.
+    """Ensure that there is exactly one webhook to `url`, and return its id. Yields a sentence per step.
 
-    `webhooks` are those that are there, with their addresses in the member `address`. `wanted` gives the
-    members of ours from the one that is there, or from {} if there is none; `add` makes it then. The
-    notes end the sentences about a new webhook, and about one that is right already.
+    `webhooks` are the present ones, with URLs in the member `address`. `wanted` gives ours from the present
+    one, or from {} if `add` has to make it. Notes end the sentences on a new and on a correct webhook.
     """
     kept = yield from keep_oldest("webhook", url, webhooks, address, client.remove_webhook)
     wished = {address: url, **wanted(kept or {})}
