@@ -1,6 +1,6 @@
 """Predictions as CVAT's JSON (read and measured with 2.73.0 and cvat-sdk 2.80.0). Pure.
 
-CVAT's points are in the core's frame. Its boxes of masks are whole and inclusive; see `mask_points`.
+CVAT's points are in the core's frame. Its boxes of masks are whole and inclusive, see `mask_points`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from clickmask_adapters.tools.cvat.mask_points import (
 )
 
 CONFIDENCE = 0  # the attribute that CVAT's slider filters by
-MIN_PART_SHARE = 0.01  # of a detected mask's area: a smaller part is not worth a shape of its own
-MASKS: Final = frozenset({"mask", "any", "unknown"})  # types of labels that take a mask; `unknown` is old
+MIN_PART_SHARE = 0.01  # of a detected mask's area; smaller parts get no shape
+MASKS: Final = frozenset({"mask", "any", "unknown"})  # label types that take a mask; `unknown` is old
 DRAWN: Final = MASKS | {"polygon", "rectangle"}
 
 
 @dataclass(frozen=True)
 class Drawable:
-    """A label of CVAT with which a model's objects can be drawn."""
+    """A CVAT label with which a model's objects can be drawn."""
 
     id: int
     type: str
@@ -55,7 +55,7 @@ def shapes_reply(found: Sequence[Prediction]) -> bytes:
 
 
 def dense_reply(found: Sequence[Prediction], size: Size) -> memoryview:
-    """All masks in one, not cropped: CVAT since 2.60 would draw a crop at the image's corner."""
+    """The union of all masks, uncropped: CVAT since 2.60 would draw a crop at the image's corner."""
     mask = np.zeros(size, np.bool_)
     for prediction in found:
         mask |= prediction.mask
@@ -63,11 +63,11 @@ def dense_reply(found: Sequence[Prediction], size: Size) -> memoryview:
 
 
 def detector_reply(found: Sequence[tuple[str, Prediction]], min_iou: float) -> bytes:
-    """Each connected part as a mask and as a polygon: CVAT takes the polygon if the task wants one.
+    """Each connected part as a mask and as a polygon, which CVAT takes if the task wants polygons.
 
-    The parts of one object share a group. A part that is empty or has no outline is left out: CVAT stores
-    an empty mask invisibly, and refuses the whole frame for an outline of two points. Outlines have as
-    few points as an IoU of `min_iou` with the part allows.
+    Parts of one object share a group. Parts without pixels or outline are left out: CVAT stores empty masks
+    invisibly, and refuses a frame for an outline of two points. Outlines have as few points as `min_iou`
+    allows.
     """
     items: list[dict[str, Any]] = []
     for number, (label, prediction) in enumerate(found, 1):
@@ -87,7 +87,7 @@ def detector_reply(found: Sequence[tuple[str, Prediction]], min_iou: float) -> b
 
 
 def _parts(mask: Mask) -> Iterator[tuple[Mask, InclusiveBox]]:
-    """The connected parts worth a shape, largest first, at least one, each cropped and with its box."""
+    """Connected parts worth a shape, largest first and at least one, each cropped, with its box."""
     area = mask_area(mask)
     if not area:
         return
@@ -116,7 +116,7 @@ def _confidence(prediction: Prediction) -> str:
 
 
 def drawable(labels: Sequence[Json]) -> dict[str, Drawable]:
-    """The labels of a job that can mark what a model finds, by name."""
+    """The labels of a job that can mark a model's objects, by name."""
     typed = ((label, str(label.get("type") or "any")) for label in labels)
     return {str(label["name"]): Drawable(label["id"], kind) for label, kind in typed if kind in DRAWN}
 
@@ -128,10 +128,10 @@ def shapes(
     first_group: int,
     min_iou: float,
 ) -> list[dict[str, Any]]:
-    """Shapes for CVAT's API of the objects on one frame, which all have one of `labels`.
+    """Shapes for CVAT's API of the objects on one frame, all with one of `labels`.
 
-    The polygons of one object share a group: `first_group` plus the object's place. They have as few
-    points as an IoU of `min_iou` with the mask allows.
+    Polygons of one object share the group `first_group` plus its place. They have as few points as an IoU of
+    `min_iou` with the mask allows.
     """
     made: list[dict[str, Any]] = []
     for place, (name, prediction) in enumerate(found):

@@ -1,4 +1,4 @@
-"""A call of one of CVAT's functions: its body in, its answer out, and answers that come too late."""
+"""Calls of CVAT's functions: bodies in, answers out, and answers that come too late."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Begin = Callable[[], Coroutine[Any, Any, Response]]
 T = TypeVar("T")
 FEATURES = (256, 64, 64)  # shape of the embeddings that SAM's decoder reads
 MAX_RESULTS = 4  # each may have many megabytes
-RESULT_TTL_S = 900.0  # a model that was trained since would answer otherwise
+RESULT_TTL_S = 900.0  # a model trained since would answer differently
 
 
 class Invoker:
-    """Answers calls of functions, from any thread."""
+    """Calls of functions, answered by the workbench. For any thread."""
 
     def __init__(self, workbench: Workbench, min_iou: float, *, every_candidate: bool) -> None:
         self._workbench = workbench
@@ -40,7 +40,7 @@ class Invoker:
         self._every_candidate = every_candidate
 
     def answer(self, function: Function, body: bytes, user_agent: str) -> Response:
-        """Raises InvalidRequest and what `propose` or `annotate` raises."""
+        """The answer as JSON. Raises InvalidRequest and what `propose` or `annotate` raises."""
         asked, text = split_image(body)
         least_score = prompts.threshold(asked)
         answer: bytes | memoryview
@@ -57,11 +57,11 @@ class Invoker:
         return Response(answer, media_type="application/json")
 
     def _show(self, text: memoryview, ask: Callable[[ImageRef], T]) -> T:
-        """The result of `ask` for the image in base64, which is decoded only if its pixels are missing."""
+        """The result of `ask` for the base64 image, which is decoded only if its pixels are not in memory."""
         identity = self._workbench.identify_base64(text)
         try:
             return ask(ImageRef(f"digest:{identity.digest}"))
-        except Gone:  # other images took the place of its pixels
+        except Gone:  # other images evicted its pixels
             return ask(ImageRef("data:;base64," + str(text, "ascii")))
 
     def _masks(
@@ -91,20 +91,16 @@ class Invoker:
 
 
 class ResultCache:
-    """Answers that take longer than CVAT waits, finished and kept for its retry.
+    """Answers that outlast CVAT's wait, finished and kept for its retry. For one event loop.
 
-    Otherwise CVAT's retry would restart a three-minute annotation each time and it would never finish.
-    Belongs to one event loop, as asyncio's own objects do.
+    Otherwise each retry would restart a three-minute annotation, and it would never finish.
     """
 
     def __init__(self) -> None:
         self._begun = Lru[bytes, asyncio.Future[Response]](max_count=MAX_RESULTS)
 
     async def wait(self, until: float, key: bytes, begin: Begin) -> Response:
-        """The answer that was begun for `key` before, or begins now; given once, it is not kept.
-
-        Raises Busy if it takes longer than `until`, a time of `time.monotonic`.
-        """
+        """The answer for `key`, begun before or now, forgotten once given. Raises Busy after `until`."""
         begun = self._begun.get(key)
         if begun is None:
             begun = asyncio.ensure_future(begin())
@@ -118,17 +114,17 @@ class ResultCache:
                 asyncio.get_running_loop().call_later(RESULT_TTL_S, self._forget, key, begun)
 
     def _forget(self, key: bytes, begun: asyncio.Future[Response]) -> None:
-        if self._begun.get(key) is begun:  # and not an answer that another call has begun since
+        if self._begun.get(key) is begun:  # not one that another call has begun since
             self._begun.pop(key)
 
 
 def key_of(function: str, body: bytes) -> bytes:
-    """The key of a request in ResultCache; hashing takes 0.7 ms a megabyte."""
+    """The key of a request in ResultCache; hashing takes 0.7 ms per megabyte."""
     return hashlib.sha256(function.encode() + b"\n" + body).digest()
 
 
 async def wait(until: float, begun: asyncio.Future[Response]) -> Response:
-    """The result of `begun`. Raises Busy if it takes longer than `until`; `begun` goes on then."""
+    """The result of `begun`. Raises Busy after `until`, a time of `time.monotonic`; `begun` then goes on."""
     done, _ = await asyncio.wait({begun}, timeout=max(0.0, until - time.monotonic()))
     if done:
         return begun.result()

@@ -24,7 +24,7 @@ PAGE_SIZE = 100
 
 
 class CvatClient(RestClient):
-    """One CVAT. `authorization` is the value of that header, for this CVAT's origin alone."""
+    """One CVAT. `authorization` is the value of that header, sent only to this CVAT's origin."""
 
     tool = "CVAT"
     url_variable = URL_VARIABLE
@@ -41,10 +41,7 @@ class CvatClient(RestClient):
         return self._authorization
 
     def image_ref(self, address: str) -> ImageRef:
-        """The frame at a path of `labels.frame_address`, upright and in original quality.
-
-        Raises Refused for any other address: others must not choose what our token reads.
-        """
+        """The upright original frame at a `labels.frame_address`; Refused otherwise, to protect our token."""
         if not FRAME.fullmatch(address):
             raise Refused("this is not the address of a frame of a CVAT job")
         if not self.url or not self._authorization:
@@ -52,7 +49,7 @@ class CvatClient(RestClient):
         return ImageRef(self.url + address, {"Authorization": self._authorization})
 
     def version(self) -> str:
-        """The version of CVAT, which also says that it is there; needs no credentials."""
+        """CVAT's version, which also shows that it is there; needs no credentials."""
         return str(self.ask("GET", "/api/server/about", authorized=False).get("version", "unknown"))
 
     def project(self, project: int) -> Json:
@@ -72,15 +69,11 @@ class CvatClient(RestClient):
         return self.ask("GET", f"/api/jobs/{job}/annotations/")
 
     def read_job(self, job: int) -> JobContent:
-        """A job with its frames, labels and annotations.
-
-        The job comes first, so that its date is never newer than its annotations: a save in between
-        sends an event of its own.
-        """
+        """A job with all its content. The job is read first: its date is never newer than its annotations."""
         return JobContent(self.job(job), self.meta(job), self.labels({"job_id": job}), self.annotations(job))
 
     def add_shapes(self, job: int, shapes: Sequence[Json]) -> None:
-        """Add to the annotations of the job: all of `shapes`, or none if CVAT refuses one."""
+        """Add `shapes` to the job's annotations: all of them, or none if CVAT refuses one."""
         path = f"/api/jobs/{job}/annotations/"
         self.ask("PATCH", path, params={"action": "create"}, body={"shapes": list(shapes)})
 
@@ -91,9 +84,8 @@ class CvatClient(RestClient):
     def jobs(self, container: Mapping[str, int], since: str | None = None) -> Iterator[tuple[Json, int]]:
         """The jobs of {"project_id": …} or {"task_id": …}, oldest update first, and how many are left.
 
-        `since`: those updated then or later, in the form of their updated_date. A job that is updated
-        while its pages are read moves to the end and comes (again), and none is passed over: each
-        page starts at the last date instead of at a number.
+        `since` is an updated_date to start from. Each page starts at the last date instead of at a number, so
+        a job that is updated meanwhile moves to the end and comes again, and none is skipped.
         """
         ((name, number),) = container.items()
         seen: set[tuple[int, str]] = set()
@@ -116,7 +108,7 @@ class CvatClient(RestClient):
             page = 1 if len(seen) > before else page + 1
 
     def functions(self) -> list[Json]:
-        """The models that CVAT sees behind CVAT_NUCLIO_HOST, which it asks for this."""
+        """The models that CVAT finds at CVAT_NUCLIO_HOST, which it asks for this."""
         return self.ask("GET", "/api/lambda/functions")
 
     def interact(self, function: str, asked: Json) -> Json:
@@ -128,7 +120,7 @@ class CvatClient(RestClient):
         return list(self._pages("/api/webhooks", {"project_id": project}))
 
     def add_webhook(self, webhook: Json, organization: int | None) -> Json:
-        """`organization` is that of its project, without which CVAT looks in the personal workspace."""
+        """Add a webhook. Without its project's `organization`, CVAT looks in the personal workspace."""
         params = {"org_id": organization} if organization is not None else None
         return self.ask("POST", "/api/webhooks", body=webhook, params=params)
 

@@ -1,4 +1,4 @@
-"""A connection of a CVAT project with clickmask: the webhook, and a check both ways."""
+"""Connection of a CVAT project with clickmask: the webhook, and a check both ways."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clickmask_adapters.tools.cvat.labels import Frame, JobContent, frame_addres
 from clickmask_adapters.tools.cvat.routes import SECRET_VARIABLE
 
 EVENTS = ("update:job", "delete:job", "delete:task")
-OURS = "clickmask-"  # how the ids of our models begin
+OURS = "clickmask-"  # prefix of our models' ids
 INTERACTOR = "interactor"
 
 SERVER, ANNOTATION, WEBHOOKS = "cvat_server", "cvat_worker_annotation", "cvat_worker_webhooks"
@@ -36,11 +36,11 @@ def connect(
     secret: str | None,
     read: Callable[[ImageRef], object],
 ) -> Iterator[str]:
-    """Do and check what is needed, one sentence a step; doing it again changes nothing.
+    """Connect and check, one sentence per step; doing it again changes nothing.
 
     `our_url` is clickmask's address as CVAT's containers see it. CVAT signs its webhooks with `secret`.
-    `read` reads an image, as clickmask does for a label. Raises InvalidRequest if `project` is not a
-    number, and ToolError if a step fails: the sentences before it are then true.
+    `read` reads an image as for a label. Raises InvalidRequest if `project` is not a number, and ToolError if
+    a step fails.
     """
     number = project_number(project, "CVAT")
     if not secret:
@@ -90,10 +90,10 @@ def connect(
 
 
 def _ping(client: CvatClient, webhook: int, url: str, secret: str) -> Iterator[str]:
-    """Have CVAT post from its server; later deliveries come from its webhook worker.
+    """Have CVAT's server post now; later deliveries come from its webhook worker.
 
-    CVAT never shows a secret, but a refused signature tells that it has another one. A secret that is
-    right is never touched: `secret` may be another than the server's.
+    CVAT never shows a secret, but a refused signature means that it has another one. A secret that works is
+    never replaced, because `secret` may differ from the server's.
     """
     status = client.ping_webhook(webhook).get("status_code")
     if status == 401:
@@ -147,7 +147,7 @@ def _look_from_cvat(client: CvatClient, shown: tuple[JobContent, Frame] | None) 
                 error.status,
             ) from error
         yield f"A click through CVAT on frame {frame.number} of job {content.job['id']} was answered."
-    # Nothing in CVAT's API tells what its worker is set to.
+    # CVAT's API does not tell how its worker is set.
     yield (
         f"For whole tasks CVAT's worker needs {INVOKE_METHOD}=dashboard too: docker exec {ANNOTATION} "
         f"printenv {INVOKE_METHOD} shows it. Webhooks leave from {WEBHOOKS}, with its own SMOKESCREEN_OPTS."

@@ -1,8 +1,7 @@
-"""The models that CVAT is offered, described as nuclio's dashboard describes its functions. Pure.
+"""The models offered to CVAT, described as nuclio's dashboard describes its functions. Pure.
 
-CVAT 2.73.0 reads every description before it shows any. One mistake takes the whole page of models
-down: a list instead of an object, a text that is not a number, a missing description, labels that are
-not JSON.
+CVAT 2.73.0 reads every description before it shows any, so one mistake takes down its page of models: a list
+instead of an object, a text that is not a number, a missing description, labels that are not JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ SAM_PLUGIN = "pth-facebookresearch-sam-vit-h"
 """The id at which CVAT's page asks for an embedding, and decodes it itself: with ViT-H's decoder."""
 VIT_H = "sam:vit_h"
 
-NAME = re.compile(r"[a-zA-Z0-9_.-]+")  # of a function, as CVAT's own addresses take it
+NAME = re.compile(r"[a-zA-Z0-9_.-]+")  # of a function, as CVAT's own addresses allow it
 MAX_LABEL_CHARS = 64
 PROMPTS = "Click on the object, right-click on what is not part of it, or draw a box round it."
 
@@ -55,14 +54,14 @@ class Function:
                 )
 
     def described(self, port: int) -> dict[str, Any]:
-        """The entry as JSON; CVAT would call `port` if its nuclio method were `direct`."""
+        """The entry as JSON. CVAT would call `port` with its nuclio method `direct`."""
         annotations = {"name": self.title, "spec": "", "version": "2", "animated_gif": ""}
         if self.kind == "detector":
             numbered = enumerate(self.labels, 1)
             labels = [{"id": number, "name": label, "type": "mask"} for number, label in numbered]
             annotations |= {"type": "detector", "spec": orjson.dumps(labels).decode()}
         else:
-            # No `startswith_box`: CVAT takes any text for true, "false" too.
+            # No `startswith_box`: CVAT reads any text as true, even "false".
             annotations |= {
                 "type": "interactor",
                 "min_pos_points": "0",
@@ -85,7 +84,7 @@ class Function:
 def functions(
     segmenters: Sequence[SegmenterStatus], annotators: Sequence[AnnotatorStatus], default: str
 ) -> tuple[dict[str, Function], list[str]]:
-    """Everything that is ready, by id, the default segmenter first; and why something is left out."""
+    """The functions that are ready, by id, the default segmenter first; and why others are left out."""
     ready = sorted((each for each in segmenters if each.ready), key=lambda each: each.name != default)
     wanted: list[tuple[str, Kind, str, str, str, tuple[str, ...]]] = []
     for name in (each.name for each in ready):
@@ -95,7 +94,7 @@ def functions(
         )
     fit = [each.name for each in ready if each.decoder == VIT_H]
     if fit:
-        name = VIT_H if VIT_H in fit else fit[0]  # the real one before what imitates it
+        name = VIT_H if VIT_H in fit else fit[0]  # the original before its imitations
         title = "Segment Anything in the browser" + ("" if name == VIT_H else f" (embeddings of {name})")
         said = f"Masks that the browser decodes, from embeddings that {name} makes on clickmask's server"
         wanted.append((SAM_PLUGIN, "embedding", name, title, said, ()))

@@ -1,7 +1,6 @@
-"""A request's base64 image, cut out of the JSON around it without parsing it. Pure.
+"""A request's base64 image, cut out of its JSON without parsing it. Pure.
 
-CVAT sends the whole original image with every click. For an image of 6 MiB, whose text has 8 MiB,
-orjson takes 13 ms, and finding the two quotes 0.3 ms.
+CVAT sends the original image with every click: orjson takes 13 ms for 6 MiB (8 of text), a search 0.3 ms.
 """
 
 from __future__ import annotations
@@ -15,15 +14,12 @@ IMAGE = re.compile(rb'"image"[ \t\r\n]*:[ \t\r\n]*"')
 
 
 def split_image(body: bytes) -> tuple[Json, memoryview]:
-    """The request, whose "image" may be left out of it, and the bytes of that image's base64.
-
-    Raises InvalidRequest for anything but a JSON object with a text "image" that is not empty.
-    """
+    """The request, perhaps without its "image", and that image's base64. Raises InvalidRequest."""
     begin = IMAGE.search(body)
     end = body.find(b'"', begin.end()) if begin else -1
     if begin and end > begin.end() and body.find(b"\\", begin.end(), end) < 0:
         asked = parse_object(body[: begin.end()] + body[end:], "the request")
-        if asked.get("image") == "":  # else this is not the request's own "image" but one inside of it
+        if asked.get("image") == "":  # else this is a nested "image", not the request's own
             return asked, memoryview(body)[begin.end() : end]
     asked = parse_object(body, "the request")
     text = asked.get("image")

@@ -1,7 +1,6 @@
-"""CVAT's jobs as submissions, and its events as changes. Pure; as CVAT 2.73.0 has them.
+"""CVAT's jobs as submissions, and its events as changes, as of CVAT 2.73.0. Pure.
 
-An event carries no annotation. It says that a job changed, and every save of an annotator is one: its
-labels are only worth fetching if the job is accepted now.
+Events carry no annotation: every save sends one, and labels are worth fetching only if the job is accepted.
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ log = logging.getLogger(__name__)
 TOOL = "cvat"
 AREAS = frozenset({"mask", "polygon", "rectangle", "ellipse"})
 MAX_COORDINATE_PX = 1e9  # beyond any image that is decoded
-COUNTED_JOBS = frozenset({None, "annotation", "ground_truth"})  # a consensus replica is no result yet
+COUNTED_JOBS = frozenset({None, "annotation", "ground_truth"})  # a consensus replica is not a result yet
 
 
 @dataclass(frozen=True)
 class JobAccepted:
-    """The labels of a job are to be fetched. A repeated delivery is equal to the first."""
+    """A job whose labels are to be fetched. A repeated delivery equals the first."""
 
     job: int
     updated_at: float  # seconds since 1970, by CVAT's clock
@@ -48,7 +47,7 @@ class JobAccepted:
 
 @dataclass(frozen=True)
 class JobRejected:
-    """Labels that were accepted of a job are withdrawn, until it is accepted again."""
+    """A job whose accepted labels are withdrawn until it is accepted again."""
 
     job: int
     updated_at: float  # seconds since 1970, by CVAT's clock
@@ -79,28 +78,27 @@ class Frame:
 
 
 def readable(content: JobContent) -> Sequence[Submission | Unreadable]:
-    """The submissions of a job, or why it has none: it must not keep the others out."""
+    """The submissions of a job. An unreadable job is one Unreadable, and does not keep the others out."""
     name = f"job {str(content.job.get('id'))[:40]}"
     try:
         return submissions(content)
     except InvalidRequest as error:
         return [Unreadable(f"{name}: {error}")]
-    except Exception as error:  # CVAT may say something that nobody has thought of
+    except Exception as error:  # CVAT may send something unforeseen
         log.exception("%s: %s cannot be read", TOOL, name)
         return [Unreadable(f"{name} cannot be read ({type(error).__name__}); clickmask's log says why")]
 
 
 def submissions(content: JobContent) -> list[Submission | Unreadable]:
-    """One Submission for each frame of an accepted job, also if nothing was marked on it.
+    """One Submission per frame of an accepted job, even if nothing was marked on it.
 
-    A job that is neither accepted nor rejected gives nothing, not even the shapes that a model drew into
-    it. These frames are skipped, which withdraws what was accepted of them before:
-    - all of a rejected job, and deleted ones;
-    - those on which a track is seen without a keyframe: CVAT keeps the keyframes alone, and an image that
-      lacks an object would teach that there is none;
-    - those of a video without a shape: there are thousands, and they are like their neighbours.
-    Shapes that mark no area (points, lines, cuboids, skeletons) are left out and logged. A frame with a
-    damaged shape is Unreadable: a part of its labels would teach that there is nothing else on it.
+    A job that is neither accepted nor rejected gives nothing, not even shapes that a model drew in it.
+    Skipping a frame withdraws what was accepted on it before. These are skipped:
+    - frames of a rejected job, and deleted frames;
+    - frames where a track has no keyframe: CVAT keeps only keyframes, and the frame would lack the object;
+    - frames of a video without a shape: there are thousands, all like their neighbours.
+    Shapes without an area (points, lines, cuboids, skeletons) are left out and logged. A frame with a damaged
+    shape is Unreadable: some of its labels would teach that there is nothing else on it.
     """
     job = content.job
     if (
@@ -146,25 +144,25 @@ def submissions(content: JobContent) -> list[Submission | Unreadable]:
 
 
 def project_of(row: Json) -> str:
-    """The project of a job or a task, `task-<id>` if it has none."""
+    """The project of a job or task; `task-<id>` if it has none."""
     project = row.get("project_id")
     return str(project) if project is not None else f"task-{row.get('task_id', row.get('id'))}"
 
 
 def frame_address(job: int, frame: int) -> str:
-    """The path at which CVAT gives the frame as it was uploaded, turned upright."""
+    """The path of a frame as it was uploaded, turned upright."""
     return f"/api/jobs/{job}/data?type=frame&number={frame}&quality=original"
 
 
 def frames(content: JobContent) -> Iterator[Frame]:
-    """The frames of the job. A video is described once for all of them; a job may lack some in between."""
+    """The frames of the job, which may have gaps. A video is described once for all its frames."""
     job, meta = content.job, content.meta
     first, last = job["start_frame"], job["stop_frame"]
     described = meta["frames"]
     of_video = len(described) == 1 and last > first
     included: list[int] | None = meta.get("included_frames")
     numbers: Iterable[int] = range(first, last + 1)
-    if included is not None:  # CVAT counts these in the uploaded data, before its step
+    if included is not None:  # CVAT numbers these in the uploaded data, before its step
         stepped = re.search(r"step=(\d+)", meta.get("frame_filter") or "")
         step = int(stepped[1]) if stepped else 1
         kept = {first + (number - meta["start_frame"]) // step for number in included}
@@ -178,7 +176,7 @@ def frames(content: JobContent) -> Iterator[Frame]:
 
 
 def _shapes(annotations: Json, last: int) -> tuple[dict[int, list[Json]], set[int]]:
-    """Shapes and keyframes by frame, and the frames on which a track is seen without a keyframe."""
+    """Shapes and keyframes by frame, and the frames on which a track is visible without a keyframe."""
     found: defaultdict[int, list[Json]] = defaultdict(list)
     incomplete: set[int] = set()
     for shape in annotations.get("shapes") or ():
@@ -188,7 +186,7 @@ def _shapes(annotations: Json, last: int) -> tuple[dict[int, list[Json]], set[in
         for keyframe, after in zip_longest(keyframes, keyframes[1:]):
             if keyframe.get("outside") or keyframe["type"] not in AREAS:
                 continue
-            # Keyframes are numbered apart from shapes, so that one number may stand for both.
+            # Keyframes and shapes are numbered separately, so their numbers may collide.
             named = {"id": f"track-{keyframe['id']}", "label_id": track["label_id"]}
             found[keyframe["frame"]].append({**keyframe, **named})
             incomplete.update(range(keyframe["frame"] + 1, after["frame"] if after else last + 1))
@@ -198,7 +196,7 @@ def _shapes(annotations: Json, last: int) -> tuple[dict[int, list[Json]], set[in
 def _regions(
     shapes: Sequence[Json], names: Mapping[int, str], size: Size, left_out: Counter[str]
 ) -> Iterator[Region]:
-    """The regions of `shapes`, lowest first, as they lie above each other in CVAT. Raises InvalidRequest."""
+    """The regions of `shapes` in CVAT's order, lowest first. Raises InvalidRequest."""
     for shape in sorted(shapes, key=lambda shape: shape.get("z_order") or 0):
         kind = str(shape["type"])
         if kind not in AREAS:
@@ -217,8 +215,7 @@ def _regions(
 def geometry(shape: Json, size: Size) -> Geometry:
     """The geometry of a shape on an image of `size`; it may cover no pixel.
 
-    CVAT's coordinates are in our frame already. Raises ValueError, TypeError or LookupError if the shape
-    is damaged: CVAT 2.73 stores a mask with a wrong box as it comes, for one.
+    Raises ValueError, TypeError or LookupError for damage: CVAT 2.73, for one, stores masks with wrong boxes.
     """
     kind, points = shape["type"], shape["points"]
     if kind == "mask":
@@ -238,10 +235,9 @@ def geometry(shape: Json, size: Size) -> Geometry:
 
 
 def is_accepted(job: Json) -> bool:
-    """Whether the labels of a job count: its annotator completed it, or it is in acceptance.
+    """Whether a job's labels count: it was completed, or is in acceptance and was not rejected.
 
-    Both count: the UI can set one back and leave the other (cvat-ai/cvat#7206). A rejected job counts in
-    no stage.
+    Either is enough: the UI can set one back and leave the other (cvat-ai/cvat#7206).
     """
     return job.get("state") == "completed" or (job.get("stage") == "acceptance" and not is_rejected(job))
 
@@ -251,10 +247,7 @@ def is_rejected(job: Json) -> bool:
 
 
 def meaning(event: Json) -> Meaning | None:
-    """The meaning of a webhook's event for accepted labels; None if it has none.
-
-    Raises InvalidRequest if an event that would mean something lacks something that it must have.
-    """
+    """The effect of an event on accepted labels, None if there is none. Raises InvalidRequest."""
     match event.get("event"):
         case "update:job":
             job = as_object(event.get("job"), "the job of the event")
@@ -269,14 +262,14 @@ def meaning(event: Json) -> Meaning | None:
             return AnnotationDeleted(TOOL, _deleted(event, "job"))
         case "delete:task":
             return TaskDeleted(TOOL, _deleted(event, "task"))
-        case "delete:project":  # only webhooks of an organization hear of it
+        case "delete:project":  # sent only to webhooks of an organization
             return ProjectDeleted(TOOL, _deleted(event, "project"))
         case _:
             return None
 
 
 def timestamp(row: Json) -> float:
-    """The time of a row's last update, in seconds since 1970. Raises InvalidRequest if it has none."""
+    """Time of a row's last update, in seconds since 1970. Raises InvalidRequest if there is none."""
     try:
         return datetime.fromisoformat(row["updated_date"]).timestamp()
     except (KeyError, TypeError, ValueError) as error:

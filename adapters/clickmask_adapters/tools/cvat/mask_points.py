@@ -1,11 +1,9 @@
-"""CVAT's ways to write a mask, as CVAT 2.73.0 and `cvat_sdk.masks` 2.80.0 have them. Pure.
+"""CVAT's mask formats, as CVAT 2.73.0 and `cvat_sdk.masks` 2.80.0 have them. Pure.
 
-`points` of a shape of type "mask" is `[runs..., left, top, right, bottom]`: run lengths of a crop, row
-by row, and the box that was cropped. The first run counts zeros and may be 0; the box is inclusive, in
-whole pixels. COCO's RLE is another: column by column, of the whole image.
-
-Older versions and detectors take the mask as JSON text, a digit a pixel. It is written by hand: 12 Mpx
-are 24 MB.
+`points` of a shape of type "mask" is `[runs..., left, top, right, bottom]`: run lengths of a crop, row by
+row, and its box. The first run counts zeros and may be 0; the box is inclusive, in whole pixels. COCO's RLE
+runs column by column over the whole image instead. Older versions and detectors take the mask as JSON text, a
+digit per pixel, which is written by hand: 12 Mpx are 24 MB.
 """
 
 from __future__ import annotations
@@ -20,17 +18,14 @@ from clickmask.masks.regions import mask_box
 from clickmask.types import Mask, Size
 
 Characters = NDArray[np.uint8]
-InclusiveBox = tuple[int, int, int, int]  # left, top, right, bottom: the last column and row are in it
+InclusiveBox = tuple[int, int, int, int]  # left, top, right, bottom; the last column and row are inside
 ZERO, COMMA, OPEN, CLOSE = b"0,[]"
 HEAD, TAIL = b'{"mask":[', b"]}"
-PIXELS_AT_ONCE = 2**16  # stays in a processor's cache: only the text itself is new memory
+PIXELS_AT_ONCE = 2**16  # fits a processor's cache: only the text itself is new memory
 
 
 def mask_to_dense_reply(mask: Mask) -> memoryview:
-    """`{"mask":[[0,1,...],...]}` with a list of 0 and 1 for each row.
-
-    Raises ValueError for a mask without pixels.
-    """
+    """`{"mask":[[0,1,...],...]}`, a list per row. Raises ValueError for a mask without pixels."""
     _require_pixels(mask)
     height, width = mask.shape
     text = np.empty(len(HEAD) + height * (2 * width + 2) + len(TAIL) - 1, np.uint8)
@@ -51,10 +46,7 @@ def mask_to_dense_reply(mask: Mask) -> memoryview:
 
 
 def mask_to_flat(mask: Mask, after: tuple[int, ...] = ()) -> bytes:
-    """A JSON list of 0 and 1, row by row, followed by the numbers `after`.
-
-    Raises ValueError for a mask without pixels.
-    """
+    """A JSON list of 0 and 1 by rows, then `after`. Raises ValueError for a mask without pixels."""
     _require_pixels(mask)
     pairs = cv2.merge([np.full(mask.shape, COMMA, np.uint8), _digits(mask)])
     numbers = (b",%d" % number for number in after)
@@ -62,10 +54,9 @@ def mask_to_flat(mask: Mask, after: tuple[int, ...] = ()) -> bytes:
 
 
 def mask_to_points(mask: Mask) -> list[int]:
-    """`mask` as CVAT stores it, cropped to its box; number for number the same as `cvat_sdk.masks`.
+    """`mask` as CVAT stores it, cropped to its box; the same numbers as from `cvat_sdk.masks`.
 
-    An empty mask becomes one unset pixel, the first: CVAT has no other way, and draws nothing.
-    Raises ValueError for a mask without pixels.
+    An empty mask becomes its first pixel, unset, which CVAT draws as nothing. Raises as `mask_to_crop` does.
     """
     crop, box = mask_to_crop(mask)
     flat = crop.reshape(-1).view(np.uint8)
@@ -77,8 +68,8 @@ def mask_to_points(mask: Mask) -> list[int]:
 def points_to_mask(points: Sequence[float], size: Size) -> Mask:
     """The mask, a new array of `size`. CVAT gives the numbers back as floats.
 
-    Never takes more memory than the mask and a small multiple of `points`. Raises ValueError if
-    they are not whole numbers, the box is not in the image, or the runs do not fill the box.
+    Takes no more memory than the mask and a small multiple of `points`. Raises ValueError if they are not
+    whole numbers, the box is outside the image, or the runs do not fill the box.
     """
     try:
         given = np.asarray(points)
@@ -107,10 +98,7 @@ def points_to_mask(points: Sequence[float], size: Size) -> Mask:
 
 
 def mask_to_crop(mask: Mask) -> tuple[Mask, InclusiveBox]:
-    """The part of `mask` in its box, contiguous, and that box; the first pixel of an empty mask.
-
-    Raises ValueError for a mask without pixels.
-    """
+    """`mask` cropped to its box, or to its first pixel if empty, and the box. ValueError without pixels."""
     _require_pixels(mask)
     left, top, right, bottom = (int(side) for side in mask_box(mask) or (0, 0, 1, 1))
     crop = np.ascontiguousarray(mask[top:bottom, left:right])

@@ -1,11 +1,10 @@
-"""clickmask as a native function of CVAT: for `cvat-cli task auto-annotate`, and for agents.
+"""clickmask as a native function of CVAT, for `cvat-cli task auto-annotate` and for agents.
 
     cvat-cli task auto-annotate 7 --function-module clickmask_adapters.tools.cvat.native \
         -p kind=str:detector -p segmenter=str:everything:sam:vit_b
 
-Functions are as in cvat-sdk 2.80.0 (interactors since 2.71); its extra is `clickmask[cvat]`. It is
-imported by `create` and not before, so that this module can be imported, and looked at, without it.
-The models run in this process, or on a clickmask server.
+Functions follow cvat-sdk 2.80.0 (interactors since 2.71); its extra is `clickmask[cvat]`. `create` imports
+it, so that this module can be imported without it. The models run in this process, or on a clickmask server.
 """
 
 from __future__ import annotations
@@ -34,15 +33,12 @@ Kind = Literal["detector", "interactor"]
 def create(
     kind: Kind = "detector", segmenter: str = "", url: str = "", token: str = "", label: str = ""
 ) -> Detector | Interactor:
-    """The function that CVAT calls. Loads no model.
+    """The function that CVAT calls. Loads no model. Raises InvalidRequest, NotReady and ServerFailed.
 
-    `segmenter` is one of `clickmask segmenters` for an interactor (default: the configured one), and
-    an annotator (`everything:sam:vit_b`) for a detector (default: the first that is ready). With
-    `url` a clickmask server runs it, and `token` is its secret (default: CLICKMASK_TOKEN); without it
-    this process does, as CLICKMASK_* say. `label` renames the only label of a detector to one of the
-    task's.
-
-    Raises InvalidRequest, NotReady and ServerFailed.
+    `segmenter` is one of `clickmask segmenters` for an interactor (default: the configured one), and an
+    annotator (`everything:sam:vit_b`) for a detector (default: the first that is ready). A server at `url`
+    with the secret `token` (default: CLICKMASK_TOKEN) runs it; without `url` this process does. `label`
+    renames a detector's only label.
     """
     settings = Settings()
     secret = token or (settings.token.get_secret_value() if settings.token else None)
@@ -65,7 +61,7 @@ class Detector:
         if label and len(labels) > 1:
             raise InvalidRequest(f"{self._annotator} finds {', '.join(labels)}: which of them is {label!r}?")
         self._ids = {each: number for number, each in enumerate(labels, 1)}
-        # Declared as masks: CVAT takes polygons for them if it was asked to convert masks.
+        # Declared as masks: CVAT accepts polygons for them if it was asked to convert masks.
         self.spec: Any = self._sdk.DetectionFunctionSpec(
             labels=[
                 self._sdk.label_spec(label or each, number, type="mask") for each, number in self._ids.items()
@@ -73,14 +69,14 @@ class Detector:
         )
 
     def detect(self, context: Any, image: PIL.Image.Image) -> list[Any]:
-        """Shapes of the objects whose score is not below `context.conf_threshold`, best first."""
+        """Shapes of the objects with a score of at least `context.conf_threshold`, best first."""
         least_score = context.conf_threshold or 0.0
         shapes: list[Any] = []
         for number, (label, prediction) in enumerate(self._models.annotate(self._annotator, image), 1):
             if prediction.score < least_score or label not in self._ids or not prediction.mask.any():
-                continue  # a label that the spec lacks is that of a newer model
+                continue  # a label that the spec lacks is from a newer model
             if context.conv_mask_to_poly:
-                # One polygon per part of the mask, which share a group; CVAT's polygons have no holes.
+                # One polygon per part of the mask, all in one group; CVAT's polygons have no holes.
                 rings = simplify_mask(prediction.mask, self._min_iou).rings
                 outlines = [outer.reshape(-1).tolist() for outer, _ in group_rings(rings)]
                 group = {"group": number} if len(outlines) > 1 else {}
@@ -129,25 +125,22 @@ class Models(Protocol):
     """The models that a function runs: those of this process or of a server. For any thread."""
 
     def labels(self, annotator: str) -> tuple[str, tuple[str, ...]]:
-        """The annotator's name and its labels; for "" those of the first that is ready. Loads no model.
-
-        Raises NotFound, NotReady and ServerFailed.
-        """
+        """Name and labels, as `labels_of` gives them, without loading a model. Raises ServerFailed too."""
         ...
 
     def annotate(self, annotator: str, opened: PIL.Image.Image) -> list[tuple[str, Prediction]]: ...
 
     def prepare(self, segmenter: str, opened: PIL.Image.Image) -> Prepared:
-        """`segmenter` may be "" for the default one, here and below."""
+        """Encode the image. Here and below, a `segmenter` of "" is the default one."""
         ...
 
     def propose(self, segmenter: str, prepared: Prepared, prompt: Prompt) -> list[Prediction]:
-        """Best first, never empty. Raises as `Workbench.propose` does, or ServerFailed."""
+        """Masks, best first, never empty. Raises as `Workbench.propose` does, or ServerFailed."""
         ...
 
 
 class InProcess:
-    """The models that are installed here, as the settings say; keeps no labels and no proposals."""
+    """The models that are installed here, as configured. Keeps no labels and no proposals."""
 
     def __init__(self, settings: Settings) -> None:
         home = Home(settings.model_copy(update={"disk_bytes": 0}))

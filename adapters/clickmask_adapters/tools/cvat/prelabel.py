@@ -20,13 +20,12 @@ from clickmask_adapters.tools.cvat.pull import container_of
 def prelabel(workbench: Workbench, client: CvatClient, project: str, min_iou: float) -> Iterator[Step]:
     """Give each new job without annotations the objects that the served model finds on its frames.
 
-    All shapes of a job come in one request, so that a run that is stopped leaves it with all of them or
-    none; a job in which somebody begins meanwhile gets none. Videos are left out: people track in these.
-    Raises InvalidRequest if `project` is not a name of one, NotReady and ToolError.
+    A job gets all its shapes in one request or, if interrupted or begun by somebody, none. Videos are left
+    out, as people use tracks there. Raises InvalidRequest if `project` is not a name, NotReady and ToolError.
     """
     container = container_of(project)
     require_trained(workbench, TOOL, project)
-    # All of them first: each upload moves its job to the end of the pages.
+    # Read all of them first: each upload moves its job to the end of the pages.
     rows = {row["id"]: row for row, _ in client.jobs(container)}
     remaining = sum(row["frame_count"] for row in rows.values())
     for number, row in sorted(rows.items()):
@@ -58,7 +57,7 @@ def _prelabel_job(
     labels = drawable(content.labels)
     without: set[str] = set()
 
-    def can_be_drawn(label: str, _: Prediction) -> bool:  # an object that cannot is not remembered as shown
+    def can_be_drawn(label: str, _: Prediction) -> bool:  # others are not stored as shown
         if label not in labels:
             without.add(label)
         return label in labels
@@ -81,7 +80,7 @@ def _prelabel_job(
         yield Step(later + left, images=1)
     names = ", ".join(sorted(without))
     left_out = (f"job {job}: it has no label to draw {names} with",) if without else ()
-    # Looked at again: the frames have taken a while.
+    # Check again: the frames have taken a while.
     if not _is_new(client.job(job)) or _has_shapes(client.annotations(job)):
         yield Step(later, untouched=1, left_out=left_out)
         return
@@ -91,7 +90,7 @@ def _prelabel_job(
 
 
 def _is_new(job: Json) -> bool:
-    """Whether nobody has begun with the job, and it is not one by which others are judged."""
+    """Whether nobody has begun the job, an ordinary 2D one and not one by which others are judged."""
     return (job["state"], job["stage"], job.get("type", "annotation"), job.get("dimension", "2d")) == (
         "new",
         "annotation",

@@ -14,24 +14,23 @@ from clickmask.errors import InvalidInput, InvalidRequest
 from clickmask.types import Box, Point, Prompt, Size
 from clickmask_adapters.tools._json import Json, as_coordinate, as_list
 
-SHAPES_SINCE = (2, 60)  # older versions of CVAT draw nothing but a dense mask
+SHAPES_SINCE = (2, 60)  # older versions of CVAT draw only dense masks
 MAX_BOXES = 100
 MAX_POINTS = 10_000  # of all boxes together; CLICKMASK_MAX_POINTS is for each prompt
 
 
 @dataclass(frozen=True)
 class Pointed:
-    """Points and boxes of an annotator, as CVAT sends them: they may lie outside of the image."""
+    """An annotator's points and boxes, as CVAT sends them; they may lie outside the image."""
 
     foreground: tuple[Point, ...]
     background: tuple[Point, ...]
     boxes: tuple[tuple[Point, Point], ...]  # two opposite corners each
 
     def prompts(self, size: Size) -> list[Prompt]:
-        """One prompt per box, in their order, or one without a box; none if nothing positive is left.
+        """One prompt per box, in order, or one without a box; none if nothing positive is left.
 
-        Points outside of the image of `size` are moved to its edge, and a box without area is left out.
-        Of several boxes, each takes the points that lie nearer to it than to the others.
+        Points move into the image of `size` and belong to the nearest box; boxes without area are left out.
         """
         foreground, background = (
             tuple(_clamped(point, size) for point in points) for points in (self.foreground, self.background)
@@ -53,7 +52,7 @@ def understands_shapes(user_agent: str) -> bool:
 
 
 def pointed(asked: Json) -> Pointed:
-    """Raises InvalidRequest if the points are not lists of pairs, InvalidInput if they are not numbers."""
+    """The points and boxes of a request. Raises InvalidRequest, or InvalidInput for wrong numbers."""
     corners = _points(asked, "obj_bbox", 2 * MAX_BOXES)
     if len(corners) % 2:
         raise InvalidRequest(f"obj_bbox has {len(corners)} points: each box has two, its corners")
@@ -65,7 +64,7 @@ def pointed(asked: Json) -> Pointed:
 
 
 def threshold(asked: Json) -> float:
-    """The least score that is wanted; CVAT leaves it out if all are."""
+    """The lowest score that is wanted; CVAT leaves it out if all are."""
     value = asked.get("threshold")
     return 0.0 if value is None else as_coordinate(value, "threshold", math.inf)
 
@@ -75,7 +74,7 @@ def _points(asked: Json, name: str, most: int) -> tuple[Point, ...]:
     if given is None:
         return ()
     pairs = as_list(given, name)
-    if len(pairs) > most:  # before they are read: a million take seconds
+    if len(pairs) > most:  # checked before they are read: a million take seconds
         raise InvalidInput(f"{name} has at most {most} points")
     found: list[Point] = []
     for pair in pairs:
@@ -97,7 +96,7 @@ def _box(corners: tuple[Point, Point], size: Size) -> Box | None:
 
 
 def _nearest(points: Sequence[Point], boxes: Sequence[Box]) -> list[int]:
-    """The index of the nearest box of each point, the first of those equally near."""
+    """The index of each point's nearest box, the first of those equally near."""
     xy = np.reshape(points, (-1, 1, 2))
     corners = np.reshape(boxes, (1, -1, 4))
     apart = np.maximum(corners[..., :2] - xy, xy - corners[..., 2:]).clip(min=0)  # (points, boxes, 2)

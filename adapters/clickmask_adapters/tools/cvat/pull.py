@@ -1,4 +1,4 @@
-"""Labels and images out of CVAT: the changes of an event, and everything in a project."""
+"""Labels and images from CVAT: the changes in an event, and everything in a project."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from clickmask_adapters.tools.cvat.labels import (
 
 log = logging.getLogger(__name__)
 MAX_REMEMBERED_JOBS = 10_000
-DRAWABLE = AREAS | {"any", "unknown"}  # types of a label: a tag or a skeleton is no category of pixels
+DRAWABLE = AREAS | {"any", "unknown"}  # label types; a tag or a skeleton is not a category of pixels
 
 
 class CvatLabels:
@@ -42,7 +42,7 @@ class CvatLabels:
 
     def __init__(self, client: CvatClient) -> None:
         self._client = client
-        self._taken = Lru[int, float](max_count=MAX_REMEMBERED_JOBS)  # job: its date when read to its end
+        self._taken = Lru[int, float](max_count=MAX_REMEMBERED_JOBS)  # job: its date when last fully read
 
     @property
     def origin(self) -> str | None:
@@ -52,9 +52,9 @@ class CvatLabels:
         return self._client.image_ref(submission.address)
 
     def changes(self, event: bytes, retry: bool = False) -> Iterator[Change]:
-        """The changes that the event means. A job is read again only on `retry` or if it was saved since.
+        """The changes that the event reports. A job is read again only on `retry` or if it was saved since.
 
-        Raises InvalidRequest if it cannot be read, ToolError if CVAT cannot be asked now.
+        Raises InvalidRequest if the event cannot be read, ToolError if CVAT cannot be asked now.
         """
         means = meaning(parse_object(event, "the event"))
         if not isinstance(means, JobAccepted | JobRejected):
@@ -67,20 +67,19 @@ class CvatLabels:
         if content is None:
             return
         yield from self._changes_of(content)
-        # Only now: the caller may have failed in between, and will ask again.
+        # Only now: a caller that failed in between will ask again.
         self._taken.put(means.job, timestamp(content.job))
 
     def pull(self, project: str, position: str | None = None) -> Iterator[Page]:
         """The jobs of a project, or of `task-<id>`, from `position` on, oldest update first, one per page.
 
-        A job that is neither accepted nor rejected has no changes; one that is saved meanwhile comes
-        again. Raises InvalidRequest if `project` is not a name of one, NotFound if CVAT does not
-        have it, and ToolError.
+        Only accepted and rejected jobs have changes; one that is saved meanwhile comes again. Raises
+        InvalidRequest if `project` is not a name, NotFound if CVAT does not have it, and ToolError.
         """
         container = container_of(project)
         ((name, number),) = container.items()
         resource = name.removesuffix("_id")
-        if not self._client.has(f"/api/{resource}s/{number}"):  # CVAT would list no jobs, and no error
+        if not self._client.has(f"/api/{resource}s/{number}"):  # CVAT would list no jobs without an error
             raise NotFound(f"CVAT has no {resource} {number}")
         for job, remaining in self._client.jobs(container, position):
             judged = is_accepted(job) or is_rejected(job)
@@ -89,7 +88,7 @@ class CvatLabels:
             yield Page(changes, job["updated_date"], remaining)
 
     def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
-        """The deletions of those of `annotations`, (task, job), that CVAT no longer has."""
+        """Deletions of those `annotations`, (task, job), that CVAT no longer has."""
         for task in dict.fromkeys(task for task, _ in annotations):
             if not self._client.has(f"/api/tasks/{int(task)}"):
                 yield TaskDeleted(TOOL, task)
@@ -99,7 +98,7 @@ class CvatLabels:
                     yield AnnotationDeleted(TOOL, job)
 
     def _content(self, job: int) -> JobContent | None:
-        """None if the job is gone: its deletion is an event of its own, and a pull finds it."""
+        """A job's content; None if it is gone, which has an event of its own and is found by a pull."""
         try:
             return self._client.read_job(job)
         except ToolError as error:
@@ -120,7 +119,7 @@ class CvatLabels:
 
 
 def container_of(project: str) -> dict[str, int]:
-    """The filter of CVAT's API: {"project_id": 3} for 3, {"task_id": 7} for task-7. Raises InvalidRequest."""
+    """A filter of CVAT's API: {"project_id": 3} for 3, {"task_id": 7} for task-7. Raises InvalidRequest."""
     named = re.fullmatch(r"(task-)?(\d{1,9})", project)
     if not named:
         raise InvalidRequest(f"{project[:40]!r} is neither the number of a CVAT project nor task-NUMBER")
@@ -128,10 +127,9 @@ def container_of(project: str) -> dict[str, int]:
 
 
 def project_images(client: CvatClient, project: str) -> Iterator[NamedImage]:
-    """Every frame of every job of a project, or of `task-<id>`, by number.
+    """Every frame of a project, or of `task-<id>`, by number; a frame comes once, though jobs overlap.
 
-    A frame comes once, though jobs overlap; deleted frames and point clouds are left out. Raises
-    InvalidRequest if `project` is not a name of one, and ToolError.
+    Deleted frames and point clouds are left out. Raises InvalidRequest for a wrong name, and ToolError.
     """
     rows: dict[int, Mapping[str, object]] = {row["id"]: row for row, _ in client.jobs(container_of(project))}
     seen: set[tuple[object, int]] = set()

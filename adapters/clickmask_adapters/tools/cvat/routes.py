@@ -1,7 +1,7 @@
-"""The routes that CVAT 2.73.0 calls: those of nuclio's dashboard, which takes no code here, and a webhook.
+"""The routes that CVAT 2.73.0 calls: nuclio's dashboard, which takes no code here, and a webhook.
 
-CVAT asks for a function's description before each call of it: that never waits for a segmenter, nor
-for the pool that segmenters keep busy. If an answer is an error, its users see the reason phrase alone.
+CVAT asks for a function's description before each call, so that never waits for a segmenter or its threads.
+If an answer is an error, users see only the reason phrase.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from clickmask_adapters.tools.cvat.labels import TOOL
 from clickmask_adapters.tools.cvat.settings import CvatSettings
 
 log = logging.getLogger(__name__)
-FUNCTIONS_TTL_S = 5.0  # the list of functions is believed for so long: making it takes 0.03 s
-MAX_CLICK_S = 50.0  # the nginx before CVAT gives up on an annotator's call after 60
+FUNCTIONS_TTL_S = 5.0  # the list of functions is kept so long; making it takes 0.03 s
+MAX_CLICK_S = 50.0  # the nginx in front of CVAT gives up on a call after 60
 DEFAULT_TIMEOUT_S = 120.0  # CVAT's own default, if its request does not say
-RESERVE_S = 5.0  # an answer should be on its way so long before CVAT's timeout
+RESERVE_S = 5.0  # an answer should leave so long before CVAT's timeout
 SECRET_VARIABLE = "CVAT_WEBHOOK_SECRET"  # noqa: S105  # its name, not its value
 SIGNATURE = "X-Signature-256"
 
 
 def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIRouter:
-    """The routes of nuclio's dashboard, and the one for events that are signed with CVAT_WEBHOOK_SECRET."""
+    """The routes of nuclio's dashboard, and the one for events signed with CVAT_WEBHOOK_SECRET."""
     offered = Offered(workbench)
     invoker = Invoker(workbench, min_iou, every_candidate=settings.cvat_candidates)
     results = ResultCache()
@@ -65,8 +65,8 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
 
     async def invoke(request: Request, name: str) -> Response:
         function = await required(name)
-        body = await request.body()  # its size was limited at the gate
-        # The time counts from here: CVAT also waits while this waits for a thread of the pool.
+        body = await request.body()
+        # The time counts from here: CVAT also waits while this waits for a pool thread.
         until = time.monotonic() + patience(function, request.headers.get("x-nuclio-invoke-timeout", ""))
         user_agent = request.headers.get("user-agent", "")
 
@@ -80,7 +80,7 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
                     return await results.wait(until, key, begin)
                 return await wait(until, asyncio.ensure_future(begin()))
             except Busy as error:
-                # CVAT ends a batch with the first frame that fails, so a detector waits its turn.
+                # CVAT ends a batch at the first failed frame, so a detector waits its turn.
                 if function.kind != "detector" or time.monotonic() + error.retry_after >= until:
                     retry = {"Retry-After": f"{error.retry_after:.0f}"}
                     raise HTTPException(HTTPStatus.TOO_MANY_REQUESTS, str(error), retry) from error
@@ -132,7 +132,7 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
 
 
 class Offered:
-    """The functions that can be called, by name. Loads no model; logs what is ready but not offered."""
+    """The functions that can be called, by name. Loads no model, and logs what is ready but left out."""
 
     def __init__(self, workbench: Workbench) -> None:
         self._workbench = workbench
@@ -142,7 +142,7 @@ class Offered:
             log.warning("cvat: not offered: %s", reason)
 
     def now(self) -> Mapping[str, Function]:
-        """All functions that are ready now, or were a few seconds ago; `last` is the previous answer."""
+        """The functions that are ready, at most FUNCTIONS_TTL_S old; `last` is the previous answer."""
         if time.monotonic() >= self._until:
             self.last, _ = self._look()
             self._until = time.monotonic() + FUNCTIONS_TTL_S
@@ -154,7 +154,7 @@ class Offered:
 
 
 def patience(function: Function, timeout: str) -> float:
-    """Seconds until the answer must be there; `timeout` is CVAT's own, such as "120s"."""
+    """Seconds until the answer must be there; `timeout` is CVAT's own, "120s" for instance."""
     given = re.fullmatch(r"(\d{1,6}(?:\.\d{1,9})?)s", timeout)
     seconds = float(given[1]) if given else DEFAULT_TIMEOUT_S
     longest = seconds if function.kind == "detector" else MAX_CLICK_S
@@ -166,7 +166,7 @@ def _port(request: Request) -> int:
 
 
 def signature(secret: bytes, body: bytes) -> str:
-    """The value of X-Signature-256: HMAC-SHA256 over the body's bytes as they are sent."""
+    """The value of X-Signature-256: HMAC-SHA256 of the body's bytes as sent."""
     return "sha256=" + hmac.new(secret, body, hashlib.sha256).hexdigest()
 
 
@@ -178,7 +178,7 @@ def require_signature(secret: bytes | None, body: bytes, given: str) -> None:
             f"CVAT's webhooks are refused until {SECRET_VARIABLE} is set: to a secret of your own, the same "
             "for the server and for clickmask connect cvat",
         )
-    # Starlette decodes headers as Latin-1: these are the bytes as they came.
+    # Undoes Starlette's decoding of headers as Latin-1.
     if not hmac.compare_digest(signature(secret, body).encode(), given.encode("latin-1")):
         raise HTTPException(
             HTTPStatus.UNAUTHORIZED,
