@@ -1,7 +1,6 @@
 """Predictions as Label Studio's JSON (recorded with 1.23.2). Pure.
 
-Label Studio counts in percent of the image as it is displayed: EXIF applied, its own rotate tool
-not.
+Coordinates are percent of the image as displayed: EXIF applied, Label Studio's own rotate tool not.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from clickmask_adapters.tools.label_studio.prompts import Request
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """The answer's regions as JSON with arrays in it, and the polygons among them."""
+    """An answer's regions as JSON with arrays in it, and the polygons among them."""
 
     json: list[dict[str, Any]]
     polygons: SingleRings | None
@@ -32,8 +31,7 @@ class Regions:
 def regions(proposal: str, prediction: Prediction, asked: Request, min_iou: float) -> Regions:
     """The prediction as regions of every control that answers; none if its mask is empty.
 
-    The ids of the regions begin with `proposal`. Polygons have as few points as `min_iou` with the mask
-    allows.
+    Region ids begin with `proposal`. Polygons have as few points as `min_iou` with the mask allows.
     """
     mask = prediction.mask
     if not mask.any():

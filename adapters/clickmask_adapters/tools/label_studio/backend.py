@@ -25,9 +25,9 @@ from clickmask_adapters.tools.label_studio.labels import TOOL
 from clickmask_adapters.tools.label_studio.prelabel import Prelabeller, model_version
 
 log = logging.getLogger(__name__)
-MAX_REMEMBERED_TASKS = 1000  # tasks that were clicked in
-MAX_PREPARED = 64  # images of one request, and requests that wait: a whole project may be sent at once
-NEXT_TASKS = 3  # that are prepared while an annotator works on one
+MAX_REMEMBERED_TASKS = 1000
+MAX_PREPARED = 64  # images of one request, and waiting requests: a whole project may come at once
+NEXT_TASKS = 3  # prepared while an annotator works on one
 
 
 class Backend:
@@ -43,10 +43,7 @@ class Backend:
         return [status.name for status in self._workbench.segmenters() if status.ready]
 
     def set_up(self, asked: Json) -> str:
-        """Remember the segmenter that the project's extra_params name, and give the model version.
-
-        They are a JSON object, or one written as text, as Label Studio's form takes it.
-        """
+        """Remember the segmenter in extra_params, a JSON object or its text, and return the model version."""
         given = asked.get("extra_params")
         if isinstance(given, str):
             given = parse_object(given.encode(), "extra_params") if given.strip() else None
@@ -57,17 +54,17 @@ class Backend:
         return self.model_version(asked)
 
     def model_version(self, asked: Json, segmenter: str | None = None) -> str:
-        """The version that is served: Label Studio asks again for predictions when it changes."""
+        """The served version; Label Studio asks again for predictions when it changes."""
         served = self._workbench.trained_annotator(TOOL, _project(asked))
         return model_version(segmenter or self.segmenter(asked), served and served[1])
 
     def start_training(self, asked: Json) -> str:
-        """Start to train the project, and give the id of the job. Raises NotReady."""
+        """Start a training of the project, and return the job's id. Raises NotReady."""
         project = as_object(asked.get("project"), "the project of the event")
         return self._workbench.supervisor.request(TOOL, _project({"project": project.get("id")})).id
 
     def prelabel(self, asked: Json) -> list[dict[str, Any]]:
-        """The `results` of tasks that nobody has clicked in; none while no model is served."""
+        """The `results` of tasks that nobody has clicked in; none if no model is served."""
         served = self._workbench.trained_annotator(TOOL, _project(asked))
         if served is None:
             return []
@@ -108,7 +105,7 @@ class Backend:
         return {"result": regions.json, "score": score, "model_version": self.model_version(asked, segmenter)}
 
     def prepare(self, images: Sequence[tuple[int, str]], segmenter: str) -> None:
-        """Start on the images, (task, address), before the first click on them."""
+        """Start to encode the images, (task, address), before the first click on them."""
         for task, uri in images:
             try:
                 if not self._workbench.prepare(self._client.image_ref(task, uri), segmenter):
@@ -117,7 +114,7 @@ class Backend:
                 log.info("%s: task %d could not be prepared: %s", TOOL, task, error)
 
     def prepare_created(self, event: bytes) -> None:
-        """Start on the first images of new tasks: they will be labelled soon."""
+        """Start to encode the first images of new tasks, which will be labelled soon."""
         try:
             created = parse_object(event, "the event")
             project = as_object(created.get("project"), "the project of the event")
@@ -128,14 +125,14 @@ class Backend:
             log.info("%s: new tasks are not prepared: %s", TOOL, error)
 
     def is_first_click(self, asked: Json) -> bool:
-        """Whether nobody has clicked in this task yet: it is time to prepare the next ones."""
+        """Whether this is the first click in its task: the time to prepare the next tasks."""
         if self._client.url is None:
             return False
         task, _ = _task(_tasks(asked)[0])
         return self._clicked.put((_project(asked), task), True) is None
 
     def prepare_next(self, asked: Json) -> None:
-        """Start on the tasks that Label Studio shows next: by number, those that nobody has labelled."""
+        """Start to encode the tasks that Label Studio shows next: unlabelled ones, by number."""
         task, _ = _task(_tasks(asked)[0])
         try:
             project = project_number(_project(asked), "Label Studio")
@@ -151,7 +148,7 @@ class Backend:
 
 
 def _project(asked: Json) -> str:
-    """The project's number: Label Studio writes `1.1795370196`, with the time when it was made."""
+    """The project's number. Label Studio writes `1.1795370196`, which includes its creation time."""
     project = asked.get("project")
     if not isinstance(project, str | int) or isinstance(project, bool):
         raise InvalidRequest("the request does not name its project")
@@ -163,7 +160,7 @@ def _label_config(asked: Json) -> LabelConfig:
 
 
 def images_of(asked: Json) -> list[tuple[int, str]]:
-    """Task and address of the first images that the tasks show; a task without an image is left out."""
+    """Task and address of the tasks' first images; tasks without an image are left out."""
     config = _label_config(asked)
     found: list[tuple[int, str]] = []
     for task, data in map(_task, _tasks(asked)[:MAX_PREPARED]):
@@ -183,7 +180,7 @@ def _tasks(asked: Json) -> list[object]:
 
 
 def _task(task: object) -> tuple[int, Json]:
-    """Its number and its data."""
+    """A task's number and data."""
     described = as_object(task, "a task")
     return as_id(described.get("id"), "the id of a task"), as_object(
         described.get("data"), "the data of a task"

@@ -1,9 +1,8 @@
 """Label Studio's brush masks: run lengths of the mask's RGBA values, packed bit by bit.
 
-The format is that of thi.ng's rle-pack, as Label Studio 1.23.2 reads and writes it: a 32-bit
-count of values; 5 bits of word size - 1; four 4-bit run classes (size - 1); then blocks of 1 bit
-"is a run", 2 bits class, as many bits of length - 1 as the class says, and the value of the run
-or, if it is not a run, each of the values. The most significant bit comes first.
+The format is thi.ng's rle-pack, as Label Studio 1.23.2 reads and writes it, most significant bit first: a
+32-bit count of values; 5 bits of word size - 1; four 4-bit run classes (size - 1); then blocks of 1 bit "is a
+run", 2 bits of class, as many bits of length - 1 as the class says, and the run's value or all values.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ WORD_BITS = 8
 RUN_BITS = (3, 4, 8, 16)
 MAX_RUN = 2**16
 HEADER_BITS = 32 + 5 + 4 * 4
-OPAQUE = 128  # the least alpha of a pixel that counts: strokes drawn in the UI have soft edges
+OPAQUE = 128  # lowest alpha of a pixel in the mask: strokes drawn in the UI have soft edges
 
 
 def mask_to_brush_rle(mask: Mask) -> Bytes:
-    """`mask` as a row of bytes: foreground 255, background 0 in all four channels.
+    """`mask` as bytes: foreground 255, background 0 in all four channels.
 
-    Byte for byte the same as `label_studio_sdk.converter.brush.mask2rle` (2.1.2), down to the
-    zero byte at the end if the last bit fills its byte.
+    The same bytes as `label_studio_sdk.converter.brush.mask2rle` (2.1.2), even a zero byte after a full last
+    one.
     """
     if mask.ndim != 2 or not mask.size:
         raise ValueError(f"a mask of shape {mask.shape} has no brush")
@@ -41,7 +40,7 @@ def mask_to_brush_rle(mask: Mask) -> Bytes:
     lengths = CHANNELS * np.diff(ends, prepend=0)
     values = pixels[ends - 1].astype(np.int64) * 255
     classes = np.searchsorted([2**bits for bits in RUN_BITS[:3]], lengths)
-    # A run that is too long is cut; the rest keeps the widest class, however short it is.
+    # Overlong runs are cut; the rest keeps the widest class, however short it is.
     pieces = (lengths + MAX_RUN - 1) // MAX_RUN
     last = np.cumsum(pieces) - 1
     lengths, full = np.full(int(last[-1]) + 1, MAX_RUN), lengths - (pieces - 1) * MAX_RUN
@@ -53,10 +52,10 @@ def mask_to_brush_rle(mask: Mask) -> Bytes:
 
 
 def brush_rle_to_mask(rle: Sequence[int] | Bytes, size: Size) -> Mask:
-    """The pixels whose alpha is at least half, as a new mask of `size`.
+    """Pixels with alpha of at least half, as a new mask of `size`.
 
-    Never takes more memory than the mask and a small multiple of `rle`. Raises ValueError if `rle` is
-    cut off, was not made for an image of `size`, or is not a list of bytes.
+    Takes no more memory than the mask and a small multiple of `rle`. Raises ValueError if `rle` is cut off,
+    was made for another size, or is not a list of bytes.
     """
     height, width = size
     try:
@@ -84,13 +83,13 @@ def brush_rle_to_mask(rle: Sequence[int] | Bytes, size: Size) -> Mask:
 
 
 def _pack(blocks: Integers, bits: Integers, values: int) -> Bytes:
-    """The header of a brush with this number of `values`, then the lowest `bits` of each block."""
+    """The header for this number of `values`, then the lowest `bits` of each block."""
     starts = np.cumsum(bits) - bits + HEADER_BITS
     length = int(starts[-1] + bits[-1]) // 8 + 1
     packed = np.zeros(length + 5, np.uint8)
     first_byte = starts >> 3
-    # 27 bits at most, from some bit of the first byte: five bytes hold every block. A block has at
-    # least 14 bits, so no two begin in one byte, and each pass writes every byte once at most.
+    # A block has at most 27 bits, so five bytes hold it from any bit of the first. It has at least 14,
+    # so no two begin in one byte, and each pass writes every byte at most once.
     framed = blocks << (40 - bits - (starts & 7))
     for offset in range(5):
         packed[first_byte + offset] |= (framed >> (32 - 8 * offset) & 255).astype(np.uint8)
@@ -102,14 +101,11 @@ def _pack(blocks: Integers, bits: Integers, values: int) -> Bytes:
 
 
 def _blocks(packed: Bytes, run_bits: Sequence[int], values: int) -> tuple[Integers, Integers]:
-    """The length of each run, and the bit at which its value begins; a single value is a run of 1.
-
-    They are read one by one: a block says where the next one begins.
-    """
+    """The length of each run, and the bit at which its value begins; a single value is a run of 1."""
     source, bits = packed.tobytes() + bytes(4), 8 * len(packed)
     run_lengths, repeats, value_at = array("q"), array("q"), array("q")
     bit, found = HEADER_BITS, 0
-    while found < values:
+    while found < values:  # one by one: a block says where the next one begins
         if bit >= bits:
             raise ValueError(f"the brush is cut off: it has {found} of {values} values")
         word = int.from_bytes(source[bit >> 3 : (bit >> 3) + 4], "big") >> (13 - (bit & 7))  # 19 bits or more

@@ -1,4 +1,4 @@
-"""Label Studio's REST API as 1.23.2 has it, and the addresses of its tasks' images."""
+"""Label Studio's REST API as of 1.23.2, and the addresses of its tasks' images."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ STORAGE_SCHEMES = frozenset({"s3", "s3s", "gs", "azure-blob"})
 IMAGE_ROUTES = re.compile(
     r"/data/(upload|local-files)/|/storage-data/uploaded/|/(tasks|projects)/\d+/(resolve|presign)/"
 )
-RENEW_BEFORE_S = 60.0  # of an access token's 300 s that are left unused, for a fetch that waits
+RENEW_BEFORE_S = 60.0  # left unused of an access token's 300 s, for a fetch that waits
 LIFETIME_S = 300.0  # of an access token that does not say
 
 
 class Credentials:
     """The Authorization header of an API key: a legacy token or a personal access token. For any thread.
 
-    A personal access token is a JWT (it has two dots). Label Studio refuses it as it is: `exchange`
-    gives an access token of 300 s for it, and raises on failure.
+    `exchange` turns a personal access token, a JWT (two dots), into an access token of 300 s, or raises.
     """
 
     def __init__(
@@ -76,9 +75,8 @@ class LabelStudioClient(RestClient):
     def image_ref(self, task_id: int, uri: str) -> ImageRef:
         """The image `uri` of a task, with credentials only for Label Studio's own image routes.
 
-        A path is one of Label Studio's; storage URIs (s3:// and the like) are resolved through it.
-        Raises Refused for any other address and if Label Studio is needed but not configured, and
-        ToolError if a personal access token cannot be exchanged.
+        Label Studio serves its own paths and storage URIs (s3:// and the like). Raises Refused for other
+        addresses or if no Label Studio is configured, ToolError if a token cannot be exchanged.
         """
         scheme = uri.partition(":")[0].lower()
         if scheme == "data":
@@ -104,7 +102,7 @@ class LabelStudioClient(RestClient):
         )
 
     def _own(self, uri: str) -> ImageRef:
-        """An image of Label Studio's origin. The authors of tasks must not choose what our token reads."""
+        """An image at Label Studio's origin. Authors of tasks must not choose what our token reads."""
         path = unquote(urlsplit(uri).path)
         if ".." in path.split("/") or "\\" in path:
             raise Refused("the path of the task's image climbs with '..'")
@@ -123,7 +121,7 @@ class LabelStudioClient(RestClient):
         return self.url
 
     def version(self) -> str:
-        """The version of Label Studio, which also says that it is there; needs no key."""
+        """Label Studio's version, which also shows that it is there; needs no key."""
         return str(self.ask("GET", "/api/version", authorized=False).get("release", "unknown"))
 
     def project(self, project: int) -> dict[str, Any]:
@@ -141,7 +139,7 @@ class LabelStudioClient(RestClient):
             tasks = [task for task in found.get("tasks", []) if task["id"] not in seen]
             yield from tasks
             seen |= {task["id"] for task in tasks}
-            if not tasks or len(seen) >= found.get("total", 0):  # a page behind the last one is a 404
+            if not tasks or len(seen) >= found.get("total", 0):  # a page after the last one is a 404
                 return
 
     def annotated_tasks(
@@ -149,8 +147,8 @@ class LabelStudioClient(RestClient):
     ) -> tuple[list[dict[str, Any]], int]:
         """The next tasks with a number above `after`, by number, and how many there are above `after`.
 
-        Each has its annotations, drafts and predictions, and its data as it was imported.
-        `without_annotations` leaves out tasks that somebody has submitted; skipped ones stay.
+        Tasks have annotations, drafts, predictions and original data. `without_annotations` omits submitted
+        ones.
         """
         filters = [("id", "greater", after)]
         if without_annotations:
@@ -172,7 +170,7 @@ class LabelStudioClient(RestClient):
         return found.get("tasks", []), found.get("total", 0)
 
     def add_prediction(self, prediction: Mapping[str, Any]) -> None:
-        """`prediction` may hold arrays."""
+        """Add a prediction, which may hold arrays."""
         self.ask("POST", "/api/predictions/", body=prediction)
 
     def backends(self, project: int) -> list[dict[str, Any]]:
@@ -183,7 +181,7 @@ class LabelStudioClient(RestClient):
         return self.ask("POST", "/api/ml", body=backend)
 
     def change_backend(self, backend: int, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """`changes` must carry url and project: Label Studio checks the backend with them alone."""
+        """`changes` must carry url and project: Label Studio checks the backend with only them."""
         return self.ask("PATCH", f"/api/ml/{backend}", body=changes, idempotent=True)
 
     def remove_backend(self, backend: int) -> None:
@@ -209,7 +207,7 @@ def client_of(settings: LabelStudioSettings) -> LabelStudioClient:
 
 
 def _lifetime(token: str) -> float:
-    """Seconds for which a JWT is valid, by its own words: the clocks need not agree."""
+    """Seconds for which a JWT is valid by its own claims: the clocks need not agree."""
     payload = token.split(".")[1] if token.count(".") == 2 else ""
     try:
         claims = orjson.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))

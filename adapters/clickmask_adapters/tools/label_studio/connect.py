@@ -1,4 +1,4 @@
-"""A connection of a Label Studio project with clickmask: backend, webhook, and a check both ways."""
+"""Connection of a Label Studio project with clickmask: backend, webhook, and a check both ways."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ def connect(
     read: Callable[[ImageRef], object],
     username: str = "clickmask",
 ) -> Iterator[str]:
-    """Do and check what is needed, one sentence a step; doing it again changes nothing.
+    """Connect and check, one sentence per step; doing it again changes nothing.
 
-    `our_url` is clickmask's address as Label Studio sees it. `secret` and `username` are what clickmask
-    wants of its callers, a secret of None if it wants nothing. `read` reads an image, as clickmask does
-    for a click. Raises InvalidRequest if `project` is not a number, and ToolError if a step fails: the
-    sentences before it are then true, and the steps after it were not done.
+    `our_url` is clickmask's address as Label Studio sees it. Callers of clickmask need `username` and
+    `secret`, unless that is None. `read` reads an image as for a click. Raises InvalidRequest if `project` is
+    not a number, and ToolError if a step fails; later steps are then not done.
     """
     number = project_number(project, "Label Studio")
     url = our_url.rstrip("/")
@@ -39,7 +38,6 @@ def connect(
     yield f"Label Studio {version} takes the API key; project {number} is “{found.get('title', '')}”."
     yield from _mend_backend(client, number, url, username, secret)
     yield from _mend_webhook(client, number, f"{url}/webhook", secret)
-    # Listing makes Label Studio ask the backend for its health and setup.
     backend = next(row for row in client.backends(number) if row["url"].rstrip("/") == url)
     if backend.get("state") != CONNECTED:
         said = backend.get("error_message") or backend.get("readable_state")
@@ -57,7 +55,7 @@ def _mend_backend(
     wanted: dict[str, Any] = {"is_interactive": True, "auth_method": "NONE"}
     if secret:
         wanted |= {"auth_method": "BASIC_AUTH", "basic_auth_user": username}
-    # Label Studio never shows a password, so it is sent each time. A change is checked with url and project.
+    # Label Studio never shows a password, so it is sent each time. It checks changes with url and project.
     password = {"basic_auth_pass": secret} if secret else {}
     identity = {"project": project, "url": url}
     place = "backend", url
@@ -69,7 +67,7 @@ def _mend_backend(
             return
         except ToolError as error:
             kept = yield from keep_oldest(*place, client.backends(project), "url", client.remove_backend)
-            if kept is None:  # refused with 403 it may stand there nevertheless, without its webhook (1.23.2)
+            if kept is None:  # despite a 403 it may have been added, without its webhook (1.23.2)
                 raise _advised(error, f"the backend {url} could not be added") from error
             yield f"The backend {url} was added, though Label Studio refused its webhook."
     mended = changed(kept, wanted)
@@ -85,7 +83,7 @@ def _mend_backend(
 
 
 def _mend_webhook(client: LabelStudioClient, project: int, url: str, secret: str | None) -> Iterator[str]:
-    """Label Studio does not send basic auth with webhooks: they need a header of their own."""
+    """Give the webhook its own Authorization: Label Studio sends no basic auth with webhooks."""
     authorization = {"Authorization": f"Token {secret}"} if secret else {}
 
     def wanted(row: Json) -> dict[str, Any]:
@@ -135,6 +133,6 @@ def _look_at_label_studio(
 
 
 def _advised(error: ToolError, said: str) -> ToolError:
-    """A refusal of ours, with what to do if Label Studio blocks private addresses."""
+    """The error, with advice if Label Studio blocks private addresses."""
     blocked = error.status == 403 or any(word in str(error).lower() for word in ("local", "private", "ssrf"))
     return ToolError(f"{said}: {error}" + (f"; {UNBLOCK}" if blocked else ""), error.status)

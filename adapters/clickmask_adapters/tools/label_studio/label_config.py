@@ -12,7 +12,7 @@ from clickmask.errors import InvalidRequest
 
 ANSWER_KINDS = ("brush", "bitmask", "polygon")
 LABELS = "labels"
-UNNAMED_FIELD = "$undefined$"  # the field of tasks that were imported as bare addresses
+UNNAMED_FIELD = "$undefined$"  # the field of tasks imported as bare addresses
 VARIABLE = re.compile(r"\$([A-Za-z_][\w.\-]*)")
 
 
@@ -36,7 +36,7 @@ class Control:
     to_names: tuple[str, ...]
     labels: tuple[Label, ...]
     smart: bool
-    takes_any_label: bool  # its labels stand in the task, not here
+    takes_any_label: bool  # its labels come from the task
 
     @property
     def kind(self) -> str:
@@ -57,10 +57,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Answer:
-    """A control that an answer is drawn with, and the labels as they are written for it.
-
-    `labels_control` is the `Labels` tag that labels what a bare `Brush` or `Polygon` draws.
-    """
+    """A control to draw an answer with, and its labels; `labels_control` labels what a bare tag draws."""
 
     control: Control
     labels: tuple[str, ...]
@@ -70,16 +67,13 @@ class Answer:
 @dataclass(frozen=True)
 class LabelConfig:
     controls: tuple[Control, ...]
-    images: Mapping[str, str]  # name of the <Image>: its value or valueList, such as "$image"
+    images: Mapping[str, str]  # name of the <Image>: its value or valueList, "$image" for instance
 
     def control(self, name: str) -> Control | None:
         return next((control for control in self.controls if control.name == name), None)
 
     def image_uris(self, to_name: str, data: Mapping[str, Any]) -> list[str]:
-        """Addresses, from the task's `data`, of the images that `to_name` shows, in their order.
-
-        Raises InvalidRequest if there are none.
-        """
+        """Addresses in `data` of the images that `to_name` shows, in order. Raises InvalidRequest."""
         template = self.images.get(to_name)
         if template is None:
             raise InvalidRequest(f"the label config has no <Image> named {to_name[:80]!r}")
@@ -93,9 +87,9 @@ class LabelConfig:
     def answers(self, to_name: str, prompted_with: str, labels: Sequence[str]) -> list[Answer]:
         """The controls with which to answer a prompt with `labels` on `to_name`.
 
-        Every brush, bit mask and polygon that carries one of the labels; if there are none of these,
-        plain rectangles, for a project that labels with boxes. Never the control that was prompted
-        with, nor a smart rectangle, which is a way to ask. Raises InvalidRequest if no control is left.
+        These are all brushes, bit masks and polygons that carry one of the labels. A config without them
+        labels with boxes and gets its plain rectangles. Controls that ask never answer: the one that was
+        prompted with, and smart rectangles. Raises InvalidRequest if no control is left.
         """
         here = [control for control in self.controls if to_name in control.to_names]
         source = self.control(prompted_with)
@@ -118,7 +112,7 @@ class LabelConfig:
 
 
 def parse(xml: str) -> LabelConfig:
-    """Read a label config; tags and attributes in any case. Raises InvalidRequest if it is not XML."""
+    """Read a label config; tags and attributes may have any case. Raises InvalidRequest if it is not XML."""
     if "<!" in re.sub(r"<!--.*?-->", "", xml, flags=re.DOTALL):
         raise InvalidRequest("a label config has no document type and no entities")
     try:
@@ -149,7 +143,7 @@ def _attributes(element: ElementTree.Element) -> dict[str, str]:
 def _answer(
     control: Control, labelling: Sequence[Control], source: Control | None, labels: Sequence[str]
 ) -> Answer | None:
-    """None if some labels were asked for, and `control` carries none of them."""
+    """An answer with `control`; None if labels were asked for and it carries none of them."""
     if control.labels_itself:
         written = _written(control, source, labels)
         return Answer(control, written) if written or not labels else None
@@ -161,7 +155,7 @@ def _answer(
 
 
 def _written(control: Control, source: Control | None, labels: Sequence[str]) -> tuple[str, ...]:
-    """`labels`, written as in results of `source`, in the spelling of results of `control`."""
+    """`labels`, as results of `source` write them, in the spelling of results of `control`."""
     found: list[str] = []
     for label in labels:
         asked = source.find(label) if source else None
@@ -174,7 +168,7 @@ def _written(control: Control, source: Control | None, labels: Sequence[str]) ->
 
 
 def _resolve(template: str, data: Mapping[str, Any]) -> object:
-    """The value in a task of a template such as "$image", "$page.scan" or "https://host/$name"."""
+    """A template's value in a task; templates are "$image", "$page.scan" or "https://host/$name"."""
     if whole := VARIABLE.fullmatch(template):
         found = _look_up(whole[1], data)
         return data.get(UNNAMED_FIELD) if found is None else found

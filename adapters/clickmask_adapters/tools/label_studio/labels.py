@@ -1,7 +1,6 @@
-"""Label Studio's annotations as submissions. Pure; as 1.23.2 sends and stores them.
+"""Label Studio's annotations as submissions, as 1.23.2 sends and stores them. Pure.
 
-Coordinates are in percent of the image as it is displayed, upright; the rotate tool of the UI does not
-turn them.
+Coordinates are percent of the image as displayed, upright; the UI's rotate tool does not turn them.
 """
 
 from __future__ import annotations
@@ -40,16 +39,15 @@ log = logging.getLogger(__name__)
 TOOL = "label_studio"
 AREAS = ("brush", "bitmask", "polygon", "rectangle", "ellipse")  # points and texts have no pixels
 PROPOSED_REGION = re.compile(r"([A-Za-z0-9_-]{16})-\d+")  # the id of a region that `answers` made
-UPLOADED = re.compile(r"(?<=/)[0-9a-f]{8}-(?=[^/]+$)")  # put before the name of an upload
-DECIMALS = 9  # of a pixel: the conversion to percent and back changes no more than this
+UPLOADED = re.compile(r"(?<=/)[0-9a-f]{8}-(?=[^/]+$)")  # prefix of an upload's name
+DECIMALS = 9  # of a pixel: converting to percent and back changes no more than this
 MAX_PERCENT = 1e9
 
 
 def changes(event: Json) -> Iterator[Change]:
-    """The changes that an event of the webhook means; none if it is not about labels.
+    """The changes that a webhook's event reports; none if it is not about labels.
 
-    Lazy: each annotation is read when its turn comes, and one that cannot be read is Unreadable.
-    Raises InvalidRequest if the event itself lacks something that it must have.
+    Each annotation is read in its turn, or is Unreadable. Raises InvalidRequest if the event is incomplete.
     """
     match event.get("action"):
         case "ANNOTATION_CREATED" | "ANNOTATION_UPDATED":
@@ -62,7 +60,7 @@ def changes(event: Json) -> Iterator[Change]:
             yield from (AnnotationDeleted(TOOL, _id(each)) for each in _parts(event, "annotations"))
         case "TASKS_DELETED":
             yield from (TaskDeleted(TOOL, _id(each)) for each in _parts(event, "tasks"))
-        case "PROJECT_DELETED":  # only webhooks of the whole organization hear of it
+        case "PROJECT_DELETED":  # sent only to webhooks of the whole organization
             yield ProjectDeleted(TOOL, _id(_part(event, "project")))
         case "PROJECT_UPDATED":
             yield described(_part(event, "project"))
@@ -71,7 +69,7 @@ def changes(event: Json) -> Iterator[Change]:
 
 
 def described(project: Json) -> ProjectDescribed:
-    """Title, and the labels of all controls that mark areas, in the order of the label config."""
+    """The title, and the labels of all controls that mark areas, in the label config's order."""
     controls = config_of(project).controls
     drawing = [control for control in controls if control.kind in AREAS or control.type == LABELS]
     written = dict.fromkeys(label.written for control in drawing for label in control.labels)
@@ -79,10 +77,10 @@ def described(project: Json) -> ProjectDescribed:
 
 
 def submissions(annotation: Json, task: Json, config: LabelConfig) -> list[Submission]:
-    """One Submission for each image that the task shows, also if nothing was marked on it.
+    """One Submission for each image that the task shows, even if nothing was marked on it.
 
-    Results that mark no area (points, texts, relations) and areas without a label are left out and
-    logged. Raises InvalidRequest if a region is damaged: a part of an annotation is not an annotation.
+    Results without an area (points, texts, relations) and areas without a label are left out and logged.
+    Raises InvalidRequest if a region is damaged: a part of an annotation is not an annotation.
     """
     number, data = _id(task), _part(task, "data")
     images: list[tuple[str, int, str]] = []
@@ -106,7 +104,7 @@ def submissions(annotation: Json, task: Json, config: LabelConfig) -> list[Submi
     except ValueError:
         raise InvalidRequest(f"updated_at {str(written)[:40]!r} is no time") from None
     author = annotation.get("completed_by")
-    if isinstance(author, Mapping):  # the REST API gives an object to some callers, else the number alone
+    if isinstance(author, Mapping):  # the REST API gives some callers an object, others only the number
         author = cast("Json", author).get("id")
     found: list[Submission] = []
     for item, (name, index, uri) in enumerate(images):
@@ -135,13 +133,13 @@ def submissions(annotation: Json, task: Json, config: LabelConfig) -> list[Submi
 
 
 def readable(annotation: Json, task: Json, config: LabelConfig) -> Sequence[Submission | Unreadable]:
-    """The submissions of an annotation, or why it has none: it must not keep the others out."""
+    """The submissions of an annotation. An unreadable one is one Unreadable, and does not keep others out."""
     name = f"task {str(task.get('id'))[:40]}, annotation {str(annotation.get('id'))[:40]}"
     try:
         return submissions(annotation, task, config)
     except InvalidRequest as error:
         return [Unreadable(f"{name}: {error}")]
-    except Exception as error:  # its author may have drawn something that nobody has thought of
+    except Exception as error:  # its author may have drawn something unforeseen
         log.exception("%s: %s cannot be read", TOOL, name)
         return [Unreadable(f"{name} cannot be read ({type(error).__name__}); clickmask's log says why")]
 
@@ -155,7 +153,7 @@ def _submitted(event: Json, pairs: Sequence[tuple[Json, Json]]) -> Iterator[Chan
 
 
 def _drawn(annotation: Json, config: LabelConfig) -> Iterator[tuple[tuple[str, int], Size, Region]]:
-    """Image (its control's name and its index), size and region; several results of one id are one."""
+    """Image (its control's name and its index), size and region; results that share an id are one."""
     groups: dict[str, list[Json]] = {}
     for number, result in enumerate(_parts(annotation, "result")):
         groups.setdefault(str(result.get("id") or f"region {number}"), []).append(result)
@@ -166,7 +164,7 @@ def _drawn(annotation: Json, config: LabelConfig) -> Iterator[tuple[tuple[str, i
             log.info("%s: region %s of type %s marks no area", TOOL, name[:40], results[0].get("type"))
             continue
         labels = [label for each in results for label in _labels(each)]
-        if not labels and not has_labels:  # a project that only asks where, not what
+        if not labels and not has_labels:  # the project asks only where, not what
             labels = [str(shape.get("from_name"))]
         if not labels:
             log.info("%s: region %s has no label", TOOL, name[:40])
@@ -235,7 +233,7 @@ def _labels(result: Json) -> list[str]:
 
 
 def _basename(uri: str, task: str) -> str:
-    """The name of the image before it came to Label Studio, as far as its address tells."""
+    """The image's name before it came to Label Studio, as far as its address tells."""
     if uri[:5].lower() == "data:":
         subtype = re.match(r"data:image/(\w+)", uri, re.IGNORECASE)
         return f"task-{task}.{subtype[1].lower() if subtype else 'img'}"

@@ -1,8 +1,8 @@
-"""clickmask inside `label-studio-ml start`, for those who run their backends with it.
+"""clickmask inside `label-studio-ml start`, for people who run their backends with it.
 
-It needs the package label-studio-ml, so nothing of clickmask imports this module: a `model.py` does.
-It works with version 2, which is on no index, and with 1.0.9, which is; comments say how they differ.
-`clickmask serve` is quicker, asks for its secret, and hears every event.
+Only a user's `model.py` imports this module, as it needs label-studio-ml: version 2, which is on no index, or
+1.0.9, which is; comments say how they differ. `clickmask serve` is faster, asks for its secret, and receives
+every event.
 """
 
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false
@@ -55,10 +55,10 @@ def opened() -> Opened:
 
 
 class ClickmaskModel(LabelStudioMLBase):
-    """Answers clicks and boxes with what CLICKMASK_* and LABEL_STUDIO_* variables configure."""
+    """A model that answers clicks and boxes, configured by CLICKMASK_* and LABEL_STUDIO_* variables."""
 
     def setup(self) -> None:
-        """Tell version 2 the model's version, at each request. 1.0.9 names its versions itself."""
+        """Set version 2's model version at each request. 1.0.9 names its versions itself."""
         version = opened().backend.model_version({"project": self.project_id})
         if str(self.model_version) != version:
             self.set("model_version", version)
@@ -66,10 +66,7 @@ class ClickmaskModel(LabelStudioMLBase):
     def predict(
         self, tasks: list[dict[str, Any]], context: Json | None = None, **kwargs: Any
     ) -> list[dict[str, Any]]:
-        """Answer a click; without a context, prelabel with the project's model if it has one.
-
-        Prelabelling prepares the tasks' images, too.
-        """
+        """Answer a click; without a context, prepare the images, and prelabel if the project has a model."""
         asked = {"tasks": tasks, **self._project()}
         backend = opened().backend
         try:
@@ -84,20 +81,19 @@ class ClickmaskModel(LabelStudioMLBase):
         return orjson.loads(orjson.dumps(answers, option=orjson.OPT_SERIALIZE_NUMPY))
 
     def fit(self, event: str, data: Json, **kwargs: Any) -> None:
-        """Keep the event. Version 2 calls it inside of the annotator's request."""
+        """Keep the event. Version 2 calls this inside the annotator's request."""
         opened().workbench.keep_event(TOOL, orjson.dumps({"action": event, **data})).result()
 
     def process_event(self, event: str, data: Json, job_id: str, additional_params: Json) -> dict[str, Any]:
-        """Drop the event. 1.0.9 calls this in a process forked from one with open databases.
+        """Drop the event: 1.0.9 calls this in a forked process, which must not use its parent's databases.
 
-        It must not use these, so it cannot keep the event. Without a result 1.0.9 would log a traceback
-        for each earlier event at every setup.
+        Without a result, 1.0.9 would log a traceback for each earlier event at every setup.
         """
         return {}
 
     def _project(self) -> dict[str, Any]:
         if hasattr(self, "project_id"):
             return {"project": self.project_id, "label_config": self.label_config}
-        # 1.0.9 has one model for all projects, with the label config of the last that was set up.
+        # 1.0.9 has one model for all projects, with the label config of the last one set up.
         body = flask.request.get_json()
         return {"project": body.get("project"), "label_config": body.get("label_config")}

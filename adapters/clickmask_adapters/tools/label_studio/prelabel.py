@@ -1,7 +1,4 @@
-"""Predictions of a project's trained model, for tasks that nobody has touched.
-
-Label Studio asks for them itself, or `clickmask prelabel label-studio` stores them.
-"""
+"""Predictions of a project's trained model, which Label Studio asks for or `clickmask prelabel` stores."""
 
 from __future__ import annotations
 
@@ -24,22 +21,22 @@ from clickmask_adapters.tools.label_studio.label_config import Answer, LabelConf
 from clickmask_adapters.tools.label_studio.labels import TOOL, config_of
 
 log = logging.getLogger(__name__)
-PAGE = 50  # tasks, with the predictions that they have
+PAGE = 50  # tasks, with their predictions
 PREDICT_WAIT_S = 80.0  # Label Studio waits for 100
-OURS = re.compile(r".*, unet .*", re.DOTALL)  # what `model_version` gives
+OURS = re.compile(r".*, unet .*", re.DOTALL)  # a version that `model_version` gives
 TOUCHED = ("annotations", "cancelled_annotations", "drafts")  # submitted, skipped, or begun
 
 
 def model_version(segmenter: str, trained: str | None) -> str:
-    """The version under which Label Studio keeps predictions: it asks again for those of another one."""
+    """The version under which Label Studio keeps predictions; it asks again when the version changes."""
     return f"{segmenter}, {trained}" if trained else segmenter
 
 
 def prelabel(workbench: Workbench, client: LabelStudioClient, project: str, min_iou: float) -> Iterator[Step]:
-    """Give each task without annotations and drafts the prediction of the model that is served, once.
+    """Give each task without annotations and drafts one prediction of the served model.
 
-    A task is one request, so that a run that is stopped leaves it with its prediction or without.
-    Raises InvalidRequest if `project` is not a number, NotReady and ToolError.
+    Each task is one request, so an interrupted run leaves it with its prediction or without. Raises
+    InvalidRequest if `project` is not a number, NotReady and ToolError.
     """
     number = project_number(project, "Label Studio")
     require_trained(workbench, TOOL, project)
@@ -67,8 +64,8 @@ def prelabel(workbench: Workbench, client: LabelStudioClient, project: str, min_
                     raise
                 yield Step(remaining, images=1, left_out=(f"task {task['id']}: {error}",))
                 continue
-            # Label Studio shows the predictions of one version: only an older one of ours is replaced. If
-            # the project names a backend it follows that backend, and so this version.
+            # Label Studio shows the predictions of one version; only an older one of ours is replaced. A
+            # project that names a backend follows that backend, and so this version.
             if shown != version and (not shown or OURS.fullmatch(shown)):
                 client.change_project(number, {"model_version": version})
                 shown = version
@@ -79,7 +76,7 @@ def prelabel(workbench: Workbench, client: LabelStudioClient, project: str, min_
 
 
 class Prelabeller:
-    """Answers one request for predictions; Label Studio keeps them under `version`."""
+    """The answer to one request for predictions, which Label Studio keeps under `version`."""
 
     def __init__(
         self,
@@ -96,10 +93,10 @@ class Prelabeller:
         self._until = time.monotonic() + PREDICT_WAIT_S
 
     def answers(self, tasks: Sequence[tuple[int, Json]]) -> list[dict[str, Any]]:
-        """One entry of `results` per task, in their order. Raises Busy if they take too long.
+        """One entry of `results` per task, in order. Raises Busy if they take too long.
 
-        A task whose images cannot be read has no regions. If no task's can, there is no answer at all,
-        so that Label Studio keeps nothing and asks again.
+        A task with unreadable images has no regions. With only such tasks the answer is empty: Label Studio
+        asks again.
         """
         empty: dict[str, Any] = {"result": [], "score": 0, "model_version": self._version}
         found: list[dict[str, Any]] = []
@@ -114,10 +111,9 @@ class Prelabeller:
         return [] if all(answer is empty for answer in found) else found
 
     def answer(self, task: int, data: Json) -> dict[str, Any]:
-        """The entry of one task; its score is the least of its objects', which people look at first.
+        """The entry of one task. Its score is its objects' lowest, so that people look at weak ones first.
 
-        Raises InvalidRequest if the task has no image, the image errors, ToolError, Busy,
-        NotReady and NotFound.
+        Raises InvalidRequest if the task has no image, image errors, ToolError, Busy, NotReady and NotFound.
         """
         regions: list[dict[str, Any]] = []
         scores: list[float] = []
@@ -140,7 +136,7 @@ class Prelabeller:
         return {"result": regions, "score": min(scores, default=0), "model_version": self._version}
 
     def _control(self, label: str, to_name: str) -> Answer | None:
-        """The first control that has the label: an object is drawn once."""
+        """The first control with the label, as an object is drawn once; None if there is none."""
         try:
             return self._config.answers(to_name, "", [label])[0]
         except InvalidRequest as error:

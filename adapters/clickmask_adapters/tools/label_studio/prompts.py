@@ -25,19 +25,19 @@ MARKS = frozenset({"keypoint", "keypointlabels", "rectangle", "rectanglelabels",
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """The prompt of an annotator on one image, and what to answer with."""
+    """An annotator's prompt on one image, and the controls to answer with."""
 
-    prompt: Prompt | None  # None if every mark says only where the object is not
+    prompt: Prompt | None  # None if every mark is negative
     size: Size  # of the image, as Label Studio displays it
     to_name: str
     answers: tuple[Answer, ...]
-    image_rotation: float  # of the rotate tool, in degrees: only echoed
+    image_rotation: float  # of the rotate tool, in degrees; only echoed
     item_index: int | None  # among several images of a task; None if there is one
 
 
 @dataclass(frozen=True)
 class _Mark:
-    """A point or a rectangle that the annotator drew; several results of one id are one mark."""
+    """A point or a rectangle that the annotator drew; results that share an id are one mark."""
 
     result: Json
     labels: tuple[str, ...]
@@ -52,11 +52,10 @@ class _Mark:
 
 
 def request(context: object, config: LabelConfig) -> Request:
-    """Read the context of an interactive request.
+    """Read the context of an interactive request. Raises InvalidInput or InvalidRequest.
 
-    All marks that wait for an answer are sent again each time; the last one decides which image,
-    label and answer are meant. Of several rectangles the last is the box. Finite points outside
-    of the image are moved to its edge. Raises InvalidInput or InvalidRequest.
+    Label Studio sends all unanswered marks each time. The last one decides the image, the label and the
+    answer; the last rectangle is the box. Finite points outside the image move to its edge.
     """
     results = as_list(as_object(context, "params.context").get("result"), "the result of params.context")
     groups: dict[object, list[Json]] = {}
@@ -89,7 +88,7 @@ def request(context: object, config: LabelConfig) -> Request:
 
 
 def _mark(results: Sequence[Json]) -> _Mark | None:
-    """The mark of `results`, which share an id: the shape, and its labels. None if there is no shape."""
+    """The mark of `results` that share an id: the shape, and its labels. None if there is no shape."""
     shapes = [result for result in results if result["type"] != LABELS] or list(results)
     result = next((each for each in shapes if each["type"] in MARKS), None)
     if result is None:
@@ -109,7 +108,7 @@ def _labels(result: Json) -> Iterator[str]:
 
 
 def _prompt(marks: Sequence[_Mark], size: Size) -> Prompt | None:
-    """The prompt of `marks` on one image; None if all of them say only where the object is not."""
+    """The prompt of `marks` on one image; None if all of them are negative."""
     foreground: list[Point] = []
     background: list[Point] = []
     box: Box | None = None
@@ -133,7 +132,7 @@ def _point(value: Json, size: Size) -> Point:
 
 
 def _box(value: Json, size: Size) -> Box:
-    """The upright box round a rectangle, which turns clockwise about its first corner."""
+    """The upright box around a rectangle, which turns clockwise about its first corner."""
     height, width = size
     x, across = (as_coordinate(value.get(name), name) * width / 100 for name in ("x", "width"))
     y, down = (as_coordinate(value.get(name), name) * height / 100 for name in ("y", "height"))

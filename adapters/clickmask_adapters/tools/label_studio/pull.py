@@ -1,4 +1,4 @@
-"""Labels and images out of Label Studio: the changes of an event, and everything in a project."""
+"""Labels and images from Label Studio: the changes in an event, and everything in a project."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class LabelStudioLabels:
         return self._client.url
 
     def changes(self, event: bytes, retry: bool = False) -> Iterator[Change]:
-        """The changes that the event means. Raises InvalidRequest if it cannot be read.
+        """The changes that the event reports. Raises InvalidRequest if it cannot be read.
 
-        `retry` leaves out the description of its project, which was taken in before and may be old by now.
+        `retry` leaves out the project's description, which was ingested before and may be old by now.
         """
         found = labels.changes(parse_object(event, "the event"))
         return (each for each in found if not (retry and isinstance(each, ProjectDescribed)))
@@ -43,11 +43,10 @@ class LabelStudioLabels:
         return self._client.image_ref(int(submission.task), submission.address)
 
     def pull(self, project: str, position: str | None = None) -> Iterator[Page]:
-        """The project's annotations, task by task from the one after `position`, one page per task.
+        """The project's annotations, one page per task, starting after the task `position`.
 
-        They follow the tasks' numbers, so that tasks that come and go meanwhile neither shift nor
-        hide others. Raises InvalidRequest if `project` is not a number, NotFound if Label Studio
-        does not have it, and ToolError.
+        Tasks come by number, so those that come and go meanwhile neither shift nor hide others. Raises
+        InvalidRequest if `project` is not a number, NotFound if Label Studio does not have it, and ToolError.
         """
         number = project_number(project, "Label Studio")
         try:
@@ -71,7 +70,7 @@ class LabelStudioLabels:
                 return
 
     def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
-        """The deletions of those of `annotations`, (task, annotation), that Label Studio no longer has."""
+        """Deletions of those `annotations`, (task, annotation), that Label Studio no longer has."""
         for task in dict.fromkeys(task for task, _ in annotations):
             if not self._client.has(f"/api/tasks/{task}/"):
                 yield TaskDeleted(TOOL, task)
@@ -82,10 +81,7 @@ class LabelStudioLabels:
 
 
 def project_images(client: LabelStudioClient, project: str) -> Iterator[NamedImage]:
-    """Every image of every task, in Label Studio's order; tasks without one are left out.
-
-    Raises InvalidRequest if `project` is not a number, and ToolError.
-    """
+    """Images of all tasks that have any, in Label Studio's order. Raises InvalidRequest and ToolError."""
     number = project_number(project, "Label Studio")
     config = config_of(client.project(number))
     for task in client.all_tasks(number):
@@ -97,5 +93,5 @@ def project_images(client: LabelStudioClient, project: str) -> Iterator[NamedIma
                 continue
             for place, uri in enumerate(uris, 1):
                 name = f"task {task['id']}" + (f", image {place}" if len(uris) > 1 else "")
-                # Located when its turn comes: the access token of now would have expired by then.
+                # Located when its turn comes: an access token of now would have expired by then.
                 yield NamedImage(name, partial(client.image_ref, task["id"], uri))

@@ -1,7 +1,6 @@
 """The routes of a Label Studio machine learning backend, as Label Studio 1.23.2 calls them.
 
-/health, /setup, /versions and /webhook have limits of one to three seconds: none of them waits
-for a segmenter or for the pool that segmenters keep busy.
+/health, /setup, /versions and /webhook must answer in one to three seconds, so no segmenter delays them.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from clickmask_adapters.tools.label_studio.backend import MAX_PREPARED, Backend,
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.labels import TOOL
 
-EVENT_HEAD_BYTES = 200  # of an event, in which its action stands
+EVENT_HEAD_BYTES = 200  # of an event, where its action is
 MAX_PREPARED_BYTES = 4 * 2**20  # of an event that is read again for its images
 T = TypeVar("T")
 
@@ -52,7 +51,7 @@ def router(workbench: Workbench, client: LabelStudioClient, min_iou: float) -> A
         return await asyncio.get_running_loop().run_in_executor(short, call, *arguments)
 
     def prepare_soon(call: Callable[..., None], *arguments: object) -> None:
-        if waiting.acquire(blocking=False):  # if too many wait, a click will fetch its image itself
+        if waiting.acquire(blocking=False):  # if too many wait, the click itself fetches its image
             job = preparing.submit(call, *arguments)
             job.add_done_callback(lambda _: waiting.release())
 
