@@ -1,4 +1,4 @@
-"""One class or one object a pixel, as indexed PNG files with the colours of Pascal VOC."""
+"""Indexed PNG files with one class or object per pixel, in the colours of Pascal VOC."""
 
 from __future__ import annotations
 
@@ -23,15 +23,12 @@ def require_room(dataset: Dataset) -> None:
 
 
 def write_classes(dataset: Dataset, sample: Sample, path: Path) -> None:
-    """0 is background, i + 1 is `categories[i]`, 255 is unknown; for overlaps see `datasets.snapshot`."""
+    """Write 0 for background, i + 1 for `categories[i]`, 255 for unknown. `class_map` settles overlaps."""
     _write_indexed(class_map(sample, dataset.categories, dataset.unlabelled), path)
 
 
 def write_objects(dataset: Dataset, sample: Sample, path: Path) -> None:
-    """0 is background, 255 is unknown; other numbers are the objects of the image.
-
-    Raises InvalidRequest for more than 254 objects.
-    """
+    """Number the objects; 0 is background, 255 unknown. Raises InvalidRequest above 254 objects."""
     if len(sample.labels) >= IGNORED:
         raise InvalidRequest(
             f"{sample.name} has {len(sample.labels)} objects; a PNG of objects has room for {IGNORED - 1}"
@@ -39,13 +36,13 @@ def write_objects(dataset: Dataset, sample: Sample, path: Path) -> None:
     numbers = np.full(sample.size, 0 if dataset.unlabelled == "background" else IGNORED, np.uint8)
     masks = [rle_to_mask(label.rle) for label in sample.labels]
     order = sorted(range(len(masks)), key=lambda n: (-mask_area(masks[n]), sample.labels[n].accepted_at, n))
-    for index in order:  # as in a class map, the smaller one lies on the larger
+    for index in order:  # as in a class map, smaller objects cover larger ones
         numbers[masks[index]] = index + 1
     _write_indexed(numbers, path)
 
 
 def _write_indexed(numbers: NDArray[np.uint8], path: Path) -> None:
-    """Write and read back. Raises Failed if that gives anything else."""
+    """Write `numbers` and read them back. Raises Failed if they differ."""
     image = PIL.Image.fromarray(numbers, "L")
     image.putpalette(palette())
     image.save(path, "PNG", optimize=False)
@@ -55,8 +52,8 @@ def _write_indexed(numbers: NDArray[np.uint8], path: Path) -> None:
 
 
 def palette() -> bytes:
-    """The 256 colours of the VOC development kit's VOClabelcolormap: the bits of a number, three by
-    three, are the high bits of red, green and blue; 255 is (224, 224, 192)."""
+    """The 256 colours of VOClabelcolormap in the VOC development kit: each three bits of a number give
+    one bit of red, green and blue, from the high end; 255 is (224, 224, 192)."""
     colours = np.zeros((256, 3), np.uint8)
     numbers = np.arange(256)
     for bit in range(8):

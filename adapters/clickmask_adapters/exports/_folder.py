@@ -14,15 +14,12 @@ from typing import cast
 from clickmask import files
 from clickmask.errors import Failed, InvalidRequest
 
-MANIFEST = ".clickmask-export"  # names every file of an export, so that nothing else is ever removed
+MANIFEST = ".clickmask-export"  # lists every file of an export, so nothing else is ever removed
 
 
 @contextmanager
 def replacing(folder: Path) -> Generator[Path]:
-    """An empty folder to write into; it takes the place of `folder` when the block ends well.
-
-    Raises InvalidRequest if `folder` holds anything but an earlier export.
-    """
+    """An empty folder that replaces `folder` if the block succeeds. Raises as `require_replaceable` does."""
     folder = folder.absolute()
     require_replaceable(folder)
     beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
@@ -60,6 +57,6 @@ def require_replaceable(folder: Path) -> None:
 
 
 def _files(folder: Path) -> set[str]:
-    """Everything but folders, as paths from `folder`."""
+    """Paths of everything but folders, relative to `folder`."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return {path.relative_to(folder).as_posix() for path in found}

@@ -1,4 +1,4 @@
-"""What a format cannot express of a dataset, in sentences."""
+"""Sentences on what a dataset loses in a format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def without_side(dataset: Dataset, therefore: str) -> tuple[int, str]:
 
 
 def overlaps(dataset: Dataset) -> tuple[int, str]:
-    """Images with labels that lie on one another, in a format that has one number a pixel."""
+    """Images with overlapping labels, for a format with one number per pixel."""
     hidden = sum(
         int(np.sum([rle_to_mask(label.rle) for label in sample.labels], axis=0).max() > 1)
         for sample in dataset.samples
@@ -36,7 +36,7 @@ def overlaps(dataset: Dataset) -> tuple[int, str]:
 
 
 def of_pictures(dataset: Dataset, names: Mapping[str, str]) -> list[str]:
-    """Losses of the pictures in an export under these file names."""
+    """Losses of the pictures in an export with these file names."""
     held = [sample for sample in dataset.samples if dataset.pictures.holds(sample.image)]
     return sentences(
         (

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from clickmask.datasets.snapshot import Dataset, Sample
 from clickmask.images.decode import upright_file
 
-MAX_NAME_BYTES = 180  # file systems take 255, and a prefix may be put before the name
-# Windows refuses these names whatever their ending, and these characters.
+MAX_NAME_BYTES = 180  # file systems take 255; this leaves room for a prefix
+# Windows refuses these names with any ending, and these characters.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])", re.IGNORECASE)
 _REFUSED = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*\u2028\u2029\ud800-\udfff]')
 
@@ -33,22 +33,21 @@ class FileName(NamedTuple):
 
 
 def file_names(samples: Sequence[Sample]) -> dict[str, str]:
-    """The file name of each image, by digest: its basename, after `<digest8>-` if two images share it.
+    """File names by digest: the image's basename, after `<digest8>-` if two images share it.
 
-    Names that differ only in case, or in how Unicode composes them, count as shared: some file
-    systems do not tell them apart.
+    Names that differ only in case or in Unicode composition are shared: some file systems confuse them.
     """
     return _unique(samples, _folded)
 
 
 def stems(samples: Sequence[Sample]) -> dict[str, FileName]:
-    """File names by digest, no two with the same stem: for formats with another file beside each picture."""
+    """File names by digest with unique stems, for formats with another file beside each picture."""
     names = _unique(samples, lambda name: _folded(FileName.of(name).stem))
     return {image: FileName.of(name) for image, name in names.items()}
 
 
 def safe_basename(name: str) -> str:
-    """The last part of `name`, as a file name on every system that leads out of no folder; may be empty."""
+    """The last part of `name` as a file name that every system takes as one; may be empty."""
     base = re.split(r"[/\\]", name)[-1]
     base = _REFUSED.sub("_", base).strip(" ").rstrip(". ")
     if _RESERVED.fullmatch(base.split(".")[0].rstrip()):
@@ -61,29 +60,26 @@ def safe_basename(name: str) -> str:
 
 
 def picture(dataset: Dataset, sample: Sample) -> tuple[bytes, bool]:
-    """The file, and whether it is a copy that was turned upright. Raises Gone if it is not kept.
-
-    Outlines are those of the picture as it is displayed, but many readers do not look at EXIF.
-    """
+    """The file, and whether it is a copy turned upright, as many readers ignore EXIF. Raises Gone."""
     raw = dataset.pictures.read(sample.image)
     upright = upright_file(raw)
     return (raw, False) if upright is None else (upright, True)
 
 
 def write_pictures(dataset: Dataset, folder: Path, names: Mapping[str, str]) -> None:
-    """Write the pictures that are kept into `folder`, under their names by digest."""
+    """Write the kept pictures into `folder`, under their names by digest."""
     for sample in dataset.samples:
         if dataset.pictures.holds(sample.image):
             (folder / names[sample.image]).write_bytes(picture(dataset, sample)[0])
 
 
 def side(sample: Sample) -> str | None:
-    """The side as formats describe it: quarantine stands for an image that may not be used."""
+    """The side as formats name it; "quarantine" for an image that may not be used."""
     return "quarantine" if sample.quarantined else sample.side
 
 
 def _unique(samples: Sequence[Sample], key: Callable[[str], str]) -> dict[str, str]:
-    """A name for each image, by digest, so that no two have the same `key`."""
+    """File names by digest, no two with the same `key`."""
     plain = {sample.image: safe_basename(sample.name) or f"{sample.image[:8]}.img" for sample in samples}
     shared = _shared(plain, key)
     prefixed = {

@@ -1,8 +1,8 @@
 """COCO instances: `annotations/instances.json` and `images/`.
 
-The format of cocodataset.org/#format-data (2014). Widths and heights, outlines and boxes are those of
-the upright picture. Readers see what pycocotools reads: `area` and `bbox` are those of the raster that
-it gives, and every annotation is read back with it before the export appears.
+The format is cocodataset.org/#format-data (2014). Sizes, outlines and boxes fit the upright picture. `area`
+and `bbox` are those of pycocotools' raster, and pycocotools reads every annotation back before the export
+appears.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PRINTING = threading.Lock()  # pycocotools prints while it loads, and all threa
 
 @dataclass(frozen=True)
 class _Written:
-    """An annotation as it is written, and the raster that pycocotools must read from it."""
+    """An annotation to write, and the raster that pycocotools must read from it."""
 
     label: AcceptedLabel
     segmentation: Segmentation
@@ -61,12 +61,12 @@ def write(
         bool, Option("--for-cvat", help="As CVAT writes it: masks with iscrowd 1, instances_default.json.")
     ] = False,
 ) -> Path:
-    """Write the dataset; the path of its JSON file.
+    """Write the dataset and return the path of its JSON file.
 
-    `polygons` says which masks are written as polygons, all others being run lengths. "source": labels
-    drawn as one ring without holes, as they were drawn. "exact": any mask without holes, along pixel
-    edges. "simplified": the same in few points, at an IoU of 0.98. `for_cvat`: run lengths have
-    `iscrowd` 1 and are not compressed, and the file is named as in CVAT's own exports.
+    `polygons` chooses the masks that become polygons; all others are run lengths. "source": labels drawn as
+    one ring without holes, as drawn. "exact": any mask without holes, along pixel edges. "simplified": the
+    same with few points, at an IoU of 0.98. With `for_cvat`, run lengths are uncompressed with `iscrowd` 1,
+    and the file is named as in CVAT's own exports.
     """
     with _folder.replacing(folder) as new:
         written = [_written(label, polygons) for label in _labels(dataset)]
@@ -80,7 +80,7 @@ def write(
 
 
 def losses(dataset: Dataset, *, polygons: Polygons = "source") -> list[str]:
-    """What COCO cannot express of this dataset, or expresses differently, in sentences."""
+    """Sentences on what the dataset loses in COCO, or what COCO expresses differently."""
     kinds = Counter(_lost(label.geometry, polygons) for sample in dataset.samples for label in sample.labels)
     counted = [(count, sentence) for sentence, count in sorted(kinds.items()) if sentence]
     found = _losses.sentences([*counted, _losses.empty_labels(dataset)])
@@ -97,7 +97,7 @@ def losses(dataset: Dataset, *, polygons: Polygons = "source") -> list[str]:
 
 
 def _lost(geometry: Geometry, polygons: Polygons) -> str:
-    """What becomes of such labels, as a sentence; empty if they are written as they were drawn."""
+    """A sentence on how such labels change; empty if they are written as drawn."""
     match geometry:
         case Ellipse():
             return "ellipses are written as what they cover: COCO has no ellipses"
@@ -114,7 +114,7 @@ def _lost(geometry: Geometry, polygons: Polygons) -> str:
 
 
 def _labels(dataset: Dataset) -> Iterator[AcceptedLabel]:
-    """The labels that are written: many readers refuse an area of nothing."""
+    """The labels to write: many readers refuse an area of 0."""
     for sample in dataset.samples:
         for label in sample.labels:
             if rle_area(label.rle):
@@ -127,17 +127,17 @@ def _written(label: AcceptedLabel, polygons: Polygons) -> _Written:
         flat = [[float(value) for value in ring.ravel()] for ring in rings]
         raster = rings_to_rle(flat, label.size)
         iou = rle_iou(raster, label.rle)
-        # A sliver may cover no pixel that pycocotools fills.
+        # pycocotools may fill no pixel of a sliver.
         if rle_area(raster) and (iou == 1 or polygons != "exact"):
             return _Written(label, cast("Segmentation", flat), raster, iou)
     return _Written(label, {"size": list(label.size), "counts": label.rle["counts"]}, label.rle, 1.0)
 
 
 def _rings(label: AcceptedLabel, polygons: Polygons) -> list[Ring]:
-    """The rings of a label that is written as polygons; empty if run lengths are."""
+    """Rings of a label that is written as polygons; empty if it becomes run lengths."""
     if polygons == "source":
         match label.geometry:
-            case Polygon((ring,)) if len(ring) >= 3:  # pycocotools takes four numbers for a box
+            case Polygon((ring,)) if len(ring) >= 3:  # pycocotools reads four numbers as a box
                 return [np.array(ring, np.float64)]
             case Rectangle():
                 return [np.array(rectangle_corners(label.geometry))]
@@ -157,7 +157,7 @@ def _content(dataset: Dataset, written: Sequence[_Written], for_cvat: bool) -> d
             "description": f"{dataset.tool} project {dataset.project}",
             "url": "",
             "version": dataset.digest,
-            "year": 0,  # a date would give the same dataset other bytes
+            "year": 0,  # a date would change the bytes of the same dataset
             "contributor": "clickmask",
             "date_created": "",
         },
@@ -195,7 +195,7 @@ def _annotation(each: _Written, number: int, image: int, category: int, for_cvat
         columns = rle_to_mask(each.raster).ravel(order="F")
         turns = np.flatnonzero(columns[1:] != columns[:-1]) + 1
         runs = np.diff(np.concatenate(([0], turns, [columns.size]))).tolist()
-        counts = [0, *runs] if columns[0] else runs  # the first run is of background
+        counts = [0, *runs] if columns[0] else runs  # the first run counts background
         segmentation, crowd = {"size": segmentation["size"], "counts": counts}, 1
     key = each.label.key
     return {
@@ -211,7 +211,7 @@ def _annotation(each: _Written, number: int, image: int, category: int, for_cvat
 
 
 def _require_read_back(path: Path, dataset: Dataset, written: Sequence[_Written]) -> None:
-    """Raise Failed unless pycocotools reads the images, the categories and every mask as meant."""
+    """Raise Failed unless pycocotools reads images, categories and every mask as intended."""
     with _PRINTING, contextlib.redirect_stdout(io.StringIO()):
         read = COCO(str(path))
     images = [(image["id"], image["height"], image["width"]) for image in read.dataset["images"]]

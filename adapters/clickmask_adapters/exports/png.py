@@ -1,6 +1,6 @@
 """PNG masks for semantic segmentation: `images/`, `masks/` with the same stems, `categories.json`.
 
-A mask has one class a pixel: 0 is background, i + 1 the i-th category, 255 unknown.
+Each pixel holds one class: 0 is background, i + 1 is category i, 255 is unknown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CATEGORIES = "categories.json"
 
 
 def write(dataset: Dataset, folder: Path) -> Path:
-    """Write the dataset; the path of its `categories.json`, which also lists each image's side."""
+    """Write the dataset and return its `categories.json`, which also lists each image's side."""
     _class_maps.require_room(dataset)
     stems = _pictures.stems(dataset.samples)
     names = {image: name.whole for image, name in stems.items()}
@@ -43,7 +43,7 @@ def write(dataset: Dataset, folder: Path) -> Path:
 
 
 def losses(dataset: Dataset) -> list[str]:
-    """What masks of classes cannot express of this dataset, in sentences."""
+    """Sentences on what the dataset loses in masks of classes."""
     names = {image: name.whole for image, name in _pictures.stems(dataset.samples).items()}
     labels = sum(len(sample.labels) for sample in dataset.samples)
     objects = labels, "objects are one class a pixel: which pixels are one object is lost"

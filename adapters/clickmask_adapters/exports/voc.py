@@ -1,9 +1,8 @@
-"""Pascal VOC, with its folders: `JPEGImages`, `Annotations`, `SegmentationClass`, `SegmentationObject`,
-`ImageSets`.
+"""Pascal VOC: `JPEGImages`, `Annotations`, `SegmentationClass`, `SegmentationObject`, `ImageSets`.
 
-After the VOC2012 development kit: boxes have pixel numbers from 1 on, both ends inside; masks are
-indexed PNG files, 0 being background and 255 void; `ImageSets/Segmentation` lists stems. Images without
-a side are in no set. `JPEGImages` holds the files as they are, whatever their format.
+The format follows the VOC2012 development kit. Boxes count pixels from 1 and include both ends. Masks are
+indexed PNG files: 0 is background, 255 void. `ImageSets/Segmentation` lists stems; images without a side are
+in no set. `JPEGImages` holds the files as they are, whatever their format.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ BOUNDS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def write(dataset: Dataset, folder: Path) -> Path:
-    """Write the dataset; the path of `labelmap.txt`, which names the colours."""
+    """Write the dataset and return the path of `labelmap.txt`, which names the colours."""
     _class_maps.require_room(dataset)
     stems = _pictures.stems(dataset.samples)
     names = {image: name.whole for image, name in stems.items()}
@@ -49,7 +48,7 @@ def write(dataset: Dataset, folder: Path) -> Path:
 
 
 def losses(dataset: Dataset) -> list[str]:
-    """What Pascal VOC cannot express of this dataset, in sentences."""
+    """Sentences on what the dataset loses in Pascal VOC."""
     names = {image: name.whole for image, name in _pictures.stems(dataset.samples).items()}
     counted = (
         _losses.without_side(dataset, ", and in no set"),
@@ -86,7 +85,7 @@ def _annotation(sample: Sample, name: str) -> bytes:
 
 
 def _objects(sample: Sample) -> list[tuple[str, tuple[int, ...]]]:
-    """Category and box, by outer edges, of each label that covers anything."""
+    """Category and box (outer edges) of each label that covers a pixel."""
     boxes = [(_printable(label.category), mask_box(rle_to_mask(label.rle))) for label in sample.labels]
     return [(category, tuple(map(int, box))) for category, box in boxes if box]
 
@@ -106,7 +105,7 @@ def _texts(parent: ET.Element, **texts: str | int) -> None:
 
 
 def _printable(text: str) -> str:
-    """The text without what XML cannot hold: control characters and halves of surrogate pairs."""
+    """`text` with `_` for what XML cannot hold: control characters and halves of surrogate pairs."""
     return "".join(
         c if c >= " " and not 0xD800 <= ord(c) <= 0xDFFF and c not in "\ufffe\uffff" else "_" for c in text
     )

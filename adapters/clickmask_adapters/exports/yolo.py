@@ -1,9 +1,8 @@
 """YOLO segmentation, as Ultralytics reads it: `data.yaml`, `images/SIDE/`, `labels/SIDE/`.
 
-One line an object: the number of its category from 0 on, then the points of one ring, divided by the
-picture's width and height (docs.ultralytics.com/datasets/segment, read 2026-11). A line holds a single
-ring: parts and holes are joined to it by bridges of no width. Images without a side are in
-`images/unused`, which `data.yaml` does not name.
+Each object is a line: its category's number from 0, then the points of one ring, divided by the picture's
+width and height (docs.ultralytics.com/datasets/segment, read 2026-11). Bridges of no width join parts and
+holes to that ring. Images without a side are in `images/unused`, which `data.yaml` does not name.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from clickmask.masks.simplify import simplify_mask
 from clickmask.masks.single_rings import join_holes, join_parts
 from clickmask_adapters.exports import _folder, _losses, _pictures
 
-NAMES = {"train": "train", "validation": "val", "test": "test"}  # of the sides, in data.yaml
+NAMES = {"train": "train", "validation": "val", "test": "test"}  # sides in data.yaml
 MinIou = Annotated[float, Option(min=0.5, max=1, help="IoU with the mask that outlines must reach.")]
 
 
 def write(dataset: Dataset, folder: Path, *, min_iou: MinIou = 0.98) -> Path:
-    """Write the dataset; the path of its `data.yaml`. Outlines have few points; 1 gives exact ones."""
+    """Write the dataset and return the path of `data.yaml`. A `min_iou` of 1 gives exact outlines."""
     stems = _pictures.stems(dataset.samples)
     names: dict[str, str] = {}
     with _folder.replacing(folder) as new:
@@ -50,7 +49,7 @@ def write(dataset: Dataset, folder: Path, *, min_iou: MinIou = 0.98) -> Path:
 
 
 def losses(dataset: Dataset) -> list[str]:
-    """What YOLO files cannot express of this dataset, in sentences."""
+    """Sentences on what the dataset loses in YOLO files."""
     labels = [label for sample in dataset.samples for label in sample.labels]
     drawn = sum(isinstance(label.geometry, Polygon) for label in labels)
     parts = [group_rings(simplify_mask(rle_to_mask(label.rle)).rings) for label in labels]
@@ -82,7 +81,7 @@ def _lines(dataset: Dataset, sample: Sample, min_iou: float) -> str:
 
 
 def _require_read_back(path: Path, sample: Sample, min_iou: float) -> None:
-    """Raise Failed unless each line draws its label's mask, as closely as was asked for."""
+    """Raise Failed unless each line draws its label's mask as closely as `min_iou` asks."""
     height, width = sample.size
     labels = [label for label in sample.labels if rle_to_mask(label.rle).any()]
     lines = path.read_text().splitlines()
@@ -94,7 +93,7 @@ def _require_read_back(path: Path, sample: Sample, min_iou: float) -> None:
 
 
 def _yaml(dataset: Dataset) -> str:
-    """The text of `data.yaml`. JSON's strings are YAML's too, whatever is in a category's name."""
+    """The text of `data.yaml`. JSON strings are YAML too, whatever a category's name contains."""
     sides = "".join(f"{name}: images/{side}\n" for side, name in NAMES.items())
     names = "".join(f"  {n}: {json.dumps(name)}\n" for n, name in enumerate(dataset.categories))
     return f"# dataset {dataset.digest}\n{sides}names:\n{names}" if names else f"{sides}names: {{}}\n"
