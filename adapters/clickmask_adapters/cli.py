@@ -1,4 +1,4 @@
-"""The command line: every module in `commands` adds its own, and is imported when one of these is run."""
+"""The command line. Each module in `commands` adds its own, and is imported when one of them is run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from clickmask_adapters import commands
 
 
 class Commands(TyperGroup):
-    """Commands whose names and help are read from their source: importing them takes a second."""
+    """Command group that reads names and help from source: importing all commands takes a second."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self._modules: dict[str, str] = {}
         for module in plugins.names(commands):
             spec = find_spec(f"{commands.__name__}.{module}")
-            if spec is None or spec.origin is None:  # another distribution brings it
+            if spec is None or spec.origin is None:  # it comes from another distribution
                 self.commands.update(load(module))
                 continue
             for name, said in declared(Path(spec.origin).read_text()):
@@ -42,12 +42,12 @@ class Commands(TyperGroup):
 
 
 def load(module: str) -> dict[str, Any]:
-    """The commands and groups of a module, by their names."""
+    """Commands and groups of a module, by name."""
     return dict(typer.main.get_group(plugins.load(commands, module).cli).commands)
 
 
 def declared(source: str) -> Iterator[tuple[str, str]]:
-    """Name and first line of help of each command and group in a module's source."""
+    """Names and first help lines of the commands and groups in a module's source."""
     for node in ast.parse(source).body:
         match node:
             case ast.FunctionDef(name, decorator_list=[ast.Call(ast.Attribute(ast.Name("cli")), arguments)]):
@@ -81,7 +81,7 @@ def options(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options that stand before the command."""
+    """Options that come before the command."""
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Commands, in modules that are imported when one of theirs is run; `cli.py` reads their names and help.
+"""Command modules, each imported only when one of its commands runs; `cli.py` reads names and help.
 
-A module has `cli = typer.Typer()`. Each function under `@cli.command()` is a command, and each
-`typer.Typer(name=…, help=…)` that is added to `cli` is a group of them; both are written out literally.
+A module has `cli = typer.Typer()`. Functions under `@cli.command()` are commands; groups are added to it as
+`typer.Typer(name=…, help=…)`. Both must be literals, as `cli.py` parses the source.
 """

@@ -1,4 +1,4 @@
-"""What the commands share: where they print, how they fail, and how TOOL PROJECT is given."""
+"""Shared parts of the commands: printing, failing, and the arguments TOOL PROJECT."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ errors = Console(highlight=False, soft_wrap=True, stderr=True)  # everything els
 
 @contextmanager
 def sentence_on_failure() -> Generator[None]:
-    """End with status 1 and one line if something expected goes wrong."""
+    """Turn a ClickmaskError into one line and exit status 1."""
     try:
         yield
     except ClickmaskError as error:
@@ -34,13 +34,13 @@ def sentence_on_failure() -> Generator[None]:
 
 @contextmanager
 def open_home(settings: Settings | None = None) -> Generator[Home]:
-    """The home of `settings`, or of the environment's, closed at the end; what fails ends in a sentence."""
+    """The home of `settings` or of the environment, closed at the end; errors become sentences."""
     with sentence_on_failure(), closing(Home(settings or Settings())) as home:
         yield home
 
 
 def tool_name(text: str) -> str:
-    """The name of a tool's package; people write hyphens. Raises BadParameter if it is not installed."""
+    """Package name of a tool, which people write with hyphens. Raises BadParameter if it is not installed."""
     name = text.replace("-", "_")
     if name not in plugins.names(tools):
         known = " or ".join(each.replace("_", "-") for each in plugins.names(tools))
@@ -59,7 +59,7 @@ ProjectName = Annotated[
 
 
 def find_project(store: Store, tool: str, project: str) -> Project:
-    """A project with accepted labels. Raises InvalidRequest, naming those that there are."""
+    """A project with accepted labels. Raises InvalidRequest, which names those that exist."""
     kept = store.projects()
     for each in kept:
         if (each.tool, each.project) == (tool, project):
@@ -74,7 +74,7 @@ def find_project(store: Store, tool: str, project: str) -> Project:
 def find_tool(home: Home, name: str, moved: bool = False) -> Tool:
     """A tool whose address is configured, and is the one that the labels here came from.
 
-    `moved` takes its address for that one's new one. Raises ToolUnavailable and Conflict.
+    `moved` accepts its address as a new one of the same tool. Raises ToolUnavailable and Conflict.
     """
     tool = home.tools[name]
     if not tool.origin:

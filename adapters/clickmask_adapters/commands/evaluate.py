@@ -1,4 +1,4 @@
-"""The mIoU of segmenters against the number of clicks, as a picture."""
+"""`clickmask evaluate`: the mIoU of segmenters against the number of clicks."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def evaluate_segmenters(
 ) -> None:
     """Compare segmenters on a COCO dataset, by clicks and boxes of a simulated annotator.
 
-    The first click is in the middle of the true mask, each other one in the middle of the larger
-    error; the box is the tight one. Without a SEGMENTER the default one is evaluated.
+    The first click is in the middle of the true mask, every later one in the middle of the larger error. The
+    box is tight. Without a SEGMENTER the default one is evaluated.
     """
     *named, folder = dataset
     with open_home() as home:
@@ -66,10 +66,7 @@ def evaluate_segmenters(
 
 
 def plot_summaries(summaries: Mapping[str, Summary], title: str, file: Path) -> None:
-    """Write a plot in the format of the file's suffix: each segmenter's line over clicks, a star for its box.
-
-    Raises InvalidRequest without matplotlib, or if it does not write such files.
-    """
+    """Plot each segmenter's mIoU over clicks, and a star for its box. Raises as `require_matplotlib`."""
     require_matplotlib(file)
     figures: Any = importlib.import_module("matplotlib.figure")
     figure = figures.Figure(figsize=(7, 4.5), layout="constrained")  # no pyplot, so no window and no state
@@ -86,7 +83,7 @@ def plot_summaries(summaries: Mapping[str, Summary], title: str, file: Path) -> 
 
 
 def require_matplotlib(file: Path) -> None:
-    """Raise InvalidRequest unless matplotlib is here and writes files of this suffix."""
+    """Raise InvalidRequest unless matplotlib is installed and writes files of this suffix."""
     try:
         backends: Any = importlib.import_module("matplotlib.backend_bases")
     except ImportError as error:
@@ -138,7 +135,7 @@ def _print_sample(sample: CocoSample, tried: int) -> None:
 
 
 def _table(summaries: Mapping[str, Summary]) -> Table:
-    """One column a segmenter. NoC of an object that never reaches its IoU is the number of all clicks."""
+    """One column per segmenter. If an object never reaches the IoU, its NoC is the number of all clicks."""
     table = _columns_of("", summaries)
     each = summaries.values()
     clicks = len(next(iter(each)).miou)
@@ -155,7 +152,7 @@ def _table(summaries: Mapping[str, Summary]) -> Table:
 
 
 def _category_table(trials: Trials) -> Table:
-    """One row a category: its objects, then each segmenter's mIoU at the first and last click, and by box."""
+    """One row per category: its objects, then each segmenter's mIoU at first and last click, and by box."""
     by_segmenter = {name: summarise_categories(each) for name, each in trials.items()}
     table = _columns_of("mIoU @1, @last, box", by_segmenter)
     for category, first in next(iter(by_segmenter.values())).items():
@@ -193,7 +190,7 @@ def _write_json(file: Path, trials: Trials, sample: CocoSample, options: Mapping
 
 
 def _plain(summary: Summary) -> dict[str, Any]:
-    """A summary as JSON has it; the keys of its targets are "85" and "90"."""
+    """A summary as JSON; the keys of its targets are "85" and "90"."""
     fields = dataclasses.asdict(summary)
     for name in ("noc", "failures"):
         fields[name] = {f"{target * 100:.0f}": value for target, value in fields[name].items()}

@@ -37,7 +37,7 @@ SHOWN_FLAWS = 20
 
 
 class Exports(TyperGroup):
-    """A command for each module in `exports`, with the options of its `write`."""
+    """One command per module in `exports`, with the options of its `write`."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -69,8 +69,8 @@ def pull(
 ) -> None:
     """Take in all accepted labels of a project: those from before it was connected, or missed since.
 
-    Interrupted, the same command goes on where it stopped. What is kept already costs nothing; what was
-    deleted in the tool goes here too.
+    The same command goes on where an interrupt stopped it. Labels that are kept already cost nothing; labels
+    that were deleted in the tool are deleted here too.
     """
     with open_home() as home:
         source = find_tool(home, tool, moved).labels
@@ -117,8 +117,7 @@ def stats(
 ) -> None:
     """Count the accepted labels of a project, by category, and name what looks wrong in them.
 
-    The least, median and most area are in pixels; small labels have fewer than 32 x 32 of them, large
-    ones more than 96 x 96. Points are those of polygons, as they were drawn.
+    Areas are in pixels: small below 32 x 32, large above 96 x 96. Points are those of polygons as drawn.
     """
     with open_home() as home:
         find_project(home.store, tool, project)
@@ -142,7 +141,7 @@ def stats(
 
 
 def _follow(steps: Generator[pulling.Progress]) -> pulling.Progress:
-    """Show a bar; an interrupt ends it with status 130, and the next pull goes on."""
+    """Show a bar. An interrupt ends it with status 130, and the next pull goes on from there."""
     done = pulling.Progress()
     columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=errors, transient=True) as bar, closing(steps):
@@ -176,7 +175,7 @@ def _table(counted: Statistics) -> Table:
 
 
 def _export_command(module: Any) -> Callable[..., None]:
-    """`_export` to the module's format, with the options of its `write` among its own."""
+    """`_export` for the module's format, with the options of its `write` added."""
 
     def command(tool: ToolName, project: ProjectName, out: Out, pull: Pull = False, **options: Any) -> None:
         _export(module, tool, project, out, pull, options)

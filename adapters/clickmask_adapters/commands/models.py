@@ -1,4 +1,4 @@
-"""`clickmask train`, `rollback` and `prelabel`: models that a project's labels make."""
+"""`clickmask train`, `rollback` and `prelabel`: models trained on a project's labels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from clickmask_adapters.commands._console import (
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools._prelabel import Step
 
-POLL_S = 0.3  # seconds between looks at the job
+POLL_S = 0.3
 
 cli = typer.Typer()
 
@@ -41,13 +41,12 @@ cli = typer.Typer()
 def train(tool: ToolName, project: ProjectName) -> None:
     """Train a model on the accepted labels of a project, and serve it if it is the better one.
 
-    A training of the project that is under way is followed. Interrupted, the same command goes on from
-    the last validation; so does the server when it starts. CLICKMASK_TRAIN_SECONDS is how long it takes
-    at most.
+    If a training of the project is under way, it is followed. After an interrupt, the same command goes on
+    from the last validation; so does the server when it starts. CLICKMASK_TRAIN_SECONDS limits its time.
     """
     with open_home() as home:
         find_project(home.store, tool, project)
-        # A server may read the tools' events too: nothing is taken in twice.
+        # A server may read the same events: nothing is ingested twice.
         with closing(InboxReader(home.inbox, home.store, home.ingester, home.label_sources)) as reader:
             reader.start()
             with closing(home.supervisor(lambda: reader.status().waiting)) as supervisor:
@@ -83,8 +82,8 @@ def prelabel(
 ) -> None:
     """Let the project's trained model draw in every task that nobody has touched.
 
-    Label Studio gets predictions, in tasks without annotations and drafts; CVAT gets shapes, in new jobs
-    without annotations. What has them already is left as it is, so that the same command, interrupted,
+    Label Studio gets predictions in tasks without annotations and drafts; CVAT gets shapes in new jobs
+    without annotations. Tasks and jobs that have them are left alone, so after an interrupt the same command
     goes on where it stopped.
     """
     with open_home(Settings() if refine is None else Settings(refine=refine)) as home:
@@ -101,7 +100,7 @@ def prelabel(
 
 
 def _follow_training(supervisor: Supervisor, job: Job) -> Job:
-    """Show a bar until the job has ended; an interrupt ends it with status 130."""
+    """Show a bar until the job has ended; an interrupt exits with status 130."""
     columns = (
         BarColumn(20),
         TextColumn("{task.description}"),
@@ -129,7 +128,7 @@ def _follow_training(supervisor: Supervisor, job: Job) -> Job:
 
 
 def _follow_prelabelling(steps: Iterator[Step]) -> tuple[Step, bool]:
-    """Show a bar; what was done, and whether an interrupt ended it."""
+    """Show a bar. Returns what was done, and whether an interrupt ended it."""
     done = Step(0)
     columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=errors, transient=True, speed_estimate_period=300) as bar:

@@ -55,7 +55,7 @@ def prepare(
 ) -> None:
     """Encode images ahead: those of a folder and its folders, or of a labeling tool's project.
 
-    What is stored already is skipped, so that running it again goes on where it stopped.
+    Images that are stored already are skipped, so running it again goes on where it stopped.
     """
     settings = Settings(segmenter=segmenter) if segmenter else Settings()
     if project is None:
@@ -89,11 +89,11 @@ def prepare(
 class Prepared:
     name: str
     was_there: bool
-    error: str = ""  # why it could not be prepared
+    error: str = ""
 
 
 def folder_images(folder: Path) -> list[NamedImage]:
-    """Files below `folder` with the ending of an image that clickmask reads, except hidden ones."""
+    """Images below `folder` that clickmask reads, judged by their endings; hidden files are left out."""
     PIL.Image.init()
     endings = {ending for ending, name in PIL.Image.registered_extensions().items() if name in FORMATS}
     inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
@@ -105,10 +105,9 @@ def folder_images(folder: Path) -> list[NamedImage]:
 
 
 def prepare_images(workbench: Workbench, wanted: Sequence[NamedImage], segmenter: str) -> Generator[Prepared]:
-    """Encode the images in their order, one result each. An image whose embedding is kept costs no encode.
+    """Encode the images in order, one result each; a stored embedding costs no encode.
 
-    Closing the generator, or an interrupt, stops it at once; closing the workbench then waits for the
-    encode under way, which is kept.
+    Closing the generator or an interrupt stops it. Closing the workbench waits for the encode under way.
     """
     stopping = threading.Event()
 
@@ -116,7 +115,7 @@ def prepare_images(workbench: Workbench, wanted: Sequence[NamedImage], segmenter
         try:
             return Prepared(image.name, _encode(workbench, image.locate(), segmenter, stopping))
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything; the other images go on
-            inner = error.__cause__ if isinstance(error, Failed) else None  # this is no answer to a stranger
+            inner = error.__cause__ if isinstance(error, Failed) else None  # only the user sees this
             return Prepared(image.name, False, str(inner or error) or type(error).__name__)
 
     waiting = iter(wanted)
@@ -135,7 +134,7 @@ def prepare_images(workbench: Workbench, wanted: Sequence[NamedImage], segmenter
 
 
 def _encode(workbench: Workbench, ref: ImageRef, segmenter: str, stopping: threading.Event) -> bool:
-    """Whether the embedding was there. Unlike a click, this waits for as long as an encode takes."""
+    """Encode for as long as it takes, unlike a click. Returns whether the embedding was there already."""
     waited = False
     while True:
         try:
@@ -152,7 +151,7 @@ class Rate(ProgressColumn):
 
 
 def follow(prepared: Generator[Prepared], total: int, out: Console, err: Console) -> bool:
-    """Show a bar, then what became of the images. True if all are prepared; an interrupt ends it early."""
+    """Show a bar, then a summary. True if all images are prepared; an interrupt ends it early."""
     columns = (
         BarColumn(20),
         MofNCompleteColumn(),

