@@ -22,8 +22,7 @@ COMPUTE_THREADS = 16
 def create_app(home: Home) -> FastAPI:
     """All surfaces on one application: the tools' paths at the root, the API under /v1/, the pages at /.
 
-    The application closes the home when it shuts down. Raises Conflict if the home holds the
-    labels of another Label Studio or CVAT.
+    Shutting it down closes the home. Raises Conflict if that holds labels of another Label Studio or CVAT.
     """
     settings, workbench, tools = home.settings, home.workbench, home.tools.values()
     for tool in tools:
@@ -54,7 +53,7 @@ def create_app(home: Home) -> FastAPI:
     )
     failures.install(app, recent)
     for router in (
-        *(tool.router(workbench) for tool in tools),  # first: routes are tried one after the other
+        *(tool.router(workbench) for tool in tools),  # first: routes are tried in order
         proposals.router(workbench, settings),
         status.router(workbench, recent),
         projects.router(workbench),

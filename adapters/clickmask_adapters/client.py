@@ -1,4 +1,4 @@
-"""clickmask's own API, from Python: masks from a clickmask server, in the core's vocabulary."""
+"""Python client of a clickmask server, which gives the core's types."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from clickmask.images.decode import opened_image
 from clickmask.masks.rle import rle_to_mask
 from clickmask.types import Prediction, Prompt, Size
 
-MAX_RETRIES = 60  # times that a busy server is asked again, after as long as it says
-TIMEOUT_S = (5.0, 600.0)  # connect, read: without a GPU an image is annotated in minutes
+MAX_RETRIES = 60  # of a busy server, each after the delay that it asks for
+TIMEOUT_S = (5.0, 600.0)  # connect, read: annotating an image without a GPU takes minutes
 
 
 class ServerFailed(ClickmaskError):
-    """The clickmask server cannot be reached, or refuses what it was asked."""
+    """The clickmask server cannot be reached, or refuses the request."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +35,13 @@ class Prepared:
 
     size: Size
     digest: str
-    embedding: Any  # of the segmenter; for a server the image's file, as the server may forget the image
+    embedding: Any  # the segmenter's; with a server the image file, as the server may forget the image
 
 
 class Client:
-    """A clickmask server at `url`; `token` is its secret. Waits while it is busy. For any thread.
+    """A clickmask server at `url`; `token` is its secret. For any thread.
 
-    Every method raises ServerFailed. Images are as Pillow opened them.
+    Every method waits while the server is busy, and raises ServerFailed. Images are as Pillow opened them.
     """
 
     def __init__(self, url: str, token: str | None = None) -> None:
@@ -50,7 +50,7 @@ class Client:
         self._session.trust_env = False  # a .netrc would override our header, a proxy would see it
         if token:
             self._session.headers["Authorization"] = f"Token {token}"
-        # Only a refusal with a Retry-After is retried: a busy server's, not that of one without weights.
+        # Only answers with Retry-After are retried: from a busy server, not from one that lacks weights.
         retry = Retry(
             total=MAX_RETRIES,
             connect=2,
@@ -63,7 +63,7 @@ class Client:
             self._session.mount(scheme, HTTPAdapter(max_retries=retry))
 
     def labels(self, annotator: str) -> tuple[str, tuple[str, ...]]:
-        """The annotator's name and its labels, see `labels_of`."""
+        """The annotator's name and labels, as `labels_of` gives them."""
         rows = self._ask("GET", "annotators").json()["annotators"]
         statuses = [
             AnnotatorStatus(row["name"], row["ready"], row["reason"], tuple(row["labels"])) for row in rows
@@ -77,7 +77,7 @@ class Client:
         return [(each["label"], _prediction(each, annotator)) for each in found]
 
     def prepare(self, segmenter: str, opened: PIL.Image.Image) -> Prepared:
-        """Encode the image; `segmenter` may be "" for the server's default, here and below."""
+        """Encode the image. Here and below, a `segmenter` of "" is the server's default."""
         file = _file(opened)
         known = self._ask("POST", "images", {"image": _data(file), "segmenter": segmenter or None}).json()
         return Prepared((known["height"], known["width"]), known["digest"], file)
@@ -99,7 +99,7 @@ class Client:
     def _ask(
         self, method: str, route: str, body: Mapping[str, Any] | None = None, but: int | None = None
     ) -> requests.Response:
-        """The answer, of status 200 or `but`. Raises ServerFailed with the server's own sentence."""
+        """The answer, with status 200 or `but`. Raises ServerFailed in the server's own words."""
         try:
             answer = self._session.request(method, f"{self._url}/v1/{route}", json=body, timeout=TIMEOUT_S)
         except requests.RequestException as error:
@@ -116,10 +116,7 @@ class Client:
 
 
 def labels_of(annotator: str, statuses: Sequence[AnnotatorStatus]) -> tuple[str, tuple[str, ...]]:
-    """The annotator's name and its labels; for "" those of the first that is ready.
-
-    Raises NotFound and NotReady.
-    """
+    """The annotator's name and labels; "" is the first that is ready. Raises NotFound and NotReady."""
     ready = {each.name: each.labels for each in statuses if each.ready}
     name = annotator or next(iter(ready), "")
     if name in ready:
@@ -132,7 +129,7 @@ def labels_of(annotator: str, statuses: Sequence[AnnotatorStatus]) -> tuple[str,
 
 
 def _file(opened: PIL.Image.Image) -> bytes:
-    """A PNG of the upright pixels: an image of Pillow may be a crop, which has no file."""
+    """A PNG of the upright pixels. A Pillow image may be a crop, which has no file."""
     pixels = opened_image(opened).pixels
     _, file = cv2.imencode(".png", pixels[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
     return file.tobytes()

@@ -1,4 +1,4 @@
-"""Everything that the settings name, each part made once, when it is first used."""
+"""Everything that the settings describe. Each part is made once, when it is first used."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PartT = TypeVar("PartT")
 
 
 class part(cached_property[PartT]):  # noqa: N801 - used as `property` is
-    """A `cached_property` that two threads make but once: functools' own has no lock from Python 3.12 on."""
+    """A `cached_property` with a lock, which functools' own lacks since Python 3.12."""
 
     @overload
     def __get__(self, instance: None, owner: type[Any] | None = None) -> Self: ...
@@ -45,14 +45,14 @@ class part(cached_property[PartT]):  # noqa: N801 - used as `property` is
     def __get__(self, instance: object, owner: type[Any] | None = None) -> Any:
         if not isinstance(instance, Home):
             return self
-        with instance.lock:  # only until it is made: then it is found before this is asked
+        with instance.lock:  # only at first use: later reads do not come here
             return super().__get__(instance, owner)
 
 
 class Home:
-    """The parts of one process, wired by `settings`, for any thread. Close it to stop what was made.
+    """The parts of one process, wired by `settings`. For any thread. Close it to stop what was made.
 
-    `workbench` replaces the one that the settings describe; its store, inbox and images are used then.
+    A given `workbench` replaces the configured one, along with its store, inbox and images.
     """
 
     def __init__(self, settings: Settings, workbench: Workbench | None = None) -> None:
@@ -64,7 +64,7 @@ class Home:
 
     @part
     def store(self) -> Store:
-        """Raises StoreUnavailable."""
+        """The database. Raises StoreUnavailable."""
         self._make_folder()
         database = self.settings.database
         return Store(database.get_secret_value() if database else self.settings.home / "store.sqlite")
@@ -84,7 +84,7 @@ class Home:
 
     @part
     def images(self) -> ImageSource:
-        """Images from everywhere that the settings and the tools' addresses allow."""
+        """Images from every place that the settings and the tools' addresses allow."""
         fetcher = Fetcher(
             limits=self.limits,
             roots=self.settings.image_roots,
@@ -131,9 +131,9 @@ class Home:
 
     @part
     def workbench(self) -> Workbench:
-        """The use cases. Raises NotFound or NotReady if the default cannot run."""
+        """The use cases. Raises NotFound or NotReady if the default segmenter cannot run."""
         share_malloc_arena()
-        cv2.setNumThreads(1)  # requests run side by side; OpenCV's own threads would only fight them
+        cv2.setNumThreads(1)  # requests run side by side already; OpenCV's threads would compete
         self._make_folder()
         self.weights.verify_new()
         self.segmenters.require_ready(self.settings.segmenter)
@@ -151,12 +151,12 @@ class Home:
 
     @part
     def tools(self) -> dict[str, Tool]:
-        """The labeling tools that are installed, by the name of their package."""
+        """The installed labeling tools, by package name."""
         return {name: plugins.load(tools, name).create(self) for name in plugins.names(tools)}
 
     @part
     def label_sources(self) -> dict[str, LabelSource]:
-        """The tools whose labels can be taken in, by name."""
+        """The tools whose labels can be ingested, by name."""
         return {name: tool.labels for name, tool in self.tools.items() if tool.labels}
 
     @part
@@ -165,12 +165,12 @@ class Home:
 
     @part
     def jobs(self) -> Jobs:
-        """Trainings; those that an earlier version kept in a folder are taken in first."""
+        """Training jobs. Those that an earlier version kept in a folder are imported first."""
         self.store.jobs.import_folder(self.settings.home / "jobs")
         return self.store.jobs
 
     def supervisor(self, waiting: Callable[[], int], triggers: Triggers | None = None) -> Supervisor:
-        """The trainings of this process. `waiting` counts the events that are still to be read."""
+        """The supervisor of this process's trainings. `waiting` counts the unread events."""
         home = self.settings.home
         database = self.settings.database
         config = WorkerConfig(
@@ -193,7 +193,7 @@ class Home:
         )
 
     def close(self) -> None:
-        """Stop what was made; a workbench stops its parts itself, in the order that they need."""
+        """Stop what was made. A workbench closes its own parts, in the right order."""
         made = vars(self)
         for name in ("workbench",) if "workbench" in made else ("embeddings", "store", "inbox"):
             if name in made:

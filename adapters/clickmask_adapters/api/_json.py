@@ -1,4 +1,4 @@
-"""JSON answers of every route of ours."""
+"""JSON answers of all our routes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from fastapi import Response
 
 
 def json_response(content: object, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    """`content` as JSON; it may hold NumPy arrays, and is not validated as FastAPI's own answers are."""
+    """`content` as JSON. It may hold NumPy arrays, and is not validated as FastAPI's answers are."""
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, status, media_type="application/json")

@@ -1,4 +1,4 @@
-"""Datasets over HTTP: counted, measured against what was proposed, and as a zip of an export."""
+"""Datasets over HTTP: statistics, reports on the assistance, and zipped exports."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from clickmask_adapters.api._json import json_response
 from clickmask_adapters.exports import _folder
 from clickmask_adapters.settings import Settings
 
-MAX_EXPORTS = 2  # exports over HTTP that are being written
-MAX_ZIPS = 16  # zips that are being read, however slowly
-ZIP_TTL_S = 3600.0  # seconds in which a zip must have been read
+MAX_EXPORTS = 2  # written at one time
+MAX_ZIPS = 16  # read at one time, however slowly
+ZIP_TTL_S = 3600.0  # within which a zip must be read
 CHUNK = 2**20
-ABANDONED_AFTER_S = 24 * 3600.0  # seconds after which a zip is surely read by nobody
+ABANDONED_AFTER_S = 24 * 3600.0  # after which nobody reads a zip any longer
 MAX_FLAWS = 1000  # in one answer
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # time of every member, so that the same dataset gives the same zip
 
@@ -108,7 +108,7 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
             "Content-Length": str(path.stat().st_size),
         }
         chunks = _read(path, readers.release)
-        first = next(chunks)  # from here on the zip is removed and the place given back, whatever happens
+        first = next(chunks)  # from here on, the zip is removed and its place freed in any case
         return StreamingResponse(
             itertools.chain([first], chunks), headers=headers, media_type="application/zip"
         )
@@ -117,7 +117,7 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """What is in a dataset, counted, as JSON; it lists at most MAX_FLAWS flaws."""
+    """Statistics of a dataset as JSON, with at most MAX_FLAWS flaws."""
     counted = asdict(count(dataset))
     flaws = counted.pop("flaws")
     return {
@@ -130,7 +130,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 def assistance(store: Store, tool: str, project: str) -> dict[str, Any]:
-    """What the assistance was worth, as JSON: all together, and by category, segmenter and week."""
+    """The worth of the assistance as JSON: overall, and by category, segmenter and week."""
     entries = read(store, tool, project)
     (together,) = summarise(entries)
     return {
@@ -140,7 +140,7 @@ def assistance(store: Store, tool: str, project: str) -> dict[str, Any]:
 
 
 def proposal_reports(store: Store, tool: str, project: str) -> dict[str, Any]:
-    """How good each segmenter's and annotator's first and accepted answers were, as JSON."""
+    """Quality of each segmenter's and annotator's first and accepted answers, as JSON."""
     return {
         "segmenters": [
             {
@@ -155,11 +155,11 @@ def proposal_reports(store: Store, tool: str, project: str) -> dict[str, Any]:
 
 
 def _zip(where: Path, write: Callable[[Path], Path]) -> Path:
-    """A zip of the folder that `write` makes, in a folder of its own in `where`. Raises Failed."""
+    """Zip the folder that `write` makes, in a new folder in `where`. Raises Failed."""
     try:
         where.mkdir(parents=True, exist_ok=True, mode=0o700)
         _remove_abandoned(where)
-        above = Path(tempfile.mkdtemp(dir=where))  # not where temporary files are: that may be memory
+        above = Path(tempfile.mkdtemp(dir=where))  # not the system's temporary folder, which may be in memory
     except OSError as error:
         raise Failed(f"nothing can be written in CLICKMASK_HOME: {error.strerror}") from error
     try:
@@ -191,7 +191,7 @@ def _pack(folder: Path, path: Path) -> None:
 
 
 def _read(path: Path, done: Callable[[], None]) -> Generator[bytes]:
-    """The zip in chunks; after them, or after any failure, it is removed and `done` is called."""
+    """The zip in chunks. After the last, or after any failure, it is removed and `done` is called."""
     until = time.monotonic() + ZIP_TTL_S
     try:
         with path.open("rb") as file:
@@ -205,7 +205,7 @@ def _read(path: Path, done: Callable[[], None]) -> Generator[bytes]:
 
 
 def _remove_abandoned(where: Path) -> None:
-    """Remove zips that a killed process left."""
+    """Remove zips that a killed process left behind."""
     for folder in where.iterdir():
         try:
             made = folder.stat().st_mtime

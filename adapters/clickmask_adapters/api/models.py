@@ -50,14 +50,14 @@ def router(workbench: Workbench, models: ProjectModels) -> APIRouter:
         return json_response(asdict(workbench.job(id)))
 
     @routes.delete("/jobs/{id}", summary="Cancel a training")
-    def cancel(id: str) -> Response:  # noqa: A002 - as above
+    def cancel(id: str) -> Response:  # noqa: A002 - the path's
         return json_response(asdict(workbench.cancel_job(id)))
 
     return routes
 
 
 def describe_report(models: Models) -> dict[str, Any]:
-    """The report of the version in service, as JSON. Raises NotFound if there is none."""
+    """The served version's report as JSON. Raises NotFound if there is none."""
     served = models.served()
     if served is None:
         raise NotFound("no model of this project is served yet: train one")

@@ -14,7 +14,7 @@ from clickmask.masks.rle import rle_to_mask
 from clickmask.workbench import Workbench
 from clickmask_adapters.api._json import json_response
 
-MAX_LABELS = 10_000  # in one answer
+MAX_LABELS = 10_000
 
 
 def router(workbench: Workbench) -> APIRouter:

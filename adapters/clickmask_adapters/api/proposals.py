@@ -1,4 +1,4 @@
-"""Prompts, images and whole annotations over HTTP: what clickmask's own page asks."""
+"""Prompts, images and whole annotations over HTTP, as clickmask's own page uses them."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def _image(digest: str, size: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _described(prediction: Prediction, asked: WantedIn, min_iou: float) -> dict[str, Any]:
-    """The mask as a `MaskOut`; each mask is made here, at full size."""
+    """The prediction as a `MaskOut`; its mask is computed here, at full size."""
     mask = prediction.mask
     described: dict[str, Any] = {"score": prediction.score, "area": mask_area(mask), "box": mask_box(mask)}
     if "rle" in asked.want:

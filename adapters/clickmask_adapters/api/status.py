@@ -1,4 +1,4 @@
-"""How the server is doing, at /v1/status."""
+"""The state of the server, at /v1/status."""
 
 from __future__ import annotations
 

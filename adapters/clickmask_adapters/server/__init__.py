@@ -1,1 +1,1 @@
-"""What surrounds every request: the gate, failures, connections, memory."""
+"""The layer around every request: the gate, failures, connections, memory."""

@@ -1,4 +1,4 @@
-"""The one table from errors to HTTP statuses, and the last failures, for those who run the server."""
+"""The table from errors to HTTP statuses, and the recent failures for the status page."""
 
 from __future__ import annotations
 
@@ -54,8 +54,7 @@ class Failure:
 class RecentFailures:
     """The last 50 failed requests, newest first: the tools' own pages show nothing when a click fails.
 
-    Anybody can be refused at the door any number of times, so ten of these refusals are kept apart and
-    push out nothing that an annotator met.
+    Strangers can be refused without end, so ten of their refusals are kept apart and evict no others.
     """
 
     def __init__(self, kept: int = 50, at_the_door: int = 10) -> None:
@@ -64,9 +63,9 @@ class RecentFailures:
         self._at_the_door: deque[Failure] = deque(maxlen=at_the_door)
 
     def add(self, method: str, path: str, status: int, error: str, admitted: bool = False) -> None:
-        """Keep a failure. `admitted`: a route raised it, so that a 403 is about an image, not the caller."""
+        """Keep a failure. If `admitted`, a route raised it: a 403 is about an image, not the caller."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        # A signed request gets past the door, and anybody can send one until its signature is checked.
+        # Posts to signed paths pass the door, so strangers can send them until the signature is checked.
         unsigned = path.startswith("/webhooks/") and status < HTTPStatus.INTERNAL_SERVER_ERROR
         stranger = not admitted and (status in DOOR or unsigned)
         with self._lock:
@@ -79,7 +78,7 @@ class RecentFailures:
 
 
 def status_of(error: errors.ClickmaskError) -> HTTPStatus:
-    """The status of the error's nearest kind in the table."""
+    """The status of the error's nearest class in the table."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
@@ -89,7 +88,7 @@ def answer(status: int, error: str, headers: Mapping[str, str] | None = None) ->
 
 
 def install(app: FastAPI, failures: RecentFailures) -> None:
-    """Turn every error of a route into a status and a sentence: never a traceback, path or token."""
+    """Turn every route's error into a status and a sentence: never a traceback, path or token."""
 
     def failed(
         request: Request,
@@ -118,7 +117,7 @@ def install(app: FastAPI, failures: RecentFailures) -> None:
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, HTTPException):
             raise error
-        # A wrong signature is such an error, and no other has a status of the door.
+        # A wrong signature is the only such error with a status in DOOR.
         return failed(request, error.status_code, str(error.detail), error.headers, admitted=False)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -1,10 +1,9 @@
-"""Who may come in: a list of small middleware in front of every route, which nothing bypasses.
+"""Access control: a list of small middleware in front of every route, which nothing bypasses.
 
-With a secret (CLICKMASK_TOKEN) every request must carry it, except that labeling tools in a trusted
-network may call their own endpoints (`Tool.open_paths`) without. Without a secret only this machine and
-those tools are served. Host and Origin tell browsers apart, so that a foreign page can neither rebind its
-name to this server nor post to it. What a tool signs (`Tool.signed_paths`) is let through to the route
-that checks the signature, and to no other.
+With a secret (CLICKMASK_TOKEN), every request must carry it, but labeling tools in a trusted network may call
+their own endpoints (`Tool.open_paths`) without it. Without a secret, only this machine and those tools are
+served. Checks of Host and Origin keep foreign pages from rebinding their name to this server or posting to
+it. Signed requests (`Tool.signed_paths`) reach only the route that checks them.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ UNCOUNTED = frozenset({"/setup", "/webhook"})  # answered without computing: nev
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 LOOPBACK_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
-MAX_REQUESTS = 128  # that compute at one time
-MAX_COMPUTE_BODIES = 2  # of the largest size, that requests that compute may hold in memory at one time
-READ_TIMEOUT_S = 120.0  # seconds for which a request that is still arriving holds its place
-MAX_SIGNED_BODIES = 64 * 2**20  # bytes of all of them
-MAX_SIGNED_BODY = 2**20  # bytes that a stranger may send before anybody has looked at the signature
+MAX_REQUESTS = 128
+MAX_COMPUTE_BODIES = 2  # of the largest size, held in memory by all computing requests
+READ_TIMEOUT_S = 120.0  # a request that is still arriving holds its place so long
+MAX_SIGNED_BODIES = 64 * 2**20  # bytes of all signed bodies together
+MAX_SIGNED_BODY = 2**20  # bytes that a stranger may send before the signature is checked
 SIGNATURE, SECRET, ADDRESS = "signature", "secret", "address"  # scope["auth"]: why a request was let in
 VERIFY, KEEP, COMPUTE = "verify", "keep", "compute"
 
 
 class Refusal(Exception):
-    """Raised by any middleware of the gate; `Refusals` answers it."""
+    """A refused request: any middleware of the gate raises it, and `Refusals` answers it."""
 
     def __init__(self, status: HTTPStatus, error: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(error)
@@ -46,7 +45,7 @@ class Refusal(Exception):
 
 
 class Gate:
-    """The stack in front of `app`, outermost first. Nothing of a body is read before all else is right."""
+    """The middleware in front of `app`, outermost first. A body is read only after all other checks."""
 
     def __init__(
         self,
@@ -63,7 +62,7 @@ class Gate:
                 Middleware(Refusals, recent),
                 Middleware(Authentication, settings, open_paths, signed_paths),
                 Middleware(KnownHost, settings.allowed_hosts),
-                Middleware(SafeMethods, app),  # these leave the stack here: what follows is about posting
+                Middleware(SafeMethods, app),  # leave the stack here: the rest is about posting
                 Middleware(SameOrigin),
                 Middleware(RequestLimit, max_requests),
                 Middleware(BodySize, settings.max_body_bytes),
@@ -96,7 +95,7 @@ class Refusals:
 
 
 class Authentication:
-    """Let in what is signed, what carries the secret, and trusted addresses; `scope["auth"]` says which."""
+    """Admit signed requests, the secret, and trusted addresses; `scope["auth"]` says which."""
 
     def __init__(
         self, app: ASGIApp, settings: Settings, open_paths: Collection[str], signed_paths: Collection[str]
@@ -121,11 +120,11 @@ class Authentication:
         await self._app(scope, receive, send)
 
     def _carries_secret(self, authorization: str) -> bool:
-        """Token, Bearer or Basic; compared as bytes and in constant time."""
+        """Whether Token, Bearer or Basic gives the secret; compared as bytes in constant time."""
         if self._secret is None:
             return False
         scheme, _, credentials = authorization.partition(" ")
-        given = credentials.strip().encode("latin-1")  # the bytes as they came: Starlette decodes so
+        given = credentials.strip().encode("latin-1")  # undoes Starlette's decoding
         if scheme.lower() in {"token", "bearer"}:
             return hmac.compare_digest(given, self._secret)
         if scheme.lower() != "basic":
@@ -139,7 +138,7 @@ class Authentication:
     def _require_trusted_client(self, scope: Scope, headers: Headers) -> None:
         address = _address((scope["client"] or ("",))[0])
         path = scope["path"]
-        # "/" is no prefix, and open to POST alone: the page there is for people.
+        # "/" is not a prefix, and is open only to POST: the page there is for people.
         is_open = path.startswith(self._open_prefixes) or (
             path in self._open_paths and (path != "/" or scope["method"] == "POST")
         )
@@ -162,7 +161,7 @@ class Authentication:
 
 
 class KnownHost:
-    """Refuse names that an attacker points at this machine (DNS rebinding); a secret needs no name."""
+    """Refuse unknown host names (DNS rebinding), unless a secret or signature came with the request."""
 
     def __init__(self, app: ASGIApp, allowed_hosts: Collection[str]) -> None:
         self._app = app
@@ -193,7 +192,7 @@ class SafeMethods:
 
 
 class SameOrigin:
-    """Refuse what a page of another origin posts, whatever it carries."""
+    """Refuse posts from pages of another origin, even with the secret."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -208,7 +207,7 @@ class SameOrigin:
 
 
 class RequestLimit:
-    """At most `most` requests that compute at one time, counted before their bodies are read."""
+    """Limit on requests that compute at one time, counted before their bodies are read."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app = app
@@ -233,7 +232,7 @@ class RequestLimit:
 
 
 class BodySize:
-    """Bodies of at most `max_body` bytes, announced or not; far smaller ones from strangers who sign."""
+    """Limit of `max_body` bytes for a body, announced or not; far lower for signed requests."""
 
     def __init__(self, app: ASGIApp, max_body: int) -> None:
         self._app = app
@@ -258,11 +257,7 @@ class BodySize:
 
 
 class BodyMemory:
-    """A bound on the bytes of all bodies that are in memory at one time.
-
-    Requests that compute, those that are only kept, and those that strangers send have budgets of their
-    own, so that none of these takes another's.
-    """
+    """Limit on the bytes of all bodies in memory; COMPUTE, KEEP and VERIFY have separate budgets."""
 
     def __init__(self, app: ASGIApp, max_body: int) -> None:
         self._app = app
@@ -294,7 +289,7 @@ class BodyMemory:
 
 
 class JsonBody:
-    """Read a body to its end, in READ_TIMEOUT_S, before a route sees it; only JSON is taken."""
+    """Read the whole body within READ_TIMEOUT_S before a route sees it, and refuse all but JSON."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -332,14 +327,14 @@ def _too_large(most: int) -> Refusal:
 
 
 def _purpose(scope: Scope) -> str:
-    """What a body is read for: a stranger's, to VERIFY its signature; one to KEEP; or one to COMPUTE with."""
+    """Purpose of a body: VERIFY a stranger's signature, KEEP it, or COMPUTE with it."""
     if scope["auth"] == SIGNATURE:
         return VERIFY
     return KEEP if scope["path"] in UNCOUNTED else COMPUTE
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that `text` is, an IPv4 one that is written as IPv6 as such; None if it is a name."""
+    """The IP address in `text`, or None for a name. IPv4 that is written as IPv6 becomes IPv4."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

@@ -1,10 +1,8 @@
-"""The protocol class that uvicorn (0.54) is given: reason phrases, and an end to silent connections.
+"""uvicorn's (0.54) protocol class, with reason phrases and an end to silent connections.
 
 CVAT shows its users only the status line of a failed answer, e.g. `422 Client Error: <reason> for url: …`
-(measured with 2.73.0), and ASGI has no word for the reason: it travels as a header.
-
-uvicorn waits for ever for a request and its body, so that anybody who reaches the port could hold all the
-connections that the system allows: those on which nothing comes are closed.
+(measured with 2.73.0). ASGI has no field for the reason, so it travels as a header. uvicorn waits forever for
+a request and its body, so anybody who reaches the port could hold every connection.
 """
 
 from __future__ import annotations
@@ -19,8 +17,8 @@ from uvicorn.server import ServerState
 
 HEADER = "x-clickmask-error"
 MAX_REASON_CHARS = 300
-HEAD_TIMEOUT_S = 30.0  # seconds from a connection's or a request's beginning to the end of its head
-BODY_TIMEOUT_S = 60.0  # seconds between two pieces of a body
+HEAD_TIMEOUT_S = 30.0  # from the start of a connection or request to the end of its head
+BODY_TIMEOUT_S = 60.0  # between two pieces of a body
 
 
 def reason(error: str) -> str:
@@ -52,8 +50,7 @@ class _Connection(h11.Connection):
 
 
 class ReadTimeouts(ErrorInReasonPhrase):
-    """The same, hanging up on a client that sends nothing; uvicorn's own timer is for idle connections
-    that were used before."""
+    """The same with read timeouts; uvicorn's own timer covers only idle connections that were used before."""
 
     _hanging_up: asyncio.TimerHandle | None = None
 
@@ -67,7 +64,7 @@ class ReadTimeouts(ErrorInReasonPhrase):
             return
         if self.conn.their_state is h11.SEND_BODY:
             self._wait(BODY_TIMEOUT_S)
-        elif self.conn.their_state is not h11.IDLE:  # all of it is here: now it waits for us
+        elif self.conn.their_state is not h11.IDLE:  # the request is complete: the client waits for us
             self._wait(None)
         elif self._hanging_up is None:
             self._wait(HEAD_TIMEOUT_S)
@@ -77,7 +74,7 @@ class ReadTimeouts(ErrorInReasonPhrase):
         super().connection_lost(exc)
 
     def _wait(self, seconds: float | None) -> None:
-        """Hang up after `seconds` unless something comes; None: wait for ever."""
+        """Hang up after `seconds` without data; never if None."""
         if self._hanging_up:
             self._hanging_up.cancel()
         self._hanging_up = None if seconds is None else self.loop.call_later(seconds, self.transport.close)

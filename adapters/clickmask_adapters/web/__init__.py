@@ -1,7 +1,4 @@
-"""The pages that a browser sees: `/`, a photo to click on, and `/status`, what the server is doing.
-
-Static files without a build step; all they know of the server is its public API under /v1/.
-"""
+"""Static pages without a build step, over /v1/: `/`, a photo to click on, and `/status`."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ class _Page:
         body = path.read_bytes()
         headers = {
             "Content-Type": MEDIA_TYPES[path.suffix],
-            # Each visit asks again and is answered 304, so that nobody sees half of an upgraded server.
+            # Every visit asks again and gets a 304, so nobody sees half of an upgraded server.
             "Cache-Control": "no-cache",
             "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
             "Content-Security-Policy": CONTENT_SECURITY_POLICY,
@@ -60,10 +57,7 @@ class _Page:
 
 
 def router() -> APIRouter:
-    """`/`, `/status` and their files under `/static/`.
-
-    The files are read here once, into a table: no request ever becomes a path on the disk.
-    """
+    """Routes of `/`, `/status` and `/static/`; files are read once here, so no request becomes a path."""
     pages = {
         path.relative_to(FOLDER).as_posix(): _Page.read(path)
         for path in sorted(FOLDER.rglob("*"))
