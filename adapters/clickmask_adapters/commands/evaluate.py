@@ -66,7 +66,7 @@ def evaluate_segmenters(
 
 
 def plot_summaries(summaries: Mapping[str, Summary], title: str, file: Path) -> None:
-    """Plot each segmenter's mIoU over clicks, and a star for its box. Raises as `require_matplotlib`."""
+    """Plot each segmenter's mIoU over clicks, with a star for its box. Raises InvalidRequest."""
     require_matplotlib(file)
     figures: Any = importlib.import_module("matplotlib.figure")
     figure = figures.Figure(figsize=(7, 4.5), layout="constrained")  # no pyplot, so no window and no state

@@ -77,7 +77,7 @@ class RestClient:
         self._pool.pool_classes_by_scheme = {**self._pool.pool_classes_by_scheme, "http": _Connections}
 
     def authorization(self, refused: str = "") -> str | None:
-        """The value of the Authorization header; another than `refused` if there is one."""
+        """The value of the Authorization header; a different one from `refused` if possible."""
         raise NotImplementedError
 
     def ask(

@@ -1,4 +1,4 @@
-"""Static pages without a build step, over /v1/: `/`, a photo to click on, and `/status`."""
+"""Static pages without a build step, which use only /v1/: `/`, a photo to click on, and `/status`."""
 
 from __future__ import annotations
 

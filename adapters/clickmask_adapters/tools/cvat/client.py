@@ -41,7 +41,10 @@ class CvatClient(RestClient):
         return self._authorization
 
     def image_ref(self, address: str) -> ImageRef:
-        """The upright original frame at a `labels.frame_address`; Refused otherwise, to protect our token."""
+        """The frame at a path of `labels.frame_address`, upright and in original quality.
+
+        Raises Refused for any other address: others must not choose what our token reads.
+        """
         if not FRAME.fullmatch(address):
             raise Refused("this is not the address of a frame of a CVAT job")
         if not self.url or not self._authorization:
@@ -69,7 +72,7 @@ class CvatClient(RestClient):
         return self.ask("GET", f"/api/jobs/{job}/annotations/")
 
     def read_job(self, job: int) -> JobContent:
-        """A job with all its content. The job is read first: its date is never newer than its annotations."""
+        """A job with frames, labels, annotations. It is read first: its date is never newer than theirs."""
         return JobContent(self.job(job), self.meta(job), self.labels({"job_id": job}), self.annotations(job))
 
     def add_shapes(self, job: int, shapes: Sequence[Json]) -> None:

@@ -98,7 +98,7 @@ def points_to_mask(points: Sequence[float], size: Size) -> Mask:
 
 
 def mask_to_crop(mask: Mask) -> tuple[Mask, InclusiveBox]:
-    """`mask` cropped to its box, or to its first pixel if empty, and the box. ValueError without pixels."""
+    """Crop of `mask` to its box (its first pixel if empty), and the box. Raises ValueError without pixels."""
     _require_pixels(mask)
     left, top, right, bottom = (int(side) for side in mask_box(mask) or (0, 0, 1, 1))
     crop = np.ascontiguousarray(mask[top:bottom, left:right])

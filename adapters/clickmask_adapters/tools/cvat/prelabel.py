@@ -90,7 +90,7 @@ def _prelabel_job(
 
 
 def _is_new(job: Json) -> bool:
-    """Whether nobody has begun the job, an ordinary 2D one and not one by which others are judged."""
+    """Whether the job is new, 2D and an ordinary one, not one by which others are judged."""
     return (job["state"], job["stage"], job.get("type", "annotation"), job.get("dimension", "2d")) == (
         "new",
         "annotation",

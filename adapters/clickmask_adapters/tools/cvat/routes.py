@@ -65,7 +65,7 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
 
     async def invoke(request: Request, name: str) -> Response:
         function = await required(name)
-        body = await request.body()
+        body = await request.body()  # its size was limited at the gate
         # The time counts from here: CVAT also waits while this waits for a pool thread.
         until = time.monotonic() + patience(function, request.headers.get("x-nuclio-invoke-timeout", ""))
         user_agent = request.headers.get("user-agent", "")
@@ -120,7 +120,7 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
 
     @routes.post(WEBHOOK)
     async def webhook(request: Request) -> Response:
-        body = await request.body()  # its size was limited at the gate
+        body = await request.body()
         require_signature(secret.encode() if secret else None, body, request.headers.get(SIGNATURE, ""))
         event = parse_object(body, "the event")
         if as_text(event.get("event"), "the name of the event") == "ping":

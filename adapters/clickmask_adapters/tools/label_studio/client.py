@@ -181,7 +181,7 @@ class LabelStudioClient(RestClient):
         return self.ask("POST", "/api/ml", body=backend)
 
     def change_backend(self, backend: int, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """`changes` must carry url and project: Label Studio checks the backend with only them."""
+        """`changes` must carry url and project: Label Studio checks the backend with nothing else."""
         return self.ask("PATCH", f"/api/ml/{backend}", body=changes, idempotent=True)
 
     def remove_backend(self, backend: int) -> None:
