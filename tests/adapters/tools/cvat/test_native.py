@@ -46,11 +46,11 @@ LABELS = list(DrawnAnnotator.labels)
 PLUGIN = """
 from support.fakes import DiscSegmenter, DrawnAnnotator
 
-def labels(variant, **options):
+def labels(variant, host):
     return DrawnAnnotator.labels
 
-def load(variant, weights=None, **options):
-    return DiscSegmenter() if weights else DrawnAnnotator()
+def load(variant, host):
+    return DiscSegmenter() if hasattr(host, "weights") else DrawnAnnotator()
 """
 
 
