@@ -11,6 +11,7 @@ flights.run(key, compute)   # concurrent calls for one key share one result, or 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -38,10 +39,10 @@ class Lru(Generic[K, V]):
     ) -> None:
         if (max_bytes is None) != (size is None):
             raise ValueError("max_bytes and size are given together")
-        self._max_count = max_count
-        self._max_bytes = max_bytes
+        self._max_count = math.inf if max_count is None else max_count
+        self._max_bytes = math.inf if max_bytes is None else max_bytes
         self._size: Callable[[V], int] = size or (lambda value: 0)
-        self._keep_newest = keep_newest
+        self._min_count = 1 if keep_newest else 0
         self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()  # with the size when it was put
         self._bytes = 0
         self._lock = threading.Lock()
@@ -58,11 +59,13 @@ class Lru(Generic[K, V]):
         size = self._size(value)
         with self._lock:
             replaced = self._remove(key)
-            if self._max_bytes is not None and size > self._max_bytes and not self._keep_newest:
+            if size > self._max_bytes and not self._min_count:
                 return replaced
             self._entries[key] = value, size
             self._bytes += size
-            while self._is_over() and (len(self._entries) > 1 or not self._keep_newest):
+            while self._bytes > self._max_bytes or len(self._entries) > self._max_count:
+                if len(self._entries) == self._min_count:
+                    break
                 self._remove(next(iter(self._entries)))
             return replaced
 
@@ -86,10 +89,6 @@ class Lru(Generic[K, V]):
         self._bytes -= size
         return value
 
-    def _is_over(self) -> bool:
-        too_many = self._max_count is not None and len(self._entries) > self._max_count
-        return too_many or (self._max_bytes is not None and self._bytes > self._max_bytes)
-
 
 class SingleFlight(Generic[V]):
     """Concurrent calls for one key share one computation and its result or error. Nothing is kept."""
@@ -99,12 +98,10 @@ class SingleFlight(Generic[V]):
         self._flights: dict[Hashable, Future[V]] = {}
 
     def run(self, key: Hashable, compute: Callable[[], V]) -> V:
+        own = Future[V]()
         with self._lock:
-            flight = self._flights.get(key)
-            leads = flight is None
-            if flight is None:
-                flight = self._flights[key] = Future()
-        if not leads:
+            flight = self._flights.setdefault(key, own)
+        if flight is not own:
             return flight.result()
         try:
             flight.set_result(compute())

@@ -91,9 +91,7 @@ def _exchange(one: Path, other: Path) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        return False
-    return rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE) == 0
+    return bool(rename) and rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE) == 0
 
 
 @contextmanager
@@ -106,15 +104,12 @@ def lock(path: Path, *, shared: bool = False, blocking: bool = True) -> Generato
     if fcntl is None:
         import filelock  # imported here: it takes 40 ms and only Windows needs it
 
-        held = filelock.FileLock(path)
         try:
-            held.acquire(blocking=blocking)
+            held = filelock.FileLock(path).acquire(blocking=blocking)
         except filelock.Timeout as error:
             raise BlockingIOError(errno.EAGAIN, "the lock is held", str(path)) from error
-        try:
+        with held:
             yield
-        finally:
-            held.release()
         return
     with path.open("ab") as file:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if blocking else fcntl.LOCK_NB))

@@ -39,7 +39,6 @@ class ImageArchive:
         self._is_labelled = is_labelled
         self._lock = threading.Lock()
         self._refused = 0
-        self._images, self._bytes = 0, 0
         self._count()
 
     def holds(self, digest: str) -> bool:
@@ -53,7 +52,15 @@ class ImageArchive:
                 path.touch()
                 return True
             if self._bytes + len(raw) > self._capacity:
-                self._make_room(len(raw))
+                # Count again, since other processes also keep and remove images, then remove what may go.
+                for stat, stored in sorted(self._count(), key=lambda each: each[0].st_mtime):
+                    is_enough = self._bytes + len(raw) <= self._capacity
+                    if is_enough or stat.st_mtime > time.time() - MIN_AGE_S:
+                        break
+                    if not self._is_labelled(stored.name):
+                        stored.unlink(missing_ok=True)
+                        self._bytes -= stat.st_size
+                        self._images -= 1
             if self._bytes + len(raw) > self._capacity:
                 self._refused += 1
                 log.warning("image %s is not kept: %d bytes are full", digest[:8], self._capacity)
@@ -92,17 +99,8 @@ class ImageArchive:
             raise ValueError(f"{digest[:80]!r} is no digest of an image")
         return self._folder / digest[:2] / digest
 
-    def _make_room(self, wanted: int) -> None:
-        """Count again, since other processes also keep and remove images, then remove what may go."""
-        for stat, path in sorted(self._count(), key=lambda each: each[0].st_mtime):
-            if self._bytes + wanted <= self._capacity or stat.st_mtime > time.time() - MIN_AGE_S:
-                return
-            if not self._is_labelled(path.name):
-                path.unlink(missing_ok=True)
-                self._bytes -= stat.st_size
-                self._images -= 1
-
     def _count(self) -> list[tuple[os.stat_result, Path]]:
+        """Set the numbers of images and bytes from the folder, and remove stale drafts."""
         found: list[tuple[os.stat_result, Path]] = []
         for path in self._folder.glob("??/*"):
             with suppress(FileNotFoundError):  # another process removed it

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from types import TracebackType
+from contextlib import suppress
 from typing import Any, Self
 
 from requests.adapters import HTTPAdapter
@@ -26,17 +26,7 @@ _NOT_PUBLIC = tuple(map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/24"
 # IPv6 addresses that lead to an IPv4 one: NAT64 (RFC 6052, RFC 8215), 6to4.
 _IPV4_INSIDE = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16")))
 
-
-class Address:
-    """One address of a name, as the socket module takes it."""
-
-    def __init__(self, family: int, sockaddr: tuple[Any, ...]) -> None:
-        self.family = family
-        self.sockaddr = sockaddr
-
-    @property
-    def ip(self) -> str:
-        return str(self.sockaddr[0])
+Address = tuple[int, tuple[Any, ...]]  # family and address, as the socket module takes them
 
 
 def addresses_of(host: str, port: int) -> list[Address]:
@@ -45,7 +35,7 @@ def addresses_of(host: str, port: int) -> list[Address]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise ImageUnavailable(f"the name {host} is not known: check the image's address") from None
-    return [Address(family, sockaddr) for family, _, _, _, sockaddr in found]
+    return [(family, sockaddr) for family, _, _, _, sockaddr in found]
 
 
 def is_public(address: str) -> bool:
@@ -95,18 +85,14 @@ class Deadline:
     def _cut(self) -> None:
         with self._lock:
             for watched in self._watched:
-                try:
+                with suppress(OSError):  # the other side closed first
                     watched.shutdown(socket.SHUT_RDWR)  # wakes a blocked reader; close would not
-                except OSError:  # the other side closed first
-                    continue
 
     def __enter__(self) -> Self:
         self._timer.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._timer.cancel()
         with self._lock:
             for watched in self._watched:
@@ -135,13 +121,13 @@ class PinnedAdapter(HTTPAdapter):
 
     def _connect(self, timeout: float | None) -> socket.socket:
         failure = OSError("no address")
-        for address in self._addresses:
+        for family, address in self._addresses:
             if self._deadline.passed:
                 raise TimeoutError
-            connected = socket.socket(address.family, socket.SOCK_STREAM)
+            connected = socket.socket(family, socket.SOCK_STREAM)
             try:
                 connected.settimeout(min(timeout or self._deadline.left, self._deadline.left))
-                connected.connect(address.sockaddr)
+                connected.connect(address)
                 self._deadline.watch(connected)
             except OSError as error:
                 connected.close()

@@ -41,6 +41,7 @@ _CORRUPT = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
     *(ArithmeticError, RuntimeError, struct.error, zlib.error),
 )
+_SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 _DAMAGED = "the image is damaged, cut short, or of a kind that clickmask does not read"
 
 # Each scan of a progressive JPEG is a pass over all pixels: 100 kB of scans took a minute. Encoders write
@@ -93,9 +94,8 @@ def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
             pixels = _jpeg_pixels(raw, opened)
             return opened_image(opened) if pixels is None else Image(pixels, pixels_digest(pixels))
     except PIL.UnidentifiedImageError:
-        raise InvalidInput(
-            f"this is not an image that clickmask reads; it reads {', '.join(FORMATS)}"
-        ) from None
+        known = ", ".join(FORMATS)
+        raise InvalidInput(f"this is not an image that clickmask reads; it reads {known}") from None
     except _CORRUPT as error:
         raise InvalidInput(_DAMAGED) from error
     except MemoryError:
@@ -130,10 +130,7 @@ def upright_file(raw: bytes) -> bytes | None:
                 return None
             profile = opened.info.get("icc_profile")
             options: dict[str, Any] = {"icc_profile": profile} if profile else {}
-            if opened.format == "JPEG":
-                options |= {"quality": 95, "subsampling": 0}
-            elif opened.format == "WEBP":
-                options |= {"lossless": True}
+            options |= _SAVE_OPTIONS.get(opened.format or "", {})
             turned = opened.transpose(_UPRIGHT[orientation])
             turned.info.pop("exif", None)
             written = io.BytesIO()

@@ -139,20 +139,17 @@ class Fetcher:
         except OSError as error:
             raise ImageUnavailable(f"the image's file cannot be read: {error.strerror}") from None
         try:
-            return self._read_open_file(handle, known)
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise Refused("the image's address is not that of a plain file")
+            self._limits.require_bytes(status.st_size)
+            validator = Validator(f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}", "file")
+            if validator == known:
+                return NotModified(0.0)
+            with open(handle, "rb", closefd=False) as file:
+                raw = file.read(self._limits.max_bytes + 1)
         finally:
             os.close(handle)
-
-    def _read_open_file(self, handle: int, known: Validator | None) -> Fetched | NotModified:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise Refused("the image's address is not that of a plain file")
-        self._limits.require_bytes(status.st_size)
-        validator = Validator(f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}", "file")
-        if validator == known:
-            return NotModified(0.0)
-        with open(handle, "rb", closefd=False) as file:
-            raw = file.read(self._limits.max_bytes + 1)
         self._limits.require_bytes(len(raw))
         return Fetched(raw, 0.0, validator)  # asking the file system again costs nothing
 
@@ -183,12 +180,11 @@ class Fetcher:
         A Session would read the body of a redirect, keep cookies, and ask the environment for proxies,
         passwords and certificates unless told otherwise (trust_env).
         """
-        origin = origin_of(request.url or "")
-        _, host, port = origin
+        _, host, port = origin = origin_of(request.url or "")
         addresses = addresses_of(host, port)
         spellings = {host, f"{host}:{port}", f"[{host}]", f"[{host}]:{port}"}
         allowed = origin in self._trusted or not self._hosts.isdisjoint(spellings)
-        if not allowed and not all(is_public(address.ip) for address in addresses):
+        if not allowed and not all(is_public(address[0]) for _, address in addresses):
             raise Refused(
                 f"{host} has an address in a private network; list it in CLICKMASK_IMAGE_HOSTS to allow it"
             )
@@ -294,8 +290,7 @@ def _unavailable(url: str, error: Exception, deadline: Deadline) -> ImageUnavail
         return ImageUnavailable(f"{host} did not send the image within {deadline.seconds:g} seconds")
     if isinstance(error, requests.exceptions.SSLError):
         return ImageUnavailable(f"the certificate of {host} cannot be verified")
-    timeouts = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
-    if isinstance(error, timeouts):
+    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
         return ImageUnavailable(f"{host} did not answer in time: try again later")
     return ImageUnavailable(
         f"{host} cannot be reached, or broke off: check that it runs and the image's address"

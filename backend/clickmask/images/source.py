@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from clickmask.caches import Lru, SingleFlight
 from clickmask.errors import Gone, ImageUnavailable
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
-from clickmask.images.fetch import Fetched, Fetcher, NotModified, Validator, decode_base64
+from clickmask.images.fetch import Fetched, Fetcher, Validator, decode_base64
 from clickmask.types import Image, ImageRef, Size
 
 MAX_KNOWN_IMAGES = 20_000  # entries in each map from a key to an identity; about 300 bytes each
@@ -138,7 +138,8 @@ class ImageSource:
         answer = self._fetch(ref)
         identity = self.identify_bytes(answer.raw)
         if not _is_data(ref):
-            self._remember(_key(ref), identity, answer, answer.validator, asked_at)
+            expires_at = asked_at + answer.trusted_for
+            self._by_address.put(_key(ref), _Answer(identity, expires_at, answer.validator))
         return identity, answer.raw
 
     def _ask(self, ref: ImageRef, key: str) -> ImageIdentity:
@@ -154,34 +155,20 @@ class ImageSource:
             identity, validator = last.identity, last.validator
         else:
             raise ImageUnavailable(_GONE)
-        self._remember(key, identity, answer, validator, asked_at)
+        self._by_address.put(key, _Answer(identity, asked_at + answer.trusted_for, validator))
         return identity
 
     def _load_again(self, ref: ImageRef, key: str) -> Image:
         last = self._by_address.get(key)
         if last and (image := self._images.get(last.identity.digest)):  # another call has just finished
             return image
-        asked_at = self._clock()
-        answer = self._fetch(ref)
-        image = self.load_bytes(answer.raw)
-        self._remember(key, _identity(image), answer, answer.validator, asked_at)
-        return image
+        return self.load_bytes(self.read(ref)[1])
 
     def _fetch(self, ref: ImageRef) -> Fetched:
         answer = self._fetcher.fetch(ref)
         if not isinstance(answer, Fetched):
             raise ImageUnavailable(_GONE)
         return answer
-
-    def _remember(
-        self,
-        key: str,
-        identity: ImageIdentity,
-        answer: Fetched | NotModified,
-        validator: Validator | None,
-        asked_at: float,
-    ) -> None:
-        self._by_address.put(key, _Answer(identity, asked_at + answer.trusted_for, validator))
 
     def _unexpired(self, key: str) -> ImageIdentity | None:
         last = self._by_address.get(key)
