@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import onnxruntime  # pyright: ignore[reportMissingTypeStubs] - it has none
 from numpy.typing import NDArray
 
-Arrays = Mapping[str, NDArray[Any]]
+from clickmask.inference.sessions import Arrays
 
 
 class OnnxRuntimeSession:
@@ -42,6 +41,5 @@ def open_session(model: Path | bytes, threads: int, at_once: int, precision: str
     for pool in ("intra_op", "inter_op"):
         options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
     source = str(model) if isinstance(model, Path) else model
-    return OnnxRuntimeSession(
-        library.InferenceSession(source, options, providers=["CPUExecutionProvider"]), at_once
-    )
+    session = library.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return OnnxRuntimeSession(session, at_once)

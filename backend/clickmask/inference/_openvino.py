@@ -6,7 +6,6 @@ import importlib
 import io
 import queue
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,9 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.inference.sessions import Precision
-
-Arrays = Mapping[str, NDArray[Any]]
+from clickmask.inference.sessions import Arrays, Precision
 
 
 class OpenVinoSession:
@@ -31,7 +28,7 @@ class OpenVinoSession:
         ]
         # A request holds the arrays of one run. Last in, first out: its memory is warm, and the memory
         # of requests that are never needed is never touched.
-        self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
+        self._requests = queue.LifoQueue[Any]()
         for _ in range(at_once):
             self._requests.put(compiled.create_infer_request())
 
@@ -41,30 +38,24 @@ class OpenVinoSession:
         request = self._requests.get()
         try:
             request.infer(dict(feeds), share_inputs=True)
-            return {
-                name: np.array(request.get_output_tensor(index).data)
-                for index, name in enumerate(self._outputs)
-            }
+            found = map(request.get_output_tensor, range(len(self._outputs)))
+            return {name: np.array(each.data) for name, each in zip(self._outputs, found, strict=True)}
         finally:
             self._requests.put(request)
 
 
 def open_session(model: Path | bytes, threads: int, at_once: int, precision: Precision) -> OpenVinoSession:
     core = import_openvino().Core()
-    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    precision = precision if has_bf16 else "f32"
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        precision = "f32"
     network = core.read_model(str(model)) if isinstance(model, Path) else core.read_model(io.BytesIO(model))
-    compiled = core.compile_model(
-        network,
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": precision,  # the default is bf16 if the CPU has it
-            "INFERENCE_NUM_THREADS": threads * at_once,
-            "NUM_STREAMS": at_once,
-            "ENABLE_CPU_PINNING": False,  # otherwise several processes share the same cores
-        },
-    )
-    return OpenVinoSession(compiled, at_once, precision)
+    options = {
+        "INFERENCE_PRECISION_HINT": precision,  # the default is bf16 if the CPU has it
+        "INFERENCE_NUM_THREADS": threads * at_once,
+        "NUM_STREAMS": at_once,
+        "ENABLE_CPU_PINNING": False,  # otherwise several processes share the same cores
+    }
+    return OpenVinoSession(core.compile_model(network, "CPU", options), at_once, precision)
 
 
 def import_openvino() -> ModuleType:

@@ -34,12 +34,11 @@ from numpy.typing import NDArray
 
 from clickmask import files
 from clickmask.caches import Lru
+from clickmask.inference.sessions import Arrays
 from clickmask.inference.weights import WeightsFolder
 from clickmask.types import Embedding, Segmenter
 
 log = logging.getLogger(__name__)
-
-Arrays = Mapping[str, NDArray[Any]]
 
 FORMAT = 1  # raise it when the layout changes or a built-in segmenter encodes differently
 SUFFIX = ".embedding"
@@ -105,11 +104,7 @@ class DiskEmbeddings:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        capacity: int,
-        segmenters: Callable[[str], Segmenter[Any]],
-        weights: WeightsFolder,
+        self, folder: Path, capacity: int, segmenters: Callable[[str], Segmenter[Any]], weights: WeightsFolder
     ) -> None:
         self._folder = folder
         self._capacity = capacity
@@ -212,9 +207,8 @@ class DiskEmbeddings:
         }
 
     def _path(self, identity: Mapping[str, str]) -> Path:
-        readable = "-".join(
-            re.sub(r"[^A-Za-z0-9]+", "_", identity[part])[:32] for part in ("segmenter", "digest")
-        )
+        parts = identity["segmenter"], identity["digest"]
+        readable = "-".join(re.sub(r"[^A-Za-z0-9]+", "_", part)[:32] for part in parts)
         unique = hashlib.sha256(json.dumps([FORMAT, *identity.values()]).encode()).hexdigest()[:16]
         return self._folder / f"{readable}-{unique}{SUFFIX}"
 

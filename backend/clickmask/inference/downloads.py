@@ -20,10 +20,6 @@ _CHUNK = 2**16
 _TIMEOUTS = (10.0, 60.0)  # seconds to connect, seconds between two pieces of the body
 
 
-class _BrokenOff(Exception):
-    """The body ended early."""
-
-
 class PartialFile:
     """`target`.part, the beginning of a file of `total` bytes, with its server's validator (ETag or date)
     beside it, so that another file's end is never appended. The caller checks the hash before `finish`."""
@@ -68,8 +64,7 @@ class PartialFile:
         with requests.Session() as session:
             while furthest < self.size < self._total:
                 furthest = self.size
-                with suppress(_BrokenOff):
-                    self._transfer(session, address, host, progress)
+                self._transfer(session, address, host, progress)
         if self.size < self._total:
             raise NotReady(
                 f"{host} broke off after {megabytes(self.size)} of {megabytes(self._total)}: "
@@ -87,7 +82,15 @@ class PartialFile:
         try:
             response = session.get(address, headers=headers, stream=True, timeout=_TIMEOUTS)
         except requests.RequestException as error:
-            raise _unreachable(host, error, self._target.name) from error
+            reason = (
+                f"{host} cannot be reached: check the network, set CLICKMASK_WEIGHTS_MIRROR, "
+                f"or put {self._target.name} into the folder that `clickmask weights list` names"
+            )
+            if isinstance(error, requests.exceptions.SSLError):
+                reason = f"the certificate of {host} cannot be verified"
+            elif isinstance(error, requests.exceptions.InvalidSchema | requests.exceptions.InvalidURL):
+                reason = f"the address at {host} is none that can be downloaded from"
+            raise NotReady(reason) from error
         with response:
             offered = _Offer.of(response)
             goes_on = have and offered.start == have and validator in ("", offered.validator)
@@ -103,10 +106,8 @@ class PartialFile:
                 )
             if not goes_on:
                 self._validator_path.write_text(offered.validator)
-            try:
+            with suppress(requests.RequestException):  # it broke off: `download` goes on from there
                 self._write(response.iter_content(_CHUNK), have if goes_on else 0, progress)
-            except requests.RequestException as error:
-                raise _BrokenOff from error
         return None
 
     def _write(self, chunks: Iterator[bytes], done: int, progress: Progress) -> None:
@@ -149,14 +150,3 @@ class _Offer:
 
 def megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
-
-
-def _unreachable(host: str, error: requests.RequestException, file: str) -> NotReady:
-    if isinstance(error, requests.exceptions.SSLError):
-        return NotReady(f"the certificate of {host} cannot be verified")
-    if isinstance(error, requests.exceptions.InvalidSchema | requests.exceptions.InvalidURL):
-        return NotReady(f"the address at {host} is none that can be downloaded from")
-    return NotReady(
-        f"{host} cannot be reached: check the network, set CLICKMASK_WEIGHTS_MIRROR, "
-        f"or put {file} into the folder that `clickmask weights list` names"
-    )

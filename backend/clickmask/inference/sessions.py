@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -76,7 +76,25 @@ def open_session(
         candidates = [noted]
     if len(candidates) == 1 or example is None:
         return _open(candidates[0], model, threads, at_once, precision)
-    fastest = _fastest(candidates, lambda name: _open(name, model, threads, at_once, precision), example)
+
+    speeds: list[tuple[float, Session]] = []  # the shortest of a few runs; the first one does not count
+    for name in candidates:
+        try:
+            session = _open(name, model, threads, at_once, precision)
+            session.run(example)
+            times: list[float] = []
+            while len(times) < 5 and sum(times) < MEASURING_S:
+                started = time.perf_counter()
+                session.run(example)
+                times.append(time.perf_counter() - started)
+            speeds.append((min(times), session))
+        except Exception as error:  # noqa: BLE001 - undocumented classes; another runtime may run it
+            log.warning("%s does not run a network: %s", name, error)
+    if not speeds:
+        raise NotReady(f"the network runs on none of {', '.join(candidates)}")
+    said = ", ".join(f"{session.runtime} {1000 * seconds:.0f} ms" for seconds, session in speeds)
+    log.info("measured a network: %s", said)
+    fastest = min(speeds, key=lambda each: each[0])[1]
     if memory:
         notes = {**_notes(memory), fingerprint: fastest.runtime}
         try:
@@ -114,28 +132,6 @@ def _open(runtime: str, model: Model, threads: int, at_once: int, precision: Pre
     except Exception as error:  # runtimes raise undocumented classes of their own
         name = model.name if isinstance(model, Path) else "the network"
         raise NotReady(f"{runtime} cannot read {name}") from error
-
-
-def _fastest(candidates: list[str], open_one: Callable[[str], Session], example: Arrays) -> Session:
-    """The session with the shortest of a few runs. The first run does not count."""
-    found: list[tuple[float, Session]] = []
-    for name in candidates:
-        try:
-            session = open_one(name)
-            session.run(example)
-            times: list[float] = []
-            while len(times) < 5 and sum(times) < MEASURING_S:
-                started = time.perf_counter()
-                session.run(example)
-                times.append(time.perf_counter() - started)
-            found.append((min(times), session))
-        except Exception as error:  # noqa: BLE001 - undocumented classes; another runtime may run it
-            log.warning("%s does not run a network: %s", name, error)
-    if not found:
-        raise NotReady(f"the network runs on none of {', '.join(candidates)}")
-    said = ", ".join(f"{session.runtime} {1000 * seconds:.0f} ms" for seconds, session in found)
-    log.info("measured a network: %s", said)
-    return min(found, key=lambda each: each[0])[1]
 
 
 def _fingerprint(model: Model, installed: list[str], *how: object) -> str:
