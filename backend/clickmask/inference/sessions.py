@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -113,10 +114,8 @@ def packages_of(runtime: str) -> list[str]:
     """The installed packages that bring a runtime, with versions. Two overwrite each other's files."""
     found: list[str] = []
     for name in (runtime, f"{runtime}-gpu"):
-        try:
+        with suppress(PackageNotFoundError):
             found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -138,10 +137,10 @@ def _fingerprint(model: Model, installed: list[str], *how: object) -> str:
     """A hash of everything a measurement depends on. A file is identified by its place, size and time."""
     if isinstance(model, Path):
         status = model.stat()
-        what: tuple[object, ...] = (str(model.resolve()), status.st_size, status.st_mtime_ns)
+        whole: list[object] = [str(model.resolve()), status.st_size, status.st_mtime_ns]
     else:
-        what = (hashlib.sha256(model).hexdigest(),)
-    whole = [*what, *(package for name in installed for package in packages_of(name)), usable_cores(), *how]
+        whole = [hashlib.sha256(model).hexdigest()]
+    whole += [*(package for name in installed for package in packages_of(name)), usable_cores(), *how]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32]
 
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.metrics.confusion import LabelMap, Values
+from clickmask.metrics.confusion import LabelMap, Values, counted_pixels
 from clickmask.types import Mask
 
 TOLERANCE = 0.008  # of the image's diagonal, rounded up to pixels, as in DAVIS: 7 px of 640 x 480
@@ -28,7 +28,7 @@ def boundary_f1(truth: LabelMap, prediction: LabelMap, classes: int, ignore: int
     is no boundary. Two masks without one (the whole image) agree.
     """
     reach = math.ceil(TOLERANCE * math.hypot(*truth.shape))
-    counted = _counted(truth, ignore)
+    counted = counted_pixels(truth, ignore)
     found = np.full(classes, np.nan)
     for number in _present(truth, prediction, counted):
         true, predicted = (_outline(labels == number, counted) for labels in (truth, prediction))
@@ -46,16 +46,12 @@ def boundary_overlap(
     Boundary IoU is intersection by union, each summed over the images of a split.
     """
     width = max(1, round(BAND * math.hypot(*truth.shape)))
-    counted = _counted(truth, ignore)
+    counted = counted_pixels(truth, ignore)
     found = np.zeros((classes, 2), np.int64)
     for number in _present(truth, prediction, counted):
         true, predicted = (_band(labels == number, counted, width) for labels in (truth, prediction))
         found[number] = np.count_nonzero(true & predicted), np.count_nonzero(true | predicted)
     return found
-
-
-def _counted(truth: LabelMap, ignore: int | None) -> Mask:
-    return np.ones(truth.shape, np.bool_) if ignore is None else np.asarray(truth != ignore)
 
 
 def _present(truth: LabelMap, prediction: LabelMap, counted: Mask) -> list[int]:

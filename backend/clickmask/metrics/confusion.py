@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clickmask.types import Mask
+
 LabelMap = NDArray[np.integer]  # (H, W)
 Confusion = NDArray[np.int64]  # (..., K, K) pixels: [true class, predicted class], background first
 Values = NDArray[np.float64]
 Metric = Callable[[Confusion], Values]  # (..., K, K) -> (...)
 
 ROUNDS = 1000  # resamples of an interval
+LEVEL = 0.95  # of an interval
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,16 @@ def confusion_matrix(
     shapes, or with a number that is not a class."""
     if truth.shape != prediction.shape:
         raise ValueError(f"a prediction of shape {prediction.shape} does not fit the truth's {truth.shape}")
-    counted = np.ones(truth.shape, np.bool_) if ignore is None else truth != ignore
+    counted = counted_pixels(truth, ignore)
     true, predicted = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
     for numbers in (true, predicted):
         if numbers.size and not (numbers.min() >= 0 and numbers.max() < classes):
             raise ValueError(f"labels {numbers.min()} to {numbers.max()} are not all below {classes} classes")
     return np.bincount(true * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def counted_pixels(truth: LabelMap, ignore: int | None) -> Mask:
+    return np.ones(truth.shape, np.bool_) if ignore is None else np.asarray(truth != ignore)
 
 
 def iou(matrix: Confusion) -> Values:
@@ -92,23 +99,15 @@ def per_image_miou(matrices: Confusion) -> float:
     return float(mean_of_present(miou(matrices)))
 
 
-def bootstrap(
-    matrices: Confusion, metric: Metric = miou, *, seed: int = 0, rounds: int = ROUNDS, level: float = 0.95
-) -> Interval:
+def bootstrap(matrices: Confusion, metric: Metric = miou, *, seed: int = 0, level: float = LEVEL) -> Interval:
     """`metric` of `matrices` (images, K, K), and its percentile interval over images drawn with replacement
     (Efron: Bootstrap Methods, Annals of Statistics 1979)."""
-    samples = metric(_resampled(matrices, _draws(len(matrices), rounds, seed)))
-    return _interval(float(metric(matrices.sum(axis=0))), samples, level)
+    samples = metric(_resampled(matrices, _draws(len(matrices), seed)))
+    return _interval(metric(matrices.sum(axis=0)), samples, level)
 
 
 def paired_difference(
-    candidate: Confusion,
-    served: Confusion,
-    metric: Metric = miou,
-    *,
-    seed: int = 0,
-    rounds: int = ROUNDS,
-    level: float = 0.95,
+    candidate: Confusion, served: Confusion, metric: Metric = miou, *, seed: int = 0
 ) -> Interval:
     """The lead of `candidate` over `served` on the same images, both (images, K, K). Both use the same
     resamples, so that an image that is hard for both cancels out."""
@@ -116,10 +115,9 @@ def paired_difference(
         raise ValueError(
             f"matrices of shapes {candidate.shape} and {served.shape} are not of the same images"
         )
-    draws = _draws(len(candidate), rounds, seed)
+    draws = _draws(len(candidate), seed)
     samples = metric(_resampled(candidate, draws)) - metric(_resampled(served, draws))
-    estimate = float(metric(candidate.sum(axis=0)) - metric(served.sum(axis=0)))
-    return _interval(estimate, samples, level)
+    return _interval(metric(candidate.sum(axis=0)) - metric(served.sum(axis=0)), samples)
 
 
 def _counts(matrix: Confusion) -> tuple[Confusion, Confusion, Confusion]:
@@ -138,23 +136,21 @@ def mean_of_present(values: Values) -> Values:
     return ratio(np.where(present, values, 0.0).sum(axis=-1), present.sum(axis=-1))
 
 
-def _draws(images: int, rounds: int, seed: int) -> Confusion:
-    """(rounds, images) how often each image is drawn."""
+def _draws(images: int, seed: int) -> Confusion:
+    """(ROUNDS, images) how often each image is drawn."""
     if images == 0:
         raise ValueError("there are no images to draw from")
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=rounds)
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=ROUNDS)
 
 
 def _resampled(matrices: Confusion, draws: Confusion) -> Confusion:
-    """(rounds, K, K) sums of the matrices of the drawn images."""
+    """(ROUNDS, K, K) sums of the matrices of the drawn images."""
     images, classes, _ = matrices.shape
     return (draws @ matrices.reshape(images, classes**2)).reshape(-1, classes, classes)
 
 
-def _interval(estimate: float, samples: Values, level: float) -> Interval:
+def _interval(estimate: Values, samples: Values, level: float = LEVEL) -> Interval:
     """Percentiles of the samples, leaving out samples without any class."""
     known = samples[~np.isnan(samples)]
-    if not known.size:
-        return Interval(estimate, float("nan"), float("nan"))
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(low), float(high))
+    bounds = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]) if known.size else (np.nan, np.nan)
+    return Interval(float(estimate), *map(float, bounds))

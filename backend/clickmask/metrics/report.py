@@ -62,25 +62,22 @@ def measure(
     by_image = np.stack(matrices)
     whole = by_image.sum(axis=0)
     absent = confusion.absent_classes(whole)
-    present = [number for number in range(1, classes) if number not in absent]
+    present = [(name, number) for number, name in enumerate(categories, 1) if number not in absent]
+    iou, dice = confusion.iou(whole), confusion.dice(whole)
     report = Report(
         images=len(matrices),
         miou=float(confusion.miou(whole)),
         interval=confusion.bootstrap(by_image, seed=seed),
         miou_with_background=float(confusion.miou_with_background(whole)),
         per_image_miou=confusion.per_image_miou(by_image),
-        iou=_named(confusion.iou(whole), categories, present),
-        dice=_named(confusion.dice(whole), categories, present),
+        iou={name: float(iou[number]) for name, number in present},
+        dice={name: float(dice[number]) for name, number in present},
         pixel_accuracy=float(confusion.pixel_accuracy(whole)),
         boundary_f1=float(confusion.mean_of_present(confusion.mean_of_present(np.stack(f1).T)[1:])),
         boundary_iou=float(confusion.mean_of_present(confusion.ratio(overlap[1:, 0], overlap[1:, 1]))),
         absent=tuple(categories[number - 1] for number in absent),
     )
     return Measured(report, by_image)
-
-
-def _named(values: Values, categories: Sequence[str], present: Sequence[int]) -> dict[str, float]:
-    return {categories[number - 1]: float(values[number]) for number in present}
 
 
 def report_to_json(report: Report) -> dict[str, Any]:
