@@ -106,7 +106,15 @@ def opened_image(opened: PIL.Image.Image) -> Image:
     """Decode an image that Pillow has opened, like `decode_image` but without caps. Raises InvalidInput."""
     try:
         opened.load()
-        orientation, rgb = _orientation(opened), _rgb(opened)
+        orientation = _orientation(opened)
+        if opened.mode.startswith("I") or opened.mode == "F":
+            rgb = PIL.Image.fromarray(_windowed(np.asarray(opened))).convert("RGB")
+        elif opened.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in opened.info:
+            rgba = opened.convert("RGBA")
+            rgb = PIL.Image.new("RGB", rgba.size, "white")
+            rgb.paste(rgba, mask=rgba)
+        else:
+            rgb = opened if opened.mode == "RGB" else opened.convert("RGB")
         if orientation in _UPRIGHT:
             rgb = rgb.transpose(_UPRIGHT[orientation])
         pixels = _read_only(rgb)
@@ -204,17 +212,6 @@ def _orientation(loaded: PIL.Image.Image) -> int:
         return int(exif.get(_ORIENTATION, 1))
     except _CORRUPT:
         return 1
-
-
-def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        return PIL.Image.fromarray(_windowed(np.asarray(image))).convert("RGB")
-    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        over_white = PIL.Image.new("RGB", rgba.size, "white")
-        over_white.paste(rgba, mask=rgba)
-        return over_white
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _windowed(values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -92,23 +91,23 @@ class PartialFile:
                 reason = f"the address at {host} is none that can be downloaded from"
             raise NotReady(reason) from error
         with response:
-            offered = _Offer.of(response)
-            goes_on = have and offered.start == have and validator in ("", offered.validator)
-            if offered.start != 0 and not goes_on:  # 416, a part that was not asked for, or another file
+            start, total, offered = _offer(response)
+            goes_on = have and start == have and validator in ("", offered)
+            if start != 0 and not goes_on:  # 416, a part that was not asked for, or another file
                 if not have:
                     raise NotReady(f"{host} answered {response.status_code} to a plain download")
                 self.remove()
-                return self._transfer(session, address, host, progress)
-            if offered.total not in (None, self._total):
+                self._transfer(session, address, host, progress)
+                return
+            if total not in (None, self._total):
                 raise NotReady(
-                    f"{host} offers {offered.total:,} bytes as {self._target.name}; "
+                    f"{host} offers {total:,} bytes as {self._target.name}; "
                     f"the official file has {self._total:,}"
                 )
             if not goes_on:
-                self._validator_path.write_text(offered.validator)
+                self._validator_path.write_text(offered)
             with suppress(requests.RequestException):  # it broke off: `download` goes on from there
                 self._write(response.iter_content(_CHUNK), have if goes_on else 0, progress)
-        return None
 
     def _write(self, chunks: Iterator[bytes], done: int, progress: Progress) -> None:
         """Append after `done` bytes, or begin a new file if `done` is 0."""
@@ -122,30 +121,22 @@ class PartialFile:
                 progress(done, self._total)
 
 
-@dataclass(frozen=True)
-class _Offer:
-    """The body of a response, from its headers. `start` is its offset in the file, -1 if it has none."""
-
-    start: int
-    total: int | None
-    validator: str
-
-    @classmethod
-    def of(cls, response: requests.Response) -> _Offer:
-        """Read the headers. Raises NotReady if the response has no file."""
-        if response.status_code not in (200, 206, 416):
-            host = urlsplit(response.url).hostname
-            later = response.status_code in (408, 429) or response.status_code >= 500
-            advice = "try again later" if later else "check the mirror, or the proxy"
-            raise NotReady(f"{host} answered {response.status_code}: {advice}")
-        start, total = 0, response.headers.get("Content-Length", "")
-        if response.status_code != 200:
-            part = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-            start, total = (int(part[1]), part[2]) if part else (-1, "")
-        etag = response.headers.get("ETag", "")
-        # A weak ETag may not be sent back in If-Range (RFC 9110, 13.1.5).
-        validator = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-        return cls(start, int(total) if re.fullmatch(r"\d{1,18}", total) else None, validator)
+def _offer(response: requests.Response) -> tuple[int, int | None, str]:
+    """The body's offset in the file (-1 if it has none), the file's bytes, and its validator, all from the
+    headers. Raises NotReady if the response has no file."""
+    status, headers = response.status_code, response.headers
+    if status not in (200, 206, 416):
+        is_temporary = status in (408, 429) or status >= 500
+        advice = "try again later" if is_temporary else "check the mirror, or the proxy"
+        raise NotReady(f"{urlsplit(response.url).hostname} answered {status}: {advice}")
+    start, total = 0, headers.get("Content-Length", "")
+    if status != 200:
+        part = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
+        start, total = (int(part[1]), part[2]) if part else (-1, "")
+    etag = headers.get("ETag", "")
+    # A weak ETag may not be sent back in If-Range (RFC 9110, 13.1.5).
+    validator = etag if etag.startswith('"') else headers.get("Last-Modified", "")
+    return start, int(total) if re.fullmatch(r"\d{1,18}", total) else None, validator
 
 
 def megabytes(count: int) -> str:

@@ -40,8 +40,7 @@ class Runtimes:
 
     def encoder(self, model: Model, example: Arrays | None = None) -> Session:
         """A session for one run at a time, on all cores, in bf16 if available."""
-        precision: Precision = "f32" if self.exact else "bf16"
-        return self._open(model, self.cores, 1, precision, example)
+        return self._open(model, self.cores, 1, "f32" if self.exact else "bf16", example)
 
     def decoder(self, model: Model, example: Arrays | None = None) -> Session:
         """A session for parallel short runs, one core each, in f32 because masks are thresholded."""
