@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import logging
 import threading
@@ -40,6 +39,7 @@ class _Encoding:
     key: EmbeddingKey
     compute: Callable[[], Embedding]
     priority: int
+    ticket: int  # among equal priorities, the lowest comes first
     future: Future[Embedding] = field(default_factory=Future[Embedding])
 
 
@@ -68,7 +68,6 @@ class EmbeddingCache:
         self._hits = self._misses = 0
         self._under_way: dict[EmbeddingKey, _Encoding] = {}
         self._waiting: dict[EmbeddingKey, _Encoding] = {}
-        self._heap: list[tuple[int, int, EmbeddingKey]] = []
         self._ticket = itertools.count()
         self._closed = False
         self._changed = threading.Condition()
@@ -168,29 +167,20 @@ class EmbeddingCache:
                     )
                 del self._waiting[victim.key]
                 victim.future.set_exception(Busy("others who wait came first; try again in a moment"))
-            encoding = self._waiting[key] = _Encoding(key, compute, priority)
-        elif encoding.priority <= priority:
-            return encoding
-        encoding.priority = priority
-        heapq.heappush(self._heap, (priority, next(self._ticket), key))
-        self._changed.notify()
+            encoding = self._waiting[key] = _Encoding(key, compute, priority, next(self._ticket))
+            self._changed.notify()
+        elif encoding.priority > priority:
+            encoding.priority, encoding.ticket = priority, next(self._ticket)
         return encoding
 
-    def _next(self) -> _Encoding | None:
-        """Wait for the most urgent encoding and mark it as under way. None once the cache is closed."""
-        with self._changed:
-            while not self._closed:
-                while self._heap:
-                    priority, _, key = heapq.heappop(self._heap)
-                    encoding = self._waiting.get(key)
-                    if encoding is not None and encoding.priority == priority:
-                        self._under_way[key] = self._waiting.pop(key)
-                        return encoding
-                self._changed.wait()
-            return None
-
     def _work(self) -> None:
-        while (encoding := self._next()) is not None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
+                encoding = min(self._waiting.values(), key=lambda each: (each.priority, each.ticket))
+                self._under_way[encoding.key] = self._waiting.pop(encoding.key)
             try:
                 embedding = encoding.compute()
                 if self._disk:

@@ -123,9 +123,8 @@ def steps(prompt: Prompt, turns: Sequence[int] = ()) -> list[Step]:
 
     def beginning(count: int) -> Prompt:
         clicks = max(0, count - boxes)
-        return replace(
-            prompt, foreground=foreground[:clicks], background=background[: max(0, clicks - len(foreground))]
-        )
+        after = max(0, clicks - len(foreground))
+        return replace(prompt, foreground=foreground[:clicks], background=background[:after])
 
     first = (len(every_turn) - 1) // MAX_REPLAY_STEPS * MAX_REPLAY_STEPS + 1
     return [Step(beginning(count), every_turn[:count]) for count in range(first, len(every_turn) + 1)]
