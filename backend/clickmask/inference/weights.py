@@ -13,7 +13,6 @@ import shutil
 import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clickmask import files
@@ -22,18 +21,6 @@ from clickmask.inference.downloads import PartialFile, Progress, megabytes
 from clickmask.plugins import Checkpoint
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """The hash of a file, and the size and time that show the file is unchanged."""
-
-    bytes: int
-    mtime_ns: int
-    sha256: str
-
-    def is_of(self, status: os.stat_result) -> bool:
-        return (self.bytes, self.mtime_ns) == (status.st_size, status.st_mtime_ns)
 
 
 class WeightsFolder:
@@ -50,7 +37,7 @@ class WeightsFolder:
         self.checkpoints = checkpoints or {}
         self._mirror = mirror
         self._lock = threading.Lock()
-        self._seen: dict[Path, _Seen] = {}
+        self._seen: dict[tuple[Path, int, int], str] = {}  # hash by size and time, which show a change
 
     def checkpoint(self, name: str) -> Checkpoint:
         """The checkpoint. Raises NotFound with the names that have weights."""
@@ -143,22 +130,23 @@ class WeightsFolder:
 
     def _digest_seen(self, path: Path) -> str | None:
         """The hash of the file, or None if it changed since hashing or was never hashed."""
-        with self._lock:
-            seen = self._seen.get(path)
         try:
-            now = path.stat()
-            if seen is None or not seen.is_of(now):
-                seen = _Seen(**json.loads(_memo(path).read_text()))
-        except (OSError, ValueError, TypeError):
+            status = path.stat()
+            size, time = status.st_size, status.st_mtime_ns
+            with self._lock:
+                if seen := self._seen.get((path, size, time)):
+                    return seen
+            memo = json.loads(_memo(path).read_text())
+            return memo["sha256"] if (memo["bytes"], memo["mtime_ns"]) == (size, time) else None
+        except (OSError, ValueError, TypeError, LookupError):
             return None
-        return seen.sha256 if seen.is_of(now) else None
 
     def _remember(self, path: Path, status: os.stat_result, digest: str) -> None:
-        seen = _Seen(status.st_size, status.st_mtime_ns, digest)
+        memo = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": digest}
         with self._lock:
-            self._seen[path] = seen
+            self._seen[path, status.st_size, status.st_mtime_ns] = digest
         with suppress(OSError):  # a read-only folder: this process remembers, others hash again
-            files.write(_memo(path), json.dumps(asdict(seen)).encode(), durable=False)
+            files.write(_memo(path), json.dumps(memo).encode(), durable=False)
 
 
 @contextmanager
