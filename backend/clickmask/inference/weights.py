@@ -110,9 +110,7 @@ class WeightsFolder:
         part = PartialFile(path, checkpoint.bytes)
         missing, free = checkpoint.bytes - part.size, shutil.disk_usage(self.folder).free
         if missing > free:
-            raise NotReady(
-                f"{checkpoint.file} needs {megabytes(missing)}, and the disk has {megabytes(free)} left"
-            )
+            raise NotReady(f"{path.name} needs {megabytes(missing)}, and the disk has {megabytes(free)} left")
         if not self._mirror:
             part.download(checkpoint.address, progress)
         elif self._mirror.startswith(("http://", "https://")):

@@ -106,16 +106,13 @@ def bootstrap(matrices: Confusion, metric: Metric = miou, *, seed: int = 0, leve
     return _interval(metric(matrices.sum(axis=0)), samples, level)
 
 
-def paired_difference(
-    candidate: Confusion, served: Confusion, metric: Metric = miou, *, seed: int = 0
-) -> Interval:
+def paired_difference(candidate: Confusion, served: Confusion, metric: Metric = miou) -> Interval:
     """The lead of `candidate` over `served` on the same images, both (images, K, K). Both use the same
     resamples, so that an image that is hard for both cancels out."""
     if candidate.shape != served.shape:
-        raise ValueError(
-            f"matrices of shapes {candidate.shape} and {served.shape} are not of the same images"
-        )
-    draws = _draws(len(candidate), seed)
+        shapes = f"{candidate.shape} and {served.shape}"
+        raise ValueError(f"matrices of shapes {shapes} are not of the same images")
+    draws = _draws(len(candidate))
     samples = metric(_resampled(candidate, draws)) - metric(_resampled(served, draws))
     return _interval(metric(candidate.sum(axis=0)) - metric(served.sum(axis=0)), samples)
 
@@ -136,7 +133,7 @@ def mean_of_present(values: Values) -> Values:
     return ratio(np.where(present, values, 0.0).sum(axis=-1), present.sum(axis=-1))
 
 
-def _draws(images: int, seed: int) -> Confusion:
+def _draws(images: int, seed: int = 0) -> Confusion:
     """(ROUNDS, images) how often each image is drawn."""
     if images == 0:
         raise ValueError("there are no images to draw from")

@@ -41,11 +41,7 @@ class Measured:
 
 
 def measure(
-    pairs: Iterable[tuple[LabelMap, LabelMap]],
-    categories: Sequence[str],
-    *,
-    ignore: int | None = None,
-    seed: int = 0,
+    pairs: Iterable[tuple[LabelMap, LabelMap]], categories: Sequence[str], *, ignore: int | None = None
 ) -> Measured:
     """Measure (truth, prediction) pairs. Label k of a map is the k-th of `categories`, 0 is background.
     Raises ValueError without any pairs."""
@@ -67,7 +63,7 @@ def measure(
     report = Report(
         images=len(matrices),
         miou=float(confusion.miou(whole)),
-        interval=confusion.bootstrap(by_image, seed=seed),
+        interval=confusion.bootstrap(by_image),
         miou_with_background=float(confusion.miou_with_background(whole)),
         per_image_miou=confusion.per_image_miou(by_image),
         iou={name: float(iou[number]) for name, number in present},
