@@ -26,13 +26,10 @@ from clickmask.images.connections import Deadline, PinnedAdapter, addresses_of, 
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits
 from clickmask.types import ImageRef
 
-Origin = tuple[str, str, int]  # scheme, host, port
-
 _CHUNK = 2**16
 _MAX_REDIRECTS = 3
 # The path was already resolved, so a link there now is a trick. A pipe must not block.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # Windows has neither
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PORTS = {"http": 80, "https": 443}
 _ADVICE = {
     401: "it wants credentials: check the API key that clickmask was given",
@@ -67,7 +64,7 @@ class NotModified:
     trusted_for: float
 
 
-def origin_of(url: str) -> Origin:
+def origin_of(url: str) -> tuple[str, str, int]:
     """Scheme, host and port of an http(s) URL. Raises ValueError if it has none."""
     parts = urlsplit(url)
     if parts.scheme not in _PORTS or not parts.hostname:
@@ -163,7 +160,7 @@ class Fetcher:
                 try:
                     with self._hop(request, deadline) as response:
                         location = response.headers.get("Location", "")
-                        if response.status_code not in _REDIRECTS or not location:
+                        if not (location and response.is_redirect):
                             return self._answer(response, url, known, deadline)
                 except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                     raise _unavailable(url, error, deadline) from error
