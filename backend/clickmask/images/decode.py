@@ -172,9 +172,7 @@ def _scans(raw: bytes) -> int:
         if marker == _SCAN:
             scans += 1
             end = _END_OF_SCAN.search(raw, place)
-            if end is None:
-                break
-            place = end.start()
+            place = end.start() if end else len(raw)
     return scans
 
 

@@ -51,6 +51,7 @@ def confusion_matrix(
 
 
 def counted_pixels(truth: LabelMap, ignore: int | None) -> Mask:
+    """(H, W) whether a pixel counts: its truth is not `ignore`."""
     return np.ones(truth.shape, np.bool_) if ignore is None else np.asarray(truth != ignore)
 
 
