@@ -39,17 +39,17 @@ def decode(
 
 
 def annotate(annotator: Annotator, image: Image) -> list[tuple[str, Prediction]]:
-    """Each object with one of the annotator's labels. Masks are computed and not empty."""
+    """Each object with one of the annotator's labels. Masks are computed; empty ones are left out."""
     name = annotator.name
     with blaming(name):
         labels = annotator.labels
-        found = list(annotator.annotate(image))
-        for label, prediction in found:
+        found: list[tuple[str, Prediction]] = []
+        for label, prediction in annotator.annotate(image):
             if label not in labels and label not in annotator.labels:  # a model may be promoted in between
                 raise Failed(f"{name} gave the label {label[:80]!r}, which is none of its labels")
             _require_prediction(name, prediction)
-            if not _checked_mask(name, prediction, image.size).any():
-                raise Failed(f"{name} gave an empty mask")
+            if _checked_mask(name, prediction, image.size).any():
+                found.append((label, prediction))
     return found
 
 
