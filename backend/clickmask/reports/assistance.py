@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from typing import Literal
 
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.rle import rle_iou
-from clickmask.reports.matching import MAX_CLOCK_SKEW_S, AcceptedObject, Session, marks, pair
+from clickmask.reports.matching import MAX_CLOCK_SKEW_S, marks, pair
 from clickmask.store import PrelabelledObject, RememberedProposal, Store
 
 UNTOUCHED_IOU = 0.99  # the tool may have encoded the mask again
@@ -64,17 +65,34 @@ def match(
     `labels` are from all annotators; `submitted` means that one submitted the image, even without labels.
     """
     found = pair(proposals, prelabels, labels)
-    until = float("inf") if submitted else float("-inf")
-    if labels:
-        until = max(label.accepted_at for label in labels)
-    unaccepted: list[Entry] = []
+    entries: list[Entry] = []
+    for accepted, session, proposal in found.accepted:
+        category, at = accepted.label.category, accepted.label.accepted_at
+        if session is None:
+            entries.append(Entry("unassisted", category, "", at, None, None, None, None))
+            continue
+        first, step = session.first, session.steps[-1]
+        if proposal:
+            last = next(each for each in step if each.id == proposal)
+        else:
+            last = max(step, key=lambda each: rle_iou(each.rle, accepted.rle))
+        first_iou, last_iou = rle_iou(first.rle, accepted.rle), rle_iou(last.rle, accepted.rle)
+        # An outline with few points already differed from the mask when it was shown.
+        untouched = last_iou >= (OUTLINED_IOU if accepted.outlined else UNTOUCHED_IOU)
+        outcome: Outcome = "untouched" if untouched else "edited"
+        seconds = last.created_at - first.created_at
+        entries.append(
+            Entry(outcome, category, last.segmenter, at, first_iou, last_iou, _clicks(last), seconds)
+        )
+    never = float("inf") if submitted else float("-inf")
+    until = max((label.accepted_at for label in labels), default=never) + MAX_CLOCK_SKEW_S
     for session in found.unaccepted:
-        last = session.last
-        outcome: Outcome = "rejected" if last.created_at <= until + MAX_CLOCK_SKEW_S else "open"
-        seconds = last.created_at - session.first.created_at
-        entry = Entry(outcome, "", last.segmenter, last.created_at, None, None, _clicks(last), seconds)
-        unaccepted.append(entry)
-    return [_accepted(*each) for each in found.accepted] + unaccepted
+        last, seconds = session.last, session.last.created_at - session.first.created_at
+        outcome = "rejected" if last.created_at <= until else "open"
+        entries.append(
+            Entry(outcome, "", last.segmenter, last.created_at, None, None, _clicks(last), seconds)
+        )
+    return entries
 
 
 def read(store: Store, tool: str, project: str) -> list[Entry]:
@@ -99,37 +117,13 @@ def summarise(entries: Iterable[Entry], by: Axis | None = None) -> list[Summary]
     return [_summary(name, groups[name]) for name in sorted(groups)]
 
 
-def _accepted(accepted: AcceptedObject, session: Session | None, proposal: str | None) -> Entry:
-    category, at = accepted.label.category, accepted.label.accepted_at
-    if session is None:
-        return Entry("unassisted", category, "", at, None, None, None, None)
-    step = session.steps[-1]
-    if proposal:
-        last = next(each for each in step if each.id == proposal)
-    else:
-        last = max(step, key=lambda each: rle_iou(each.rle, accepted.rle))
-    last_iou = rle_iou(last.rle, accepted.rle)
-    # An outline with few points already differed from the mask when it was shown.
-    untouched = last_iou >= UNTOUCHED_IOU or (accepted.outlined and last_iou >= OUTLINED_IOU)
-    return Entry(
-        "untouched" if untouched else "edited",
-        category,
-        last.segmenter,
-        at,
-        rle_iou(session.first.rle, accepted.rle),
-        last_iou,
-        _clicks(last),
-        last.created_at - session.first.created_at,
-    )
-
-
 def _clicks(proposal: RememberedProposal) -> int:
     foreground, background, box = marks(proposal)
     return len(foreground) + len(background) + (box is not None)
 
 
 def _summary(name: str, entries: Sequence[Entry]) -> Summary:
-    outcomes = [entry.outcome for entry in entries]
+    outcomes = Counter(entry.outcome for entry in entries)
     assisted = [entry for entry in entries if entry.outcome in ("untouched", "edited")]
 
     def averaged(average: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:
@@ -138,11 +132,11 @@ def _summary(name: str, entries: Sequence[Entry]) -> Summary:
 
     return Summary(
         name,
-        len(assisted) + outcomes.count("unassisted"),
-        outcomes.count("untouched"),
-        outcomes.count("edited"),
-        outcomes.count("unassisted"),
-        outcomes.count("rejected"),
+        len(assisted) + outcomes["unassisted"],
+        outcomes["untouched"],
+        outcomes["edited"],
+        outcomes["unassisted"],
+        outcomes["rejected"],
         averaged(statistics.fmean, (entry.first_iou for entry in assisted)),
         averaged(statistics.fmean, (entry.last_iou for entry in assisted)),
         averaged(statistics.fmean, (entry.clicks for entry in assisted)),

@@ -18,7 +18,6 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic
 
 import cv2
 import numpy as np
@@ -102,7 +101,7 @@ def evaluate(
             if image.size != each.size:
                 log.warning("%s is left out: its size is %s, not %s", picture.name, image.size, each.size)
                 continue
-            yield _trial(_Conversation(segmenter, embedding), each, clicks, encode_ms)
+            yield _trial(segmenter, embedding, each, clicks, encode_ms)
             encode_ms = None
 
 
@@ -110,21 +109,17 @@ def summarise(trials: Sequence[Trial]) -> Summary:
     """The means over `trials`. Raises ValueError if there are none."""
     if not trials:
         raise ValueError("nothing was tried")
-    noc: dict[float, float] = {}
-    failures: dict[float, int] = {}
-    for target in TARGETS:
-        counts = [trial.clicks_to(target) for trial in trials]
-        failures[target] = counts.count(None)
-        noc[target] = statistics.fmean(
-            len(trial.ious) if count is None else count for count, trial in zip(counts, trials, strict=True)
-        )
+    noc = {
+        target: statistics.fmean(trial.clicks_to(target) or len(trial.ious) for trial in trials)
+        for target in TARGETS
+    }
     encodes = [trial.encode_ms for trial in trials if trial.encode_ms is not None]
     return Summary(
         len(trials),
         tuple(statistics.fmean(after) for after in zip(*(trial.ious for trial in trials), strict=True)),
         statistics.fmean(trial.box_iou for trial in trials),
         noc,
-        failures,
+        {target: sum(trial.clicks_to(target) is None for trial in trials) for target in TARGETS},
         statistics.median(encodes) if encodes else None,
         statistics.median(ms for trial in trials for ms in trial.decode_ms),
     )
@@ -138,28 +133,25 @@ def summarise_categories(trials: Sequence[Trial]) -> dict[str, Summary]:
     return {name: summarise(of[name]) for name in sorted(of, key=lambda name: (-len(of[name]), name))}
 
 
-class _Conversation(Generic[EmbeddingT]):
-    """Timed prompts about one picture. A refining segmenter keeps its logits between them."""
+def _trial(
+    segmenter: Segmenter[EmbeddingT],
+    embedding: EmbeddingT,
+    each: CocoObject,
+    clicks: int,
+    encode_ms: float | None,
+) -> Trial:
+    logits = LogitsCache()  # a refining segmenter keeps its logits between prompts about one object
+    decode_ms: list[float] = []
 
-    def __init__(self, segmenter: Segmenter[EmbeddingT], embedding: EmbeddingT) -> None:
-        self._segmenter = segmenter
-        self._embedding = embedding
-        self._logits = LogitsCache()
-        self.decode_ms: list[float] = []
-
-    def answer(self, prompt: Prompt) -> Mask:
+    def answer(prompt: Prompt) -> Mask:
         started = time.perf_counter()
-        if isinstance(self._segmenter, Refinable):
-            predictions = replay(self._segmenter, self._embedding, prompt, cache=self._logits)
+        if isinstance(segmenter, Refinable):
+            predictions = replay(segmenter, embedding, prompt, cache=logits)
         else:
-            predictions = self._segmenter.decode(self._embedding, prompt)
-        self.decode_ms.append(_ms_since(started))
+            predictions = segmenter.decode(embedding, prompt)
+        decode_ms.append(_ms_since(started))
         return predictions[0].mask
 
-
-def _trial(
-    conversation: _Conversation[EmbeddingT], each: CocoObject, clicks: int, encode_ms: float | None
-) -> Trial:
     truth = each.mask()
     found = np.zeros_like(truth)
     foreground: list[Point] = []
@@ -168,10 +160,10 @@ def _trial(
     for _ in range(clicks):
         if click := next_click(found, truth):
             (foreground if click.foreground else background).append(click.point)
-            found = conversation.answer(Prompt(tuple(foreground), tuple(background)))
+            found = answer(Prompt(tuple(foreground), tuple(background)))
         ious.append(mask_iou(found, truth))
-    box_iou = mask_iou(conversation.answer(Prompt(box=mask_box(truth))), truth)
-    return Trial(each.category, tuple(ious), box_iou, encode_ms, tuple(conversation.decode_ms))
+    box_iou = mask_iou(answer(Prompt(box=mask_box(truth))), truth)
+    return Trial(each.category, tuple(ious), box_iou, encode_ms, tuple(decode_ms))
 
 
 def _deepest(mask: Mask) -> tuple[float, Point] | None:

@@ -112,7 +112,18 @@ def pair(
             paired.append((accepted, sessions[by_id[name]].up_to(name), name))
         else:
             unnamed.append(accepted)
-    matched = _match_by_iou(unnamed, sessions, taken)
+    # Match the others to sessions greedily by IoU.
+    overlaps = [
+        (-overlap, place, index)
+        for place, accepted in enumerate(unnamed)
+        for index, session in enumerate(sessions)
+        if index not in taken and session.first.created_at <= accepted.label.accepted_at + MAX_CLOCK_SKEW_S
+        if (overlap := max(rle_iou(each.rle, accepted.rle) for each in session.steps[-1])) >= SAME_OBJECT_IOU
+    ]
+    matched: dict[int, int] = {}  # indices of objects and their sessions
+    for _, place, index in sorted(overlaps):
+        if place not in matched and index not in matched.values():
+            matched[place] = index
     for place, accepted in enumerate(unnamed):
         paired.append((accepted, sessions[matched[place]] if place in matched else None, None))
     taken |= set(matched.values())
@@ -139,24 +150,6 @@ def _until(labels: Sequence[AcceptedLabel]) -> float:
     return max((label.accepted_at for label in labels), default=float("inf")) + MAX_CLOCK_SKEW_S
 
 
-def _match_by_iou(
-    objects: Sequence[AcceptedObject], sessions: Sequence[Session], taken: set[int]
-) -> dict[int, int]:
-    """Match objects to sessions greedily by IoU. Returns {object index: session index}."""
-    pairs = [
-        (-overlap, place, index)
-        for place, accepted in enumerate(objects)
-        for index, session in enumerate(sessions)
-        if index not in taken and session.first.created_at <= accepted.label.accepted_at + MAX_CLOCK_SKEW_S
-        if (overlap := max(rle_iou(each.rle, accepted.rle) for each in session.steps[-1])) >= SAME_OBJECT_IOU
-    ]
-    matched: dict[int, int] = {}
-    for _, place, index in sorted(pairs):
-        if place not in matched and index not in matched.values():
-            matched[place] = index
-    return matched
-
-
 def marks(proposal: RememberedProposal) -> Marks:
     prompt = json.loads(proposal.prompt)
     points = (tuple(tuple(point) for point in prompt[kind]) for kind in ("foreground", "background"))
@@ -165,10 +158,8 @@ def marks(proposal: RememberedProposal) -> Marks:
 
 def _extends(before: Marks, after: Marks) -> bool:
     """Whether `after` starts with all marks of `before`, in the same order."""
-    points = all(
-        later[: len(earlier)] == earlier for earlier, later in zip(before[:2], after[:2], strict=True)
-    )
-    return points and before[2] in (None, after[2])
+    points = zip(before[:2], after[:2], strict=True)
+    return before[2] in (None, after[2]) and all(new[: len(old)] == old for old, new in points)
 
 
 def _objects(labels: Sequence[AcceptedLabel]) -> list[AcceptedObject]:

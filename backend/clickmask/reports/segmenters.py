@@ -11,19 +11,19 @@ categories. People started from its objects, which flatters it; a model's own re
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from clickmask.datasets.snapshot import IGNORED, Sample, class_map, create_dataset
 from clickmask.labels.geometry import Brush
 from clickmask.labels.submissions import AcceptedLabel, LabelKey, Unlabelled
-from clickmask.metrics.confusion import LabelMap
 from clickmask.metrics.report import Report, measure
 from clickmask.reports.matching import pair, shown
 from clickmask.store import PrelabelledObject, RememberedProposal, Store
 
 UNKNOWN = ""  # a category in no dataset, so class maps ignore its area
 NOBODY = ""  # not the name of any segmenter
+_Compared = tuple[Sample, Sample]  # an image with its true labels, and the same with the answers as labels
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,6 @@ class SegmenterReport:
     last: Report | None  # on the accepted answers; None for an annotator
 
 
-@dataclass(frozen=True, eq=False)
-class _Compared:
-    """Truth and answers on one image, all in the form of labels."""
-
-    sample: Sample
-    truth: list[AcceptedLabel]
-    first: list[AcceptedLabel]
-    last: list[AcceptedLabel]
-
-
 def measure_segmenters(store: Store, tool: str, project: str) -> list[SegmenterReport]:
     """One report per segmenter, sorted by name. Segmenters without an accepted object are left out."""
     dataset = create_dataset(
@@ -55,14 +45,16 @@ def measure_segmenters(store: Store, tool: str, project: str) -> list[SegmenterR
         project=project,
         declared=store.categories(tool, project),
     )
-    asked: defaultdict[str, list[_Compared]] = defaultdict(list)
+    first: defaultdict[str, list[_Compared]] = defaultdict(list)
+    last: defaultdict[str, list[_Compared]] = defaultdict(list)
     drawn: defaultdict[str, list[_Compared]] = defaultdict(list)
     for sample in dataset.samples:
         prelabels = store.prelabels(sample.image)
-        for name, compared in _asked(sample, store.proposals(sample.image), prelabels).items():
-            asked[name].append(compared)
+        for name, truth, firsts, lasts in _asked(sample, store.proposals(sample.image), prelabels):
+            first[name].append((truth, firsts))
+            last[name].append((truth, lasts))
         for name, objects in shown(prelabels, sample.labels).items():
-            masks = [
+            masks = tuple(
                 AcceptedLabel(
                     LabelKey("", "", "", "", each.id),
                     sample.image,
@@ -75,41 +67,33 @@ def measure_segmenters(store: Store, tool: str, project: str) -> list[SegmenterR
                 )
                 for each in objects
                 if each.label in dataset.categories
-            ]
-            drawn[name].append(_Compared(sample, list(sample.labels), masks, []))
+            )
+            drawn[name].append((sample, replace(sample, labels=masks)))
+
+    categories = dataset.categories
+
+    def report(images: Iterable[_Compared], unlabelled: Unlabelled = "background") -> Report:
+        maps = (
+            (class_map(truth, categories, unlabelled), class_map(answer, categories, "background"))
+            for truth, answer in images
+        )
+        return measure(maps, categories, ignore=IGNORED).report
+
+    def count(images: Iterable[_Compared]) -> int:
+        return sum(len(answer.labels) for _, answer in images)
+
     unlabelled = store.unlabelled(tool, project)
-    return sorted(
-        [_of_segmenter(name, images, dataset.categories) for name, images in asked.items()]
-        + [_of_annotator(name, images, dataset.categories, unlabelled) for name, images in drawn.items()],
-        key=lambda report: report.name,
-    )
-
-
-def _of_segmenter(name: str, images: list[_Compared], categories: Sequence[str]) -> SegmenterReport:
-    def pairs(answer: Callable[[_Compared], list[AcceptedLabel]]) -> Iterator[tuple[LabelMap, LabelMap]]:
-        for each in images:
-            yield _map(each, each.truth, categories), _map(each, answer(each), categories)
-
-    first = measure(pairs(lambda each: each.first), categories, ignore=IGNORED).report
-    last = measure(pairs(lambda each: each.last), categories, ignore=IGNORED).report
-    return SegmenterReport(name, sum(len(each.first) for each in images), first, last)
-
-
-def _of_annotator(
-    name: str, images: list[_Compared], categories: Sequence[str], unlabelled: Unlabelled
-) -> SegmenterReport:
-    pairs = (
-        (_map(each, each.truth, categories, unlabelled), _map(each, each.first, categories))
-        for each in images
-    )
-    report = measure(pairs, categories, ignore=IGNORED).report
-    return SegmenterReport(name, sum(len(each.first) for each in images), report, None)
+    reports = [
+        *(SegmenterReport(name, count(own), report(own), report(last[name])) for name, own in first.items()),
+        *(SegmenterReport(name, count(own), report(own, unlabelled), None) for name, own in drawn.items()),
+    ]
+    return sorted(reports, key=lambda report: report.name)
 
 
 def _asked(
     sample: Sample, proposals: Sequence[RememberedProposal], prelabels: Sequence[PrelabelledObject]
-) -> dict[str, _Compared]:
-    """Truth and answers for each segmenter that an object of the image came from."""
+) -> Iterator[tuple[str, Sample, Sample, Sample]]:
+    """Each segmenter that an object of the image came from, with the truth, its first and last answers."""
     by_annotators = {each.id for each in prelabels}
     objects: list[tuple[str, AcceptedLabel]] = []  # each with the name of its segmenter
     first: defaultdict[str, list[AcceptedLabel]] = defaultdict(list)
@@ -123,21 +107,10 @@ def _asked(
                 first[name].append(replace(label, rle=session.first.rle))
                 last[name].append(replace(label, rle=accepted.rle))
         objects.append((name, label))
-    return {
-        name: _Compared(
-            sample,
-            [label if by == name else replace(label, category=UNKNOWN) for by, label in objects],
-            first[name],
-            last[name],
-        )
-        for name in first
-    }
 
+    def labelled(labels: Iterable[AcceptedLabel]) -> Sample:
+        return replace(sample, labels=tuple(labels))
 
-def _map(
-    compared: _Compared,
-    labels: Sequence[AcceptedLabel],
-    categories: Sequence[str],
-    unlabelled: Unlabelled = "background",
-) -> LabelMap:
-    return class_map(replace(compared.sample, labels=tuple(labels)), categories, unlabelled)
+    for name in first:
+        truth = (label if by == name else replace(label, category=UNKNOWN) for by, label in objects)
+        yield name, labelled(truth), labelled(first[name]), labelled(last[name])

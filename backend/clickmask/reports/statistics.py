@@ -15,7 +15,7 @@ from clickmask.datasets.snapshot import Dataset, Sample
 from clickmask.labels.geometry import Brush, Ellipse, Polygon, Rectangle, rectangle_corners
 from clickmask.labels.split import SIDES
 from clickmask.labels.submissions import AcceptedLabel, LabelKey
-from clickmask.masks.rle import Rle, rle_area, rle_box, rle_ious, rle_to_mask
+from clickmask.masks.rle import rle_area, rle_box, rle_ious, rle_to_mask
 from clickmask.types import Box
 
 Kind = Literal["empty", "sliver", "outside", "duplicate", "absent", "quarantined", "unplaced"]
@@ -85,9 +85,26 @@ def find_flaws(dataset: Dataset) -> Iterator[Flaw]:
             yield Flaw(cast("Kind", kind), sentence, sample.image, None)
         for label in sample.labels:
             yield from _label_flaws(sample, label)
-        yield from _duplicates(sample)
+        filled = [label for label in sample.labels if rle_area(label.rle)]
+        if len(filled) < 2:
+            continue
+        ious = rle_ious([label.rle for label in filled])
+        for a, b in cast("list[tuple[int, int]]", np.argwhere(np.triu(ious >= DUPLICATE_IOU, 1)).tolist()):
+            one, other = filled[a], filled[b]
+            if one.category == other.category:
+                sentence = (
+                    f"{sample.name}, task {other.key.task}, region {other.key.region}: {other.category} is "
+                    f"there twice, as region {one.key.region} of task {one.key.task} too"
+                )
+                yield Flaw("duplicate", sentence, sample.image, other.key)
     if not dataset.too_few:
-        yield from _absent(dataset)
+        seen = {
+            side: {label.category for sample in dataset.split(side) for label in sample.labels}
+            for side in SIDES
+        }
+        for category in dataset.categories:
+            if lacking := [side for side in SIDES if category not in seen[side]]:
+                yield Flaw("absent", f"{category} has no label on: {', '.join(lacking)}", "", None)
 
 
 def _count_category(category: str, labels: Sequence[AcceptedLabel]) -> CategoryStatistics:
@@ -114,24 +131,19 @@ def _label_flaws(sample: Sample, label: AcceptedLabel) -> Iterator[Flaw]:
         return Flaw(kind, f"{where}: {label.category} {what}", sample.image, label.key)
 
     area = rle_area(label.rle)
+    _, _, across, down = rle_box(label.rle)
     if not area:
         yield flaw("empty", "covers no pixel")
-    elif _is_sliver(label.rle, area):
-        yield flaw("sliver", f"of {area} pixels is nowhere three pixels wide")
-    bounds, (height, width) = _bounds(label), label.size
-    if bounds:
-        x0, y0, x1, y1 = bounds
+    # A strip two pixels wide cannot wind more than that within its box.
+    elif area <= 4 * (across + down) or area <= 0.1 * across * down:
+        padded = np.pad(rle_to_mask(label.rle), 1).view(np.uint8)
+        if not cv2.erode(padded, np.ones((3, 3), np.uint8)).any():
+            yield flaw("sliver", f"of {area} pixels is nowhere three pixels wide")
+    if bounds := _bounds(label):
+        (x0, y0, x1, y1), (height, width) = bounds, label.size
         beyond = max(-x0, -y0, x1 - width, y1 - height)
         if beyond > MAX_OVERHANG_PX:
             yield flaw("outside", f"goes {beyond:.0f} pixels beyond the {width}x{height} image")
-
-
-def _is_sliver(rle: Rle, area: int) -> bool:
-    _, _, width, height = rle_box(rle)
-    if area > 4 * (width + height) and area > 0.1 * width * height:
-        return False  # a strip two pixels wide cannot wind that much within its box
-    padded = np.pad(rle_to_mask(rle), 1).view(np.uint8)
-    return not cv2.erode(padded, np.ones((3, 3), np.uint8)).any()
 
 
 def _bounds(label: AcceptedLabel) -> Box | None:
@@ -152,29 +164,3 @@ def _bounds(label: AcceptedLabel) -> Box | None:
         return None
     xs, ys = zip(*corners, strict=True)
     return min(xs), min(ys), max(xs), max(ys)
-
-
-def _duplicates(sample: Sample) -> Iterator[Flaw]:
-    labels = [label for label in sample.labels if rle_area(label.rle)]
-    if len(labels) < 2:
-        return
-    ious = rle_ious([label.rle for label in labels])
-    pairs = cast("list[tuple[int, int]]", np.argwhere(np.triu(ious >= DUPLICATE_IOU, 1)).tolist())
-    for a, b in pairs:
-        one, other = labels[a], labels[b]
-        if one.category == other.category:
-            sentence = (
-                f"{sample.name}, task {other.key.task}, region {other.key.region}: {other.category} is there "
-                f"twice, as region {one.key.region} of task {one.key.task} too"
-            )
-            yield Flaw("duplicate", sentence, sample.image, other.key)
-
-
-def _absent(dataset: Dataset) -> Iterator[Flaw]:
-    seen = {
-        side: {label.category for sample in dataset.split(side) for label in sample.labels} for side in SIDES
-    }
-    for category in dataset.categories:
-        lacking = [side for side in SIDES if category not in seen[side]]
-        if lacking:
-            yield Flaw("absent", f"{category} has no label on: {', '.join(lacking)}", "", None)
