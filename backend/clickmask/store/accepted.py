@@ -26,15 +26,13 @@ from clickmask.store.database import Part
 from clickmask.store.label_sets import (
     MAX_ROWS,
     Drawn,
-    drop_sets,
     forget_sets,
     forget_unfinished,
+    note_unfinished,
     replace_set,
     write_set,
 )
 from clickmask.store.schema import annotations, labels, tombstones
-
-Condition = sa.ColumnElement[bool]
 
 
 class Accepted(Part):
@@ -51,28 +49,21 @@ class Accepted(Part):
         `image` is None for a skip, which has no labels. Writes are short; readers see the old or the new set.
         """
         revision = write_set(self._database, drawn)
-        row: dict[str, Any] = {
-            "tool": submission.tool,
-            "annotation": submission.annotation,
-            "item": submission.item,
-            "project": submission.project,
-            "task": submission.task,
-            "author": submission.author,
-            "updated_at": submission.updated_at,
-            "ground_truth": submission.ground_truth,
-            "skipped": submission.skipped,
+        height, width = image.size if image else (None, None)
+        same = "tool annotation item project task author updated_at ground_truth skipped name".split()
+        row: dict[str, Any] = {name: getattr(submission, name) for name in same} | {
             "address": _hashed(submission.address),
             "digest": image.digest if image else None,
-            "name": submission.name,
-            "height": image.size[0] if image else None,
-            "width": image.size[1] if image else None,
+            "height": height,
+            "width": width,
             "revision": revision,
         }
         # Rows this submission replaces: the same image, and images the annotation no longer covers.
         covered = annotations.c.item == submission.item
         if submission.items is not None:
             covered = sa.or_(covered, annotations.c.item >= submission.items)
-        replaced = (*_annotation(submission), covered)
+        own = (annotations.c.tool == submission.tool, annotations.c.annotation == submission.annotation)
+        replaced = (*own, covered)
         # A task has one ground truth, the newest. Label Studio 1.23.2 sends no event about the previous one.
         others = (
             annotations.c.tool == submission.tool,
@@ -117,7 +108,7 @@ class Accepted(Part):
             with self._database.writing() as connection:
                 revisions = list(connection.scalars(some))
                 connection.execute(annotations.delete().where(*of, annotations.c.revision.in_(revisions)))
-                drop_sets(connection, revisions)
+                note_unfinished(connection, revisions)
             if not revisions:
                 return
             forget_sets(self._database, revisions)
@@ -158,11 +149,9 @@ class Accepted(Part):
 
     def annotations(self, tool: str, project: str) -> list[tuple[str, str]]:
         """The task and name of each annotation, including skips, without duplicates."""
-        of = (annotations.c.tool == tool, annotations.c.project == project)
-        chosen = sa.select(annotations.c.task, annotations.c.annotation).where(*of).distinct()
-        with self._database.reading() as connection:
-            ordered = chosen.order_by(annotations.c.task, annotations.c.annotation)
-            return [(task, name) for task, name in connection.execute(ordered)]
+        named = (annotations.c.task, annotations.c.annotation)
+        chosen = sa.select(*named).filter_by(tool=tool, project=project).distinct().order_by(*named)
+        return [(task, name) for task, name in self._rows(chosen)]
 
     def known_image(self, submission: Submission) -> ImageIdentity | None:
         """The image at the submission's address, if another annotation of the task has covered it."""
@@ -185,35 +174,24 @@ class Accepted(Part):
 def _is_news(connection: sa.Connection, submission: Submission) -> bool:
     buried = sa.select(tombstones.c.kind).where(
         tombstones.c.tool == submission.tool,
-        sa.or_(
-            sa.and_(tombstones.c.kind == "annotation", tombstones.c.name == submission.annotation),
-            sa.and_(tombstones.c.kind == "task", tombstones.c.name == submission.task),
-            sa.and_(tombstones.c.kind == "project", tombstones.c.name == submission.project),
+        sa.tuple_(tombstones.c.kind, tombstones.c.name).in_(
+            (kind, getattr(submission, kind)) for kind in ("annotation", "task", "project")
         ),
     )
     if connection.scalar(buried):
         return False
-    known = connection.scalar(
-        sa.select(annotations.c.updated_at).where(
-            *_annotation(submission), annotations.c.item == submission.item
-        )
-    )
+    of = {"tool": submission.tool, "annotation": submission.annotation}
+    at = annotations.c.updated_at
+    known = connection.scalar(sa.select(at).filter_by(**of, item=submission.item))
     if known is not None or submission.items is None:
         return known is None or submission.updated_at > known
     # The annotation was saved since then without this image.
-    newest = connection.scalar(
-        sa.select(sa.func.max(annotations.c.updated_at)).where(*_annotation(submission))
-    )
+    newest = connection.scalar(sa.select(sa.func.max(at)).filter_by(**of))
     return newest is None or submission.updated_at >= newest
-
-
-def _annotation(submission: Submission) -> tuple[Condition, ...]:
-    return annotations.c.tool == submission.tool, annotations.c.annotation == submission.annotation
 
 
 def _chosen(tool: str, project: str, all_annotations: bool) -> sa.Subquery:
     """Annotations without skips; for each image of a task only the one that counts."""
-    of = (annotations.c.tool == tool, annotations.c.project == project, annotations.c.skipped.is_(False))
     place = sa.func.row_number().over(
         partition_by=(annotations.c.task, annotations.c.item),
         order_by=(
@@ -222,7 +200,8 @@ def _chosen(tool: str, project: str, all_annotations: bool) -> sa.Subquery:
             annotations.c.annotation.desc(),
         ),
     )
-    ranked = sa.select(annotations, place.label("place")).where(*of).subquery()
+    of = {"tool": tool, "project": project, "skipped": False}
+    ranked = sa.select(annotations, place.label("place")).filter_by(**of).subquery()
     chosen = sa.select(ranked)
     return (chosen if all_annotations else chosen.where(ranked.c.place == 1)).subquery()
 

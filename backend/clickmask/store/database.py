@@ -21,6 +21,7 @@ from clickmask.errors import StoreUnavailable
 from clickmask.store import migrations
 
 log = logging.getLogger(__name__)
+Values = Mapping[str, Any]
 
 # Values SQLite must confirm. Synchronous NORMAL skips the fsync per transaction, which would delay clicks.
 # A power cut may lose the last transactions but never half of one.
@@ -68,12 +69,16 @@ class Database:
         self._log: Path | None = None
         self._emptying = threading.Lock()
         if self.engine.dialect.name == "sqlite":
-            self._log = Path(f"{url.database if isinstance(url, sa.URL) else sa.make_url(url).database}-wal")
+            self._log = Path(f"{self.engine.url.database}-wal")
             event.listen(self.engine, "connect", _set_up)
         event.listen(self.engine, "begin", _begin)
         self._writer = self.engine.execution_options(writes=True)
         try:
-            self._migrate()
+            with self.reading() as connection:
+                version = migrations.version(connection)
+            if version != migrations.HEAD:
+                with self.writing() as connection:  # another process may have been faster: it checks again
+                    migrations.upgrade(connection)
         except StoreUnavailable:
             self.close()
             raise
@@ -115,12 +120,14 @@ class Database:
         finally:
             self._emptying.release()
 
-    def _migrate(self) -> None:
-        with self.reading() as connection:
-            if migrations.version(connection) == migrations.HEAD:
-                return
-        with self.writing() as connection:  # another process may have been faster: the steps check again
-            migrations.upgrade(connection)
+
+def put(
+    connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]
+) -> None:
+    """Update the row with this key, or insert it."""
+    changed = connection.execute(table.update().filter_by(**key).values(values))
+    if not changed.rowcount:
+        connection.execute(table.insert(), {**key, **values})
 
 
 class Part:

@@ -62,8 +62,8 @@ class Job:
     message: str = ""  # a sentence that says why it failed, or why its version is served or not
 
 
-_COLUMNS = tuple(jobs.c[field.name] for field in fields(Job))
-_SELECT = sa.select(*_COLUMNS).order_by(jobs.c.id)  # oldest first, because an id begins with the time
+# Oldest first, because an id begins with the time.
+_SELECT = sa.select(*(jobs.c[field.name] for field in fields(Job))).order_by(jobs.c.id)
 
 
 class Pulse(Generic[K]):
@@ -107,21 +107,19 @@ class Jobs(Part):
     def newest(self) -> dict[tuple[str, str], Job]:
         """The last job of each project, keyed by tool and project."""
         last = sa.select(sa.func.max(jobs.c.id)).group_by(jobs.c.tool, jobs.c.project)
-        found = self._rows(_SELECT.where(jobs.c.id.in_(last)))
-        return {(row.tool, row.project): Job(*row) for row in found}
+        return {(row.tool, row.project): Job(*row) for row in self._rows(_SELECT.where(jobs.c.id.in_(last)))}
 
     def request(self, tool: str, project: str, images: int, owner: str) -> tuple[Job, bool]:
         """The project's unfinished job or a new one, and whether `owner` got it just now."""
         of = (jobs.c.tool == tool, jobs.c.project == project)
         with self._database.writing() as connection:
             row = connection.execute(_SELECT.where(*of, _UNFINISHED)).first()
-            if row is not None and row.owner:
-                return Job(*row), False
             if row is not None:
-                adopted = replace(Job(*row), state="queued", owner=owner)
-                this = jobs.c.id == adopted.id
-                connection.execute(jobs.update().where(this).values(state="queued", owner=owner))
-                return adopted, True
+                if row.owner:
+                    return Job(*row), False
+                adopt = jobs.update().where(jobs.c.id == row.id)
+                connection.execute(adopt.values(state="queued", owner=owner))
+                return replace(Job(*row), state="queued", owner=owner), True
             now = time.time()
             at = f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(now))}{int(now % 1 * 1e6):06d}"
             made = Job(f"{at}-{secrets.token_hex(4)}", tool, project, "queued", now, images, owner, now)
@@ -138,30 +136,28 @@ class Jobs(Part):
         beats = _SELECT.add_columns(jobs.c.owner_beats).where(_UNFINISHED)
         found = {Job(*columns): count for *columns, count in self._rows(beats)}
         others = {
-            (job.id, job.owner): count
+            job: count
             for job, count in found.items()
             if job.owner != owner and (only is None or job.id in only)
         }
-        gone = {*self._owners.lost(others), *(key for key in others if not key[1])}
+        lost = self._owners.lost({(job.id, job.owner): count for job, count in others.items()})
+        gone = [job for job in others if not job.owner or (job.id, job.owner) in lost]
         mine = [job for job in found if job.owner == owner and job.state == "queued"]
         if gone:
             with self._database.writing() as connection:
-                for job in found:
-                    if (key := (job.id, job.owner)) in gone:
-                        this = (jobs.c.id == job.id, jobs.c.owner == job.owner)
-                        same = (*this, jobs.c.owner_beats == others[key], _UNFINISHED)
-                        taken = jobs.update().where(*same).values(owner=owner, state="queued")
-                        if connection.execute(taken).rowcount:
-                            log.info("%s is gone on with", job.id)
-                            mine.append(replace(job, owner=owner, state="queued"))
+                for job in gone:
+                    same = jobs.update().filter_by(id=job.id, owner=job.owner, owner_beats=others[job])
+                    taken = same.where(_UNFINISHED).values(owner=owner, state="queued")
+                    if connection.execute(taken).rowcount:
+                        log.info("%s is gone on with", job.id)
+                        mine.append(replace(job, owner=owner, state="queued"))
         return sorted(mine, key=lambda job: job.id)
 
     def start(self, job: Job) -> bool:
         """Mark `job` as running; return False if it was cancelled or taken over meanwhile."""
-        this = (jobs.c.id == job.id, jobs.c.owner == job.owner, jobs.c.state == "queued")
+        queued = jobs.update().filter_by(id=job.id, owner=job.owner, state="queued")
         with self._database.writing() as connection:
-            started = jobs.update().where(*this).values(state="running", beat_at=time.time())
-            return connection.execute(started).rowcount > 0
+            return connection.execute(queued.values(state="running", beat_at=time.time())).rowcount > 0
 
     def change(self, id: str, **values: Any) -> Job:  # noqa: A002
         """Record the job's progress and that its training is alive. A finished job stays as it is."""
@@ -172,23 +168,23 @@ class Jobs(Part):
 
     def put_back(self, job: Job) -> None:
         """Queue a stopped `job` again, unless another owner has taken it over."""
-        this = (jobs.c.id == job.id, jobs.c.owner == job.owner, _UNFINISHED)
+        mine = jobs.update().filter_by(id=job.id, owner=job.owner).where(_UNFINISHED)
         with self._database.writing() as connection:
-            connection.execute(jobs.update().where(*this).values(state="queued"))
+            connection.execute(mine.values(state="queued"))
 
     def settle(self, job: Job, reason: str) -> Job:
         """Record that the process that trained `job` has ended.
 
         Without an outcome, the job becomes cancelled if requested, failed for a `reason`, or else queued.
         """
-        mine = (jobs.c.id == job.id, jobs.c.owner == job.owner)
-        running = (*mine, jobs.c.state == "running")
+        mine = jobs.update().filter_by(id=job.id, owner=job.owner)
+        running = mine.filter_by(state="running")
         ended = {"state": "failed", "message": reason} if reason else {"state": "queued"}
         with self._database.writing() as connection:
-            connection.execute(jobs.update().where(*mine).values(trainer=""))
-            cancelled = jobs.update().where(*running, jobs.c.cancelled.is_(True))
+            connection.execute(mine.values(trainer=""))
+            cancelled = running.where(jobs.c.cancelled.is_(True))
             connection.execute(cancelled.values(state="cancelled", message="cancelled"))
-            connection.execute(jobs.update().where(*running).values(**ended))
+            connection.execute(running.values(**ended))
         return self.get(job.id)
 
     def cancel(self, id: str) -> Job:  # noqa: A002
@@ -233,6 +229,8 @@ class Jobs(Part):
 
     def import_folder(self, folder: Path) -> None:
         """Import the jobs that an earlier version kept as files in `folder`, then rename the folder."""
+        if not folder.is_dir():
+            return
         rows: list[dict[str, Any]] = []
         try:
             for path in sorted(folder.glob("*.json")):
@@ -240,13 +238,10 @@ class Jobs(Part):
                 state: State = "queued" if job.state in UNDER_WAY else job.state
                 cancelled = path.with_suffix(".cancel").exists()
                 rows.append({**asdict(replace(job, owner="", state=state)), "cancelled": cancelled})
-            if not folder.is_dir():
-                return
             with self._database.writing() as connection:
                 known = set(connection.scalars(sa.select(jobs.c.id)))
-                for row in rows:
-                    if row["id"] not in known:
-                        connection.execute(jobs.insert(), row)
+                if new := [row for row in rows if row["id"] not in known]:
+                    connection.execute(jobs.insert(), new)
             folder.rename(folder.with_name(f"{folder.name}-imported-{time.time_ns()}"))
         except FileNotFoundError:  # another process has just imported them
             return

@@ -42,16 +42,17 @@ def write_set(database: Database, drawn: Sequence[Drawn]) -> str:
         written = geometry_to_json(region.geometry)
         if isinstance(region.geometry, Brush):
             del written["rle"]  # stored in `counts`
-        row = {
-            "revision": revision,
-            "position": position,
-            "region": region.id,
-            "category": region.category,
-            "geometry": json.dumps(written),
-            "counts": rle["counts"],
-            "proposal": region.proposal,
-        }
-        rows.append(row)
+        rows.append(
+            {
+                "revision": revision,
+                "position": position,
+                "region": region.id,
+                "category": region.category,
+                "geometry": json.dumps(written),
+                "counts": rle["counts"],
+                "proposal": region.proposal,
+            }
+        )
     write_rows(database, revision, labels, rows)
     return revision
 
@@ -59,7 +60,7 @@ def write_set(database: Database, drawn: Sequence[Drawn]) -> str:
 def write_rows(database: Database, name: str, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows of the set `name`, which stays unfinished until `replace_set`."""
     with database.writing() as connection:
-        _note(connection, [name])
+        note_unfinished(connection, [name])
     texts = TEXTS[table.name]
     for some in _chunks((row, sum(len(row[text]) for text in texts)) for row in rows):
         with database.writing() as connection:
@@ -74,13 +75,14 @@ def replace_set(connection: sa.Connection, stands: str, replaced: Sequence[str] 
     finished = connection.execute(unfinished.delete().where(unfinished.c.revision == stands))
     if not finished.rowcount:
         raise StoreUnavailable("the labels took too long to be written; they will be written again")
-    drop_sets(connection, replaced)
+    note_unfinished(connection, replaced)
 
 
-def drop_sets(connection: sa.Connection, revisions: Sequence[str]) -> None:
-    """Take these sets out of use. Call it in the transaction that does so."""
+def note_unfinished(connection: sa.Connection, revisions: Sequence[str]) -> None:
+    """List sets that are not in use yet, or no longer. Call it in the transaction that makes this so."""
     if revisions:
-        _note(connection, revisions)
+        now = time.time()
+        connection.execute(unfinished.insert(), [{"revision": name, "since": now} for name in revisions])
 
 
 def forget_sets(database: Database, revisions: Sequence[str]) -> None:
@@ -110,11 +112,6 @@ def forget_unfinished(database: Database) -> None:
             return
         remove_rows(database, preannotated, preannotated.c.batch.in_(revisions))
         forget_sets(database, revisions)
-
-
-def _note(connection: sa.Connection, revisions: Sequence[str]) -> None:
-    now = time.time()
-    connection.execute(unfinished.insert(), [{"revision": name, "since": now} for name in revisions])
 
 
 def _chunks(rows: Iterable[tuple[Row, int]]) -> Iterator[list[Row]]:

@@ -43,19 +43,6 @@ def upgrade(connection: sa.Connection) -> None:
     connection.execute(version_table.update().values(version_num=HEAD))
 
 
-def _add_unlabelled(connection: sa.Connection) -> None:
-    column = "unlabelled TEXT NOT NULL DEFAULT 'background'"
-    connection.execute(sa.text(f"ALTER TABLE projects ADD COLUMN {column}"))
-
-
-def _add_preannotated(connection: sa.Connection) -> None:
-    preannotated.create(connection)
-
-
-def _add_unfinished(connection: sa.Connection) -> None:
-    unfinished.create(connection)
-
-
 def _add_jobs(connection: sa.Connection) -> None:
     """Create the table of jobs, and rename trained annotators from the family `unet` to `trained`."""
     jobs.create(connection)
@@ -64,7 +51,14 @@ def _add_jobs(connection: sa.Connection) -> None:
     connection.execute(preannotated.update().where(old).values(annotator=renamed))
 
 
-STEPS: Mapping[str, Callable[[sa.Connection], None]] = MappingProxyType(
-    {"0002": _add_unlabelled, "0003": _add_preannotated, "0004": _add_unfinished, "0005": _add_jobs}
+STEPS: Mapping[str, Callable[[sa.Connection], object]] = MappingProxyType(
+    {
+        "0002": lambda connection: connection.execute(
+            sa.text("ALTER TABLE projects ADD COLUMN unlabelled TEXT NOT NULL DEFAULT 'background'")
+        ),
+        "0003": preannotated.create,
+        "0004": unfinished.create,
+        "0005": _add_jobs,
+    }
 )
 HEAD = max(STEPS)

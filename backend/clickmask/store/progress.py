@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from clickmask.store.database import Part
+from clickmask.store.database import Part, put
 from clickmask.store.schema import inboxes, pulls, set_aside
 
 _MAX_ROWS = 200
@@ -26,29 +26,24 @@ class FailedEvent(NamedTuple):
 class Progress(Part):
     def read_to(self, inbox: str) -> int:
         """The id of the last event that was read; 0 if none was."""
-        chosen = sa.select(inboxes.c.read_to).where(inboxes.c.inbox == inbox)
-        return self._scalar(chosen) or 0
+        return self._scalar(sa.select(inboxes.c.read_to).filter_by(inbox=inbox)) or 0
 
     def mark_read(self, inbox: str, event: int, failed: FailedEvent | None = None) -> None:
         """Record that events up to this one are done, and that this one `failed`, if it did."""
         with self._database.writing() as connection:
-            changed = connection.execute(
-                inboxes.update().where(inboxes.c.inbox == inbox).values(read_to=event)
-            )
-            if not changed.rowcount:
-                connection.execute(inboxes.insert(), {"inbox": inbox, "read_to": event})
+            put(connection, inboxes, {"inbox": inbox}, {"read_to": event})
             if failed:
-                _defer(connection, inbox, failed)
+                put(connection, set_aside, {"inbox": inbox, "event": failed.event}, failed._asdict())
 
     def defer(self, inbox: str, failed: FailedEvent) -> None:
         """Record that the event failed, for the first time or again."""
         with self._database.writing() as connection:
-            _defer(connection, inbox, failed)
+            put(connection, set_aside, {"inbox": inbox, "event": failed.event}, failed._asdict())
 
     def resolve(self, inbox: str, event: int) -> None:
         """Forget the event's failure: it was applied after all."""
         with self._database.writing() as connection:
-            connection.execute(set_aside.delete().where(*_event(inbox, event)))
+            connection.execute(set_aside.delete().filter_by(inbox=inbox, event=event))
 
     def set_aside(self, inbox: str, limit: int = 50) -> list[FailedEvent]:
         """At most `limit` failed events, newest first."""
@@ -57,8 +52,7 @@ class Progress(Part):
         return [FailedEvent(*row) for row in self._rows(newest)]
 
     def count_set_aside(self, inbox: str) -> int:
-        counted = sa.select(sa.func.count()).where(set_aside.c.inbox == inbox)
-        return self._scalar(counted) or 0
+        return self._scalar(sa.select(sa.func.count()).where(set_aside.c.inbox == inbox)) or 0
 
     def retry_set_aside(self, inbox: str, now: float) -> None:
         """Make all failed events due now."""
@@ -80,25 +74,15 @@ class Progress(Part):
 
     def pull_position(self, tool: str, project: str) -> str | None:
         """The position where an interrupted pull resumes; None if it starts at the beginning."""
-        chosen = sa.select(pulls.c.position).where(pulls.c.tool == tool, pulls.c.project == project)
-        return self._scalar(chosen)
+        return self._scalar(sa.select(pulls.c.position).filter_by(tool=tool, project=project))
 
     def set_pull_position(self, tool: str, project: str, position: str | None) -> None:
         """Record where the pull resumes; None if it is complete."""
         with self._database.writing() as connection:
-            connection.execute(pulls.delete().where(pulls.c.tool == tool, pulls.c.project == project))
-            if position is not None:
-                row = {"tool": tool, "project": project, "position": position}
-                connection.execute(pulls.insert(), row)
+            if position is None:
+                connection.execute(pulls.delete().filter_by(tool=tool, project=project))
+            else:
+                put(connection, pulls, {"tool": tool, "project": project}, {"position": position})
 
 
 _COLUMNS = tuple(set_aside.c[name] for name in FailedEvent._fields)
-
-
-def _event(inbox: str, event: int) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
-    return set_aside.c.inbox == inbox, set_aside.c.event == event
-
-
-def _defer(connection: sa.Connection, inbox: str, failed: FailedEvent) -> None:
-    connection.execute(set_aside.delete().where(*_event(inbox, failed.event)))
-    connection.execute(set_aside.insert(), {"inbox": inbox, **failed._asdict()})

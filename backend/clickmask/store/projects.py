@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from clickmask.errors import Conflict
 from clickmask.labels.submissions import ProjectDescribed, Unlabelled
-from clickmask.store.database import Part
+from clickmask.store.database import Part, put
 from clickmask.store.schema import annotations, labels, origins, projects
 
 
@@ -33,39 +33,30 @@ class Projects(Part):
         self._set(tool, project, {"segmenter": segmenter})
 
     def project_segmenter(self, tool: str, project: str) -> str | None:
-        chosen = sa.select(projects.c.segmenter).where(*_of(tool, project))
-        return self._scalar(chosen)
+        return self._scalar(sa.select(projects.c.segmenter).filter_by(tool=tool, project=project))
 
     def set_unlabelled(self, tool: str, project: str, unlabelled: Unlabelled) -> None:
         """Remember how to treat unlabelled area: as background, or as unknown and ignored."""
         self._set(tool, project, {"unlabelled": unlabelled})
 
     def unlabelled(self, tool: str, project: str) -> Unlabelled:
-        chosen = sa.select(projects.c.unlabelled).where(*_of(tool, project))
+        chosen = sa.select(projects.c.unlabelled).filter_by(tool=tool, project=project)
         return "ignore" if self._scalar(chosen) == "ignore" else "background"
 
     def describe_project(self, described: ProjectDescribed) -> None:
         """Remember the project's title and categories."""
         values = {"title": described.title, "categories": json.dumps(described.categories)}
         chosen = sa.select(projects.c.title, projects.c.categories)
-        with self._database.reading() as connection:
-            there = connection.execute(chosen.where(*_of(described.tool, described.project))).first()
-        if there is None or tuple(there) != tuple(values.values()):  # each event repeats them
+        there = self._rows(chosen.filter_by(tool=described.tool, project=described.project))
+        if not there or tuple(there[0]) != tuple(values.values()):  # each event repeats them
             self._set(described.tool, described.project, values)
 
     def projects(self) -> list[Project]:
         """Projects that have annotations or were described, sorted by tool and name."""
         of = (annotations.c.tool, annotations.c.project)
         stands = annotations.c.skipped.is_(False)
-        counted = (
-            sa.select(
-                *of,
-                sa.func.count(sa.distinct(annotations.c.digest)),
-                sa.func.max(annotations.c.updated_at),
-            )
-            .where(stands)
-            .group_by(*of)
-        )
+        sizes = (sa.func.count(sa.distinct(annotations.c.digest)), sa.func.max(annotations.c.updated_at))
+        counted = sa.select(*of, *sizes).where(stands).group_by(*of)
         joined = annotations.join(labels, labels.c.revision == annotations.c.revision)
         drawn = sa.select(*of, sa.func.count()).select_from(joined).where(stands).group_by(*of)
         described = sa.select(projects.c.tool, projects.c.project, projects.c.title, projects.c.categories)
@@ -77,21 +68,22 @@ class Projects(Part):
         for tool, name in sorted(told.keys() | images.keys()):
             title, categories = told.get((tool, name), ("", "[]"))
             count, updated_at = images.get((tool, name), (0, None))
-            drawn_here = number.get((tool, name), 0)
-            found.append(
-                Project(tool, name, title, tuple(json.loads(categories)), count, drawn_here, updated_at)
-            )
+            size = (count, number.get((tool, name), 0), updated_at)
+            found.append(Project(tool, name, title, tuple(json.loads(categories)), *size))
         return found
 
     def knows_project(self, tool: str, project: str) -> bool:
         """Whether the tool has described the project or submitted anything in it."""
-        of = (annotations.c.tool == tool, annotations.c.project == project)
-        described = self._scalar(sa.select(sa.literal(1)).where(*_of(tool, project)))
-        return bool(described or self._scalar(sa.select(sa.literal(1)).where(*of).limit(1)))
+        return any(
+            self._scalar(
+                sa.select(sa.literal(1)).select_from(table).filter_by(tool=tool, project=project).limit(1)
+            )
+            for table in (projects, annotations)
+        )
 
     def categories(self, tool: str, project: str) -> tuple[str, ...]:
         """Categories in the tool's order; empty until the tool lists them."""
-        chosen = sa.select(projects.c.categories).where(*_of(tool, project))
+        chosen = sa.select(projects.c.categories).filter_by(tool=tool, project=project)
         return tuple(json.loads(self._scalar(chosen) or "[]"))
 
     def require_origin(self, tool: str, origin: str, moved: bool = False) -> None:
@@ -110,15 +102,8 @@ class Projects(Part):
                     f"this home holds the labels of {there}, not of {origin}: set CLICKMASK_HOME to a folder "
                     f"of its own for each, or say `{command}` once if it is the same one at a new address"
                 )
-            connection.execute(origins.delete().where(origins.c.tool == tool))
-            connection.execute(origins.insert(), {"tool": tool, "origin": origin})
+            put(connection, origins, {"tool": tool}, {"origin": origin})
 
     def _set(self, tool: str, project: str, values: Mapping[str, str | None]) -> None:
         with self._database.writing() as connection:
-            changed = connection.execute(projects.update().where(*_of(tool, project)).values(values))
-            if not changed.rowcount:
-                connection.execute(projects.insert(), {"tool": tool, "project": project, **values})
-
-
-def _of(tool: str, project: str) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
-    return projects.c.tool == tool, projects.c.project == project
+            put(connection, projects, {"tool": tool, "project": project}, values)

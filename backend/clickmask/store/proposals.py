@@ -162,9 +162,8 @@ class Prelabels(Part):
     ) -> None:
         """Remember a run of `annotator`: id, label and prediction of each object. Readers see all or none."""
         batch = secrets.token_urlsafe(9)
-        height, width = size
         run = {"batch": batch, "created_at": time.time(), "digest": digest, "annotator": annotator}
-        common = {**run, "height": height, "width": width}
+        common = {**run, "height": size[0], "width": size[1]}
         rows = [
             {
                 **common,

@@ -20,34 +20,24 @@ def _keys(*names: str) -> Iterator[sa.Column[str]]:
     return (sa.Column(name, sa.Text, primary_key=True) for name in names)
 
 
-proposals = sa.Table(
-    "proposals",
-    metadata,
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("id", sa.Text, nullable=False, unique=True),
-    sa.Column("created_at", sa.Double, nullable=False),
-    sa.Column("digest", sa.Text, nullable=False, index=True),
-    *_columns(sa.Text, "segmenter", "prompt"),
-    sa.Column("score", sa.Double, nullable=False),
-    *_columns(sa.Integer, "height", "width"),
-    sa.Column("counts", sa.Text, nullable=False),  # last: SQLite reads through it to reach later columns
-    sqlite_autoincrement=True,
-)
+def _masks(name: str, *texts: str) -> sa.Table:
+    return sa.Table(
+        name,
+        metadata,
+        sa.Column("number", sa.Integer, primary_key=True),
+        sa.Column("id", sa.Text, nullable=False, unique=True),
+        sa.Column("created_at", sa.Double, nullable=False),
+        sa.Column("digest", sa.Text, nullable=False, index=True),
+        *_columns(sa.Text, *texts),
+        sa.Column("score", sa.Double, nullable=False),
+        *_columns(sa.Integer, "height", "width"),
+        sa.Column("counts", sa.Text, nullable=False),  # last: SQLite reads through it to reach later columns
+        sqlite_autoincrement=True,
+    )
 
-# Prelabels, under their original name.
-preannotated = sa.Table(
-    "preannotated",
-    metadata,
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("id", sa.Text, nullable=False, unique=True),
-    sa.Column("created_at", sa.Double, nullable=False),
-    sa.Column("digest", sa.Text, nullable=False, index=True),
-    *_columns(sa.Text, "batch", "annotator", "label"),
-    sa.Column("score", sa.Double, nullable=False),
-    *_columns(sa.Integer, "height", "width"),
-    sa.Column("counts", sa.Text, nullable=False),
-    sqlite_autoincrement=True,
-)
+
+proposals = _masks("proposals", "segmenter", "prompt")
+preannotated = _masks("preannotated", "batch", "annotator", "label")  # prelabels, under their original name
 
 projects = sa.Table(
     "projects",

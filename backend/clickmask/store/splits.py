@@ -19,12 +19,12 @@ class Splits(Part):
         chosen = sa.select(sides.c.digest, sides.c.side, sides.c.hash, sides.c.thumbnail)
         if among is not None:
             chosen = chosen.where(sides.c.digest.in_(among))
-        rows = self._rows(chosen.where(*_of(tool, project)).order_by(sides.c.digest))
+        rows = self._rows(chosen.filter_by(tool=tool, project=project).order_by(sides.c.digest))
         return [Assigned(row.digest, _side(row.side), Fingerprint(row.hash, row.thumbnail)) for row in rows]
 
     def hashes(self, tool: str, project: str) -> list[tuple[str, bytes]]:
         """The digest and fingerprint hash of every image with a side."""
-        chosen = sa.select(sides.c.digest, sides.c.hash).where(*_of(tool, project))
+        chosen = sa.select(sides.c.digest, sides.c.hash).filter_by(tool=tool, project=project)
         return [(digest, code) for digest, code in self._rows(chosen)]
 
     def side_of(self, tool: str, project: str, digest: str) -> Side | None:
@@ -35,15 +35,13 @@ class Splits(Part):
         """The number of annotated images on each side, and which of `categories` their labels use."""
         there = (annotations.c.tool == tool, annotations.c.project == project)
         on_it = (*there, annotations.c.digest == sides.c.digest, annotations.c.skipped.is_(False))
-        of = _of(tool, project)
+        of = (sides.c.tool == tool, sides.c.project == project)
         counted = sa.select(sides.c.side, sa.func.count()).where(*of, sa.exists().where(*on_it))
         drawn = annotations.join(labels, labels.c.revision == annotations.c.revision)
         labelled = sa.select(labels.c.category).select_from(drawn).where(*on_it).correlate(sides)
         found: dict[Side, set[str]] = {side: set() for side in SIDES}
         with self._database.reading() as connection:
-            images = {
-                _side(side): count for side, count in connection.execute(counted.group_by(sides.c.side))
-            }
+            images = {_side(name): n for name, n in connection.execute(counted.group_by(sides.c.side))}
             for side in SIDES:
                 # One query per category that stops at the first image: most categories have many images.
                 for category in categories:
@@ -60,26 +58,22 @@ class Splits(Part):
 
         Assigns nothing and returns None if more than `known` images have a side: `side` ignored some of them.
         """
-        row = {"tool": tool, "project": project, "digest": digest, "side": side}
-        pictured = {"hash": fingerprint.hash, "thumbnail": fingerprint.thumbnail}
-        counted = sa.select(sa.func.count()).select_from(sides).where(*_of(tool, project))
+        of = {"tool": tool, "project": project}
+        row = {"digest": digest, "side": side, "hash": fingerprint.hash, "thumbnail": fingerprint.thumbnail}
+        counted = sa.select(sa.func.count()).select_from(sides).filter_by(**of)
         with self._database.writing() as connection:
             if there := _side_of(connection, tool, project, digest):
                 return there
             if connection.scalar(counted) != known:
                 return None
-            connection.execute(sides.insert(), row | pictured)
+            connection.execute(sides.insert(), of | row)
         return side
 
 
 def _side_of(connection: sa.Connection, tool: str, project: str, digest: str) -> Side | None:
-    found = connection.scalar(sa.select(sides.c.side).where(*_of(tool, project), sides.c.digest == digest))
+    found = connection.scalar(sa.select(sides.c.side).filter_by(tool=tool, project=project, digest=digest))
     return None if found is None else _side(found)
 
 
 def _side(name: str) -> Side:
     return next(side for side in SIDES if side == name)
-
-
-def _of(tool: str, project: str) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
-    return sides.c.tool == tool, sides.c.project == project
