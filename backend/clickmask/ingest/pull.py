@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from clickmask.errors import ClickmaskError, NotFound, StoreUnavailable, ToolUnavailable
@@ -32,26 +32,29 @@ def pull(name: str, tool: LabelSource, project: str, store: Store, ingester: Ing
     Resumes where the last pull stopped. Ends with deletions that no webhook announced; if the project was
     deleted, everything goes. `left_out` names what fails. Raises NotFound, ToolUnavailable, StoreUnavailable.
     """
-    done = Progress()
+    read, taken, known, left_out = 0, 0, 0, list[str]()
     seen: set[tuple[str, str]] = set()
     is_known = store.knows_project(name, project)
     for part in _parts(tool, project, store.pull_position(name, project), is_known):
-        seen |= {(each.task, each.annotation) for each in part.changes if isinstance(each, Submission)}
-        taken, known, left_out = _apply(part.changes, tool, ingester)
+        for change in part.changes:
+            if isinstance(change, Submission):
+                seen.add((change.task, change.annotation))
+            try:
+                changed = ingester.apply(change, tool)
+            except (ToolUnavailable, StoreUnavailable):
+                raise
+            except Exception as error:  # noqa: BLE001  # else every pull would stop here, short of the rest
+                left_out.append(_sentence(change, error))
+                continue
+            if isinstance(change, Submission):
+                taken, known = taken + changed, known + (not changed)
         store.set_pull_position(name, project, part.position)
-        done = Progress(
-            done.read + 1,
-            part.remaining,
-            done.taken + taken,
-            done.known + known,
-            done.gone,
-            (*done.left_out, *left_out),
-        )
-        yield done
+        read += 1
+        yield Progress(read, part.remaining, taken, known, 0, tuple(left_out))
     unseen = [each for each in store.annotations(name, project) if each not in seen]
     gone = sum(ingester.apply(deletion, tool) for deletion in tool.gone(unseen))
     store.set_pull_position(name, project, None)
-    yield Progress(done.read, 0, done.taken, done.known, gone, done.left_out)
+    yield Progress(read, 0, taken, known, gone, tuple(left_out))
 
 
 def _parts(tool: LabelSource, project: str, position: str | None, is_known: bool) -> Iterator[Page]:
@@ -61,21 +64,6 @@ def _parts(tool: LabelSource, project: str, position: str | None, is_known: bool
     except NotFound:
         if not is_known:
             raise
-
-
-def _apply(changes: Sequence[Change], tool: LabelSource, ingester: Ingester) -> tuple[int, int, list[str]]:
-    taken, known, left_out = 0, 0, list[str]()
-    for change in changes:
-        try:
-            changed = ingester.apply(change, tool)
-        except (ToolUnavailable, StoreUnavailable):
-            raise
-        except Exception as error:  # noqa: BLE001  # else every pull would stop here, short of the rest
-            left_out.append(_sentence(change, error))
-            continue
-        if isinstance(change, Submission):
-            taken, known = taken + changed, known + (not changed)
-    return taken, known, left_out
 
 
 def _sentence(change: Change, error: Exception) -> str:

@@ -95,7 +95,12 @@ class InboxReader:
         """Read at most _MAX_BATCH new events. Returns False if there were none."""
         events = self._inbox.events(after=self._store.read_to(self._inbox.id), limit=_MAX_BATCH)
         for event in events:
-            self._yield_to_requests()
+            # Wait for a quiet moment: parsing holds the GIL and would delay answers.
+            until = time.monotonic() + MAX_YIELD_S
+            while (rest := QUIET_S - self._inbox.quiet_for()) > 0 and time.monotonic() < until:
+                if self._closing:
+                    break
+                time.sleep(rest)
             if self._closing:
                 break
             self._store.mark_read(self._inbox.id, event.id, self._apply(event, 0))
@@ -103,14 +108,6 @@ class InboxReader:
             if len(events) == _MAX_BATCH:
                 self._retry_one()  # a flood of new events must not starve old ones
         return bool(events)
-
-    def _yield_to_requests(self) -> None:
-        """Wait for a quiet moment: parsing holds the GIL and would delay answers."""
-        until = time.monotonic() + MAX_YIELD_S
-        while (
-            (rest := QUIET_S - self._inbox.quiet_for()) > 0 and time.monotonic() < until and not self._closing
-        ):
-            time.sleep(rest)
 
     def _retry_one(self) -> bool:
         """Retry the failed event that is due. Returns False if none is."""
@@ -126,32 +123,16 @@ class InboxReader:
         return True
 
     def _apply(self, event: Event, attempts: int) -> FailedEvent | None:
-        """Store the event's labels. Returns its failure, if any. Raises StoreUnavailable."""
-        tool = self._tools.get(event.source)
-        if tool is None:
-            return None  # the tool has no labels to give
-        taken, failed = self._apply_changes(event, tool, retry=attempts > 0)
-        if not failed:
-            return None
-        for error in failed:
-            if not isinstance(error, ClickmaskError):
-                log.error("a part of event %d of %s failed", event.id, event.source, exc_info=error)
-        worst = next((error for error in failed if isinstance(error, RETRYABLE)), failed[0])
-        retry_at: float | None = None
-        if isinstance(worst, RETRYABLE) and attempts + 1 < MAX_ATTEMPTS:
-            retry_at = self._clock() + min(MIN_RETRY_S * 2**attempts, MAX_RETRY_S)
-        reason = _sentence(worst, taken, len(failed))
-        log.warning("event %d of %s is set aside: %s", event.id, event.source, reason)
-        return FailedEvent(event.id, event.source, reason, self._clock(), attempts + 1, retry_at)
-
-    def _apply_changes(self, event: Event, tool: LabelSource, retry: bool) -> tuple[int, list[Exception]]:
-        """The number of stored submissions, and the errors of the rest. Raises StoreUnavailable.
+        """Store the event's labels. Returns its failure, if any. Raises StoreUnavailable.
 
         A failed submission does not keep the others out, unless it took long or its error would affect them.
         """
+        tool = self._tools.get(event.source)
+        if tool is None:
+            return None  # the tool has no labels to give
         taken, lost, failed = 0, 0.0, list[Exception]()
         try:
-            for change in tool.changes(event.body, retry):
+            for change in tool.changes(event.body, attempts > 0):
                 began = time.monotonic()
                 try:
                     self._ingester.apply(change, tool)
@@ -167,14 +148,21 @@ class InboxReader:
             raise
         except Exception as error:  # noqa: BLE001  # events behind it must be read in any case
             failed.append(error)
-        return taken, failed
-
-
-def _sentence(error: Exception, taken: int, failed: int) -> str:
-    if isinstance(error, ClickmaskError):
-        reason = str(error)
-    else:  # the error's own text may contain paths
-        reason = f"something went wrong inside clickmask ({type(error).__name__}); its log has the details"
-    if not taken:
-        return reason
-    return f"{reason} (of the event's submissions {taken} were taken in, {failed} not)"
+        if not failed:
+            return None
+        for error in failed:
+            if not isinstance(error, ClickmaskError):
+                log.error("a part of event %d of %s failed", event.id, event.source, exc_info=error)
+        worst = next((error for error in failed if isinstance(error, RETRYABLE)), failed[0])
+        retry_at: float | None = None
+        if isinstance(worst, RETRYABLE) and attempts + 1 < MAX_ATTEMPTS:
+            retry_at = self._clock() + min(MIN_RETRY_S * 2**attempts, MAX_RETRY_S)
+        reason = str(worst)
+        if not isinstance(worst, ClickmaskError):  # its own text may contain paths
+            reason = (
+                f"something went wrong inside clickmask ({type(worst).__name__}); its log has the details"
+            )
+        if taken:
+            reason += f" (of the event's submissions {taken} were taken in, {len(failed)} not)"
+        log.warning("event %d of %s is set aside: %s", event.id, event.source, reason)
+        return FailedEvent(event.id, event.source, reason, self._clock(), attempts + 1, retry_at)

@@ -21,7 +21,6 @@ from clickmask.errors import StoreUnavailable
 from clickmask.store import migrations
 
 log = logging.getLogger(__name__)
-Values = Mapping[str, Any]
 
 # Values SQLite must confirm. Synchronous NORMAL skips the fsync per transaction, which would delay clicks.
 # A power cut may lose the last transactions but never half of one.

@@ -74,12 +74,9 @@ class Projects(Part):
 
     def knows_project(self, tool: str, project: str) -> bool:
         """Whether the tool has described the project or submitted anything in it."""
-        return any(
-            self._scalar(
-                sa.select(sa.literal(1)).select_from(table).filter_by(tool=tool, project=project).limit(1)
-            )
-            for table in (projects, annotations)
-        )
+        tables = (projects, annotations)
+        chosen = (sa.select(table.c.tool).filter_by(tool=tool, project=project) for table in tables)
+        return any(self._scalar(each.limit(1)) is not None for each in chosen)
 
     def categories(self, tool: str, project: str) -> tuple[str, ...]:
         """Categories in the tool's order; empty until the tool lists them."""
