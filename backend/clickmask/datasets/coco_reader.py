@@ -72,12 +72,22 @@ def sample_objects(dataset: Path, most: int | None = None, seed: int = 0, smalle
     for annotation in annotations:
         if most is not None and len(taken) == most:
             break
-        category = categories.get(annotation["category_id"], str(annotation["category_id"]))
-        found = _object(annotation, images.get(annotation["image_id"]), category, pictures, smallest)
-        if isinstance(found, CocoObject):
-            taken.append(found)
+        image = images.get(annotation["image_id"])
+        if annotation.get("iscrowd"):
+            reason = "crowd regions"
+        elif image is None:
+            reason = "of no image"
+        elif (rle := _rle(annotation.get("segmentation"), int(image["height"]), int(image["width"]))) is None:
+            reason = "without an outline"
+        elif mask_area(rle_to_mask(rle)) < max(1, smallest):
+            reason = f"smaller than {smallest} px"
+        elif (picture := pictures.find(str(image["file_name"]))) is None:
+            reason = "whose picture is missing"
         else:
-            left_out[found] += 1
+            category = categories.get(annotation["category_id"], str(annotation["category_id"]))
+            taken.append(CocoObject(picture, category, int(annotation["id"]), rle))
+            continue
+        left_out[reason] += 1
     if not taken:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise InvalidRequest(f"{path.name} has no object to take: {reasons or 'it has no annotations'}")
@@ -85,31 +95,11 @@ def sample_objects(dataset: Path, most: int | None = None, seed: int = 0, smalle
     return CocoSample(path, taken, left_out)
 
 
-def _object(
-    annotation: Row, image: Row | None, category: str, pictures: _Pictures, smallest: int
-) -> CocoObject | str:
-    """The object, or the reason for leaving it out."""
-    if annotation.get("iscrowd"):
-        return "crowd regions"
-    if image is None:
-        return "of no image"
-    rle = _rle(annotation.get("segmentation"), (int(image["height"]), int(image["width"])))
-    if rle is None:
-        return "without an outline"
-    if mask_area(rle_to_mask(rle)) < max(1, smallest):
-        return f"smaller than {smallest} px"
-    picture = pictures.find(str(image["file_name"]))
-    if picture is None:
-        return "whose picture is missing"
-    return CocoObject(picture, category, int(annotation["id"]), rle)
-
-
-def _rle(segmentation: object, size: Size) -> Rle | None:
+def _rle(segmentation: object, height: int, width: int) -> Rle | None:
     """An RLE of this size, or one of polygons united as pycocotools draws them; None for anything else."""
-    height, width = size
     if isinstance(segmentation, list):
         rings: Any = [ring for ring in cast("list[Any]", segmentation) if len(ring) >= 6]
-        return rings_to_rle(rings, size) if rings else None
+        return rings_to_rle(rings, (height, width)) if rings else None
     if not isinstance(segmentation, dict):
         return None
     given = cast("Any", segmentation)

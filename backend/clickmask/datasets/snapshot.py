@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
@@ -45,7 +45,6 @@ from clickmask.types import Size
 
 IGNORED = 255  # class of unknown pixels in a class map
 FOLDS = 5
-ClassMap = NDArray[np.uint8]
 
 
 class Pictures(Protocol):
@@ -152,9 +151,26 @@ def create_dataset(
 ) -> Dataset:
     """The dataset of these `images` and `labels`, in any order. `declared` are the tool's categories."""
     apart = quarantined(assigned)
-    groups = _groups(assigned)
     sides: dict[str, Side] = {image.digest: image.side for image in assigned}
-    chosen = _of_last_task(labels)
+    # The smallest digest in each group of near duplicates, by union-find.
+    root = {image.digest: image.digest for image in assigned}
+
+    def group(digest: str) -> str:
+        while root.get(digest, digest) != digest:
+            root[digest] = digest = root[root[digest]]
+        return digest
+
+    for a, b in neighbouring_pairs([image.fingerprint for image in assigned]):
+        smallest, other = sorted((group(assigned[a].digest), group(assigned[b].digest)))
+        root[other] = smallest
+    # The labels of each image, from the task in which it was labelled last.
+    by_task: dict[str, dict[str, list[AcceptedLabel]]] = {}
+    for label in labels:
+        by_task.setdefault(label.image, {}).setdefault(label.key.task, []).append(label)
+    chosen = {
+        image: max(tasks.items(), key=lambda each: (max(label.accepted_at for label in each[1]), each[0]))[1]
+        for image, tasks in by_task.items()
+    }
     by_digest: dict[str, list[LabelledImage]] = {}
     for image in images:
         by_digest.setdefault(image.digest, []).append(image)
@@ -165,7 +181,7 @@ def create_dataset(
             same[0].size,
             sides.get(digest),
             digest in apart,
-            groups.get(digest, digest),
+            group(digest),
             tuple(sorted(chosen.get(digest, ()), key=_order)),
         )
         for digest, same in by_digest.items()
@@ -180,10 +196,23 @@ def create_dataset(
         digest="",
         pictures=pictures or NoPictures(),
     )
-    return replace(unnamed, digest=_digest(unnamed))
+    # The digest covers everything except the times of acceptance and the location of the pictures.
+    fields = ("image", "name", "size", "side", "quarantined", "group")
+    written = [
+        {
+            **{name: getattr(sample, name) for name in fields},
+            "labels": [
+                [asdict(each.key), each.category, geometry_to_json(each.geometry), each.rle, each.proposal]
+                for each in sample.labels
+            ],
+        }
+        for sample in unnamed.samples
+    ]
+    content = json.dumps([tool, project, unnamed.categories, unlabelled, written], sort_keys=True)
+    return replace(unnamed, digest=hashlib.sha256(content.encode()).hexdigest())
 
 
-def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled) -> ClassMap:
+def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled) -> NDArray[np.uint8]:
     """Map (H, W) of uint8, a class per pixel: 0 is background, i + 1 is `categories[i]`, IGNORED is unknown.
 
     Labels of other categories are unknown too. Raises ValueError for more than 254 categories.
@@ -220,51 +249,6 @@ def folds(dataset: Dataset, count: int = FOLDS) -> list[tuple[list[Sample], list
     return [([sample for sample in usable if sample.image not in out], fold) for fold, out in named]
 
 
-def _of_last_task(labels: Iterable[AcceptedLabel]) -> dict[str, list[AcceptedLabel]]:
-    """Labels by image, from the task in which the image was labelled last."""
-    by_task: dict[str, dict[str, list[AcceptedLabel]]] = {}
-    for label in labels:
-        by_task.setdefault(label.image, {}).setdefault(label.key.task, []).append(label)
-    return {
-        image: max(
-            tasks.values(), key=lambda each: (max(label.accepted_at for label in each), each[0].key.task)
-        )
-        for image, tasks in by_task.items()
-    }
-
-
-def _groups(assigned: Sequence[Assigned]) -> dict[str, str]:
-    """The smallest digest in each image's group of near duplicates (by union-find)."""
-    root = list(range(len(assigned)))
-
-    def find(index: int) -> int:
-        while root[index] != index:
-            root[index] = index = root[root[index]]
-        return index
-
-    for a, b in neighbouring_pairs([image.fingerprint for image in assigned]):
-        one, other = sorted((find(a), find(b)), key=lambda index: assigned[index].digest)
-        root[other] = one
-    return {image.digest: assigned[find(index)].digest for index, image in enumerate(assigned)}
-
-
 def _order(label: AcceptedLabel) -> tuple[str, ...]:
     key = label.key
     return (key.tool, key.project, key.task, key.annotation, key.region)
-
-
-def _digest(dataset: Dataset) -> str:
-    """A digest of everything except the times of acceptance and the location of the pictures."""
-    fields = ("image", "name", "size", "side", "quarantined", "group")
-    samples = [
-        {
-            **{name: getattr(sample, name) for name in fields},
-            "labels": [
-                [asdict(each.key), each.category, geometry_to_json(each.geometry), each.rle, each.proposal]
-                for each in sample.labels
-            ],
-        }
-        for sample in dataset.samples
-    ]
-    content = [dataset.tool, dataset.project, dataset.categories, dataset.unlabelled, samples]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -28,7 +28,7 @@ Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = ("train", "validation", "test")
 MIN_SPLIT_IMAGES = 16  # with fewer images a split says too little, and models are cross-validated
 MIN_HELD_OUT = 3  # images each for validation and test, from MIN_SPLIT_IMAGES on
-_SHARES: tuple[float, ...] = (0.70, 0.15, 0.15)
+HELD_OUT_SHARE = 0.15  # of all images, each for validation and test
 
 MAX_HAMMING_BITS = 4  # of 64, that may differ between the hashes of near duplicates
 MIN_CORRELATION = 0.95
@@ -80,15 +80,17 @@ def choose_side(digest: str, categories: frozenset[str], counts: Mapping[Side, S
     one image ahead, and training comes first), then the one furthest below quota, then by the digest.
     """
     images = {side: counts[side].images for side in SIDES}
-    counting = sum(images.values())
-    below = {side: quota - images[side] for side, quota in _quotas(counting + 1).items()}
+    total = sum(images.values()) + 1
+    # The held-out sides reach MIN_HELD_OUT by MIN_SPLIT_IMAGES.
+    held_out = max(HELD_OUT_SHARE * total, min(MIN_HELD_OUT, MIN_HELD_OUT * total / MIN_SPLIT_IMAGES))
+    quotas = (total - 2 * held_out, held_out, held_out)
+    below = {side: quota - images[side] for side, quota in zip(SIDES, quotas, strict=True)}
     needed: dict[Side, int] = {
         side: MIN_HELD_OUT - images[side] for side in SIDES[1:] if images[side] < MIN_HELD_OUT
     }
-    candidates: list[Side]
     lacking = {side: len(categories - counts[side].categories) for side in SIDES}
     # The last images before the 16th, and any later ones, go where the minimum is not reached.
-    if needed and counting + sum(needed.values()) >= MIN_SPLIT_IMAGES:
+    if needed and total - 1 + sum(needed.values()) >= MIN_SPLIT_IMAGES:
         candidates = list(needed)
     else:
         candidates = [side for side in SIDES if below[side] > (-1 if lacking[side] else 0)]
@@ -162,12 +164,3 @@ def _correlation(a: Fingerprint, b: Fingerprint) -> float:
     if x.std() < FLAT or y.std() < FLAT:
         return float(x.std() < FLAT and y.std() < FLAT and abs(x.mean() - y.mean()) < FLAT)
     return float(np.corrcoef(x, y)[0, 1])
-
-
-def _quotas(images: int) -> Mapping[Side, float]:
-    """Images due on each side, summing to `images`. Held-out sides reach MIN_HELD_OUT by MIN_SPLIT_IMAGES."""
-    held_out = [
-        max(share * images, min(MIN_HELD_OUT, MIN_HELD_OUT * images / MIN_SPLIT_IMAGES))
-        for share in _SHARES[1:]
-    ]
-    return dict(zip(SIDES, (images - sum(held_out), *held_out), strict=True))
