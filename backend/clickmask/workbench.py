@@ -118,15 +118,9 @@ class Workbench:
         encoded = time.perf_counter()
         predictions = self._refinement.decode(chosen, embedding, prompt, identity.digest, identity.size)
         decoded = time.perf_counter()
-        log.info(
-            "%s: image %s, %s, embedding %s in %.0f ms, decoded in %.0f ms",
-            tool,
-            identity.digest[:8],
-            chosen.name,
-            "kept" if was_there else "made",
-            1000 * (encoded - started),
-            1000 * (decoded - encoded),
-        )
+        took = (1000 * (encoded - started), 1000 * (decoded - encoded))
+        of = (tool, identity.digest[:8], chosen.name, "kept" if was_there else "made", *took)
+        log.info("%s: image %s, %s, embedding %s in %.0f ms, decoded in %.0f ms", *of)
         return [self._proposal(identity, prompt, prediction) for prediction in predictions]
 
     def annotate(self, ref: ImageRef, annotator: str, tool: str = "api") -> list[tuple[str, Prediction]]:
@@ -193,7 +187,14 @@ class Workbench:
 
     def warm_up(self) -> None:
         """Load the default segmenter in the background so that no click waits for it."""
-        self._preparers.submit(self._load_default)
+
+        def load() -> None:
+            try:
+                self._catalogue.get(self.default_segmenter)
+            except ClickmaskError as error:  # every click reports it too
+                log.warning("the default segmenter cannot be loaded: %s", error)
+
+        self._preparers.submit(load)
 
     def stores(self, segmenter: str | None = None) -> bool:
         """Whether the segmenter's embeddings outlast this process. Loads it. Raises `propose`'s errors."""
@@ -345,12 +346,6 @@ class Workbench:
             log.info("an image could not be prepared: %s", error)
         finally:
             self._preparations.release()
-
-    def _load_default(self) -> None:
-        try:
-            self._catalogue.get(self.default_segmenter)
-        except ClickmaskError as error:  # every click reports it too
-            log.warning("the default segmenter cannot be loaded: %s", error)
 
     def _proposal(self, identity: ImageIdentity, prompt: Prompt, prediction: Prediction) -> Proposal:
         id = secrets.token_urlsafe(12)  # noqa: A001 - called so everywhere

@@ -159,9 +159,8 @@ class InboxReader:
             retry_at = self._clock() + min(MIN_RETRY_S * 2**attempts, MAX_RETRY_S)
         reason = str(worst)
         if not isinstance(worst, ClickmaskError):  # its own text may contain paths
-            reason = (
-                f"something went wrong inside clickmask ({type(worst).__name__}); its log has the details"
-            )
+            kind = type(worst).__name__
+            reason = f"something went wrong inside clickmask ({kind}); its log has the details"
         if taken:
             reason += f" (of the event's submissions {taken} were taken in, {len(failed)} not)"
         log.warning("event %d of %s is set aside: %s", event.id, event.source, reason)

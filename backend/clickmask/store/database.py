@@ -161,25 +161,21 @@ def _set_up(connection: Any, record: object) -> None:
     """Set up each new SQLite connection."""
     connection.isolation_level = None  # we begin transactions ourselves; sqlite3 would guess
     for name, value in PRAGMAS.items():
-        _execute_when_unlocked(connection, f"PRAGMA {name} = {value}")
+        # Wait for other processes. SQLite does not wait if several switch to WAL at once.
+        deadline = time.monotonic() + MAX_OPEN_WAIT_S
+        while True:
+            try:
+                connection.execute(f"PRAGMA {name} = {value}")
+                break
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
         (found,) = connection.execute(f"PRAGMA {name}").fetchone()
         if found != value:
             raise StoreUnavailable(
                 f"SQLite refuses {name} = {value} in CLICKMASK_HOME: is it on a network drive?"
             )
-
-
-def _execute_when_unlocked(connection: Any, pragma: str) -> None:
-    """Wait for other processes. SQLite does not wait if several switch to WAL at once."""
-    deadline = time.monotonic() + MAX_OPEN_WAIT_S
-    while True:
-        try:
-            connection.execute(pragma)
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
 
 
 def _begin(connection: sa.Connection) -> None:
