@@ -89,11 +89,10 @@ def choose_side(digest: str, categories: frozenset[str], counts: Mapping[Side, S
         side: MIN_HELD_OUT - images[side] for side in SIDES[1:] if images[side] < MIN_HELD_OUT
     }
     lacking = {side: len(categories - counts[side].categories) for side in SIDES}
+    candidates: list[Side] = [side for side in SIDES if below[side] > (-1 if lacking[side] else 0)]
     # The last images before the 16th, and any later ones, go where the minimum is not reached.
     if needed and total - 1 + sum(needed.values()) >= MIN_SPLIT_IMAGES:
         candidates = list(needed)
-    else:
-        candidates = [side for side in SIDES if below[side] > (-1 if lacking[side] else 0)]
     return max(
         candidates,
         key=lambda side: (

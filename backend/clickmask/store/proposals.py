@@ -82,11 +82,11 @@ class Proposals(Part):
 
     def remember_proposal(
         self,
-        id: str,
+        id: str,  # noqa: A002
         digest: str,
         prompt: Prompt,
         prediction: Prediction,
-        at: float | None = None,  # noqa: A002
+        at: float | None = None,
     ) -> None:
         """Write it now, dated `at` (seconds since 1970; default: now). Raises StoreUnavailable."""
         rle = mask_to_rle(prediction.mask)
