@@ -17,7 +17,7 @@ from clickmask.errors import (
     TooLarge,
     ToolUnavailable,
 )
-from clickmask.images.archive import ArchiveStatus, ImageArchive
+from clickmask.images.archive import ImageArchive
 from clickmask.images.source import ImageIdentity, ImageSource
 from clickmask.labels.geometry import Brush, rasterise
 from clickmask.labels.submissions import (
@@ -86,7 +86,7 @@ class Ingester:
     def __init__(self, store: Store, images: ImageSource, archive: ImageArchive) -> None:
         self._store = store
         self._images = images
-        self._archive = archive
+        self.archive = archive
 
     def apply(self, change: Change, tool: LabelSource) -> bool:
         """Store the change, its image first. True if labels changed.
@@ -104,9 +104,6 @@ class Ingester:
                 return True
             case Unreadable(reason):
                 raise InvalidRequest(reason)
-
-    def archive_status(self) -> ArchiveStatus:
-        return self._archive.status()
 
     def _submit(self, submission: Submission, tool: LabelSource) -> bool:
         if not self._store.is_news(submission):
@@ -132,19 +129,19 @@ class Ingester:
         try:
             return self._images.load_digest(digest).pixels  # decoded just now, if it was just fetched
         except Gone:
-            return self._images.load_bytes(self._archive.read(digest)).pixels
+            return self._images.load_bytes(self.archive.read(digest)).pixels
 
     def _image(self, submission: Submission, tool: LabelSource) -> ImageIdentity:
         """Fetch the image only once, across the annotations of a task and across restarts."""
         known = self._store.known_image(submission)
-        if known and self._archive.holds(known.digest):
+        if known and self.archive.holds(known.digest):
             return known
         ref = tool.locate(submission)
         seen = self._images.known(ref)
-        if seen and self._archive.holds(seen.digest):
+        if seen and self.archive.holds(seen.digest):
             return seen
         image, raw = self._images.read(ref)
-        self._archive.keep(image.digest, raw)
+        self.archive.keep(image.digest, raw)
         return image
 
 

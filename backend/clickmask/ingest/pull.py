@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from clickmask.errors import ClickmaskError, NotFound, StoreUnavailable, ToolUnavailable
 from clickmask.ingest.apply import Ingester, LabelSource, Page
-from clickmask.labels.submissions import Change, Submission
+from clickmask.labels.submissions import Submission
 from clickmask.store import Store
 
 log = logging.getLogger(__name__)
@@ -37,17 +37,22 @@ def pull(name: str, tool: LabelSource, project: str, store: Store, ingester: Ing
     is_known = store.knows_project(name, project)
     for part in _parts(tool, project, store.pull_position(name, project), is_known):
         for change in part.changes:
+            what = ""
             if isinstance(change, Submission):
                 seen.add((change.task, change.annotation))
+                what = f"task {change.task}, annotation {change.annotation}: "
             try:
                 changed = ingester.apply(change, tool)
             except (ToolUnavailable, StoreUnavailable):
                 raise
-            except Exception as error:  # noqa: BLE001  # else every pull would stop here, short of the rest
-                left_out.append(_sentence(change, error))
-                continue
-            if isinstance(change, Submission):
-                taken, known = taken + changed, known + (not changed)
+            except ClickmaskError as error:
+                left_out.append(f"{what}{error}")
+            except Exception as error:  # else every pull would stop here, short of the rest
+                log.error("%sit cannot be taken in", what, exc_info=error)
+                left_out.append(f"{what}something went wrong inside clickmask ({type(error).__name__})")
+            else:
+                if isinstance(change, Submission):
+                    taken, known = taken + changed, known + (not changed)
         store.set_pull_position(name, project, part.position)
         read += 1
         yield Progress(read, part.remaining, taken, known, 0, tuple(left_out))
@@ -64,11 +69,3 @@ def _parts(tool: LabelSource, project: str, position: str | None, is_known: bool
     except NotFound:
         if not is_known:
             raise
-
-
-def _sentence(change: Change, error: Exception) -> str:
-    what = f"task {change.task}, annotation {change.annotation}: " if isinstance(change, Submission) else ""
-    if isinstance(error, ClickmaskError):
-        return f"{what}{error}"
-    log.error("%sit cannot be taken in", what, exc_info=error)
-    return f"{what}something went wrong inside clickmask ({type(error).__name__})"

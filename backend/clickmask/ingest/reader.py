@@ -72,10 +72,9 @@ class InboxReader:
 
     def status(self) -> IngestStatus:
         """Counts of waiting and failed events, and the archive's status. Raises StoreUnavailable."""
-        waiting = self._inbox.count(after=self._store.read_to(self._inbox.id))
-        aside = self._store.count_set_aside(self._inbox.id)
-        newest = self._store.set_aside(self._inbox.id)
-        return IngestStatus(waiting, aside, newest, self._ingester.archive_status())
+        store, inbox = self._store, self._inbox.id
+        waiting, archive = self._inbox.count(after=store.read_to(inbox)), self._ingester.archive.status()
+        return IngestStatus(waiting, store.count_set_aside(inbox), store.set_aside(inbox), archive)
 
     def _run(self) -> None:
         started = True

@@ -18,14 +18,7 @@ from clickmask.store.proposals import (
 )
 from clickmask.store.splits import Splits
 
-__all__ = (
-    "FailedEvent",
-    "PrelabelledObject",
-    "Project",
-    "RememberedProposal",
-    "Store",
-    "WriteTimes",
-)
+__all__ = ("FailedEvent", "PrelabelledObject", "Project", "RememberedProposal", "Store", "WriteTimes")
 
 
 class Store(Proposals, Prelabels, Projects, Accepted, Splits, Progress):

@@ -248,10 +248,7 @@ class Jobs(Part):
 
     @contextmanager
     def _counting(
-        self,
-        number: sa.Column[int],
-        mine: tuple[sa.ColumnElement[bool], ...],
-        released: Mapping[str, str],
+        self, number: sa.Column[int], mine: tuple[sa.ColumnElement[bool], ...], released: Mapping[str, str]
     ) -> Generator[None]:
         """Increment `number` in the rows `mine` every BEAT_S. At the end, set them to `released`."""
         ended = threading.Event()
