@@ -64,18 +64,16 @@ def match(
 
     `labels` are from all annotators; `submitted` means that one submitted the image, even without labels.
     """
-    found = pair(proposals, prelabels, labels)
+    paired, unaccepted = pair(proposals, prelabels, labels)
     entries: list[Entry] = []
-    for accepted, session, proposal in found.accepted:
+    for accepted, session in paired:
         category, at = accepted.label.category, accepted.label.accepted_at
         if session is None:
             entries.append(Entry("unassisted", category, "", at, None, None, None, None))
             continue
         first, step = session.first, session.steps[-1]
-        if proposal:
-            last = next(each for each in step if each.id == proposal)
-        else:
-            last = max(step, key=lambda each: rle_iou(each.rle, accepted.rle))
+        named = [each for each in step if each.id == accepted.label.proposal]
+        last = named[0] if named else max(step, key=lambda each: rle_iou(each.rle, accepted.rle))
         first_iou, last_iou = rle_iou(first.rle, accepted.rle), rle_iou(last.rle, accepted.rle)
         # An outline with few points already differed from the mask when it was shown.
         untouched = last_iou >= (OUTLINED_IOU if accepted.outlined else UNTOUCHED_IOU)
@@ -86,7 +84,7 @@ def match(
         )
     never = float("inf") if submitted else float("-inf")
     until = max((label.accepted_at for label in labels), default=never) + MAX_CLOCK_SKEW_S
-    for session in found.unaccepted:
+    for session in unaccepted:
         last, seconds = session.last, session.last.created_at - session.first.created_at
         outcome = "rejected" if last.created_at <= until else "open"
         entries.append(

@@ -82,34 +82,29 @@ class AcceptedObject:
     outlined: bool  # drawn as outlines in which nobody moved a vertex
 
 
-@dataclass(frozen=True, eq=False)
-class Pairing:
-    """Accepted objects on one image, each with its session and known proposal id, and the other sessions."""
-
-    accepted: list[tuple[AcceptedObject, Session | None, str | None]]
-    unaccepted: list[Session]
-
-
 def pair(
     proposals: Sequence[RememberedProposal],
     prelabels: Sequence[PrelabelledObject],
     labels: Sequence[AcceptedLabel],
-) -> Pairing:
-    """Pair the objects on one image. `proposals` answered clicks; `labels` are those of all annotators."""
+) -> tuple[list[tuple[AcceptedObject, Session | None]], list[Session]]:
+    """Accepted objects on one image, each with its session up to its proposal, and the other sessions.
+
+    `proposals` answered clicks; `labels` are those of all annotators.
+    """
     sessions = prompt_sessions(proposals)
     for drawn in prelabels:
         if drawn.label:
             known = (drawn.id, drawn.created_at, "", drawn.annotator, drawn.score)
             sessions.append(Session(((RememberedProposal(*known, NO_MARKS, drawn.rle),),)))
     by_id = {each.id: n for n, session in enumerate(sessions) for step in session.steps for each in step}
-    paired: list[tuple[AcceptedObject, Session | None, str | None]] = []
+    paired: list[tuple[AcceptedObject, Session | None]] = []
     taken: set[int] = set()
     unnamed: list[AcceptedObject] = []
     for accepted in _objects(labels):
         name = accepted.label.proposal
         if name in by_id:
             taken.add(by_id[name])
-            paired.append((accepted, sessions[by_id[name]].up_to(name), name))
+            paired.append((accepted, sessions[by_id[name]].up_to(name)))
         else:
             unnamed.append(accepted)
     # Match the others to sessions greedily by IoU.
@@ -125,13 +120,13 @@ def pair(
         if place not in matched and index not in matched.values():
             matched[place] = index
     for place, accepted in enumerate(unnamed):
-        paired.append((accepted, sessions[matched[place]] if place in matched else None, None))
+        paired.append((accepted, sessions[matched[place]] if place in matched else None))
     taken |= set(matched.values())
     # Prelabels of runs that the same annotator replaced before the image was submitted.
     replaced = {each.id for each in prelabels if each.created_at <= _until(labels)}
     replaced -= {each.id for drawn in shown(prelabels, labels).values() for each in drawn}
     rest = [each for n, each in enumerate(sessions) if n not in taken and each.first.id not in replaced]
-    return Pairing(paired, rest)
+    return paired, rest
 
 
 def shown(

@@ -98,10 +98,10 @@ def _asked(
     objects: list[tuple[str, AcceptedLabel]] = []  # each with the name of its segmenter
     first: defaultdict[str, list[AcceptedLabel]] = defaultdict(list)
     last: defaultdict[str, list[AcceptedLabel]] = defaultdict(list)
-    for found, session, proposal in pair(proposals, prelabels, sample.labels).accepted:
+    for found, session in pair(proposals, prelabels, sample.labels)[0]:
         name, label = NOBODY, replace(found.label, rle=found.rle)
         if session is not None and session.first.id not in by_annotators:
-            accepted = next((each for each in session.steps[-1] if each.id == proposal), session.last)
+            accepted = next((each for each in session.steps[-1] if each.id == label.proposal), session.last)
             if session.first.rle["size"] == accepted.rle["size"] == label.rle["size"]:
                 name = accepted.segmenter
                 first[name].append(replace(label, rle=session.first.rle))
