@@ -111,10 +111,10 @@ class Ingester:
         if submission.skipped:
             return self._store.accept(submission, None, [])
         image = self._image(submission, tool)
-        if submission.size not in (None, image.size):
+        if submission.size is not None and submission.size != image.size:
+            here, there = (f"{width}x{height}" for height, width in (image.size, submission.size))
             raise InvalidRequest(
-                f"task {submission.task}: the image has {_pixels(image.size)} pixels, but it was "
-                f"annotated as one of {_pixels(submission.size or image.size)}"
+                f"task {submission.task}: the image has {here} pixels, but it was annotated as one of {there}"
             )
         drawn = [(region, _rle(region, image.size)) for region in one_label_a_proposal(submission.regions)]
         categories = frozenset(region.category for region, _ in drawn)
@@ -152,10 +152,6 @@ def _rle(region: Region, size: Size) -> Rle:
         return mask_to_rle(rasterise(region.geometry, size))
     except ValueError as error:
         raise InvalidRequest(f"region {region.id[:40]!r}: {error}") from error
-
-
-def _pixels(size: Size) -> str:
-    return f"{size[1]}x{size[0]}"
 
 
 def refetch_missing(
