@@ -129,12 +129,11 @@ class Accepted(Part):
         found: list[AcceptedLabel] = []
         for row in self._rows(joined.order_by(*order)):
             key = LabelKey(tool, project, row.task, row.annotation, row.region)
+            image = (row.digest, (row.height, row.width))
             rle: Rle = {"size": [row.height, row.width], "counts": row.counts}
             drawn = json.loads(row.geometry)
-            geometry = Brush(rle) if drawn["kind"] == "brush" else geometry_from_json(drawn)
-            size = (row.height, row.width)
-            label = (row.digest, size, row.category, geometry, rle, row.updated_at, row.proposal)
-            found.append(AcceptedLabel(key, *label))
+            shape = Brush(rle) if drawn["kind"] == "brush" else geometry_from_json(drawn)
+            found.append(AcceptedLabel(key, *image, row.category, shape, rle, row.updated_at, row.proposal))
         return found
 
     def images(self, tool: str, project: str) -> list[LabelledImage]:
@@ -155,15 +154,12 @@ class Accepted(Part):
 
     def known_image(self, submission: Submission) -> ImageIdentity | None:
         """The image at the submission's address, if another annotation of the task has covered it."""
-        chosen = sa.select(annotations.c.digest, annotations.c.height, annotations.c.width).where(
-            annotations.c.tool == submission.tool,
-            annotations.c.task == submission.task,
-            annotations.c.item == submission.item,
-            annotations.c.address == _hashed(submission.address),
-            annotations.c.digest.is_not(None),
-        )
-        row = next(iter(self._rows(chosen.order_by(annotations.c.updated_at.desc()).limit(1))), None)
-        return ImageIdentity(row[0], (row[1], row[2])) if row else None
+        columns = (annotations.c.digest, annotations.c.height, annotations.c.width)
+        task = {"tool": submission.tool, "task": submission.task, "item": submission.item}
+        chosen = sa.select(*columns).filter_by(**task, address=_hashed(submission.address))
+        chosen = chosen.where(annotations.c.digest.is_not(None))
+        rows = self._rows(chosen.order_by(annotations.c.updated_at.desc()).limit(1))
+        return ImageIdentity(rows[0][0], (rows[0][1], rows[0][2])) if rows else None
 
     def is_labelled(self, digest: str) -> bool:
         """Whether the image has an annotation."""
