@@ -18,6 +18,7 @@ from clickmask.masks.regions import fill_pinholes, mask_box
 from clickmask.segmenters._classic.mask_quality import best_by_predicted_iou
 from clickmask.segmenters._classic.small_image import (
     SmallImage,
+    enlarged,
     in_box,
     parts_at,
     parts_touching,
@@ -49,7 +50,7 @@ class Contours:
         enclosed = (_enclosed(edges, gap, own) for edges in _edges(embedding) for gap in GAPS)
         kept = (without_rejected(found, own.foreground, own.background) for found in enclosed)
         best, score = best_by_predicted_iou(embedding.pixels, kept)
-        return [Prediction(embedding.enlarged(best), score, self.name)]
+        return [Prediction(enlarged(best, embedding.whole), score, self.name)]
 
 
 def load(variant: str, host: Host) -> Contours:
@@ -78,7 +79,9 @@ def _enclosed(edges: Mask, gap: int, prompt: Prompt) -> Mask:
     box = prompt.box or (mask_box(prompt.mask) if prompt.mask is not None else None)
     if box is not None:
         inside = in_box(size_of(edges), box)
-        reached = parts_touching(free | ~inside, ~inside | _frame(inside))
+        outside = np.ones_like(inside)  # paths from outside begin at the image's edge too
+        outside[1:-1, 1:-1] = ~inside[1:-1, 1:-1]
+        reached = parts_touching(free | ~inside, outside)
         shut_off = inside & ~_thickened(reached, kernel)
         return fill_pinholes(shut_off, shut_off.size)
     fenced = _thickened(parts_at(free, prompt.foreground), kernel)
@@ -88,10 +91,3 @@ def _enclosed(edges: Mask, gap: int, prompt: Prompt) -> Mask:
 def _thickened(mask: Mask, kernel: NDArray[np.uint8]) -> Mask:
     """`mask` extended to the middle of the fence that was thickened with `kernel`."""
     return cv2.dilate(mask.view(np.uint8), kernel) > 0
-
-
-def _frame(mask: Mask) -> Mask:
-    """The outermost pixels of the image, where paths begin if the box is all of it."""
-    frame = np.ones_like(mask)
-    frame[1:-1, 1:-1] = False
-    return frame

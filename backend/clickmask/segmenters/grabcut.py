@@ -22,9 +22,16 @@ from numpy.typing import NDArray
 from clickmask.inference.catalogue import Host
 from clickmask.masks.regions import mask_iou
 from clickmask.segmenters._classic.mask_quality import predicted_iou
-from clickmask.segmenters._classic.small_image import SmallImage, pixel_centres, resized, shrink
+from clickmask.segmenters._classic.small_image import (
+    SmallImage,
+    disc,
+    parts_at,
+    pixel_centres,
+    resized,
+    shrink,
+)
 from clickmask.segmenters._classic.window import MAX_CLICK_DISTANCE, Window, crop_for, whole_mask
-from clickmask.types import Box, Image, Mask, Point, Prediction, Prompt, Size
+from clickmask.types import Image, Mask, Point, Prediction, Prompt
 
 EMBEDDING_SIDE = 1024  # px; longest side of the kept pixels
 ITERATIONS = 3
@@ -48,8 +55,14 @@ class GrabCut:
     def decode(self, embedding: SmallImage, prompt: Prompt) -> list[Prediction]:
         """Up to three predictions for a single click, which is ambiguous, else the best one."""
         window = crop_for(embedding, prompt)
-        cuts = [_clicked_parts(_cut(window, trimap), window) for trimap in _trimaps(window, prompt)]
-        ranked = _distinct(window, cuts)
+        cuts = [_cut(window, trimap) for trimap in _trimaps(window, prompt)]
+        if window.foreground:
+            cuts = [parts_at(found, window.foreground) for found in cuts]
+        scored = [(found, predicted_iou(window.pixels, found)) for found in cuts]
+        ranked: list[tuple[Mask, float]] = []
+        for found, score in sorted(scored, key=lambda each: -each[1]):
+            if all(mask_iou(found, better) < MERGE_IOU for better, _ in ranked):
+                ranked.append((found, score))
         if len(cuts) > 1 and len(prompt.foreground) + len(prompt.background) > 1:
             found, believed = ranked[0]
             ranked = [(found, _estimate(found, believed, cuts))]
@@ -61,17 +74,6 @@ class GrabCut:
 
 def load(variant: str, host: Host) -> GrabCut:
     return GrabCut()
-
-
-def _distinct(window: Window, cuts: Sequence[Mask]) -> list[tuple[Mask, float]]:
-    """The cuts and their predicted IoUs, best first, without near repeats of a better one."""
-    kept: list[tuple[Mask, float]] = []
-    for score, found in sorted(
-        ((predicted_iou(window.pixels, found), found) for found in cuts), key=lambda each: -each[0]
-    ):
-        if all(mask_iou(found, better) < MERGE_IOU for better, _ in kept):
-            kept.append((found, score))
-    return kept
 
 
 def _estimate(found: Mask, believed: float, cuts: Sequence[Mask]) -> float:
@@ -88,61 +90,45 @@ def _estimate(found: Mask, believed: float, cuts: Sequence[Mask]) -> float:
 
 
 def _trimaps(window: Window, prompt: Prompt) -> Iterator[Trimap]:
-    """First guesses at the object. A given mask comes before the box, the box before the clicks."""
-    if prompt.mask is not None:
-        yield _decided(_trimap_of_mask(window, prompt.mask), window)
-    elif window.box is not None:
-        yield _decided(_trimap_of_box(window, window.box), window)
-    else:
-        for radius in RADII:
-            yield _decided(
-                _trimap_of_clicks(window, radius * window.side, MAX_CLICK_DISTANCE * window.side), window
-            )
+    """First guesses at the object. A given mask comes before the box, the box before the clicks. No cut can
+    change the small discs at the clicks.
 
-
-def _trimap_of_mask(window: Window, mask: Mask) -> Trimap:
-    x0, y0, x1, y1 = window.extent
-    part = resized(mask[y0:y1, x0:x1].astype(np.uint8) * 255, window.size) > 127
-    trimap = np.where(part, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    if window.box is not None:
-        trimap[~_in_box(window.size, window.box)] = cv2.GC_BGD
-    return trimap
-
-
-def _trimap_of_box(window: Window, box: Box) -> Trimap:
-    """Start with the inscribed ellipse as foreground, the corners as background, the outside fixed.
-
+    In a box, the inscribed ellipse starts as foreground, the corners as background, and the outside is fixed.
     With the whole box as foreground, OpenCV's way, the corners teach the foreground model the background's
     colours: mean IoU .48 instead of .70 on photographs.
     """
-    x, y = pixel_centres(window.size)
-    x0, y0, x1, y1 = box
-    across, down = 2 * (x - x0) / (x1 - x0) - 1, 2 * (y - y0) / (y1 - y0) - 1
-    trimap = np.full(window.size, cv2.GC_BGD, np.uint8)
-    trimap[_in_box(window.size, box)] = cv2.GC_PR_BGD
-    trimap[across**2 + down**2 <= 1] = cv2.GC_PR_FGD
-    return trimap
+    size, box, (x, y) = window.size, window.box, pixel_centres(window.size)
+    inside = np.ones(size, np.bool_)
+    if box is not None:
+        inside = (box[0] < x) & (x < box[2]) & (box[1] < y) & (y < box[3])
+    if prompt.mask is not None:
+        x0, y0, x1, y1 = window.extent
+        part = resized(prompt.mask[y0:y1, x0:x1].astype(np.uint8) * 255, size) > 127
+        guesses = [np.where(part & inside, cv2.GC_PR_FGD, np.where(inside, cv2.GC_PR_BGD, cv2.GC_BGD))]
+    elif box is not None:
+        across, down = (2 * (x - box[0]) / (box[2] - box[0]) - 1, 2 * (y - box[1]) / (box[3] - box[1]) - 1)
+        ellipse = across**2 + down**2 <= 1
+        guesses = [np.where(ellipse, cv2.GC_PR_FGD, np.where(inside, cv2.GC_PR_BGD, cv2.GC_BGD))]
+    else:
+        guesses = [_around_clicks(window, radius * window.side) for radius in RADII]
+    decided = max(1.5, CLICK_RADIUS * math.sqrt(size[0] * size[1]))
+    for guess in guesses:
+        trimap = guess.astype(np.uint8)
+        for point in window.background:
+            trimap[disc(size, point, _halfway(point, window.foreground, decided))] = cv2.GC_BGD
+        for point in window.foreground:
+            trimap[disc(size, point, _halfway(point, window.background, decided))] = cv2.GC_FGD
+        yield trimap
 
 
-def _trimap_of_clicks(window: Window, radius: float, reach: float) -> Trimap:
+def _around_clicks(window: Window, radius: float) -> Trimap:
     trimap = np.full(window.size, cv2.GC_BGD, np.uint8)
     for point in window.foreground:
-        near = _disc(window.size, point, reach)
+        near = disc(window.size, point, MAX_CLICK_DISTANCE * window.side)
         trimap[near & (trimap == cv2.GC_BGD)] = cv2.GC_PR_BGD
-        trimap[_disc(window.size, point, _halfway(point, window.background, radius))] = cv2.GC_PR_FGD
+        trimap[disc(window.size, point, _halfway(point, window.background, radius))] = cv2.GC_PR_FGD
     for point in window.background:
-        rejected = _disc(window.size, point, _halfway(point, window.foreground, radius / 2))
-        trimap[rejected] = cv2.GC_PR_BGD
-    return trimap
-
-
-def _decided(trimap: Trimap, window: Window) -> Trimap:
-    """`trimap` with small discs at the clicks that no cut can change."""
-    radius = max(1.5, CLICK_RADIUS * math.sqrt(trimap.size))
-    for point in window.background:
-        trimap[_disc(window.size, point, _halfway(point, window.foreground, radius))] = cv2.GC_BGD
-    for point in window.foreground:
-        trimap[_disc(window.size, point, _halfway(point, window.background, radius))] = cv2.GC_FGD
+        trimap[disc(window.size, point, _halfway(point, window.foreground, radius / 2))] = cv2.GC_PR_BGD
     return trimap
 
 
@@ -160,31 +146,6 @@ def _cut(window: Window, trimap: Trimap) -> Mask:
     found = (cut & 1).astype(np.bool_)
     failed = window.box is not None and found.sum() < MIN_KEPT_SHARE * guess.sum()
     return guess if failed else found
-
-
-def _clicked_parts(found: Mask, window: Window) -> Mask:
-    """The connected parts of `found` with a foreground click in them; all parts without clicks."""
-    if not window.foreground:
-        return found
-    _, labels = cv2.connectedComponents(found.view(np.uint8), connectivity=4)
-    height, width = window.size
-    clicked = {int(labels[min(int(y), height - 1), min(int(x), width - 1)]) for x, y in window.foreground}
-    return found & np.isin(labels, list(clicked))
-
-
-def _in_box(size: Size, box: Box) -> Mask:
-    x, y = pixel_centres(size)
-    return (box[0] < x) & (x < box[2]) & (box[1] < y) & (y < box[3])
-
-
-def _disc(size: Size, centre: Point, radius: float) -> Mask:
-    """Pixels whose centre is at most `radius` away, and always the one that contains `centre`."""
-    x, y = pixel_centres(size)
-    disc = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2
-    column, row = (min(math.floor(c), side - 1) for c, side in zip(centre, (size[1], size[0]), strict=True))
-    if row >= 0 and column >= 0 and centre[0] <= size[1] and centre[1] <= size[0]:
-        disc[row, column] = True
-    return disc
 
 
 def _halfway(point: Point, others: Sequence[Point], radius: float) -> float:

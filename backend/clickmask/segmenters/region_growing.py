@@ -7,7 +7,7 @@ IEEE TIP 1998). Good for objects of one colour; GrabCut finds more in photograph
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ from clickmask.segmenters._classic.mask_quality import best_by_predicted_iou
 from clickmask.segmenters._classic.small_image import (
     SmallImage,
     disc,
+    enlarged,
     in_box,
     lab,
     parts_touching,
@@ -25,7 +26,7 @@ from clickmask.segmenters._classic.small_image import (
     size_of,
     without_rejected,
 )
-from clickmask.types import Image, Mask, Point, Prediction, Prompt
+from clickmask.types import Image, Mask, Prediction, Prompt
 
 SIDE = 256  # px; longest side of the small image
 SMOOTHING = 5  # px; median filter before colours are compared, against noise
@@ -52,7 +53,7 @@ class RegionGrowing:
         regions = _regions(lab(smooth), own)
         kept = (without_rejected(region, own.foreground, own.background) for region in regions)
         best, score = best_by_predicted_iou(smooth, kept)
-        return [Prediction(embedding.enlarged(best), score, self.name)]
+        return [Prediction(enlarged(best, embedding.whole), score, self.name)]
 
 
 def load(variant: str, host: Host) -> RegionGrowing:
@@ -62,33 +63,37 @@ def load(variant: str, host: Host) -> RegionGrowing:
 def _regions(colours: NDArray[np.float32], prompt: Prompt) -> Iterator[Mask]:
     """A region for each tolerance, smallest first."""
     size = size_of(colours)
-    seeds = np.zeros(size, np.bool_)
-    for point in prompt.foreground:
-        seeds |= disc(size, point, SEED_RADIUS)
-    accepted = _distance_to_clicks(colours, prompt.foreground)
-    rejected = _distance_to_clicks(colours, prompt.background)
+    accepting, rejecting = (
+        [disc(size, point, SEED_RADIUS) for point in points]
+        for points in (prompt.foreground, prompt.background)
+    )
+    accepted, rejected = (
+        np.min([_distance(colours, seed, 1) for seed in seeds], axis=0, initial=np.inf)
+        for seeds in (accepting, rejecting)
+    )
+    seeds = np.any(accepting, axis=0)
     if prompt.mask is not None:
         accepted = np.minimum(accepted, _distance(colours, prompt.mask, COLOURS))
     inside = np.ones(size, np.bool_) if prompt.box is None else in_box(size, prompt.box)
+    kernel = np.ones((3, 3), np.uint8)
     if prompt.box is not None and prompt.mask is None:
-        frame = _around(inside)
+        # the pixels just outside the box, or the box's own frame if the image ends there
+        frame = (cv2.dilate(inside.view(np.uint8), np.ones((5, 5), np.uint8)) > 0) & ~inside
+        if not frame.any():
+            frame = inside & (cv2.erode(np.pad(inside, 1).view(np.uint8), kernel)[1:-1, 1:-1] == 0)
         rejected = np.minimum(rejected, _distance(colours, frame, COLOURS))
         for tolerance in reversed(TOLERANCES):
             reached = parts_touching((rejected <= tolerance) & (rejected <= accepted) | frame, frame)
-            yield _opened(inside & ~reached) | seeds & inside
+            grown = (inside & ~reached).view(np.uint8)
+            # without one-pixel threads, which edges of neither colour leave
+            yield (cv2.morphologyEx(grown, cv2.MORPH_OPEN, kernel) > 0) | seeds & inside
     else:
         start = seeds if prompt.mask is None else seeds | prompt.mask
         for tolerance in TOLERANCES:
             similar = (accepted <= tolerance) & (accepted <= rejected) & inside
-            yield parts_touching(_filled(similar | seeds), start)
-
-
-def _distance_to_clicks(colours: NDArray[np.float32], points: Sequence[Point]) -> Distances:
-    distance = np.full(colours.shape[:2], np.inf, np.float32)
-    for point in points:
-        seed = disc(size_of(colours), point, SEED_RADIUS)
-        np.minimum(distance, _distance(colours, seed, 1), out=distance)
-    return distance
+            grown = (similar | seeds).view(np.uint8)
+            # with one-pixel gaps closed, which noise leaves
+            yield parts_touching(cv2.morphologyEx(grown, cv2.MORPH_CLOSE, kernel) > 0, start)
 
 
 def _distance(colours: NDArray[np.float32], of: Mask, count: int) -> Distances:
@@ -104,22 +109,3 @@ def _distance(colours: NDArray[np.float32], of: Mask, count: int) -> Distances:
         _, _, centres = cv2.kmeans(found, count, np.empty(0, np.int32), stop, 1, cv2.KMEANS_PP_CENTERS)
     differences = colours[:, :, None] - np.asarray(centres, np.float32)[None, None]  # (h, w, count, 3)
     return np.sqrt(np.square(differences).sum(axis=3)).min(axis=2)
-
-
-def _around(inside: Mask) -> Mask:
-    """The pixels just outside a box, or the box's own frame where the image ends there."""
-    padded = np.pad(inside, 1)
-    core = cv2.erode(padded.view(np.uint8), np.ones((3, 3), np.uint8))[1:-1, 1:-1] > 0
-    wider = cv2.dilate(inside.view(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    outside = wider & ~inside
-    return outside if outside.any() else inside & ~core
-
-
-def _filled(mask: Mask) -> Mask:
-    """`mask` with one-pixel gaps closed, which noise leaves."""
-    return cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0
-
-
-def _opened(mask: Mask) -> Mask:
-    """`mask` without one-pixel threads, which edges of neither colour leave."""
-    return cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from clickmask.inference.catalogue import Host
 from clickmask.masks.regions import mask_box
-from clickmask.segmenters._classic.mask_quality import best_by_predicted_iou
+from clickmask.segmenters._classic.mask_quality import best_by_predicted_iou, framed
 from clickmask.segmenters._classic.small_image import (
     SmallImage,
     disc,
+    enlarged,
     in_box,
     lab,
     shrink,
@@ -53,11 +54,14 @@ class Threshold:
         own = embedding.to_small(prompt)
         smooth = np.asarray(cv2.medianBlur(embedding.pixels, SMOOTHING), np.uint8)
         colours = lab(smooth)
-        greys = [_grey(colours[..., channel], *span) for channel, span in enumerate(SPANS)]
+        greys = [
+            np.rint((colours[..., channel] - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+            for channel, (low, high) in enumerate(SPANS)
+        ]
         parts = (_part(greys, window, own) for window in _windows(own, embedding.size))
         kept = (without_rejected(part, own.foreground, own.background) for part in parts)
         best, score = best_by_predicted_iou(smooth, kept)
-        return [Prediction(embedding.enlarged(best), score, self.name)]
+        return [Prediction(enlarged(best, embedding.whole), score, self.name)]
 
 
 def load(variant: str, host: Host) -> Threshold:
@@ -72,9 +76,8 @@ def _windows(prompt: Prompt, size: Size) -> Iterator[Window]:
         yield _window((box[0] - across, box[1] - down, box[2] + across, box[3] + down), size)
         return
     xs, ys = zip(*prompt.foreground, strict=True) if prompt.foreground else ((), ())
-    for radius in (share * math.sqrt(size[0] * size[1]) for share in RADII):
-        if xs:
-            yield _window((min(xs) - radius, min(ys) - radius, max(xs) + radius, max(ys) + radius), size)
+    for radius in (share * math.sqrt(size[0] * size[1]) for share in RADII if xs):
+        yield _window((min(xs) - radius, min(ys) - radius, max(xs) + radius, max(ys) + radius), size)
 
 
 def _window(box: Box, size: Size) -> Window:
@@ -90,20 +93,13 @@ def _part(greys: list[Grey], window: Window, prompt: Prompt) -> Mask:
     splits = [_otsu(grey[window]) for grey in greys]
     best = max(range(len(greys)), key=lambda index: splits[index][0])
     bright = greys[best] > splits[best][1]
-    found = bright if _is_meant(bright, window, prompt) else ~bright
+    if prompt.foreground:  # the class that most clicks are on
+        clicked = np.any([disc(size_of(bright), point, SEED_RADIUS) for point in prompt.foreground], axis=0)
+        meant = bright[clicked].mean() > 0.5
+    else:  # the class that avoids the window's frame
+        meant = framed(bright[window]) < bright[window].mean()
+    found = bright if meant else ~bright
     return found if prompt.box is None else found & in_box(size_of(found), prompt.box)
-
-
-def _is_meant(bright: Mask, window: Window, prompt: Prompt) -> bool:
-    """Whether the clicks are on the bright class, or without clicks, whether it avoids the window's frame."""
-    if prompt.foreground:
-        clicked = np.zeros_like(bright)
-        for point in prompt.foreground:
-            clicked |= disc(size_of(bright), point, SEED_RADIUS)
-        return bool(bright[clicked].mean() > 0.5)
-    seen = bright[window]
-    frame = np.concatenate([seen[0], seen[-1], seen[:, 0], seen[:, -1]])
-    return bool(frame.mean() < seen.mean())
 
 
 def _otsu(grey: Grey) -> tuple[float, float]:
@@ -114,7 +110,3 @@ def _otsu(grey: Grey) -> tuple[float, float]:
         return 0.0, level
     above, below, share = values[bright].mean(), values[~bright].mean(), bright.mean()
     return float(share * (1 - share) * (above - below) ** 2 / values.var()), level
-
-
-def _grey(channel: NDArray[np.float32], low: float, high: float) -> Grey:
-    return np.rint((channel - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)

@@ -11,7 +11,7 @@ import pytest
 from clickmask.masks.regions import mask_area, mask_box, mask_iou
 from clickmask.reports.clicks import central_point
 from clickmask.segmenters import contours, region_growing, threshold
-from clickmask.segmenters._classic.small_image import SmallImage, shrink, without_rejected
+from clickmask.segmenters._classic.small_image import SmallImage, enlarged, shrink, without_rejected
 from clickmask.types import Image, Mask, Pixels, Prompt
 from support.drawn import disc, rectangle, ring, scene
 from support.hosts import host_of
@@ -159,5 +159,5 @@ def test_a_picture_that_is_small_already_is_not_touched() -> None:
     small = shrink(Image(pixels, "digest"), 320)
     assert (small.pixels == pixels).all()
     assert isinstance(small, SmallImage)
-    assert small.enlarged(masks[0]) is not masks[0]
-    assert (small.enlarged(masks[0]) == masks[0]).all()
+    assert enlarged(masks[0], small.whole) is not masks[0]
+    assert (enlarged(masks[0], small.whole) == masks[0]).all()

@@ -16,12 +16,10 @@ WEIGHTS = (-0.11, 0.60, 0.35, -0.49, -0.48)  # see predicted_iou
 
 def best_by_predicted_iou(pixels: Pixels, candidates: Iterable[Mask]) -> tuple[Mask, float]:
     """The mask with the highest predicted IoU, the first on ties, and its score; empty without candidates."""
-    best, believed = np.zeros(pixels.shape[:2], np.bool_), -math.inf
-    for found in candidates:
-        estimate = predicted_iou(pixels, found)
-        if estimate > believed:
-            best, believed = found, estimate
-    return best, min(max(believed, 0.0), 1.0)
+    scored = ((found, predicted_iou(pixels, found)) for found in candidates)
+    nothing = np.zeros(pixels.shape[:2], np.bool_), 0.0
+    best, score = max(scored, key=lambda each: each[1], default=nothing)
+    return best, min(max(score, 0.0), 1.0)
 
 
 def predicted_iou(pixels: Pixels, found: Mask) -> float:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -29,8 +28,7 @@ class SmallImage:
 
     @property
     def size(self) -> Size:
-        height, width = self.pixels.shape[:2]
-        return height, width
+        return size_of(self.pixels)
 
     def to_small(self, prompt: Prompt) -> Prompt:
         """`prompt` in the frame of the small pixels; a box keeps an area, a thin mask its pixels."""
@@ -44,36 +42,16 @@ class SmallImage:
         if box is not None:
             box = (box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy)
         mask = prompt.mask
-        if mask is not None and mask.shape != self.size:
-            area = cv2.resize(
-                mask.view(np.uint8) * np.uint8(255), (columns, rows), interpolation=cv2.INTER_AREA
-            )
-            mask = np.asarray(area) > 0
-        return replace(
-            prompt,
-            foreground=scaled(prompt.foreground),
-            background=scaled(prompt.background),
-            box=box,
-            mask=mask,
-        )
-
-    def enlarged(self, mask: Mask) -> Mask:
-        """A new mask of the whole image from `mask` (h, w), with a smooth outline."""
-        if self.size == self.whole:
-            return mask.copy()
-        soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), SMOOTHING)
-        height, width = self.whole
-        return np.asarray(cv2.resize(soft, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5)
+        if mask is not None:
+            mask = resized(mask.view(np.uint8) * np.uint8(255), self.size) > 0
+        return Prompt(scaled(prompt.foreground), scaled(prompt.background), box, mask)
 
 
 def shrink(image: Image, side: int) -> SmallImage:
     """`image` with a long side of at most `side` pixels."""
     scale = min(1.0, side / max(image.size))
     height, width = (max(1, round(length * scale)) for length in image.size)
-    pixels = image.pixels
-    if (height, width) != image.size:
-        pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-    pixels = pixels.copy()
+    pixels = resized(image.pixels, (height, width))
     pixels.flags.writeable = False
     return SmallImage(pixels, image.size)
 
@@ -95,10 +73,11 @@ def pixel_at(point: Point, size: Size) -> tuple[int, int]:
 
 
 def disc(size: Size, centre: Point, radius: float) -> Mask:
-    """Pixels whose centre is at most `radius` away, and always the one that contains `centre`."""
+    """Pixels whose centre is at most `radius` away, and always the one that contains `centre`, if any."""
     x, y = pixel_centres(size)
     found = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2
-    found[pixel_at(centre, size)] = True
+    if 0 <= centre[0] <= size[1] and 0 <= centre[1] <= size[0]:
+        found[pixel_at(centre, size)] = True
     return found
 
 
@@ -136,22 +115,25 @@ def without_rejected(mask: Mask, foreground: Sequence[Point], background: Sequen
     """
     kept = mask.copy()
     if background:
-        touched = parts_at(mask, background)
-        size = size_of(mask)
-        kept &= ~touched | (_distance_to(size, foreground) <= _distance_to(size, background))
+        x, y = pixel_centres(size_of(mask))
+        to_foreground, to_background = (
+            np.min([np.hypot(x - column, y - row) for column, row in points], axis=0, initial=np.inf)
+            for points in (foreground, background)
+        )
+        kept &= ~parts_at(mask, background) | (to_foreground <= to_background)
     return parts_at(kept, foreground) if foreground else kept
-
-
-def _distance_to(size: Size, points: Sequence[Point]) -> NDArray[np.float64]:
-    x, y = pixel_centres(size)
-    distance = np.full(size, math.inf)
-    for point in points:
-        np.minimum(distance, np.hypot(x - point[0], y - point[1]), out=distance)
-    return distance
 
 
 def resized(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     """A copy of `pixels` at `size`."""
     if pixels.shape[:2] == size:
         return pixels.copy()
-    return np.asarray(cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def enlarged(mask: Mask, size: Size) -> Mask:
+    """A new mask of `size` from the smaller `mask`, with a smooth outline."""
+    if mask.shape == size:
+        return mask.copy()
+    soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), SMOOTHING)
+    return np.asarray(cv2.resize(soft, size[::-1], interpolation=cv2.INTER_LINEAR) > 0.5)

@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from clickmask.masks.regions import mask_box
-from clickmask.segmenters._classic.small_image import SMOOTHING, SmallImage, resized
+from clickmask.segmenters._classic.small_image import SmallImage, enlarged, resized, size_of
 from clickmask.types import Box, Mask, Pixels, Point, Prompt, Size
 
 WINDOW_SIDE = 192  # px; longest side of the window: 256 takes twice the time and finds no more
@@ -31,19 +30,28 @@ class Window:
 
     @property
     def size(self) -> Size:
-        height, width = self.pixels.shape[:2]
-        return height, width
+        return size_of(self.pixels)
 
 
 def crop_for(embedding: SmallImage, prompt: Prompt) -> Window:
     """The window that a cut needs for `prompt`."""
     (height, width), (rows, columns) = embedding.whole, embedding.pixels.shape[:2]
-    x0, y0, x1, y1 = _surroundings(prompt, embedding.whole)
+    # a box around everything the prompt calls foreground, with room for the background
+    start = prompt.box or (mask_box(prompt.mask) if prompt.mask is not None else None)
+    reach = 0.0 if start is not None else MAX_CLICK_DISTANCE * math.sqrt(height * width)
+    xs = [x + side for x, _ in prompt.foreground for side in (-reach, reach)]
+    ys = [y + side for _, y in prompt.foreground for side in (-reach, reach)]
+    if start is not None:
+        across, down = (start[2] - start[0]) * MARGIN, (start[3] - start[1]) * MARGIN
+        xs += [start[0] - across, start[2] + across]
+        ys += [start[1] - down, start[3] + down]
+    if not xs:  # only an empty mask: use the whole image
+        xs, ys = [0.0, width], [0.0, height]
     # in pixels of the embedding, rounded outwards, and never empty
-    left, top = (math.floor(x0 * columns / width), math.floor(y0 * rows / height))
-    left, top = min(max(left, 0), columns - 1), min(max(top, 0), rows - 1)
-    right = min(max(math.ceil(x1 * columns / width), left + 1), columns)
-    bottom = min(max(math.ceil(y1 * rows / height), top + 1), rows)
+    left = min(max(math.floor(min(xs) * columns / width), 0), columns - 1)
+    top = min(max(math.floor(min(ys) * rows / height), 0), rows - 1)
+    right = min(max(math.ceil(max(xs) * columns / width), left + 1), columns)
+    bottom = min(max(math.ceil(max(ys) * rows / height), top + 1), rows)
     extent = (
         left * width // columns,
         top * height // rows,
@@ -66,30 +74,9 @@ def crop_for(embedding: SmallImage, prompt: Prompt) -> Window:
     return Window(pixels, extent, framed(prompt.foreground), framed(prompt.background), box, side)
 
 
-def _surroundings(prompt: Prompt, size: Size) -> Box:
-    """A box around everything the prompt calls foreground, with room for the background."""
-    start = prompt.box
-    if start is None and prompt.mask is not None:
-        start = mask_box(prompt.mask)
-    reach = 0.0 if start is not None else MAX_CLICK_DISTANCE * math.sqrt(size[0] * size[1])
-    xs = [x + side for x, _ in prompt.foreground for side in (-reach, reach)]
-    ys = [y + side for _, y in prompt.foreground for side in (-reach, reach)]
-    if start is not None:
-        across, down = (start[2] - start[0]) * MARGIN, (start[3] - start[1]) * MARGIN
-        xs += [start[0] - across, start[2] + across]
-        ys += [start[1] - down, start[3] + down]
-    if not xs:  # only an empty mask: use the whole image
-        return 0.0, 0.0, float(size[1]), float(size[0])
-    return min(xs), min(ys), max(xs), max(ys)
-
-
 def whole_mask(found: Mask, window: Window, size: Size) -> Mask:
     """`found` as a mask of the whole image, enlarged with a smooth outline."""
     x0, y0, x1, y1 = window.extent
     mask = np.zeros(size, np.bool_)
-    if found.shape == (y1 - y0, x1 - x0):
-        mask[y0:y1, x0:x1] = found
-    else:
-        soft = cv2.GaussianBlur(found.astype(np.float32), (0, 0), SMOOTHING)
-        mask[y0:y1, x0:x1] = cv2.resize(soft, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR) > 0.5
+    mask[y0:y1, x0:x1] = enlarged(found, (y1 - y0, x1 - x0))
     return mask
