@@ -77,19 +77,20 @@ class Builtin:
         return self._encoder.precision
 
     def encode(self, image: Image) -> BuiltinEmbedding:
-        crop = _whole(image.size)
-        features = self._encoder.run({"image": network_input(image.pixels, crop)})
-        return _embedding(features, _kept(image.pixels), image.size)
+        features = self._encoder.run({"image": network_input(image.pixels, _whole(image.size))})
+        kept, scale = image.pixels.copy(), MAX_KEPT_PX / max(image.size)
+        if scale < 1:
+            height, width = (max(1, round(length * scale)) for length in image.size)
+            kept = np.asarray(cv2.resize(kept, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+        return _embedding(features, kept, image.size)
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> BuiltinEmbedding:
         """The embedding that `arrays` were stored from; they may be rounded to half precision."""
-        features = {name: array for name, array in arrays.items() if name not in ("pixels", "size")}
+        features = {
+            name: array.astype(np.float32) for name, array in arrays.items() if name not in ("pixels", "size")
+        }
         height, width = (int(length) for length in arrays["size"])
-        return _embedding(
-            {name: array.astype(np.float32) for name, array in features.items()},
-            arrays["pixels"].astype(np.uint8),
-            (height, width),
-        )
+        return _embedding(features, arrays["pixels"].astype(np.uint8), (height, width))
 
     def decode(self, embedding: BuiltinEmbedding, prompt: Prompt) -> list[Prediction]:
         """Several guesses for a single click, which may mean a part or the whole, else one prediction."""
@@ -124,9 +125,7 @@ class Builtin:
     ) -> list[Pass]:
         """One pass; for a single click without a previous mask, one more for each other guess."""
         answer = self._decoder.run({"maps": render(crop, prompt, region), **features})
-        alone = (
-            len(prompt.foreground) == 1 and not prompt.background and prompt.box is None and region is None
-        )
+        alone = len(prompt.foreground) == 1 and not prompt.background and not prompt.box and region is None
         return [
             Pass(crop, constrain(logits, crop, prompt), float(predicted_iou))
             for logits, predicted_iou in zip(answer["logits"][0], answer["worth"][0], strict=True)
@@ -185,12 +184,3 @@ def _answers(found: list[tuple[Pass, Logits]], prompt: Prompt, size: Size) -> tu
 
 def _whole(size: Size) -> Crop:
     return crop_of((0.0, 0.0, float(size[1]), float(size[0])), SIDE)
-
-
-def _kept(pixels: Pixels) -> Pixels:
-    height, width = pixels.shape[:2]
-    scale = min(1.0, MAX_KEPT_PX / max(height, width))
-    if scale == 1:
-        return pixels.copy()
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)

@@ -108,16 +108,15 @@ def crop_around(seen: Pass, prompt: Prompt, size: Size) -> Box | None:
     rows, columns = np.nonzero(seen.logits > 0)
     x0, y0, x1, y1 = seen.crop.extent
     sx, sy = 2 * (x1 - x0) / seen.crop.size[1], 2 * (y1 - y0) / seen.crop.size[0]
-    xs = [point[0] for point in prompt.foreground]
-    ys = [point[1] for point in prompt.foreground]
+    corners = list(prompt.foreground)
     if rows.size:
-        xs += [float(columns.min()) * sx, float(columns.max() + 1) * sx]
-        ys += [float(rows.min()) * sy, float(rows.max() + 1) * sy]
+        corners += [(float(columns.min()) * sx, float(rows.min()) * sy)]
+        corners += [(float(columns.max() + 1) * sx, float(rows.max() + 1) * sy)]
     if prompt.box is not None:
-        xs += [prompt.box[0], prompt.box[2]]
-        ys += [prompt.box[1], prompt.box[3]]
-    if not xs:
+        corners += [prompt.box[:2], prompt.box[2:]]
+    if not corners:
         return None
+    xs, ys = zip(*corners, strict=True)
     smallest = MIN_CROP_PX * max(1.0, max(size) / MAX_KEPT_PX)
     side = max(CROP_MARGIN * max(max(xs) - min(xs), max(ys) - min(ys)), smallest)
     if side > MAX_CROP_SHARE * max(size):
@@ -131,12 +130,14 @@ def crop_around(seen: Pass, prompt: Prompt, size: Size) -> Box | None:
 
 
 def resample(seen: Pass, crop: Crop) -> Floats:
-    """(H / 2, W / 2) logits of `seen` in another crop; -MIN_CONFIDENCE_LOGIT in the padding."""
+    """(H / 2, W / 2) logits of `seen` in another crop, bilinear; -MIN_CONFIDENCE_LOGIT in the padding."""
     height, width = (side // 2 for side in crop.size)
     (x0, y0), (x1, y1) = seen.crop.to_crop([crop.extent[:2], crop.extent[2:]])
-    placed = _resampled(seen.logits, (x0 / 2, y0 / 2, x1 / 2, y1 / 2), (height, width))
+    across = (x0 + (np.arange(width, dtype=np.float32) + 0.5) * ((x1 - x0) / width)) / 2 - 0.5
+    down = (y0 + (np.arange(height, dtype=np.float32) + 0.5) * ((y1 - y0) / height)) / 2 - 0.5
+    x, y = np.meshgrid(across.astype(np.float32), down.astype(np.float32))
     padded = np.full([side // 2 for side in crop.padded], -MIN_CONFIDENCE_LOGIT, np.float32)
-    padded[:height, :width] = placed
+    padded[:height, :width] = cv2.remap(seen.logits, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return padded
 
 
@@ -158,24 +159,6 @@ def paste(seen: Pass, crop: Crop, before: Floats) -> Floats:
     return whole
 
 
-def _resampled(logits: Floats, box: Box, size: Size) -> Floats:
-    """The part `box` of `logits`, resized bilinearly to `size`."""
-    x0, y0, x1, y1 = box
-    x = (x0 + (np.arange(size[1], dtype=np.float32) + 0.5) * ((x1 - x0) / size[1]) - 0.5).astype(np.float32)
-    y = (y0 + (np.arange(size[0], dtype=np.float32) + 0.5) * ((y1 - y0) / size[0]) - 0.5).astype(np.float32)
-    across, down = np.broadcast_arrays(x[None], y[:, None])
-    return np.asarray(
-        cv2.remap(
-            logits,
-            np.ascontiguousarray(across),
-            np.ascontiguousarray(down),
-            cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
-        ),
-        np.float32,
-    )
-
-
 def whole_mask(seen: Pass, prompt: Prompt, size: Size) -> Mask:
     """The mask of `seen` in the whole image, never empty."""
     height, width = (side // 2 for side in seen.crop.size)
@@ -183,18 +166,14 @@ def whole_mask(seen: Pass, prompt: Prompt, size: Size) -> Mask:
     mask = np.zeros(size, np.bool_)
     part = cv2.resize(seen.logits[:height, :width], (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
     mask[y0:y1, x0:x1] = part > 0
-    return mask if mask.any() else _as_pointed(prompt, size)
-
-
-def _as_pointed(prompt: Prompt, size: Size) -> Mask:
-    """The prompt itself as a mask, if nothing was found: its mask, the box's ellipse, or discs."""
+    if mask.any():
+        return mask
+    # Nothing was found: the prompt itself is the mask, as its mask, the box's ellipse, or discs.
     if prompt.mask is not None and prompt.mask.any():
         return prompt.mask.copy()
     y, x = np.ogrid[0.5 : size[0], 0.5 : size[1]]
-    mask = np.zeros(size, np.bool_)
-    discs = [
-        (point, EMPTY_MASK_RADIUS * max(size), EMPTY_MASK_RADIUS * max(size)) for point in prompt.foreground
-    ]
+    radius = EMPTY_MASK_RADIUS * max(size)
+    discs = [(point, radius, radius) for point in prompt.foreground]
     if prompt.box is not None:
         x0, y0, x1, y1 = prompt.box
         discs = [(((x0 + x1) / 2, (y0 + y1) / 2), (x1 - x0) / 2, (y1 - y0) / 2)]

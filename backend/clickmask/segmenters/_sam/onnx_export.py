@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,14 +68,32 @@ def export(checkpoint: Path, folder: Path) -> None:
     _say(0.0, "reading the checkpoint")
     sam = TorchSam(checkpoint, torch.device("cpu"))
     _say(0.1, "exporting the image encoder")
-    _export_encoder(sam, folder)
+    side, blank = sam.side, torch.zeros(1, 3, sam.side, sam.side)
+    with tempfile.TemporaryDirectory(dir=folder) as scattered:  # above 2 GB, torch writes a file per tensor
+        _export(sam.image_encoder, (blank,), Path(scattered) / "encoder.onnx", ["pixels"], ["features"])
+        network = cast("Any", onnx).load(Path(scattered) / "encoder.onnx")
+    cast("Any", onnx).save_model(
+        network,
+        folder / "encoder.onnx",
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location="encoder.weights",
+    )
     _say(0.5, "exporting the mask decoder")
-    _export_decoder(sam, folder)
+    example = (
+        torch.zeros(1, 256, side // 16, side // 16),
+        torch.full((1, 2, 2), side / 2),
+        torch.tensor([[1.0, NO_POINT]]),
+        torch.zeros(1, 1, side // 4, side // 4),
+        torch.ones(1),
+    )
+    names, growing = ["features", "points", "labels", "mask", "has_mask"], ["points", "labels"]
+    _export(Decoder(sam).eval(), example, folder / "decoder.onnx", names, ["masks", "scores"], growing)
     (folder / "export.json").write_text(
-        json.dumps({"side": sam.side, "torch": torch.__version__, "onnx": onnx.__version__, "opset": OPSET})
+        json.dumps({"side": side, "torch": torch.__version__, "onnx": onnx.__version__, "opset": OPSET})
     )
     _say(0.6, "asking torch for an answer")
-    pixels = golden_image(sam.side)
+    pixels = golden_image(side)
     features = sam.encode(pixels)
     runtimes = installed_runtimes()
     for number, runtime in enumerate(runtimes):
@@ -124,54 +143,20 @@ def _require_close(what: str, expected: NDArray[np.float32], found: NDArray[np.f
         raise ValueError(f"the {what} differ from torch's by {off:.1e} of the largest")
 
 
-def _export_encoder(sam: TorchSam, folder: Path) -> None:
-    blank = torch.zeros(1, 3, sam.side, sam.side)
-    with tempfile.TemporaryDirectory(dir=folder) as scattered:  # above 2 GB, torch writes a file per tensor
-        _export(sam.image_encoder, (blank,), Path(scattered) / "encoder.onnx", ["pixels"], ["features"])
-        network = cast("Any", onnx).load(Path(scattered) / "encoder.onnx")
-    cast("Any", onnx).save_model(
-        network,
-        folder / "encoder.onnx",
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location="encoder.weights",
-    )
-
-
-def _export_decoder(sam: TorchSam, folder: Path) -> None:
-    side = sam.side
-    example = (
-        torch.zeros(1, 256, side // 16, side // 16),
-        torch.full((1, 2, 2), side / 2),
-        torch.tensor([[1.0, NO_POINT]]),
-        torch.zeros(1, 1, side // 4, side // 4),
-        torch.ones(1),
-    )
-    names = ["features", "points", "labels", "mask", "has_mask"]
-    _export(
-        Decoder(sam).eval(),
-        example,
-        folder / "decoder.onnx",
-        names,
-        ["masks", "scores"],
-        ["points", "labels"],
-    )
-
-
 def _export(
     network: torch.nn.Module,
     example: tuple[torch.Tensor, ...],
     path: Path,
     inputs: list[str],
     outputs: list[str],
-    growing: list[str] | None = None,
+    growing: Sequence[str] = (),
 ) -> None:
     """Export `network`, whose `growing` inputs take any number of points."""
     arguments: dict[str, Any] = {
         "input_names": inputs,
         "output_names": outputs,
         "opset_version": OPSET,
-        "dynamic_axes": {name: {1: "points"} for name in growing or ()},
+        "dynamic_axes": {name: {1: "points"} for name in growing},
         "dynamo": False,  # the newer exporter needs onnxscript, and takes minutes
     }
     with warnings.catch_warnings(), torch.inference_mode():

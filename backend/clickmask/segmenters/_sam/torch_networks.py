@@ -29,7 +29,8 @@ class TorchSam:
 
     def __init__(self, checkpoint: Path, device: torch.device | None = None) -> None:
         """Read `checkpoint` without executing anything in it. Raises NotReady if it is not a SAM."""
-        self.device = device or _best_device()
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        self.device = device or torch.device(best)
         # Otherwise cuDNN's convolutions round to 10 bits, and masks needlessly differ from a CPU's: by an
         # IoU of 0.997 at worst (H100).
         torch.backends.cudnn.allow_tf32 = False
@@ -64,10 +65,23 @@ class TorchSam:
         logits: Logits | None,
         multimask: bool,
     ) -> tuple[Logits, NDArray[np.float32]]:
+        clicks = (self._tensor(points)[None], self._tensor(labels)[None]) if len(points) else None
+        corners = None if box is None else self._tensor(box.reshape(1, 4))
+        dense = None if logits is None else self._tensor(logits)[None]
+        masks, scores = self._decode(placed, clicks, corners, dense, multimask)
+        return masks[0], scores[0]
+
+    def decode_clicks(
+        self, placed: torch.Tensor, points: NDArray[np.float32]
+    ) -> tuple[Logits, NDArray[np.float32]]:
+        foreground = torch.ones((len(points), 1), dtype=torch.int32, device=self.device)
+        clicks = self._tensor(points)[:, None], foreground  # (N, 1, 2), (N, 1)
+        return self._decode(placed, clicks, None, None, multimask=True)
+
+    def _decode(
+        self, placed: torch.Tensor, clicks: Any, corners: Any, dense: Any, multimask: bool
+    ) -> tuple[Logits, NDArray[np.float32]]:
         with torch.inference_mode():
-            clicks = (self._tensor(points)[None], self._tensor(labels)[None]) if len(points) else None
-            corners = None if box is None else self._tensor(box.reshape(1, 4))
-            dense = None if logits is None else self._tensor(logits)[None]
             sparse_prompt, dense_prompt = self.prompt_encoder(clicks, corners, dense)
             masks, scores = self.mask_decoder(
                 image_embeddings=placed,
@@ -75,22 +89,6 @@ class TorchSam:
                 sparse_prompt_embeddings=sparse_prompt,
                 dense_prompt_embeddings=dense_prompt,
                 multimask_output=multimask,
-            )
-            return _array(masks[0]), _array(scores[0])
-
-    def decode_clicks(
-        self, placed: torch.Tensor, points: NDArray[np.float32]
-    ) -> tuple[Logits, NDArray[np.float32]]:
-        with torch.inference_mode():
-            foreground = torch.ones((len(points), 1), dtype=torch.int32, device=self.device)
-            clicks = self._tensor(points)[:, None], foreground  # (N, 1, 2), (N, 1)
-            sparse_prompt, dense_prompt = self.prompt_encoder(clicks, None, None)
-            masks, scores = self.mask_decoder(
-                image_embeddings=placed,
-                image_pe=self.positions,
-                sparse_prompt_embeddings=sparse_prompt,
-                dense_prompt_embeddings=dense_prompt,
-                multimask_output=True,
             )
             return _array(masks), _array(scores)
 
@@ -100,12 +98,6 @@ class TorchSam:
 
 def _array(tensor: torch.Tensor) -> NDArray[Any]:
     return cast("Any", tensor.cpu()).numpy()
-
-
-def _best_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _read(checkpoint: Path) -> State:
@@ -121,69 +113,55 @@ def _read(checkpoint: Path) -> State:
 
 
 def _networks(state: State) -> tuple[Any, Any, Any]:
-    """Image encoder, prompt encoder and mask decoder with the weights in `state`."""
+    """Image encoder, prompt encoder and mask decoder with the weights and the sizes of `state`."""
+    modeling = import_segment_anything().modeling
     try:
+        dim, _, patch, _ = state["image_encoder.patch_embed.proj.weight"].shape
+        grid = state["image_encoder.pos_embed"].shape[1]
+        # A block has one relative position for each offset in its window: 2 * window - 1.
+        depth = _count(state, "image_encoder.blocks.")
+        tables = [state[f"image_encoder.blocks.{block}.attn.rel_pos_h"] for block in range(depth)]
+        windows = [(table.shape[0] + 1) // 2 for table in tables]
         with torch.device("meta"):  # uses no memory or random numbers: each tensor is replaced
-            networks = _image_encoder(state), *_prompt_encoder_and_mask_decoder(state)
-        for name, network in zip(("image_encoder", "prompt_encoder", "mask_decoder"), networks, strict=True):
-            network.load_state_dict(_below(state, f"{name}."), assign=True)
+            image_encoder = modeling.ImageEncoderViT(
+                img_size=grid * patch,
+                patch_size=patch,
+                embed_dim=dim,
+                depth=depth,
+                num_heads=dim // tables[0].shape[1],
+                mlp_ratio=state["image_encoder.blocks.0.mlp.lin1.weight"].shape[0] / dim,
+                out_chans=state["image_encoder.neck.0.weight"].shape[0],
+                norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
+                use_rel_pos=True,
+                window_size=min(windows),
+                global_attn_indexes=[block for block, window in enumerate(windows) if window == grid],
+            )
+            prompt_encoder = modeling.PromptEncoder(
+                embed_dim=PROMPT_DIM,
+                image_embedding_size=(grid, grid),
+                input_image_size=(grid * patch, grid * patch),
+                mask_in_chans=state["prompt_encoder.mask_downscaling.3.weight"].shape[0],
+            )
+            mask_decoder = modeling.MaskDecoder(
+                transformer_dim=PROMPT_DIM,
+                transformer=modeling.TwoWayTransformer(
+                    depth=_count(state, "mask_decoder.transformer.layers."),
+                    embedding_dim=PROMPT_DIM,
+                    num_heads=DECODER_HEADS,
+                    mlp_dim=state["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
+                ),
+                num_multimask_outputs=state["mask_decoder.mask_tokens.weight"].shape[0] - 1,
+                iou_head_depth=_count(state, "mask_decoder.iou_prediction_head.layers."),
+                iou_head_hidden_dim=state["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
+            )
+        networks = image_encoder, prompt_encoder, mask_decoder
+        names = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
+        for name, network in zip(names, networks, strict=True):
+            own = {key.removeprefix(name): state[key] for key in state if key.startswith(name)}
+            network.load_state_dict(own, assign=True)
     except (KeyError, RuntimeError) as error:
         raise NotReady("the checkpoint is not a SAM: its tensors have other names or shapes") from error
     return networks
-
-
-def _image_encoder(state: State) -> Any:
-    """The ViT with the sizes of the tensors in `state`, so that one function builds all variants."""
-    modeling = import_segment_anything().modeling
-    dim, _, patch, _ = state["image_encoder.patch_embed.proj.weight"].shape
-    grid = state["image_encoder.pos_embed"].shape[1]
-    # A block has one relative position for each offset in its window: 2 * window - 1.
-    depth = _count(state, "image_encoder.blocks.")
-    tables = [state[f"image_encoder.blocks.{block}.attn.rel_pos_h"] for block in range(depth)]
-    windows = [(table.shape[0] + 1) // 2 for table in tables]
-    everywhere = [block for block, window in enumerate(windows) if window == grid]
-    return modeling.ImageEncoderViT(
-        img_size=grid * patch,
-        patch_size=patch,
-        embed_dim=dim,
-        depth=depth,
-        num_heads=dim // tables[0].shape[1],
-        mlp_ratio=state["image_encoder.blocks.0.mlp.lin1.weight"].shape[0] / dim,
-        out_chans=state["image_encoder.neck.0.weight"].shape[0],
-        norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=min(windows),
-        global_attn_indexes=everywhere,
-    )
-
-
-def _prompt_encoder_and_mask_decoder(state: State) -> tuple[Any, Any]:
-    modeling = import_segment_anything().modeling
-    grid = state["image_encoder.pos_embed"].shape[1]
-    side = grid * state["image_encoder.patch_embed.proj.weight"].shape[2]
-    prompt_encoder = modeling.PromptEncoder(
-        embed_dim=PROMPT_DIM,
-        image_embedding_size=(grid, grid),
-        input_image_size=(side, side),
-        mask_in_chans=state["prompt_encoder.mask_downscaling.3.weight"].shape[0],
-    )
-    mask_decoder = modeling.MaskDecoder(
-        transformer_dim=PROMPT_DIM,
-        transformer=modeling.TwoWayTransformer(
-            depth=_count(state, "mask_decoder.transformer.layers."),
-            embedding_dim=PROMPT_DIM,
-            num_heads=DECODER_HEADS,
-            mlp_dim=state["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
-        ),
-        num_multimask_outputs=state["mask_decoder.mask_tokens.weight"].shape[0] - 1,
-        iou_head_depth=_count(state, "mask_decoder.iou_prediction_head.layers."),
-        iou_head_hidden_dim=state["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
-    )
-    return prompt_encoder, mask_decoder
-
-
-def _below(state: State, prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _count(state: State, prefix: str) -> int:

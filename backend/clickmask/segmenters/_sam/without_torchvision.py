@@ -23,7 +23,12 @@ def import_segment_anything() -> ModuleType:
     """The package `segment_anything`. Afterwards `sys.modules` holds no stand-in for torchvision."""
     if "segment_anything" in sys.modules or importlib.util.find_spec("torchvision") is not None:
         return importlib.import_module("segment_anything")
-    stand_ins = _stand_ins()
+    functional = _module("torchvision.transforms.functional", resize=resize, to_pil_image=to_pil_image)
+    boxes = _module("torchvision.ops.boxes", box_area=box_area, batched_nms=batched_nms)
+    transforms = _module("torchvision.transforms", functional=functional)
+    ops = _module("torchvision.ops", boxes=boxes)
+    whole = _module("torchvision", transforms=transforms, ops=ops)
+    stand_ins = {module.__name__: module for module in (whole, transforms, functional, ops, boxes)}
     sys.modules.update(stand_ins)
     try:
         return importlib.import_module("segment_anything")
@@ -63,15 +68,6 @@ def batched_nms(
         overlaps = shared / (areas[best] + areas[waiting] - shared) > iou_threshold
         waiting = waiting[~overlaps | (idxs[waiting] != idxs[best])]
     return torch.stack(kept) if kept else waiting
-
-
-def _stand_ins() -> dict[str, ModuleType]:
-    functional = _module("torchvision.transforms.functional", resize=resize, to_pil_image=to_pil_image)
-    boxes = _module("torchvision.ops.boxes", box_area=box_area, batched_nms=batched_nms)
-    transforms = _module("torchvision.transforms", functional=functional)
-    ops = _module("torchvision.ops", boxes=boxes)
-    whole = _module("torchvision", transforms=transforms, ops=ops)
-    return {module.__name__: module for module in (whole, transforms, functional, ops, boxes)}
 
 
 def _module(name: str, **contents: object) -> ModuleType:
