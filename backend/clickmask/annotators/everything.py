@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -22,7 +23,7 @@ from clickmask.inference import driver
 from clickmask.inference.embeddings import BATCH, EmbeddingCache, EmbeddingKey
 from clickmask.masks.regions import mask_box
 from clickmask.plugins import Variant
-from clickmask.types import Embedding, GridPromptable, Image, Logits, Mask, Prediction, Size
+from clickmask.types import Embedding, GridPromptable, Image, Mask, Prediction, Size
 
 LABEL = "object"
 JUDGED_SIDE = 1024  # px; masks of larger images are judged at this size, since SAM sees no more
@@ -70,16 +71,22 @@ class SegmentEverything:
 
     def annotate(self, image: Image) -> list[tuple[str, Prediction]]:
         """Label every object. Raises Busy while too many other images wait to be encoded."""
-        key = EmbeddingKey(self._segmenter.name, image.digest)
-        embedding, _ = self._embeddings.get(key, lambda: driver.encode(self._segmenter, image), BATCH)
+        segmenter, sweep = self._segmenter, self._sweep
+        key = EmbeddingKey(segmenter.name, image.digest)
+        embedding, _ = self._embeddings.get(key, lambda: driver.encode(segmenter, image), BATCH)
         candidates = list(self._candidates(embedding, image.size))
         boxes = np.array([candidate.box for candidate in candidates]).reshape(-1, 4)
         scores = np.array([candidate.score for candidate in candidates])
-        best = [candidates[index] for index in distinct(boxes, scores, self._sweep.box_nms_thresh)]
-        masks = [
-            self._segmenter.enlarge(embedding, each.logits.astype(np.float32), image.size) for each in best
-        ]
-        kept = self._without_small_regions(masks)
+        best = [candidates[index] for index in distinct(boxes, scores, sweep.box_nms_thresh)]
+        masks: list[Mask] = []
+        untouched: list[bool] = []
+        for each in best:
+            mask = segmenter.enlarge(embedding, each.logits.astype(np.float32), image.size)
+            masks.append(without_small_regions(mask, sweep.min_mask_region_area))
+            untouched.append(masks[-1] is mask)
+        # Masks may be alike once their small regions are gone; those that had none win.
+        boxes = np.array([inclusive_box(mask) for mask in masks]).reshape(-1, 4)
+        kept = distinct(boxes, np.array(untouched, np.float64), sweep.box_nms_thresh)
         return [
             (LABEL, Prediction(masks[index], min(max(best[index].score, 0.0), 1.0), self.name))
             for index in sorted(kept)  # `best` is in order
@@ -87,34 +94,21 @@ class SegmentEverything:
         ]
 
     def _candidates(self, embedding: Embedding, size: Size) -> Iterator[Candidate]:
-        sweep, judged = self._sweep, _at_most(size, JUDGED_SIDE)
+        """Answers to clicks on the grid whose masks, cut at higher and lower logits, are nearly the same."""
+        sweep, enlarge = self._sweep, partial(self._segmenter.enlarge, embedding)
+        scale = min(1.0, JUDGED_SIDE / max(size))
+        judged = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
         points = grid(sweep.points_per_side) * (size[1], size[0])
         for start in range(0, len(points), sweep.points_per_batch):
             batch = points[start : start + sweep.points_per_batch]
             logits, scores = self._segmenter.decode_clicks(embedding, batch)
             for point, answer in np.argwhere(scores > sweep.pred_iou_thresh):
                 one = logits[point, answer][None]
-                box = self._box_if_stable(embedding, one, judged)
-                if box is not None:
+                larger = np.count_nonzero(enlarge(one, judged, -sweep.stability_score_offset))
+                smaller = np.count_nonzero(enlarge(one, judged, sweep.stability_score_offset))
+                if larger and smaller / larger >= sweep.stability_score_thresh:
+                    box = inclusive_box(enlarge(one, judged))
                     yield Candidate(one.astype(np.float16), float(scores[point, answer]), box)
-
-    def _box_if_stable(self, embedding: Embedding, logits: Logits, size: Size) -> NDArray[np.float64] | None:
-        """The mask's box if masks cut at higher and lower logits are nearly the same, else None."""
-        offset = self._sweep.stability_score_offset
-        larger = np.count_nonzero(self._segmenter.enlarge(embedding, logits, size, -offset))
-        smaller = np.count_nonzero(self._segmenter.enlarge(embedding, logits, size, offset))
-        if not larger or smaller / larger < self._sweep.stability_score_thresh:
-            return None
-        return inclusive_box(self._segmenter.enlarge(embedding, logits, size))
-
-    def _without_small_regions(self, masks: list[Mask]) -> list[int]:
-        """Clean `masks` in place. Returns those that are still distinct; untouched ones win."""
-        untouched = np.ones(len(masks))
-        for index, mask in enumerate(masks):
-            masks[index] = without_small_regions(mask, self._sweep.min_mask_region_area)
-            untouched[index] = masks[index] is mask
-        boxes = np.array([inclusive_box(mask) for mask in masks]).reshape(-1, 4)
-        return distinct(boxes, untouched, self._sweep.box_nms_thresh)
 
 
 def variants(host: Host) -> Mapping[str, Variant]:
@@ -188,9 +182,3 @@ def _regions(mask: Mask) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """(H, W) numbers of connected regions, 0 outside them, and the areas of regions 1, 2, ..."""
     _, regions, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
     return regions.astype(np.int32, copy=False), stats[1:, cv2.CC_STAT_AREA].astype(np.int32)
-
-
-def _at_most(size: Size, side: int) -> Size:
-    scale = min(1.0, side / max(size))
-    height, width = (max(1, round(length * scale)) for length in size)
-    return height, width

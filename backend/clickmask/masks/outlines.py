@@ -56,9 +56,7 @@ class Chain:
     def stretches(self, vertices: Indices, wider: int, boundary: Boundary) -> NDArray[np.bool_]:
         """The samples along the edges that start at `vertices`, and along `wider` edges on either side."""
         taken = np.zeros(len(boundary.ring), np.bool_)
-        samples, after = self.samples(boundary), _after(self.ring)
-        before = np.empty_like(after)
-        before[after] = np.arange(len(after))
+        samples, (before, after) = self.samples(boundary), _neighbours(self.ring)
         starts, ends = vertices, after[vertices]
         for _ in range(wider):
             starts, ends = before[starts], after[ends]
@@ -136,9 +134,7 @@ def collapse(
     `boundary` stay.
     """
     while len(chain.points) > target:
-        after = _after(chain.ring)
-        before = np.empty_like(after)
-        before[after] = np.arange(len(after))
+        before, after = _neighbours(chain.ring)
         merged, cost = _collapsed(chain.points, before, after)
         count = np.bincount(chain.ring, minlength=len(chain.spent))
         open_ = (count[chain.ring] > 3) & (chain.spent[chain.ring] + cost <= ring_budget[chain.ring])
@@ -158,7 +154,12 @@ def collapse(
         # Take only edges that would be among the cheapest if taken one at a time.
         chosen = chosen[rank[chosen] < 2 * most][:most]
         chosen = chosen[np.cumsum(cost[chosen]) <= budget - chain.spent.sum()]
-        chosen = chosen[_firsts(chain.ring[chosen], count)]
+        # A ring keeps three vertices: take its first ones only.
+        ring = chain.ring[chosen]
+        order = np.argsort(ring, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(ring)) - np.searchsorted(ring[order], ring[order])
+        chosen = chosen[place < np.maximum(count[ring] - 3, 0)]
         if not len(chosen):
             break
         points, spent, kept = chain.points.copy(), chain.spent.copy(), np.ones(len(cost), np.bool_)
@@ -172,29 +173,48 @@ def collapse(
 def fit(chain: Chain, boundary: Boundary, rounds: int) -> Chain:
     """Move the vertices of `chain` so that its edges follow `boundary` as closely as possible (least
     absolute distance, by reweighted least squares for each vertex, all in parallel)."""
-    vertices, at = _plane(chain.points).copy(), chain.at
-    after = _after(chain.ring)
+    ring, vertices, at = chain.ring, _plane(chain.points).copy(), chain.at
+    count, (before, after) = len(at), _neighbours(ring)
     samples = _plane(boundary.points)
-    lengths = np.diff(boundary.first).astype(np.float64)[chain.ring]
+    lengths = np.diff(boundary.first).astype(np.float64)[ring]
+    last = np.searchsorted(ring, boundary.ring, side="right") - 1
     for _ in range(rounds):
-        edge = _edges_of_samples(chain.ring, at, boundary)
+        # The first vertex of the edge that each sample belongs to. Samples before a ring's first vertex
+        # belong to its closing edge.
+        position = boundary.first[ring] + at
+        order = np.argsort(position, kind="stable")
+        place = np.searchsorted(position[order], np.arange(len(boundary.ring)), side="right") - 1
+        own = (place >= 0) & (ring[order[place]] == boundary.ring)
+        edge = np.where(own, order[place], order[last])
+
         steps = vertices[after] - vertices
         square = np.maximum(steps.real**2 + steps.imag**2, 1e-9)
         across = (samples - vertices[edge]) * (steps.conj() / square)[edge]
         t, distance = across.real, across.imag * np.sqrt(square)[edge]
-        weight = 1 / (np.abs(distance) + 0.3)
-        inner = np.clip(t, 0, 1)
-        vertices += _moves(steps, after, edge, inner, distance, weight)
+        weight, inner = 1 / (np.abs(distance) + 0.3), np.clip(t, 0, 1)
+
+        # Each vertex's step towards its weighted least squares, with the other vertices fixed. The sum of
+        # w n n^T over a vertex's two edges with normals n is the map v -> (trace * v + twist * conj(v)) / 2
+        # with trace = sum of w, twist = sum of w n^2.
+        reach = np.abs(steps)
+        normal = 1j * steps / np.maximum(reach, 1e-9)
+        pull, pull_after = weight * (1 - inner), weight * inner
+        trace = np.bincount(edge, pull * (1 - inner), count)
+        trace_after = np.bincount(edge, pull_after * inner, count)
+        twist = trace * normal**2 + (trace_after * normal**2)[before]
+        target = np.bincount(edge, pull * distance, count) * normal
+        target += (np.bincount(edge, pull_after * distance, count) * normal)[before]
+        trace = 1.04 * (trace + trace_after[before]) + 1e-6
+        move = 0.6 * 2 * (trace * target - twist * target.conj()) / (trace**2 - np.abs(twist) ** 2)
+        # Stop short of a neighbour: rings would fold over at close vertices.
+        shortest = np.minimum(reach, reach[before])
+        vertices += move * np.minimum(1, 0.3 * shortest / np.maximum(np.abs(move), 1e-9))
+
         # Samples beyond an edge's end belong to its neighbour.
-        early = np.bincount(edge[t < 0], minlength=len(at))
-        late = np.bincount(edge[t > 1], minlength=len(at))
-        behind = np.zeros(len(at))
-        behind[after] = late
+        early, late = (np.bincount(edge[beyond], minlength=count) for beyond in (t < 0, t > 1))
         gap = (at[after] - at) % lengths
-        gap_before = np.empty_like(gap)
-        gap_before[after] = gap
-        at = (at + np.clip(early - behind, -0.4 * gap_before, 0.4 * gap)) % lengths
-    return Chain(_points(vertices), chain.ring, at, chain.spent)
+        at = (at + np.clip(early - late[before], -0.4 * gap[before], 0.4 * gap)) % lengths
+    return Chain(_points(vertices), ring, at, chain.spent)
 
 
 def contacts(rings: Sequence[Ring]) -> list[tuple[int, int]]:
@@ -235,9 +255,17 @@ def meeting_edges(points: Points, ring: Indices) -> tuple[Indices, Indices]:
 def _after(ring: Indices) -> Indices:
     """The index of the next vertex in the ring, for each vertex."""
     after = np.arange(1, len(ring) + 1)
-    last = np.flatnonzero(np.append(ring[1:] != ring[:-1], True)) if len(ring) else after
-    after[last] = np.concatenate(([0], last[:-1] + 1)) if len(ring) else after
+    first = np.flatnonzero(np.diff(ring, prepend=-1))
+    after[first - 1] = np.roll(first, 1)  # the vertex before a ring's first one ends the ring before
     return after
+
+
+def _neighbours(ring: Indices) -> tuple[Indices, Indices]:
+    """The indices of the previous and of the next vertex in the ring, for each vertex."""
+    after = _after(ring)
+    before = np.empty_like(after)
+    before[after] = np.arange(len(after))
+    return before, after
 
 
 def _plane(points: Points) -> Complexes:
@@ -282,48 +310,3 @@ def _collapsed(points: Points, before: Indices, after: Indices) -> tuple[Points,
             better = close & (u >= 0) & (u <= 1) & (share > 0) & (cost < least)
             best, least = np.where(better, vertex, best), np.where(better, cost, least)
     return _points(best), least
-
-
-def _firsts(ring: Indices, count: Indices) -> NDArray[np.bool_]:
-    """A mask of the entries of `ring`, in order of preference, that may go so that rings keep three
-    vertices."""
-    order = np.argsort(ring, kind="stable")
-    ordered = ring[order]
-    place = np.empty(len(ring), np.int64)
-    place[order] = np.arange(len(ring)) - np.searchsorted(ordered, ordered)
-    return place < np.maximum(count[ring] - 3, 0)
-
-
-def _edges_of_samples(ring: Indices, at: Floats, boundary: Boundary) -> Indices:
-    """The first vertex of the edge that each sample of the boundary belongs to."""
-    position = boundary.first[ring] + at
-    order = np.argsort(position, kind="stable")
-    place = np.searchsorted(position[order], np.arange(len(boundary.ring)), side="right") - 1
-    last = np.searchsorted(ring, boundary.ring, side="right") - 1
-    # Samples before a ring's first vertex belong to its closing edge.
-    own = (place >= 0) & (ring[order[place]] == boundary.ring)
-    return np.where(own, order[place], order[last])
-
-
-def _moves(
-    steps: Complexes, after: Indices, edge: Indices, t: Floats, distance: Floats, weight: Floats
-) -> Complexes:
-    """The step of each vertex towards its weighted least squares, with the other vertices fixed."""
-    count = len(steps)
-    reach = np.abs(steps)
-    normal = 1j * steps / np.maximum(reach, 1e-9)
-    # The sum of w n n^T over a vertex's two edges with normals n is the map
-    # v -> (trace * v + twist * conj(v)) / 2 with trace = sum of w, twist = sum of w n^2.
-    pull, pull_after = weight * (1 - t), weight * t
-    trace, trace_after = np.bincount(edge, pull * (1 - t), count), np.bincount(edge, pull_after * t, count)
-    twist, twist_after = trace * normal**2, trace_after * normal**2
-    target = np.bincount(edge, pull * distance, count) * normal
-    trace[after] += trace_after
-    twist[after] += twist_after
-    target[after] += np.bincount(edge, pull_after * distance, count) * normal
-    trace = 1.04 * trace + 1e-6
-    move = 0.6 * 2 * (trace * target - twist * target.conj()) / (trace**2 - np.abs(twist) ** 2)
-    # Stop short of a neighbour: rings would fold over at close vertices.
-    shortest = reach.copy()
-    shortest[after] = np.minimum(shortest[after], reach)
-    return move * np.minimum(1, 0.3 * shortest / np.maximum(np.abs(move), 1e-9))

@@ -91,8 +91,19 @@ def ring_crossings(rings: Sequence[Ring], size: Size) -> tuple[Indices, Indices]
     count = np.maximum(np.clip(np.ceil(y1 - 0.5), 0, height).astype(np.int64) - first, 0)
     edge = np.repeat(np.arange(len(count)), count)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
-    column = _crossed_columns(x0, y0, x1, y1, edge, row, width)
-    return owner[edge], row * width + column
+    # The column is the first pixel, in 0 .. width, whose centre is not left of the edge.
+    crossing = x0[edge] + (row + 0.5 - y0[edge]) * (x1 - x0)[edge] / (y1 - y0)[edge] - 0.5
+    column = np.ceil(crossing)
+    # For multiples of 1/256 px up to 2**14 px, the above is exact wherever it matters.
+    corners = np.stack((x0, y0, x1, y1))
+    coarse = ((corners * 256 == np.rint(corners * 256)) & (np.abs(corners) <= 2**14)).all(axis=0)
+    scale = 1 + np.abs(corners).max(axis=0)
+    doubtful = ~coarse[edge] & (np.abs(crossing - np.rint(crossing)) < 1e-9 * scale[edge])
+    for index in np.flatnonzero(doubtful):
+        ax, ay, bx, by = (Fraction(float(value)) for value in corners[:, edge[index]])
+        exact = ax + (int(row[index]) + Fraction(1, 2) - ay) * (bx - ax) / (by - ay) - Fraction(1, 2)
+        column[index] = float(np.clip(-(-exact.numerator // exact.denominator), -1, width))
+    return owner[edge], row * width + np.clip(column, 0, width).astype(np.int64)
 
 
 def ring_area(ring: Ring) -> float:
@@ -108,14 +119,20 @@ def group_rings(rings: Sequence[Ring]) -> list[Part]:
     parts: dict[int, Part] = {index: (rings[index], []) for index in np.flatnonzero(areas > 0).tolist()}
     holes = [int(index) for index in np.flatnonzero(areas < 0)]
     owner = np.full(len(holes), -1)
-    x, y = np.array([_inner_point(rings[index]) for index in holes]).reshape(-1, 2).T
+    inner: list[Point] = []  # a point strictly inside each hole
+    for index in holes:
+        row = float(np.unique(rings[index][:, 1])[:2].mean())
+        _, crossings = row_crossings(rings[index], np.roll(rings[index], -1, axis=0), row)
+        inner.append((float(np.sort(crossings)[:2].mean()), row))
+    x, y = np.array(inner).reshape(-1, 2).T
     for index in sorted(parts, key=areas.__getitem__):
         outer = rings[index]
         (x0, y0), (x1, y1) = outer.min(axis=0), outer.max(axis=0)
         free = (owner < 0) & (-areas[holes] <= areas[index]) & (x0 < x) & (x < x1) & (y0 < y) & (y < y1)
         after = np.roll(outer, -1, axis=0)
         for hole in np.flatnonzero(free):
-            if np.count_nonzero(_row_crossings(outer, after, float(y[hole])) <= x[hole]) % 2:
+            _, crossings = row_crossings(outer, after, float(y[hole]))
+            if np.count_nonzero(crossings <= x[hole]) % 2:
                 owner[hole] = index
     if (owner < 0).any():
         raise ValueError(f"{np.count_nonzero(owner < 0)} of {len(holes)} holes lie in no outer ring")
@@ -175,34 +192,8 @@ def _cycles(starts: Indices, across: Indices, down: Indices) -> tuple[Indices, l
     return np.stack((visited, across[visited]), axis=1).reshape(-1), lengths
 
 
-def _crossed_columns(
-    x0: Floats, y0: Floats, x1: Floats, y1: Floats, edge: Indices, row: Indices, width: int
-) -> Indices:
-    """The first pixel of `row`, in 0 .. width, whose centre is not left of `edge`."""
-    dx, dy = (x1 - x0)[edge], (y1 - y0)[edge]
-    crossing = x0[edge] + (row + 0.5 - y0[edge]) * dx / dy - 0.5
-    column = np.ceil(crossing)
-    # For multiples of 1/256 px up to 2**14 px, the above is exact wherever it matters.
-    corners = np.stack((x0, y0, x1, y1))
-    coarse = ((corners * 256 == np.rint(corners * 256)) & (np.abs(corners) <= 2**14)).all(axis=0)
-    scale = 1 + np.abs(corners).max(axis=0)
-    doubtful = ~coarse[edge] & (np.abs(crossing - np.rint(crossing)) < 1e-9 * scale[edge])
-    for index in np.flatnonzero(doubtful):
-        ax, ay, bx, by = (Fraction(float(value)) for value in corners[:, edge[index]])
-        exact = ax + (int(row[index]) + Fraction(1, 2) - ay) * (bx - ax) / (by - ay) - Fraction(1, 2)
-        column[index] = float(np.clip(-(-exact.numerator // exact.denominator), -1, width))
-    return np.clip(column, 0, width).astype(np.int64)
-
-
-def _row_crossings(ring: Ring, after: Ring, y: float) -> Floats:
-    """The x at which the ring crosses the horizontal line at `y`. `after`: the next vertex of each."""
-    crossed = (ring[:, 1] <= y) != (after[:, 1] <= y)
-    (x0, y0), (x1, y1) = ring[crossed].T, after[crossed].T
-    return x0 + (y - y0) * (x1 - x0) / (y1 - y0)
-
-
-def _inner_point(ring: Ring) -> Point:
-    """A point strictly inside a ring that has an area."""
-    y = float(np.unique(ring[:, 1])[:2].mean())
-    x = np.sort(_row_crossings(ring, np.roll(ring, -1, axis=0), y))
-    return float(x[:2].mean()), y
+def row_crossings(ring: Ring, after: Ring, y: float) -> tuple[Indices, Floats]:
+    """The edges of the ring that cross the horizontal line at `y`, and where. `after`: each next vertex."""
+    edges = np.flatnonzero((ring[:, 1] <= y) != (after[:, 1] <= y))
+    (x0, y0), (x1, y1) = ring[edges].T, after[edges].T
+    return edges, x0 + (y - y0) * (x1 - x0) / (y1 - y0)

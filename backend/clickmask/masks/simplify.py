@@ -216,18 +216,16 @@ class _Search:
             if len(mended.points) >= limit:
                 break
             meeting = np.concatenate(meeting_edges(mended.points, mended.ring))
-            far = self._too_far(rings)
+            # A mask of the kept rings that miss their own bound. A single ring's is that of the mask.
+            if len(rings) == 1 and self._truth.min_ring_iou <= self._truth.min_iou:
+                far = np.zeros(1, np.bool_)
+            else:
+                far = self._truth.ring_ious(rings)[self._kept] < self._truth.min_ring_iou
             if not len(meeting) and not far.any():
                 return mended
             apart = apart | far[self._boundary.ring]
             taken = apart | taken | mended.stretches(meeting, attempt, self._boundary)
         return apart
-
-    def _too_far(self, rings: Sequence[Ring]) -> NDArray[np.bool_]:
-        """A mask of the kept rings that miss their own bound."""
-        if len(self._truth.exact) == 1 and self._truth.min_ring_iou <= self._truth.min_iou:
-            return np.zeros(1, np.bool_)
-        return self._truth.ring_ious(rings)[self._kept] < self._truth.min_ring_iou
 
 
 def _nested(rings: Sequence[Ring]) -> bool:

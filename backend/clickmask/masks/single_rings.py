@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clickmask.masks.polygons import group_rings, polygons_to_mask
+from clickmask.masks.polygons import group_rings, polygons_to_mask, row_crossings
 from clickmask.masks.regions import mask_area, mask_iou, mask_to_parts, remove_specks
 from clickmask.masks.simplify import simplify_mask
-from clickmask.types import Mask, Point, Ring
+from clickmask.types import Mask, Ring
 
 MIN_PART_SHARE = 0.01  # of the mask's area; smaller parts get no region
 
@@ -33,15 +33,12 @@ def mask_to_single_rings(mask: Mask, min_iou: float) -> SingleRings:
     allows. `iou` compares the filled rings with `mask`, which must not be empty."""
     area = mask_area(mask)
     kept = remove_specks(mask, math.ceil(MIN_PART_SHARE * area))
-    kept_area = mask_area(kept)
-    if not kept_area:  # more than a hundred crumbs
+    if not kept.any():  # more than a hundred crumbs
         kept = mask_to_parts(mask)[0]
-        kept_area = mask_area(kept)
-    parts = group_rings(simplify_mask(kept, min_iou).rings)
-    rings = [join_holes(outer, holes) for outer, holes in parts]
+    rings = [join_holes(*part) for part in group_rings(simplify_mask(kept, min_iou).rings)]
     height, width = mask.shape
     drawn = polygons_to_mask(rings, (height, width))
-    return SingleRings(rings, mask_iou(drawn, mask), area - kept_area)
+    return SingleRings(rings, mask_iou(drawn, mask), area - mask_area(kept))
 
 
 def join_holes(outer: Ring, holes: Sequence[Ring]) -> Ring:
@@ -54,7 +51,10 @@ def join_holes(outer: Ring, holes: Sequence[Ring]) -> Ring:
     for hole in sorted(holes, key=lambda hole: float(hole[:, 0].min())):
         first = int(hole[:, 0].argmin())
         x, y = float(hole[first, 0]), float(hole[first, 1])
-        after, foot = _left_of(ring, (x, y))
+        edges, crossings = row_crossings(ring, np.roll(ring, -1, axis=0), y)
+        crossings[crossings > x + 1e-9] = -np.inf
+        nearest = int(crossings.argmax())
+        after, foot = int(edges[nearest]), (min(float(crossings[nearest]), x), y)
         way_round = np.roll(hole, -first, axis=0)
         there_and_back = np.concatenate(([foot], way_round, way_round[:1], [foot]))
         ring = np.concatenate((ring[: after + 1], there_and_back, ring[after + 1 :]))
@@ -72,15 +72,3 @@ def join_parts(rings: Sequence[Ring]) -> Ring:
         way_round = np.roll(ring, -int(lands), axis=0)
         joined = np.concatenate((joined[: int(leaves) + 1], way_round, way_round[:1], joined[int(leaves) :]))
     return joined
-
-
-def _left_of(ring: Ring, point: Point) -> tuple[int, Point]:
-    """The first vertex of the edge that a level ray from `point` to the left meets first, and where."""
-    x, y = point
-    after = np.roll(ring, -1, axis=0)
-    edges = np.flatnonzero((ring[:, 1] <= y) != (after[:, 1] <= y))
-    (x0, y0), (x1, y1) = ring[edges].T, after[edges].T
-    crossings = x0 + (y - y0) * (x1 - x0) / (y1 - y0)
-    crossings[crossings > x + 1e-9] = -np.inf
-    nearest = int(crossings.argmax())
-    return int(edges[nearest]), (min(float(crossings[nearest]), x), y)
