@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -13,7 +12,6 @@ from clickmask.types import Mask, Size
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
-Batch = tuple[Indices, Indices, Indices, Indices]
 
 CELLS_AT_ONCE = 2048  # a batch whose arrays stay in the processor's cache and reuse warm memory
 
@@ -93,34 +91,28 @@ def _enlarged(everywhere: Mask, down: Taps, across: Taps, size: Size) -> Mask:
 
 
 def _interpolate(source: Floats, cells: Indices, down: Taps, across: Taps, mask: Mask) -> None:
-    """Fill the pixels of `cells` in `mask`: interpolate along the rows above and below, then between them."""
+    """Fill the pixels of `cells` in `mask`: interpolate along the rows above and below, then between them.
+    Cells with equally many pixels are done together."""
     height, width = source.shape
     flat, answer = source.ravel(), mask.ravel()
-    for row, column, y, x in _alike(cells, down.low, across.low, (height, width)):
-        above, below = row * width, np.minimum(row + 1, height - 1) * width
-        left, right = column, np.minimum(column + 1, width - 1)
-        share = across.weight[x]  # (l, n)
-        upper = flat[above + left] * (1 - share) + flat[above + right] * share
-        lower = flat[below + left] * (1 - share) + flat[below + right] * share
-        share = down.weight[y][:, None]  # (k, 1, n)
-        at = ((down.first + y) * mask.shape[1])[:, None] + (across.first + x)  # (k, l, n)
-        answer[at] = upper * (1 - share) + lower * share > 0
-
-
-def _alike(cells: Indices, down: Indices, across: Indices, shape: Size) -> Iterator[Batch]:
-    """Batches of `cells` of a source of `shape` with equally many pixels: row and column of each cell (n,),
-    and its pixels' rows (k, n) and columns (l, n), whose lower taps are `down` and `across`."""
-    tops, lefts = (
-        np.searchsorted(low, np.arange(length + 1)) for low, length in zip((down, across), shape, strict=True)
-    )
-    row, column = cells // shape[1], cells % shape[1]
-    heights, widths = np.diff(tops)[row], np.diff(lefts)[column]
+    tops = cast("Indices", np.searchsorted(down.low, np.arange(height + 1, dtype=np.int64)))
+    lefts = cast("Indices", np.searchsorted(across.low, np.arange(width + 1, dtype=np.int64)))
+    rows, columns = cells // width, cells % width
+    heights, widths = np.diff(tops)[rows], np.diff(lefts)[columns]
     base = int(widths.max(initial=0)) + 1
     kinds = heights * base + widths
     for kind in np.flatnonzero(np.bincount(kinds)):
         alike, (high, wide) = np.flatnonzero(kinds == kind), divmod(int(kind), base)
         for start in range(0, len(alike), CELLS_AT_ONCE):
             some = alike[start : start + CELLS_AT_ONCE]
-            y = tops[row[some]] + np.arange(high)[:, None]
-            x = lefts[column[some]] + np.arange(wide)[:, None]
-            yield row[some], column[some], y, x
+            row, left = rows[some], columns[some]  # (n,)
+            y = tops[row] + np.arange(high)[:, None]  # (k, n)
+            x = lefts[left] + np.arange(wide)[:, None]  # (l, n)
+            above, below = row * width, np.minimum(row + 1, height - 1) * width
+            right = np.minimum(left + 1, width - 1)
+            share = across.weight[x]  # (l, n)
+            upper = flat[above + left] * (1 - share) + flat[above + right] * share
+            lower = flat[below + left] * (1 - share) + flat[below + right] * share
+            share = down.weight[y][:, None]  # (k, 1, n)
+            at = ((down.first + y) * mask.shape[1])[:, None] + (across.first + x)  # (k, l, n)
+            answer[at] = upper * (1 - share) + lower * share > 0
