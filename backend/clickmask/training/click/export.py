@@ -17,7 +17,6 @@ from typing import Any, cast
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -45,10 +44,9 @@ def export(network: ClickFPN, folder: Path) -> None:
     """Write ENCODER and DECODER into `folder`, for one image at a time with sides in multiples of 32."""
     folder.mkdir(parents=True, exist_ok=True)
     network = network.float().cpu().eval()
-    image = torch.zeros(1, 3, 64, 96)
+    image, maps = torch.zeros(1, 3, 64, 96), torch.zeros(1, MAPS, 32, 48)
     with torch.no_grad():
         embedded = network.encoder(image)
-    maps = torch.zeros(1, MAPS, 32, 48)
     _write(network.encoder, (image,), folder / ENCODER, ["image"], list(EMBEDDED))
     decoder = _Decoder(network.decoder)
     _write(decoder, (maps, *embedded), folder / DECODER, ["maps", *EMBEDDED], ["logits", "worth"])
@@ -79,9 +77,8 @@ def _write(
     inputs: Sequence[str],
     outputs: Sequence[str],
 ) -> None:
-    sides = {
-        name: {2: f"{name} height", 3: f"{name} width"} for name in [*inputs, *outputs] if name != "worth"
-    }
+    """Write one half, with weights stored as float16, each followed by a cast to float32."""
+    free = [name for name in (*inputs, *outputs) if name != "worth"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about itself, and about sizes it traces well
         cast("Any", torch.onnx).export(
@@ -90,40 +87,34 @@ def _write(
             str(path),
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_axes=sides,
+            dynamic_axes={name: {2: f"{name} height", 3: f"{name} width"} for name in free},
             opset_version=OPSET,
             dynamo=False,
         )
     model = onnx.ModelProto.FromString(path.read_bytes())
-    _halve(model)
-    path.write_bytes(model.SerializeToString())
-
-
-def _halve(model: onnx.ModelProto) -> None:
-    """Store the weights of `model` as float16, each followed by a cast to float32."""
     arrays = cast("Any", numpy_helper)
     casts: list[onnx.NodeProto] = []
     for tensor in model.graph.initializer:
-        array: NDArray[np.float32] = arrays.to_array(tensor)
+        name, array = tensor.name, arrays.to_array(tensor)
         if tensor.data_type != TensorProto.FLOAT or array.size < MIN_HALVED_ELEMENTS:
             continue
-        name = tensor.name
         half = array.astype(np.float16)
-        if not np.isfinite(half).all():  # a weight exceeds 65504
-            continue
-        tensor.CopyFrom(arrays.from_array(half, name + HALF))
-        casts.append(helper.make_node("Cast", [name + HALF], [name], to=TensorProto.FLOAT))
+        if np.isfinite(half).all():  # no weight exceeds 65504
+            tensor.CopyFrom(arrays.from_array(half, name + HALF))
+            casts.append(helper.make_node("Cast", [name + HALF], [name], to=TensorProto.FLOAT))
     for node in reversed(casts):
         model.graph.node.insert(0, node)
+    path.write_bytes(model.SerializeToString())
 
 
 def _folded_state(half: nn.Module, content: bytes) -> dict[str, torch.Tensor]:
     """The state of `half` from its ONNX graph's initialisers."""
     graph = onnx.ModelProto.FromString(content).graph
-    arrays: dict[str, torch.Tensor] = {}
-    for each in graph.initializer:
-        array = np.array(cast("Any", numpy_helper).to_array(each), np.float32)
-        arrays[each.name.removesuffix(HALF)] = torch.tensor(array)
+    to_array = cast("Any", numpy_helper).to_array
+    arrays = {
+        each.name.removesuffix(HALF): torch.tensor(np.array(to_array(each), np.float32))
+        for each in graph.initializer
+    }
     for node in graph.node:
         if node.op_type == "Identity" and node.input[0] in arrays:  # equal tensors are stored once
             arrays[node.output[0]] = arrays[node.input[0]]
@@ -133,14 +124,9 @@ def _folded_state(half: nn.Module, content: bytes) -> dict[str, torch.Tensor]:
     for name, module in cast("Iterable[tuple[str, nn.Module]]", half.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
             norm_after[previous], previous = name, ""
-            channels = module.num_features
-            state |= {
-                f"{name}.weight": torch.ones(channels),
-                f"{name}.bias": torch.zeros(channels),
-                f"{name}.running_mean": torch.zeros(channels),
-                f"{name}.running_var": torch.full((channels,), 1 - module.eps),
-                f"{name}.num_batches_tracked": torch.tensor(0),
-            }
+            neutral = nn.BatchNorm2d(module.num_features).state_dict()
+            neutral["running_var"] -= module.eps
+            state |= {f"{name}.{each}": tensor for each, tensor in neutral.items()}
         if isinstance(module, nn.Conv2d):
             previous = name if module.bias is None else ""
     # unchanged tensors keep their names

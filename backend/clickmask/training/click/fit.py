@@ -8,13 +8,14 @@ import logging
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from clickmask.training.click.crops import Crops, Sampler
+from clickmask.training.click.crops import Sampler
 from clickmask.training.click.network import ClickFPN, calibrate, channels_last
 from clickmask.training.click.prompts import begin, correct
 from clickmask.training.loop import Progress, Schedule, TrainingLoop, autocast
@@ -55,14 +56,7 @@ class Trainer(TrainingLoop):
     network: ClickFPN
     average: ClickFPN
 
-    def __init__(
-        self,
-        config: TrainingConfig,
-        network: ClickFPN,
-        sampler: Sampler,
-        noise: torch.Generator,
-        folder: Path,
-    ) -> None:
+    def __init__(self, config: TrainingConfig, network: ClickFPN, sampler: Sampler, folder: Path) -> None:
         schedule = Schedule(
             config.steps,
             check_every=REPORT_EVERY,
@@ -73,14 +67,11 @@ class Trainer(TrainingLoop):
             average_start=(2, 11),
         )
         images = "\n".join(photograph.name for photograph in sampler.pool.photographs)
-        identity = {
-            "recipe": RECIPE,
-            "images": hashlib.sha256(images.encode()).hexdigest(),
-            **asdict(config),
-        }
+        digest = hashlib.sha256(images.encode()).hexdigest()
+        identity = {"recipe": RECIPE, "images": digest, **asdict(config)}
         super().__init__(network, _optimiser(network, config), schedule, folder / CHECKPOINT, identity)
         self.config = config
-        self._sampler, self._noise, self._log = sampler, noise, folder / LOG
+        self._sampler, self._noise, self._log = sampler, sampler.noise, folder / LOG
         self.resume()
 
     def calibrate(self, batches: int = 8) -> None:
@@ -103,8 +94,7 @@ class Trainer(TrainingLoop):
         chance = random.Random(f"{config.seed} {self.step}")  # noqa: S311 - must be repeatable
         side, rounds = chance.choice(config.sides), chance.choice(ROUNDS)
         with torch.no_grad():
-            crops: Crops = self._sampler.sample(config.crops, side, config.objects)
-        objects = crops.targets.shape[1]
+            crops = self._sampler.sample(config.crops, side, config.objects)
         targets = crops.targets.flatten(0, 1)  # (B * P, h, w)
         with autocast(self.device):
             encoded = self.network.encoder(channels_last(crops.images))
@@ -115,23 +105,20 @@ class Trainer(TrainingLoop):
         for number in range(rounds):
             ambiguous = prompts.ambiguous() if number == 0 else torch.zeros_like(prompts.clicks)
             with autocast(self.device):
-                embedded = [channels_last(each.repeat_interleave(objects, 0)) for each in features]
+                embedded = [channels_last(each.repeat_interleave(config.objects, 0)) for each in features]
                 logits, worth = self.network.decoder(embedded, channels_last(prompts.maps))
             loss = total_loss(logits.float(), worth, targets, ambiguous) / rounds
             torch.autograd.backward(loss)
             total += loss.detach()
             with torch.no_grad():
-                shown = self._shown(logits.detach().float(), worth.detach(), ambiguous)
+                # correct the answer, or for some lone clicks the best guess
+                lottery = torch.rand(len(logits), generator=self._noise, device=self.device)
+                guessing = (ambiguous > 0) & (lottery < GUESS_SHOWN)
+                channel = torch.where(guessing, 1 + worth[:, 1:].argmax(1), 0)
+                shown = logits[torch.arange(len(logits), device=self.device), channel].float()
                 prompts = correct(prompts, targets, torch.sigmoid(shown), self._noise)
         torch.autograd.backward(encoded, [each.grad for each in features])
         return total
-
-    def _shown(self, logits: torch.Tensor, worth: torch.Tensor, ambiguous: torch.Tensor) -> torch.Tensor:
-        """The mask (N, h, w) that the annotator corrects next."""
-        lottery = torch.rand(len(logits), generator=self._noise, device=self.device)
-        best = 1 + worth[:, 1:].argmax(1)
-        channel = torch.where((ambiguous > 0) & (lottery < GUESS_SHOWN), best, torch.zeros_like(best))
-        return logits[torch.arange(len(logits), device=self.device), channel]
 
     def extra_state(self) -> dict[str, Any]:
         return {"noise": self._noise.get_state()}
@@ -150,16 +137,14 @@ class Trainer(TrainingLoop):
 def _optimiser(network: ClickFPN, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW without decay of norms and biases. The encoder, trained on ImageNet, learns more slowly."""
     groups: list[dict[str, Any]] = []
-    for of_backbone in (True, False):
-        for decayed in (True, False):
-            parameters = [
-                parameter
-                for name, parameter in network.named_parameters()
-                if name.startswith("encoder.backbone.") == of_backbone and (parameter.ndim > 1) == decayed
-            ]
-            rate = config.rate * (config.encoder_rate if of_backbone else 1.0)
-            decay = config.decay if decayed else 0.0
-            groups.append({"params": parameters, "weight_decay": decay, "lr": rate})
+    for of_backbone, decayed in product((True, False), repeat=2):
+        parameters = [
+            parameter
+            for name, parameter in network.named_parameters()
+            if name.startswith("encoder.backbone.") == of_backbone and (parameter.ndim > 1) == decayed
+        ]
+        rate = config.rate * (config.encoder_rate if of_backbone else 1.0)
+        groups.append({"params": parameters, "weight_decay": config.decay * decayed, "lr": rate})
     return torch.optim.AdamW(groups, betas=(0.9, 0.99))
 
 
@@ -201,6 +186,5 @@ def total_loss(
     estimates = (worth - ious(logits.detach(), targets)) ** 2
     estimated = estimates[:, 0] + estimates[:, 1:].mean(1) * ambiguous
     known = (targets.sum((1, 2)) > 0).float()  # a crop may contain nothing labelled
-    return (
-        (losses[:, 0] + BEST_GUESS_WEIGHT * guesses + IOU_LOSS_WEIGHT * estimated) * known
-    ).sum() / known.sum().clamp(min=1)
+    each = losses[:, 0] + BEST_GUESS_WEIGHT * guesses + IOU_LOSS_WEIGHT * estimated
+    return (each * known).sum() / known.sum().clamp(min=1)

@@ -8,7 +8,7 @@ network's input, which is zero-padded to multiples of 32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +26,7 @@ ALIKE = 4  # likenesses: to what was clicked, what was rejected, the current mas
 TOLD = {32: (16,), 16: (16,), 8: (8, 16), 4: (4, 8, 16), 2: (4,)}  # stride -> strides of its likenesses
 MASKS = 4  # the answer, and three guesses (a part, the whole, in between) for a lone click
 MIN_VARIANCE = 1e-6  # of a normalisation's input; a channel below it never changes
-EMBEDDED = tuple(
-    [f"features{stride}" for stride in STRIDES] + [f"similar{stride}" for stride in SIMILARITIES]
-)
+EMBEDDED = (*(f"features{stride}" for stride in STRIDES), *(f"similar{stride}" for stride in SIMILARITIES))
 
 
 class ClickFPN(nn.Module):
@@ -136,8 +134,8 @@ class PromptDecoder(nn.Module):
         alike = {stride: likeness(compared[stride], pooled[stride]) for stride in SIMILARITIES}
         levels: dict[int, torch.Tensor] = {}
         for stride in STRIDES:
-            told = [_at_stride(alike[other], other, stride) for other in TOLD[stride]]
-            x = pyramid[stride] + self.prompts[str(stride)](torch.cat([pooled[stride], *told], 1))
+            alikes = [_at_stride(alike[other], other, stride) for other in TOLD[stride]]
+            x = pyramid[stride] + self.prompts[str(stride)](torch.cat([pooled[stride], *alikes], 1))
             if stride < 32:
                 x = x + _doubled(self.descents[str(stride)](levels[2 * stride]))
             x = self.blocks[str(stride)](functional.relu(self.norms[str(stride)](x)))
@@ -145,10 +143,7 @@ class PromptDecoder(nn.Module):
                 x = x * torch.sigmoid(self.gate(x.mean((2, 3))))[:, :, None, None]
             levels[stride] = x
         logits = self.masks(levels[2])
-        return logits, self._worth(levels, logits)
-
-    def _worth(self, levels: Mapping[int, torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
-        """Estimated IoU (B, MASKS) of each mask, from the scene, the area it covers and its certainty."""
+        # estimate the IoU of each mask from the scene, the area it covers and its certainty
         covered = torch.sigmoid(logits.detach().float())  # (B, M, h, w)
         sure = (covered > 0.5).float()
         agreed = torch.minimum(covered, sure).sum((2, 3))
@@ -157,9 +152,16 @@ class PromptDecoder(nn.Module):
         inside = torch.matmul(weights, levels[4].float().flatten(2).transpose(1, 2))  # (B, M, C)
         inside = inside / (weights.sum(2, keepdim=True) + 1)
         scene = torch.cat([levels[32].mean((2, 3)), levels[16].mean((2, 3))], 1).float()
-        scene = scene[:, None].expand(-1, MASKS, -1)
-        told = torch.cat([scene, inside, certainty[..., None], covered.mean((2, 3))[..., None]], 2)
-        return torch.sigmoid(self.worth(told)[..., 0].float())
+        told = torch.cat(
+            [
+                scene[:, None].expand(-1, MASKS, -1),
+                inside,
+                certainty[..., None],
+                covered.mean((2, 3))[..., None],
+            ],
+            2,
+        )
+        return logits, torch.sigmoid(self.worth(told)[..., 0].float())
 
 
 def likeness(features: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:

@@ -10,18 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clickmask.datasets.coco_reader import sample_objects
 from clickmask.errors import InvalidRequest
 from clickmask.types import Pixels
 
@@ -58,6 +60,12 @@ class Photograph:
     objects: Path | tuple[Any, ...]
 
 
+class Extent(NamedTuple):
+    number: int  # of the object
+    box: tuple[int, int, int, int]  # x0, y0, x1, y1
+    area: int  # px
+
+
 @dataclass(frozen=True, eq=False)
 class Pool:
     """Decoded photographs on a device, each at the top left of a square of SIDE."""
@@ -74,7 +82,16 @@ class Pool:
 
 def find_photographs(folder: Path) -> list[Photograph]:
     """All labelled images in `folder`, in either layout. Raises InvalidRequest if there are none."""
-    found = list(_pool_layout(folder) if (folder / "sets.json").is_file() else _coco_layout(folder))
+    found: list[Photograph] = []
+    if (folder / "sets.json").is_file():
+        for group in json.loads((folder / "sets.json").read_text()):
+            images, masks = folder / group / "images", folder / group / "masks"
+            for row in json.loads((folder / group / "index.json").read_text())["images"]:
+                name, tier = str(row["name"]), str(row.get("tier", ""))
+                found.append(Photograph(name, group, tier, images / f"{name}.jpg", masks / f"{name}.png"))
+    else:
+        for picture, objects in groupby(sample_objects(folder).objects, key=lambda each: each.picture):
+            found.append(Photograph(picture.stem, folder.name, "", picture, tuple(objects)))
     if not found:
         raise InvalidRequest(f"there are no labelled images in {folder.name}")
     return found
@@ -94,37 +111,34 @@ def load_pool(photographs: Sequence[Photograph], device: torch.device) -> Pool:
     pixels = torch.zeros((count, 3, SIDE, SIDE), dtype=torch.uint8)
     codes = torch.zeros((count, SIDE, SIDE), dtype=torch.int32)
     sizes = torch.zeros((count, 2), dtype=torch.long)
-    boxes: list[list[list[int]]] = [[] for _ in photographs]
-    areas: list[list[int]] = [[] for _ in photographs]
-    numbers: list[list[int]] = [[] for _ in photographs]
 
-    def load(number: int) -> None:
+    def load(number: int) -> list[Extent]:
         image, code = read(photographs[number])
         height, width = code.shape
         pixels[number, :, :height, :width] = torch.tensor(image.transpose(2, 0, 1))
         codes[number, :height, :width] = torch.tensor(code)
         sizes[number] = torch.tensor([height, width])
-        for place, (x0, y0, x1, y1), area in _extents(code // PARTS):
-            if area >= MIN_OBJECT_PX:
-                boxes[number].append([x0, y0, x1, y1])
-                areas[number].append(area)
-                numbers[number].append(place)
+        return [extent for extent in _extents(code // PARTS) if extent.area >= MIN_OBJECT_PX]
 
     with ThreadPoolExecutor() as threads:
-        for _ in threads.map(load, range(count)):
-            pass
-    chances = _chances(photographs, areas)
-    owners = [number for number, found in enumerate(boxes) for _ in found]
-    log.info("%d photographs with %d objects", count, len(owners))
-    flat = [box for found in boxes for box in found]
+        extents = list(threads.map(load, range(count)))
+    images = Counter(photograph.group for photograph in photographs)
+    chances: list[float] = []
+    for photograph, found in zip(photographs, extents, strict=True):
+        of_image = SET_WEIGHTS.get(photograph.group, 1.0) / images[photograph.group] ** 0.5
+        roots = [extent.area**0.5 for extent in found]
+        chances.extend(of_image * root / sum(roots) for root in roots)
+    owners = [owner for owner, found in enumerate(extents) for _ in found]
+    objects = list(chain.from_iterable(extents))
+    log.info("%d photographs with %d objects", count, len(objects))
     return Pool(
         photographs,
         pixels.to(device),
         codes.to(device),
         sizes.to(device),
-        torch.tensor(flat, dtype=torch.float32, device=device),
+        torch.tensor([extent.box for extent in objects], dtype=torch.float32, device=device),
         torch.tensor(owners, device=device),
-        torch.tensor([each for found in numbers for each in found], device=device),
+        torch.tensor([extent.number for extent in objects], device=device),
         torch.tensor(chances, dtype=torch.float32, device=device),
     )
 
@@ -141,7 +155,13 @@ def read(photograph: Photograph) -> tuple[Pixels, Codes]:
         size = (max(1, round(ids.shape[1] * scale)), max(1, round(ids.shape[0] * scale)))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
         ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST).astype(np.uint16)
-    return np.asarray(pixels, np.uint8), _with_parts(ids)
+    codes = np.zeros(ids.shape, np.int32)
+    for number, (x0, y0, x1, y1), _ in _extents(ids.astype(np.int32)):
+        window = slice(y0, y1), slice(x0, x1)
+        own = ids[window] == number
+        parts = np.asarray(cv2.connectedComponents(own.view(np.uint8), connectivity=4)[1], np.int32)
+        codes[window][own] = number * PARTS + np.minimum(parts[own], PARTS - 1)
+    return np.asarray(pixels, np.uint8), codes
 
 
 def _ids(photograph: Photograph, size: tuple[int, ...]) -> NDArray[np.uint16]:
@@ -159,19 +179,8 @@ def _ids(photograph: Photograph, size: tuple[int, ...]) -> NDArray[np.uint16]:
     return ids
 
 
-def _with_parts(ids: NDArray[np.uint16]) -> Codes:
-    """Codes for `ids`, which distinguish the connected parts of an object."""
-    codes = np.zeros(ids.shape, np.int32)
-    for number, (x0, y0, x1, y1), _ in _extents(ids.astype(np.int32)):
-        window = slice(y0, y1), slice(x0, x1)
-        own = ids[window] == number
-        parts = np.asarray(cv2.connectedComponents(own.view(np.uint8), connectivity=4)[1], np.int32)
-        codes[window][own] = number * PARTS + np.minimum(parts[own], PARTS - 1)
-    return codes
-
-
-def _extents(ids: Codes) -> Iterator[tuple[int, tuple[int, int, int, int], int]]:
-    """Each number in `ids` except 0, with its box (x0, y0, x1, y1) and area in pixels."""
+def _extents(ids: Codes) -> Iterator[Extent]:
+    """The extent of each number in `ids` except 0."""
     rows, columns = np.nonzero(ids)
     values = ids[rows, columns]
     order = np.argsort(values, kind="stable")
@@ -186,39 +195,4 @@ def _extents(ids: Codes) -> Iterator[tuple[int, tuple[int, int, int, int], int]]
         np.maximum.reduceat(rows, starts) + 1,
     ]
     for number, x0, y0, x1, y1, area in zip(numbers, *edges, counts, strict=True):
-        yield int(number), (int(x0), int(y0), int(x1), int(y1)), int(area)
-
-
-def _chances(photographs: Sequence[Photograph], areas: Sequence[Sequence[int]]) -> list[float]:
-    """The chance of each object, by its set's SET_WEIGHTS and number of images, and the root of its area."""
-    images: dict[str, int] = {}
-    for photograph in photographs:
-        images[photograph.group] = images.get(photograph.group, 0) + 1
-    chances: list[float] = []
-    for photograph, found in zip(photographs, areas, strict=True):
-        of_image = SET_WEIGHTS.get(photograph.group, 1.0) / images[photograph.group] ** 0.5
-        roots = [area**0.5 for area in found]
-        chances.extend(of_image * root / sum(roots) for root in roots)
-    return chances
-
-
-def _pool_layout(folder: Path) -> Iterator[Photograph]:
-    for group in json.loads((folder / "sets.json").read_text()):
-        index = json.loads((folder / group / "index.json").read_text())
-        for row in index["images"]:
-            name = str(row["name"])
-            yield Photograph(
-                name,
-                group,
-                str(row.get("tier", "")),
-                folder / group / "images" / f"{name}.jpg",
-                folder / group / "masks" / f"{name}.png",
-            )
-
-
-def _coco_layout(folder: Path) -> Iterator[Photograph]:
-    from clickmask.datasets.coco_reader import sample_objects
-
-    objects = sample_objects(folder).objects
-    for picture, found in groupby(objects, key=lambda each: each.picture):
-        yield Photograph(picture.stem, folder.name, "", picture, tuple(found))
+        yield Extent(int(number), (int(x0), int(y0), int(x1), int(y1)), int(area))

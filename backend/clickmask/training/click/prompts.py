@@ -6,23 +6,11 @@ Coordinates are continuous pixels of the network's input; masks and maps have ha
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional
 
-from clickmask.segmenters._builtin.prompts import (
-    BOX,
-    CLICKED,
-    CLICKED_WIDE,
-    MAPS,
-    MIDDLE,
-    NARROW,
-    REGION,
-    REJECTED,
-    REJECTED_WIDE,
-    WIDE,
-)
+from clickmask.segmenters._builtin import prompts as served
 
 BOXES = 0.5  # share of prompts that begin with a box
 CLICK_IN_BOX = 0.3  # share of these that also have a click
@@ -33,33 +21,28 @@ GIVEN_MASK = 0.1  # share of prompts that begin with a nearly right mask
 PROMPTLESS_SHARE = 0.5  # share of these without a click or box
 
 
-@dataclass
 class Prompts:
     """The prompts so far for each of N targets of size (h, w), half the size of the input."""
 
-    size: tuple[int, int]
-    device: torch.device
-    count: int
-    maps: torch.Tensor = field(init=False)  # (N, MAPS, h, w)
-    clicks: torch.Tensor = field(init=False)  # (N,)
-
-    def __post_init__(self) -> None:
-        self.maps = torch.zeros((self.count, MAPS, *self.size), device=self.device)
-        self.clicks = torch.zeros(self.count, device=self.device)
+    def __init__(self, size: tuple[int, int], device: torch.device, count: int) -> None:
+        self.maps = torch.zeros((count, served.MAPS, *size), device=device)
+        self.clicks = torch.zeros(count, device=device)
+        # px of the input, at the pixels' centres: (h,) and (w,)
+        self._y, self._x = (2 * torch.arange(side, device=device) + 1.0 for side in size)
 
     def ambiguous(self) -> torch.Tensor:
         """1 for a lone click, which may mean a part or the whole, and 0 for anything else. (N,)"""
-        told = self.maps[:, [BOX, REGION]].abs().amax((1, 2, 3))
+        told = self.maps[:, [served.BOX, served.REGION]].abs().amax((1, 2, 3))
         return ((told == 0) & (self.clicks == 1)).float()
 
     def click(self, points: torch.Tensor, foreground: torch.Tensor, when: torch.Tensor) -> None:
         """Add the points (N, 2) of (x, y) to the targets in `when` (N,)."""
-        height, width = self.size
-        x = 2 * torch.arange(width, device=self.device) + 1.0  # px of the input, at the pixels' centres
-        y = 2 * torch.arange(height, device=self.device) + 1.0
-        across = (x - points[:, :1]) ** 2  # (N, w)
-        down = (y - points[:, 1:]) ** 2  # (N, h)
-        for sigma, positive, negative in ((NARROW, CLICKED, REJECTED), (WIDE, CLICKED_WIDE, REJECTED_WIDE)):
+        across = (self._x - points[:, :1]) ** 2  # (N, w)
+        down = (self._y - points[:, 1:]) ** 2  # (N, h)
+        for sigma, positive, negative in (
+            (served.NARROW, served.CLICKED, served.REJECTED),
+            (served.WIDE, served.CLICKED_WIDE, served.REJECTED_WIDE),
+        ):
             scale = -0.5 / sigma**2
             bump = torch.exp(down * scale)[:, :, None] * torch.exp(across * scale)[:, None, :]
             for channel, chosen in ((positive, when & foreground), (negative, when & ~foreground)):
@@ -69,24 +52,23 @@ class Prompts:
 
     def enclose(self, boxes: torch.Tensor, when: torch.Tensor) -> None:
         """Set the boxes (N, 4) of the targets in `when` (N,)."""
-        height, width = self.size
-        x = 2 * torch.arange(width, device=self.device) + 1.0
-        y = 2 * torch.arange(height, device=self.device) + 1.0
+        x, y = self._x, self._y
         x0, y0, x1, y1 = (boxes[:, number, None] for number in range(4))
         # share of each pixel inside the box, since boxes end at fractions of pixels
         across = ((x - x0 + 1).clamp(0, 2) * (x1 - x + 1).clamp(0, 2) / 4)[:, None, :]
         down = ((y - y0 + 1).clamp(0, 2) * (y1 - y + 1).clamp(0, 2) / 4)[:, :, None]
-        self.maps[:, BOX] = torch.where(when[:, None, None], 2 * across * down - 1, self.maps[:, BOX])
+        self.maps[:, served.BOX] = torch.where(
+            when[:, None, None], 2 * across * down - 1, self.maps[:, served.BOX]
+        )
         u = (2 * (x - x0) / (x1 - x0).clamp(min=1) - 1)[:, None, :]
         v = (2 * (y - y0) / (y1 - y0).clamp(min=1) - 1)[:, :, None]
         middle = (1 - u**2).clamp(min=0) * (1 - v**2).clamp(min=0)
-        self.maps[:, MIDDLE] = torch.where(when[:, None, None], middle, self.maps[:, MIDDLE])
+        self.maps[:, served.MIDDLE] = torch.where(when[:, None, None], middle, self.maps[:, served.MIDDLE])
 
     def correct(self, probabilities: torch.Tensor, when: torch.Tensor) -> None:
         """Show the masks (N, h, w) in `when` as the current masks."""
-        self.maps[:, REGION] = torch.where(
-            when[:, None, None], 2 * probabilities.clamp(0, 1) - 1, self.maps[:, REGION]
-        )
+        region = 2 * probabilities.clamp(0, 1) - 1
+        self.maps[:, served.REGION] = torch.where(when[:, None, None], region, self.maps[:, served.REGION])
 
 
 def begin(targets: torch.Tensor, noise: torch.Generator) -> Prompts:
@@ -113,18 +95,23 @@ def correct(
     Some get a blurred region and no click, as a second pass over part of an image gets the first's answer.
     """
     draw = _uniform(targets, noise)
-    found = probabilities > 0.5
-    wanted = targets > 0.5
-    errors = torch.cat([wanted & ~found, found & ~wanted]).float()
-    points, depths = deepest(errors, noise)
-    missed, wrong = depths.chunk(2)
-    foreground = missed >= wrong
-    chosen = torch.where(foreground[:, None], points[: len(targets)], points[len(targets) :])
+    points, foreground, depths = largest_error(targets, probabilities > 0.5, noise)
     again = draw() < 0.25
-    prompts.click(chosen, foreground, (torch.maximum(missed, wrong) > 0) & ~again)
+    prompts.click(points, foreground, (depths > 0) & ~again)
     shown = torch.where(again[:, None, None], _blurred(probabilities, 4), probabilities)
     prompts.correct(shown, torch.ones_like(again))
     return prompts
+
+
+def largest_error(
+    targets: torch.Tensor, found: torch.Tensor, noise: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Points in the larger errors of `found` (N, h, w), whether they were missed, and their depths."""
+    wanted = targets > 0.5
+    points, depths = deepest(torch.cat([wanted & ~found, found & ~wanted]).float(), noise)
+    missed, wrong = depths.chunk(2)
+    foreground = missed >= wrong
+    return torch.where(foreground[:, None], *points.chunk(2)), foreground, torch.maximum(missed, wrong)
 
 
 def deepest(masks: torch.Tensor, noise: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -188,9 +175,8 @@ def nearly(targets: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
     shrunk = -functional.max_pool2d(-mask, 5, 1, 2)
     kind = draw()[:, None, None, None]
     changed = torch.where(kind < 0.35, grown, torch.where(kind < 0.7, shrunk, mask))
-    rows = (torch.rand((), generator=noise, device=targets.device) * 13 - 6).round().int()
-    columns = (torch.rand((), generator=noise, device=targets.device) * 13 - 6).round().int()
-    changed = torch.roll(changed, (int(rows), int(columns)), (2, 3))
+    rows, columns = (torch.rand((), generator=noise, device=targets.device) * 13 - 6 for _ in range(2))
+    changed = torch.roll(changed, (round(float(rows)), round(float(columns))), (2, 3))
     return _blurred(changed[:, 0], 8)
 
 

@@ -50,7 +50,7 @@ def train(
     noise = torch.Generator(on).manual_seed(config.seed)
     drawings = load_cutouts(cutouts, on) if cutouts else None
     sampler = Sampler(load_pool(seen, on), drawings, noise)
-    trainer = Trainer(config, starting_network(encoder).to(on), sampler, noise, folder)
+    trainer = Trainer(config, starting_network(encoder).to(on), sampler, folder)
     trainer.run()
     if unseen:
         report = validate(trainer.average, load_pool(unseen, on), max(config.sides))

@@ -15,7 +15,7 @@ from torch.nn import functional
 from clickmask.training.click.fit import ious
 from clickmask.training.click.network import ClickFPN, channels_last
 from clickmask.training.click.pool import PARTS, SIDE, Pool
-from clickmask.training.click.prompts import Prompts, deepest, tight_boxes
+from clickmask.training.click.prompts import Prompts, largest_error, tight_boxes
 from clickmask.training.loop import autocast
 
 CLICKS = 5
@@ -53,18 +53,14 @@ def _scores(network: ClickFPN, embedded: list[torch.Tensor], targets: torch.Tens
     count, height, width = targets.shape
     everywhere = torch.ones(count, dtype=torch.bool, device=targets.device)
     prompts = Prompts((height, width), targets.device, count)
-    points, _ = deepest(targets)
-    foreground = everywhere
+    found = torch.zeros_like(targets, dtype=torch.bool)
     rows: list[torch.Tensor] = []
     for _ in range(CLICKS):
+        points, foreground, _ = largest_error(targets, found)
         prompts.click(points, foreground, everywhere)
         logits, _ = network.decoder(embedded, prompts.maps)
         rows.append(ious(logits[:, :1], targets)[:, 0])
         found = logits[:, 0] > 0
-        points, depths = deepest(torch.cat([(targets > 0.5) & ~found, found & ~(targets > 0.5)]).float())
-        missed, wrong = depths.chunk(2)
-        foreground = missed >= wrong
-        points = torch.where(foreground[:, None], points[:count], points[count:])
         prompts.correct(torch.sigmoid(logits[:, 0].float()), everywhere)
     prompts = Prompts((height, width), targets.device, count)
     prompts.enclose(tight_boxes(targets), everywhere)
@@ -76,20 +72,17 @@ def _whole(
     pool: Pool, owners: torch.Tensor, side: int, noise: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Whole images (B, 3, S, S), and OBJECTS targets for each (B, OBJECTS, S / 2, S / 2)."""
-    count = len(owners)
-    sizes = pool.sizes[owners]
+    count, sizes = len(owners), pool.sizes[owners]
     scale = sizes.amax(1).float() / SIDE
     theta = torch.zeros((count, 2, 3), device=owners.device)
     theta[:, 0, 0] = theta[:, 1, 1] = scale
     theta[:, :, 2] = (scale - 1)[:, None]
     grid = functional.affine_grid(theta, [count, 3, side, side], align_corners=False)
     inside = ((grid + 1) * (SIDE / 2) < sizes.flip(1)[:, None, None]).all(3)[:, None]
-    images = (
-        functional.grid_sample(pool.pixels[owners].float() / 127.5 - 1, grid, align_corners=False) * inside
-    )
-    codes = functional.grid_sample(
-        pool.codes[owners][:, None].float(), grid, mode="nearest", align_corners=False
-    )
+    pixels = pool.pixels[owners].float() / 127.5 - 1
+    images = functional.grid_sample(pixels, grid, align_corners=False) * inside
+    found = pool.codes[owners][:, None].float()
+    codes = functional.grid_sample(found, grid, mode="nearest", align_corners=False)
     ids = torch.div(codes[:, 0], PARTS, rounding_mode="floor")  # (B, S, S)
     targets = torch.zeros((count, OBJECTS, side // 2, side // 2), device=owners.device)
     for number in range(count):

@@ -74,7 +74,7 @@ def training(folder: Path, pool_folder: Path, config: TrainingConfig) -> Trainer
     noise = torch.Generator().manual_seed(config.seed)
     torch.manual_seed(0)
     sampler = Sampler(load_pool(find_photographs(pool_folder), CPU), None, noise)
-    return Trainer(config, starting_network(None), sampler, noise, folder)
+    return Trainer(config, starting_network(None), sampler, folder)
 
 
 def as_tensor(*masks: np.ndarray) -> torch.Tensor:
@@ -371,7 +371,7 @@ def test_the_shipped_network_can_be_trained_further_and_exported_again(
 
     def trainer(folder: str) -> Trainer:
         noise = torch.Generator().manual_seed(0)
-        return Trainer(CONFIG, shipped_network(), Sampler(pool, None, noise), noise, tmp_path / folder)
+        return Trainer(CONFIG, shipped_network(), Sampler(pool, None, noise), tmp_path / folder)
 
     def loss(trained: Trainer) -> float:
         trained._noise.manual_seed(1)
