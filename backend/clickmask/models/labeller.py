@@ -39,15 +39,14 @@ class Labeller:
 
     def predict(self, pixels: Pixels) -> Labelling:
         """The class of each pixel of a picture, at the picture's size."""
-        height, width = shown = pixels.shape[:2]
-        size = working_size((height, width))
+        shown = pixels.shape[0], pixels.shape[1]
+        height, width = size = working_size(shown)
         answer: NDArray[np.float32] = self._session.run({PIXELS: to_input(prepared(pixels))})[LOGITS]
-        logits = answer[0, :, : size[0], : size[1]]  # (K, h, w)
-        best = logits.max(axis=0)
-        confidence = (1 / np.exp(logits - best).sum(axis=0)).astype(np.float32)
+        logits = answer[0, :, :height, :width]  # (K, h, w)
+        confidence = (1 / np.exp(logits - logits.max(axis=0)).sum(axis=0)).astype(np.float32)
         if size == shown:
             return Labelling(logits.argmax(axis=0).astype(np.uint8), confidence)
-        return Labelling(_enlarged(logits, (height, width)), _resized(confidence, (height, width)))
+        return Labelling(_enlarged(logits, shown), _resized(confidence, shown))
 
 
 def working_size(size: Size) -> Size:
@@ -99,9 +98,7 @@ class ProjectModels:
 
     def names(self) -> list[str]:
         """Folder names of the projects with a served version, sorted."""
-        if not self._folder.is_dir():
-            return []
-        return sorted(each.name for each in self._folder.iterdir() if Models(each).has_served)
+        return sorted(each.name for each in self._folder.glob("*") if Models(each).has_served)
 
     def named(self, name: str) -> Models:
         return Models(self._folder / name)

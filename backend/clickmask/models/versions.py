@@ -21,7 +21,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,11 @@ class Models:
             self._remove_leftovers()
             number = 1 + max((int(each.name[:4]) for each in self._folders()), default=0)
             contents = _files(model)
+            packages = {name: next(iter(distributions(name=name)), None) for name in PACKAGES}
             manifest = {
                 "provenance": asdict(model.provenance),
                 "parent": self._served()[0],
-                "packages": {name: found for name in PACKAGES if (found := _installed(name))},
+                "packages": {name: found.version for name, found in packages.items() if found},
                 "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
             }
@@ -194,21 +195,18 @@ class Models:
                 stay.add(self.version(current).parent if current else None)
             if current and not stay.issuperset(before):
                 self._serve(current, [name for name in before if name in stay])
-            gone = [name for name in names if name not in stay and self._set_aside(name)]
+            gone: list[str] = []
+            for name in sorted(set(names) - stay):
+                try:
+                    with files.lock(self._opening(name), blocking=False):
+                        (self._versions / name).rename(self._versions / (_ASIDE + name))
+                except BlockingIOError:  # somebody is opening it
+                    continue
+                gone.append(name)
+                with suppress(OSError):  # Windows keeps the file while somebody waits for its lock in vain
+                    self._opening(name).unlink()
             self._remove_leftovers()
         return gone
-
-    def _set_aside(self, name: str) -> bool:
-        """Rename a version aside unless somebody is opening it; return whether it was renamed."""
-        folder = self._versions / name
-        try:
-            with files.lock(self._opening(name), blocking=False):
-                folder.rename(self._versions / (_ASIDE + name))
-        except BlockingIOError:
-            return False
-        with suppress(OSError):  # Windows keeps the file while somebody waits for its lock in vain
-            self._opening(name).unlink()
-        return True
 
     def _opening(self, name: str) -> Path:
         """Lock held while this version is opened. Inside its folder, it would block renaming on Windows."""
@@ -225,9 +223,7 @@ class Models:
         files.write(self._pointer, json.dumps({"served": identifier, "before": before}).encode())
 
     def _folders(self) -> list[Path]:
-        if not self._versions.is_dir():
-            return []
-        return [each for each in self._versions.iterdir() if not each.name.startswith(_ASIDE)]
+        return [each for each in self._versions.glob("*") if not each.name.startswith(_ASIDE)]
 
     def _remove_leftovers(self) -> None:
         """Remove what killed writers left. Nobody else writes while this one holds the lock."""
@@ -288,22 +284,9 @@ def _read_version(folder: Path) -> ModelVersion:
     identifier = folder.name.removeprefix(_ASIDE)
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        provenance = manifest["provenance"]
-        return ModelVersion(
-            identifier,
-            folder,
-            Provenance(**provenance | {"categories": tuple(provenance["categories"])}),
-            manifest["parent"],
-            manifest["packages"],
-            manifest["made_at"],
-            manifest["files"],
-        )
+        stored = manifest["provenance"]
+        provenance = Provenance(**stored | {"categories": tuple(stored["categories"])})
+        others = {name: manifest[name] for name in ("parent", "packages", "made_at", "files")}
+        return ModelVersion(identifier, folder, provenance, **others)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Failed(f"the model {identifier} has no manifest that can be read") from error
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -85,31 +85,23 @@ def draw_crop(sample: LabelledPixels, side: int, chance: np.random.Generator) ->
     pixels, labels = sample.pixels, sample.labels
     scale = math.exp(chance.uniform(math.log(SCALES[0]), math.log(SCALES[1])))
     across = side / scale  # px of the picture
+    categories = np.setdiff1d(labels, (0, IGNORED))
+    if len(categories) and chance.random() < ON_AN_OBJECT:
+        centre = chance.choice(np.argwhere(labels == chance.choice(categories)))
+    else:
+        centre = chance.random(2) * labels.shape
     row, column = (
         # keep the crop as far inside the picture as its size allows
         min(max(at, across / 2), length - across / 2) if length > across else length / 2
-        for at, length in zip(_centre(labels, chance), labels.shape, strict=True)
+        for at, length in zip(centre, labels.shape, strict=True)
     )
     # One warp scales, crops and pads. In cv2, pixel centres are whole numbers.
     warp = np.array([[scale, 0, side / 2 - scale * column], [0, scale, side / 2 - scale * row]])
     colours = np.asarray(cv2.warpAffine(pixels, warp, (side, side), flags=cv2.INTER_LINEAR), np.uint8)
     classes = cv2.warpAffine(labels, warp, (side, side), flags=cv2.INTER_NEAREST, borderValue=IGNORED)
-    turns, mirrored = int(chance.integers(4)), bool(chance.integers(2))
-    colours, classes = np.rot90(colours, turns), np.rot90(classes, turns)
-    if mirrored:
-        colours, classes = colours[:, ::-1], classes[:, ::-1]
+    turns, step = int(chance.integers(4)), -1 if chance.integers(2) else 1
+    colours, classes = (np.rot90(each, turns)[:, ::step] for each in (colours, classes))
     return _recoloured(colours, chance), np.array(classes, np.uint8)
-
-
-def _centre(labels: Labels, chance: np.random.Generator) -> tuple[float, float]:
-    """Row and column of a pixel of a random category, or of a random place."""
-    categories = np.setdiff1d(labels, (0, IGNORED))
-    if len(categories) and chance.random() < ON_AN_OBJECT:
-        rows, columns = np.nonzero(labels == chance.choice(categories))
-        index = int(chance.integers(len(rows)))
-        return float(rows[index]), float(columns[index])
-    height, width = labels.shape
-    return chance.random() * height, chance.random() * width
 
 
 def _recoloured(pixels: NDArray[np.uint8], chance: np.random.Generator) -> Pixels:

@@ -29,87 +29,61 @@ class Cancelled(Exception):
     """The training was stopped. The same calls resume it."""
 
 
-class CrossValidation:
-    """`fits` trainings of the network named `network`, with equal shares of the config's time."""
+def cross_validate(
+    dataset: Dataset,
+    parts: Sequence[tuple[Sequence[Sample], Sequence[Sample]]],
+    config: TrainingConfig,
+    checkpoints: Sequence[Path],
+    limits: ImageLimits,
+    *,
+    network: str,
+    report: Callable[[Progress], None],
+    cancelled: Callable[[], bool],
+    heartbeat: Heartbeat,
+) -> Iterator[tuple[torch.nn.Module, TrainingResult]]:
+    """Train a network for each of `parts`, (training, watched), with equal shares of the config's time.
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        config: TrainingConfig,
-        checkpoint: Path,
-        limits: ImageLimits,
-        *,
-        network: str,
-        fits: int,
-        report: Callable[[Progress], None],
-        cancelled: Callable[[], bool],
-        heartbeat: Heartbeat,
-    ) -> None:
-        """Make crops as large as the dataset's objects need. If they are smaller, a step takes more of them.
+    Networks are on the CPU and in evaluation mode. `watched` decides when to stop; if it is empty, the
+    config does. Raises Cancelled.
 
-        A step on twice as many pixels would take twice as long, and these crops vary enough.
-        """
-        side = crop_side(dataset.samples, config.side)
-        crops = max(1, round(config.crops * config.side / side))
-        wide = wide_side(dataset.samples, side, crops)
-        self.config = replace(config, side=side, crops=crops, wide=wide, seconds=config.seconds / fits)
-        self._dataset, self._limits, self._network = dataset, limits, network
-        self._report, self._cancelled, self._heartbeat = report, cancelled, heartbeat
-        names = [f"{checkpoint.name}{number or ''}" for number in range(fits)]
-        self._checkpoints = [checkpoint.with_name(name) for name in names]
-        self._done, self._seconds = 0, 0.0
+    Crops are as large as the dataset's objects need. If they are smaller, a step takes more of them: on twice
+    as many pixels it would take twice as long, and these crops vary enough.
+    """
+    fits, done, seconds = len(parts), 0, 0.0
+    side = crop_side(dataset.samples, config.side)
+    crops = max(1, round(config.crops * config.side / side))
+    wide = wide_side(dataset.samples, side, crops)
+    config = replace(config, side=side, crops=crops, wide=wide, seconds=config.seconds / fits)
+    classes, stride = len(dataset.categories) + 1, networks.load(network).STRIDE
 
-    def fit(
-        self, training: Sequence[Sample], watched: Sequence[Sample]
-    ) -> tuple[torch.nn.Module, TrainingResult]:
-        """The network, on the CPU in evaluation mode, and the result of its training.
-
-        `watched` decides when to stop; if it is empty, the config does. Raises Cancelled.
-        """
-        classes = len(self._dataset.categories) + 1
-        cast("Any", torch).manual_seed(self.config.seed)
-        network = networks.build(self._network, classes)
-        cast("Any", network).to(
-            "cuda" if torch.cuda.is_available() else "cpu",
-            memory_format=torch.channels_last,  # a tenth faster on a CPU
+    def report_all(progress: Progress) -> None:
+        joint = replace(
+            progress,
+            step=done * config.steps + progress.step,
+            steps=fits * config.steps,
+            seconds=seconds + progress.seconds,
+            seconds_left=progress.seconds_left + (fits - done - 1) * config.seconds,
         )
-        trainer = Trainer(
-            network,
-            networks.load(self._network).STRIDE,
-            training_pictures(self._dataset, training, self._limits),
-            training_pictures(self._dataset, list(_first(watched)), self._limits),
-            classes,
-            self.config,
-            self._checkpoints[self._done],
-            self._dataset.digest,
-        )
+        report(joint)
+
+    for path, (training, watched) in zip(checkpoints, parts, strict=True):
+        cast("Any", torch).manual_seed(config.seed)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        trained: Any = networks.build(network, classes)
+        trained.to(device, memory_format=torch.channels_last)  # a tenth faster on a CPU
+        pictures = training_pictures(dataset, training, limits)
+        watching = training_pictures(dataset, list(_first(watched)), limits)
+        trainer = Trainer(trained, stride, pictures, watching, classes, config, path, dataset.digest)
         started = time.perf_counter()
-        result = trainer.run(self._report_all, self._cancelled, self._heartbeat)
+        result = trainer.run(report_all, cancelled, heartbeat)
         log.info("trained in %.0f s: %s", time.perf_counter() - started, result.reason)
         if result.reason == "cancelled":
             raise Cancelled
-        self._done, self._seconds = self._done + 1, self._seconds + trainer.seconds
-        best = networks.build(self._network, classes)
+        done, seconds = done + 1, seconds + trainer.seconds
+        del trainer, pictures, watching  # free the memory of decoded pictures before the next training
+        best = networks.build(network, classes)
         best.load_state_dict(result.state)
-        return best.cpu().eval(), result
-
-    def remove_checkpoints(self) -> None:
-        """Remove the checkpoints. Call it once all results are saved elsewhere."""
-        for path in self._checkpoints:
-            path.unlink(missing_ok=True)
-
-    def _report_all(self, progress: Progress) -> None:
-        """Report the joint progress of all trainings."""
-        fits, config = len(self._checkpoints), self.config
-        self._report(
-            replace(
-                progress,
-                step=self._done * config.steps + progress.step,
-                steps=fits * config.steps,
-                seconds=self._seconds + progress.seconds,
-                seconds_left=progress.seconds_left + (fits - self._done - 1) * config.seconds,
-            )
-        )
+        yield best.cpu().eval(), result
 
 
 def _first(samples: Sequence[Sample]) -> Iterator[Sample]:

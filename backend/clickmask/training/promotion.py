@@ -6,7 +6,7 @@ Both are measured on today's validation images, resampled alike, so what is hard
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,14 +18,7 @@ from clickmask.datasets.snapshot import IGNORED, Dataset, Sample, class_map
 from clickmask.errors import Failed, NotReady
 from clickmask.images.decode import ImageLimits, decode_image
 from clickmask.labels.split import MIN_SPLIT_IMAGES
-from clickmask.metrics.confusion import (
-    Confusion,
-    LabelMap,
-    iou,
-    miou,
-    miou_with_background,
-    paired_difference,
-)
+from clickmask.metrics.confusion import Confusion, iou, miou, miou_with_background, paired_difference
 from clickmask.metrics.report import Measured, measure, report_to_json
 from clickmask.models.labeller import Labeller, open_labeller
 from clickmask.models.versions import Models
@@ -38,6 +31,7 @@ MAX_CLASS_IOU_LOSS = 0.05  # how far the IoU of any class may fall
 MIN_IMAGES_FOR_INTERVAL = 20  # with fewer images an interval says little, and the difference decides
 CROSS_VALIDATION = "cross-validation"  # a report's "split", if no side was large enough
 
+Labels = NDArray[np.uint8]  # (H, W) of classes
 Part = tuple[Labeller, Sequence[Sample]]  # a network, and pictures it was not trained on
 
 
@@ -48,10 +42,7 @@ class Decision:
 
 
 def decide(
-    candidate: Confusion,
-    served: Confusion | None,
-    categories: Sequence[str],
-    shared: Sequence[str] = (),
+    candidate: Confusion, served: Confusion | None, categories: Sequence[str], shared: Sequence[str] = ()
 ) -> Decision:
     """Compare two models by their (images, K, K) matrices of the same images in the same order.
 
@@ -63,7 +54,16 @@ def decide(
         raise ValueError("there is no validation image to judge a model by")
     compared = [number for number, category in enumerate(categories, 1) if category in shared]
     if served is None or not compared:
-        return _against_background(candidate)
+        # compare with an empty answer, including the background: noise finds a little of every class
+        total = candidate.sum(axis=0)
+        nothing = np.zeros_like(total)
+        nothing[:, 0] = total.sum(axis=1)
+        found, empty = float(miou_with_background(total)), float(miou_with_background(nothing))
+        said = (
+            f"the first of its kind has a mIoU, with the background, of {found:.3f}; "
+            f"to find nothing has {empty:.3f}, on {len(candidate)} validation images"
+        )
+        return Decision(found > empty, f"{'' if found > empty else 'not '}promoted: {said}")
     if candidate.shape != served.shape:
         raise ValueError(f"matrices of {candidate.shape} and {served.shape} are not of the same images")
     ours, theirs = (iou(matrices.sum(axis=0))[compared] for matrices in (candidate, served))
@@ -79,30 +79,14 @@ def decide(
         return Decision(False, f"not promoted: none of {', '.join(shared)} is in the validation images")
     if fallen:
         worst = max(fallen, key=lambda category: fallen[category])
-        return Decision(
-            False,
-            f"not promoted: {worst} falls by {fallen[worst]:.3f}, more than {MAX_CLASS_IOU_LOSS}; {said}",
-        )
+        reason = f"{worst} falls by {fallen[worst]:.3f}, more than {MAX_CLASS_IOU_LOSS}; {said}"
+        return Decision(False, f"not promoted: {reason}")
     if len(candidate) < MIN_IMAGES_FOR_INTERVAL:
         promoted = bool(difference.estimate >= 0)
         said += f", too few for an interval: the difference is {difference.estimate:+.3f}"
     else:
         promoted = bool(difference.low >= -MAX_MIOU_LOSS)
         said += f", the difference is {difference.low:+.3f} to {difference.high:+.3f}"
-    return Decision(promoted, f"{'' if promoted else 'not '}promoted: {said}")
-
-
-def _against_background(candidate: Confusion) -> Decision:
-    """Compare with an empty answer, including the background: noise finds a little of every class."""
-    total = candidate.sum(axis=0)
-    nothing = np.zeros_like(total)
-    nothing[:, 0] = total.sum(axis=1)
-    ours, theirs = float(miou_with_background(total)), float(miou_with_background(nothing))
-    said = (
-        f"the first of its kind has a mIoU, with the background, of {ours:.3f}; "
-        f"to find nothing has {theirs:.3f}, on {len(candidate)} validation images"
-    )
-    promoted = ours > theirs
     return Decision(promoted, f"{'' if promoted else 'not '}promoted: {said}")
 
 
@@ -116,35 +100,31 @@ class Measuring:
     def pixels(self, sample: Sample) -> Pixels:
         return decode_image(self._dataset.pictures.read(sample.image), self._limits).pixels
 
-    def measure(self, parts: Iterable[Part], numbers: NDArray[np.uint8] | None = None) -> Measured:
+    def measure(self, parts: Iterable[Part], numbers: Labels | None = None) -> Measured:
         """Measure all parts together. `numbers` maps another model's classes to the dataset's."""
 
-        def pairs() -> Iterator[tuple[LabelMap, LabelMap]]:
-            for labeller, samples in parts:
-                for sample in samples:
-                    self._heartbeat()
-                    found = labeller.predict(self.pixels(sample)).classes
-                    truth = class_map(sample, self.categories, self._dataset.unlabelled)
-                    yield truth, found if numbers is None else numbers[found]
+        def pair(labeller: Labeller, sample: Sample) -> tuple[Labels, Labels]:
+            self._heartbeat()
+            found = labeller.predict(self.pixels(sample)).classes
+            truth = class_map(sample, self.categories, self._dataset.unlabelled)
+            return truth, found if numbers is None else numbers[found]
 
-        return measure(pairs(), self.categories, ignore=IGNORED)
+        pairs = (pair(labeller, sample) for labeller, samples in parts for sample in samples)
+        return measure(pairs, self.categories, ignore=IGNORED)
 
 
 def report_scores(
-    measuring: Measuring,
-    candidate: Labeller,
-    test: Sequence[Sample],
-    others: Sequence[Part],
+    measuring: Measuring, candidate: Labeller, test: Sequence[Sample], others: Sequence[Part]
 ) -> dict[str, Any]:
     """Scores on the test side; if it is too small, those of `others` on pictures new to them."""
     if others:
-        found, split = measuring.measure(others), CROSS_VALIDATION
+        found = measuring.measure(others).report
         said = (
-            f"too few: a test side of {found.report.images} images says little (from {MIN_SPLIT_IMAGES} "
-            "on it counts), "
-            f"so the numbers are those of {len(others)} networks on images that they were not trained on"
+            f"too few: a test side of {found.images} images says little (from {MIN_SPLIT_IMAGES} on it "
+            f"counts), so the numbers are those of {len(others)} networks on images that they were "
+            "not trained on"
         )
-        return {"split": split, **report_to_json(found.report), "too_few": said}
+        return {"split": CROSS_VALIDATION, **report_to_json(found), "too_few": said}
     return {"split": "test", **report_to_json(measuring.measure([(candidate, test)]).report)}
 
 

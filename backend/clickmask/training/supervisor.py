@@ -96,11 +96,8 @@ class Supervisor:
         """The project's job, unfinished here or elsewhere, or new. Raises NotReady and StoreUnavailable."""
         if missing := _missing():
             raise NotReady(f"training needs {' and '.join(missing)}: install clickmask[torch]")
-        images = next(
-            (each.images for each in self._store.projects() if (each.tool, each.project) == (tool, project)),
-            0,
-        )
-        job, is_new = self.jobs.request(tool, project, images, self._owner)
+        images = {(each.tool, each.project): each.images for each in self._store.projects()}
+        job, is_new = self.jobs.request(tool, project, images.get((tool, project), 0), self._owner)
         if self._adoptable is not None:
             self._adoptable.add(job.id)  # its current owner may be dead
         if is_new:
@@ -137,12 +134,10 @@ class Supervisor:
         for each in self._store.projects():
             key, now = (each.tool, each.project), self._clock()
             state = (each.images, each.labels, each.updated_at)
-            seen, since = self._seen.get(key, (None, now))
-            if seen != state:
+            if self._seen.setdefault(key, (state, now))[0] != state:
                 self._seen[key] = state, now
-                since = now
             new = each.images - (newest[key].images if key in newest else 0)
-            if new >= triggers.images and now - since >= triggers.quiet:
+            if new >= triggers.images and now - self._seen[key][1] >= triggers.quiet:
                 log.info("%s %s has %d new images", *key, new)
                 self.request(*key)
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from clickmask.datasets.snapshot import Dataset, folds
+from clickmask.datasets.snapshot import Dataset, Sample, folds
 from clickmask.errors import InvalidRequest
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits
 from clickmask.labels.split import SIDES
@@ -20,11 +20,10 @@ from clickmask.metrics.report import report_to_json
 from clickmask.models.labeller import LOGITS, MULTIPLE, PIXELS, open_labeller, to_input
 from clickmask.models.versions import Models, ModelVersion, Provenance, UnsavedModel
 from clickmask.training import networks
-from clickmask.training.cross_validation import Cancelled, CrossValidation
+from clickmask.training.cross_validation import Cancelled, cross_validate
 from clickmask.training.fit import TrainingConfig
 from clickmask.training.loop import Heartbeat, Progress
 from clickmask.training.promotion import Decision, Measuring, Part, compare, report_scores
-from clickmask.types import Pixels
 
 log = logging.getLogger(__name__)
 
@@ -72,24 +71,31 @@ def train(
             f"images there are {counts}"
         )
     parts = folds(dataset) if dataset.too_few else []
-    cross_validation = CrossValidation(
+    # Nothing stops the others early: images used for measuring must not decide anything.
+    trainings = [
+        (sides["train"], sides["validation"]),
+        *((training, list[Sample]()) for training, _ in parts),
+    ]
+    checkpoints = [
+        checkpoint.with_name(f"{checkpoint.name}{number or ''}") for number in range(1 + len(parts))
+    ]
+    fits = cross_validate(
         dataset,
+        trainings,
         config,
-        checkpoint,
+        checkpoints,
         limits,
         network=network,
-        fits=1 + len(parts),
         report=report,
         cancelled=cancelled,
         heartbeat=heartbeat,
     )
-    others: list[Part] = []
     try:
-        trained, result = cross_validation.fit(sides["train"], sides["validation"])
-        for training, held_out in parts:
-            # Nothing stops these early: images used for measuring must not decide anything.
-            other, _ = cross_validation.fit(training, [])
-            others.append((open_labeller(export(other)), held_out))
+        trained, result = next(fits)
+        others: list[Part] = [
+            (open_labeller(export(other)), held_out)
+            for (other, _), (_, held_out) in zip(fits, parts, strict=True)
+        ]
     except Cancelled:
         return None
     exported = export(trained)
@@ -107,12 +113,16 @@ def train(
     }
     split = {side: [sample.image for sample in samples] for side, samples in sides.items()}
     provenance = Provenance(network, dataset.categories, dataset.digest, split, about, config.seed)
-    golden = measuring.pixels(sides["validation"][0])
-    version = models.save(_unsaved_model(provenance, trained, exported, golden))
+    seen = to_input(measuring.pixels(sides["validation"][0])[:GOLDEN_SIDE, :GOLDEN_SIDE])
+    with torch.inference_mode():
+        answer = trained(torch.tensor(seen)).numpy()
+    weights = {name: tensor.numpy() for name, tensor in trained.state_dict().items()}
+    version = models.save(UnsavedModel(provenance, weights, exported, {PIXELS: seen}, {LOGITS: answer}))
     if decision.promoted:
         models.promote(version.id)
     models.prune()
-    cross_validation.remove_checkpoints()
+    for path in checkpoints:
+        path.unlink(missing_ok=True)
     return Trained(version, decision)
 
 
@@ -132,14 +142,3 @@ def export(network: torch.nn.Module) -> bytes:
         blank = torch.zeros(1, 3, 4 * MULTIPLE, 4 * MULTIPLE)
         cast("Any", torch.onnx).export(network.cpu().eval(), (blank,), written, **arguments)
     return written.getvalue()
-
-
-def _unsaved_model(
-    provenance: Provenance, network: torch.nn.Module, exported: bytes, pixels: Pixels
-) -> UnsavedModel:
-    """The model with torch's golden answer for the top left corner of `pixels`."""
-    seen = to_input(pixels[:GOLDEN_SIDE, :GOLDEN_SIDE])
-    with torch.inference_mode():
-        answer = network(torch.tensor(seen)).numpy()
-    weights = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    return UnsavedModel(provenance, weights, exported, {PIXELS: seen}, {LOGITS: answer})

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +61,16 @@ class RunningJob:
         return self.told_to_end
 
     def report(self, progress: Progress) -> None:
-        miou = progress.validation_miou
+        values = asdict(progress)  # the columns of a job
+        if math.isnan(progress.validation_miou):
+            values["validation_miou"] = None
         with suppress(StoreUnavailable):
-            self.jobs.change(
-                self.job.id,
-                step=progress.step,
-                steps=progress.steps,
-                loss=progress.loss,
-                validation_miou=None if math.isnan(miou) else miou,
-                seconds=progress.seconds,
-                seconds_left=progress.seconds_left,
-            )
+            self.jobs.change(self.job.id, **values)
 
     def finish(self, trained: Trained | None) -> None:
         """Record the result; without one, that the job was cancelled or waits again."""
         if trained:
-            reason = trained.decision.reason
-            promoted = trained.decision.promoted
+            reason, promoted = trained.decision.reason, trained.decision.promoted
             self.end("done", reason, version=trained.version.id, promoted=promoted, seconds_left=0.0)
         elif self.jobs.is_cancelled(self.job.id):
             self.end("cancelled", "cancelled; the next training goes on from there")

@@ -49,13 +49,10 @@ class Encoder(nn.Module):
         blocks: list[nn.Module] = []
         self.strides: list[int] = []  # stride of the image after each block
         channels, total = STEM, 2
-        for stage in STAGES:
-            for number in range(stage.blocks):
-                stride = stage.stride if number == 0 else 1
-                blocks.append(
-                    InvertedResidual(channels, stage.channels, stage.kernel, stride, stage.expansion)
-                )
-                channels, total = stage.channels, total * stride
+        for repeats, kernel, first_stride, expansion, outputs in STAGES:
+            for stride in (first_stride, *[1] * (repeats - 1)):
+                blocks.append(InvertedResidual(channels, outputs, kernel, stride, expansion))
+                channels, total = outputs, total * stride
                 self.strides.append(total)
         self.blocks = nn.ModuleList(blocks)
 
@@ -107,8 +104,8 @@ class SameConv(nn.Module):
 
 def imagenet_weights(state: Mapping[str, torch.Tensor], encoder: Encoder) -> dict[str, torch.Tensor]:
     """Tensors of efficientnet-lite-pytorch by `encoder`'s names. Raises InvalidRequest for other networks."""
-    norms = {"_bn0": "expand_norm", "_bn1": "depthwise_norm", "_bn2": "project_norm"}
-    convolutions = {
+    layers = {"_bn0": "expand_norm", "_bn1": "depthwise_norm", "_bn2": "project_norm"}
+    layers |= {
         "_expand_conv": "expand",
         "_depthwise_conv": "depthwise.convolution",
         "_project_conv": "project",
@@ -117,12 +114,7 @@ def imagenet_weights(state: Mapping[str, torch.Tensor], encoder: Encoder) -> dic
     for name, tensor in state.items():
         parts = name.split(".")
         if parts[0] == "_blocks":
-            layer = parts[2]
-            if parts[1] == "0" and layer in norms:  # without expansion, its norms are still _bn1 and _bn2
-                layer = {"_bn1": "depthwise_norm", "_bn2": "project_norm"}[layer]
-            else:
-                layer = {**norms, **convolutions}[layer]
-            named[f"blocks.{parts[1]}.{layer}.{parts[3]}"] = tensor
+            named[f"blocks.{parts[1]}.{layers[parts[2]]}.{parts[3]}"] = tensor
         elif parts[0] == "_conv_stem":
             named["stem.convolution.weight"] = tensor
         elif parts[0] == "_bn0":

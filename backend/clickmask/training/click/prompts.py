@@ -46,8 +46,7 @@ class Prompts:
             scale = -0.5 / sigma**2
             bump = torch.exp(down * scale)[:, :, None] * torch.exp(across * scale)[:, None, :]
             for channel, chosen in ((positive, when & foreground), (negative, when & ~foreground)):
-                added = torch.maximum(self.maps[:, channel], bump)
-                self.maps[:, channel] = torch.where(chosen[:, None, None], added, self.maps[:, channel])
+                self._set(channel, torch.maximum(self.maps[:, channel], bump), chosen)
         self.clicks += when
 
     def enclose(self, boxes: torch.Tensor, when: torch.Tensor) -> None:
@@ -57,18 +56,17 @@ class Prompts:
         # share of each pixel inside the box, since boxes end at fractions of pixels
         across = ((x - x0 + 1).clamp(0, 2) * (x1 - x + 1).clamp(0, 2) / 4)[:, None, :]
         down = ((y - y0 + 1).clamp(0, 2) * (y1 - y + 1).clamp(0, 2) / 4)[:, :, None]
-        self.maps[:, served.BOX] = torch.where(
-            when[:, None, None], 2 * across * down - 1, self.maps[:, served.BOX]
-        )
+        self._set(served.BOX, 2 * across * down - 1, when)
         u = (2 * (x - x0) / (x1 - x0).clamp(min=1) - 1)[:, None, :]
         v = (2 * (y - y0) / (y1 - y0).clamp(min=1) - 1)[:, :, None]
-        middle = (1 - u**2).clamp(min=0) * (1 - v**2).clamp(min=0)
-        self.maps[:, served.MIDDLE] = torch.where(when[:, None, None], middle, self.maps[:, served.MIDDLE])
+        self._set(served.MIDDLE, (1 - u**2).clamp(min=0) * (1 - v**2).clamp(min=0), when)
 
     def correct(self, probabilities: torch.Tensor, when: torch.Tensor) -> None:
         """Show the masks (N, h, w) in `when` as the current masks."""
-        region = 2 * probabilities.clamp(0, 1) - 1
-        self.maps[:, served.REGION] = torch.where(when[:, None, None], region, self.maps[:, served.REGION])
+        self._set(served.REGION, 2 * probabilities.clamp(0, 1) - 1, when)
+
+    def _set(self, channel: int, values: torch.Tensor, when: torch.Tensor) -> None:
+        self.maps[:, channel] = torch.where(when[:, None, None], values, self.maps[:, channel])
 
 
 def begin(targets: torch.Tensor, noise: torch.Generator) -> Prompts:
@@ -111,7 +109,8 @@ def largest_error(
     points, depths = deepest(torch.cat([wanted & ~found, found & ~wanted]).float(), noise)
     missed, wrong = depths.chunk(2)
     foreground = missed >= wrong
-    return torch.where(foreground[:, None], *points.chunk(2)), foreground, torch.maximum(missed, wrong)
+    chosen = torch.where(foreground[:, None], points[: len(targets)], points[len(targets) :])
+    return chosen, foreground, torch.maximum(missed, wrong)
 
 
 def deepest(masks: torch.Tensor, noise: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,9 +119,7 @@ def deepest(masks: torch.Tensor, noise: torch.Generator | None = None) -> tuple[
     With `noise`, only a share CENTRAL are deepest. Depths are octagonal distances at a quarter of the size.
     """
     count, _, width = masks.shape
-    small = functional.avg_pool2d(masks[:, None].float(), 2)[:, 0]
-    depth = _depths(small)
-    flat = depth.flatten(1)
+    flat = _depths(functional.avg_pool2d(masks[:, None].float(), 2)[:, 0]).flatten(1)
     most = flat.max(1).values
     score = flat
     if noise is not None:
