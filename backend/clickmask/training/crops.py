@@ -61,10 +61,9 @@ class TrainingPicture:
         if self._kept_labels is not None:
             return self._kept_labels
         labels = class_map(self._sample, self._dataset.categories, self._dataset.unlabelled)
-        height, width = working_size(self._sample.size)
-        if labels.shape != (height, width):
-            smaller = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
-            labels = np.asarray(smaller, np.uint8)
+        size = working_size(self._sample.size)
+        if labels.shape != size:
+            labels = np.asarray(cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
         self._kept_labels = labels if self._keep else None
         return labels
 

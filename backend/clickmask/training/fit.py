@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from clickmask.metrics.confusion import Confusion, confusion_matrix, miou, paired_difference
@@ -113,7 +113,7 @@ class Trainer(TrainingLoop):
         reason = self.loop(report, cancelled, heartbeat)
         return replace(self._kept, reason=reason)
 
-    def backward(self) -> torch.Tensor:
+    def backward(self) -> Tensor:
         """Leave the gradients of the loss on random crops.
 
         Pictures are drawn in proportion to their pixels of known class, since pixels are what is measured.
@@ -128,9 +128,8 @@ class Trainer(TrainingLoop):
         side, count = (config.wide, 1) if wide else (config.side, config.crops)
         chosen = random.choice(len(self._training), size=count, p=self._shares)
         crops = [draw_crop(self._training[int(index)], side, random) for index in chosen]
-        pixels, labels = (
-            torch.tensor(np.stack(each), device=self.device) for each in zip(*crops, strict=True)
-        )
+        stacked = (np.stack(each) for each in zip(*crops, strict=True))
+        pixels, labels = (torch.tensor(each, device=self.device) for each in stacked)
         with autocast(self.device):
             logits = self.network(pixels.permute(0, 3, 1, 2).float() / 255)  # (B, H, W, 3) -> (B, 3, H, W)
         loss = segmentation_loss(logits, labels.long(), self._weights)

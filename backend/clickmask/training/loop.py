@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clickmask import files
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 MAX_GRADIENT_NORM = 1.0
 LAST_RATE = 0.01  # of the peak learning rate, at the end of the cosine
 
-State = Mapping[str, torch.Tensor]
+State = Mapping[str, Tensor]
 Heartbeat = Callable[[], None]  # called at least every few seconds
 Reason = Literal["all steps done", "out of time", "no longer improving", "cancelled"]
 
@@ -88,7 +88,7 @@ class TrainingLoop:
         self._tail: tuple[int, float] | None = None  # its first step, and the rate factor there
         self._checkpoint, self._identity = checkpoint, dict(identity)
 
-    def backward(self) -> torch.Tensor:
+    def backward(self) -> Tensor:
         """Leave this step's gradients in the network, and return the detached loss."""
         raise NotImplementedError
 
@@ -110,7 +110,7 @@ class TrainingLoop:
         heartbeat: Heartbeat = lambda: None,
     ) -> Reason:
         """Train until the schedule ends or `cancelled`. Calls `report` after each validation."""
-        schedule, losses = self.schedule, list[torch.Tensor]()
+        schedule, losses = self.schedule, list[Tensor]()
         while (reason := self._reason_to_stop(cancelled)) is None:
             heartbeat()
             started = time.perf_counter()
@@ -212,7 +212,7 @@ class TrainingLoop:
         if not self.validate() and self._tail is None:
             self._tail = self.step, self.rate_factor()
 
-    def _progress(self, losses: Sequence[torch.Tensor]) -> Progress:
+    def _progress(self, losses: Sequence[Tensor]) -> Progress:
         steps, budget = self.schedule.steps, self.schedule.seconds
         by_steps = self.seconds / self.step * (steps - self.step)
         left = max(0.0, min(by_steps, budget - self.seconds))

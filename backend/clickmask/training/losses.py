@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 from clickmask.training.crops import IGNORED
@@ -12,7 +13,7 @@ from clickmask.training.crops import IGNORED
 MAX_CLASS_WEIGHT = 5.0  # relative to the most frequent category
 
 
-def class_weights(pixels: NDArray[np.int64]) -> torch.Tensor:
+def class_weights(pixels: NDArray[np.int64]) -> Tensor:
     """Weights (K,) from the number of pixels of each class; 1 for the background.
 
     The most frequent category weighs 1, others the inverse fourth root of their pixels relative to it, at
@@ -25,7 +26,7 @@ def class_weights(pixels: NDArray[np.int64]) -> torch.Tensor:
     return torch.where(counts > 0, weights, torch.ones_like(weights))
 
 
-def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def segmentation_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Weighted cross-entropy + Dice of logits (B, K, H, W) against labels (B, H, W) with IGNORED.
 
     The Dice loss is the mean of 1 - Dice (Milletari, Navab, Ahmadi: V-Net, 3DV 2016) over the categories in

@@ -137,14 +137,13 @@ def compare(measuring: Measuring, ours: Measured, samples: Sequence[Sample], mod
     except (Failed, NotReady) as error:  # any model is better than one that cannot run
         log.error("%s", error)
         served = labeller = None
-    if served is None or labeller is None:
-        decision = decide(ours.matrices, None, categories)
-    else:
+    theirs, shared = None, list[str]()
+    if served and labeller:
         known = served.provenance.categories
         places = {category: number for number, category in enumerate(categories, 1)}
         numbers = np.array([0, *(places.get(category, 0) for category in known)], np.uint8)
-        theirs = measuring.measure([(labeller, samples)], numbers)
+        theirs = measuring.measure([(labeller, samples)], numbers).matrices
         shared = sorted(set(known) & set(categories))
-        decision = decide(ours.matrices, theirs.matrices, categories, shared)
+    decision = decide(ours.matrices, theirs, categories, shared)
     log.info("%s", decision.reason)
     return decision

@@ -76,9 +76,8 @@ def train(
         (sides["train"], sides["validation"]),
         *((training, list[Sample]()) for training, _ in parts),
     ]
-    checkpoints = [
-        checkpoint.with_name(f"{checkpoint.name}{number or ''}") for number in range(1 + len(parts))
-    ]
+    names = (f"{checkpoint.name}{number or ''}" for number in range(1 + len(parts)))
+    checkpoints = [checkpoint.with_name(name) for name in names]
     fits = cross_validate(
         dataset,
         trainings,

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 from clickmask.training.click.pool import PARTS, SIDE, Pool
@@ -34,14 +35,14 @@ CORNERS = (3, 4, 4, 5, 6, 0)  # 0 is an ellipse
 
 @dataclass(frozen=True, eq=False)
 class Crops:
-    images: torch.Tensor  # (B, 3, S, S) in [-1, 1], zero outside the image
-    targets: torch.Tensor  # (B, P, S / 2, S / 2) of 0 and 1: P objects per crop
+    images: Tensor  # (B, 3, S, S) in [-1, 1], zero outside the image
+    targets: Tensor  # (B, P, S / 2, S / 2) of 0 and 1: P objects per crop
 
 
 class Sampler:
     """A source of crops from a pool. All random numbers come from `noise`."""
 
-    def __init__(self, pool: Pool, cutouts: torch.Tensor | None, noise: torch.Generator) -> None:
+    def __init__(self, pool: Pool, cutouts: Tensor | None, noise: torch.Generator) -> None:
         self.pool = pool
         self._cutouts = cutouts  # (N, 4, CUTOUT_SIDE, CUTOUT_SIDE) uint8, RGBA
         self.noise = noise
@@ -50,15 +51,7 @@ class Sampler:
         pool = self.pool
         chosen = torch.multinomial(pool.chances, count, replacement=True, generator=self.noise)
         owners = pool.owners[chosen]
-        sizes = pool.sizes[owners]
-        grid = self._grid(pool.boxes[chosen], sizes, side)
-        pixels = pool.pixels[owners].float() / 127.5 - 1
-        images = functional.grid_sample(pixels, grid, mode="bilinear", align_corners=False)
-        places = (grid + 1) * (SIDE / 2)  # (B, S, S, 2) of (x, y)
-        inside = ((places >= 0) & (places < sizes.flip(1)[:, None, None])).all(3)
-        images = images * inside[:, None]
-        found = pool.codes[owners][:, None].float()  # whole numbers below 2^24 are exact
-        codes = functional.grid_sample(found, grid, mode="nearest", align_corners=False)
+        images, codes = pool.crop(owners, self._grid(pool.boxes[chosen], pool.sizes[owners], side))
         drawn = math.floor(count * DRAWN + float(self._draw(1)))
         if drawn:
             images[:drawn], codes[:drawn] = drawn_scenes(drawn, side, self.noise, images.device)
@@ -77,10 +70,10 @@ class Sampler:
         targets = self._objects(codes[:, 0], objects)
         return Crops(self._recoloured(images), targets)
 
-    def _draw(self, *shape: int) -> torch.Tensor:
+    def _draw(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.noise, device=self.pool.pixels.device)
 
-    def _grid(self, boxes: torch.Tensor, sizes: torch.Tensor, side: int) -> torch.Tensor:
+    def _grid(self, boxes: Tensor, sizes: Tensor, side: int) -> Tensor:
         """Grid (B, side, side, 2) for grid_sample: the place of each crop pixel in its square of SIDE."""
         count = len(boxes)
         extents = boxes[:, 2:] - boxes[:, :2]
@@ -104,7 +97,7 @@ class Sampler:
         theta[:, :, 2] -= 1
         return functional.affine_grid(theta, [count, 3, side, side], align_corners=False)
 
-    def _placed(self, squares: torch.Tensor, least: float, most: float, side: int) -> torch.Tensor:
+    def _placed(self, squares: Tensor, least: float, most: float, side: int) -> Tensor:
         """`squares` (B, C, h, w) turned, moved and shrunk to `least`..`most` of a crop (B, C, side, side)."""
         count = len(squares)
         scale = least + (most - least) * self._draw(count)
@@ -121,15 +114,15 @@ class Sampler:
         return functional.grid_sample(squares, grid, mode="bilinear", align_corners=False)
 
     def _paste(
-        self, images: torch.Tensor, codes: torch.Tensor, layer: torch.Tensor, number: int, share: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, images: Tensor, codes: Tensor, layer: Tensor, number: int, share: float
+    ) -> tuple[Tensor, Tensor]:
         """Paste `layer` (B, 4, S, S), RGBA, over a `share` of crops, as object `number` in opaque areas."""
         chosen = self._draw(len(images)) < share
         alpha = layer[:, 3:].clamp(0, 1) * chosen[:, None, None, None]
         codes = torch.where(alpha > 0.5, float(number * PARTS + 1), codes)
         return images * (1 - alpha) + layer[:, :3] * alpha, codes
 
-    def _objects(self, codes: torch.Tensor, objects: int) -> torch.Tensor:
+    def _objects(self, codes: Tensor, objects: int) -> Tensor:
         """Masks (B, P, S / 2, S / 2) of objects in `codes` (B, S, S), drawn by the root of their area."""
         count, side = len(codes), codes.shape[-1]
         step = side // 64
@@ -149,11 +142,11 @@ class Sampler:
         masks = same & (code > 0)
         return (functional.avg_pool2d(masks.float(), 2) >= 0.5).float()
 
-    def _recoloured(self, images: torch.Tensor) -> torch.Tensor:
+    def _recoloured(self, images: Tensor) -> Tensor:
         """Vary brightness, contrast, saturation, tint, blur and noise. Some crops turn grey or negative."""
         count = len(images)
 
-        def draw(width: float) -> torch.Tensor:
+        def draw(width: float) -> Tensor:
             return ((self._draw(count) * 2 - 1) * width)[:, None, None, None]
 
         inside = (images.abs().amax(1, keepdim=True) > 0).float()
@@ -172,17 +165,17 @@ class Sampler:
         return (changed + speckled * strength).clamp(-1, 1) * inside
 
 
-def _number(codes: torch.Tensor) -> torch.Tensor:
+def _number(codes: Tensor) -> Tensor:
     """Number of the object that each code belongs to."""
     return torch.div(codes, PARTS, rounding_mode="floor")
 
 
-def _matrices(rows: list[list[torch.Tensor]]) -> torch.Tensor:
+def _matrices(rows: list[list[Tensor]]) -> Tensor:
     """Matrices (B, rows, columns) with these elements (B,)."""
     return torch.stack([torch.stack(row, 1) for row in rows], 1)
 
 
-def load_cutouts(folder: Path, device: torch.device, most: int = 4000) -> torch.Tensor:
+def load_cutouts(folder: Path, device: torch.device, most: int = 4000) -> Tensor:
     """Outlined drawings in `folder`, as RGBA (N, 4, CUTOUT_SIDE, CUTOUT_SIDE) uint8."""
     found: list[NDArray[np.uint8]] = []
     for path in sorted(folder.rglob("*.png")):
@@ -206,10 +199,10 @@ def load_cutouts(folder: Path, device: torch.device, most: int = 4000) -> torch.
 
 def drawn_scenes(
     count: int, side: int, noise: torch.Generator, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Drawn images (B, 3, S, S) in [-1, 1], and the codes (B, 1, S, S) of their shapes."""
 
-    def draw(*shape: int) -> torch.Tensor:
+    def draw(*shape: int) -> Tensor:
         return torch.rand(shape, generator=noise, device=device)
 
     axis = torch.linspace(-1, 1, side, device=device)

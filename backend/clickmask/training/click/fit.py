@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from clickmask.training.click.crops import Sampler
@@ -84,7 +85,7 @@ class Trainer(TrainingLoop):
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self.loop(self._report)
 
-    def backward(self) -> torch.Tensor:
+    def backward(self) -> Tensor:
         """Leave the gradients of the rounds' mean loss.
 
         All objects of an image share one encoding. Each round's graph is freed before the next one, keeping
@@ -148,7 +149,7 @@ def _optimiser(network: ClickFPN, config: TrainingConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.99))
 
 
-def mask_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def mask_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Normalised focal loss + Dice, (B, M), of logits (B, M, h, w) against targets (B, h, w) of 0 and 1.
 
     Sofiiuk et al., "Reviving Iterative Training with Mask Guidance", ICIP 2022, after Lin et al., "Focal
@@ -166,16 +167,14 @@ def mask_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return focal + dice
 
 
-def ious(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def ious(logits: Tensor, targets: Tensor) -> Tensor:
     """IoU (B, M) of the masks `logits` > 0 (B, M, h, w) with `targets` (B, h, w); 1 if both are empty."""
     found, wanted = logits > 0, targets[:, None] > 0.5
     shared, either = (found & wanted).sum((2, 3)), (found | wanted).sum((2, 3))
     return torch.where(either > 0, shared / either.clamp(min=1), torch.ones_like(shared, dtype=torch.float32))
 
 
-def total_loss(
-    logits: torch.Tensor, worth: torch.Tensor, targets: torch.Tensor, ambiguous: torch.Tensor
-) -> torch.Tensor:
+def total_loss(logits: Tensor, worth: Tensor, targets: Tensor, ambiguous: Tensor) -> Tensor:
     """Mean loss of masks and their estimated IoUs. Objects without pixels are left out.
 
     logits (B, M, h, w), worth (B, M), targets (B, h, w). The guesses, channels 1 and up, count only for

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from clickmask.segmenters._builtin.prompts import BOX, CLICKED, MAPS, MIDDLE, REGION, REJECTED
@@ -38,7 +38,7 @@ class ClickFPN(nn.Module):
         self.decoder = PromptDecoder()
 
 
-def channels_last(x: torch.Tensor) -> torch.Tensor:
+def channels_last(x: Tensor) -> Tensor:
     """`x` with adjacent channels, which is twice as fast. Repeating and adding lose this layout."""
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -48,9 +48,9 @@ def calibrate(network: ClickFPN, run: Callable[[], object]) -> None:
 
     `run` must feed the network, then in evaluation mode, with batches like those of the training.
     """
-    sums: dict[Any, torch.Tensor] = {}  # (3, C): number of pixels, their sum, and the sum of their squares
+    sums: dict[Any, Tensor] = {}  # (3, C): number of pixels, their sum, and the sum of their squares
 
-    def add(norm: nn.Module, given: tuple[torch.Tensor]) -> None:
+    def add(norm: nn.Module, given: tuple[Tensor]) -> None:
         x = given[0].detach().double().transpose(0, 1).flatten(1)  # (B, C, h, w) -> (C, B h w)
         sums[norm] = sums.get(norm, 0) + torch.stack([torch.ones_like(x).sum(1), x.sum(1), (x * x).sum(1)])
 
@@ -84,7 +84,7 @@ class ImageEncoder(nn.Module):
             lambda stride: nn.Conv2d(WIDTHS[stride], SIMILARITIES[stride], 1), SIMILARITIES
         )
 
-    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, image: Tensor) -> list[Tensor]:
         """(B, 3, H, W) in [-1, 1] -> (B, WIDTHS[s], H / s, W / s) for each stride, then the similarities."""
         found = self.backbone(image)
         above = self.laterals["32"](found[32])
@@ -122,9 +122,7 @@ class PromptDecoder(nn.Module):
             nn.Linear(WIDTHS[32] + WIDTHS[16] + WIDTHS[4] + 2, 96), nn.ReLU(), nn.Linear(96, 1)
         )
 
-    def forward(
-        self, embedded: Sequence[torch.Tensor], maps: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, embedded: Sequence[Tensor], maps: Tensor) -> tuple[Tensor, Tensor]:
         """EMBEDDED, and (B, MAPS, H / 2, W / 2) -> logits (B, MASKS, H / 2, W / 2), IoUs (B, MASKS)."""
         pyramid = dict(zip(STRIDES, embedded[: len(STRIDES)], strict=True))
         compared = dict(zip(SIMILARITIES, embedded[len(STRIDES) :], strict=True))
@@ -132,7 +130,7 @@ class PromptDecoder(nn.Module):
         for stride in reversed(STRIDES[:-1]):
             pooled[stride] = functional.avg_pool2d(pooled[stride // 2], 2)
         alike = {stride: likeness(compared[stride], pooled[stride]) for stride in SIMILARITIES}
-        levels: dict[int, torch.Tensor] = {}
+        levels: dict[int, Tensor] = {}
         for stride in STRIDES:
             alikes = [_at_stride(alike[other], other, stride) for other in TOLD[stride]]
             x = pyramid[stride] + self.prompts[str(stride)](torch.cat([pooled[stride], *alikes], 1))
@@ -164,7 +162,7 @@ class PromptDecoder(nn.Module):
         return logits, torch.sigmoid(self.worth(told)[..., 0].float())
 
 
-def likeness(features: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+def likeness(features: Tensor, maps: Tensor) -> Tensor:
     """Cosines (B, ALIKE, h, w) between unit `features` (B, C, h, w) and the means of the regions of ALIKE.
 
     The regions come from `maps` (B, MAPS, h, w). The cosines of an empty region are 0.
@@ -194,7 +192,7 @@ class _Residual(nn.Module):
         self.second = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return functional.relu(x + self.norm(self.second(self.first(x))))
 
 
@@ -202,11 +200,11 @@ def _by_stride(build: Callable[[int], nn.Module], strides: Iterable[int] = STRID
     return nn.ModuleDict({str(stride): build(stride) for stride in strides})
 
 
-def _doubled(x: torch.Tensor) -> torch.Tensor:
+def _doubled(x: Tensor) -> Tensor:
     return functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
-def _at_stride(x: torch.Tensor, stride: int, wanted: int) -> torch.Tensor:
+def _at_stride(x: Tensor, stride: int, wanted: int) -> Tensor:
     if wanted > stride:
         return functional.avg_pool2d(x, wanted // stride)
     factor = float(stride // wanted)

@@ -22,6 +22,8 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
 
 from clickmask.datasets.coco_reader import sample_objects
 from clickmask.errors import InvalidRequest
@@ -71,13 +73,23 @@ class Pool:
     """Decoded photographs on a device, each at the top left of a square of SIDE."""
 
     photographs: Sequence[Photograph]
-    pixels: torch.Tensor  # (N, 3, SIDE, SIDE) uint8
-    codes: torch.Tensor  # (N, SIDE, SIDE) int32, see PARTS; 0 is not labelled
-    sizes: torch.Tensor  # (N, 2) of (height, width)
-    boxes: torch.Tensor  # (M, 4), one per object, in pixels of its square
-    owners: torch.Tensor  # (M,) the object's photograph
-    numbers: torch.Tensor  # (M,) the object's number in the photograph's codes
-    chances: torch.Tensor  # (M,) the object's chance of a crop around it
+    pixels: Tensor  # (N, 3, SIDE, SIDE) uint8
+    codes: Tensor  # (N, SIDE, SIDE) int32, see PARTS; 0 is not labelled
+    sizes: Tensor  # (N, 2) of (height, width)
+    boxes: Tensor  # (M, 4), one per object, in pixels of its square
+    owners: Tensor  # (M,) the object's photograph
+    numbers: Tensor  # (M,) the object's number in the photograph's codes
+    chances: Tensor  # (M,) the object's chance of a crop around it
+
+    def crop(self, owners: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, S, S) in [-1, 1], zero outside, and codes (B, 1, S, S) of `owners` at `grid`."""
+        pixels = self.pixels[owners].float() / 127.5 - 1
+        images = functional.grid_sample(pixels, grid, mode="bilinear", align_corners=False)
+        places = (grid + 1) * (SIDE / 2)  # (B, S, S, 2) of (x, y)
+        inside = ((places >= 0) & (places < self.sizes[owners].flip(1)[:, None, None])).all(3)
+        codes = self.codes[owners][:, None].float()  # whole numbers below 2^24 are exact
+        codes = functional.grid_sample(codes, grid, mode="nearest", align_corners=False)
+        return images * inside[:, None], codes
 
 
 def find_photographs(folder: Path) -> list[Photograph]:

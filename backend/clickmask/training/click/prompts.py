@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from clickmask.segmenters._builtin import prompts as served
@@ -30,12 +31,12 @@ class Prompts:
         # px of the input, at the pixels' centres: (h,) and (w,)
         self._y, self._x = (2 * torch.arange(side, device=device) + 1.0 for side in size)
 
-    def ambiguous(self) -> torch.Tensor:
+    def ambiguous(self) -> Tensor:
         """1 for a lone click, which may mean a part or the whole, and 0 for anything else. (N,)"""
         told = self.maps[:, [served.BOX, served.REGION]].abs().amax((1, 2, 3))
         return ((told == 0) & (self.clicks == 1)).float()
 
-    def click(self, points: torch.Tensor, foreground: torch.Tensor, when: torch.Tensor) -> None:
+    def click(self, points: Tensor, foreground: Tensor, when: Tensor) -> None:
         """Add the points (N, 2) of (x, y) to the targets in `when` (N,)."""
         across = (self._x - points[:, :1]) ** 2  # (N, w)
         down = (self._y - points[:, 1:]) ** 2  # (N, h)
@@ -49,7 +50,7 @@ class Prompts:
                 self._set(channel, torch.maximum(self.maps[:, channel], bump), chosen)
         self.clicks += when
 
-    def enclose(self, boxes: torch.Tensor, when: torch.Tensor) -> None:
+    def enclose(self, boxes: Tensor, when: Tensor) -> None:
         """Set the boxes (N, 4) of the targets in `when` (N,)."""
         x, y = self._x, self._y
         x0, y0, x1, y1 = (boxes[:, number, None] for number in range(4))
@@ -61,15 +62,15 @@ class Prompts:
         v = (2 * (y - y0) / (y1 - y0).clamp(min=1) - 1)[:, :, None]
         self._set(served.MIDDLE, (1 - u**2).clamp(min=0) * (1 - v**2).clamp(min=0), when)
 
-    def correct(self, probabilities: torch.Tensor, when: torch.Tensor) -> None:
+    def correct(self, probabilities: Tensor, when: Tensor) -> None:
         """Show the masks (N, h, w) in `when` as the current masks."""
         self._set(served.REGION, 2 * probabilities.clamp(0, 1) - 1, when)
 
-    def _set(self, channel: int, values: torch.Tensor, when: torch.Tensor) -> None:
+    def _set(self, channel: int, values: Tensor, when: Tensor) -> None:
         self.maps[:, channel] = torch.where(when[:, None, None], values, self.maps[:, channel])
 
 
-def begin(targets: torch.Tensor, noise: torch.Generator) -> Prompts:
+def begin(targets: Tensor, noise: torch.Generator) -> Prompts:
     """The first prompts for `targets` (N, h, w) of 0 and 1; some include nearly right masks."""
     count, height, width = targets.shape
     prompts = Prompts((height, width), targets.device, count)
@@ -85,9 +86,7 @@ def begin(targets: torch.Tensor, noise: torch.Generator) -> Prompts:
     return prompts
 
 
-def correct(
-    prompts: Prompts, targets: torch.Tensor, probabilities: torch.Tensor, noise: torch.Generator
-) -> Prompts:
+def correct(prompts: Prompts, targets: Tensor, probabilities: Tensor, noise: torch.Generator) -> Prompts:
     """`prompts` after a click in the larger error of `probabilities` (N, h, w), which become the region.
 
     Some get a blurred region and no click, as a second pass over part of an image gets the first's answer.
@@ -102,8 +101,8 @@ def correct(
 
 
 def largest_error(
-    targets: torch.Tensor, found: torch.Tensor, noise: torch.Generator | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    targets: Tensor, found: Tensor, noise: torch.Generator | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Points in the larger errors of `found` (N, h, w), whether they were missed, and their depths."""
     wanted = targets > 0.5
     points, depths = deepest(torch.cat([wanted & ~found, found & ~wanted]).float(), noise)
@@ -113,7 +112,7 @@ def largest_error(
     return chosen, foreground, torch.maximum(missed, wrong)
 
 
-def deepest(masks: torch.Tensor, noise: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def deepest(masks: Tensor, noise: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Points (N, 2) deep inside `masks` (N, h, w), and the greatest depths (N,), 0 for an empty mask.
 
     With `noise`, only a share CENTRAL are deepest. Depths are octagonal distances at a quarter of the size.
@@ -140,7 +139,7 @@ def deepest(masks: torch.Tensor, noise: torch.Generator | None = None) -> tuple[
     return points.float(), most
 
 
-def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
+def tight_boxes(masks: Tensor) -> Tensor:
     """Boxes (N, 4) of (x0, y0, x1, y1) around `masks` (N, h, w), in pixels of the twice as large input."""
     _, height, width = masks.shape
     columns, rows = (masks > 0.5).any(1), (masks > 0.5).any(2)
@@ -152,7 +151,7 @@ def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
     return 2.0 * torch.stack([x0, y0, x1, y1], 1)
 
 
-def sloppy_boxes(masks: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+def sloppy_boxes(masks: Tensor, noise: torch.Generator) -> Tensor:
     """Boxes as people draw them: some tight to about a pixel, some not."""
     boxes = tight_boxes(masks)
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
@@ -164,7 +163,7 @@ def sloppy_boxes(masks: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
     return torch.cat([low, high], 1)
 
 
-def nearly(targets: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+def nearly(targets: Tensor, noise: torch.Generator) -> Tensor:
     """`targets` (N, h, w) grown or shrunk, moved and blurred, like masks of another model or first pass."""
     draw = _uniform(targets, noise)
     mask = targets[:, None].float()
@@ -177,13 +176,13 @@ def nearly(targets: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
     return _blurred(changed[:, 0], 8)
 
 
-def _blurred(masks: torch.Tensor, factor: int) -> torch.Tensor:
+def _blurred(masks: Tensor, factor: int) -> Tensor:
     """`masks` as if found at a `factor` times smaller size."""
     small = functional.avg_pool2d(masks[:, None].float(), factor)
     return functional.interpolate(small, masks.shape[1:], mode="bilinear")[:, 0]
 
 
-def _depths(masks: torch.Tensor) -> torch.Tensor:
+def _depths(masks: Tensor) -> Tensor:
     """Number of erosions each pixel of `masks` (N, h, w) survives, by alternating crosses and squares.
 
     The outside of the frame is background. A partly covered pixel counts by its covered part.
@@ -200,6 +199,6 @@ def _depths(masks: torch.Tensor) -> torch.Tensor:
     return total[:, 0, 1:-1, 1:-1]
 
 
-def _uniform(like: torch.Tensor, noise: torch.Generator) -> Callable[[], torch.Tensor]:
+def _uniform(like: Tensor, noise: torch.Generator) -> Callable[[], Tensor]:
     """A function that draws N numbers in [0, 1) at each call, one per element of `like`."""
     return lambda: torch.rand(like.shape[0], generator=noise, device=like.device)

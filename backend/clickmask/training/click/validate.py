@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from clickmask.training.click.fit import ious
@@ -27,7 +28,7 @@ BATCH = 16
 def validate(network: ClickFPN, pool: Pool, side: int) -> Mapping[str, list[float]]:
     """Scores by group of photographs: mIoU after 1 .. CLICKS clicks and from a box, number of objects."""
     network.eval()
-    found: dict[str, list[torch.Tensor]] = {}
+    found: dict[str, list[Tensor]] = {}
     noise = torch.Generator(pool.pixels.device).manual_seed(0)
     usable: list[int] = sorted(set(cast("Any", pool.owners).tolist()))
     for first in range(0, len(usable), BATCH):
@@ -39,22 +40,21 @@ def validate(network: ClickFPN, pool: Pool, side: int) -> Mapping[str, list[floa
             scores = _scores(network, embedded, targets.flatten(0, 1)).reshape(len(owners), OBJECTS, -1)
         for owner, rows in zip(usable[first:], scores, strict=False):
             found.setdefault(pool.photographs[owner].group, []).extend(rows)
-    summary = {
-        group: [round(float(value), 4) for value in torch.stack(rows).mean(0)] + [float(len(rows))]
-        for group, rows in sorted(found.items())
-    }
-    groups = torch.tensor([row[:-1] for row in summary.values()])
-    summary["mean of groups"] = [round(float(value), 4) for value in groups.mean(0)] + [float(len(groups))]
-    return summary
+
+    def means(rows: Tensor) -> list[float]:
+        return [*(round(float(value), 4) for value in rows.mean(0)), float(len(rows))]
+
+    summary = {group: means(torch.stack(rows)) for group, rows in sorted(found.items())}
+    return {**summary, "mean of groups": means(torch.tensor([row[:-1] for row in summary.values()]))}
 
 
-def _scores(network: ClickFPN, embedded: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+def _scores(network: ClickFPN, embedded: list[Tensor], targets: Tensor) -> Tensor:
     """IoUs (N, CLICKS + 1) after each click, then from the box alone."""
     count, height, width = targets.shape
     everywhere = torch.ones(count, dtype=torch.bool, device=targets.device)
     prompts = Prompts((height, width), targets.device, count)
     found = torch.zeros_like(targets, dtype=torch.bool)
-    rows: list[torch.Tensor] = []
+    rows: list[Tensor] = []
     for _ in range(CLICKS):
         points, foreground, _ = largest_error(targets, found)
         prompts.click(points, foreground, everywhere)
@@ -68,21 +68,15 @@ def _scores(network: ClickFPN, embedded: list[torch.Tensor], targets: torch.Tens
     return torch.stack([*rows, ious(logits[:, :1], targets)[:, 0]], 1)
 
 
-def _whole(
-    pool: Pool, owners: torch.Tensor, side: int, noise: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _whole(pool: Pool, owners: Tensor, side: int, noise: torch.Generator) -> tuple[Tensor, Tensor]:
     """Whole images (B, 3, S, S), and OBJECTS targets for each (B, OBJECTS, S / 2, S / 2)."""
-    count, sizes = len(owners), pool.sizes[owners]
-    scale = sizes.amax(1).float() / SIDE
+    count = len(owners)
+    scale = pool.sizes[owners].amax(1).float() / SIDE
     theta = torch.zeros((count, 2, 3), device=owners.device)
     theta[:, 0, 0] = theta[:, 1, 1] = scale
     theta[:, :, 2] = (scale - 1)[:, None]
     grid = functional.affine_grid(theta, [count, 3, side, side], align_corners=False)
-    inside = ((grid + 1) * (SIDE / 2) < sizes.flip(1)[:, None, None]).all(3)[:, None]
-    pixels = pool.pixels[owners].float() / 127.5 - 1
-    images = functional.grid_sample(pixels, grid, align_corners=False) * inside
-    found = pool.codes[owners][:, None].float()
-    codes = functional.grid_sample(found, grid, mode="nearest", align_corners=False)
+    images, codes = pool.crop(owners, grid)
     ids = torch.div(codes[:, 0], PARTS, rounding_mode="floor")  # (B, S, S)
     targets = torch.zeros((count, OBJECTS, side // 2, side // 2), device=owners.device)
     for number in range(count):

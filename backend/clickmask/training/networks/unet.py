@@ -10,10 +10,11 @@ pictures. On 63 nuclei pictures the validation mIoU after 40 steps was .82, with
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clickmask.errors import InvalidRequest
 
@@ -51,19 +52,17 @@ class UNet(nn.Module):
     def __init__(self, classes: int, base: int = BASE, levels: int = LEVELS) -> None:
         super().__init__()
         widths = [base * 2**level for level in range(levels + 1)]  # 16, 32, 64, 128, 256
-        inputs = [3, *widths[:-1]]
-        self.contracting = nn.ModuleList(
-            DoubleConvolution(before, after) for before, after in zip(inputs, widths, strict=True)
-        )
+        rising = widths[:0:-1]  # 256, 128, 64, 32
+        self.contracting = nn.ModuleList(DoubleConvolution(*pair) for pair in pairwise([3, *widths]))
         self.upsampling = nn.ModuleList(
-            nn.ConvTranspose2d(width, width // 2, 2, stride=2) for width in reversed(widths[1:])
+            nn.ConvTranspose2d(width, width // 2, 2, stride=2) for width in rising
         )
-        self.expanding = nn.ModuleList(DoubleConvolution(width, width // 2) for width in reversed(widths[1:]))
+        self.expanding = nn.ModuleList(DoubleConvolution(width, width // 2) for width in rising)
         self.classifier = nn.Conv2d(base, classes, 1)
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixels: Tensor) -> Tensor:
         features = pixels - 0.5
-        skipped: list[torch.Tensor] = []
+        skipped: list[Tensor] = []
         for level, convolve in enumerate(self.contracting):
             if level:
                 features = nn.functional.max_pool2d(features, 2)
