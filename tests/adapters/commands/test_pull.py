@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from clickmask.errors import InvalidRequest
-from clickmask.ingest import pull as pulling
-from clickmask.ingest.apply import Page
-from clickmask.labels.submissions import ProjectDescribed, Submission
+from clickmask.ingest.apply import Ingester, LabelSource, Page
+from clickmask.labels.submissions import Change, ProjectDescribed, Submission
 from clickmask.store import Store
 from clickmask_adapters.cli import app
 from clickmask_adapters.settings import Settings
@@ -101,14 +100,14 @@ def test_an_interrupt_loses_nothing(
 ) -> None:
     for number in range(1, 4):
         studio.add_task(number, studio.annotation(number, rectangle("r")))
-    take = pulling._apply
+    apply = Ingester.apply
 
-    def interrupted(changes: Sequence[object], *rest: object) -> object:
+    def interrupted(ingester: Ingester, change: Change, tool: LabelSource) -> bool:
         if studio.asked.count("/api/tasks") == 2:
             raise KeyboardInterrupt
-        return take(changes, *rest)  # type: ignore[arg-type]  # as they came
+        return apply(ingester, change, tool)
 
-    monkeypatch.setattr(pulling, "_apply", interrupted)
+    monkeypatch.setattr(Ingester, "apply", interrupted)
     result = pull()
     assert result.exit_code == 130
     assert "goes on from there" in result.stderr
