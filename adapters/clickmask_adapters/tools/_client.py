@@ -78,7 +78,7 @@ class RestClient:
 
     def authorization(self, refused: str = "") -> str | None:
         """The value of the Authorization header; a different one from `refused` if possible."""
-        raise NotImplementedError
+        raise NotImplementedError  # each tool has its own credentials
 
     def ask(
         self,

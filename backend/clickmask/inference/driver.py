@@ -71,7 +71,7 @@ def blaming(name: str) -> Generator[None]:
         yield
     except ClickmaskError:
         raise
-    except Exception as error:
+    except Exception as error:  # a plugin may raise anything
         log.exception("%s failed", name)
         kind = type(error).__name__
         raise Failed(f"{name} failed ({kind}); clickmask's log has the details") from error
