@@ -46,8 +46,8 @@ def exported(folder: Path) -> dict[str, Sam]:
         own.mkdir()
         if encoder is not None:
             sam.image_encoder = encoder
-        onnx_export._export_encoder(sam, own)
-        onnx_export._export_decoder(sam, own)
+        onnx_export.export_encoder(sam, own)
+        onnx_export.export_decoder(sam, own)
         (own / "export.json").write_text(json.dumps({"side": sam.side}))
         found[f"SAM, {name}"] = Sam(name, OnnxSam(own, RUNTIME))
     return found

@@ -84,7 +84,7 @@ def export_real_sam(weights: Path, folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         torch.save(sam.state_dict(), Path(scratch) / "sam.pth")
         whole = TorchSam(Path(scratch) / "sam.pth", torch.device("cpu"))
-    onnx_export._export_decoder(whole, folder)
+    onnx_export.export_decoder(whole, folder)
     (folder / "export.json").write_text(json.dumps({"side": whole.side}))
     return folder
 

@@ -68,7 +68,24 @@ def export(checkpoint: Path, folder: Path) -> None:
     _say(0.0, "reading the checkpoint")
     sam = TorchSam(checkpoint, torch.device("cpu"))
     _say(0.1, "exporting the image encoder")
-    side, blank = sam.side, torch.zeros(1, 3, sam.side, sam.side)
+    export_encoder(sam, folder)
+    _say(0.5, "exporting the mask decoder")
+    export_decoder(sam, folder)
+    (folder / "export.json").write_text(
+        json.dumps({"side": sam.side, "torch": torch.__version__, "onnx": onnx.__version__, "opset": OPSET})
+    )
+    _say(0.6, "asking torch for an answer")
+    pixels = golden_image(sam.side)
+    features = sam.encode(pixels)
+    runtimes = installed_runtimes()
+    for number, runtime in enumerate(runtimes):
+        _say(0.7 + 0.3 * number / len(runtimes), f"comparing {runtime}'s with it")
+        verify(sam, features, OnnxSam(folder, Runtimes(runtime, exact=True)), pixels)
+    _say(1.0, "done")
+
+
+def export_encoder(sam: TorchSam, folder: Path) -> None:
+    blank = torch.zeros(1, 3, sam.side, sam.side)
     with tempfile.TemporaryDirectory(dir=folder) as scattered:  # above 2 GB, torch writes a file per tensor
         _export(sam.image_encoder, (blank,), Path(scattered) / "encoder.onnx", ["pixels"], ["features"])
         network = cast("Any", onnx).load(Path(scattered) / "encoder.onnx")
@@ -79,7 +96,10 @@ def export(checkpoint: Path, folder: Path) -> None:
         all_tensors_to_one_file=True,
         location="encoder.weights",
     )
-    _say(0.5, "exporting the mask decoder")
+
+
+def export_decoder(sam: TorchSam, folder: Path) -> None:
+    side = sam.side
     example = (
         torch.zeros(1, 256, side // 16, side // 16),
         torch.full((1, 2, 2), side / 2),
@@ -89,17 +109,6 @@ def export(checkpoint: Path, folder: Path) -> None:
     )
     names, growing = ["features", "points", "labels", "mask", "has_mask"], ["points", "labels"]
     _export(Decoder(sam).eval(), example, folder / "decoder.onnx", names, ["masks", "scores"], growing)
-    (folder / "export.json").write_text(
-        json.dumps({"side": side, "torch": torch.__version__, "onnx": onnx.__version__, "opset": OPSET})
-    )
-    _say(0.6, "asking torch for an answer")
-    pixels = golden_image(side)
-    features = sam.encode(pixels)
-    runtimes = installed_runtimes()
-    for number, runtime in enumerate(runtimes):
-        _say(0.7 + 0.3 * number / len(runtimes), f"comparing {runtime}'s with it")
-        verify(sam, features, OnnxSam(folder, Runtimes(runtime, exact=True)), pixels)
-    _say(1.0, "done")
 
 
 def golden_image(side: int) -> Pixels:
