@@ -52,8 +52,8 @@ format: $(VENV)/everything
 	$(run)/ruff check --fix .
 	$(run)/ruff format .
 
-bench: $(VENV)/everything
-	cd tests && ../$(run)/python -m benchmarks
+bench: $(VENV)/everything $(LABEL_STUDIO_VENV)/installed
+	cd tests && CLICKMASK_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV)) ../$(run)/python -m benchmarks
 
 $(run)/python:
 	$(PYTHON) -m venv $(VENV)
