@@ -122,7 +122,7 @@ def test_the_environment_is_read_in_one_place() -> None:
     assert readers <= {ADAPTERS / "settings.py"}
 
 
-@pytest.mark.parametrize("name", ["prompts.py", "answers.py"])
+@pytest.mark.parametrize("name", ["prompts.py", "answers.py", "clicks.py", "shapes.py", "label_config.py"])
 def test_translators_are_pure(name: str) -> None:
     for path in (ADAPTERS / "tools").rglob(name):
         assert not imported_roots(path) & {"fastapi", "requests", "sqlite3", "threading"}, path

@@ -18,8 +18,11 @@ from pycocotools import mask as coco
 from clickmask.masks.polygons import mask_to_polygons, polygons_to_mask
 from clickmask.masks.rle import mask_to_rle, rle_to_mask
 from clickmask.types import Mask, Size
-from clickmask_adapters.tools.label_studio.bit_mask import mask_to_bit_mask
-from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask, mask_to_brush_rle
+from clickmask_adapters.tools.label_studio.shapes import (
+    brush_rle_to_mask,
+    mask_to_bit_mask,
+    mask_to_brush_rle,
+)
 from support.label_studio_sdk_oracle import brush_module
 
 brush = brush_module()

@@ -36,7 +36,7 @@ from clickmask.segmenters._sam.prompts import resized_size
 from clickmask.segmenters._sam.torch_networks import TorchSam
 from clickmask.types import Image, Prompt, Size
 from clickmask_adapters.tools.cvat.mask_points import mask_to_dense_reply
-from clickmask_adapters.tools.label_studio.brush_rle import mask_to_brush_rle
+from clickmask_adapters.tools.label_studio.shapes import mask_to_brush_rle
 from support.checkpoints import VIT_B, weights_of, write_checkpoint
 from support.hosts import host_of
 from support.label_studio_sdk_oracle import brush_module

@@ -24,7 +24,7 @@ from skimage import data
 from clickmask.inference.runtimes import Runtimes
 from clickmask.segmenters import sam
 from clickmask.types import Mask
-from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
+from clickmask_adapters.tools.label_studio.shapes import brush_rle_to_mask
 from support.checkpoints import VIT_B, weights_of, write_checkpoint
 from support.hosts import host_of
 from support.serve_checkpoint import TESTS, server_of

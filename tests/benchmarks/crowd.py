@@ -11,7 +11,7 @@ from functools import partial
 
 from benchmarks.beside import Photo, Place, Said, Side
 from clickmask.masks.regions import mask_iou
-from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
+from clickmask_adapters.tools.label_studio.shapes import brush_rle_to_mask
 
 SAME = 0.99  # IoU: a mask that is less like the quiet answer is of another image, or of none
 

@@ -30,9 +30,9 @@ from clickmask.images.source import ImageSource
 from clickmask.masks.rle import rle_to_mask
 from clickmask.store import Store
 from clickmask.types import Mask, Pixels, Point, Size
-from clickmask_adapters.tools.label_studio.bit_mask import mask_to_bit_mask
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.connect import connect
+from clickmask_adapters.tools.label_studio.shapes import mask_to_bit_mask
 from support import drawn
 from support.clicking import chromium
 from support.label_studio_sdk_oracle import decode_rle, mask2rle

@@ -26,8 +26,7 @@ from clickmask.types import Mask, Size
 from clickmask_adapters.exports import coco
 from clickmask_adapters.tools.label_studio import label_config
 from clickmask_adapters.tools.label_studio import labels as accepted
-from clickmask_adapters.tools.label_studio.bit_mask import mask_to_bit_mask
-from clickmask_adapters.tools.label_studio.brush_rle import mask_to_brush_rle
+from clickmask_adapters.tools.label_studio.shapes import mask_to_bit_mask, mask_to_brush_rle
 from support import label_studio_sdk_oracle
 from support.drawn import disc, ellipse, rectangle, ring
 from support.labelled import FilesInMemory, digest_of, noise

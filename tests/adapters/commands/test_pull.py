@@ -19,9 +19,9 @@ from clickmask.store import Store
 from clickmask_adapters.cli import app
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools._client import ToolError
-from clickmask_adapters.tools.label_studio import pull as label_studio_pulling
+from clickmask_adapters.tools.label_studio import labels as label_studio_labels
 from clickmask_adapters.tools.label_studio.client import client_of
-from clickmask_adapters.tools.label_studio.pull import LabelStudioLabels
+from clickmask_adapters.tools.label_studio.labels import LabelStudioLabels
 from support.label_studio_standin import TOKEN, LabelStudioStandin, label_studio_standin, rectangle
 
 TOOL, PROJECT = "label_studio", "3"
@@ -38,7 +38,7 @@ def home(studio: LabelStudioStandin, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CLICKMASK_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("LABEL_STUDIO_URL", studio.url)
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", TOKEN)
-    monkeypatch.setattr(label_studio_pulling, "PAGE", 2)
+    monkeypatch.setattr(label_studio_labels, "PAGE", 2)
     return tmp_path / "home"
 
 

@@ -16,9 +16,9 @@ from clickmask_adapters.tools import _client
 from clickmask_adapters.tools._client import RestClient, ToolError
 from clickmask_adapters.tools.cvat.client import CvatClient
 from clickmask_adapters.tools.cvat.pull import CvatLabels
-from clickmask_adapters.tools.label_studio import pull
+from clickmask_adapters.tools.label_studio import labels
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
-from clickmask_adapters.tools.label_studio.pull import LabelStudioLabels
+from clickmask_adapters.tools.label_studio.labels import LabelStudioLabels
 from support.cvat_server import TOKEN as CVAT_TOKEN
 from support.cvat_server import CvatServer
 from support.label_studio_standin import TOKEN as LABEL_STUDIO_TOKEN
@@ -56,7 +56,7 @@ def slowly(*_: object) -> tuple[int, object]:
 
 @pytest.fixture
 def studio(monkeypatch: pytest.MonkeyPatch) -> Iterator[LabelStudioStandin]:
-    monkeypatch.setattr(pull, "PAGE", 2)
+    monkeypatch.setattr(labels, "PAGE", 2)
     with label_studio_standin() as standin:
         for number in range(1, 6):
             task = standin.add_task(number)

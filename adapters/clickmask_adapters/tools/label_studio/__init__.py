@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
 from clickmask_adapters.tools import NamedImage, Tool
-from clickmask_adapters.tools.label_studio.settings import LabelStudioSettings
+from clickmask_adapters.tools._settings import ServerUrl
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -16,13 +18,27 @@ if TYPE_CHECKING:
     from clickmask_adapters.home import Home
     from clickmask_adapters.tools._prelabel import Step
     from clickmask_adapters.tools.label_studio.client import LabelStudioClient
-    from clickmask_adapters.tools.label_studio.pull import LabelStudioLabels
+    from clickmask_adapters.tools.label_studio.labels import LabelStudioLabels
+
+TOOL = "label_studio"
+
+
+class LabelStudioSettings(BaseModel):
+    """The variables that Label Studio's own machine learning backends use, too."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    label_studio_url: ServerUrl = Field(default=None, validation_alias="LABEL_STUDIO_URL")
+    """The address of Label Studio, from which it is asked for tasks, labels and images."""
+    label_studio_api_key: SecretStr | None = Field(default=None, validation_alias="LABEL_STUDIO_API_KEY")
+    """A legacy or a personal access token; default installations refuse the one that /setup carries."""
+
 
 SETTINGS = LabelStudioSettings
 
 
 class LabelStudio(Tool):
-    name = "label_studio"
+    name = TOOL
     open_paths = frozenset({"/health", "/setup", "/predict", "/versions", "/webhook"})
 
     def __init__(self, home: Home) -> None:
@@ -38,7 +54,7 @@ class LabelStudio(Tool):
 
     @cached_property
     def _labels(self) -> LabelStudioLabels:
-        from clickmask_adapters.tools.label_studio.pull import LabelStudioLabels
+        from clickmask_adapters.tools.label_studio.labels import LabelStudioLabels
 
         return LabelStudioLabels(self._client)
 
@@ -48,7 +64,7 @@ class LabelStudio(Tool):
         return routes.router(workbench, self._client, self._home.settings.min_iou)
 
     def images(self, project: str) -> Iterator[NamedImage]:
-        from clickmask_adapters.tools.label_studio.pull import project_images
+        from clickmask_adapters.tools.label_studio.labels import project_images
 
         return project_images(self._client, project)
 

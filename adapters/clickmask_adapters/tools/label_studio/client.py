@@ -1,7 +1,5 @@
 """Label Studio's REST API as of 1.23.2, and the addresses of its tasks' images."""
 
-from __future__ import annotations
-
 import base64
 import itertools
 import re
@@ -17,16 +15,13 @@ from clickmask.errors import Refused
 from clickmask.images.fetch import origin_of
 from clickmask.types import ImageRef
 from clickmask_adapters.tools._client import RestClient
-from clickmask_adapters.tools.label_studio.settings import LabelStudioSettings
+from clickmask_adapters.tools.label_studio import LabelStudioSettings
 
-URL_VARIABLE = "LABEL_STUDIO_URL"
-KEY_VARIABLE = "LABEL_STUDIO_API_KEY"
 STORAGE_SCHEMES = frozenset({"s3", "s3s", "gs", "azure-blob"})
 IMAGE_ROUTES = re.compile(
     r"/data/(upload|local-files)/|/storage-data/uploaded/|/(tasks|projects)/\d+/(resolve|presign)/"
 )
 RENEW_BEFORE_S = 60.0  # left unused of an access token's 300 s, for a fetch that waits
-LIFETIME_S = 300.0  # of an access token that does not say
 
 
 class Credentials:
@@ -38,12 +33,9 @@ class Credentials:
     def __init__(
         self, api_key: str, exchange: Callable[[str], str], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._key = api_key
-        self._exchange = exchange
-        self._clock = clock
+        self._key, self._exchange, self._clock = api_key, exchange, clock
         self._lock = threading.Lock()
-        self._access = ""
-        self._renew_at = 0.0
+        self._access, self._renew_at = "", 0.0
 
     def header(self, refused: str = "") -> str:
         """The value of Authorization; a new one if `refused` is still the current one."""
@@ -56,18 +48,33 @@ class Credentials:
             return f"Bearer {self._access}"
 
 
+def _lifetime(token: str) -> float:
+    """Seconds for which a JWT is valid by its own claims: the clocks need not agree."""
+    payload = token.split(".")[1] if token.count(".") == 2 else ""
+    try:
+        claims = orjson.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return float(claims["exp"]) - float(claims["iat"])
+    except (ValueError, KeyError, TypeError):
+        return 300.0  # as Label Studio's tokens have
+
+
 class LabelStudioClient(RestClient):
     """One Label Studio. Without `url` or `api_key` it still locates images that need neither."""
 
     tool = "Label Studio"
-    url_variable = URL_VARIABLE
+    url_variable = "LABEL_STUDIO_URL"
     webhook_path = "/api/webhooks/{}/"
-    credentials = KEY_VARIABLE
+    credentials = "LABEL_STUDIO_API_KEY"
     renewal = "to a token of your account page (a legacy token only if your organization still allows them)"
 
     def __init__(self, url: str | None, api_key: str | None) -> None:
         super().__init__(url)
         self._key = Credentials(api_key.strip(), self._exchange) if api_key else None
+
+    def _exchange(self, refresh_token: str) -> str:
+        body = {"refresh": refresh_token}
+        answer = self.ask("POST", "/api/token/refresh/", body=body, authorized=False, idempotent=True)
+        return str(answer["access"])
 
     def authorization(self, refused: str = "") -> str | None:
         return self._key.header(refused) if self._key else None
@@ -112,12 +119,14 @@ class LabelStudioClient(RestClient):
     def _authorized(self, uri: str) -> ImageRef:
         header = self.authorization()
         if not header:
-            raise Refused(f"this image is behind Label Studio's login: set {KEY_VARIABLE}")
+            raise Refused(f"this image is behind Label Studio's login: set {self.credentials}")
         return ImageRef(uri, {"Authorization": header})
 
     def _require_url(self) -> str:
         if not self.url:
-            raise Refused(f"this image is inside Label Studio: set {URL_VARIABLE} (and {KEY_VARIABLE})")
+            raise Refused(
+                "this image is inside Label Studio: set LABEL_STUDIO_URL (and LABEL_STUDIO_API_KEY)"
+            )
         return self.url
 
     def version(self) -> str:
@@ -126,9 +135,6 @@ class LabelStudioClient(RestClient):
 
     def project(self, project: int) -> dict[str, Any]:
         return self.ask("GET", f"/api/projects/{project}/")
-
-    def change_project(self, project: int, changes: Mapping[str, Any]) -> None:
-        self.ask("PATCH", f"/api/projects/{project}/", body=changes, idempotent=True)
 
     def all_tasks(self, project: int, page_size: int = 200) -> Iterator[dict[str, Any]]:
         """Every task that the project has while its pages are read: id and data."""
@@ -150,23 +156,14 @@ class LabelStudioClient(RestClient):
         Tasks have annotations, drafts, predictions and original data. `without_annotations` omits submitted
         ones.
         """
-        filters = [("id", "greater", after)]
-        if without_annotations:
-            filters.append(("total_annotations", "equal", 0))
+        filters = [("id", "greater", after)] + [("total_annotations", "equal", 0)] * without_annotations
         items = [
             {"filter": f"filter:tasks:{column}", "operator": operator, "type": "Number", "value": value}
             for column, operator, value in filters
         ]
         query = {"filters": {"conjunction": "and", "items": items}, "ordering": ["tasks:id"]}
-        parameters = {
-            "project": project,
-            "fields": "all",
-            "resolve_uri": "false",
-            "page": 1,
-            "page_size": page_size,
-            "query": orjson.dumps(query).decode(),
-        }
-        found = self.ask("GET", "/api/tasks", params=parameters)
+        asked = {"project": project, "page": 1, "page_size": page_size, "query": orjson.dumps(query).decode()}
+        found = self.ask("GET", "/api/tasks", params={**asked, "fields": "all", "resolve_uri": "false"})
         return found.get("tasks", []), found.get("total", 0)
 
     def add_prediction(self, prediction: Mapping[str, Any]) -> None:
@@ -193,24 +190,8 @@ class LabelStudioClient(RestClient):
     def add_webhook(self, webhook: Mapping[str, Any]) -> dict[str, Any]:
         return self.ask("POST", "/api/webhooks/", body=webhook)
 
-    def _exchange(self, refresh_token: str) -> str:
-        """An access token for a personal access token."""
-        body = {"refresh": refresh_token}
-        answer = self.ask("POST", "/api/token/refresh/", body=body, authorized=False, idempotent=True)
-        return str(answer["access"])
-
 
 def client_of(settings: LabelStudioSettings) -> LabelStudioClient:
     """The Label Studio that the settings name."""
     key = settings.label_studio_api_key
     return LabelStudioClient(settings.label_studio_url, key.get_secret_value() if key else None)
-
-
-def _lifetime(token: str) -> float:
-    """Seconds for which a JWT is valid by its own claims: the clocks need not agree."""
-    payload = token.split(".")[1] if token.count(".") == 2 else ""
-    try:
-        claims = orjson.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        return float(claims["exp"]) - float(claims["iat"])
-    except (ValueError, KeyError, TypeError):
-        return LIFETIME_S

@@ -1,7 +1,5 @@
 """Connection of a Label Studio project with clickmask: backend, webhook, and a check both ways."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,10 +8,9 @@ from clickmask.types import ImageRef
 from clickmask_adapters.tools._client import ToolError
 from clickmask_adapters.tools._json import Json, project_number
 from clickmask_adapters.tools._webhook import changed, keep_oldest, mend_webhook
+from clickmask_adapters.tools.label_studio import label_config
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
-from clickmask_adapters.tools.label_studio.labels import config_of
 
-CONNECTED = "CO"  # MLBackend.state
 UNBLOCK = "start Label Studio with ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false (it needs both)"
 
 
@@ -39,14 +36,30 @@ def connect(
     yield from _mend_backend(client, number, url, username, secret)
     yield from _mend_webhook(client, number, f"{url}/webhook", secret)
     backend = next(row for row in client.backends(number) if row["url"].rstrip("/") == url)
-    if backend.get("state") != CONNECTED:
+    if backend.get("state") != "CO":  # connected
         said = backend.get("error_message") or backend.get("readable_state")
         raise ToolError(
             f"Label Studio does not reach clickmask at {url} ({said}): is clickmask running, and is this its "
             "address as Label Studio sees it?"
         )
     yield f"Label Studio reaches clickmask ({backend.get('model_version')})."
-    yield from _look_at_label_studio(client, found, read)
+    config = label_config.config_of(found)
+    if not any(control.smart for control in config.controls):
+        yield 'The labeling interface has no smart tool yet: add <KeyPointLabels … smart="true"> for clicks.'
+    name, task = next(iter(config.images), None), next(client.all_tasks(number, page_size=1), None)
+    if name is None or task is None:
+        yield "There is no task with an image yet, so reading one could not be tried."
+        return
+    try:
+        uri = config.image_uris(name, task["data"])[0]
+    except InvalidRequest as error:
+        yield f"No image could be tried: {error}."
+        return
+    try:
+        read(client.image_ref(task["id"], uri))
+    except ClickmaskError as error:
+        raise ToolError(f"clickmask cannot read the image of task {task['id']}: {error}") from error
+    yield f"clickmask reads the image of task {task['id']}."
 
 
 def _mend_backend(
@@ -57,23 +70,23 @@ def _mend_backend(
         wanted |= {"auth_method": "BASIC_AUTH", "basic_auth_user": username}
     # Label Studio never shows a password, so it is sent each time. It checks changes with url and project.
     password = {"basic_auth_pass": secret} if secret else {}
-    identity = {"project": project, "url": url}
-    place = "backend", url
-    kept = yield from keep_oldest(*place, client.backends(project), "url", client.remove_backend)
+    full = {"project": project, "url": url, **wanted, **password}
+    kept = yield from keep_oldest("backend", url, client.backends(project), "url", client.remove_backend)
     if kept is None:
         try:
-            client.add_backend({**identity, **wanted, **password, "title": "clickmask"})
+            client.add_backend({**full, "title": "clickmask"})
             yield f"The backend {url} was added."
             return
         except ToolError as error:
-            kept = yield from keep_oldest(*place, client.backends(project), "url", client.remove_backend)
+            rows = client.backends(project)
+            kept = yield from keep_oldest("backend", url, rows, "url", client.remove_backend)
             if kept is None:  # despite a 403 it may have been added, without its webhook (1.23.2)
                 raise _advised(error, f"the backend {url} could not be added") from error
             yield f"The backend {url} was added, though Label Studio refused its webhook."
     mended = changed(kept, wanted)
     if mended or password:
         try:
-            client.change_backend(kept["id"], {**identity, **wanted, **password})
+            client.change_backend(kept["id"], full)
         except ToolError as error:
             raise _advised(error, f"the backend {url} could not be changed") from error
     if mended:
@@ -92,44 +105,16 @@ def _mend_webhook(client: LabelStudioClient, project: int, url: str, secret: str
         own = {"send_payload": True, "send_for_all_actions": True, "is_active": True}
         return {**own, "headers": others | authorization}
 
+    def add(webhook: Json) -> Json:
+        return client.add_webhook({"project": project, **webhook})
+
     note = ", with its secret" if secret else ""
     try:
-        yield from mend_webhook(
-            client,
-            url,
-            client.webhooks(project),
-            "url",
-            wanted,
-            lambda webhook: client.add_webhook({"project": project, **webhook}),
-            added_note=note,
-            kept_note=note,
-        )
+        present = client.webhooks(project)
+        yield from mend_webhook(client, url, present, "url", wanted, add, added_note=note, kept_note=note)
     except ToolError as error:
         said = f"the webhook {url} is missing, so clicks work but accepted labels never arrive"
         raise _advised(error, said) from error
-
-
-def _look_at_label_studio(
-    client: LabelStudioClient, project: Json, read: Callable[[ImageRef], object]
-) -> Iterator[str]:
-    config = config_of(project)
-    if not any(control.smart for control in config.controls):
-        yield 'The labeling interface has no smart tool yet: add <KeyPointLabels … smart="true"> for clicks.'
-    name = next(iter(config.images), None)
-    task = next(client.all_tasks(project["id"], page_size=1), None)
-    if name is None or task is None:
-        yield "There is no task with an image yet, so reading one could not be tried."
-        return
-    try:
-        uri = config.image_uris(name, task["data"])[0]
-    except InvalidRequest as error:
-        yield f"No image could be tried: {error}."
-        return
-    try:
-        read(client.image_ref(task["id"], uri))
-    except ClickmaskError as error:
-        raise ToolError(f"clickmask cannot read the image of task {task['id']}: {error}") from error
-    yield f"clickmask reads the image of task {task['id']}."
 
 
 def _advised(error: ToolError, said: str) -> ToolError:

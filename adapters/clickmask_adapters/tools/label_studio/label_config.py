@@ -1,16 +1,17 @@
 """A project's label config (XML): its images, and the controls that prompt and answer. Pure."""
 
-from __future__ import annotations
-
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 from xml.etree import ElementTree
 
 from clickmask.errors import InvalidRequest
+from clickmask_adapters.tools._json import Json, as_text
+from clickmask_adapters.tools.label_studio import TOOL
 
-ANSWER_KINDS = ("brush", "bitmask", "polygon")
+log = logging.getLogger(__name__)
 LABELS = "labels"
 UNNAMED_FIELD = "$undefined$"  # the field of tasks imported as bare addresses
 VARIABLE = re.compile(r"\$([A-Za-z_][\w.\-]*)")
@@ -57,11 +58,10 @@ class Control:
 
 @dataclass(frozen=True)
 class Answer:
-    """A control to draw an answer with, and its labels; `labels_control` labels what a bare tag draws."""
+    """The control that draws an answer, followed by the one that labels it if a bare tag draws."""
 
-    control: Control
+    controls: tuple[Control, ...]
     labels: tuple[str, ...]
-    labels_control: Control | None = None
 
 
 @dataclass(frozen=True)
@@ -69,20 +69,31 @@ class LabelConfig:
     controls: tuple[Control, ...]
     images: Mapping[str, str]  # name of the <Image>: its value or valueList, "$image" for instance
 
-    def control(self, name: str) -> Control | None:
-        return next((control for control in self.controls if control.name == name), None)
-
     def image_uris(self, to_name: str, data: Mapping[str, Any]) -> list[str]:
         """Addresses in `data` of the images that `to_name` shows, in order. Raises InvalidRequest."""
         template = self.images.get(to_name)
         if template is None:
             raise InvalidRequest(f"the label config has no <Image> named {to_name[:80]!r}")
-        found: object = _resolve(template, data)
+        if whole := VARIABLE.fullmatch(template):  # "$image" or "$page.scan", else "https://host/$name"
+            found = _look_up(whole[1], data)
+            found = data.get(UNNAMED_FIELD) if found is None else found
+        else:
+            values = {name: _look_up(name, data) for name in VARIABLE.findall(template)}
+            complete = all(isinstance(value, str) for value in values.values())
+            found = VARIABLE.sub(lambda match: values[match[1]], template) if complete else None
         uris = cast("list[object]", found) if isinstance(found, list) else [found]
         chosen = [uri for uri in uris if isinstance(uri, str) and uri]
         if not chosen or len(chosen) < len(uris):
             raise InvalidRequest(f"the task has no image at {template[:80]!r}")
         return chosen
+
+    def shown(self, task: object, data: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+        """The name and the `image_uris` of each <Image>; one that shows none to this `task` is logged."""
+        for name in self.images:
+            try:
+                yield name, self.image_uris(name, data)
+            except InvalidRequest as error:
+                log.info("%s: task %s: %s", TOOL, task, error)
 
     def answers(self, to_name: str, prompted_with: str, labels: Sequence[str]) -> list[Answer]:
         """The controls with which to answer a prompt with `labels` on `to_name`.
@@ -92,18 +103,23 @@ class LabelConfig:
         prompted with, and smart rectangles. Raises InvalidRequest if no control is left.
         """
         here = [control for control in self.controls if to_name in control.to_names]
-        source = self.control(prompted_with)
-        drawing = [c for c in here if c.kind in ANSWER_KINDS and c.name != prompted_with]
-        if not drawing:
-            drawing = [c for c in here if c.kind == "rectangle" and not c.smart and c.name != prompted_with]
+        others = [control for control in here if control.name != prompted_with]
+        shapes = [each for each in others if each.kind in ("brush", "bitmask", "polygon")]
+        drawing = shapes or [each for each in others if each.kind == "rectangle" and not each.smart]
         if not drawing:
             raise InvalidRequest(
                 "the label config has no control to answer with: add <BrushLabels> or <PolygonLabels> "
                 f"with toName={to_name[:80]!r}"
             )
-        labelling = [control for control in here if control.type == LABELS]
-        answers = [_answer(control, labelling, source, labels) for control in drawing]
-        found = [answer for answer in answers if answer]
+        source = next((control for control in self.controls if control.name == prompted_with), None)
+        found: list[Answer] = []
+        for control in drawing:
+            labelling = [control] if control.labels_itself else [each for each in here if each.type == LABELS]
+            written = ((each, _written(each, source, labels)) for each in labelling)
+            labelled_by, names = next((each for each in written if each[1]), (control, ()))
+            if names or not labels or not labelling:
+                controls = (control,) if labelled_by is control else (control, labelled_by)
+                found.append(Answer(controls, names))
         if not found:
             raise InvalidRequest(
                 f"no brush or polygon of the label config has the label {', '.join(labels)[:80]!r}"
@@ -111,8 +127,14 @@ class LabelConfig:
         return found
 
 
-def parse(xml: str) -> LabelConfig:
+def config_of(project: Json) -> LabelConfig:
+    """The project's label config; an empty one if it has none yet. Raises InvalidRequest as `parse`."""
+    return parse(str(project.get("label_config") or "<View/>"))
+
+
+def parse(text: object) -> LabelConfig:
     """Read a label config; tags and attributes may have any case. Raises InvalidRequest if it is not XML."""
+    xml = as_text(text, "the label_config of the request")
     if "<!" in re.sub(r"<!--.*?-->", "", xml, flags=re.DOTALL):
         raise InvalidRequest("a label config has no document type and no entities")
     try:
@@ -140,20 +162,6 @@ def _attributes(element: ElementTree.Element) -> dict[str, str]:
     return {name.lower(): value for name, value in element.attrib.items()}
 
 
-def _answer(
-    control: Control, labelling: Sequence[Control], source: Control | None, labels: Sequence[str]
-) -> Answer | None:
-    """An answer with `control`; None if labels were asked for and it carries none of them."""
-    if control.labels_itself:
-        written = _written(control, source, labels)
-        return Answer(control, written) if written or not labels else None
-    for labels_control in labelling:
-        written = _written(labels_control, source, labels)
-        if written:
-            return Answer(control, written, labels_control)
-    return Answer(control, ()) if not labels or not labelling else None
-
-
 def _written(control: Control, source: Control | None, labels: Sequence[str]) -> tuple[str, ...]:
     """`labels`, as results of `source` write them, in the spelling of results of `control`."""
     found: list[str] = []
@@ -167,18 +175,8 @@ def _written(control: Control, source: Control | None, labels: Sequence[str]) ->
     return tuple(found)
 
 
-def _resolve(template: str, data: Mapping[str, Any]) -> object:
-    """A template's value in a task; templates are "$image", "$page.scan" or "https://host/$name"."""
-    if whole := VARIABLE.fullmatch(template):
-        found = _look_up(whole[1], data)
-        return data.get(UNNAMED_FIELD) if found is None else found
-    missing = [name for name in VARIABLE.findall(template) if not isinstance(_look_up(name, data), str)]
-    if missing:
-        return None
-    return VARIABLE.sub(lambda match: str(_look_up(match[1], data)), template)
-
-
-def _look_up(path: str, data: Mapping[str, Any]) -> object:
+def _look_up(path: str, data: Mapping[str, Any]) -> Any:
+    """The value at `path`, such as "page.scan"; None if there is none."""
     if path in data:
         return data[path]
     found: Any = data

@@ -1,21 +1,16 @@
-"""Label Studio's annotations as submissions, as 1.23.2 sends and stores them. Pure.
-
-Coordinates are percent of the image as displayed, upright; the UI's rotate tool does not turn them.
-"""
-
-from __future__ import annotations
+"""Labels and images as Label Studio 1.23.2 sends and stores them: an event's changes, a whole project."""
 
 import logging
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import PurePosixPath
 from typing import cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from clickmask.errors import InvalidRequest
-from clickmask.labels.geometry import Brush, Ellipse, Geometry, Polygon, Rectangle
+from clickmask.errors import InvalidRequest, NotFound
+from clickmask.ingest.apply import Page
 from clickmask.labels.submissions import (
     AnnotationDeleted,
     Change,
@@ -26,22 +21,20 @@ from clickmask.labels.submissions import (
     TaskDeleted,
     Unreadable,
 )
-from clickmask.masks.rle import mask_to_rle
-from clickmask.types import Point, Size
-from clickmask_adapters.tools._json import Json, as_id, as_list, as_object, as_side, is_number
-from clickmask_adapters.tools.label_studio import label_config
-from clickmask_adapters.tools.label_studio.bit_mask import bit_mask_to_mask
-from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
-from clickmask_adapters.tools.label_studio.label_config import LABELS, LabelConfig
+from clickmask.types import ImageRef, Size
+from clickmask_adapters.tools import NamedImage
+from clickmask_adapters.tools._client import ToolError
+from clickmask_adapters.tools._json import Json, as_id, as_list, as_object, parse_object, project_number
+from clickmask_adapters.tools.label_studio import TOOL
+from clickmask_adapters.tools.label_studio.client import LabelStudioClient
+from clickmask_adapters.tools.label_studio.label_config import LABELS, LabelConfig, config_of
+from clickmask_adapters.tools.label_studio.shapes import labels_in, original_size, value_to_geometry
 
 log = logging.getLogger(__name__)
-
-TOOL = "label_studio"
+PAGE = 50  # tasks: with 20 annotations of 100 kB each a page is 100 MB already
 AREAS = ("brush", "bitmask", "polygon", "rectangle", "ellipse")  # points and texts have no pixels
-PROPOSED_REGION = re.compile(r"([A-Za-z0-9_-]{16})-\d+")  # the id of a region that `answers` made
+PROPOSED_REGION = re.compile(r"([A-Za-z0-9_-]{16})-\d+")  # the id of a region that `clicks` made
 UPLOADED = re.compile(r"(?<=/)[0-9a-f]{8}-(?=[^/]+$)")  # prefix of an upload's name
-DECIMALS = 9  # of a pixel: converting to percent and back changes no more than this
-MAX_PERCENT = 1e9
 
 
 def changes(event: Json) -> Iterator[Change]:
@@ -65,7 +58,15 @@ def changes(event: Json) -> Iterator[Change]:
         case "PROJECT_UPDATED":
             yield described(_part(event, "project"))
         case _:
-            return
+            pass
+
+
+def _submitted(event: Json, pairs: Sequence[tuple[Json, Json]]) -> Iterator[Change]:
+    project = _part(event, "project")
+    config = config_of(project)
+    yield described(project)
+    for annotation, task in pairs:
+        yield from readable(annotation, task, config)
 
 
 def described(project: Json) -> ProjectDescribed:
@@ -76,28 +77,33 @@ def described(project: Json) -> ProjectDescribed:
     return ProjectDescribed(TOOL, _id(project), str(project.get("title") or ""), tuple(written))
 
 
-def submissions(annotation: Json, task: Json, config: LabelConfig) -> list[Submission]:
+def readable(annotation: Json, task: Json, config: LabelConfig) -> Sequence[Submission | Unreadable]:
+    """The submissions of an annotation. An unreadable one is one Unreadable, and does not keep others out."""
+    name = f"task {str(task.get('id'))[:40]}, annotation {str(annotation.get('id'))[:40]}"
+    try:
+        return list(submissions(annotation, task, config))
+    except InvalidRequest as error:
+        return [Unreadable(f"{name}: {error}")]
+    except Exception as error:  # its author may have drawn something unforeseen
+        log.exception("%s: %s cannot be read", TOOL, name)
+        return [Unreadable(f"{name} cannot be read ({type(error).__name__}); clickmask's log says why")]
+
+
+def submissions(annotation: Json, task: Json, config: LabelConfig) -> Iterator[Submission]:
     """One Submission for each image that the task shows, even if nothing was marked on it.
 
     Results without an area (points, texts, relations) and areas without a label are left out and logged.
     Raises InvalidRequest if a region is damaged: a part of an annotation is not an annotation.
     """
     number, data = _id(task), _part(task, "data")
-    images: list[tuple[str, int, str]] = []
-    for name in config.images:
-        try:
-            images += [(name, index, uri) for index, uri in enumerate(config.image_uris(name, data))]
-        except InvalidRequest as error:
-            log.info("%s: %s", TOOL, error)
-    if not images:
+    shown = config.shown(number, data)
+    uris = {(name, index): uri for name, found in shown for index, uri in enumerate(found)}
+    if not uris:
         raise InvalidRequest(f"task {number} shows no image")
     drawn = list(_drawn(annotation, config))
-    places = {(name, index) for name, index, _ in images}
-    astray = [place for place, _, _ in drawn if place not in places]
-    if astray:
-        raise InvalidRequest(
-            f"task {number}: a region is on an image that the task does not show, {astray[0]}"
-        )
+    if astray := [place for place, _, _ in drawn if place not in uris]:
+        said = f"a region is on an image that the task does not show, {astray[0]}"
+        raise InvalidRequest(f"task {number}: {said}")
     written = annotation.get("updated_at")
     try:
         updated_at = datetime.fromisoformat(str(written)).timestamp()
@@ -106,13 +112,11 @@ def submissions(annotation: Json, task: Json, config: LabelConfig) -> list[Submi
     author = annotation.get("completed_by")
     if isinstance(author, Mapping):  # the REST API gives some callers an object, others only the number
         author = cast("Json", author).get("id")
-    found: list[Submission] = []
-    for item, (name, index, uri) in enumerate(images):
-        here = [(size, region) for place, size, region in drawn if place == (name, index)]
-        sizes = {size for size, _ in here}
+    for item, (place, uri) in enumerate(uris.items()):
+        sizes = {size for at, size, _ in drawn if at == place}
         if len(sizes) > 1:
             raise InvalidRequest(f"regions of one image speak of different sizes: {sorted(sizes)}")
-        submission = Submission(
+        yield Submission(
             tool=TOOL,
             project=_id({"id": task.get("project") or annotation.get("project")}),
             task=number,
@@ -120,36 +124,14 @@ def submissions(annotation: Json, task: Json, config: LabelConfig) -> list[Submi
             address=uri,
             name=_basename(uri, number),
             size=next(iter(sizes), None),
-            regions=tuple(region for _, region in here),
+            regions=tuple(region for at, _, region in drawn if at == place),
             updated_at=updated_at,
             author="" if author is None else str(author),
             item=item,
-            items=len(images),
+            items=len(uris),
             ground_truth=annotation.get("ground_truth") is True,
             skipped=annotation.get("was_cancelled") is True,
         )
-        found.append(submission)
-    return found
-
-
-def readable(annotation: Json, task: Json, config: LabelConfig) -> Sequence[Submission | Unreadable]:
-    """The submissions of an annotation. An unreadable one is one Unreadable, and does not keep others out."""
-    name = f"task {str(task.get('id'))[:40]}, annotation {str(annotation.get('id'))[:40]}"
-    try:
-        return submissions(annotation, task, config)
-    except InvalidRequest as error:
-        return [Unreadable(f"{name}: {error}")]
-    except Exception as error:  # its author may have drawn something unforeseen
-        log.exception("%s: %s cannot be read", TOOL, name)
-        return [Unreadable(f"{name} cannot be read ({type(error).__name__}); clickmask's log says why")]
-
-
-def _submitted(event: Json, pairs: Sequence[tuple[Json, Json]]) -> Iterator[Change]:
-    project = _part(event, "project")
-    config = config_of(project)
-    yield described(project)
-    for annotation, task in pairs:
-        yield from readable(annotation, task, config)
 
 
 def _drawn(annotation: Json, config: LabelConfig) -> Iterator[tuple[tuple[str, int], Size, Region]]:
@@ -163,73 +145,24 @@ def _drawn(annotation: Json, config: LabelConfig) -> Iterator[tuple[tuple[str, i
         if shape is None:
             log.info("%s: region %s of type %s marks no area", TOOL, name[:40], results[0].get("type"))
             continue
-        labels = [label for each in results for label in _labels(each)]
+        labels = [text for each in results for text in labels_in(_part(each, "value"), str(each.get("type")))]
         if not labels and not has_labels:  # the project asks only where, not what
             labels = [str(shape.get("from_name"))]
         if not labels:
             log.info("%s: region %s has no label", TOOL, name[:40])
             continue
-        height, width = (as_side(shape.get(side), side) for side in ("original_height", "original_width"))
+        size = original_size(shape)
         try:
-            geometry = _geometry(_kind(shape), _part(shape, "value"), (height, width))
+            geometry = value_to_geometry(_kind(shape), _part(shape, "value"), size)
         except (ValueError, TypeError, LookupError) as error:
             raise InvalidRequest(f"region {name[:40]!r} is damaged: {error}") from error
         ours = PROPOSED_REGION.fullmatch(name)
         place = str(shape.get("to_name")), int(shape.get("item_index") or 0)
-        yield place, (height, width), Region(name, labels[0], geometry, ours[1] if ours else None)
-
-
-def _geometry(kind: str, value: Json, size: Size) -> Geometry:
-    """The geometry of a shape. Raises ValueError, TypeError or LookupError if `value` is damaged."""
-    if kind == "brush":
-        return Brush(mask_to_rle(brush_rle_to_mask(value["rle"], size)))
-    if kind == "bitmask":
-        return Brush(mask_to_rle(bit_mask_to_mask(value["imageDataURL"], size)))
-    if kind == "polygon":
-        ring = tuple(_point(x, y, size) for x, y in value["points"])
-        if len(ring) < 3:
-            raise ValueError(f"a polygon of {len(ring)} points")
-        return Polygon((ring,))
-    x, y = _point(value["x"], value["y"], size)
-    degrees = _number(value.get("rotation") or 0)
-    if kind == "ellipse":
-        across, down = _point(value["radiusX"], value["radiusY"], size)
-        return Ellipse((x, y), (across, down), degrees)
-    across, down = _point(value["width"], value["height"], size)
-    if not degrees:
-        return Rectangle((x, y, _rounded(x + across), _rounded(y + down)))
-    # Label Studio turns it clockwise about its first corner; we turn it about its centre.
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    centre_x, centre_y = x + (across * cos - down * sin) / 2, y + (across * sin + down * cos) / 2
-    sides = (centre_x - across / 2, centre_y - down / 2, centre_x + across / 2, centre_y + down / 2)
-    x0, y0, x1, y1 = map(_rounded, sides)
-    return Rectangle((x0, y0, x1, y1), degrees)
-
-
-def _point(x: object, y: object, size: Size) -> Point:
-    return _rounded(_number(x) * size[1] / 100), _rounded(_number(y) * size[0] / 100)
-
-
-def _rounded(pixels: float) -> float:
-    return round(pixels, DECIMALS)
-
-
-def _number(value: object) -> float:
-    if not is_number(value, MAX_PERCENT):
-        raise ValueError(f"{str(value)[:40]!r} is no finite number")
-    return float(value)
+        yield place, size, Region(name, labels[0], geometry, ours[1] if ours else None)
 
 
 def _kind(result: Json) -> str:
     return str(result.get("type")).removesuffix(LABELS)
-
-
-def _labels(result: Json) -> list[str]:
-    """Labels as they are written; the first is the region's category."""
-    found = _part(result, "value").get(str(result.get("type")))
-    if not isinstance(found, list):
-        return []
-    return [label for label in cast("list[object]", found) if isinstance(label, str)]
 
 
 def _basename(uri: str, task: str) -> str:
@@ -249,11 +182,6 @@ def _basename(uri: str, task: str) -> str:
     return PurePosixPath(path).name or f"task-{task}"
 
 
-def config_of(project: Json) -> LabelConfig:
-    """The project's label config. Raises InvalidRequest if it is not XML."""
-    return label_config.parse(str(project.get("label_config") or "<View/>"))
-
-
 def _id(described: Json) -> str:
     return str(as_id(described.get("id"), "the id of something in the event"))
 
@@ -264,3 +192,74 @@ def _part(event: Json, name: str) -> Json:
 
 def _parts(event: Json, name: str) -> list[Json]:
     return [as_object(each, f"each {name} of the event") for each in as_list(event.get(name), name)]
+
+
+class LabelStudioLabels:
+    """A `clickmask.ingest.apply.LabelSource`: the labels of one Label Studio."""
+
+    def __init__(self, client: LabelStudioClient) -> None:
+        self._client = client
+
+    @property
+    def origin(self) -> str | None:
+        return self._client.url
+
+    def changes(self, event: bytes, retry: bool = False) -> Iterator[Change]:
+        """The changes that the event reports. Raises InvalidRequest if it cannot be read.
+
+        `retry` leaves out the project's description, which was ingested before and may be old by now.
+        """
+        found = changes(parse_object(event, "the event"))
+        return (each for each in found if not (retry and isinstance(each, ProjectDescribed)))
+
+    def locate(self, submission: Submission) -> ImageRef:
+        return self._client.image_ref(int(submission.task), submission.address)
+
+    def pull(self, project: str, position: str | None = None) -> Iterator[Page]:
+        """The project's annotations, one page per task, starting after the task `position`.
+
+        Tasks come by number, so those that come and go meanwhile neither shift nor hide others. Raises
+        InvalidRequest if `project` is not a number, NotFound if Label Studio does not have it, and ToolError.
+        """
+        number = project_number(project, "Label Studio")
+        try:
+            found = self._client.project(number)
+        except ToolError as error:
+            if error.status == 404:
+                raise NotFound(f"Label Studio has no project {number}") from error
+            raise
+        config = config_of(found)
+        read: list[Change] = [described(found)]
+        last = int(position) if position else 0
+        while True:
+            tasks, total = self._client.annotated_tasks(number, after=last, page_size=PAGE)
+            for place, task in enumerate(tasks):
+                last = task["id"]
+                for annotation in task.get("annotations", []):
+                    read += readable(annotation, {**task, "project": number}, config)
+                yield Page(read, str(last), remaining=total - place - 1)
+                read = []
+            if len(tasks) < PAGE:
+                return
+
+    def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
+        """Deletions of those `annotations`, (task, annotation), that Label Studio no longer has."""
+        for task in dict.fromkeys(task for task, _ in annotations):
+            if not self._client.has(f"/api/tasks/{task}/"):
+                yield TaskDeleted(TOOL, task)
+                continue
+            for annotation in (name for of, name in annotations if of == task):
+                if not self._client.has(f"/api/annotations/{annotation}/"):
+                    yield AnnotationDeleted(TOOL, annotation)
+
+
+def project_images(client: LabelStudioClient, project: str) -> Iterator[NamedImage]:
+    """Images of all tasks that have any, in Label Studio's order. Raises InvalidRequest and ToolError."""
+    number = project_number(project, "Label Studio")
+    config = config_of(client.project(number))
+    for task in client.all_tasks(number):
+        for _, uris in config.shown(task["id"], task["data"]):
+            for place, uri in enumerate(uris, 1):
+                name = f"task {task['id']}" + (f", image {place}" if len(uris) > 1 else "")
+                # Located when its turn comes: an access token of now would have expired by then.
+                yield NamedImage(name, partial(client.image_ref, task["id"], uri))

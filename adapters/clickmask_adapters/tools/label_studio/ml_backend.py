@@ -1,19 +1,16 @@
 """clickmask inside `label-studio-ml start`, for people who run their backends with it.
 
 Only a user's `model.py` imports this module, as it needs label-studio-ml: version 2, which is on no index, or
-1.0.9, which is; comments say how they differ. `clickmask serve` is faster, asks for its secret, and receives
-every event.
+1.0.9, which is; comments tell which. `clickmask serve` is faster, asks for its secret and gets every event.
 """
 
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
 
-from __future__ import annotations
-
 import atexit
 import functools
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 import flask
 import orjson
@@ -21,35 +18,28 @@ from label_studio_ml.exceptions import AnswerException
 from label_studio_ml.model import LabelStudioMLBase
 
 from clickmask.errors import ClickmaskError
-from clickmask.workbench import Workbench
 from clickmask_adapters.home import Home
 from clickmask_adapters.server import failures
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools._json import Json
-from clickmask_adapters.tools.label_studio.backend import Backend, images_of
+from clickmask_adapters.tools.label_studio import TOOL, LabelStudioSettings
 from clickmask_adapters.tools.label_studio.client import client_of
-from clickmask_adapters.tools.label_studio.labels import TOOL
-from clickmask_adapters.tools.label_studio.settings import LabelStudioSettings
+from clickmask_adapters.tools.label_studio.routes import Backend, images_of
 
 _opening = threading.Lock()
 
 
-class Opened(NamedTuple):
-    workbench: Workbench
-    backend: Backend
-
-
 @functools.cache
-def _open() -> Opened:
+def _open() -> Backend:
     home = Home(Settings())
     home.workbench.read_events(home.ingester, home.label_sources)
     atexit.register(home.close)
     client = client_of(home.settings.of(LabelStudioSettings))
-    return Opened(home.workbench, Backend(home.workbench, client, home.settings.min_iou))
+    return Backend(home.workbench, client, home.settings.min_iou)
 
 
-def opened() -> Opened:
-    """The one workbench of the process: label-studio-ml makes a model per request, from several threads."""
+def opened() -> Backend:
+    """The one backend of the process: label-studio-ml makes a model per request, from several threads."""
     with _opening:
         return _open()
 
@@ -59,7 +49,7 @@ class ClickmaskModel(LabelStudioMLBase):
 
     def setup(self) -> None:
         """Set version 2's model version at each request. 1.0.9 names its versions itself."""
-        version = opened().backend.model_version({"project": self.project_id})
+        version = opened().model_version({"project": self.project_id})
         if str(self.model_version) != version:
             self.set("model_version", version)
 
@@ -68,7 +58,7 @@ class ClickmaskModel(LabelStudioMLBase):
     ) -> list[dict[str, Any]]:
         """Answer a click; without a context, prepare the images, and prelabel if the project has a model."""
         asked = {"tasks": tasks, **self._project()}
-        backend = opened().backend
+        backend = opened()
         try:
             if not context:
                 backend.prepare(images_of(asked), backend.segmenter(asked))

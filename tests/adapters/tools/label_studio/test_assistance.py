@@ -13,7 +13,7 @@ from clickmask.masks.rle import mask_to_rle
 from clickmask.reports.assistance import Entry, match
 from clickmask.store import RememberedProposal
 from clickmask.types import Mask, Prediction
-from clickmask_adapters.tools.label_studio import answers, label_config, prompts
+from clickmask_adapters.tools.label_studio import clicks, label_config
 from clickmask_adapters.tools.label_studio import labels as accepted
 from support import drawn
 
@@ -37,8 +37,8 @@ def answered(mask: Mask, kind: str) -> list[dict[str, Any]]:
         "id": "p", "type": "keypointlabels", "from_name": "point", "to_name": "image", "value": value,
         "original_width": SIZE[1], "original_height": SIZE[0], "image_rotation": 0, "is_positive": True,
     }  # fmt: skip
-    asked = prompts.request({"result": [prompt]}, label_config.parse(XML))
-    made = answers.regions(PROPOSAL, Prediction(mask, 0.9, "disc"), asked, 0.98).json
+    asked = clicks.request({"result": [prompt]}, label_config.parse(XML))
+    made = clicks.regions(PROPOSAL, Prediction(mask, 0.9, "disc"), asked, 0.98)[0]
     chosen = [region for region in made if region["from_name"] == kind]
     return json.loads(json.dumps(chosen, default=lambda array: array.tolist()))
 

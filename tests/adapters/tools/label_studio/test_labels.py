@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -25,10 +23,8 @@ from clickmask.labels.submissions import (
     Unreadable,
 )
 from clickmask.masks.rle import mask_to_rle, rle_to_mask
-from clickmask.types import Mask
 from clickmask_adapters.tools.label_studio import label_config, labels
-from clickmask_adapters.tools.label_studio.bit_mask import PREFIX, bit_mask_to_mask, mask_to_bit_mask
-from clickmask_adapters.tools.label_studio.brush_rle import mask_to_brush_rle
+from clickmask_adapters.tools.label_studio.shapes import mask_to_bit_mask, mask_to_brush_rle
 from support import CONTRACTS, drawn
 
 RECORDED = CONTRACTS / "label_studio"
@@ -248,7 +244,7 @@ def test_each_image_of_a_task_is_a_submission_of_its_own() -> None:
     xml = f'<View><Image name="image" valueList="$pages"/><Image name="map" value="$map"/>{CONTROLS}</View>'
     task = TASK | {"data": {"pages": ["s3://b/one.png", "s3://b/two.png"], "map": "http://host/m.png?sig=1"}}
     drawn_on = annotation(result(id="second", item_index=1), result(id="map", to_name="map"))
-    found = labels.submissions(drawn_on, task, label_config.parse(xml))
+    found = list(labels.submissions(drawn_on, task, label_config.parse(xml)))
     assert [(each.item, each.name, [region.id for region in each.regions], each.size) for each in found] == [
         (0, "one.png", [], None),
         (1, "two.png", ["second"], SIZE),
@@ -353,14 +349,14 @@ def test_an_annotation_that_cannot_be_read_keeps_out_no_other(
 def test_what_nobody_has_thought_of_keeps_out_no_other_annotation(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    read = labels._geometry
+    read = labels.value_to_geometry
 
     def surprised(kind: str, value: dict[str, Any], size: tuple[int, int]) -> Geometry:
         if kind == "ellipse":
             raise RuntimeError("at /home/secret")
         return read(kind, value, size)
 
-    monkeypatch.setattr(labels, "_geometry", surprised)
+    monkeypatch.setattr(labels, "value_to_geometry", surprised)
     strange = annotation(result("ellipse", {"x": 1, "y": 1, "radiusX": 1, "radiusY": 1}), id=12)
     made = [strange, annotation(result())]
     _, refused, read_all_the_same = labels.changes(event("ANNOTATIONS_CREATED", annotation=made, task=[TASK]))
@@ -383,32 +379,6 @@ def test_a_bulk_event_is_read_as_it_is_taken_in() -> None:
 def test_regions_that_disagree_about_the_images_size_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="different sizes"):
         submitted(result(), result(id="other", original_width=65))
-
-
-def with_alpha(mask: Mask, alpha: int) -> str:
-    pixels = np.zeros((*mask.shape, 4), np.uint8)
-    pixels[mask, 3] = alpha
-    return PREFIX + base64.b64encode(cv2.imencode(".png", pixels)[1].tobytes()).decode()
-
-
-def test_half_transparent_pixels_of_a_bit_mask_decide_by_their_half() -> None:
-    assert np.array_equal(bit_mask_to_mask(with_alpha(drawn.disc(), 128), SIZE), drawn.disc())
-    assert not bit_mask_to_mask(with_alpha(drawn.disc(), 127), SIZE).any()
-
-
-@pytest.mark.parametrize(
-    "written",
-    [
-        "http://host/mask.png",
-        PREFIX + "!",
-        PREFIX + base64.b64encode(b"no image at all, but long enough for a header").decode(),
-        PREFIX + base64.b64encode(cv2.imencode(".png", np.zeros(SIZE, np.uint8))[1].tobytes()).decode(),
-        mask_to_bit_mask(drawn.disc())[:-80],
-    ],
-)
-def test_what_is_no_bit_mask_is_refused(written: str) -> None:
-    with pytest.raises(ValueError, match="bit mask"):
-        bit_mask_to_mask(written, SIZE)
 
 
 def test_a_geometry_is_read_back_as_its_mask() -> None:

@@ -29,8 +29,8 @@ from clickmask.ingest.inbox import Inbox
 from clickmask.workbench import Workbench
 from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools.label_studio.backend import Backend
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
+from clickmask_adapters.tools.label_studio.routes import Backend
 from support import CONTRACTS, drawn
 from support.fakes import DrawnAnnotator
 
@@ -103,7 +103,7 @@ def ml_backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def model(ml_backend: ModuleType, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Any:
-    opened = ml_backend.Opened(workbench, Backend(workbench, LabelStudioClient(None, None), 0.98))
+    opened = Backend(workbench, LabelStudioClient(None, None), 0.98)
     monkeypatch.setattr(ml_backend, "opened", lambda: opened)
     return ml_backend.ClickmaskModel("1", CONFIG)
 

@@ -31,7 +31,7 @@ from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.label_studio import client as label_studio_client
 from clickmask_adapters.tools.label_studio import label_config, labels, prelabel
-from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
+from clickmask_adapters.tools.label_studio.shapes import brush_rle_to_mask
 from conftest import OneSegmenter
 from support.drawn import disc, rectangle
 from support.fakes import DiscSegmenter

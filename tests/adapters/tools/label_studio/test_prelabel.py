@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from clickmask.models.labeller import ProjectModels
 from clickmask_adapters.cli import app
 from clickmask_adapters.tools.label_studio import prelabel as prelabelling
-from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
+from clickmask_adapters.tools.label_studio.shapes import brush_rle_to_mask
 from support.drawn import disc, rectangle
 from support.label_studio_standin import TOKEN, LabelStudioStandin, label_studio_standin
 from support.labelled import png

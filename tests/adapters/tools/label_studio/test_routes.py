@@ -26,10 +26,10 @@ from clickmask.types import ImageRef, Mask
 from clickmask.workbench import Workbench
 from clickmask_adapters.server import failures
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools.label_studio import backend, routes
 from clickmask_adapters.tools.label_studio import client as label_studio_client
-from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
+from clickmask_adapters.tools.label_studio import routes
 from clickmask_adapters.tools.label_studio.client import client_of
+from clickmask_adapters.tools.label_studio.shapes import brush_rle_to_mask
 from support import CONTRACTS, drawn
 from support.fakes import DiscSegmenter, disc_mask
 from support.label_studio_standin import TOKEN, LabelStudioStandin, label_studio_standin
@@ -328,17 +328,17 @@ def test_preparations_that_wait_are_bounded_and_leave_when_done(
         begun.append("")
         assert hold.wait(10)
 
-    monkeypatch.setattr(backend.Backend, "prepare", prepare)
-    for _ in range(backend.MAX_PREPARED + 5):
+    monkeypatch.setattr(routes.Backend, "prepare", prepare)
+    for _ in range(routes.MAX_PREPARED + 5):
         assert send(http, recorded("04")) == {"results": []}
     hold.set()
     deadline = time.monotonic() + 10
-    while len(begun) < backend.MAX_PREPARED and time.monotonic() < deadline:
+    while len(begun) < routes.MAX_PREPARED and time.monotonic() < deadline:
         time.sleep(0.01)
     assert send(http, recorded("04")) == {"results": []}
-    while len(begun) <= backend.MAX_PREPARED and time.monotonic() < deadline:
+    while len(begun) <= routes.MAX_PREPARED and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(begun) == backend.MAX_PREPARED + 1
+    assert len(begun) == routes.MAX_PREPARED + 1
 
 
 def test_health_says_up(http: TestClient) -> None:

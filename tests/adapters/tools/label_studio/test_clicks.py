@@ -15,8 +15,8 @@ from clickmask.masks.polygons import polygons_to_mask
 from clickmask.masks.regions import mask_iou
 from clickmask.masks.single_rings import mask_to_single_rings
 from clickmask.types import Mask, Prediction
-from clickmask_adapters.tools.label_studio import answers, label_config, prompts
-from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask
+from clickmask_adapters.tools.label_studio import clicks, label_config
+from clickmask_adapters.tools.label_studio.shapes import brush_rle_to_mask
 from support import drawn
 
 CAR_ROAD = '<Label value="Car"/><Label value="Road"/>'
@@ -59,12 +59,12 @@ def box(x: Any, y: Any, width: Any, height: Any, rotation: Any = 0, label: str =
     return shape
 
 
-def asked(*marks: dict[str, Any], tags: tuple[str, ...] = (BRUSH,)) -> prompts.Request:
-    return prompts.request({"result": list(marks)}, config(*tags))
+def asked(*marks: dict[str, Any], tags: tuple[str, ...] = (BRUSH,)) -> clicks.Request:
+    return clicks.request({"result": list(marks)}, config(*tags))
 
 
-def answered(request: prompts.Request, mask: Mask, min_iou: float = 0.98) -> list[dict[str, Any]]:
-    return answers.regions("p", Prediction(mask, 0.5, "disc"), request, min_iou).json
+def answered(request: clicks.Request, mask: Mask, min_iou: float = 0.98) -> list[dict[str, Any]]:
+    return clicks.regions("p", Prediction(mask, 0.5, "disc"), request, min_iou)[0]
 
 
 def summary(regions: list[dict[str, Any]]) -> list[tuple[str, str, list[str] | None]]:
@@ -176,7 +176,7 @@ def test_smart_brushes_in_a_context_are_no_marks() -> None:
 )
 def test_a_context_that_is_none_is_refused(context: Any) -> None:
     with pytest.raises(InvalidRequest):
-        prompts.request(context, config(BRUSH))
+        clicks.request(context, config(BRUSH))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
-"""Label Studio's brush RLE, against frozen bytes of its SDK, itself, and (slow) the SDK."""
+"""Label Studio's brush RLE, against frozen bytes of its SDK, itself, and (slow) the SDK; its bit masks."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from clickmask.types import Mask, Point
-from clickmask_adapters.tools.label_studio.brush_rle import brush_rle_to_mask, mask_to_brush_rle
+from clickmask_adapters.tools.label_studio.shapes import (
+    PREFIX,
+    bit_mask_to_mask,
+    brush_rle_to_mask,
+    mask_to_bit_mask,
+    mask_to_brush_rle,
+)
 from support import CONTRACTS, drawn, label_studio_sdk_oracle
 
 RECORDED = CONTRACTS / "label_studio"
@@ -200,3 +208,29 @@ def test_the_sdk_writes_the_same_bytes_and_reads_them_the_same(mask: Mask) -> No
     if mask.size < 2000:
         decoded = label_studio_sdk_oracle.decode_rle(rle).reshape(*mask.shape, 4)[:, :, 3] > 0
         assert np.array_equal(decoded, mask)
+
+
+def with_alpha(mask: Mask, alpha: int) -> str:
+    pixels = np.zeros((*mask.shape, 4), np.uint8)
+    pixels[mask, 3] = alpha
+    return PREFIX + base64.b64encode(cv2.imencode(".png", pixels)[1].tobytes()).decode()
+
+
+def test_half_transparent_pixels_of_a_bit_mask_decide_by_their_half() -> None:
+    assert np.array_equal(bit_mask_to_mask(with_alpha(drawn.disc(), 128), (48, 64)), drawn.disc())
+    assert not bit_mask_to_mask(with_alpha(drawn.disc(), 127), (48, 64)).any()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "http://host/mask.png",
+        PREFIX + "!",
+        PREFIX + base64.b64encode(b"no image at all, but long enough for a header").decode(),
+        PREFIX + base64.b64encode(cv2.imencode(".png", np.zeros((48, 64), np.uint8))[1].tobytes()).decode(),
+        mask_to_bit_mask(drawn.disc())[:-80],
+    ],
+)
+def test_what_is_no_bit_mask_is_refused(written: str) -> None:
+    with pytest.raises(ValueError, match="bit mask"):
+        bit_mask_to_mask(written, (48, 64))
