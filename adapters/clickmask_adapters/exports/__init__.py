@@ -1,7 +1,5 @@
 """One module per format, found by its file name. Modules that begin with `_` are shared."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """Indexed PNG files with one class or object per pixel, in the colours of Pascal VOC."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +37,16 @@ def write_objects(dataset: Dataset, sample: Sample, path: Path) -> None:
     for index in order:  # as in a class map, smaller objects cover larger ones
         numbers[masks[index]] = index + 1
     _write_indexed(numbers, path)
+
+
+def overlaps(dataset: Dataset) -> tuple[int, str]:
+    """Images with overlapping labels, of which such a file keeps one for each pixel."""
+    hidden = sum(
+        int(np.sum([rle_to_mask(label.rle) for label in sample.labels], axis=0).max() > 1)
+        for sample in dataset.samples
+        if len(sample.labels) > 1
+    )
+    return hidden, "images have labels that overlap: the smaller one covers the larger"
 
 
 def _write_indexed(numbers: NDArray[np.uint8], path: Path) -> None:

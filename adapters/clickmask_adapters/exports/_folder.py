@@ -1,25 +1,36 @@
-"""A folder that is replaced as a whole: readers see the old export or the new one."""
-
-from __future__ import annotations
+"""The folder of an export: how it is replaced as a whole, its pictures, and sentences on what is lost."""
 
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Generator
+import unicodedata
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 from clickmask import files
+from clickmask.datasets.snapshot import Dataset, Sample
 from clickmask.errors import Failed, InvalidRequest
+from clickmask.images.decode import upright_file
+from clickmask.masks.rle import rle_area
 
 MANIFEST = ".clickmask-export"  # lists every file of an export, so nothing else is ever removed
+MAX_NAME_BYTES = 180  # file systems take 255; this leaves room for a prefix
+# Windows refuses these names with any ending, and these characters.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])", re.IGNORECASE)
+_REFUSED = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*\u2028\u2029\ud800-\udfff]')
 
 
 @contextmanager
 def replacing(folder: Path) -> Generator[Path]:
-    """An empty folder that replaces `folder` if the block succeeds. Raises as `require_replaceable` does."""
+    """An empty folder that replaces `folder` if the block succeeds: readers see the old export or the new.
+
+    Raises as `require_replaceable` does.
+    """
     folder = folder.absolute()
     require_replaceable(folder)
     beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
@@ -60,3 +71,80 @@ def _files(folder: Path) -> set[str]:
     """Paths of everything but folders, relative to `folder`."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return {path.relative_to(folder).as_posix() for path in found}
+
+
+def file_names(samples: Sequence[Sample], *, unique_stems: bool = False) -> dict[str, str]:
+    """File names by digest: the image's basename, after `<digest8>-` if two images share it.
+
+    Names that differ only in case or in Unicode composition are shared: some file systems confuse them. With
+    `unique_stems`, so are those that differ only in their endings: another file lies beside each picture.
+    """
+
+    def shared(names: Mapping[str, str]) -> set[str]:
+        parts = {image: stem(name) if unique_stems else name for image, name in names.items()}
+        folded = {image: unicodedata.normalize("NFC", part).casefold() for image, part in parts.items()}
+        counted = Counter(folded.values())
+        return {image for image, part in folded.items() if counted[part] > 1}
+
+    plain = {sample.image: safe_basename(sample.name) or f"{sample.image[:8]}.img" for sample in samples}
+    few = shared(plain)
+    prefixed = {image: f"{image[:8]}-{name}" if image in few else name for image, name in plain.items()}
+    # A prefixed name may be another image's own name: the whole digest settles that.
+    few = shared(prefixed)
+    return {image: f"{image}-{plain[image]}" if image in few else name for image, name in prefixed.items()}
+
+
+def stem(name: str) -> str:
+    """A file name without its ending; `.hidden` has none."""
+    return name.rpartition(".")[0] or name
+
+
+def safe_basename(name: str) -> str:
+    """The last part of `name` as a file name that every system takes as one; may be empty."""
+    base = _REFUSED.sub("_", re.split(r"[/\\]", name)[-1]).strip(" ").rstrip(". ")
+    if _RESERVED.fullmatch(base.split(".")[0].rstrip()):
+        base = "_" + base
+    start, dot, ending = base.rpartition(".")
+    if not dot or len(ending) > 10:
+        start, dot, ending = base, "", ""
+    room = MAX_NAME_BYTES - len((dot + ending).encode())
+    return start.encode()[:room].decode(errors="ignore") + dot + ending
+
+
+def write_pictures(dataset: Dataset, folder: Path, names: Mapping[str, str]) -> None:
+    """Write the kept pictures under their names by digest, turned upright, as many readers ignore EXIF."""
+    for sample in dataset.samples:
+        if dataset.pictures.holds(sample.image):
+            raw = dataset.pictures.read(sample.image)
+            (folder / names[sample.image]).write_bytes(upright_file(raw) or raw)
+
+
+def side(sample: Sample) -> str | None:
+    """The side as formats name it; "quarantine" for an image that may not be used."""
+    return "quarantine" if sample.quarantined else sample.side
+
+
+def sentences(*counted: tuple[int, str]) -> list[str]:
+    """`COUNT sentence` for each count that is not 0."""
+    return [f"{count} {sentence}" for count, sentence in counted if count]
+
+
+def empty_labels(dataset: Dataset) -> tuple[int, str]:
+    empty = sum(rle_area(label.rle) == 0 for sample in dataset.samples for label in sample.labels)
+    return empty, "labels cover no pixel and are left out"
+
+
+def without_side(dataset: Dataset, therefore: str) -> tuple[int, str]:
+    return sum(not sample.usable for sample in dataset.samples), f"images are on no side{therefore}"
+
+
+def picture_losses(dataset: Dataset, names: Mapping[str, str]) -> list[str]:
+    """Losses of the pictures in an export with these file names."""
+    held = [sample.image for sample in dataset.samples if dataset.pictures.holds(sample.image)]
+    renamed = sum(names[sample.image] != sample.name for sample in dataset.samples)
+    turned = sum(upright_file(dataset.pictures.read(image)) is not None for image in held)
+    return sentences(
+        (renamed, "images have another file name, for theirs is shared or not one on every system"),
+        (len(dataset.samples) - len(held), "images are not kept, and only described"),
+        (turned, "images are copies that were turned upright, for many readers do not look at EXIF"),
+    )

@@ -5,16 +5,13 @@ and `bbox` are those of pycocotools' raster, and pycocotools reads every annotat
 appears.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import orjson
@@ -29,7 +26,7 @@ from clickmask.masks.polygons import mask_to_polygons, ring_area
 from clickmask.masks.rle import Rle, as_rle, rings_to_rle, rle_area, rle_box, rle_iou, rle_to_mask
 from clickmask.masks.simplify import simplify_mask
 from clickmask.types import Ring
-from clickmask_adapters.exports import _folder, _losses, _pictures
+from clickmask_adapters.exports import _folder
 
 Polygons = Literal["source", "exact", "simplified"]
 Segmentation = list[list[float]] | dict[str, Any]
@@ -39,8 +36,7 @@ CVAT_JSON = Path("annotations/instances_default.json")  # CVAT looks for its sub
 _PRINTING = threading.Lock()  # pycocotools prints while it loads, and all threads share standard output
 
 
-@dataclass(frozen=True)
-class _Written:
+class _Written(NamedTuple):
     """An annotation to write, and the raster that pycocotools must read from it."""
 
     label: AcceptedLabel
@@ -69,13 +65,13 @@ def write(
     and the file is named as in CVAT's own exports.
     """
     with _folder.replacing(folder) as new:
-        written = [_written(label, polygons) for label in _labels(dataset)]
+        written = _written(dataset, polygons)
         path = new / (CVAT_JSON if for_cvat else JSON)
         path.parent.mkdir()
         path.write_bytes(orjson.dumps(_content(dataset, written, for_cvat)))
         _require_read_back(path, dataset, written)
         (new / "images").mkdir()
-        _pictures.write_pictures(dataset, new / "images", _pictures.file_names(dataset.samples))
+        _folder.write_pictures(dataset, new / "images", _folder.file_names(dataset.samples))
     return folder / path.relative_to(new)
 
 
@@ -83,12 +79,11 @@ def losses(dataset: Dataset, *, polygons: Polygons = "source") -> list[str]:
     """Sentences on what the dataset loses in COCO, or what COCO expresses differently."""
     kinds = Counter(_lost(label.geometry, polygons) for sample in dataset.samples for label in sample.labels)
     counted = [(count, sentence) for sentence, count in sorted(kinds.items()) if sentence]
-    found = _losses.sentences([*counted, _losses.empty_labels(dataset)])
-    found += _losses.of_pictures(dataset, _pictures.file_names(dataset.samples))
+    found = _folder.sentences(*counted, _folder.empty_labels(dataset))
+    found += _folder.picture_losses(dataset, _folder.file_names(dataset.samples))
     if dataset.unlabelled == "ignore":
         found.append("area without a label is unknown in this project, but background in COCO")
-    ious = [each.iou for each in (_written(label, polygons) for label in _labels(dataset)) if each.iou < 1]
-    if ious:
+    if ious := [each.iou for each in _written(dataset, polygons) if each.iou < 1]:
         found.append(
             f"{len(ious)} polygons are filled by pycocotools, which rounds vertices, with a mean IoU of "
             f"{np.mean(ious):.4f} with what was accepted, {min(ious):.4f} at least; exact ones lose nothing"
@@ -101,36 +96,30 @@ def _lost(geometry: Geometry, polygons: Polygons) -> str:
     match geometry:
         case Ellipse():
             return "ellipses are written as what they cover: COCO has no ellipses"
-        case Rectangle(_, rotation):
-            return (
-                "rotated rectangles are polygons or run lengths: a box of COCO is upright" if rotation else ""
-            )
+        case Rectangle(rotation=rotation) if rotation:
+            return "rotated rectangles are polygons or run lengths: a box of COCO is upright"
         case Polygon(rings) if len(rings) > 1:
             return "polygons with holes or parts are written as what they cover"
         case Polygon() if polygons != "source":
             return "polygons are written as what they cover, not with the points that were drawn"
-        case Polygon() | Brush():
+        case Rectangle() | Polygon() | Brush():
             return ""
 
 
-def _labels(dataset: Dataset) -> Iterator[AcceptedLabel]:
-    """The labels to write: many readers refuse an area of 0."""
-    for sample in dataset.samples:
-        for label in sample.labels:
-            if rle_area(label.rle):
-                yield label
-
-
-def _written(label: AcceptedLabel, polygons: Polygons) -> _Written:
-    rings = _rings(label, polygons)
-    if rings:
-        flat = [[float(value) for value in ring.ravel()] for ring in rings]
-        raster = rings_to_rle(flat, label.size)
+def _written(dataset: Dataset, polygons: Polygons) -> list[_Written]:
+    """The annotations in order. Labels of area 0 are left out: many readers refuse them."""
+    written: list[_Written] = []
+    for label in (label for sample in dataset.samples for label in sample.labels if rle_area(label.rle)):
+        flat = [[float(value) for value in ring.ravel()] for ring in _rings(label, polygons)]
+        raster = rings_to_rle(flat, label.size) if flat else label.rle
         iou = rle_iou(raster, label.rle)
         # pycocotools may fill no pixel of a sliver.
-        if rle_area(raster) and (iou == 1 or polygons != "exact"):
-            return _Written(label, cast("Segmentation", flat), raster, iou)
-    return _Written(label, {"size": list(label.size), "counts": label.rle["counts"]}, label.rle, 1.0)
+        if flat and rle_area(raster) and (iou == 1 or polygons != "exact"):
+            written.append(_Written(label, cast("Segmentation", flat), raster, iou))
+        else:
+            lengths = {"size": list(label.size), "counts": label.rle["counts"]}
+            written.append(_Written(label, lengths, label.rle, 1.0))
+    return written
 
 
 def _rings(label: AcceptedLabel, polygons: Polygons) -> list[Ring]:
@@ -149,9 +138,34 @@ def _rings(label: AcceptedLabel, polygons: Polygons) -> list[Ring]:
 
 
 def _content(dataset: Dataset, written: Sequence[_Written], for_cvat: bool) -> dict[str, Any]:
-    names = _pictures.file_names(dataset.samples)
+    names = _folder.file_names(dataset.samples)
     image_ids = {sample.image: number for number, sample in enumerate(dataset.samples, 1)}
     category_ids = {name: number for number, name in enumerate(dataset.categories, 1)}
+    categories = [{"id": number, "name": name, "supercategory": ""} for name, number in category_ids.items()]
+    unknown = {"license": 1, "flickr_url": "", "coco_url": "", "date_captured": ""}
+    annotations: list[dict[str, Any]] = []
+    for number, each in enumerate(written, 1):
+        segmentation, crowd = each.segmentation, 0
+        if for_cvat and isinstance(segmentation, dict):
+            columns = rle_to_mask(each.raster).ravel(order="F")
+            turns = np.flatnonzero(columns[1:] != columns[:-1]) + 1
+            runs = np.diff(np.concatenate(([0], turns, [columns.size]))).tolist()
+            counts = [0, *runs] if columns[0] else runs  # the first run counts background
+            segmentation, crowd = {"size": segmentation["size"], "counts": counts}, 1
+        key = each.label.key
+        region = "/".join((key.tool, key.project, key.task, key.annotation, key.region))
+        annotations.append(
+            {
+                "id": number,
+                "image_id": image_ids[each.label.image],
+                "category_id": category_ids[each.label.category],
+                "segmentation": segmentation,
+                "area": float(rle_area(each.raster)),
+                "bbox": rle_box(each.raster),
+                "iscrowd": crowd,
+                "attributes": {"region": region},
+            }
+        )
     return {
         "info": {
             "description": f"{dataset.tool} project {dataset.project}",
@@ -162,51 +176,13 @@ def _content(dataset: Dataset, written: Sequence[_Written], for_cvat: bool) -> d
             "date_created": "",
         },
         "licenses": [{"id": 1, "name": "unknown", "url": ""}],
-        "categories": [
-            {"id": number, "name": name, "supercategory": ""} for name, number in category_ids.items()
-        ],
+        "categories": categories,
         "images": [
-            {
-                "id": image_ids[sample.image],
-                "width": sample.size[1],
-                "height": sample.size[0],
-                "file_name": names[sample.image],
-                "license": 1,
-                "flickr_url": "",
-                "coco_url": "",
-                "date_captured": "",
-                "digest": sample.image,
-                "side": _pictures.side(sample),
-            }
-            for sample in dataset.samples
+            {"id": image_ids[each.image], "width": each.size[1], "height": each.size[0]}
+            | {"file_name": names[each.image], **unknown, "digest": each.image, "side": _folder.side(each)}
+            for each in dataset.samples
         ],
-        "annotations": [
-            _annotation(
-                each, number, image_ids[each.label.image], category_ids[each.label.category], for_cvat
-            )
-            for number, each in enumerate(written, 1)
-        ],
-    }
-
-
-def _annotation(each: _Written, number: int, image: int, category: int, for_cvat: bool) -> dict[str, Any]:
-    segmentation, crowd = each.segmentation, 0
-    if for_cvat and isinstance(segmentation, dict):
-        columns = rle_to_mask(each.raster).ravel(order="F")
-        turns = np.flatnonzero(columns[1:] != columns[:-1]) + 1
-        runs = np.diff(np.concatenate(([0], turns, [columns.size]))).tolist()
-        counts = [0, *runs] if columns[0] else runs  # the first run counts background
-        segmentation, crowd = {"size": segmentation["size"], "counts": counts}, 1
-    key = each.label.key
-    return {
-        "id": number,
-        "image_id": image,
-        "category_id": category,
-        "segmentation": segmentation,
-        "area": float(rle_area(each.raster)),
-        "bbox": rle_box(each.raster),
-        "iscrowd": crowd,
-        "attributes": {"region": "/".join((key.tool, key.project, key.task, key.annotation, key.region))},
+        "annotations": annotations,
     }
 
 

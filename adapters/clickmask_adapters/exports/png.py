@@ -3,13 +3,11 @@
 Each pixel holds one class: 0 is background, i + 1 is category i, 255 is unknown.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 from clickmask.datasets.snapshot import IGNORED, Dataset
-from clickmask_adapters.exports import _class_maps, _folder, _losses, _pictures
+from clickmask_adapters.exports import _class_maps, _folder
 
 CATEGORIES = "categories.json"
 
@@ -17,25 +15,21 @@ CATEGORIES = "categories.json"
 def write(dataset: Dataset, folder: Path) -> Path:
     """Write the dataset and return its `categories.json`, which also lists each image's side."""
     _class_maps.require_room(dataset)
-    stems = _pictures.stems(dataset.samples)
-    names = {image: name.whole for image, name in stems.items()}
+    names = _folder.file_names(dataset.samples, unique_stems=True)
+    masks = {image: f"{_folder.stem(name)}.png" for image, name in names.items()}
     with _folder.replacing(folder) as new:
         (new / "images").mkdir()
         (new / "masks").mkdir()
         for sample in dataset.samples:
-            _class_maps.write_classes(dataset, sample, new / "masks" / f"{stems[sample.image].stem}.png")
-        _pictures.write_pictures(dataset, new / "images", names)
+            _class_maps.write_classes(dataset, sample, new / "masks" / masks[sample.image])
+        _folder.write_pictures(dataset, new / "images", names)
         described = {
             "dataset": dataset.digest,
             "categories": {"background": 0, "unknown": IGNORED}
             | {f"{number}": name for number, name in enumerate(dataset.categories, 1)},
             "images": [
-                {
-                    "image": names[sample.image],
-                    "mask": f"{stems[sample.image].stem}.png",
-                    "side": _pictures.side(sample),
-                }
-                for sample in dataset.samples
+                {"image": names[each.image], "mask": masks[each.image], "side": _folder.side(each)}
+                for each in dataset.samples
             ],
         }
         (new / CATEGORIES).write_bytes(json.dumps(described, indent=1).encode())
@@ -44,7 +38,8 @@ def write(dataset: Dataset, folder: Path) -> Path:
 
 def losses(dataset: Dataset) -> list[str]:
     """Sentences on what the dataset loses in masks of classes."""
-    names = {image: name.whole for image, name in _pictures.stems(dataset.samples).items()}
+    names = _folder.file_names(dataset.samples, unique_stems=True)
     labels = sum(len(sample.labels) for sample in dataset.samples)
     objects = labels, "objects are one class a pixel: which pixels are one object is lost"
-    return _losses.sentences([objects, _losses.overlaps(dataset)]) + _losses.of_pictures(dataset, names)
+    found = _folder.sentences(objects, _class_maps.overlaps(dataset))
+    return found + _folder.picture_losses(dataset, names)

@@ -5,8 +5,6 @@ indexed PNG files: 0 is background, 255 void. `ImageSets/Segmentation` lists ste
 in no set. `JPEGImages` holds the files as they are, whatever their format.
 """
 
-from __future__ import annotations
-
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from clickmask.errors import Failed
 from clickmask.labels.split import SIDES
 from clickmask.masks.regions import mask_box
 from clickmask.masks.rle import rle_to_mask
-from clickmask_adapters.exports import _class_maps, _folder, _losses, _pictures
+from clickmask_adapters.exports import _class_maps, _folder
 
 SETS = {"train": "train", "validation": "val", "test": "test"}
 FOLDERS = ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject", "ImageSets/Segmentation")
@@ -27,45 +25,35 @@ BOUNDS = ("xmin", "ymin", "xmax", "ymax")
 def write(dataset: Dataset, folder: Path) -> Path:
     """Write the dataset and return the path of `labelmap.txt`, which names the colours."""
     _class_maps.require_room(dataset)
-    stems = _pictures.stems(dataset.samples)
-    names = {image: name.whole for image, name in stems.items()}
+    names = _folder.file_names(dataset.samples, unique_stems=True)
+    stems = {image: _folder.stem(name) for image, name in names.items()}
     with _folder.replacing(folder) as new:
         for name in FOLDERS:
             (new / name).mkdir(parents=True)
         for sample in dataset.samples:
-            stem = stems[sample.image].stem
+            stem = stems[sample.image]
             _class_maps.write_classes(dataset, sample, new / "SegmentationClass" / f"{stem}.png")
             _class_maps.write_objects(dataset, sample, new / "SegmentationObject" / f"{stem}.png")
             path = new / "Annotations" / f"{stem}.xml"
             path.write_bytes(_annotation(sample, names[sample.image]))
             _require_read_back(path, sample)
-        _pictures.write_pictures(dataset, new / "JPEGImages", names)
+        _folder.write_pictures(dataset, new / "JPEGImages", names)
         for side in SIDES:
-            listed = "".join(f"{stems[sample.image].stem}\n" for sample in dataset.split(side))
+            listed = "".join(f"{stems[sample.image]}\n" for sample in dataset.split(side))
             (new / "ImageSets" / "Segmentation" / f"{SETS[side]}.txt").write_bytes(listed.encode())
-        (new / "labelmap.txt").write_bytes(_labelmap(dataset).encode())
+        # Name, colour, parts and actions, as CVAT and datumaro write and read it.
+        colours = np.frombuffer(_class_maps.palette(), np.uint8).reshape(256, 3).tolist()
+        named = zip(map(_printable, ("background", *dataset.categories)), colours, strict=False)
+        lines = [f"{name.replace(':', '_')}:{red},{green},{blue}::\n" for name, (red, green, blue) in named]
+        (new / "labelmap.txt").write_bytes(f"# label:color_rgb:parts:actions\n{''.join(lines)}".encode())
     return folder / "labelmap.txt"
 
 
 def losses(dataset: Dataset) -> list[str]:
     """Sentences on what the dataset loses in Pascal VOC."""
-    names = {image: name.whole for image, name in _pictures.stems(dataset.samples).items()}
-    counted = (
-        _losses.without_side(dataset, ", and in no set"),
-        _losses.empty_labels(dataset),
-        _losses.overlaps(dataset),
-    )
-    return _losses.sentences(counted) + _losses.of_pictures(dataset, names)
-
-
-def _labelmap(dataset: Dataset) -> str:
-    """Name, colour, parts and actions, as CVAT and datumaro write and read it."""
-    colours = np.frombuffer(_class_maps.palette(), np.uint8).reshape(256, 3).tolist()
-    named = zip(("background", *dataset.categories), colours, strict=False)
-    lines = [
-        f"{_printable(name).replace(':', '_')}:{red},{green},{blue}::" for name, (red, green, blue) in named
-    ]
-    return "\n".join(["# label:color_rgb:parts:actions", *lines, ""])
+    no_set = _folder.without_side(dataset, ", and in no set")
+    found = _folder.sentences(no_set, _folder.empty_labels(dataset), _class_maps.overlaps(dataset))
+    return found + _folder.picture_losses(dataset, _folder.file_names(dataset.samples, unique_stems=True))
 
 
 def _annotation(sample: Sample, name: str) -> bytes:

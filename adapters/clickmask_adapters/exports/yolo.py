@@ -5,8 +5,6 @@ width and height (docs.ultralytics.com/datasets/segment, read 2026-11). Bridges 
 holes to that ring. Images without a side are in `images/unused`, which `data.yaml` does not name.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +21,7 @@ from clickmask.masks.regions import mask_iou
 from clickmask.masks.rle import rle_to_mask
 from clickmask.masks.simplify import simplify_mask
 from clickmask.masks.single_rings import join_holes, join_parts
-from clickmask_adapters.exports import _folder, _losses, _pictures
+from clickmask_adapters.exports import _folder
 
 NAMES = {"train": "train", "validation": "val", "test": "test"}  # sides in data.yaml
 MinIou = Annotated[float, Option(min=0.5, max=1, help="IoU with the mask that outlines must reach.")]
@@ -31,20 +29,24 @@ MinIou = Annotated[float, Option(min=0.5, max=1, help="IoU with the mask that ou
 
 def write(dataset: Dataset, folder: Path, *, min_iou: MinIou = 0.98) -> Path:
     """Write the dataset and return the path of `data.yaml`. A `min_iou` of 1 gives exact outlines."""
-    stems = _pictures.stems(dataset.samples)
-    names: dict[str, str] = {}
+    names = _folder.file_names(dataset.samples, unique_stems=True)
+    placed: dict[str, str] = {}
     with _folder.replacing(folder) as new:
         for side in (*SIDES, "unused"):
             (new / "images" / side).mkdir(parents=True)
             (new / "labels" / side).mkdir(parents=True)
         for sample in dataset.samples:
             side = sample.side if sample.side and sample.usable else "unused"
-            names[sample.image] = f"{side}/{stems[sample.image].whole}"
-            path = new / "labels" / side / f"{stems[sample.image].stem}.txt"
+            placed[sample.image] = f"{side}/{names[sample.image]}"
+            path = new / "labels" / side / f"{_folder.stem(names[sample.image])}.txt"
             path.write_bytes(_lines(dataset, sample, min_iou).encode())
             _require_read_back(path, sample, min_iou)
-        _pictures.write_pictures(dataset, new / "images", names)
-        (new / "data.yaml").write_bytes(_yaml(dataset).encode())
+        _folder.write_pictures(dataset, new / "images", placed)
+        sides = "".join(f"{name}: images/{side}\n" for side, name in NAMES.items())
+        # JSON strings are YAML too, whatever a category's name contains.
+        listed = "".join(f"  {n}: {json.dumps(name)}\n" for n, name in enumerate(dataset.categories))
+        text = f"# dataset {dataset.digest}\n{sides}names:\n{listed}" if listed else f"{sides}names: {{}}\n"
+        (new / "data.yaml").write_bytes(text.encode())
     return folder / "data.yaml"
 
 
@@ -54,18 +56,16 @@ def losses(dataset: Dataset) -> list[str]:
     drawn = sum(isinstance(label.geometry, Polygon) for label in labels)
     parts = [group_rings(simplify_mask(rle_to_mask(label.rle)).rings) for label in labels]
     with_holes = sum(any(holes for _, holes in part) for part in parts)
-    counted = (
+    found = _folder.sentences(
         (drawn, "polygons are outlines of what they cover, not with the points that were drawn"),
         (with_holes, "objects have holes, joined to their outline"),
         (sum(len(part) > 1 for part in parts), "objects have parts, joined by bridges of no width"),
-        _losses.empty_labels(dataset),
-        _losses.without_side(dataset, ": they are in images/unused"),
+        _folder.empty_labels(dataset),
+        _folder.without_side(dataset, ": they are in images/unused"),
     )
-    found = _losses.sentences(counted)
     if dataset.unlabelled == "ignore":
         found.append("area without a label is unknown in this project, but background in YOLO")
-    names = {image: name.whole for image, name in _pictures.stems(dataset.samples).items()}
-    return found + _losses.of_pictures(dataset, names)
+    return found + _folder.picture_losses(dataset, _folder.file_names(dataset.samples, unique_stems=True))
 
 
 def _lines(dataset: Dataset, sample: Sample, min_iou: float) -> str:
@@ -90,10 +90,3 @@ def _require_read_back(path: Path, sample: Sample, min_iou: float) -> None:
         iou = mask_iou(polygons_to_mask([ring], sample.size), rle_to_mask(label.rle))
         if iou < min_iou - 0.02:  # six decimals move a vertex by less than 0.01 px
             raise Failed(f"region {label.key.region} of {sample.name} reads back with an IoU of {iou:.3f}")
-
-
-def _yaml(dataset: Dataset) -> str:
-    """The text of `data.yaml`. JSON strings are YAML too, whatever a category's name contains."""
-    sides = "".join(f"{name}: images/{side}\n" for side, name in NAMES.items())
-    names = "".join(f"  {n}: {json.dumps(name)}\n" for n, name in enumerate(dataset.categories))
-    return f"# dataset {dataset.digest}\n{sides}names:\n{names}" if names else f"{sides}names: {{}}\n"

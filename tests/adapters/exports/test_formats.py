@@ -19,7 +19,7 @@ from clickmask.labels.split import Assigned, Side, fingerprint
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.polygons import polygons_to_mask
 from clickmask.masks.regions import mask_iou
-from clickmask_adapters.exports import _class_maps, _pictures, png, voc, yolo
+from clickmask_adapters.exports import _class_maps, _folder, png, voc, yolo
 from support.drawn import MASKS, disc, rectangle, ring, two_parts
 from support.labelled import SIZE, FilesInMemory, accepted, digest_of, labelled, noise
 from support.labelled import png as to_png
@@ -177,11 +177,11 @@ def test_files_beside_pictures_have_stems_of_their_own() -> None:
         labelled(str(n), str(n), name) for n, name in enumerate(["a.png", "A.jpg", "b.tar.gz", ".png", "b"])
     ]
     made = create_dataset(images, [], tool="cvat", project="1")
-    found = _pictures.stems(made.samples)
-    assert found[digest_of("2")] == ("b.tar", ".gz")
-    assert found[digest_of("3")] == (".png", "")
-    assert found[digest_of("0")] == (f"{digest_of('0')[:8]}-a", ".png")
-    assert len({stem.casefold() for stem, _ in found.values()}) == 5
+    found = _folder.file_names(made.samples, unique_stems=True)
+    assert (found[digest_of("2")], _folder.stem("b.tar.gz")) == ("b.tar.gz", "b.tar")
+    assert (found[digest_of("3")], _folder.stem(".png")) == (".png", ".png")
+    assert found[digest_of("0")] == f"{digest_of('0')[:8]}-a.png"
+    assert len({_folder.stem(name).casefold() for name in found.values()}) == 5
 
 
 @pytest.mark.parametrize("damage", ["mask", "box", "line"])

@@ -8,12 +8,11 @@ from types import ModuleType
 
 import pytest
 
-from clickmask import files, plugins
+from clickmask import plugins
 from clickmask.datasets.snapshot import Dataset, create_dataset
-from clickmask.errors import Failed, InvalidInput, InvalidRequest
+from clickmask.errors import InvalidInput, InvalidRequest
 from clickmask.labels.geometry import Ellipse, Rectangle
 from clickmask_adapters import exports
-from clickmask_adapters.exports import _folder
 from support.drawn import disc, ring, two_parts
 from support.labelled import FilesInMemory, accepted, labelled, noise, png, polygon
 
@@ -106,56 +105,3 @@ def test_a_dataset_without_any_label_is_exported(export: ModuleType, tmp_path: P
 def test_what_is_lost_is_said_in_sentences(export: ModuleType) -> None:
     said = export.losses(drawn_dataset())
     assert any("1 images are not kept" in sentence for sentence in said)
-
-
-def test_a_folder_that_cannot_be_replaced_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    (tmp_path / "link").symlink_to(tmp_path)
-    for name in ("file", "link"):
-        with pytest.raises(InvalidRequest, match="cannot be replaced"):
-            _folder.require_replaceable(tmp_path / name)
-    with (
-        pytest.raises(InvalidRequest, match="nothing can be written beside"),
-        _folder.replacing(Path("/proc/x")),
-    ):
-        pytest.fail("there is nothing to write into")
-
-
-@pytest.mark.parametrize("at_once", [True, False])
-def test_readers_see_one_export_or_the_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
-) -> None:
-    """Where the system cannot exchange two folders, the old one is out of the way for a moment."""
-    if not at_once:
-        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
-    folder = tmp_path / "out"
-    for number in range(3):
-        with _folder.replacing(folder) as new:
-            (new / "file").write_text(str(number))
-            assert not folder.exists() or (folder / "file").read_text() == str(number - 1)
-        assert (folder / "file").read_text() == str(number)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("failing", [1, 2])
-def test_a_rename_that_fails_leaves_the_earlier_export(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
-) -> None:
-    folder = tmp_path / "out"
-    with _folder.replacing(folder) as new:
-        (new / "file").write_text("old")
-    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
-    rename, calls = Path.rename, []
-
-    def broken(self: Path, target: Path) -> Path:
-        calls.append(target)
-        if len(calls) == failing:
-            raise OSError(5, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", broken)
-    said = pytest.raises(Failed, match="could not be replaced: Input/output error")
-    with said, _folder.replacing(folder) as new:
-        (new / "file").write_text("new")
-    assert (folder / "file").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
