@@ -1,7 +1,5 @@
 """The table from errors to HTTP statuses, and the recent failures for the status page."""
 
-from __future__ import annotations
-
 import math
 import threading
 from collections import deque
@@ -9,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
-from types import MappingProxyType
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,25 +16,23 @@ from starlette.responses import JSONResponse
 from clickmask import errors
 from clickmask_adapters.server.uvicorn import HEADER, reason
 
-STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = MappingProxyType(
-    {
-        errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
-        errors.Refused: HTTPStatus.FORBIDDEN,
-        errors.NotFound: HTTPStatus.NOT_FOUND,
-        errors.Conflict: HTTPStatus.CONFLICT,
-        errors.Gone: HTTPStatus.GONE,
-        errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        errors.InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
-        errors.Failed: HTTPStatus.INTERNAL_SERVER_ERROR,
-        errors.ClickmaskError: HTTPStatus.INTERNAL_SERVER_ERROR,
-        errors.ImageUnavailable: HTTPStatus.BAD_GATEWAY,
-        errors.ToolUnavailable: HTTPStatus.BAD_GATEWAY,
-        errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
-        errors.Busy: HTTPStatus.SERVICE_UNAVAILABLE,
-        errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
-        errors.NotStored: HTTPStatus.INSUFFICIENT_STORAGE,
-    }
-)
+STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = {
+    errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
+    errors.Refused: HTTPStatus.FORBIDDEN,
+    errors.NotFound: HTTPStatus.NOT_FOUND,
+    errors.Conflict: HTTPStatus.CONFLICT,
+    errors.Gone: HTTPStatus.GONE,
+    errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.Failed: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.ClickmaskError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.ImageUnavailable: HTTPStatus.BAD_GATEWAY,
+    errors.ToolUnavailable: HTTPStatus.BAD_GATEWAY,
+    errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.Busy: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.NotStored: HTTPStatus.INSUFFICIENT_STORAGE,
+}
 DOOR = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.MISDIRECTED_REQUEST})
 UNEXPECTED = "something went wrong inside clickmask; its log has the details"
 
@@ -90,40 +85,24 @@ def answer(status: int, error: str, headers: Mapping[str, str] | None = None) ->
 def install(app: FastAPI, failures: RecentFailures) -> None:
     """Turn every route's error into a status and a sentence: never a traceback, path or token."""
 
-    def failed(
-        request: Request,
-        status: int,
-        error: str,
-        headers: Mapping[str, str] | None = None,
-        admitted: bool = True,
-    ) -> JSONResponse:
-        failures.add(request.method, request.url.path, status, error, admitted)
-        return answer(status, error, headers)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        headers, admitted = None, True
+        match error:
+            case errors.ClickmaskError():
+                status, sentence = status_of(error), str(error)
+                if isinstance(error, errors.Busy):
+                    headers = {"Retry-After": str(math.ceil(error.retry_after))}
+            case RequestValidationError():
+                first = error.errors()[0]
+                status = HTTPStatus.UNPROCESSABLE_ENTITY
+                sentence = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+            case HTTPException():
+                status, sentence, headers = error.status_code, str(error.detail), error.headers
+                admitted = False  # a wrong signature is the only such error with a status in DOOR
+            case _:
+                status, sentence = HTTPStatus.INTERNAL_SERVER_ERROR, UNEXPECTED
+        failures.add(request.method, request.url.path, status, sentence, admitted)
+        return answer(status, sentence, headers)
 
-    async def clickmask_error(request: Request, error: Exception) -> JSONResponse:
-        if not isinstance(error, errors.ClickmaskError):
-            raise error
-        retry = error.retry_after if isinstance(error, errors.Busy) else None
-        headers = {"Retry-After": str(math.ceil(retry))} if retry is not None else None
-        return failed(request, status_of(error), str(error), headers)
-
-    async def validation_error(request: Request, error: Exception) -> JSONResponse:
-        if not isinstance(error, RequestValidationError):
-            raise error
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return failed(request, HTTPStatus.UNPROCESSABLE_ENTITY, f"{where}: {first['msg']}")
-
-    async def http_error(request: Request, error: Exception) -> JSONResponse:
-        if not isinstance(error, HTTPException):
-            raise error
-        # A wrong signature is the only such error with a status in DOOR.
-        return failed(request, error.status_code, str(error.detail), error.headers, admitted=False)
-
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return failed(request, HTTPStatus.INTERNAL_SERVER_ERROR, UNEXPECTED)
-
-    app.add_exception_handler(errors.ClickmaskError, clickmask_error)
-    app.add_exception_handler(RequestValidationError, validation_error)
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, unexpected)
+    for kind in (errors.ClickmaskError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, failed)

@@ -6,8 +6,6 @@ served. Checks of Host and Origin keep foreign pages from rebinding their name t
 it. Signed requests (`Tool.signed_paths`) reach only the route that checks them.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import binascii
@@ -142,10 +140,8 @@ class Authentication:
         is_open = path.startswith(self._open_prefixes) or (
             path in self._open_paths and (path != "/" or scope["method"] == "POST")
         )
-        if is_open and address is not None:
-            for network in self._networks:
-                if address.version == network.version and address in network:
-                    return
+        if is_open and address and any(address in network for network in self._networks):
+            return
         if self._secret is not None:
             raise Refusal(
                 HTTPStatus.UNAUTHORIZED,
@@ -240,6 +236,8 @@ class BodySize:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         most = MAX_SIGNED_BODY if scope["auth"] == SIGNATURE else self._max_body
+        said = f"at most {most / 2**20:.0f} MiB here (CLICKMASK_MAX_BODY_BYTES, except for webhooks)"
+        too_large = Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has {said}")
         length = Headers(scope=scope).get("content-length", "0")
         size = 0
 
@@ -248,11 +246,11 @@ class BodySize:
             message = await receive()
             size += len(message.get("body", b""))
             if size > most:
-                raise _too_large(most)
+                raise too_large
             return message
 
         if not length.isdecimal() or int(length) > most:
-            raise _too_large(most)
+            raise too_large
         await self._app(scope, measured, send)
 
 
@@ -317,13 +315,6 @@ class JsonBody:
             return whole.pop() if whole else await receive()
 
         await self._app(scope, replayed, send)
-
-
-def _too_large(most: int) -> Refusal:
-    return Refusal(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"a request has at most {most / 2**20:.0f} MiB here (CLICKMASK_MAX_BODY_BYTES, except for webhooks)",
-    )
 
 
 def _purpose(scope: Scope) -> str:

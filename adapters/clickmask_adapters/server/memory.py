@@ -1,7 +1,5 @@
 """Settings that keep clicks from waiting for the memory allocator or the garbage collector."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 

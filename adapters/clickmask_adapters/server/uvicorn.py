@@ -5,15 +5,12 @@ CVAT shows its users only the status line of a failed answer, e.g. `422 Client E
 a request and its body, so anybody who reaches the port could hold every connection.
 """
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 
 import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
 HEADER = "x-clickmask-error"
 MAX_REASON_CHARS = 300
@@ -29,14 +26,8 @@ def reason(error: str) -> str:
 class ErrorInReasonPhrase(H11Protocol):
     """uvicorn's protocol, with an answer's HEADER as its reason phrase."""
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, config: Config, **more: Any) -> None:
+        super().__init__(config, **more)
         self.conn = _Connection(h11.SERVER, config.h11_max_incomplete_event_size or 2**16)
 
 
