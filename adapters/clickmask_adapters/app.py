@@ -1,7 +1,5 @@
 """The whole server: one FastAPI application over one home."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -11,7 +9,7 @@ from fastapi import FastAPI
 import clickmask
 from clickmask.training.supervisor import Triggers
 from clickmask_adapters import web
-from clickmask_adapters.api import datasets, models, projects, proposals, status
+from clickmask_adapters.api import datasets, projects, proposals, status
 from clickmask_adapters.home import Home
 from clickmask_adapters.server import failures
 from clickmask_adapters.server.gate import Gate
@@ -56,9 +54,8 @@ def create_app(home: Home) -> FastAPI:
         *(tool.router(workbench) for tool in tools),  # first: routes are tried in order
         proposals.router(workbench, settings),
         status.router(workbench, recent),
-        projects.router(workbench),
+        projects.router(workbench, home.models),
         datasets.router(workbench, settings, home.archive),
-        models.router(workbench, home.models),
         web.router(),
     ):
         app.include_router(router)

@@ -1,7 +1,5 @@
 """Datasets over HTTP: statistics, reports on the assistance, and zipped exports."""
 
-from __future__ import annotations
-
 import inspect
 import itertools
 import re
@@ -29,7 +27,7 @@ from clickmask.reports.statistics import count
 from clickmask.store import Store
 from clickmask.workbench import Workbench
 from clickmask_adapters import exports
-from clickmask_adapters.api._json import json_response
+from clickmask_adapters.api import json_response
 from clickmask_adapters.exports import _folder
 from clickmask_adapters.settings import Settings
 
@@ -39,6 +37,7 @@ ZIP_TTL_S = 3600.0  # within which a zip must be read
 CHUNK = 2**20
 ABANDONED_AFTER_S = 24 * 3600.0  # after which nobody reads a zip any longer
 MAX_FLAWS = 1000  # in one answer
+Polygons = Literal["source", "exact", "simplified"]  # as in exports/coco.py, which takes long to import
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # time of every member, so that the same dataset gives the same zip
 
 
@@ -82,10 +81,7 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
         tool: str,
         project: str,
         name: str,
-        polygons: Annotated[
-            Literal["source", "exact", "simplified"] | None,
-            Query(description="COCO: which polygons are written"),
-        ] = None,
+        polygons: Annotated[Polygons | None, Query(description="COCO: which polygons are written")] = None,
         for_cvat: Annotated[bool | None, Query(description="COCO: masks have iscrowd 1")] = None,
     ) -> Response:
         if name not in (known := plugins.names(exports)):
@@ -103,55 +99,38 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
             )
         path = written_zip(lambda folder: write(made, folder, **options))
         file_name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{tool}-{project}-{name}.zip")
-        headers = {
-            "Content-Disposition": f'attachment; filename="{file_name}"',
-            "Content-Length": str(path.stat().st_size),
-        }
+        attached = f'attachment; filename="{file_name}"'
+        headers = {"Content-Disposition": attached, "Content-Length": str(path.stat().st_size)}
         chunks = _read(path, readers.release)
-        first = next(chunks)  # from here on, the zip is removed and its place freed in any case
-        return StreamingResponse(
-            itertools.chain([first], chunks), headers=headers, media_type="application/zip"
-        )
+        whole = itertools.chain([next(chunks)], chunks)  # from here on, the zip is removed in any case
+        return StreamingResponse(whole, headers=headers, media_type="application/zip")
 
     return routes
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
     """Statistics of a dataset as JSON, with at most MAX_FLAWS flaws."""
+    named = {"digest": dataset.digest, "unlabelled": dataset.unlabelled}
     counted = asdict(count(dataset))
     flaws = counted.pop("flaws")
-    return {
-        "digest": dataset.digest,
-        "unlabelled": dataset.unlabelled,
-        **counted,
-        "flaw_count": len(flaws),
-        "flaws": flaws[:MAX_FLAWS],
-    }
+    return named | counted | {"flaw_count": len(flaws), "flaws": flaws[:MAX_FLAWS]}
 
 
 def assistance(store: Store, tool: str, project: str) -> dict[str, Any]:
     """The worth of the assistance as JSON: overall, and by category, segmenter and week."""
     entries = read(store, tool, project)
     (together,) = summarise(entries)
-    return {
-        "all": asdict(together),
-        **{axis: [asdict(each) for each in summarise(entries, axis)] for axis in get_args(Axis)},
-    }
+    axes = {axis: [asdict(each) for each in summarise(entries, axis)] for axis in get_args(Axis)}
+    return {"all": asdict(together), **axes}
 
 
 def proposal_reports(store: Store, tool: str, project: str) -> dict[str, Any]:
     """Quality of each segmenter's and annotator's first and accepted answers, as JSON."""
-    return {
-        "segmenters": [
-            {
-                "name": each.name,
-                "objects": each.objects,
-                "first": report_to_json(each.first),
-                "last": each.last and report_to_json(each.last),
-            }
-            for each in measure_segmenters(store, tool, project)
-        ]
-    }
+    found = [
+        vars(each) | {"first": report_to_json(each.first), "last": each.last and report_to_json(each.last)}
+        for each in measure_segmenters(store, tool, project)
+    ]
+    return {"segmenters": found}
 
 
 def _zip(where: Path, write: Callable[[Path], Path]) -> Path:
@@ -165,29 +144,24 @@ def _zip(where: Path, write: Callable[[Path], Path]) -> Path:
     try:
         folder = above / "export"
         write(folder)
-        _pack(folder, above / "export.zip")
+        with zipfile.ZipFile(above / "export.zip", "w") as archive:
+            for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+                if file.name == _folder.MANIFEST:
+                    continue
+                member = zipfile.ZipInfo(file.relative_to(folder).as_posix(), _EPOCH)
+                member.file_size = file.stat().st_size
+                member.external_attr = 0o644 << 16
+                # Pictures are compressed already.
+                member.compress_type = zipfile.ZIP_STORED if "images" in file.parts else zipfile.ZIP_DEFLATED
+                with archive.open(member, "w") as into, file.open("rb") as content:
+                    shutil.copyfileobj(content, into, CHUNK)
         shutil.rmtree(folder)
     except BaseException as error:
         shutil.rmtree(above, ignore_errors=True)
         if isinstance(error, OSError):
-            reason = f"the export cannot be written in CLICKMASK_HOME: {error.strerror}"
-            raise Failed(reason) from error
+            raise Failed(f"the export cannot be written in CLICKMASK_HOME: {error.strerror}") from error
         raise
     return above / "export.zip"
-
-
-def _pack(folder: Path, path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-            if file.name == _folder.MANIFEST:
-                continue
-            member = zipfile.ZipInfo(file.relative_to(folder).as_posix(), _EPOCH)
-            member.file_size = file.stat().st_size
-            member.external_attr = 0o644 << 16
-            # Pictures are compressed already.
-            member.compress_type = zipfile.ZIP_STORED if "images" in file.parts else zipfile.ZIP_DEFLATED
-            with archive.open(member, "w") as into, file.open("rb") as content:
-                shutil.copyfileobj(content, into, CHUNK)
 
 
 def _read(path: Path, done: Callable[[], None]) -> Generator[bytes]:

@@ -1,8 +1,5 @@
 """Prompts, images and whole annotations over HTTP, as clickmask's own page uses them."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -16,11 +13,15 @@ from clickmask.masks.rle import mask_to_rle
 from clickmask.masks.simplify import simplify_mask
 from clickmask.types import ImageRef, Prediction, Prompt
 from clickmask.workbench import Workbench
-from clickmask_adapters.api._json import json_response
+from clickmask_adapters.api import json_response
 from clickmask_adapters.settings import Settings
 
 XY = tuple[float, float]
 FRAME = "Pixels of the upright image from its top-left corner, x right, y down."
+
+
+def _example(body: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [body]})
 
 
 class Strict(BaseModel):
@@ -59,19 +60,14 @@ class WantedIn(Strict):
 
 
 class ProposalsIn(WantedIn):
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {
-                    "image": {"url": "https://example.com/cat.jpg"},
-                    "prompt": {"foreground": [[310.5, 220]], "background": [[20, 30]], "box": None},
-                    "segmenter": None,
-                    "want": ["rle", "polygons"],
-                    "min_iou": 0.98,
-                }
-            ]
-        },
+    model_config = _example(
+        {
+            "image": {"url": "https://example.com/cat.jpg"},
+            "prompt": {"foreground": [[310.5, 220]], "background": [[20, 30]], "box": None},
+            "segmenter": None,
+            "want": ["rle", "polygons"],
+            "min_iou": 0.98,
+        }
     )
     image: ImageIn
     prompt: PromptIn
@@ -120,26 +116,22 @@ class ProposalOut(MaskOut):
 
 
 class ProposalsOut(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
+    model_config = _example(
+        {
+            "image": {"digest": "9f2c…", "width": 451, "height": 300},
+            "segmenter": "builtin",
+            "proposals": [
                 {
-                    "image": {"digest": "9f2c…", "width": 451, "height": 300},
-                    "segmenter": "builtin",
-                    "proposals": [
-                        {
-                            "id": "wT3kq0mXn1ZrB2aS",
-                            "score": 0.81,
-                            "area": 21034,
-                            "box": [120, 40, 330, 280],
-                            "rle": {"size": [300, 451], "counts": "Pgc14…"},
-                            "polygons": [{"outer": [[120, 44.5], [330, 51], [201, 280]], "holes": []}],
-                            "iou": 0.983,
-                            "points": 3,
-                        }
-                    ],
+                    "id": "wT3kq0mXn1ZrB2aS",
+                    "score": 0.81,
+                    "area": 21034,
+                    "box": [120, 40, 330, 280],
+                    "rle": {"size": [300, 451], "counts": "Pgc14…"},
+                    "polygons": [{"outer": [[120, 44.5], [330, 51], [201, 280]], "holes": []}],
+                    "iou": 0.983,
+                    "points": 3,
                 }
-            ]
+            ],
         }
     )
     image: ImageOut
@@ -180,41 +172,32 @@ class ErrorOut(BaseModel):
     error: Annotated[str, Field(description="One sentence for people")]
 
 
-ERRORS: Mapping[int | str, dict[str, Any]] = {
-    status: {"model": ErrorOut, "description": text}
-    for status, text in {
-        400: "The request is not what is expected",
-        401: "The secret is missing",
-        403: "The image must not be read, or the caller may not ask",
-        404: "No such segmenter or annotator",
-        410: "The digest is not known any more: send the image again",
-        413: "Too large",
-        422: "The prompt or the image cannot be",
-        502: "The image could not be fetched",
-        503: "Busy: try again after Retry-After seconds",
-    }.items()
+ERRORS = {
+    400: "The request is not what is expected",
+    401: "The secret is missing",
+    403: "The image must not be read, or the caller may not ask",
+    404: "No such segmenter or annotator",
+    410: "The digest is not known any more: send the image again",
+    413: "Too large",
+    422: "The prompt or the image cannot be",
+    502: "The image could not be fetched",
+    503: "Busy: try again after Retry-After seconds",
 }
 
 
 def router(workbench: Workbench, settings: Settings) -> APIRouter:
-    routes = APIRouter(prefix="/v1", responses=dict(ERRORS))
+    errors = {status: {"model": ErrorOut, "description": text} for status, text in ERRORS.items()}
+    routes = APIRouter(prefix="/v1", responses={**errors})
 
     @routes.post("/proposals", response_model=ProposalsOut, summary="A prompt becomes masks, best first")
     def proposals(asked: ProposalsIn) -> Response:
         given = asked.prompt
         prompt = Prompt(tuple(given.foreground), tuple(given.background), given.box)
         made = workbench.propose(asked.image.ref(), prompt, asked.segmenter)
-        first = made[0]
-        return json_response(
-            {
-                "image": _image(first.digest, first.prediction.mask.shape),
-                "segmenter": first.prediction.segmenter,
-                "proposals": [
-                    {"id": proposal.id} | _described(proposal.prediction, asked, settings.min_iou)
-                    for proposal in made
-                ],
-            }
-        )
+        first = made[0].prediction
+        image = _image(made[0].digest, first.mask.shape)
+        found = [{"id": each.id} | _described(each.prediction, asked, settings.min_iou) for each in made]
+        return json_response({"image": image, "segmenter": first.segmenter, "proposals": found})
 
     @routes.post(
         "/annotations", response_model=AnnotationsOut, summary="Every object in an image, without a prompt"
@@ -222,18 +205,13 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
     def annotations(asked: AnnotationsIn) -> Response:
         ref = asked.image.ref()
         identity = workbench.identify(ref)
-        found = workbench.annotate(ref, asked.annotator)
-        return json_response(
-            {
-                "image": _image(identity.digest, identity.size),
-                "annotator": asked.annotator,
-                "objects": [
-                    {"label": label} | _described(prediction, asked, settings.min_iou)
-                    for label, prediction in found
-                    if prediction.score >= asked.min_score
-                ],
-            }
-        )
+        image = _image(identity.digest, identity.size)
+        objects = [
+            {"label": label} | _described(prediction, asked, settings.min_iou)
+            for label, prediction in workbench.annotate(ref, asked.annotator)
+            if prediction.score >= asked.min_score
+        ]
+        return json_response({"image": image, "annotator": asked.annotator, "objects": objects})
 
     @routes.get("/annotators", response_model=AnnotatorsOut, summary="What annotates whole images")
     def annotators() -> Response:
@@ -250,10 +228,8 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
 
     @routes.get("/segmenters", response_model=SegmentersOut, summary="What is installed, and what is ready")
     def segmenters() -> Response:
-        found = [
-            {"name": status.name, "ready": status.ready, "reason": status.reason}
-            for status in workbench.segmenters()
-        ]
+        all_of_them = workbench.segmenters()
+        found = [{"name": each.name, "ready": each.ready, "reason": each.reason} for each in all_of_them]
         return json_response({"default": workbench.default_segmenter, "segmenters": found})
 
     return routes

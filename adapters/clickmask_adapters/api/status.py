@@ -1,7 +1,5 @@
 """The state of the server, at /v1/status."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import asdict
 
@@ -9,7 +7,7 @@ from fastapi import APIRouter, Response
 
 import clickmask
 from clickmask.workbench import Workbench
-from clickmask_adapters.api._json import json_response
+from clickmask_adapters.api import json_response
 from clickmask_adapters.server.failures import RecentFailures
 
 

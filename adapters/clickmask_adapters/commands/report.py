@@ -11,7 +11,7 @@ from rich.text import Text
 
 from clickmask.reports.assistance import Axis, read, summarise
 from clickmask_adapters.api.datasets import assistance, proposal_reports
-from clickmask_adapters.api.models import describe_report
+from clickmask_adapters.api.projects import describe_report
 from clickmask_adapters.commands._console import (
     ProjectName,
     ToolName,

@@ -22,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 
 from clickmask.errors import Busy, ClickmaskError, Failed, NotReady
 from clickmask.workbench import Workbench
-from clickmask_adapters.api._json import json_response
+from clickmask_adapters.api import json_response
 from clickmask_adapters.tools._json import as_text, parse_object
 from clickmask_adapters.tools.cvat import WEBHOOK
 from clickmask_adapters.tools.cvat.backend import Invoker, ResultCache, key_of, wait

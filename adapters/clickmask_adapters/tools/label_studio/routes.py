@@ -18,7 +18,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from clickmask.caches import Lru
 from clickmask.errors import ClickmaskError, InvalidRequest
 from clickmask.workbench import Workbench
-from clickmask_adapters.api._json import json_response
+from clickmask_adapters.api import json_response
 from clickmask_adapters.tools._json import Json, as_id, as_list, as_object, parse_object, project_number
 from clickmask_adapters.tools.label_studio import TOOL, clicks, label_config
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
