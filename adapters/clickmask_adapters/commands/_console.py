@@ -1,13 +1,12 @@
 """Shared parts of the commands: printing, failing, and the arguments TOOL PROJECT."""
 
-from __future__ import annotations
-
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import closing, contextmanager
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from clickmask import plugins
 from clickmask.errors import ClickmaskError, InvalidRequest, ToolUnavailable
@@ -48,14 +47,12 @@ def tool_name(text: str) -> str:
     return name
 
 
-ToolName = Annotated[
-    str,
-    typer.Argument(metavar="TOOL", parser=tool_name, help="`label-studio` or `cvat`."),
-]
+ToolName = Annotated[str, typer.Argument(metavar="TOOL", parser=tool_name, help="`label-studio` or `cvat`.")]
 ProjectName = Annotated[
     str,
     typer.Argument(metavar="PROJECT", help="Its number; `task-NUMBER` for a CVAT task without a project."),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="All of it, as JSON.")]
 
 
 def find_project(store: Store, tool: str, project: str) -> Project:
@@ -81,3 +78,13 @@ def find_tool(home: Home, name: str, moved: bool = False) -> Tool:
         raise ToolUnavailable(f"no {name.replace('_', '-')} is configured: set {name.upper()}_URL")
     home.store.require_origin(name, tool.origin, moved)
     return tool
+
+
+def new_table(texts: Iterable[str], numbers: Iterable[str]) -> Table:
+    """A table with columns of text, which may fold, and then of numbers, which may not."""
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for heading in texts:
+        table.add_column(heading, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table

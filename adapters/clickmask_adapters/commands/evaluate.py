@@ -1,27 +1,21 @@
 """`clickmask evaluate`: the mIoU of segmenters against the number of clicks."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from clickmask.datasets.coco_reader import CocoSample, sample_objects
+from clickmask.datasets.coco_reader import sample_objects
 from clickmask.errors import InvalidRequest
-from clickmask.inference.catalogue import Catalogue
 from clickmask.reports.clicks import TARGETS, Summary, Trial, evaluate, summarise, summarise_categories
 from clickmask_adapters.commands._console import console, errors, open_home
-
-Trials = Mapping[str, Sequence[Trial]]  # by segmenter
-
 
 cli = typer.Typer()
 
@@ -49,25 +43,61 @@ def evaluate_segmenters(
     *named, folder = dataset
     with open_home() as home:
         catalogue = home.segmenters
-        names = _chosen(catalogue, named or [home.settings.segmenter], bool(named), everything)
+        if everything and named:
+            raise InvalidRequest("--all takes every segmenter that is ready: name none beside it")
+        if everything:
+            names = [status.name for status in catalogue.statuses() if status.ready]
+        else:
+            names = list(dict.fromkeys(named or [home.settings.segmenter]))
+            for name in names:
+                catalogue.require_ready(name)
         if plot:
             require_matplotlib(plot)  # now, not after an hour
         sample = sample_objects(Path(folder), objects, seed, smallest)
-        trials = _try(catalogue, names, sample, clicks)
-        summaries = {name: summarise(trials[name]) for name in names}
-        _print_sample(sample, len(trials[names[0]]))
+        total = len(sample.objects)
+        trials: dict[str, list[Trial]] = {}
+        columns = ("{task.description}", BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=errors, transient=True) as bar:
+            for name in names:
+                task = bar.add_task(name, total=total)
+                found = evaluate(catalogue.get(name), sample.objects, clicks)
+                trials[name] = list(bar.track(found, total=total, task_id=task))
+                bar.update(task, completed=total)
+        if not all(trials.values()):
+            raise InvalidRequest("none of the pictures can be read in the size that its annotations give")
+        tried = len(trials[names[0]])
+        left_out = {**sample.left_out, "whose picture cannot be read": total - tried}
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
+        said = f"{tried} objects of {sample.annotations.name}"
+        console.print(f"{said}; left out: {reasons}" if reasons else said, markup=False)
+        summaries = {name: summarise(each) for name, each in trials.items()}
+        by_category = {name: summarise_categories(each) for name, each in trials.items()}
         console.print(_table(summaries))
         if len({each.category for each in sample.objects}) > 1:
-            console.print(_category_table(trials))
+            console.print(_category_table(by_category))
         if json_file:
-            _write_json(json_file, trials, sample, {"clicks": clicks, "seed": seed, "smallest": smallest})
+            categories = {
+                name: {category: _plain(summary) for category, summary in found.items()}
+                for name, found in by_category.items()
+            }
+            content = {
+                "annotations": sample.annotations.name,
+                "clicks": clicks,
+                "seed": seed,
+                "smallest": smallest,
+                "left_out": dict(sample.left_out),
+                "segmenters": {
+                    name: {**_plain(summary), "categories": categories[name]}
+                    for name, summary in summaries.items()
+                },
+            }
+            json_file.write_text(json.dumps(content, indent=2) + "\n")
         if plot:
-            plot_summaries(summaries, f"{len(trials[names[0]])} objects of {Path(folder).name}", plot)
+            plot_summaries(summaries, f"{tried} objects of {Path(folder).name}", plot)
 
 
 def plot_summaries(summaries: Mapping[str, Summary], title: str, file: Path) -> None:
-    """Plot each segmenter's mIoU over clicks, with a star for its box. Raises InvalidRequest."""
-    require_matplotlib(file)
+    """Plot each segmenter's mIoU over clicks, with a star for its box. `require_matplotlib` comes before."""
     figures: Any = importlib.import_module("matplotlib.figure")
     figure = figures.Figure(figsize=(7, 4.5), layout="constrained")  # no pyplot, so no window and no state
     axes = figure.subplots()
@@ -93,47 +123,6 @@ def require_matplotlib(file: Path) -> None:
         raise InvalidRequest(f"no plot is written to {file.name}: its suffix is none of {', '.join(known)}")
 
 
-def _chosen(catalogue: Catalogue, names: Sequence[str], given: bool, everything: bool) -> list[str]:
-    """Names of segmenters that can run, each once."""
-    if everything:
-        if given:
-            raise InvalidRequest("--all takes every segmenter that is ready: name none beside it")
-        return [status.name for status in catalogue.statuses() if status.ready]
-    for name in names:
-        catalogue.require_ready(name)
-    return list(dict.fromkeys(names))
-
-
-def _try(catalogue: Catalogue, names: Sequence[str], sample: CocoSample, clicks: int) -> Trials:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    trials: dict[str, list[Trial]] = {}
-    with Progress(*columns, console=errors, transient=True) as bar:
-        for name in names:
-            task = bar.add_task(name, total=len(sample.objects))
-            trials[name] = []
-            for trial in evaluate(catalogue.get(name), sample.objects, clicks):
-                trials[name].append(trial)
-                bar.advance(task)
-            bar.update(task, completed=len(sample.objects))
-    if not all(trials.values()):
-        raise InvalidRequest("none of the pictures can be read in the size that its annotations give")
-    return trials
-
-
-def _print_sample(sample: CocoSample, tried: int) -> None:
-    left_out = dict(sample.left_out)
-    if unread := len(sample.objects) - tried:
-        left_out["whose picture cannot be read"] = unread
-    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-    said = f"{tried} objects of {sample.annotations.name}" + (f"; left out: {reasons}" if reasons else "")
-    console.print(said, markup=False)
-
-
 def _table(summaries: Mapping[str, Summary]) -> Table:
     """One column per segmenter. If an object never reaches the IoU, its NoC is the number of all clicks."""
     table = _columns_of("", summaries)
@@ -151,9 +140,8 @@ def _table(summaries: Mapping[str, Summary]) -> Table:
     return table
 
 
-def _category_table(trials: Trials) -> Table:
+def _category_table(by_segmenter: Mapping[str, Mapping[str, Summary]]) -> Table:
     """One row per category: its objects, then each segmenter's mIoU at first and last click, and by box."""
-    by_segmenter = {name: summarise_categories(each) for name, each in trials.items()}
     table = _columns_of("mIoU @1, @last, box", by_segmenter)
     for category, first in next(iter(by_segmenter.values())).items():
         cells = [categories[category] for categories in by_segmenter.values()]
@@ -169,24 +157,6 @@ def _columns_of(title: str, names: Iterable[str]) -> Table:
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
     return table
-
-
-def _write_json(file: Path, trials: Trials, sample: CocoSample, options: Mapping[str, int]) -> None:
-    content = {
-        "annotations": sample.annotations.name,
-        **options,
-        "left_out": dict(sample.left_out),
-        "segmenters": {
-            name: {
-                **_plain(summarise(each)),
-                "categories": {
-                    category: _plain(summary) for category, summary in summarise_categories(each).items()
-                },
-            }
-            for name, each in trials.items()
-        },
-    }
-    file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _plain(summary: Summary) -> dict[str, Any]:

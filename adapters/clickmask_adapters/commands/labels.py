@@ -1,17 +1,14 @@
 """`clickmask pull`, `project`, `stats` and `export`: the accepted labels of a project."""
 
-from __future__ import annotations
-
 import inspect
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -20,16 +17,18 @@ from clickmask.datasets.snapshot import snapshot
 from clickmask.errors import InvalidRequest
 from clickmask.ingest import pull as pulling
 from clickmask.labels.submissions import Unlabelled
-from clickmask.reports.statistics import Statistics, count, find_flaws
+from clickmask.reports.statistics import count, find_flaws
 from clickmask_adapters import exports
 from clickmask_adapters.api.datasets import describe
 from clickmask_adapters.commands._console import (
+    AsJson,
     ProjectName,
     ToolName,
     console,
     errors,
     find_project,
     find_tool,
+    new_table,
     open_home,
 )
 
@@ -76,7 +75,18 @@ def pull(
         source = find_tool(home, tool, moved).labels
         if source is None:
             raise InvalidRequest(f"the labels of {tool.replace('_', '-')} cannot be taken in")
-        done = _follow(pulling.pull(tool, source, project, home.store, home.ingester))
+        done = pulling.Progress()
+        steps = pulling.pull(tool, source, project, home.store, home.ingester)
+        columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}")
+        with Progress(*columns, console=errors, transient=True) as bar, closing(steps):
+            shown = bar.add_task("", total=None)
+            try:
+                for done in steps:
+                    total = None if done.remaining is None else done.read + done.remaining
+                    bar.update(shown, completed=done.read, total=total, description=_summary(done))
+            except KeyboardInterrupt:
+                errors.print("interrupted; the same command goes on from there")
+                raise typer.Exit(130) from None
         kept = home.archive.status()
     for sentence in done.left_out:
         errors.print(sentence, markup=False)
@@ -112,7 +122,7 @@ def project(
 def stats(
     tool: ToolName,
     project: ProjectName,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    as_json: AsJson = False,
     every: Annotated[bool, typer.Option("--all", help="Every flaw, not the first twenty.")] = False,
 ) -> None:
     """Count the accepted labels of a project, by category, and name what looks wrong in them.
@@ -126,7 +136,13 @@ def stats(
         console.print_json(json.dumps(describe(dataset)))
         return
     counted = count(dataset)
-    console.print(_table(counted))
+    sizes = ("labels", "images", "least", "median", "most", "small", "medium", "large", "points")
+    table = new_table(["category"], sizes)
+    for each in counted.categories:
+        numbers = (each.labels, each.images, *(each.areas or ("",) * 3), each.small, each.medium, each.large)
+        points = "" if each.points is None else f"{each.points:g}"
+        table.add_row(Text(each.category), *map(str, numbers), points)
+    console.print(table)
     sides = ", ".join(f"{images} {side}" for side, images in counted.sides.items() if images)
     nothing = f", {counted.unlabelled_images} of them with nothing on it" if counted.unlabelled_images else ""
     console.print(f"{counted.images} images{nothing}: {sides}")
@@ -140,45 +156,40 @@ def stats(
         errors.print(f"and {hidden} more: --all")
 
 
-def _follow(steps: Generator[pulling.Progress]) -> pulling.Progress:
-    """Show a bar. An interrupt ends it with status 130, and the next pull goes on from there."""
-    done = pulling.Progress()
-    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=errors, transient=True) as bar, closing(steps):
-        shown = bar.add_task("", total=None)
-        try:
-            for done in steps:
-                total = None if done.remaining is None else done.read + done.remaining
-                bar.update(shown, completed=done.read, total=total, description=_summary(done))
-        except KeyboardInterrupt:
-            errors.print("interrupted; the same command goes on from there")
-            raise typer.Exit(130) from None
-    return done
-
-
 def _summary(done: pulling.Progress) -> str:
     return (
         f"{done.taken} taken in, {done.known} known already, {done.gone} gone, {len(done.left_out)} left out"
     )
 
 
-def _table(counted: Statistics) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("category", overflow="fold")
-    for heading in ("labels", "images", "least", "median", "most", "small", "medium", "large", "points"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for each in counted.categories:
-        numbers = (each.labels, each.images, *(each.areas or ("",) * 3), each.small, each.medium, each.large)
-        points = "" if each.points is None else f"{each.points:g}"
-        table.add_row(Text(each.category), *map(str, numbers), points)
-    return table
-
-
 def _export_command(module: Any) -> Callable[..., None]:
-    """`_export` for the module's format, with the options of its `write` added."""
+    """The command of a format, with the options of its `write` after those of all formats."""
 
-    def command(tool: ToolName, project: ProjectName, out: Out, pull: Pull = False, **options: Any) -> None:
-        _export(module, tool, project, out, pull, options)
+    def command(
+        tool: ToolName, project: ProjectName, out: Out, pull_first: Pull = False, **options: Any
+    ) -> None:
+        if pull_first:
+            try:
+                pull(tool, project)
+            except typer.Exit as ended:
+                if ended.exit_code:
+                    errors.print("nothing was exported; without --pull, what is kept already can be")
+                raise
+        with open_home() as home:
+            find_project(home.store, tool, project)
+            dataset = snapshot(home.store, tool, project, home.archive, home.limits)
+            written = module.write(dataset, out, **options)
+            known = inspect.signature(module.losses).parameters
+            losses = module.losses(dataset, **{key: value for key, value in options.items() if key in known})
+        labels = sum(len(sample.labels) for sample in dataset.samples)
+        console.print(str(written), markup=False)
+        said = f"{len(dataset.samples)} images, {labels} labels, {len(dataset.categories)} categories"
+        console.print(f"{said}, dataset {dataset.digest[:12]}")
+        for sentence in losses:
+            errors.print(sentence, markup=False)
+        if flaws := sum(1 for _ in find_flaws(dataset)):
+            stats = f"clickmask stats {tool.replace('_', '-')} {project}"
+            errors.print(f"{flaws} things look wrong in the labels: `{stats}` names them", markup=False)
 
     hints = get_type_hints(module.write, include_extras=True)
     own = [
@@ -186,37 +197,10 @@ def _export_command(module: Any) -> Callable[..., None]:
         for parameter in inspect.signature(module.write).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     ]
-    signature = inspect.signature(command, eval_str=True)
+    signature = inspect.signature(command)
     common = list(signature.parameters.values())[:-1]
     merged = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*common, *own)]
     vars(command)["__signature__"] = signature.replace(parameters=merged)
     command.__annotations__ = {each.name: each.annotation for each in merged}
     command.__doc__ = (module.__doc__ or "").splitlines()[0]
     return command
-
-
-def _export(
-    module: Any, tool: str, project: str, out: Path, pull_first: bool, options: dict[str, Any]
-) -> None:
-    if pull_first:
-        try:
-            pull(tool, project)
-        except typer.Exit as ended:
-            if ended.exit_code:
-                errors.print("nothing was exported; without --pull, what is kept already can be")
-            raise
-    with open_home() as home:
-        find_project(home.store, tool, project)
-        dataset = snapshot(home.store, tool, project, home.archive, home.limits)
-        written = module.write(dataset, out, **options)
-        known = inspect.signature(module.losses).parameters
-        losses = module.losses(dataset, **{key: value for key, value in options.items() if key in known})
-    labels = sum(len(sample.labels) for sample in dataset.samples)
-    console.print(str(written), markup=False)
-    said = f"{len(dataset.samples)} images, {labels} labels, {len(dataset.categories)} categories"
-    console.print(f"{said}, dataset {dataset.digest[:12]}")
-    for sentence in losses:
-        errors.print(sentence, markup=False)
-    if flaws := sum(1 for _ in find_flaws(dataset)):
-        command = f"clickmask stats {tool.replace('_', '-')} {project}"
-        errors.print(f"{flaws} things look wrong in the labels: `{command}` names them", markup=False)

@@ -1,25 +1,14 @@
 """`clickmask train`, `rollback` and `prelabel`: models trained on a project's labels."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Annotated
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from clickmask.ingest.reader import InboxReader
-from clickmask.store.jobs import UNDER_WAY, Job
-from clickmask.training.supervisor import Supervisor
+from clickmask.store.jobs import UNDER_WAY
 from clickmask_adapters.commands._console import (
     ProjectName,
     ToolName,
@@ -44,14 +33,31 @@ def train(tool: ToolName, project: ProjectName) -> None:
     If a training of the project is under way, it is followed. After an interrupt, the same command goes on
     from the last validation; so does the server when it starts. CLICKMASK_TRAIN_SECONDS limits its time.
     """
-    with open_home() as home:
+    times = (TimeElapsedColumn(), "at most", TimeRemainingColumn(), "more")
+    columns = (BarColumn(20), "{task.description}", *times)
+    with open_home() as home, ExitStack() as stack:
         find_project(home.store, tool, project)
         # A server may read the same events: nothing is ingested twice.
-        with closing(InboxReader(home.inbox, home.store, home.ingester, home.label_sources)) as reader:
-            reader.start()
-            with closing(home.supervisor(lambda: reader.status().waiting)) as supervisor:
-                supervisor.start(adopting=False)
-                job = _follow_training(supervisor, supervisor.request(tool, project))
+        reader = InboxReader(home.inbox, home.store, home.ingester, home.label_sources)
+        stack.enter_context(closing(reader)).start()
+        supervisor = home.supervisor(lambda: reader.status().waiting)
+        stack.enter_context(closing(supervisor)).start(adopting=False)
+        job = supervisor.request(tool, project)
+        bar = stack.enter_context(Progress(*columns, console=errors, transient=True))
+        shown = bar.add_task(job.state, total=None)
+        try:
+            while job.state in UNDER_WAY:
+                total = None if job.seconds_left is None else job.seconds + job.seconds_left
+                said: str = job.state
+                if job.loss is not None:
+                    miou = "-" if job.validation_miou is None else f"{job.validation_miou:.3f}"
+                    said = f"step {job.step}/{job.steps}, loss {job.loss:.3f}, validation mIoU {miou}"
+                bar.update(shown, completed=job.seconds, total=total, description=said)
+                time.sleep(POLL_S)
+                job = supervisor.jobs.get(job.id)
+        except KeyboardInterrupt:
+            errors.print("interrupted; the same command goes on from the last validation")
+            raise typer.Exit(130) from None
     said = f"model {job.version}: {job.message}" if job.version else job.message
     (console if job.state == "done" else errors).print(said, markup=False)
     if job.state != "done":
@@ -87,8 +93,18 @@ def prelabel(
     goes on where it stopped.
     """
     with open_home(Settings() if refine is None else Settings(refine=refine)) as home:
+        done, interrupted = Step(0), False
         steps = find_tool(home, tool).prelabel(home.workbench, project)
-        done, interrupted = _follow_prelabelling(steps)
+        columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}")
+        with Progress(*columns, console=errors, transient=True, speed_estimate_period=300) as bar:
+            shown = bar.add_task("", total=None)
+            try:
+                for step in steps:
+                    done = done.then(step)
+                    total = done.images + done.remaining
+                    bar.update(shown, completed=done.images, total=total, description=_summary(done))
+            except KeyboardInterrupt:
+                interrupted = True
     for sentence in done.left_out:
         errors.print(sentence, markup=False)
     console.print(_summary(done))
@@ -97,50 +113,6 @@ def prelabel(
         raise typer.Exit(130)
     if done.left_out:
         raise typer.Exit(1)
-
-
-def _follow_training(supervisor: Supervisor, job: Job) -> Job:
-    """Show a bar until the job has ended; an interrupt exits with status 130."""
-    columns = (
-        BarColumn(20),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TextColumn("at most"),
-        TimeRemainingColumn(),
-        TextColumn("more"),
-    )
-    with Progress(*columns, console=errors, transient=True) as bar:
-        shown = bar.add_task(job.state, total=None)
-        try:
-            while job.state in UNDER_WAY:
-                total = None if job.seconds_left is None else job.seconds + job.seconds_left
-                said: str = job.state
-                if job.loss is not None:
-                    miou = "-" if job.validation_miou is None else f"{job.validation_miou:.3f}"
-                    said = f"step {job.step}/{job.steps}, loss {job.loss:.3f}, validation mIoU {miou}"
-                bar.update(shown, completed=job.seconds, total=total, description=said)
-                time.sleep(POLL_S)
-                job = supervisor.jobs.get(job.id)
-        except KeyboardInterrupt:
-            errors.print("interrupted; the same command goes on from the last validation")
-            raise typer.Exit(130) from None
-    return job
-
-
-def _follow_prelabelling(steps: Iterator[Step]) -> tuple[Step, bool]:
-    """Show a bar. Returns what was done, and whether an interrupt ended it."""
-    done = Step(0)
-    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=errors, transient=True, speed_estimate_period=300) as bar:
-        shown = bar.add_task("", total=None)
-        try:
-            for step in steps:
-                done = done.then(step)
-                total = done.images + done.remaining
-                bar.update(shown, completed=done.images, total=total, description=_summary(done))
-        except KeyboardInterrupt:
-            return done, True
-    return done, False
 
 
 def _summary(done: Step) -> str:

@@ -1,12 +1,10 @@
 """`clickmask prepare FOLDER` and `clickmask prepare TOOL PROJECT`."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -17,15 +15,7 @@ from typing import Annotated
 import PIL.Image
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
 from clickmask.errors import Busy, Failed, InvalidRequest, NotReady
@@ -113,16 +103,21 @@ def prepare_images(workbench: Workbench, wanted: Sequence[NamedImage], segmenter
 
     def prepare(image: NamedImage) -> Prepared:
         try:
-            return Prepared(image.name, _encode(workbench, image.locate(), segmenter, stopping))
+            ref, waited = image.locate(), False
+            while True:  # as long as it takes, unlike a click
+                try:
+                    return Prepared(image.name, workbench.encode(ref, segmenter) and not waited)
+                except Busy as error:
+                    waited = True
+                    if stopping.wait(error.retry_after):
+                        raise
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything; the other images go on
             inner = error.__cause__ if isinstance(error, Failed) else None  # only the user sees this
             return Prepared(image.name, False, str(inner or error) or type(error).__name__)
 
     waiting = iter(wanted)
     pool = ThreadPoolExecutor(MAX_CONCURRENT, thread_name_prefix="prepare")
-    running: deque[Future[Prepared]] = deque(
-        pool.submit(prepare, each) for each in islice(waiting, MAX_CONCURRENT)
-    )
+    running = deque(pool.submit(prepare, each) for each in islice(waiting, MAX_CONCURRENT))
     try:
         while running:
             yield running[0].result()
@@ -133,18 +128,6 @@ def prepare_images(workbench: Workbench, wanted: Sequence[NamedImage], segmenter
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _encode(workbench: Workbench, ref: ImageRef, segmenter: str, stopping: threading.Event) -> bool:
-    """Encode for as long as it takes, unlike a click. Returns whether the embedding was there already."""
-    waited = False
-    while True:
-        try:
-            return workbench.encode(ref, segmenter) and not waited
-        except Busy as error:
-            waited = True
-            if stopping.wait(error.retry_after):
-                raise
-
-
 class Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.2f} images/s" if task.speed else "")
@@ -152,17 +135,9 @@ class Rate(ProgressColumn):
 
 def follow(prepared: Generator[Prepared], total: int, out: Console, err: Console) -> bool:
     """Show a bar, then a summary. True if all images are prepared; an interrupt ends it early."""
-    columns = (
-        BarColumn(20),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    encoded = kept = 0
+    columns = (BarColumn(20), MofNCompleteColumn(), Rate(), TimeRemainingColumn(), "{task.description}")
+    encoded, kept, interrupted, began = 0, 0, False, time.perf_counter()
     failed: list[Prepared] = []
-    interrupted = False
-    began = time.perf_counter()
     with Progress(*columns, console=err, speed_estimate_period=300) as bar, closing(prepared):
         task = bar.add_task("", total=total)
         try:

