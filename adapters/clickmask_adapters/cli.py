@@ -1,7 +1,5 @@
 """The command line. Each module in `commands` adds its own, and is imported when one of them is run."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from importlib.util import find_spec

@@ -1,7 +1,5 @@
 """Python client of a clickmask server, which gives the core's types."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,12 +50,7 @@ class Client:
             self._session.headers["Authorization"] = f"Token {token}"
         # Only answers with Retry-After are retried: from a busy server, not from one that lacks weights.
         retry = Retry(
-            total=MAX_RETRIES,
-            connect=2,
-            read=0,
-            status=MAX_RETRIES,
-            allowed_methods=None,
-            raise_on_status=False,
+            MAX_RETRIES, connect=2, read=0, status=MAX_RETRIES, allowed_methods=None, raise_on_status=False
         )
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=retry))

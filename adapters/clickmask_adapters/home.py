@@ -1,9 +1,8 @@
 """Everything that the settings describe. Each part is made once, when it is first used."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from threading import RLock
 from typing import Any, Self, TypeVar, overload
 
@@ -66,8 +65,7 @@ class Home:
     def store(self) -> Store:
         """The database. Raises StoreUnavailable."""
         self._make_folder()
-        database = self.settings.database
-        return Store(database.get_secret_value() if database else self.settings.home / "store.sqlite")
+        return Store(self._database)
 
     @part
     def inbox(self) -> Inbox:
@@ -105,12 +103,8 @@ class Home:
 
     @part
     def runtimes(self) -> Runtimes:
-        return Runtimes(
-            self.settings.runtime,
-            exact=self.settings.precision == "f32",
-            threads=self.settings.threads,
-            folder=self.settings.home / "runtimes",
-        )
+        exact, folder = self.settings.precision == "f32", self.settings.home / "runtimes"
+        return Runtimes(self.settings.runtime, exact=exact, threads=self.settings.threads, folder=folder)
 
     @part
     def segmenters(self) -> Catalogue:
@@ -118,10 +112,8 @@ class Home:
 
     @part
     def embeddings(self) -> EmbeddingCache:
-        disk = None
-        if self.settings.disk_bytes:
-            folder = self.settings.home / "embeddings"
-            disk = DiskEmbeddings(folder, self.settings.disk_bytes, self.segmenters.get, self.weights)
+        folder, room = self.settings.home / "embeddings", self.settings.disk_bytes
+        disk = DiskEmbeddings(folder, room, self.segmenters.get, self.weights) if room else None
         return EmbeddingCache(self.settings.embedding_bytes, self.settings.queue_length, disk=disk)
 
     @part
@@ -171,25 +163,24 @@ class Home:
 
     def supervisor(self, waiting: Callable[[], int], triggers: Triggers | None = None) -> Supervisor:
         """The supervisor of this process's trainings. `waiting` counts the unread events."""
-        home = self.settings.home
-        database = self.settings.database
+        settings, home = self.settings, self.settings.home
         config = WorkerConfig(
             str(home / "models"),
             str(home / "images"),
-            database.get_secret_value() if database else str(home / "store.sqlite"),
-            self.settings.max_image_bytes,
-            self.settings.max_image_pixels,
-            {"seconds": self.settings.train_seconds},
-            self.settings.threads,
+            str(self._database),
+            settings.max_image_bytes,
+            settings.max_image_pixels,
+            {"seconds": settings.train_seconds},
+            settings.threads,
         )
+
+        def fetch(tool: str, project: str, stopped: Callable[[], bool]) -> None:
+            source = self.label_sources.get(tool)
+            if source and source.origin:
+                refetch_missing(tool, source, project, self.store, self.images, self.archive, stopped)
+
         return Supervisor(
-            self.jobs,
-            self.store,
-            config,
-            home / "logs",
-            waiting=waiting,
-            fetch=self._refetch,
-            triggers=triggers,
+            self.jobs, self.store, config, home / "logs", waiting=waiting, fetch=fetch, triggers=triggers
         )
 
     def close(self) -> None:
@@ -199,11 +190,10 @@ class Home:
             if name in made:
                 made[name].close()
 
+    @property
+    def _database(self) -> str | Path:
+        database = self.settings.database
+        return database.get_secret_value() if database else self.settings.home / "store.sqlite"
+
     def _make_folder(self) -> None:
         self.settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-
-    def _refetch(self, name: str, project: str, stopped: Callable[[], bool]) -> None:
-        """Fetch labelled images that the archive lacks, until `stopped`."""
-        source = self.label_sources.get(name)
-        if source and source.origin:
-            refetch_missing(name, source, project, self.store, self.images, self.archive, stopped)

@@ -3,8 +3,6 @@
 The only reader of the environment.
 """
 
-from __future__ import annotations
-
 import ipaddress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
