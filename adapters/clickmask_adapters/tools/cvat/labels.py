@@ -1,14 +1,10 @@
-"""CVAT's jobs as submissions, and its events as changes, as of CVAT 2.73.0. Pure.
-
-Events carry no annotation: every save sends one, and labels are worth fetching only if the job is accepted.
-"""
-
-from __future__ import annotations
+"""CVAT's jobs as submissions, and its events as changes, as of CVAT 2.73.0. Pure. Events carry no annotation:
+every save sends one, and labels are worth fetching only if the job is accepted."""
 
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import zip_longest
@@ -35,25 +31,17 @@ TOOL = "cvat"
 AREAS = frozenset({"mask", "polygon", "rectangle", "ellipse"})
 MAX_COORDINATE_PX = 1e9  # beyond any image that is decoded
 COUNTED_JOBS = frozenset({None, "annotation", "ground_truth"})  # a consensus replica is not a result yet
+# Only webhooks of an organization tell of a deleted project.
+DELETED = {"job": AnnotationDeleted, "task": TaskDeleted, "project": ProjectDeleted}
 
 
 @dataclass(frozen=True)
-class JobAccepted:
-    """A job whose labels are to be fetched. A repeated delivery equals the first."""
+class JobJudged:
+    """A job that was accepted, whose labels are to be fetched, or rejected, which withdraws them until it is
+    accepted again. A repeated delivery equals the first."""
 
     job: int
     updated_at: float  # seconds since 1970, by CVAT's clock
-
-
-@dataclass(frozen=True)
-class JobRejected:
-    """A job whose accepted labels are withdrawn until it is accepted again."""
-
-    job: int
-    updated_at: float  # seconds since 1970, by CVAT's clock
-
-
-Meaning = JobAccepted | JobRejected | Deleted
 
 
 @dataclass(frozen=True)
@@ -101,15 +89,11 @@ def submissions(content: JobContent) -> list[Submission | Unreadable]:
     shape is Unreadable: some of its labels would teach that there is nothing else on it.
     """
     job = content.job
-    if (
-        not (is_accepted(job) or is_rejected(job))
-        or job.get("type") not in COUNTED_JOBS
-        or job.get("dimension") == "3d"
-    ):
+    judged = is_accepted(job) or is_rejected(job)
+    if not judged or job.get("type") not in COUNTED_JOBS or job.get("dimension") == "3d":
         return []
     names = {label["id"]: str(label["name"]) for label in content.labels}
     shapes, incomplete = _shapes(content.annotations, job["stop_frame"])
-    assignee: Json | None = job.get("assignee")
     updated_at = timestamp(job)
     left_out = Counter[str]()
     found: list[Submission | Unreadable] = []
@@ -121,8 +105,9 @@ def submissions(content: JobContent) -> list[Submission | Unreadable]:
             regions = () if skipped else tuple(_regions(drawn, names, frame.size, left_out))
         except InvalidRequest as error:
             found.append(Unreadable(f"job {job['id']}, frame {frame.number}: {error}"))
-        else:
-            submission = Submission(
+            continue
+        found.append(
+            Submission(
                 tool=TOOL,
                 project=project_of(job),
                 task=str(job["task_id"]),
@@ -132,12 +117,12 @@ def submissions(content: JobContent) -> list[Submission | Unreadable]:
                 size=frame.size,
                 regions=regions,
                 updated_at=updated_at,
-                author=assignee["username"] if assignee else "",
+                author=job["assignee"]["username"] if job.get("assignee") else "",
                 item=frame.number,
                 ground_truth=job.get("type") == "ground_truth",
                 skipped=skipped,
             )
-            found.append(submission)
+        )
     if left_out:
         log.info("%s: job %s: left out %s", TOOL, job["id"], dict(left_out))
     return found
@@ -160,15 +145,14 @@ def frames(content: JobContent) -> Iterator[Frame]:
     first, last = job["start_frame"], job["stop_frame"]
     described = meta["frames"]
     of_video = len(described) == 1 and last > first
-    included: list[int] | None = meta.get("included_frames")
-    numbers: Iterable[int] = range(first, last + 1)
-    if included is not None:  # CVAT numbers these in the uploaded data, before its step
+    numbers = set(range(first, last + 1))
+    if (included := meta.get("included_frames")) is not None:
+        # CVAT numbers these in the uploaded data, before its step.
         stepped = re.search(r"step=(\d+)", meta.get("frame_filter") or "")
         step = int(stepped[1]) if stepped else 1
-        kept = {first + (number - meta["start_frame"]) // step for number in included}
-        numbers = [number for number in numbers if number in kept]
+        numbers &= {first + (number - meta["start_frame"]) // step for number in included}
     deleted: set[int] = set(meta.get("deleted_frames") or ())
-    for number in numbers:
+    for number in sorted(numbers):
         about = described[0 if of_video else number - first]
         path = PurePosixPath(about["name"])
         name = f"{path.stem}-{number:06d}.png" if of_video else path.name
@@ -213,10 +197,8 @@ def _regions(
 
 
 def geometry(shape: Json, size: Size) -> Geometry:
-    """The geometry of a shape on an image of `size`; it may cover no pixel.
-
-    Raises ValueError, TypeError or LookupError for damage: CVAT 2.73, for one, stores masks with wrong boxes.
-    """
+    """The geometry of a shape on an image of `size`; it may cover no pixel. Raises ValueError, TypeError or
+    LookupError for damage: CVAT 2.73, for one, stores masks with wrong boxes."""
     kind, points = shape["type"], shape["points"]
     if kind == "mask":
         return Brush(mask_to_rle(points_to_mask(points, size)))
@@ -235,10 +217,8 @@ def geometry(shape: Json, size: Size) -> Geometry:
 
 
 def is_accepted(job: Json) -> bool:
-    """Whether a job's labels count: it was completed, or is in acceptance and was not rejected.
-
-    Either is enough: the UI can set one back and leave the other (cvat-ai/cvat#7206).
-    """
+    """Whether a job's labels count: it was completed, or is in acceptance and was not rejected. Either is
+    enough: the UI can set one back and leave the other (cvat-ai/cvat#7206)."""
     return job.get("state") == "completed" or (job.get("stage") == "acceptance" and not is_rejected(job))
 
 
@@ -246,26 +226,21 @@ def is_rejected(job: Json) -> bool:
     return job.get("state") == "rejected"
 
 
-def meaning(event: Json) -> Meaning | None:
+def meaning(event: Json) -> JobJudged | Deleted | None:
     """The effect of an event on accepted labels, None if there is none. Raises InvalidRequest."""
-    match event.get("event"):
-        case "update:job":
+    match str(event.get("event")).split(":"):
+        case ["update", "job"]:
             job = as_object(event.get("job"), "the job of the event")
-            if is_accepted(job):
-                return JobAccepted(_id(job), timestamp(job))
             changed = event.get("changes") or event.get("before_update")
             judged = isinstance(changed, dict) and bool({"state", "stage"} & changed.keys())
-            if is_rejected(job) and judged:
-                return JobRejected(_id(job), timestamp(job))
-            return None
-        case "delete:job":
-            return AnnotationDeleted(TOOL, _deleted(event, "job"))
-        case "delete:task":
-            return TaskDeleted(TOOL, _deleted(event, "task"))
-        case "delete:project":  # sent only to webhooks of an organization
-            return ProjectDeleted(TOOL, _deleted(event, "project"))
+            if is_accepted(job) or (is_rejected(job) and judged):
+                return JobJudged(as_id(job.get("id"), "the id of something of CVAT's"), timestamp(job))
+        case ["delete", resource] if resource in DELETED:
+            row = as_object(event.get(resource), f"the {resource} of the event")
+            return DELETED[resource](TOOL, str(as_id(row.get("id"), "the id of something of CVAT's")))
         case _:
-            return None
+            pass
+    return None
 
 
 def timestamp(row: Json) -> float:
@@ -274,11 +249,3 @@ def timestamp(row: Json) -> float:
         return datetime.fromisoformat(row["updated_date"]).timestamp()
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidRequest(f"CVAT does not say when it was updated: {row.get('updated_date')!r}") from error
-
-
-def _id(row: Json) -> int:
-    return as_id(row.get("id"), "the id of something of CVAT's")
-
-
-def _deleted(event: Json, resource: str) -> str:
-    return str(_id(as_object(event.get(resource), f"the {resource} of the event")))

@@ -1,7 +1,5 @@
 """Labels and images from CVAT: the changes in an event, and everything in a project."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,26 +13,13 @@ from clickmask.types import ImageRef
 from clickmask_adapters.tools import NamedImage
 from clickmask_adapters.tools._client import ToolError
 from clickmask_adapters.tools._json import parse_object
+from clickmask_adapters.tools.cvat import labels
 from clickmask_adapters.tools.cvat.client import CvatClient
-from clickmask_adapters.tools.cvat.labels import (
-    AREAS,
-    TOOL,
-    JobAccepted,
-    JobContent,
-    JobRejected,
-    frame_address,
-    frames,
-    is_accepted,
-    is_rejected,
-    meaning,
-    project_of,
-    readable,
-    timestamp,
-)
+from clickmask_adapters.tools.cvat.labels import TOOL, JobContent, JobJudged, frame_address, frames
 
 log = logging.getLogger(__name__)
 MAX_REMEMBERED_JOBS = 10_000
-DRAWABLE = AREAS | {"any", "unknown"}  # label types; a tag or a skeleton is not a category of pixels
+DRAWABLE = labels.AREAS | {"any", "unknown"}  # label types; a tag or a skeleton is not a category of pixels
 
 
 class CvatLabels:
@@ -53,22 +38,16 @@ class CvatLabels:
 
     def changes(self, event: bytes, retry: bool = False) -> Iterator[Change]:
         """The changes that the event reports. A job is read again only on `retry` or if it was saved since.
-
-        Raises InvalidRequest if the event cannot be read, ToolError if CVAT cannot be asked now.
-        """
-        means = meaning(parse_object(event, "the event"))
-        if not isinstance(means, JobAccepted | JobRejected):
-            if means is not None:
-                yield means
+        Raises InvalidRequest if the event cannot be read, ToolError if CVAT cannot be asked now."""
+        means = labels.meaning(parse_object(event, "the event"))
+        if not isinstance(means, JobJudged):
+            yield from [means] if means else []
             return
-        if not retry and (self._taken.get(means.job) or 0.0) >= means.updated_at:
-            return
-        content = self._content(means.job)
-        if content is None:
-            return
-        yield from self._changes_of(content)
-        # Only now: a caller that failed in between will ask again.
-        self._taken.put(means.job, timestamp(content.job))
+        seen = self._taken.get(means.job) or 0.0
+        if (retry or seen < means.updated_at) and (content := self._content(means.job)):
+            yield from self._changes_of(content)
+            # Only now: a caller that failed in between will ask again.
+            self._taken.put(means.job, labels.timestamp(content.job))
 
     def pull(self, project: str, position: str | None = None) -> Iterator[Page]:
         """The jobs of a project, or of `task-<id>`, from `position` on, oldest update first, one per page.
@@ -82,7 +61,7 @@ class CvatLabels:
         if not self._client.has(f"/api/{resource}s/{number}"):  # CVAT would list no jobs without an error
             raise NotFound(f"CVAT has no {resource} {number}")
         for job, remaining in self._client.jobs(container, position):
-            judged = is_accepted(job) or is_rejected(job)
+            judged = labels.is_accepted(job) or labels.is_rejected(job)
             content = self._content(job["id"]) if judged else None
             changes = self._changes_of(content) if content else []
             yield Page(changes, job["updated_date"], remaining)
@@ -108,14 +87,14 @@ class CvatLabels:
             return None
 
     def _changes_of(self, content: JobContent) -> list[Change]:
-        drawn = readable(content)
+        drawn = labels.readable(content)
         if not any(isinstance(each, Submission) for each in drawn):
             return [*drawn]
         job = content.job
         project = job["project_id"]
         row = self._client.project(project) if project is not None else self._client.task(job["task_id"])
         categories = [str(label["name"]) for label in content.labels if label.get("type", "any") in DRAWABLE]
-        return [ProjectDescribed(TOOL, project_of(job), str(row["name"]), tuple(categories)), *drawn]
+        return [ProjectDescribed(TOOL, labels.project_of(job), str(row["name"]), tuple(categories)), *drawn]
 
 
 def container_of(project: str) -> dict[str, int]:
@@ -127,10 +106,8 @@ def container_of(project: str) -> dict[str, int]:
 
 
 def project_images(client: CvatClient, project: str) -> Iterator[NamedImage]:
-    """Every frame of a project, or of `task-<id>`, by number; a frame comes once, though jobs overlap.
-
-    Deleted frames and point clouds are left out. Raises InvalidRequest for a wrong name, and ToolError.
-    """
+    """Every frame of a project, or of `task-<id>`, by number, but no deleted frames and point clouds; a frame
+    comes once, though jobs overlap. Raises InvalidRequest for a wrong name, and ToolError."""
     rows: dict[int, Mapping[str, object]] = {row["id"]: row for row, _ in client.jobs(container_of(project))}
     seen: set[tuple[object, int]] = set()
     for job, row in sorted(rows.items()):

@@ -25,7 +25,7 @@ from clickmask_adapters.server import failures
 from clickmask_adapters.server.gate import MAX_SIGNED_BODY, Gate
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat import WEBHOOK, routes
-from clickmask_adapters.tools.cvat.labels import JobAccepted, JobRejected, is_accepted, meaning, timestamp
+from clickmask_adapters.tools.cvat.labels import JobJudged, is_accepted, meaning, timestamp
 from support import CONTRACTS
 
 RECORDED = CONTRACTS / "cvat"
@@ -212,13 +212,13 @@ def test_trap_18_a_saved_job_is_not_an_accepted_one() -> None:
 
 
 def test_a_job_that_is_completed_is_accepted() -> None:
-    assert meaning(delivery("job_accepted")) == JobAccepted(3, 1795370131.709655)
+    assert meaning(delivery("job_accepted")) == JobJudged(3, 1795370131.709655)
 
 
 def test_a_save_after_the_acceptance_makes_the_job_dirty_again() -> None:
     accepted, saved = meaning(delivery("job_accepted")), meaning(delivery("job_saved_after_acceptance"))
-    assert isinstance(saved, JobAccepted)
-    assert isinstance(accepted, JobAccepted)
+    assert isinstance(saved, JobJudged)
+    assert isinstance(accepted, JobJudged)
     assert saved.updated_at > accepted.updated_at
 
 
@@ -229,7 +229,7 @@ def test_a_repeated_delivery_means_the_same() -> None:
 def test_a_job_that_is_rejected_withdraws_what_was_accepted_once() -> None:
     event = delivery("job_reopened")
     event["job"]["state"] = "rejected"
-    assert meaning(event) == JobRejected(3, timestamp(event["job"]))
+    assert meaning(event) == JobJudged(3, timestamp(event["job"]))
     event["changes"] = {"updated_date": event["changes"]["updated_date"]}  # its annotator mends and saves
     assert meaning(event) is None
 
@@ -299,7 +299,7 @@ JSON = st.recursive(
 def test_changes_that_are_no_object_name_no_change(changes: object) -> None:
     event = delivery("job_accepted")
     rejected = {**event, "job": {**event["job"], "state": "rejected"}}
-    assert isinstance(meaning(rejected), JobRejected)
+    assert isinstance(meaning(rejected), JobJudged)
     assert meaning({**rejected, "changes": changes, "before_update": None}) is None
 
 
