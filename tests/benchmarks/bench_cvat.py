@@ -15,7 +15,7 @@ import orjson
 import requests
 
 from benchmarks.bench_clicks import photograph, timed
-from clickmask_adapters.tools.cvat import images
+from clickmask_adapters.tools.cvat import prompts
 from clickmask_adapters.tools.cvat.mask_points import mask_to_dense_reply, mask_to_points
 from support.cvat_standin import Cvat
 from support.served import Server, serving
@@ -105,7 +105,7 @@ def reading(name: str) -> str:
     body = payload_of(photograph(SIZES[name], 0), [])
     found, parsed = (
         statistics.median(timed(lambda read=read: read(body))[0] for _ in range(ROUNDS))
-        for read in (images.split_image, orjson.loads)
+        for read in (prompts.split_image, orjson.loads)
     )
     return f"| {name} | {len(body) / 1e6:.1f} | {found:.2f} | {parsed:.2f} | {parsed / found:.0f} |"
 

@@ -1,7 +1,5 @@
 """CVAT's REST API, as CVAT 2.73.0 and cvat-sdk 2.80.0 have it."""
 
-from __future__ import annotations
-
 import base64
 import itertools
 import re
@@ -14,11 +12,9 @@ from clickmask.errors import Refused
 from clickmask.types import ImageRef
 from clickmask_adapters.tools._client import RestClient
 from clickmask_adapters.tools._json import Json
+from clickmask_adapters.tools.cvat import CvatSettings
 from clickmask_adapters.tools.cvat.labels import JobContent
-from clickmask_adapters.tools.cvat.settings import CvatSettings
 
-URL_VARIABLE = "CVAT_URL"
-CREDENTIALS = "CVAT_ACCESS_TOKEN (or CVAT_USERNAME and CVAT_PASSWORD)"
 FRAME = re.compile(r"/api/jobs/\d+/data\?type=frame&number=\d+&quality=original")
 PAGE_SIZE = 100
 
@@ -27,9 +23,9 @@ class CvatClient(RestClient):
     """One CVAT. `authorization` is the value of that header, sent only to this CVAT's origin."""
 
     tool = "CVAT"
-    url_variable = URL_VARIABLE
+    url_variable = "CVAT_URL"
     webhook_path = "/api/webhooks/{}"
-    credentials = CREDENTIALS
+    credentials = "CVAT_ACCESS_TOKEN (or CVAT_USERNAME and CVAT_PASSWORD)"
     accept = "application/vnd.cvat+json"
     read_timeout_s = 60.0  # CVAT gathers the annotations of a large job while we wait
 
@@ -41,14 +37,14 @@ class CvatClient(RestClient):
         return self._authorization
 
     def image_ref(self, address: str) -> ImageRef:
-        """The frame at a path of `labels.frame_address`, upright and in original quality.
-
-        Raises Refused for any other address: others must not choose what our token reads.
-        """
+        """The upright frame, in original quality, at a path of `labels.frame_address`. Raises Refused for any
+        other address: others must not choose what our token reads."""
         if not FRAME.fullmatch(address):
             raise Refused("this is not the address of a frame of a CVAT job")
         if not self.url or not self._authorization:
-            raise Refused(f"this image is behind CVAT's login: set {URL_VARIABLE} and {CREDENTIALS}")
+            raise Refused(
+                f"this image is behind CVAT's login: set {self.url_variable} and {self.credentials}"
+            )
         return ImageRef(self.url + address, {"Authorization": self._authorization})
 
     def version(self) -> str:
@@ -116,8 +112,7 @@ class CvatClient(RestClient):
 
     def interact(self, function: str, asked: Json) -> Json:
         """A click through CVAT, as its UI sends it."""
-        body = {"type": "interact", **asked}
-        return self.ask("POST", f"/api/lambda/functions/{function}", body=body)
+        return self.ask("POST", f"/api/lambda/functions/{function}", body={"type": "interact", **asked})
 
     def webhooks(self, project: int) -> list[Json]:
         return list(self._pages("/api/webhooks", {"project_id": project}))

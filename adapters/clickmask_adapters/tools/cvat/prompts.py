@@ -1,22 +1,21 @@
-"""CVAT's requests as prompts. Pure: no I/O, no state."""
-
-from __future__ import annotations
+"""CVAT's requests as prompts and images. Pure: no I/O, no state."""
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clickmask.errors import InvalidInput, InvalidRequest
-from clickmask.types import Box, Point, Prompt, Size
-from clickmask_adapters.tools._json import Json, as_coordinate, as_list
+from clickmask.types import Point, Prompt, Size
+from clickmask_adapters.tools._json import Json, as_coordinate, as_list, parse_object
 
 SHAPES_SINCE = (2, 60)  # older versions of CVAT draw only dense masks
 MAX_BOXES = 100
 MAX_POINTS = 10_000  # of all boxes together; CLICKMASK_MAX_POINTS is for each prompt
+IMAGE = re.compile(rb'"image"[ \t\r\n]*:[ \t\r\n]*"')
 
 
 @dataclass(frozen=True)
@@ -30,19 +29,50 @@ class Pointed:
     def prompts(self, size: Size) -> list[Prompt]:
         """One prompt per box, in order, or one without a box; none if nothing positive is left.
 
-        Points move into the image of `size` and belong to the nearest box; boxes without area are left out.
+        Points move into the image of `size` and belong to the nearest box, the first of those equally near;
+        boxes without area are left out.
         """
-        foreground, background = (
-            tuple(_clamped(point, size) for point in points) for points in (self.foreground, self.background)
+        height, width = size
+        foreground, background, corners = (
+            np.asarray(given, np.float64).reshape(-1, 2).clip(0, (width, height))
+            for given in (self.foreground, self.background, self.boxes)
         )
-        boxes = [box for corners in self.boxes if (box := _box(corners, size))]
-        if not boxes:
-            return [Prompt(foreground, background)] if foreground else []
-        nearest = [_nearest(points, boxes) for points in (foreground, background)]
+        corners = corners.reshape(-1, 2, 2)  # (boxes, corners, 2)
+        low, high = corners.min(axis=1), corners.max(axis=1)
+        boxes = np.hstack([low, high])[(low < high).all(axis=1)]
+        if not len(boxes):
+            return [Prompt(_pairs(foreground), _pairs(background))] if len(foreground) else []
+
+        def nearest(points: NDArray[np.float64]) -> NDArray[np.intp]:
+            xy = points[:, None]
+            apart = np.maximum(boxes[:, :2] - xy, xy - boxes[:, 2:]).clip(min=0)  # (points, boxes, 2)
+            return np.hypot(apart[..., 0], apart[..., 1]).argmin(axis=1)
+
+        of_foreground, of_background = nearest(foreground), nearest(background)
         return [
-            Prompt(_only(foreground, nearest[0], index), _only(background, nearest[1], index), box)
-            for index, box in enumerate(boxes)
+            Prompt(
+                _pairs(foreground[of_foreground == index]),
+                _pairs(background[of_background == index]),
+                (x0, y0, x1, y1),
+            )
+            for index, (x0, y0, x1, y1) in enumerate(boxes.tolist())
         ]
+
+
+def split_image(body: bytes) -> tuple[Json, memoryview]:
+    """The request, perhaps without its "image", and that image's base64. Raises InvalidRequest. CVAT sends
+    the original image with every click: orjson takes 13 ms for 6 MiB (8 of text), a search 0.3 ms."""
+    begin = IMAGE.search(body)
+    end = body.find(b'"', begin.end()) if begin else -1
+    if begin and end > begin.end() and body.find(b"\\", begin.end(), end) < 0:
+        asked = parse_object(body[: begin.end()] + body[end:], "the request")
+        if asked.get("image") == "":  # else this is a nested "image", not the request's own
+            return asked, memoryview(body)[begin.end() : end]
+    asked = parse_object(body, "the request")
+    text = asked.get("image")
+    if not isinstance(text, str) or not text:
+        raise InvalidRequest("the request has no image")
+    return asked, memoryview(text.encode())
 
 
 def understands_shapes(user_agent: str) -> bool:
@@ -63,17 +93,9 @@ def pointed(asked: Json) -> Pointed:
     return Pointed(foreground, background, boxes)
 
 
-def threshold(asked: Json) -> float:
-    """The lowest score that is wanted; CVAT leaves it out if all are."""
-    value = asked.get("threshold")
-    return 0.0 if value is None else as_coordinate(value, "threshold", math.inf)
-
-
 def _points(asked: Json, name: str, most: int) -> tuple[Point, ...]:
     given = asked.get(name)
-    if given is None:
-        return ()
-    pairs = as_list(given, name)
+    pairs = [] if given is None else as_list(given, name)
     if len(pairs) > most:  # checked before they are read: a million take seconds
         raise InvalidInput(f"{name} has at most {most} points")
     found: list[Point] = []
@@ -84,24 +106,5 @@ def _points(asked: Json, name: str, most: int) -> tuple[Point, ...]:
     return tuple(found)
 
 
-def _clamped(point: Point, size: Size) -> Point:
-    height, width = size
-    return min(max(point[0], 0.0), float(width)), min(max(point[1], 0.0), float(height))
-
-
-def _box(corners: tuple[Point, Point], size: Size) -> Box | None:
-    (ax, ay), (bx, by) = (_clamped(corner, size) for corner in corners)
-    box = (min(ax, bx), min(ay, by), max(ax, bx), max(ay, by))
-    return box if box[0] < box[2] and box[1] < box[3] else None
-
-
-def _nearest(points: Sequence[Point], boxes: Sequence[Box]) -> list[int]:
-    """The index of each point's nearest box, the first of those equally near."""
-    xy = np.reshape(points, (-1, 1, 2))
-    corners = np.reshape(boxes, (1, -1, 4))
-    apart = np.maximum(corners[..., :2] - xy, xy - corners[..., 2:]).clip(min=0)  # (points, boxes, 2)
-    return np.hypot(apart[..., 0], apart[..., 1]).argmin(axis=1).tolist()
-
-
-def _only(points: Sequence[Point], owners: Sequence[int], owner: int) -> tuple[Point, ...]:
-    return tuple(point for point, index in zip(points, owners, strict=True) if index == owner)
+def _pairs(points: NDArray[np.float64]) -> tuple[Point, ...]:
+    return tuple((x, y) for x, y in points.tolist())

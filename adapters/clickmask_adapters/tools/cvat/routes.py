@@ -4,39 +4,45 @@ CVAT asks for a function's description before each call, so that never waits for
 If an answer is an error, users see only the reason phrase.
 """
 
-from __future__ import annotations
-
 import asyncio
+import base64
 import hashlib
 import hmac
 import logging
+import math
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
+from typing import Any, TypeVar
 
+import numpy as np
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from clickmask.errors import Busy, ClickmaskError, Failed, NotReady
+from clickmask.caches import Lru
+from clickmask.errors import Busy, ClickmaskError, Failed, Gone, NotReady
+from clickmask.types import ImageRef, Prediction, SamFeatures
 from clickmask.workbench import Workbench
 from clickmask_adapters.api import json_response
-from clickmask_adapters.tools._json import as_text, parse_object
-from clickmask_adapters.tools.cvat import WEBHOOK
-from clickmask_adapters.tools.cvat.backend import Invoker, ResultCache, key_of, wait
+from clickmask_adapters.tools._json import as_coordinate, as_text, parse_object
+from clickmask_adapters.tools.cvat import WEBHOOK, CvatSettings, answers, prompts
 from clickmask_adapters.tools.cvat.functions import Function, functions
 from clickmask_adapters.tools.cvat.labels import TOOL
-from clickmask_adapters.tools.cvat.settings import CvatSettings
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 FUNCTIONS_TTL_S = 5.0  # the list of functions is kept so long; making it takes 0.03 s
 MAX_CLICK_S = 50.0  # the nginx in front of CVAT gives up on a call after 60
 DEFAULT_TIMEOUT_S = 120.0  # CVAT's own default, if its request does not say
 RESERVE_S = 5.0  # an answer should leave so long before CVAT's timeout
+MAX_RESULTS = 4  # each may have many megabytes
+RESULT_TTL_S = 900.0  # a model trained since would answer differently
+FEATURES = (256, 64, 64)  # shape of the embeddings that SAM's decoder reads
 SECRET_VARIABLE = "CVAT_WEBHOOK_SECRET"  # noqa: S105  # its name, not its value
-SIGNATURE = "X-Signature-256"
 
 
 def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIRouter:
@@ -44,7 +50,7 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
     offered = Offered(workbench)
     invoker = Invoker(workbench, min_iou, every_candidate=settings.cvat_candidates)
     results = ResultCache()
-    secret = settings.cvat_webhook_secret.get_secret_value() if settings.cvat_webhook_secret else None
+    secret = settings.cvat_webhook_secret
     listing = ThreadPoolExecutor(1, thread_name_prefix="cvat-functions")
 
     @asynccontextmanager
@@ -73,7 +79,9 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
         async def begin() -> Response:
             return await run_in_threadpool(invoker.answer, function, body, user_agent)
 
-        key = await asyncio.to_thread(key_of, name, body) if function.kind == "detector" else b""
+        key = b""
+        if function.kind == "detector":  # hashing takes 0.7 ms per megabyte
+            key = await asyncio.to_thread(lambda: hashlib.sha256(name.encode() + b"\n" + body).digest())
         while True:
             try:
                 if function.kind == "detector":
@@ -121,7 +129,8 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
     @routes.post(WEBHOOK)
     async def webhook(request: Request) -> Response:
         body = await request.body()
-        require_signature(secret.encode() if secret else None, body, request.headers.get(SIGNATURE, ""))
+        plain = secret.get_secret_value().encode() if secret else None
+        require_signature(plain, body, request.headers.get("X-Signature-256", ""))
         event = parse_object(body, "the event")
         if as_text(event.get("event"), "the name of the event") == "ping":
             return json_response({"status": "clickmask hears CVAT"})
@@ -136,21 +145,115 @@ class Offered:
 
     def __init__(self, workbench: Workbench) -> None:
         self._workbench = workbench
-        self.last, left_out = self._look()
-        self._until = time.monotonic() + FUNCTIONS_TTL_S
-        for reason in left_out:
+        for reason in self._look():
             log.warning("cvat: not offered: %s", reason)
 
     def now(self) -> Mapping[str, Function]:
         """The functions that are ready, at most FUNCTIONS_TTL_S old; `last` is the previous answer."""
         if time.monotonic() >= self._until:
-            self.last, _ = self._look()
-            self._until = time.monotonic() + FUNCTIONS_TTL_S
+            self._look()
         return self.last
 
-    def _look(self) -> tuple[Mapping[str, Function], list[str]]:
+    def _look(self) -> list[str]:
         bench = self._workbench
-        return functions(bench.segmenters(), bench.annotators(), bench.default_segmenter)
+        self.last, left_out = functions(bench.segmenters(), bench.annotators(), bench.default_segmenter)
+        self._until = time.monotonic() + FUNCTIONS_TTL_S
+        return left_out
+
+
+class Invoker:
+    """Calls of functions, answered by the workbench. For any thread."""
+
+    def __init__(self, workbench: Workbench, min_iou: float, *, every_candidate: bool) -> None:
+        self._workbench = workbench
+        self._min_iou = min_iou
+        self._every_candidate = every_candidate
+
+    def answer(self, function: Function, body: bytes, user_agent: str) -> Response:
+        """The answer as JSON. Raises InvalidRequest and what `propose` or `annotate` raises."""
+        asked, text = prompts.split_image(body)
+        threshold = asked.get("threshold")  # the lowest score that is wanted; left out if all are
+        least_score = 0.0 if threshold is None else as_coordinate(threshold, "threshold", math.inf)
+        answer: Callable[[ImageRef], bytes | memoryview]
+        if function.kind == "embedding":
+            answer = partial(self._embedding, function.runs)
+        elif function.kind == "detector":
+            answer = partial(self._detections, function.runs, least_score)
+        else:
+            shapes = prompts.understands_shapes(user_agent)
+            answer = partial(self._masks, function.runs, least_score, prompts.pointed(asked), shapes)
+        return Response(self._show(text, answer), media_type="application/json")
+
+    def _show(self, text: memoryview, ask: Callable[[ImageRef], T]) -> T:
+        """The result of `ask` for the base64 image, which is decoded only if its pixels are not in memory."""
+        identity = self._workbench.identify_base64(text)
+        try:
+            return ask(ImageRef(f"digest:{identity.digest}"))
+        except Gone:  # other images evicted its pixels
+            return ask(ImageRef("data:;base64," + str(text, "ascii")))
+
+    def _masks(
+        self, segmenter: str, least_score: float, pointed: prompts.Pointed, shapes: bool, ref: ImageRef
+    ) -> bytes | memoryview:
+        size = self._workbench.identify(ref).size
+        found: list[Prediction] = []
+        for prompt in pointed.prompts(size):
+            proposals = self._workbench.propose(ref, prompt, segmenter, tool=TOOL)
+            wanted = proposals if shapes and self._every_candidate else proposals[:1]
+            found += [proposal.prediction for proposal in wanted if proposal.prediction.score >= least_score]
+        return answers.shapes_reply(found) if shapes else answers.dense_reply(found, size)
+
+    def _detections(self, annotator: str, least_score: float, ref: ImageRef) -> bytes:
+        made = self._workbench.prelabel(ref, annotator, TOOL, lambda _, found: found.score >= least_score)
+        return answers.detector_reply([(label, each.prediction) for label, each in made], self._min_iou)
+
+    def _embedding(self, segmenter: str, ref: ImageRef) -> bytes:
+        embedding = self._workbench.embedding(ref, segmenter)
+        if not isinstance(embedding, SamFeatures) or embedding.features.shape != FEATURES:
+            raise NotReady(f"the embeddings of {segmenter} are not those of SAM's decoder")
+        return b'{"blob":"%b"}' % base64.b64encode(np.ascontiguousarray(embedding.features, "<f4").data)
+
+
+class ResultCache:
+    """Answers that outlast CVAT's wait, finished and kept for its retry. For one event loop. Otherwise each
+    retry would restart a three-minute annotation, and it would never finish."""
+
+    def __init__(self) -> None:
+        self._begun = Lru[bytes, asyncio.Future[Response]](max_count=MAX_RESULTS)
+
+    async def wait(
+        self, until: float, key: bytes, begin: Callable[[], Coroutine[Any, Any, Response]]
+    ) -> Response:
+        """The answer for `key`, begun before or now, forgotten once given. Raises Busy after `until`."""
+        begun = self._begun.get(key)
+        if begun is None:
+            begun = asyncio.ensure_future(begin())
+            self._begun.put(key, begun)
+        try:
+            return await wait(until, begun)
+        finally:
+            if begun.done():
+                self._forget(key, begun)
+            else:
+                asyncio.get_running_loop().call_later(RESULT_TTL_S, self._forget, key, begun)
+
+    def _forget(self, key: bytes, begun: asyncio.Future[Response]) -> None:
+        if self._begun.get(key) is begun:  # not one that another call has begun since
+            self._begun.pop(key)
+
+
+async def wait(until: float, begun: asyncio.Future[Response]) -> Response:
+    """The result of `begun`. Raises Busy after `until`, a time of `time.monotonic`; `begun` then goes on."""
+    done, _ = await asyncio.wait({begun}, timeout=max(0.0, until - time.monotonic()))
+    if done:
+        return begun.result()
+
+    def log_late(late: asyncio.Future[Response]) -> None:
+        error = None if late.cancelled() else late.exception()
+        log.info("cvat: an answer came too late%s", f": {error}" if error else "")
+
+    begun.add_done_callback(log_late)
+    raise Busy("clickmask is still working on this image; try again in a moment")
 
 
 def patience(function: Function, timeout: str) -> float:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from clickmask.errors import Gone, InvalidRequest
 from clickmask.types import ImageRef
 from clickmask.workbench import Workbench
-from clickmask_adapters.tools.cvat.backend import Invoker
-from clickmask_adapters.tools.cvat.images import split_image
+from clickmask_adapters.tools.cvat.prompts import split_image
+from clickmask_adapters.tools.cvat.routes import Invoker
 from support.pictures import png_base64
 
 json_values = st.recursive(
