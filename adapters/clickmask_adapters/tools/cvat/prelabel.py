@@ -1,20 +1,24 @@
 """`clickmask prelabel cvat`: shapes for the jobs of a project that nobody has touched."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from clickmask.types import Prediction
+from clickmask.masks.polygons import group_rings
+from clickmask.masks.regions import mask_box
+from clickmask.masks.simplify import simplify_mask
+from clickmask.types import Mask, Prediction
 from clickmask.workbench import Workbench
 from clickmask_adapters.tools._client import ToolError
 from clickmask_adapters.tools._json import Json
 from clickmask_adapters.tools._prelabel import UNREADABLE, Step, draw, require_trained
-from clickmask_adapters.tools.cvat.answers import drawable, shapes
 from clickmask_adapters.tools.cvat.client import CvatClient
 from clickmask_adapters.tools.cvat.labels import TOOL, frame_address, frames
+from clickmask_adapters.tools.cvat.mask_points import mask_to_points
 from clickmask_adapters.tools.cvat.pull import container_of
+
+MASKS = frozenset({"mask", "any", "unknown"})  # label types that take a mask; `unknown` is old
+DRAWN = MASKS | {"polygon", "rectangle"}
 
 
 def prelabel(workbench: Workbench, client: CvatClient, project: str, min_iou: float) -> Iterator[Step]:
@@ -44,7 +48,8 @@ def prelabel(workbench: Workbench, client: CvatClient, project: str, min_iou: fl
 def _prelabel_job(
     workbench: Workbench, client: CvatClient, project: str, job: int, later: int, min_iou: float
 ) -> Iterator[Step]:
-    """One step per frame, and one for the upload. `later` counts the images of the jobs after this one."""
+    """One step per frame, and one for the upload. `later` counts the images of the jobs after this one.
+    Polygons of one object share a group; they have as few points as an IoU of `min_iou` allows."""
     content = client.read_job(job)
     wanted = [frame for frame in frames(content) if not frame.deleted]
     left = len(wanted)
@@ -54,7 +59,8 @@ def _prelabel_job(
     if any(frame.of_video for frame in wanted):
         yield Step(later, images=left, left_out=(f"job {job}: it is of a video",))
         return
-    labels = drawable(content.labels)
+    typed = ((label, str(label.get("type") or "any")) for label in content.labels)
+    labels = {str(label["name"]): (label["id"], kind) for label, kind in typed if kind in DRAWN}
     without: set[str] = set()
 
     def can_be_drawn(label: str, _: Prediction) -> bool:  # others are not stored as shown
@@ -62,7 +68,7 @@ def _prelabel_job(
             without.add(label)
         return label in labels
 
-    drawn: list[dict[str, Any]] = []
+    shapes: list[dict[str, Any]] = []
     objects = 0
     for frame in wanted:
         left -= 1
@@ -74,9 +80,21 @@ def _prelabel_job(
             sentence = f"job {job}, frame {frame.number}: {error}"
             yield Step(later + left, images=1, left_out=(sentence,))
             continue
-        found = [(label, proposal.prediction) for label, proposal in made]
-        drawn += shapes(found, frame.number, labels, objects + 1, min_iou)
-        objects += len(found)
+        for name, proposal in made:
+            objects += 1
+            label, kind = labels[name]
+            parts = _points(proposal.prediction.mask, kind, min_iou)
+            common: dict[str, Any] = {
+                "type": "mask" if kind in MASKS else kind,
+                "label_id": label,
+                "frame": frame.number,
+                "group": objects if len(parts) > 1 else 0,
+                "source": "auto",
+                "score": proposal.prediction.score,
+                "occluded": False,
+                "attributes": [],
+            }
+            shapes += [common | {"points": points} for points in parts]
         yield Step(later + left, images=1)
     names = ", ".join(sorted(without))
     left_out = (f"job {job}: it has no label to draw {names} with",) if without else ()
@@ -84,19 +102,25 @@ def _prelabel_job(
     if not _is_new(client.job(job)) or _has_shapes(client.annotations(job)):
         yield Step(later, untouched=1, left_out=left_out)
         return
-    if drawn:
-        client.add_shapes(job, drawn)
+    if shapes:
+        client.add_shapes(job, shapes)
     yield Step(later, containers=1, objects=objects, left_out=left_out)
+
+
+def _points(mask: Mask, kind: str, min_iou: float) -> Sequence[Sequence[float]]:
+    """The points of each part of a mask that a label of type `kind` marks."""
+    if kind in MASKS:
+        return [mask_to_points(mask)]
+    if kind == "rectangle":
+        return [mask_box(mask) or ()]
+    rings = simplify_mask(mask, min_iou).rings  # CVAT's polygons have no holes
+    return [outer.reshape(-1).tolist() for outer, _ in group_rings(rings)]
 
 
 def _is_new(job: Json) -> bool:
     """Whether the job is new, 2D and an ordinary one, not one by which others are judged."""
-    return (job["state"], job["stage"], job.get("type", "annotation"), job.get("dimension", "2d")) == (
-        "new",
-        "annotation",
-        "annotation",
-        "2d",
-    )
+    described = (job["state"], job["stage"], job.get("type", "annotation"), job.get("dimension", "2d"))
+    return described == ("new", "annotation", "annotation", "2d")
 
 
 def _has_shapes(annotations: Json) -> bool:
