@@ -1,9 +1,6 @@
 """Connection of a CVAT project with clickmask: the webhook, and a check both ways."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
-from typing import Any
 from urllib.parse import urlsplit
 
 from clickmask.errors import ClickmaskError
@@ -13,13 +10,11 @@ from clickmask_adapters.tools._json import Json, project_number
 from clickmask_adapters.tools._webhook import mend_webhook
 from clickmask_adapters.tools.cvat import WEBHOOK
 from clickmask_adapters.tools.cvat.client import CvatClient
-from clickmask_adapters.tools.cvat.labels import Frame, JobContent, frame_address, frames
+from clickmask_adapters.tools.cvat.labels import frame_address, frames
 from clickmask_adapters.tools.cvat.routes import SECRET_VARIABLE
 
 EVENTS = ("update:job", "delete:job", "delete:task")
-OURS = "clickmask-"  # prefix of our models' ids
 INTERACTOR = "interactor"
-
 SERVER, ANNOTATION, WEBHOOKS = "cvat_server", "cvat_worker_annotation", "cvat_worker_webhooks"
 INVOKE_METHOD = "CVAT_NUCLIO_INVOKE_METHOD"
 SMOKESCREEN = (
@@ -27,14 +22,16 @@ SMOKESCREEN = (
     "SMOKESCREEN_OPTS=--allow-address=ADDRESS with clickmask's IP address as they see it (to look: "
     f"docker exec {WEBHOOKS} printenv SMOKESCREEN_OPTS)"
 )
+PING_ADVICE = {
+    401: f"the server that runs there has another {SECRET_VARIABLE}",
+    403: f"the server that runs there has no {SECRET_VARIABLE}",
+    404: "what answers there is no clickmask of this version",
+    407: SMOKESCREEN,
+}
 
 
 def connect(
-    client: CvatClient,
-    project: str,
-    our_url: str,
-    secret: str | None,
-    read: Callable[[ImageRef], object],
+    client: CvatClient, project: str, our_url: str, secret: str | None, read: Callable[[ImageRef], object]
 ) -> Iterator[str]:
     """Connect and check, one sentence per step; doing it again changes nothing.
 
@@ -49,15 +46,13 @@ def connect(
             "refuses CVAT's webhooks"
         )
     url = our_url.rstrip("/")
-    version = client.version()
-    found = client.project(number)
+    version, found = client.version(), client.project(number)
     yield f"CVAT {version} takes the credentials; project {number} is “{found.get('name', '')}”."
     hook = f"{url}{WEBHOOK}"
 
-    def wanted(row: Json) -> dict[str, Any]:
-        events: list[str] = list(row.get("events", ()))
-        missing = [event for event in EVENTS if event not in events]
-        return {"is_active": True, "content_type": "application/json", "events": events + missing}
+    def wanted(present: Json) -> Json:
+        events = list(dict.fromkeys((*present.get("events", ()), *EVENTS)))
+        return {"is_active": True, "content_type": "application/json", "events": events}
 
     def add(webhook: Json) -> Json:
         ssl = urlsplit(hook).scheme == "https"
@@ -69,54 +64,24 @@ def connect(
             client, hook, client.webhooks(number), "target_url", wanted, add, added_note=", with its secret"
         )
     except ToolError as error:
-        raise ToolError(
-            f"the webhook {hook} is missing, so accepted labels never arrive by themselves: {error}",
-            error.status,
-        ) from error
-    yield from _ping(client, webhook, url, secret)
-    first = next((client.read_job(job["id"]) for job, _ in client.jobs({"project_id": number})), None)
-    frame = next(frames(first), None) if first else None
-    shown = (first, frame) if first and frame else None
-    yield from _look_from_cvat(client, shown)
-    if shown is None:
-        yield "There is no job with a frame yet, so neither a click nor reading an image could be tried."
-        return
-    job, frame = shown[0].job["id"], shown[1].number
-    try:
-        read(client.image_ref(frame_address(job, frame)))
-    except ClickmaskError as error:
-        raise ToolError(f"clickmask cannot read frame {frame} of job {job}: {error}") from error
-    yield f"clickmask reads frame {frame} of job {job}."
-
-
-def _ping(client: CvatClient, webhook: int, url: str, secret: str) -> Iterator[str]:
-    """Have CVAT's server post now; later deliveries come from its webhook worker.
-
-    CVAT never shows a secret, but a refused signature means that it has another one. A secret that works is
-    never replaced, because `secret` may differ from the server's.
-    """
+        sentence = f"the webhook {hook} is missing, so accepted labels never arrive by themselves: {error}"
+        raise ToolError(sentence, error.status) from error
+    # CVAT's server posts now; later deliveries come from its webhook worker.
     status = client.ping_webhook(webhook).get("status_code")
     if status == 401:
+        # CVAT never shows a secret, but refused signatures mean that it has another one. A secret that works
+        # is never replaced, because `secret` may differ from the server's.
         client.change_webhook(webhook, {"secret": secret})
         yield "The webhook had another secret; it was set again."
         status = client.ping_webhook(webhook).get("status_code")
-    if status == 200:
-        yield f"CVAT reaches clickmask at {url}, and clickmask takes its signature."
-        return
-    advice = {
-        401: f"the server that runs there has another {SECRET_VARIABLE}",
-        403: f"the server that runs there has no {SECRET_VARIABLE}",
-        404: "what answers there is no clickmask of this version",
-        407: SMOKESCREEN,
-    }.get(
-        status or 0,
-        f"is clickmask running, and is this its address as CVAT's containers see it? {SMOKESCREEN}",
-    )
-    raise ToolError(f"CVAT's webhook does not reach clickmask at {url} (status {status}): {advice}")
-
-
-def _look_from_cvat(client: CvatClient, shown: tuple[JobContent, Frame] | None) -> Iterator[str]:
-    """Have CVAT list our models, and click in the middle of the frame as an annotator would."""
+    if status != 200:
+        unknown = f"is clickmask running, and is this its address as CVAT's containers see it? {SMOKESCREEN}"
+        advice = PING_ADVICE.get(status or 0, unknown)
+        raise ToolError(f"CVAT's webhook does not reach clickmask at {url} (status {status}): {advice}")
+    yield f"CVAT reaches clickmask at {url}, and clickmask takes its signature."
+    job = next((client.read_job(row["id"]) for row, _ in client.jobs({"project_id": number})), None)
+    frame = next(frames(job), None) if job else None
+    place = f"frame {frame.number} of job {job.job['id']}" if job and frame else ""
     try:
         listed = client.functions()
     except ToolError as error:
@@ -125,17 +90,17 @@ def _look_from_cvat(client: CvatClient, shown: tuple[JobContent, Frame] | None) 
             f"CVAT_NUCLIO_HOST and CVAT_NUCLIO_PORT for {SERVER} and {ANNOTATION}: {error}",
             error.status,
         ) from error
-    ours = [row for row in listed if str(row["id"]).startswith(OURS) and row["kind"] == INTERACTOR]
+    ours = [row for row in listed if str(row["id"]).startswith("clickmask-") and row["kind"] == INTERACTOR]
     if not ours:
         raise ToolError(
             "CVAT lists no model of clickmask: another server answers at its CVAT_NUCLIO_HOST "
             f"(to look: docker exec {SERVER} printenv CVAT_NUCLIO_HOST CVAT_NUCLIO_PORT)"
         )
     yield f"CVAT lists clickmask's interactors: {', '.join(row['id'] for row in ours)}."
-    if shown:
-        content, frame = shown
+    if job and frame:
+        # Click in the middle of the frame as an annotator would.
         height, width = frame.size
-        asked = {"task": content.job["task_id"], "job": content.job["id"], "frame": frame.number}
+        asked = {"task": job.job["task_id"], "job": job.job["id"], "frame": frame.number}
         pointed = {"pos_points": [[width / 2, height / 2]], "neg_points": [], "obj_bbox": []}
         try:
             client.interact(ours[0]["id"], {**asked, **pointed})
@@ -146,9 +111,17 @@ def _look_from_cvat(client: CvatClient, shown: tuple[JobContent, Frame] | None) 
                 f"printenv {INVOKE_METHOD})",
                 error.status,
             ) from error
-        yield f"A click through CVAT on frame {frame.number} of job {content.job['id']} was answered."
+        yield f"A click through CVAT on {place} was answered."
     # CVAT's API does not tell how its worker is set.
     yield (
         f"For whole tasks CVAT's worker needs {INVOKE_METHOD}=dashboard too: docker exec {ANNOTATION} "
         f"printenv {INVOKE_METHOD} shows it. Webhooks leave from {WEBHOOKS}, with its own SMOKESCREEN_OPTS."
     )
+    if not (job and frame):
+        yield "There is no job with a frame yet, so neither a click nor reading an image could be tried."
+        return
+    try:
+        read(client.image_ref(frame_address(job.job["id"], frame.number)))
+    except ClickmaskError as error:
+        raise ToolError(f"clickmask cannot read {place}: {error}") from error
+    yield f"clickmask reads {place}."
