@@ -4,8 +4,6 @@ CVAT 2.73.0 reads every description before it shows any, so one mistake takes do
 instead of an object, a text that is not a number, a missing description, labels that are not JSON.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +17,8 @@ from clickmask.inference.catalogue import SegmenterStatus
 SAM_PLUGIN = "pth-facebookresearch-sam-vit-h"
 """The id at which CVAT's page asks for an embedding, and decodes it itself: with ViT-H's decoder."""
 VIT_H = "sam:vit_h"
-
-NAME = re.compile(r"[a-zA-Z0-9_.-]+")  # of a function, as CVAT's own addresses allow it
 MAX_LABEL_CHARS = 64
 PROMPTS = "Click on the object, right-click on what is not part of it, or draw a box round it."
-
 Kind = Literal["interactor", "embedding", "detector"]
 
 
@@ -39,7 +34,7 @@ class Function:
     labels: tuple[str, ...] = ()  # of a detector
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.id):
+        if not re.fullmatch(r"[a-zA-Z0-9_.-]+", self.id):  # as CVAT's own addresses allow it
             raise ValueError(
                 f"{self.id!r} cannot be the name of a CVAT function: letters, digits, _ . - only"
             )
@@ -49,9 +44,8 @@ class Function:
             raise ValueError(f"{self.id}: a label stands twice among {self.labels}")
         for label in self.labels:
             if not label.strip() or len(label) > MAX_LABEL_CHARS:
-                raise ValueError(
-                    f"{self.id}: {label[:80]!r} cannot be a label: 1 to {MAX_LABEL_CHARS} characters"
-                )
+                wanted = f"1 to {MAX_LABEL_CHARS} characters"
+                raise ValueError(f"{self.id}: {label[:80]!r} cannot be a label: {wanted}")
 
     def described(self, port: int) -> dict[str, Any]:
         """The entry as JSON. CVAT would call `port` with its nuclio method `direct`."""
@@ -69,13 +63,9 @@ class Function:
                 "startswith_box_optional": "true",
                 "help_message": PROMPTS,
             }
+        metadata = {"name": self.id, "namespace": "nuclio", "labels": {"nuclio.io/project-name": "cvat"}}
         return {
-            "metadata": {
-                "name": self.id,
-                "namespace": "nuclio",
-                "labels": {"nuclio.io/project-name": "cvat"},
-                "annotations": annotations,
-            },
+            "metadata": {**metadata, "annotations": annotations},
             "spec": {"description": self.description},
             "status": {"state": "ready", "httpPort": port},
         }
@@ -89,30 +79,26 @@ def functions(
     wanted: list[tuple[str, Kind, str, str, str, tuple[str, ...]]] = []
     for name in (each.name for each in ready):
         said = f"Masks from clicks and boxes, by {name} on clickmask's server"
-        wanted.append(
-            (f"clickmask-{name.replace(':', '-')}", "interactor", name, f"clickmask {name}", said, ())
-        )
+        own = f"clickmask-{name.replace(':', '-')}"
+        wanted.append((own, "interactor", name, f"clickmask {name}", said, ()))
     fit = [each.name for each in ready if each.decoder == VIT_H]
     if fit:
         name = VIT_H if VIT_H in fit else fit[0]  # the original before its imitations
         title = "Segment Anything in the browser" + ("" if name == VIT_H else f" (embeddings of {name})")
         said = f"Masks that the browser decodes, from embeddings that {name} makes on clickmask's server"
         wanted.append((SAM_PLUGIN, "embedding", name, title, said, ()))
-    for each in annotators:
-        if each.ready:
-            own = f"clickmask-detect-{each.name.replace(':', '-')}"
-            said = f"Masks of the whole image, without a prompt, by {each.name} on clickmask's server"
-            wanted.append((own, "detector", each.name, f"clickmask {each.name}", said, each.labels))
+    for each in (each for each in annotators if each.ready):
+        own = f"clickmask-detect-{each.name.replace(':', '-')}"
+        said = f"Masks of the whole image, without a prompt, by {each.name} on clickmask's server"
+        wanted.append((own, "detector", each.name, f"clickmask {each.name}", said, each.labels))
     found: dict[str, Function] = {}
     left_out: list[str] = []
     for fields in wanted:
         try:
             function = Function(*fields)
+            if function.id in found:
+                raise ValueError(f"{function.runs}: {found[function.id].runs} is {function.id} already")
+            found[function.id] = function
         except ValueError as error:
             left_out.append(str(error))
-            continue
-        if function.id in found:
-            left_out.append(f"{function.runs}: {found[function.id].runs} is {function.id} already")
-        else:
-            found[function.id] = function
     return found, left_out

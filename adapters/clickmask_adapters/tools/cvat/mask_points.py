@@ -6,18 +6,14 @@ runs column by column over the whole image instead. Older versions and detectors
 digit per pixel, which is written by hand: 12 Mpx are 24 MB.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from clickmask.masks.regions import mask_box
 from clickmask.types import Mask, Size
 
-Characters = NDArray[np.uint8]
 InclusiveBox = tuple[int, int, int, int]  # left, top, right, bottom; the last column and row are inside
 ZERO, COMMA, OPEN, CLOSE = b"0,[]"
 HEAD, TAIL = b'{"mask":[', b"]}"
@@ -36,28 +32,25 @@ def mask_to_dense_reply(mask: Mask) -> memoryview:
     before = np.full((step, width), COMMA, np.uint8)
     before[:, 0] = OPEN
     for top in range(0, height, step):
-        digits = _digits(mask[top : top + step])
+        digits = np.bitwise_or(mask[top : top + step], ZERO, dtype=np.uint8)
         pairs = cv2.merge([before[: len(digits)], digits])
         rows[top : top + step, : 2 * width] = pairs.reshape(len(digits), 2 * width)
-    rows[:, 2 * width] = CLOSE
-    rows[:, 2 * width + 1] = COMMA
-    text[len(text) - len(TAIL) :] = np.frombuffer(TAIL, np.uint8)
+    rows[:, 2 * width :] = CLOSE, COMMA
+    text[-len(TAIL) :] = np.frombuffer(TAIL, np.uint8)
     return text.data
 
 
 def mask_to_flat(mask: Mask, after: tuple[int, ...] = ()) -> bytes:
     """A JSON list of 0 and 1 by rows, then `after`. Raises ValueError for a mask without pixels."""
     _require_pixels(mask)
-    pairs = cv2.merge([np.full(mask.shape, COMMA, np.uint8), _digits(mask)])
-    numbers = (b",%d" % number for number in after)
-    return b"".join((b"[", pairs.reshape(-1).data[1:], *numbers, b"]"))
+    digits = np.bitwise_or(mask, ZERO, dtype=np.uint8)
+    pairs = cv2.merge([np.full(mask.shape, COMMA, np.uint8), digits])
+    return b"".join((b"[", pairs.reshape(-1).data[1:], *(b",%d" % number for number in after), b"]"))
 
 
 def mask_to_points(mask: Mask) -> list[int]:
-    """`mask` as CVAT stores it, cropped to its box; the same numbers as from `cvat_sdk.masks`.
-
-    An empty mask becomes its first pixel, unset, which CVAT draws as nothing. Raises as `mask_to_crop` does.
-    """
+    """`mask` as CVAT stores it and `cvat_sdk.masks` gives it, cropped to its box. An empty mask becomes its
+    first pixel, unset, which CVAT draws as nothing. Raises as `mask_to_crop` does."""
     crop, box = mask_to_crop(mask)
     flat = crop.reshape(-1).view(np.uint8)
     ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
@@ -66,11 +59,9 @@ def mask_to_points(mask: Mask) -> list[int]:
 
 
 def points_to_mask(points: Sequence[float], size: Size) -> Mask:
-    """The mask, a new array of `size`. CVAT gives the numbers back as floats.
-
-    Takes no more memory than the mask and a small multiple of `points`. Raises ValueError if they are not
-    whole numbers, the box is outside the image, or the runs do not fill the box.
-    """
+    """The mask, a new array of `size`. CVAT gives the numbers back as floats. Takes no more memory than the
+    mask and a small multiple of `points`. Raises ValueError if they are not whole numbers, the box is outside
+    the image, or the runs do not fill the box."""
     try:
         given = np.asarray(points)
     except (ValueError, OverflowError) as error:
@@ -103,10 +94,6 @@ def mask_to_crop(mask: Mask) -> tuple[Mask, InclusiveBox]:
     left, top, right, bottom = (int(side) for side in mask_box(mask) or (0, 0, 1, 1))
     crop = np.ascontiguousarray(mask[top:bottom, left:right])
     return crop, (left, top, right - 1, bottom - 1)
-
-
-def _digits(mask: Mask) -> Characters:
-    return np.bitwise_or(mask, ZERO, dtype=np.uint8)
 
 
 def _require_pixels(mask: Mask) -> None:

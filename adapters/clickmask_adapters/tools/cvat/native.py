@@ -7,10 +7,8 @@ Functions follow cvat-sdk 2.80.0 (interactors since 2.71); its extra is `clickma
 it, so that this module can be imported without it. The models run in this process, or on a clickmask server.
 """
 
-from __future__ import annotations
-
 import importlib
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import PIL.Image
 
@@ -20,41 +18,50 @@ from clickmask.inference import driver
 from clickmask.inference.refinement import Refinement
 from clickmask.masks.polygons import group_rings
 from clickmask.masks.simplify import simplify_mask
-from clickmask.types import Mask, Prediction, Prompt
+from clickmask.types import Prediction, Prompt
 from clickmask_adapters.client import Client, Prepared, labels_of
 from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat.mask_points import mask_to_points
 from clickmask_adapters.tools.cvat.prompts import Pointed
 
-Kind = Literal["detector", "interactor"]
 
+class InProcess:
+    """The models that are installed here, as configured, with the methods of `Client`. For any thread. Keeps
+    no labels and no proposals."""
 
-def create(
-    kind: Kind = "detector", segmenter: str = "", url: str = "", token: str = "", label: str = ""
-) -> Detector | Interactor:
-    """The function that CVAT calls. Loads no model. Raises InvalidRequest, NotReady and ServerFailed.
+    def __init__(self, settings: Settings) -> None:
+        home = Home(settings.model_copy(update={"disk_bytes": 0}))
+        home.weights.verify_new()
+        self._default = settings.segmenter
+        self._segmenters, self._annotators = home.segmenters, home.annotators
+        self._refinement = Refinement()
 
-    `segmenter` is one of `clickmask segmenters` for an interactor (default: the configured one), and an
-    annotator (`everything:sam:vit_b`) for a detector (default: the first that is ready). A server at `url`
-    with the secret `token` (default: CLICKMASK_TOKEN) runs it; without `url` this process does. `label`
-    renames a detector's only label.
-    """
-    settings = Settings()
-    secret = token or (settings.token.get_secret_value() if settings.token else None)
-    models = Client(url, secret) if url else InProcess(settings)
-    if kind == "interactor":
-        return Interactor(models, segmenter)
-    if kind == "detector":
-        return Detector(models, segmenter, label, settings.min_iou)
-    raise InvalidRequest(f"a function is a detector or an interactor, not {kind!r}")
+    def labels(self, annotator: str) -> tuple[str, tuple[str, ...]]:
+        """Name and labels, as `labels_of` gives them, without loading a model."""
+        return labels_of(annotator, self._annotators.statuses())
+
+    def annotate(self, annotator: str, opened: PIL.Image.Image) -> list[tuple[str, Prediction]]:
+        return driver.annotate(self._annotators.get(annotator), opened_image(opened))
+
+    def prepare(self, segmenter: str, opened: PIL.Image.Image) -> Prepared:
+        """Encode the image. Here and below, a `segmenter` of "" is the default one."""
+        image = opened_image(opened)
+        embedding = driver.encode(self._segmenters.get(segmenter or self._default), image)
+        return Prepared(image.size, image.digest, embedding)
+
+    def propose(self, segmenter: str, prepared: Prepared, prompt: Prompt) -> list[Prediction]:
+        """Masks, best first, never empty. Raises as `Workbench.propose` does."""
+        chosen = self._segmenters.get(segmenter or self._default)
+        prompt.require_inside(prepared.size)
+        return self._refinement.decode(chosen, prepared.embedding, prompt, prepared.digest, prepared.size)
 
 
 class Detector:
     """A `cvat_sdk.auto_annotation.DetectionFunction`: every object of an image, as a mask or as polygons."""
 
-    def __init__(self, models: Models, annotator: str, label: str, min_iou: float) -> None:
-        self._sdk: Any = importlib.import_module("cvat_sdk.auto_annotation")
+    def __init__(self, models: Client | InProcess, annotator: str, label: str, min_iou: float) -> None:
+        self._sdk = sdk = importlib.import_module("cvat_sdk.auto_annotation")
         self._models = models
         self._annotator, labels = models.labels(annotator)
         self._min_iou = min_iou
@@ -62,11 +69,8 @@ class Detector:
             raise InvalidRequest(f"{self._annotator} finds {', '.join(labels)}: which of them is {label!r}?")
         self._ids = {each: number for number, each in enumerate(labels, 1)}
         # Declared as masks: CVAT accepts polygons for them if it was asked to convert masks.
-        self.spec: Any = self._sdk.DetectionFunctionSpec(
-            labels=[
-                self._sdk.label_spec(label or each, number, type="mask") for each, number in self._ids.items()
-            ]
-        )
+        specs = [sdk.label_spec(label or each, number, type="mask") for each, number in self._ids.items()]
+        self.spec: Any = sdk.DetectionFunctionSpec(labels=specs)
 
     def detect(self, context: Any, image: PIL.Image.Image) -> list[Any]:
         """Shapes of the objects with a score of at least `context.conf_threshold`, best first."""
@@ -89,13 +93,11 @@ class Detector:
 class Interactor:
     """A `cvat_sdk.auto_annotation.InteractionFunction`: clicks and boxes, in any number."""
 
-    def __init__(self, models: Models, segmenter: str) -> None:
-        self._sdk: Any = importlib.import_module("cvat_sdk.auto_annotation")
+    def __init__(self, models: Client | InProcess, segmenter: str) -> None:
+        self._sdk = sdk = importlib.import_module("cvat_sdk.auto_annotation")
         self._models = models
         self._segmenter = segmenter
-        self.spec: Any = self._sdk.InteractionFunctionSpec(
-            min_pos_points=0, min_neg_points=0, min_bounding_boxes=0
-        )
+        self.spec: Any = sdk.InteractionFunctionSpec(min_pos_points=0, min_neg_points=0, min_bounding_boxes=0)
 
     def preprocess_image(self, context: Any, image: PIL.Image.Image) -> Prepared:
         """Encode the image. The agent keeps the result for ten minutes."""
@@ -106,61 +108,33 @@ class Interactor:
         corners = prompts.bounding_box or ()
         boxes = tuple(zip(corners[::2], corners[1::2], strict=True))
         pointed = Pointed(tuple(prompts.pos_points), tuple(prompts.neg_points), boxes)
-        found = [
-            self._models.propose(self._segmenter, pp_image, prompt)[0]
-            for prompt in pointed.prompts(pp_image.size)
-        ]
-        return [self._shape(each.mask, each.score) for each in found if each.mask.any()]
-
-    def _shape(self, mask: Mask, score: float) -> Any:
-        confidence = importlib.import_module("cvat_sdk.models").AttributeValRequest(
-            spec_id=int(self._sdk.InteractionResultAttributes.CONFIDENCE), value=f"{score:.4f}"
-        )
-        return self._sdk.InteractionResultShape(
-            type="mask", points=mask_to_points(mask), attributes=[confidence]
-        )
+        attribute = importlib.import_module("cvat_sdk.models").AttributeValRequest
+        confidence = int(self._sdk.InteractionResultAttributes.CONFIDENCE)
+        shape = self._sdk.InteractionResultShape
+        shapes: list[Any] = []
+        for prompt in pointed.prompts(pp_image.size):
+            best = self._models.propose(self._segmenter, pp_image, prompt)[0]
+            if best.mask.any():
+                value = attribute(spec_id=confidence, value=f"{best.score:.4f}")
+                shapes.append(shape(type="mask", points=mask_to_points(best.mask), attributes=[value]))
+        return shapes
 
 
-class Models(Protocol):
-    """The models that a function runs: those of this process or of a server. For any thread."""
+def create(
+    kind: str = "detector", segmenter: str = "", url: str = "", token: str = "", label: str = ""
+) -> Detector | Interactor:
+    """The function that CVAT calls. Loads no model. Raises InvalidRequest, NotReady and ServerFailed.
 
-    def labels(self, annotator: str) -> tuple[str, tuple[str, ...]]:
-        """Name and labels, as `labels_of` gives them, without loading a model. Raises ServerFailed too."""
-        ...
-
-    def annotate(self, annotator: str, opened: PIL.Image.Image) -> list[tuple[str, Prediction]]: ...
-
-    def prepare(self, segmenter: str, opened: PIL.Image.Image) -> Prepared:
-        """Encode the image. Here and below, a `segmenter` of "" is the default one."""
-        ...
-
-    def propose(self, segmenter: str, prepared: Prepared, prompt: Prompt) -> list[Prediction]:
-        """Masks, best first, never empty. Raises as `Workbench.propose` does, or ServerFailed."""
-        ...
-
-
-class InProcess:
-    """The models that are installed here, as configured. Keeps no labels and no proposals."""
-
-    def __init__(self, settings: Settings) -> None:
-        home = Home(settings.model_copy(update={"disk_bytes": 0}))
-        home.weights.verify_new()
-        self._default = settings.segmenter
-        self._segmenters, self._annotators = home.segmenters, home.annotators
-        self._refinement = Refinement()
-
-    def labels(self, annotator: str) -> tuple[str, tuple[str, ...]]:
-        return labels_of(annotator, self._annotators.statuses())
-
-    def annotate(self, annotator: str, opened: PIL.Image.Image) -> list[tuple[str, Prediction]]:
-        return driver.annotate(self._annotators.get(annotator), opened_image(opened))
-
-    def prepare(self, segmenter: str, opened: PIL.Image.Image) -> Prepared:
-        image = opened_image(opened)
-        embedding = driver.encode(self._segmenters.get(segmenter or self._default), image)
-        return Prepared(image.size, image.digest, embedding)
-
-    def propose(self, segmenter: str, prepared: Prepared, prompt: Prompt) -> list[Prediction]:
-        chosen = self._segmenters.get(segmenter or self._default)
-        prompt.require_inside(prepared.size)
-        return self._refinement.decode(chosen, prepared.embedding, prompt, prepared.digest, prepared.size)
+    `segmenter` is one of `clickmask segmenters` for an interactor (default: the configured one), and an
+    annotator (`everything:sam:vit_b`) for a detector (default: the first that is ready). A server at `url`
+    with the secret `token` (default: CLICKMASK_TOKEN) runs it; without `url` this process does. `label`
+    renames a detector's only label.
+    """
+    settings = Settings()
+    secret = token or (settings.token.get_secret_value() if settings.token else None)
+    models = Client(url, secret) if url else InProcess(settings)
+    if kind == "interactor":
+        return Interactor(models, segmenter)
+    if kind == "detector":
+        return Detector(models, segmenter, label, settings.min_iou)
+    raise InvalidRequest(f"a function is a detector or an interactor, not {kind!r}")
