@@ -42,9 +42,7 @@ class Tool(Protocol):
     """The address of clickmask as the tool sees it, unless a user gives another."""
     open_paths: frozenset[str] = frozenset()
     """Paths that the tool calls from trusted networks without the server's secret.
-
-    A path that ends with "/" is a prefix, except "/" itself: the root alone, for POSTs.
-    """
+    A path that ends with "/" is a prefix, except "/" itself: the root alone, for POSTs."""
     signed_paths: frozenset[str] = frozenset()
     """Paths of POSTs that carry a signature instead of the server's secret; their routes MUST check it."""
 

@@ -1,12 +1,9 @@
 """REST client shared by the labeling tools: keep-alive, retries, limits, and errors as sentences."""
 
-from __future__ import annotations
-
 import re
 import socket
 import time
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any, ClassVar, Self, cast
 from urllib.parse import urlencode, urlsplit
 
@@ -27,10 +24,8 @@ MAX_RETRIES = 5
 BACKOFF_S = 0.5  # the first retry comes at once, then 1, 2, 4, 8 s, unless Retry-After says more
 MAX_ANSWER_BYTES = 2**30  # 50 tasks with 20 annotations of 100 kB each are 100 MB
 MAX_REASON_CHARS = 200  # of the tool's own words in an error
-ABOUT_THIS = frozenset({400, 404, 409, 413, 422})
 REFUSED_UNREAD = frozenset({429})  # refused before any work: even a POST may be sent again
 BUSY = REFUSED_UNREAD | {502, 503, 504}
-CHUNK_BYTES = 2**16
 
 
 class ToolError(ToolUnavailable):
@@ -43,15 +38,13 @@ class ToolError(ToolUnavailable):
     @property
     def is_about_this(self) -> bool:
         """Whether the tool refused this request alone, so that the next one may succeed."""
-        return self.status in ABOUT_THIS
+        return self.status in {400, 404, 409, 413, 422}
 
 
 class RestClient:
-    """Requests to one tool at `url`, for any thread, over connections that are kept.
-
-    A subclass names the tool and its variables for errors, and gives the Authorization header. Raises
-    ToolError if `url` is not an address or carries a password.
-    """
+    """Requests to one tool at `url`, for any thread, over connections that are kept. A subclass names the
+    tool and its variables for errors, and gives the Authorization header. Raises ToolError if `url` is not an
+    address or carries a password."""
 
     tool: ClassVar[str]
     url_variable: ClassVar[str]
@@ -90,11 +83,9 @@ class RestClient:
         authorized: bool = True,
         idempotent: bool | None = None,
     ) -> Any:
-        """The answer's JSON, None if it is empty. Raises ToolError.
-
-        `body` is sent as JSON and may hold arrays. A busy tool (429, 502, 503, 504) is asked again after the
-        delay it names if that is safe: POST and PATCH are repeated only after a 429, unless `idempotent`.
-        """
+        """The answer's JSON, None if it is empty. Raises ToolError. `body` is sent as JSON and may hold
+        arrays. A busy tool (429, 502, 503, 504) is asked again after the delay it names if that is safe:
+        POST and PATCH are repeated only after a 429, unless `idempotent`."""
         if not self.url:
             raise ToolError(f"no {self.tool} is configured: set {self.url_variable} and {self.credentials}")
         header = self.authorization() if authorized else None
@@ -104,23 +95,20 @@ class RestClient:
         raw = None if body is None else orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
         repeatable = method not in ("POST", "PATCH") if idempotent is None else idempotent
         answer, content = self._send(method, url, header, raw, repeatable)
-        if header and answer.status == HTTPStatus.UNAUTHORIZED:
+        if header and answer.status == 401:
             renewed = self.authorization(refused=header)
             if renewed != header:
                 answer, content = self._send(method, url, renewed, raw, repeatable)
-        status = answer.status
-        if status == HTTPStatus.UNAUTHORIZED:
-            raise ToolError(
-                f"{self.tool} refuses the credentials: set {self.credentials} {self.renewal}", status
-            )
-        if 300 <= status < 400:
-            raise ToolError(
-                f"{self.tool} answers with a redirect: set {self.url_variable} to the address it redirects "
-                "to, https included",
-                status,
-            )
-        if status >= 400:
-            raise ToolError(f"{self.tool} answers {status}: {_reason(answer, content)}", status)
+        status, refusal = answer.status, ""
+        if status == 401:
+            refusal = f"refuses the credentials: set {self.credentials} {self.renewal}"
+        elif status >= 400:
+            refusal = f"answers {status}: {_reason(answer, content)}"
+        elif status >= 300:
+            advice = f"set {self.url_variable} to the address it redirects to, https included"
+            refusal = f"answers with a redirect: {advice}"
+        if refusal:
+            raise ToolError(f"{self.tool} {refusal}", status)
         if not content:
             return None
         try:
@@ -133,7 +121,7 @@ class RestClient:
         try:
             self.ask("GET", path)
         except ToolError as error:
-            if error.status == HTTPStatus.NOT_FOUND:
+            if error.status == 404:
                 return False
             raise
         return True
@@ -170,16 +158,10 @@ class RestClient:
         content = bytearray()
         try:
             with self._pool.request(
-                method,
-                url,
-                headers=headers,
-                body=body,
-                retries=retries,
-                redirect=False,
-                preload_content=False,
+                method, url, body, headers=headers, retries=retries, redirect=False, preload_content=False
             ) as answer:
                 # Not in full chunks: a server that sends in drips must not hold a thread forever.
-                while chunk := answer.read1(CHUNK_BYTES, decode_content=True):
+                while chunk := answer.read1(2**16, decode_content=True):
                     content += chunk
                     if len(content) > MAX_ANSWER_BYTES:
                         raise ToolError(f"{self.tool}'s answer has more than {MAX_ANSWER_BYTES} bytes")
@@ -193,10 +175,8 @@ class RestClient:
 
 
 class _Connection(HTTPConnection):
-    """A connection that acknowledges at once what it receives, which saves 40 ms.
-
-    Label Studio without nginx (Django's runserver) waits for the acknowledgement of a head to send its body.
-    """
+    """A connection that acknowledges at once what it receives, which saves 40 ms: Label Studio without nginx
+    (Django's runserver) waits for the acknowledgement of a head to send its body."""
 
     def getresponse(self) -> HTTPResponse:
         if hasattr(socket, "TCP_QUICKACK") and self.sock:  # each time: Linux forgets it
@@ -220,19 +200,12 @@ class _Retries(Retry):
     def new(self, **options: Any) -> Self:
         return super().new(until=self._until, **options)
 
-    def increment(
-        self,
-        method: str | None = None,
-        url: str | None = None,
-        response: BaseHTTPResponse | None = None,
-        error: Exception | None = None,
-        *arguments: Any,
-        **options: Any,
-    ) -> Self:
-        following = super().increment(method, url, response, error, *arguments, **options)
+    def increment(self, *request: Any, **outcome: Any) -> Self:
+        following = super().increment(*request, **outcome)
+        response = outcome.get("response")
         wait = (self.get_retry_after(response) if response else None) or following.get_backoff_time()
         if time.monotonic() + wait > self._until:
-            raise MaxRetryError(options["_pool"], url or "", error)
+            raise MaxRetryError(outcome["_pool"], request[1], outcome.get("error"))
         return following
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from clickmask.errors import Busy, ImageUnavailable, InvalidInput, NotReady, Refused, TooLarge
 from clickmask.types import ImageRef, Prediction
@@ -27,24 +27,16 @@ class Step:
 
     def then(self, after: Step) -> Step:
         """The sum of both steps."""
-        return Step(
-            after.remaining,
-            self.images + after.images,
-            self.containers + after.containers,
-            self.objects + after.objects,
-            self.untouched + after.untouched,
-            (*self.left_out, *after.left_out),
-        )
+        sums = [before + added for before, added in zip(astuple(self), astuple(after), strict=True)]
+        return Step(after.remaining, *sums[1:])
 
 
 def require_trained(workbench: Workbench, tool: str, project: str) -> tuple[str, str]:
     """The project's annotator and version; ask before each image, as they change. Raises NotReady."""
     trained = workbench.trained_annotator(tool, project)
     if trained is None:
-        raise NotReady(
-            f"no model of the {tool.replace('_', ' ')} project {project[:40]!r} is served yet: `clickmask "
-            "train` makes one"
-        )
+        named = f"{tool.replace('_', ' ')} project {project[:40]!r}"
+        raise NotReady(f"no model of the {named} is served yet: `clickmask train` makes one")
     return trained
 
 
@@ -56,11 +48,9 @@ def draw(
     can_be_drawn: Callable[[str, Prediction], bool],
     until: float = math.inf,
 ) -> list[tuple[str, Proposal]]:
-    """The objects that `annotator` finds and that `can_be_drawn`, each with its label.
-
-    Waits while the model is busy; raises Busy after `until`, in seconds of `time.monotonic`. Each try locates
-    the image again, because an access token may have expired.
-    """
+    """The objects that `annotator` finds and that `can_be_drawn`, each with its label. Waits while the model
+    is busy; raises Busy after `until`, in seconds of `time.monotonic`. Each try locates the image again,
+    because an access token may have expired."""
     while True:
         try:
             return workbench.prelabel(locate(), annotator, tool, can_be_drawn)

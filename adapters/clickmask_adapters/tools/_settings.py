@@ -1,7 +1,5 @@
 """A settings type that both tools use."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import AfterValidator

@@ -1,7 +1,5 @@
 """Webhooks and other rows of a tool that point at clickmask: added if missing, mended if wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
@@ -12,10 +10,8 @@ from clickmask_adapters.tools._json import Json
 def keep_oldest(
     what: str, url: str, rows: Iterable[Json], address: str, remove: Callable[[int], object]
 ) -> Generator[str, None, Json | None]:
-    """The oldest of `rows` whose `address` is `url`, None if there is none; the others are removed.
-
-    Yields a sentence about each removed row, which it calls `what`.
-    """
+    """The oldest of `rows` whose `address` is `url`, None if there is none; the others are removed. Yields a
+    sentence about each removed row, which it calls `what`."""
     ours = sorted((row for row in rows if row[address].rstrip("/") == url), key=lambda row: row["id"])
     for surplus in ours[1:]:
         remove(surplus["id"])
