@@ -69,7 +69,7 @@ from support.without_posix import MODULES
 
 for package in (clickmask, clickmask_adapters):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if "torch" not in module.name and ".migrations" not in module.name:
+        if "torch" not in module.name:
             try:
                 importlib.import_module(module.name)
             except ModuleNotFoundError as error:

@@ -1,27 +1,17 @@
 """The database that keeps what clickmask remembers across restarts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
-from clickmask.store.accepted import Accepted
+from clickmask.store.accepted import Accepted, FailedEvent, Progress
 from clickmask.store.database import Database, WriteTimes
 from clickmask.store.jobs import Jobs
-from clickmask.store.progress import FailedEvent, Progress
-from clickmask.store.projects import Project, Projects
-from clickmask.store.proposals import (
-    MAX_PROPOSALS,
-    PrelabelledObject,
-    Prelabels,
-    Proposals,
-    RememberedProposal,
-)
-from clickmask.store.splits import Splits
+from clickmask.store.projects import Project, Projects, Splits
+from clickmask.store.proposals import MAX_PROPOSALS, PrelabelledObject, Proposals, RememberedProposal
 
 __all__ = ("FailedEvent", "PrelabelledObject", "Project", "RememberedProposal", "Store", "WriteTimes")
 
 
-class Store(Proposals, Prelabels, Projects, Accepted, Splits, Progress):
+class Store(Proposals, Projects, Accepted, Splits, Progress):
     """Proposals, prelabels, projects, accepted labels, split sides, reading progress, and jobs.
 
     `where` is the path of an SQLite file or an SQLAlchemy URL (`postgresql+psycopg://…`). Safe for several

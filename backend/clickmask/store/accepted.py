@@ -1,38 +1,24 @@
-"""Accepted labels: the regions of an annotation on an image form one set, which is replaced at once."""
-
-from __future__ import annotations
+"""Accepted labels, and the progress of taking them in."""
 
 import hashlib
 import json
+import secrets
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from clickmask.images.source import ImageIdentity
-from clickmask.labels.geometry import Brush, geometry_from_json
-from clickmask.labels.submissions import (
-    AcceptedLabel,
-    AnnotationDeleted,
-    Deleted,
-    LabelKey,
-    LabelledImage,
-    ProjectDeleted,
-    Submission,
-    TaskDeleted,
-)
+from clickmask.labels.geometry import Brush, geometry_from_json, geometry_to_json
+from clickmask.labels.submissions import AcceptedLabel, Deleted, LabelKey, LabelledImage, Region, Submission
 from clickmask.masks.rle import Rle
-from clickmask.store.database import Part
-from clickmask.store.label_sets import (
-    MAX_ROWS,
-    Drawn,
-    forget_sets,
-    forget_unfinished,
-    note_unfinished,
-    replace_set,
-    write_set,
-)
-from clickmask.store.schema import annotations, labels, tombstones
+from clickmask.store.database import MAX_ROWS, Part, note_unfinished, put, replace_set
+from clickmask.store.schema import annotations, inboxes, labels, prelabels, set_aside, tombstones, unfinished
+
+ABANDONED_AFTER_S = 3600.0  # after this time nobody can still be working on a set
+DELETABLE = ("annotation", "task", "project")  # named as the fields of submissions and deletions
+Drawn = tuple[Region, Rle]
 
 
 class Accepted(Part):
@@ -44,40 +30,28 @@ class Accepted(Part):
             return _is_news(connection, submission)
 
     def accept(self, submission: Submission, image: ImageIdentity | None, drawn: Sequence[Drawn]) -> bool:
-        """Store `drawn` (regions and their masks) as the annotation's labels; return False if it is no news.
-
-        `image` is None for a skip, which has no labels. Writes are short; readers see the old or the new set.
-        """
-        revision = write_set(self._database, drawn)
-        height, width = image.size if image else (None, None)
+        """Store `drawn`, regions with masks, as the annotation's labels. Returns False if it is no news."""
+        revision = self._write_set(drawn)
         same = "tool annotation item project task author updated_at ground_truth skipped name".split()
-        row: dict[str, Any] = {name: getattr(submission, name) for name in same} | {
-            "address": _hashed(submission.address),
-            "digest": image.digest if image else None,
-            "height": height,
-            "width": width,
-            "revision": revision,
-        }
+        row: dict[str, Any] = {name: getattr(submission, name) for name in same}
+        row |= {"address": _hashed(submission.address), "revision": revision}
+        if image:  # a skip has none
+            row |= {"digest": image.digest, "height": image.size[0], "width": image.size[1]}
+        of, item = annotations.c, submission.item
         # Rows this submission replaces: the same image, and images the annotation no longer covers.
-        covered = annotations.c.item == submission.item
+        covered = of.item == item
         if submission.items is not None:
-            covered = sa.or_(covered, annotations.c.item >= submission.items)
-        own = (annotations.c.tool == submission.tool, annotations.c.annotation == submission.annotation)
-        replaced = (*own, covered)
+            covered = sa.or_(covered, of.item >= submission.items)
+        replaced = (of.tool == submission.tool, of.annotation == submission.annotation, covered)
         # A task has one ground truth, the newest. Label Studio 1.23.2 sends no event about the previous one.
-        others = (
-            annotations.c.tool == submission.tool,
-            annotations.c.task == submission.task,
-            annotations.c.item == submission.item,
-            annotations.c.annotation != submission.annotation,
-            annotations.c.ground_truth.is_(True),
-        )
-        newer = sa.select(sa.literal(1)).where(*others, annotations.c.updated_at > submission.updated_at)
+        others = (of.tool == submission.tool, of.task == submission.task, of.item == item)
+        others += (of.annotation != submission.annotation, of.ground_truth.is_(True))
+        newer = sa.select(sa.literal(1)).where(*others, of.updated_at > submission.updated_at)
         with self._database.writing() as connection:
             is_news = _is_news(connection, submission)
             unwanted = [revision]
             if is_news:
-                unwanted = list(connection.scalars(sa.select(annotations.c.revision).where(*replaced)))
+                unwanted = list(connection.scalars(sa.select(of.revision).where(*replaced)))
                 replace_set(connection, revision, unwanted)
                 if submission.ground_truth and connection.scalar(newer.limit(1)):
                     row["ground_truth"] = False
@@ -86,23 +60,17 @@ class Accepted(Part):
                 if row["ground_truth"]:
                     connection.execute(annotations.update().where(*others).values(ground_truth=False))
         if unwanted:
-            forget_sets(self._database, unwanted)
+            self._forget_sets(unwanted)
         return is_news
 
     def delete(self, deleted: Deleted) -> None:
         """Withdraw all labels of the annotation, task or project for good. No later event restores them."""
-        match deleted:
-            case ProjectDeleted():
-                kind, name, column = "project", deleted.project, annotations.c.project
-            case TaskDeleted():
-                kind, name, column = "task", deleted.task, annotations.c.task
-            case AnnotationDeleted():
-                kind, name, column = "annotation", deleted.annotation, annotations.c.annotation
-        stone = {"tool": deleted.tool, "kind": kind, "name": name}
+        kind = next(name for name in DELETABLE if hasattr(deleted, name))
+        stone = {"tool": deleted.tool, "kind": kind, "name": getattr(deleted, kind)}
         with self._database.writing() as connection:
             if not connection.scalar(sa.select(tombstones.c.kind).filter_by(**stone)):
                 connection.execute(tombstones.insert(), stone)
-        of = (annotations.c.tool == deleted.tool, column == name)
+        of = (annotations.c.tool == stone["tool"], annotations.c[kind] == stone["name"])
         some = sa.select(annotations.c.revision).where(*of).limit(MAX_ROWS)
         while True:
             with self._database.writing() as connection:
@@ -111,11 +79,18 @@ class Accepted(Part):
                 note_unfinished(connection, revisions)
             if not revisions:
                 return
-            forget_sets(self._database, revisions)
+            self._forget_sets(revisions)
 
     def forget_unfinished(self) -> None:
         """Remove sets that killed processes left half written or half deleted. No reader sees them."""
-        forget_unfinished(self._database)
+        left = sa.select(unfinished.c.revision).where(unfinished.c.since < time.time() - ABANDONED_AFTER_S)
+        while True:
+            with self._database.reading() as connection:
+                revisions = list(connection.scalars(left.limit(MAX_ROWS)))
+            if not revisions:
+                return
+            self._database.remove_rows(prelabels, prelabels.c.batch.in_(revisions))
+            self._forget_sets(revisions)
 
     def labels(self, tool: str, project: str, all_annotations: bool = False) -> list[AcceptedLabel]:
         """Labels sorted by task, item and annotation, in the annotation's own order.
@@ -154,30 +129,43 @@ class Accepted(Part):
 
     def known_image(self, submission: Submission) -> ImageIdentity | None:
         """The image at the submission's address, if another annotation of the task has covered it."""
-        columns = (annotations.c.digest, annotations.c.height, annotations.c.width)
+        of = annotations.c
         task = {"tool": submission.tool, "task": submission.task, "item": submission.item}
-        chosen = sa.select(*columns).filter_by(**task, address=_hashed(submission.address))
-        chosen = chosen.where(annotations.c.digest.is_not(None))
-        rows = self._rows(chosen.order_by(annotations.c.updated_at.desc()).limit(1))
-        return ImageIdentity(rows[0][0], (rows[0][1], rows[0][2])) if rows else None
+        chosen = sa.select(of.digest, of.height, of.width).where(of.digest.is_not(None))
+        chosen = chosen.filter_by(**task, address=_hashed(submission.address))
+        rows = self._rows(chosen.order_by(of.updated_at.desc()).limit(1))
+        return ImageIdentity(rows[0].digest, (rows[0].height, rows[0].width)) if rows else None
 
     def is_labelled(self, digest: str) -> bool:
         """Whether the image has an annotation."""
-        chosen = sa.select(sa.literal(1)).where(annotations.c.digest == digest).limit(1)
-        return self._scalar(chosen) is not None
+        return bool(self._rows(sa.select(annotations.c.item).where(annotations.c.digest == digest).limit(1)))
+
+    def _write_set(self, drawn: Sequence[Drawn]) -> str:
+        """Write labels that nobody sees until `replace_set`. Returns the name of their set."""
+        revision = secrets.token_hex(12)
+        rows: list[dict[str, Any]] = []
+        for position, (region, rle) in enumerate(drawn):
+            geometry = geometry_to_json(region.geometry)
+            if isinstance(region.geometry, Brush):
+                del geometry["rle"]  # stored in `counts`
+            row = {"revision": revision, "position": position, "region": region.id}
+            row |= {"category": region.category, "geometry": json.dumps(geometry)}
+            rows.append(row | {"counts": rle["counts"], "proposal": region.proposal})
+        self._database.write_rows(revision, labels, rows)
+        return revision
+
+    def _forget_sets(self, revisions: Sequence[str]) -> None:
+        """Remove label sets that are no longer in use."""
+        self._database.remove_rows(labels, labels.c.revision.in_(revisions))
+        self._execute(unfinished.delete().where(unfinished.c.revision.in_(revisions)))
 
 
 def _is_news(connection: sa.Connection, submission: Submission) -> bool:
-    buried = sa.select(tombstones.c.kind).where(
-        tombstones.c.tool == submission.tool,
-        sa.tuple_(tombstones.c.kind, tombstones.c.name).in_(
-            (kind, getattr(submission, kind)) for kind in ("annotation", "task", "project")
-        ),
-    )
-    if connection.scalar(buried):
+    stone = sa.tuple_(tombstones.c.kind, tombstones.c.name)
+    buried = stone.in_([(kind, getattr(submission, kind)) for kind in DELETABLE])
+    if connection.scalar(sa.select(tombstones.c.kind).where(tombstones.c.tool == submission.tool, buried)):
         return False
-    of = {"tool": submission.tool, "annotation": submission.annotation}
-    at = annotations.c.updated_at
+    of, at = {"tool": submission.tool, "annotation": submission.annotation}, annotations.c.updated_at
     known = connection.scalar(sa.select(at).filter_by(**of, item=submission.item))
     if known is not None or submission.items is None:
         return known is None or submission.updated_at > known
@@ -188,19 +176,78 @@ def _is_news(connection: sa.Connection, submission: Submission) -> bool:
 
 def _chosen(tool: str, project: str, all_annotations: bool) -> sa.Subquery:
     """Annotations without skips; for each image of a task only the one that counts."""
-    place = sa.func.row_number().over(
-        partition_by=(annotations.c.task, annotations.c.item),
-        order_by=(
-            annotations.c.ground_truth.desc(),
-            annotations.c.updated_at.desc(),
-            annotations.c.annotation.desc(),
-        ),
-    )
-    of = {"tool": tool, "project": project, "skipped": False}
-    ranked = sa.select(annotations, place.label("place")).filter_by(**of).subquery()
+    of = annotations.c
+    best_first = (of.ground_truth.desc(), of.updated_at.desc(), of.annotation.desc())
+    place = sa.func.row_number().over(partition_by=(of.task, of.item), order_by=best_first)
+    ranked = sa.select(annotations, place.label("place"))
+    ranked = ranked.filter_by(tool=tool, project=project, skipped=False).subquery()
     chosen = sa.select(ranked)
     return (chosen if all_annotations else chosen.where(ranked.c.place == 1)).subquery()
 
 
 def _hashed(address: str) -> str:
     return hashlib.sha256(address.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class FailedEvent(NamedTuple):
+    """An event that could not be applied. It is not retried if `retry_at` is None."""
+
+    event: int
+    tool: str
+    reason: str
+    at: float  # seconds since 1970
+    attempts: int
+    retry_at: float | None
+
+
+_FAILED = sa.select(*(set_aside.c[name] for name in FailedEvent._fields))
+
+
+class Progress(Part):
+    """Progress of reading an inbox, and the events that failed."""
+
+    def read_to(self, inbox: str) -> int:
+        """The id of the last event that was read; 0 if none was."""
+        return self._scalar(sa.select(inboxes.c.read_to).filter_by(inbox=inbox)) or 0
+
+    def mark_read(self, inbox: str, event: int, failed: FailedEvent | None = None) -> None:
+        """Record that events up to this one are done, and that this one `failed`, if it did."""
+        with self._database.writing() as connection:
+            put(connection, inboxes, {"inbox": inbox}, {"read_to": event})
+            if failed:
+                put(connection, set_aside, {"inbox": inbox, "event": failed.event}, failed._asdict())
+
+    def defer(self, inbox: str, failed: FailedEvent) -> None:
+        """Record that the event failed, for the first time or again."""
+        with self._database.writing() as connection:
+            put(connection, set_aside, {"inbox": inbox, "event": failed.event}, failed._asdict())
+
+    def resolve(self, inbox: str, event: int) -> None:
+        """Forget the event's failure: it was applied after all."""
+        self._execute(set_aside.delete().filter_by(inbox=inbox, event=event))
+
+    def set_aside(self, inbox: str, limit: int = 50) -> list[FailedEvent]:
+        """At most `limit` failed events, newest first."""
+        newest = _FAILED.filter_by(inbox=inbox).order_by(set_aside.c.event.desc())
+        return [FailedEvent(*row) for row in self._rows(newest.limit(limit))]
+
+    def count_set_aside(self, inbox: str) -> int:
+        return self._scalar(sa.select(sa.func.count()).where(set_aside.c.inbox == inbox)) or 0
+
+    def retry_set_aside(self, inbox: str, now: float) -> None:
+        """Make all failed events due now."""
+        of = (set_aside.c.inbox == inbox, sa.or_(set_aside.c.retry_at.is_(None), set_aside.c.retry_at > now))
+        some = sa.select(set_aside.c.event).where(*of).limit(MAX_ROWS)
+        while True:
+            with self._database.writing() as connection:
+                events = list(connection.scalars(some))
+                these = (set_aside.c.inbox == inbox, set_aside.c.event.in_(events))
+                connection.execute(set_aside.update().where(*these).values(retry_at=now))
+            if len(events) < MAX_ROWS:
+                return
+
+    def due(self, inbox: str, now: float) -> FailedEvent | None:
+        """The failed event that is most overdue."""
+        overdue = _FAILED.filter_by(inbox=inbox).where(set_aside.c.retry_at <= now)
+        rows = self._rows(overdue.order_by(set_aside.c.retry_at).limit(1))
+        return FailedEvent(*rows[0]) if rows else None

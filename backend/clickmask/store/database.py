@@ -1,24 +1,27 @@
-"""One database engine for readers and writers: SQLite settings, transactions, and migrations."""
+"""One database engine for readers and writers: settings, transactions, sets of rows, and migrations.
 
-from __future__ import annotations
+A set holds the labels of an annotation on an image, or the output of one run of a model over an image. It is
+written and removed in small steps, so that no write transaction is long. A transaction that puts a set out of
+use lists it in `unfinished`, as does the first one that writes it: that is what a killed process left.
+"""
 
 import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 
 from clickmask.errors import StoreUnavailable
-from clickmask.store import migrations
+from clickmask.store.schema import jobs, metadata, prelabels, unfinished
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,14 @@ MAX_WAL_BYTES = 4 * 2**20  # a longer write-ahead log is emptied
 MAX_WRITE_S = 0.05  # a write transaction should take no longer
 MAX_OPEN_WAIT_S = 10.0  # for other processes that are opening the same new file
 WRITERS = 7250614  # key of the PostgreSQL lock that our writers share: arbitrary but fixed
+MAX_ROWS = 200  # per write transaction, so that a click waits for it only milliseconds
+MAX_CHARACTERS = 2**19  # per write transaction, for the same reason
+LONG_TEXTS = ("counts", "geometry")  # names of columns
+Row = TypeVar("Row")
+# Holds the last step of migration; named when alembic kept it.
+version_table = sa.Table(
+    "alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True)
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class WriteTimes:
     longest_ms: float = 0.0
     over_50_ms: int = 0
 
-    def with_one(self, seconds: float) -> WriteTimes:
+    def with_one(self, seconds: float) -> "WriteTimes":
         longest = max(self.longest_ms, 1000 * seconds)
         return WriteTimes(self.count + 1, longest, self.over_50_ms + (seconds > MAX_WRITE_S))
 
@@ -74,10 +85,10 @@ class Database:
         self._writer = self.engine.execution_options(writes=True)
         try:
             with self.reading() as connection:
-                version = migrations.version(connection)
-            if version != migrations.HEAD:
+                migrated = version(connection) == HEAD
+            if not migrated:
                 with self.writing() as connection:  # another process may have been faster: it checks again
-                    migrations.upgrade(connection)
+                    upgrade(connection)
         except StoreUnavailable:
             self.close()
             raise
@@ -99,17 +110,34 @@ class Database:
                 self.write_times = self.write_times.with_one(time.perf_counter() - began)
             self._empty_log()
 
+    def write_rows(self, name: str, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
+        """Write rows of the set `name`, which stays unfinished until `replace_set`."""
+        with self.writing() as connection:
+            note_unfinished(connection, [name])
+        for some in _chunks((row, sum(len(row.get(text, "")) for text in LONG_TEXTS)) for row in rows):
+            with self.writing() as connection:
+                connection.execute(table.insert(), some)
+
+    def remove_rows(self, table: sa.Table, of: sa.ColumnElement[bool]) -> None:
+        """Remove the rows `of` the table, in several transactions."""
+        key = list(table.primary_key)
+        lengths = (sa.func.length(column) for column in table.c if column.name in LONG_TEXTS)
+        with self.reading() as connection:
+            found = connection.execute(sa.select(*key, sum(lengths, sa.literal(0))).where(of)).all()
+        for keys in _chunks((tuple(row[:-1]), row[-1]) for row in found):
+            with self.writing() as connection:
+                connection.execute(table.delete().where(sa.tuple_(*key).in_(keys)))
+
     def close(self) -> None:
         self.engine.dispose()
 
     def _empty_log(self) -> None:
         """Empty the log between transactions. SQLite would do it inside one and make others wait."""
         try:
-            if not self._log or self._log.stat().st_size < MAX_WAL_BYTES:
-                return
+            is_short = not self._log or self._log.stat().st_size < MAX_WAL_BYTES
         except FileNotFoundError:
             return
-        if not self._emptying.acquire(blocking=False):
+        if is_short or not self._emptying.acquire(blocking=False):
             return
         try:
             with closing(self.engine.raw_connection()) as connection:
@@ -118,15 +146,6 @@ class Database:
             log.warning("SQLite's log could not be emptied: %s", error)
         finally:
             self._emptying.release()
-
-
-def put(
-    connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]
-) -> None:
-    """Update the row with this key, or insert it."""
-    changed = connection.execute(table.update().filter_by(**key).values(values))
-    if not changed.rowcount:
-        connection.execute(table.insert(), {**key, **values})
 
 
 class Part:
@@ -139,9 +158,96 @@ class Part:
         with self._database.reading() as connection:
             return connection.scalar(query)
 
+    def _execute(self, *writes: sa.Executable) -> None:
+        """Make these changes in one transaction."""
+        with self._database.writing() as connection:
+            for write in writes:
+                connection.execute(write)
+
     def _rows(self, query: sa.Executable) -> Sequence[Any]:
         with self._database.reading() as connection:
             return connection.execute(query).all()
+
+
+def put(connection: sa.Connection, table: sa.Table, key: dict[str, Any], values: dict[str, Any]) -> None:
+    """Update the row with this key, or insert it."""
+    changed = connection.execute(table.update().filter_by(**key).values(values))
+    if not changed.rowcount:
+        connection.execute(table.insert(), {**key, **values})
+
+
+def replace_set(connection: sa.Connection, stands: str, replaced: Sequence[str] = ()) -> None:
+    """Put the set `stands` into use in place of `replaced`. Call it in the transaction that does so."""
+    finished = connection.execute(unfinished.delete().where(unfinished.c.revision == stands))
+    if not finished.rowcount:  # removed as abandoned, because a clock jumped
+        raise StoreUnavailable("the labels took too long to be written; they will be written again")
+    note_unfinished(connection, replaced)
+
+
+def note_unfinished(connection: sa.Connection, revisions: Sequence[str]) -> None:
+    """List sets that are not in use yet, or no longer. Call it in the transaction that makes this so."""
+    if revisions:
+        now = time.time()
+        connection.execute(unfinished.insert(), [{"revision": name, "since": now} for name in revisions])
+
+
+def _chunks(rows: Iterable[tuple[Row, int]]) -> Iterator[list[Row]]:
+    """Split rows, given with their lengths, at MAX_ROWS and MAX_CHARACTERS. One row alone may be longer."""
+    chunk: list[Row] = []
+    characters = 0
+    for row, length in rows:
+        if chunk and (len(chunk) == MAX_ROWS or characters + length > MAX_CHARACTERS):
+            yield chunk
+            chunk, characters = [], 0
+        chunk.append(row)
+        characters += length
+    if chunk:
+        yield chunk
+
+
+def version(connection: sa.Connection) -> str | None:
+    """The last step the database has taken; None for a new database."""
+    known = sa.inspect(connection).has_table(version_table.name)
+    return connection.scalar(sa.select(version_table.c.version_num)) if known else None
+
+
+def upgrade(connection: sa.Connection) -> None:
+    """Take the missing steps in this transaction. Raises StoreUnavailable for a newer clickmask's data."""
+    reached = version(connection)
+    if reached is None:
+        metadata.create_all(connection)
+        version_table.create(connection, checkfirst=True)
+        connection.execute(version_table.insert(), {"version_num": HEAD})
+        return
+    if reached > HEAD:
+        raise StoreUnavailable(f"the database was written by a newer clickmask (its schema is {reached})")
+    for number, step in STEPS.items():
+        if number > reached:
+            step(connection)
+    connection.execute(version_table.update().values(version_num=HEAD))
+
+
+def _add_jobs(connection: sa.Connection) -> None:
+    """Create the table of jobs, and rename trained annotators from the family `unet` to `trained`."""
+    jobs.create(connection)
+    old = prelabels.c.annotator.like("unet:%")
+    renamed = sa.literal("trained:") + sa.func.substr(prelabels.c.annotator, len("unet:") + 1)
+    connection.execute(prelabels.update().where(old).values(annotator=renamed))
+
+
+# A step creates its table as `schema` has it today: before changing such a table, copy its first form into
+# that step, and put the change into a new one. A new database is created from `schema` directly.
+STEPS: Mapping[str, Callable[[sa.Connection], object]] = MappingProxyType(
+    {
+        "0002": lambda connection: connection.execute(
+            sa.text("ALTER TABLE projects ADD COLUMN unlabelled TEXT NOT NULL DEFAULT 'background'")
+        ),
+        "0003": prelabels.create,
+        "0004": unfinished.create,
+        "0005": _add_jobs,
+    }
+)
+HEAD = max(STEPS)
 
 
 @contextmanager
@@ -152,9 +258,8 @@ def _sentence() -> Generator[None]:
     except DatabaseError as error:
         if not isinstance(error, OperationalError) and type(error) is not DatabaseError:
             raise  # our own mistake; a damaged file raises DatabaseError itself
-        raise StoreUnavailable(
-            "the database cannot be used just now: is it there, and is there room?"
-        ) from error
+        sentence = "the database cannot be used just now: is it there, and is there room?"
+        raise StoreUnavailable(sentence) from error
 
 
 def _set_up(connection: Any, record: object) -> None:
@@ -173,9 +278,8 @@ def _set_up(connection: Any, record: object) -> None:
                 time.sleep(0.02)
         (found,) = connection.execute(f"PRAGMA {name}").fetchone()
         if found != value:
-            raise StoreUnavailable(
-                f"SQLite refuses {name} = {value} in CLICKMASK_HOME: is it on a network drive?"
-            )
+            where = "CLICKMASK_HOME: is it on a network drive?"
+            raise StoreUnavailable(f"SQLite refuses {name} = {value} in {where}")
 
 
 def _begin(connection: sa.Connection) -> None:

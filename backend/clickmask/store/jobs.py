@@ -3,11 +3,8 @@
 A job's owner looks after it, and its trainer trains it. Both are processes that prove they are alive by
 incrementing a number in the job's row every BEAT_S. If that number stands still for MISSED_BEATS checks,
 BEAT_S or more apart, the process counts as gone and another takes over. Clocks of different machines are
-never compared. A pause of the whole machine costs no process its job: all beat again before anyone has
-checked often enough.
+never compared. A pause of the whole machine costs no job: all beat again before anyone checked often enough.
 """
-
-from __future__ import annotations
 
 import json
 import logging
@@ -105,7 +102,7 @@ class Jobs(Part):
         return [Job(*row) for row in self._rows(_SELECT.where(_UNFINISHED))]
 
     def newest(self) -> dict[tuple[str, str], Job]:
-        """The last job of each project, keyed by tool and project."""
+        """The last job of each project, by tool and project."""
         last = sa.select(sa.func.max(jobs.c.id)).group_by(jobs.c.tool, jobs.c.project)
         return {(row.tool, row.project): Job(*row) for row in self._rows(_SELECT.where(jobs.c.id.in_(last)))}
 
@@ -113,8 +110,7 @@ class Jobs(Part):
         """The project's unfinished job or a new one, and whether `owner` got it just now."""
         of = (jobs.c.tool == tool, jobs.c.project == project)
         with self._database.writing() as connection:
-            row = connection.execute(_SELECT.where(*of, _UNFINISHED)).first()
-            if row is not None:
+            if row := connection.execute(_SELECT.where(*of, _UNFINISHED)).first():
                 if row.owner:
                     return Job(*row), False
                 adopt = jobs.update().where(jobs.c.id == row.id)
@@ -135,11 +131,7 @@ class Jobs(Part):
         """
         beats = _SELECT.add_columns(jobs.c.owner_beats).where(_UNFINISHED)
         found = {Job(*columns): count for *columns, count in self._rows(beats)}
-        others = {
-            job: count
-            for job, count in found.items()
-            if job.owner != owner and (only is None or job.id in only)
-        }
+        others = {job: found[job] for job in found if job.owner != owner and (only is None or job.id in only)}
         lost = self._owners.lost({(job.id, job.owner): count for job, count in others.items()})
         gone = [job for job in others if not job.owner or (job.id, job.owner) in lost]
         mine = [job for job in found if job.owner == owner and job.state == "queued"]
@@ -161,39 +153,30 @@ class Jobs(Part):
 
     def change(self, id: str, **values: Any) -> Job:  # noqa: A002
         """Record the job's progress and that its training is alive. A finished job stays as it is."""
-        with self._database.writing() as connection:
-            this = jobs.update().where(jobs.c.id == id, _UNFINISHED)
-            connection.execute(this.values(beat_at=time.time(), **values))
+        this = jobs.update().where(jobs.c.id == id, _UNFINISHED)
+        self._execute(this.values(beat_at=time.time(), **values))
         return self.get(id)
 
     def put_back(self, job: Job) -> None:
         """Queue a stopped `job` again, unless another owner has taken it over."""
         mine = jobs.update().filter_by(id=job.id, owner=job.owner).where(_UNFINISHED)
-        with self._database.writing() as connection:
-            connection.execute(mine.values(state="queued"))
+        self._execute(mine.values(state="queued"))
 
     def settle(self, job: Job, reason: str) -> Job:
-        """Record that the process that trained `job` has ended.
-
-        Without an outcome, the job becomes cancelled if requested, failed for a `reason`, or else queued.
-        """
+        """The training of `job` has ended: cancel it if requested, fail it for a `reason`, else queue it."""
         mine = jobs.update().filter_by(id=job.id, owner=job.owner)
-        running = mine.filter_by(state="running")
+        running = mine.filter_by(state="running")  # else the process has recorded an outcome itself
         ended = {"state": "failed", "message": reason} if reason else {"state": "queued"}
-        with self._database.writing() as connection:
-            connection.execute(mine.values(trainer=""))
-            cancelled = running.where(jobs.c.cancelled.is_(True))
-            connection.execute(cancelled.values(state="cancelled", message="cancelled"))
-            connection.execute(running.values(**ended))
+        cancel = running.where(jobs.c.cancelled.is_(True)).values(state="cancelled", message="cancelled")
+        self._execute(mine.values(trainer=""), cancel, running.values(**ended))
         return self.get(job.id)
 
     def cancel(self, id: str) -> Job:  # noqa: A002
         """Cancel a queued job at once and a running one soon. Raises NotFound."""
         this = jobs.update().where(jobs.c.id == id)
-        with self._database.writing() as connection:
-            waits = this.where(jobs.c.state == "queued")
-            connection.execute(waits.values(state="cancelled", message="cancelled before it began"))
-            connection.execute(this.where(jobs.c.state == "running").values(cancelled=True))
+        waits, runs = this.where(jobs.c.state == "queued"), this.where(jobs.c.state == "running")
+        stop = waits.values(state="cancelled", message="cancelled before it began")
+        self._execute(stop, runs.values(cancelled=True))
         return self.get(id)
 
     def is_cancelled(self, id: str) -> bool:  # noqa: A002
@@ -204,7 +187,7 @@ class Jobs(Part):
     def owning(self) -> Generator[str]:
         """The name of a new owner, alive until the context or the process ends."""
         owner = secrets.token_hex(8)
-        with self._counting(jobs.c.owner_beats, (jobs.c.owner == owner, _UNFINISHED), {"owner": ""}):
+        with self._counting("owner", jobs.c.owner == owner, _UNFINISHED):
             yield owner
 
     @contextmanager
@@ -222,9 +205,7 @@ class Jobs(Part):
                     connection.execute(jobs.update().where(jobs.c.id == job.id).values(trainer=trainer))
                     break
             time.sleep(BEAT_S / 10)
-        with self._counting(
-            jobs.c.trainer_beats, (jobs.c.id == job.id, jobs.c.trainer == trainer), {"trainer": ""}
-        ):
+        with self._counting("trainer", jobs.c.id == job.id, jobs.c.trainer == trainer):
             yield
 
     def import_folder(self, folder: Path) -> None:
@@ -247,19 +228,16 @@ class Jobs(Part):
             return
 
     @contextmanager
-    def _counting(
-        self, number: sa.Column[int], mine: tuple[sa.ColumnElement[bool], ...], released: Mapping[str, str]
-    ) -> Generator[None]:
-        """Increment `number` in the rows `mine` every BEAT_S. At the end, set them to `released`."""
-        ended = threading.Event()
+    def _counting(self, role: str, *mine: sa.ColumnElement[bool]) -> Generator[None]:
+        """Increment the beats of the `role` in the rows `mine` every BEAT_S. At the end, clear its name."""
+        ended, number = threading.Event(), jobs.c[f"{role}_beats"]
 
         def count() -> None:
             while not ended.wait(BEAT_S):
                 try:
                     # Most owners have no job, so nothing to write.
                     if self._scalar(sa.select(sa.literal(1)).where(*mine).limit(1)):
-                        with self._database.writing() as connection:
-                            connection.execute(jobs.update().where(*mine).values({number: number + 1}))
+                        self._execute(jobs.update().where(*mine).values({number: number + 1}))
                 except StoreUnavailable as error:
                     log.warning("a sign of life was not written: %s", error)
 
@@ -270,5 +248,5 @@ class Jobs(Part):
         finally:
             ended.set()
             counter.join()
-            with suppress(StoreUnavailable), self._database.writing() as connection:
-                connection.execute(jobs.update().where(*mine).values(released))
+            with suppress(StoreUnavailable):
+                self._execute(jobs.update().where(*mine).values({role: ""}))

@@ -1,17 +1,17 @@
-"""Projects in the tools, and the addresses of the Label Studio and CVAT servers that hold them."""
-
-from __future__ import annotations
+"""Projects in the tools, and the split sides of their images."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
 from clickmask.errors import Conflict
+from clickmask.labels.split import SIDES, Assigned, Fingerprint, Side, SideCounts
 from clickmask.labels.submissions import ProjectDescribed, Unlabelled
 from clickmask.store.database import Part, put
-from clickmask.store.schema import annotations, labels, origins, projects
+from clickmask.store.schema import annotations, labels, origins, projects, pulls, sides
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Project:
 
 
 class Projects(Part):
+    """Projects, and the addresses of the Label Studio and CVAT servers that hold them."""
+
     def set_project_segmenter(self, tool: str, project: str, segmenter: str | None) -> None:
         """Remember the project's segmenter; None means the default."""
         self._set(tool, project, {"segmenter": segmenter})
@@ -61,15 +63,16 @@ class Projects(Part):
         drawn = sa.select(*of, sa.func.count()).select_from(joined).where(stands).group_by(*of)
         described = sa.select(projects.c.tool, projects.c.project, projects.c.title, projects.c.categories)
         with self._database.reading() as connection:
-            told = {(tool, name): rest for tool, name, *rest in connection.execute(described)}
-            images = {(tool, name): rest for tool, name, *rest in connection.execute(counted)}
-            number = {(tool, name): count for tool, name, count in connection.execute(drawn)}
+            told, images, numbers = (
+                {(tool, name): rest for tool, name, *rest in connection.execute(query)}
+                for query in (described, counted, drawn)
+            )
         found: list[Project] = []
-        for tool, name in sorted(told.keys() | images.keys()):
-            title, categories = told.get((tool, name), ("", "[]"))
-            count, updated_at = images.get((tool, name), (0, None))
-            size = (count, number.get((tool, name), 0), updated_at)
-            found.append(Project(tool, name, title, tuple(json.loads(categories)), *size))
+        for key in sorted(told.keys() | images.keys()):
+            title, categories = told.get(key, ("", "[]"))
+            count, updated_at = images.get(key, (0, None))
+            (labelled,) = numbers.get(key, (0,))
+            found.append(Project(*key, title, tuple(json.loads(categories)), count, labelled, updated_at))
         return found
 
     def knows_project(self, tool: str, project: str) -> bool:
@@ -101,6 +104,78 @@ class Projects(Part):
                 )
             put(connection, origins, {"tool": tool}, {"origin": origin})
 
-    def _set(self, tool: str, project: str, values: Mapping[str, str | None]) -> None:
+    def pull_position(self, tool: str, project: str) -> str | None:
+        """The position where an interrupted pull resumes; None if it starts at the beginning."""
+        return self._scalar(sa.select(pulls.c.position).filter_by(tool=tool, project=project))
+
+    def set_pull_position(self, tool: str, project: str, position: str | None) -> None:
+        """Record where the pull resumes; None if it is complete."""
+        with self._database.writing() as connection:
+            if position is None:
+                connection.execute(pulls.delete().filter_by(tool=tool, project=project))
+            else:
+                put(connection, pulls, {"tool": tool, "project": project}, {"position": position})
+
+    def _set(self, tool: str, project: str, values: dict[str, Any]) -> None:
         with self._database.writing() as connection:
             put(connection, projects, {"tool": tool, "project": project}, values)
+
+
+class Splits(Part):
+    """Split sides, each assigned once. Stored fingerprints still find near duplicates of a lost image."""
+
+    def sides(self, tool: str, project: str, among: Collection[str] | None = None) -> list[Assigned]:
+        """Images with a side, labelled or not, sorted by digest; only those in `among`, if given."""
+        chosen = sa.select(sides.c.digest, sides.c.side, sides.c.hash, sides.c.thumbnail)
+        if among is not None:
+            chosen = chosen.where(sides.c.digest.in_(among))
+        rows = self._rows(chosen.filter_by(tool=tool, project=project).order_by(sides.c.digest))
+        return [Assigned(row.digest, _side(row.side), Fingerprint(row.hash, row.thumbnail)) for row in rows]
+
+    def hashes(self, tool: str, project: str) -> list[tuple[str, bytes]]:
+        """The digest and fingerprint hash of every image with a side."""
+        chosen = sa.select(sides.c.digest, sides.c.hash).filter_by(tool=tool, project=project)
+        return [(digest, code) for digest, code in self._rows(chosen)]
+
+    def side_of(self, tool: str, project: str, digest: str) -> Side | None:
+        found = self._scalar(sa.select(sides.c.side).filter_by(tool=tool, project=project, digest=digest))
+        return found and _side(found)
+
+    def side_counts(self, tool: str, project: str, categories: Collection[str]) -> dict[Side, SideCounts]:
+        """The number of annotated images on each side, and which of `categories` their labels use."""
+        there = (annotations.c.tool == tool, annotations.c.project == project)
+        on_it = (*there, annotations.c.digest == sides.c.digest, annotations.c.skipped.is_(False))
+        of = (sides.c.tool == tool, sides.c.project == project)
+        counted = sa.select(sides.c.side, sa.func.count()).where(*of, sa.exists().where(*on_it))
+        drawn = annotations.join(labels, labels.c.revision == annotations.c.revision)
+        labelled = sa.select(labels.c.category).select_from(drawn).where(*on_it).correlate(sides)
+        found: dict[Side, set[str]] = {side: set() for side in SIDES}
+        with self._database.reading() as connection:
+            images = {_side(name): n for name, n in connection.execute(counted.group_by(sides.c.side))}
+            for side in SIDES:
+                # One query per category that stops at the first image: most categories have many images.
+                for category in categories:
+                    has = sa.exists(labelled.where(labels.c.category == category))
+                    first = sa.select(sides.c.digest).where(*of, sides.c.side == side, has).limit(1)
+                    if connection.scalar(first) is not None:
+                        found[side].add(category)
+        return {side: SideCounts(images.get(side, 0), frozenset(found[side])) for side in SIDES}
+
+    def assign_side(
+        self, tool: str, project: str, digest: str, side: Side, fingerprint: Fingerprint, known: int
+    ) -> Side | None:
+        """Assign `side` unless the image already has one. Returns the image's side, or None: choose again."""
+        of = {"tool": tool, "project": project}
+        row = {"digest": digest, "side": side, "hash": fingerprint.hash, "thumbnail": fingerprint.thumbnail}
+        counted = sa.select(sa.func.count()).select_from(sides).filter_by(**of)
+        with self._database.writing() as connection:
+            if there := connection.scalar(sa.select(sides.c.side).filter_by(**of, digest=digest)):
+                return _side(there)
+            if connection.scalar(counted) != known:
+                return None  # `side` was chosen without some images that have a side now
+            connection.execute(sides.insert(), of | row)
+        return side
+
+
+def _side(name: str) -> Side:
+    return next(side for side in SIDES if side == name)

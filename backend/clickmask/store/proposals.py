@@ -1,7 +1,5 @@
 """Proposals that answered clicks, and objects that models drew in advance."""
 
-from __future__ import annotations
-
 import json
 import logging
 import secrets
@@ -16,9 +14,8 @@ import numpy as np
 import sqlalchemy as sa
 
 from clickmask.masks.rle import Rle, mask_to_rle
-from clickmask.store.database import Database, Part
-from clickmask.store.label_sets import remove_rows, replace_set, write_rows
-from clickmask.store.schema import preannotated, proposals, unfinished
+from clickmask.store.database import Database, Part, replace_set
+from clickmask.store.schema import prelabels, proposals, unfinished
 from clickmask.types import Prediction, Prompt, Size
 
 log = logging.getLogger(__name__)
@@ -54,9 +51,10 @@ class PrelabelledObject:
 
 
 class Proposals(Part):
-    """The newest MAX_PROPOSALS proposals. One thread writes them, so that no annotator has to wait."""
+    """The newest proposals, written by one thread so that nobody waits, and objects that models drew."""
 
     _max_proposals = MAX_PROPOSALS
+    _max_prelabels = MAX_PRELABELS
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
@@ -68,10 +66,7 @@ class Proposals(Part):
         self._newest: Future[None] | None = None
 
     def remember_soon(self, id: str, digest: str, prompt: Prompt, prediction: Prediction) -> None:  # noqa: A002
-        """Queue the proposal for writing. Reads find it from now on.
-
-        Waits only while MAX_PENDING are unwritten. A refused one is lost and logged; people have its mask.
-        """
+        """Queue the proposal for writing; reads find it at once. Waits while MAX_PENDING are unwritten."""
         if not self._room.acquire(blocking=False):
             self._hurry.set()
             self._room.acquire()
@@ -89,23 +84,12 @@ class Proposals(Part):
         at: float | None = None,
     ) -> None:
         """Write it now, dated `at` (seconds since 1970; default: now). Raises StoreUnavailable."""
-        rle = mask_to_rle(prediction.mask)
-        height, width = rle["size"]
         marks = {"foreground": prompt.foreground, "background": prompt.background, "box": prompt.box}
-        row = {
-            "id": id,
-            "created_at": time.time() if at is None else at,
-            "digest": digest,
-            "segmenter": prediction.segmenter,
-            "score": prediction.score,
-            "prompt": json.dumps(marks),
-            "height": height,
-            "width": width,
-            "counts": rle["counts"],
-        }
+        row = _row(id, time.time() if at is None else at, digest, prediction)
+        row |= {"segmenter": prediction.segmenter, "prompt": json.dumps(marks)}
         with self._database.writing() as connection:
             number = connection.execute(proposals.insert().returning(proposals.c.number), row).scalar_one()
-        remove_rows(self._database, proposals, proposals.c.number <= number - self._max_proposals)
+        self._database.remove_rows(proposals, proposals.c.number <= number - self._max_proposals)
 
     def proposal(self, id: str) -> RememberedProposal | None:  # noqa: A002
         return next(iter(self._read(proposals.c.id == id)), None)
@@ -123,7 +107,7 @@ class Proposals(Part):
         try:
             self._hurry.wait(max(0.0, at + WRITE_DELAY_S - time.time()))
             self.remember_proposal(id, digest, prompt, prediction, at)
-        except Exception as error:  # noqa: BLE001 - nobody waits for the result, so it is logged here
+        except Exception as error:  # noqa: BLE001 - nobody waits for it, and people have its mask
             log.error("a proposal could not be remembered: %s", error)
         finally:
             with self._ordering:
@@ -151,48 +135,39 @@ class Proposals(Part):
             for row in self._rows(chosen)
         ]
 
-
-class Prelabels(Part):
-    """The newest MAX_PRELABELS objects drawn by models."""
-
-    _max_prelabels = MAX_PRELABELS
-
     def remember_prelabels(
         self, digest: str, size: Size, annotator: str, found: Sequence[tuple[str, str, Prediction]]
     ) -> None:
         """Remember a run of `annotator`: id, label and prediction of each object. Readers see all or none."""
-        batch = secrets.token_urlsafe(9)
-        run = {"batch": batch, "created_at": time.time(), "digest": digest, "annotator": annotator}
-        common = {**run, "height": size[0], "width": size[1]}
+        now, batch = time.time(), secrets.token_urlsafe(9)
+        nothing = (batch, "", Prediction(np.zeros(size, np.bool_), 0.0, annotator))
         rows = [
-            {
-                **common,
-                "id": id,
-                "label": label,
-                "score": prediction.score,
-                "counts": mask_to_rle(prediction.mask)["counts"],
-            }
-            for id, label, prediction in found  # noqa: A001 - called so everywhere
+            _row(id, now, digest, prediction) | {"batch": batch, "annotator": annotator, "label": label}
+            for id, label, prediction in found or [nothing]  # noqa: A001 - called so everywhere
         ]
-        if not rows:
-            empty = mask_to_rle(np.zeros(size, np.bool_))["counts"]
-            rows = [{**common, "id": batch, "label": "", "score": 0.0, "counts": empty}]
-        write_rows(self._database, batch, preannotated, rows)
+        self._database.write_rows(batch, prelabels, rows)
         with self._database.writing() as connection:
             replace_set(connection, batch)
-            newest = connection.scalar(sa.select(sa.func.max(preannotated.c.number))) or 0
-        remove_rows(self._database, preannotated, preannotated.c.number <= newest - self._max_prelabels)
+            newest = connection.scalar(sa.select(sa.func.max(prelabels.c.number))) or 0
+        self._database.remove_rows(prelabels, prelabels.c.number <= newest - self._max_prelabels)
 
     def prelabels(self, digest: str) -> list[PrelabelledObject]:
         """Objects that models drew on an image, oldest first."""
-        complete = preannotated.c.batch.not_in(sa.select(unfinished.c.revision))
-        chosen = sa.select(preannotated).where(preannotated.c.digest == digest, complete)
+        complete = prelabels.c.batch.not_in(sa.select(unfinished.c.revision))
+        chosen = sa.select(prelabels).where(prelabels.c.digest == digest, complete)
         return [
             PrelabelledObject(
                 row.id, row.batch, row.created_at, row.annotator, row.label, row.score, _rle(row)
             )
-            for row in self._rows(chosen.order_by(preannotated.c.number))
+            for row in self._rows(chosen.order_by(prelabels.c.number))
         ]
+
+
+def _row(id: str, at: float, digest: str, prediction: Prediction) -> dict[str, Any]:  # noqa: A002
+    """The columns that both tables have."""
+    rle = mask_to_rle(prediction.mask)
+    mask = {"height": rle["size"][0], "width": rle["size"][1], "counts": rle["counts"]}
+    return {"id": id, "created_at": at, "digest": digest, "score": prediction.score, **mask}
 
 
 def _rle(row: sa.Row[Any]) -> Rle:

@@ -1,6 +1,4 @@
-"""The tables. Every change needs a new step in `clickmask.store.migrations`."""
-
-from __future__ import annotations
+"""The tables. Every change needs a new step in `clickmask.store.database.STEPS`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -37,7 +35,7 @@ def _masks(name: str, *texts: str) -> sa.Table:
 
 
 proposals = _masks("proposals", "segmenter", "prompt")
-preannotated = _masks("preannotated", "batch", "annotator", "label")  # prelabels, under their original name
+prelabels = _masks("preannotated", "batch", "annotator", "label")  # the table keeps its original name
 
 projects = sa.Table(
     "projects",

@@ -35,9 +35,9 @@ from clickmask.labels.submissions import (
     TaskDeleted,
 )
 from clickmask.masks.rle import mask_to_rle
-from clickmask.store import Store, label_sets
+from clickmask.store import Store, database
 from clickmask.store import accepted as accepted_module
-from clickmask.store.label_sets import MAX_CHARACTERS, MAX_ROWS
+from clickmask.store.database import MAX_CHARACTERS, MAX_ROWS
 from support.accepting import TOOL, box, submitted
 from support.drawn import checkerboard
 from support.pictures import SIZE
@@ -308,7 +308,8 @@ MANY = tuple(box(region=str(number)) for number in range(3))
 def test_what_a_kill_leaves_behind_is_removed(
     empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str
 ) -> None:
-    monkeypatch.setattr(label_sets, "MAX_ROWS", 2)
+    for module in (database, accepted_module):
+        monkeypatch.setattr(module, "MAX_ROWS", 2)
     for writes in itertools.count():
         path = Path(shutil.copy(empty_store, tmp_path / f"{writes}.sqlite"))
         store = Store(path)
@@ -329,7 +330,7 @@ def test_what_a_kill_leaves_behind_is_removed(
         reopened.forget_unfinished()
         assert rows_of(reopened) == left  # another process might be at work on it
         with monkeypatch.context() as patched:
-            patched.setattr(label_sets, "ABANDONED_AFTER_S", -1.0)
+            patched.setattr(accepted_module, "ABANDONED_AFTER_S", -1.0)
             reopened.forget_unfinished()
         assert rows_of(reopened) == (len(standing(reopened)), 0)
         action(reopened)
@@ -345,15 +346,15 @@ def test_a_set_that_was_taken_for_abandoned_is_written_again(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a clock that jumped: an annotation must never stand without its labels."""
-    write = accepted_module.write_set
+    write = store._write_set
 
     def slow(*arguments: Any) -> str:
         revision = write(*arguments)
-        monkeypatch.setattr(label_sets, "ABANDONED_AFTER_S", -1.0)
+        monkeypatch.setattr(accepted_module, "ABANDONED_AFTER_S", -1.0)
         store.forget_unfinished()
         return revision
 
-    monkeypatch.setattr(accepted_module, "write_set", slow)
+    monkeypatch.setattr(store, "_write_set", slow)
     with pytest.raises(StoreUnavailable, match="too long"):
         accept(store, submitted(box()))
     assert store.images(TOOL, "1") == []
@@ -369,8 +370,7 @@ from pathlib import Path
 from support.accepting import TOOL, box, submitted
 from clickmask.images.source import ImageIdentity
 from clickmask.labels.submissions import TaskDeleted
-from clickmask.store import Store, label_sets
-from clickmask.store import accepted as accepted_module
+from clickmask.store import Store
 store = Store(Path(sys.argv[1]))
 rle = {"size": [60, 80], "counts": "0" * 3000}
 print("writing", flush=True)
@@ -390,7 +390,7 @@ def test_real_kills_leave_nothing_that_is_not_removed(
 ) -> None:
     points = random.Random(5)
     left: set[int] = set()
-    monkeypatch.setattr(label_sets, "ABANDONED_AFTER_S", -1.0)
+    monkeypatch.setattr(accepted_module, "ABANDONED_AFTER_S", -1.0)
     for number in range(6):
         writing = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path / "store.sqlite"), str(1000 * number)],

@@ -17,7 +17,7 @@ from clickmask.images.source import ImageIdentity
 from clickmask.labels.geometry import rasterise
 from clickmask.labels.submissions import ProjectDescribed
 from clickmask.masks.rle import mask_to_rle
-from clickmask.store import FailedEvent, Store, WriteTimes, migrations
+from clickmask.store import FailedEvent, Store, WriteTimes
 from clickmask.store import database as database_module
 from clickmask.store.database import MAX_WAL_BYTES, Database
 from clickmask.store.schema import metadata
@@ -81,11 +81,11 @@ def schema_of(connection: sa.Connection) -> dict[str, object]:
 
 def test_a_new_database_has_all_tables_and_the_newest_version(store: Store) -> None:
     with store._database.reading() as connection:
-        assert migrations.version(connection) == migrations.HEAD
+        assert database_module.version(connection) == database_module.HEAD
         assert schema_of(connection).keys() == metadata.tables.keys() | {"alembic_version"}
 
 
-@pytest.mark.parametrize("version", ["0001", *migrations.STEPS])
+@pytest.mark.parametrize("version", ["0001", *database_module.STEPS])
 def test_a_database_of_every_earlier_version_is_brought_to_the_newest(store: Store, version: str) -> None:
     database = store._database
     store.describe_project(ProjectDescribed(TOOL, "1", "Pets", ("cat",)))
@@ -94,10 +94,10 @@ def test_a_database_of_every_earlier_version_is_brought_to_the_newest(store: Sto
         for number in sorted(UNDO, reverse=True):
             if number > version:
                 connection.exec_driver_sql(UNDO[number])
-        connection.execute(migrations.version_table.update().values(version_num=version))
+        connection.execute(database_module.version_table.update().values(version_num=version))
     url = database.engine.url.render_as_string(hide_password=False)
     with closing(Store(url)) as opened, opened._database.reading() as connection:
-        assert migrations.version(connection) == migrations.HEAD
+        assert database_module.version(connection) == database_module.HEAD
         assert schema_of(connection) == new
         assert opened.projects()[0].title == "Pets"
         assert opened.unlabelled(TOOL, "1") == "background"
@@ -105,7 +105,7 @@ def test_a_database_of_every_earlier_version_is_brought_to_the_newest(store: Sto
 
 def test_a_database_of_a_newer_clickmask_is_refused(store: Store) -> None:
     with store._database.writing() as connection:
-        connection.execute(migrations.version_table.update().values(version_num="9999"))
+        connection.execute(database_module.version_table.update().values(version_num="9999"))
     with pytest.raises(StoreUnavailable, match="newer clickmask"):
         Store(store._database.engine.url.render_as_string(hide_password=False))
 
@@ -119,13 +119,13 @@ def test_a_migrated_file_is_opened_without_migrating(tmp_path: Path, monkeypatch
 def test_a_migration_that_fails_leaves_nothing_half_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upgrade = migrations.upgrade
+    upgrade = database_module.upgrade
 
     def broken(connection: sa.Connection) -> None:
         upgrade(connection)
         raise sa.exc.OperationalError("full", None, sqlite3.OperationalError("disk is full"))
 
-    monkeypatch.setattr(migrations, "upgrade", broken)
+    monkeypatch.setattr(database_module, "upgrade", broken)
     with pytest.raises(StoreUnavailable):
         Store(tmp_path / "store.sqlite")
     with sqlite3.connect(tmp_path / "store.sqlite") as connection:

@@ -10,8 +10,8 @@ import pytest
 import sqlalchemy as sa
 
 from clickmask.masks.rle import rle_to_mask
-from clickmask.store import Store, label_sets
-from clickmask.store.label_sets import MAX_CHARACTERS, MAX_ROWS
+from clickmask.store import Store, accepted, database
+from clickmask.store.database import MAX_CHARACTERS, MAX_ROWS
 from clickmask.types import Prediction, Prompt
 from support.fakes import disc_mask
 from support.store_writes import counted_writes, killed_after
@@ -100,14 +100,15 @@ def test_readers_see_all_of_a_look_or_nothing(store: Store) -> None:
 def test_what_a_kill_leaves_of_a_look_is_never_seen_and_removed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_sets, "MAX_ROWS", 2)
+    for module in (database, accepted):
+        monkeypatch.setattr(module, "MAX_ROWS", 2)
     look(store, "before", 1)
     for writes in itertools.count():
         if not killed_after(store, writes, lambda writes=writes: look(store, f"{writes}-", 5)):
             break
         assert seen(store) == ["before0"]
         with monkeypatch.context() as patched:
-            patched.setattr(label_sets, "ABANDONED_AFTER_S", -1.0)
+            patched.setattr(accepted, "ABANDONED_AFTER_S", -1.0)
             store.forget_unfinished()
         assert rows_of(store) == (1, 0)
     assert writes == 5  # the note, three parts, and that it stands
