@@ -1,7 +1,5 @@
 """Shapes that annotators draw, in image coordinates, and the pixels they cover."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -49,10 +47,7 @@ Geometry = Brush | Polygon | Rectangle | Ellipse
 
 
 def rasterise(geometry: Geometry, size: Size) -> Mask:
-    """A new mask of the pixels whose centre is in `geometry`, in an image of `size`.
-
-    Area outside the image is cut off. Raises ValueError if a brush has another size or is damaged.
-    """
+    """A new mask of the pixels whose centre is in `geometry`. Raises ValueError for an unfit brush."""
     match geometry:
         case Brush(rle):
             if tuple(rle["size"]) != size:
@@ -62,8 +57,21 @@ def rasterise(geometry: Geometry, size: Size) -> Mask:
             return polygons_to_mask([np.array(ring, np.float64).reshape(-1, 2) for ring in rings], size)
         case Rectangle():
             return polygons_to_mask([np.array(rectangle_corners(geometry))], size)
-        case Ellipse():
-            return _ellipse_to_mask(geometry, size)
+        case Ellipse((centre_x, centre_y), (across, down), rotation):
+            mask = np.zeros(size, np.bool_)
+            if across <= 0 or down <= 0:
+                return mask
+            turn = _clockwise(rotation)
+            reach_x, reach_y = np.hypot(*(turn * (across, down)).T)  # half of the upright bounding box
+            rows, columns = (
+                slice(max(0, int(np.floor(at - reach))), max(0, min(length, int(np.ceil(at + reach)))))
+                for at, reach, length in ((centre_y, reach_y, size[0]), (centre_x, reach_x, size[1]))
+            )
+            y, x = np.ogrid[rows, columns]
+            y, x = y + 0.5 - centre_y, x + 0.5 - centre_x
+            u, v = turn[0, 0] * x + turn[1, 0] * y, turn[0, 1] * x + turn[1, 1] * y
+            mask[rows, columns] = (u / across) ** 2 + (v / down) ** 2 <= 1
+            return mask
 
 
 def rectangle_corners(rectangle: Rectangle) -> list[Point]:
@@ -104,24 +112,6 @@ def geometry_from_json(written: Mapping[str, Any]) -> Geometry:
             return Ellipse((x, y), (across, down), written["rotation"])
         case kind:
             raise ValueError(f"{kind!r} is no kind of geometry")
-
-
-def _ellipse_to_mask(ellipse: Ellipse, size: Size) -> Mask:
-    mask = np.zeros(size, np.bool_)
-    (centre_x, centre_y), (across, down) = ellipse.centre, ellipse.radii
-    if across <= 0 or down <= 0:
-        return mask
-    turn = _clockwise(ellipse.rotation)
-    reach_x, reach_y = np.hypot(*(turn * (across, down)).T)  # half of the upright bounding box
-    rows, columns = (
-        slice(max(0, int(np.floor(at - reach))), max(0, min(length, int(np.ceil(at + reach)))))
-        for at, reach, length in ((centre_y, reach_y, size[0]), (centre_x, reach_x, size[1]))
-    )
-    y = np.arange(rows.start, max(rows.start, rows.stop))[:, None] + 0.5 - centre_y
-    x = np.arange(columns.start, max(columns.start, columns.stop))[None, :] + 0.5 - centre_x
-    u, v = turn[0, 0] * x + turn[1, 0] * y, turn[0, 1] * x + turn[1, 1] * y
-    mask[rows, columns] = (u / across) ** 2 + (v / down) ** 2 <= 1
-    return mask
 
 
 def _clockwise(degrees: float) -> NDArray[np.float64]:

@@ -1,16 +1,13 @@
 """The split side of an image, chosen once, when its first label is accepted.
 
-A model must never be measured on an image it was trained on, today or in a year. So a side never changes,
-even if labels change or go, or other images come. If two images on different sides turn out to be near
-duplicates, both are quarantined for good: neither trained on nor measured.
+A model must never be measured on an image it was trained on. So a side never changes, even if labels change
+or go, or other images come. If two images on different sides turn out to be near duplicates, both are
+quarantined for good: neither trained on nor measured.
 
-Near duplicates, such as frames of one video or one photo saved twice, must pass two tests, since either alone
-is wrong too often: a perceptual hash (C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash
-Functions", 2010, the DCT hash as the package imagehash computes it, but with area averaging) and the
-correlation of small grey copies.
+Near duplicates, such as frames of one video, must pass two tests, since either alone is wrong too often: a
+perceptual hash (C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, the
+DCT hash as in the package imagehash, but with area averaging) and the correlation of small grey copies.
 """
-
-from __future__ import annotations
 
 import hashlib
 import itertools
@@ -85,23 +82,18 @@ def choose_side(digest: str, categories: frozenset[str], counts: Mapping[Side, S
     held_out = max(HELD_OUT_SHARE * total, min(MIN_HELD_OUT, MIN_HELD_OUT * total / MIN_SPLIT_IMAGES))
     quotas = (total - 2 * held_out, held_out, held_out)
     below = {side: quota - images[side] for side, quota in zip(SIDES, quotas, strict=True)}
-    needed: dict[Side, int] = {
-        side: MIN_HELD_OUT - images[side] for side in SIDES[1:] if images[side] < MIN_HELD_OUT
-    }
+    needed: list[Side] = [side for side in SIDES[1:] if images[side] < MIN_HELD_OUT]
     lacking = {side: len(categories - counts[side].categories) for side in SIDES}
     candidates: list[Side] = [side for side in SIDES if below[side] > (-1 if lacking[side] else 0)]
     # The last images before the 16th, and any later ones, go where the minimum is not reached.
-    if needed and total - 1 + sum(needed.values()) >= MIN_SPLIT_IMAGES:
-        candidates = list(needed)
-    return max(
-        candidates,
-        key=lambda side: (
-            lacking[side],
-            lacking[side] > 0 and side == "train",
-            round(below[side], 9),
-            hashlib.sha256(f"{digest} {side}".encode()).digest(),
-        ),
-    )
+    if needed and total - 1 + sum(MIN_HELD_OUT - images[side] for side in needed) >= MIN_SPLIT_IMAGES:
+        candidates = needed
+
+    def order(side: Side) -> tuple[int, bool, float, bytes]:
+        lot = hashlib.sha256(f"{digest} {side}".encode()).digest()
+        return lacking[side], lacking[side] > 0 and side == "train", round(below[side], 9), lot
+
+    return max(candidates, key=order)
 
 
 def quarantined(assigned: Sequence[Assigned]) -> frozenset[str]:
@@ -148,12 +140,9 @@ def neighbouring_pairs(prints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
         alike: dict[int, list[int]] = {}
         for index, code in enumerate(hashes):
             alike.setdefault(code >> shift & (1 << length) - 1, []).append(index)
-        for group in alike.values():
-            candidates.update(
-                pair
-                for pair in itertools.combinations(group, 2)
-                if (hashes[pair[0]] ^ hashes[pair[1]]).bit_count() <= MAX_HAMMING_BITS
-            )
+        for a, b in itertools.chain.from_iterable(itertools.combinations(each, 2) for each in alike.values()):
+            if (hashes[a] ^ hashes[b]).bit_count() <= MAX_HAMMING_BITS:
+                candidates.add((a, b))
     return sorted((a, b) for a, b in candidates if _correlation(prints[a], prints[b]) >= MIN_CORRELATION)
 
 

@@ -3,8 +3,6 @@
 Tools' `labels` modules make these. A `Geometry` is as drawn; `rasterise` gives its pixels. Ids are text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +12,7 @@ from clickmask.masks.rle import Rle
 from clickmask.types import Size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class LabelKey:
     """The key of a label. A region's id is not enough: two annotators may accept the same proposal."""
 
@@ -40,19 +38,15 @@ class Region:
 
 @dataclass(frozen=True)
 class Submission:
-    """All regions of one annotation on one image. Missing regions were withdrawn.
-
-    `address` is the image's, as the tool writes it, and is never shown to another tool. `size` is the upright
-    image's, as the tool displays it, or None if the tool does not say.
-    """
+    """All regions of one annotation on one image. Missing regions were withdrawn."""
 
     tool: str
     project: str
     task: str
     annotation: str
-    address: str
+    address: str  # of the image, as the tool writes it; never shown to another tool
     name: str  # the image's original basename
-    size: Size | None
+    size: Size | None  # of the upright image, as the tool displays it; None if the tool does not say
     regions: tuple[Region, ...]
     updated_at: float  # seconds since 1970, by the tool's clock
     author: str = ""
@@ -129,6 +123,4 @@ class LabelledImage:
 def one_label_a_proposal(regions: Sequence[Region]) -> list[Region]:
     """`regions` without those whose proposal was also accepted as a brush: the brush wins."""
     brushed = {region.proposal for region in regions if isinstance(region.geometry, Brush)} - {None}
-    return [
-        region for region in regions if isinstance(region.geometry, Brush) or region.proposal not in brushed
-    ]
+    return [each for each in regions if isinstance(each.geometry, Brush) or each.proposal not in brushed]
