@@ -21,8 +21,7 @@ from clickmask.datasets.snapshot import Dataset, Pictures
 from clickmask.errors import Busy, Failed, InvalidRequest, TooLarge
 from clickmask.images.decode import ImageLimits
 from clickmask.metrics.report import report_to_json
-from clickmask.reports.assistance import Axis, read, summarise
-from clickmask.reports.segmenters import measure_segmenters
+from clickmask.reports.assistance import Axis, measure_segmenters, read, summarise
 from clickmask.reports.statistics import count
 from clickmask.store import Store
 from clickmask.workbench import Workbench

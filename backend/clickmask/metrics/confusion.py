@@ -1,12 +1,9 @@
 """Quality of a segmentation of labelled images, from ONE confusion matrix over all of their pixels.
 
-A label map is (H, W) of integers: 0 is the background, k the k-th label class. Pixels whose truth is
-`ignore` do not count. Every function takes one matrix or a stack, (..., K, K), so that images, and
-resamples of images, need no loop. A class that is absent from both truth and prediction has no IoU and no
-Dice: NaN. It is left out of means, and `absent_classes` lists it.
+A label map is (H, W) of integers: 0 is the background, k the k-th label class. Pixels whose truth is `ignore`
+do not count. Functions take one matrix or a stack, (..., K, K), so that images and resamples need no loop. A
+class that is in neither truth nor prediction has no IoU and no Dice: NaN. Means leave it out.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,11 +81,6 @@ def miou_with_background(matrix: Confusion) -> Values:
     return mean_of_present(iou(matrix))
 
 
-def mean_dice(matrix: Confusion) -> Values:
-    """(...) mean Dice of the label classes in truth or prediction; NaN if there are none."""
-    return mean_of_present(dice(matrix)[..., 1:])
-
-
 def absent_classes(matrix: Confusion) -> list[int]:
     """Numbers of the label classes of one (K, K) that are in neither truth nor prediction."""
     return [number for number, value in enumerate(iou(matrix)) if number and np.isnan(value)]
@@ -103,8 +95,7 @@ def per_image_miou(matrices: Confusion) -> float:
 def bootstrap(matrices: Confusion, metric: Metric = miou, *, seed: int = 0, level: float = LEVEL) -> Interval:
     """`metric` of `matrices` (images, K, K), and its percentile interval over images drawn with replacement
     (Efron: Bootstrap Methods, Annals of Statistics 1979)."""
-    samples = metric(_resampled(matrices, _draws(len(matrices), seed)))
-    return _interval(metric(matrices.sum(axis=0)), samples, level)
+    return _interval(metric(matrices.sum(axis=0)), _samples(matrices, metric, seed), level)
 
 
 def paired_difference(candidate: Confusion, served: Confusion, metric: Metric = miou) -> Interval:
@@ -113,8 +104,7 @@ def paired_difference(candidate: Confusion, served: Confusion, metric: Metric = 
     if candidate.shape != served.shape:
         shapes = f"{candidate.shape} and {served.shape}"
         raise ValueError(f"matrices of shapes {shapes} are not of the same images")
-    draws = _draws(len(candidate))
-    samples = metric(_resampled(candidate, draws)) - metric(_resampled(served, draws))
+    samples = _samples(candidate, metric) - _samples(served, metric)
     return _interval(metric(candidate.sum(axis=0)) - metric(served.sum(axis=0)), samples)
 
 
@@ -134,17 +124,13 @@ def mean_of_present(values: Values) -> Values:
     return ratio(np.where(present, values, 0.0).sum(axis=-1), present.sum(axis=-1))
 
 
-def _draws(images: int, seed: int = 0) -> Confusion:
-    """(ROUNDS, images) how often each image is drawn."""
+def _samples(matrices: Confusion, metric: Metric, seed: int = 0) -> Values:
+    """(ROUNDS,) values of `metric` on resampled images; one seed draws the same ones of as many images."""
+    images, classes, _ = matrices.shape
     if images == 0:
         raise ValueError("there are no images to draw from")
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=ROUNDS)
-
-
-def _resampled(matrices: Confusion, draws: Confusion) -> Confusion:
-    """(ROUNDS, K, K) sums of the matrices of the drawn images."""
-    images, classes, _ = matrices.shape
-    return (draws @ matrices.reshape(images, classes**2)).reshape(-1, classes, classes)
+    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=ROUNDS)
+    return metric((draws @ matrices.reshape(images, classes**2)).reshape(-1, classes, classes))
 
 
 def _interval(estimate: Values, samples: Values, level: float = LEVEL) -> Interval:

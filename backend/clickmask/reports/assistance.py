@@ -1,20 +1,27 @@
 """Measures how much the assistance helped, by comparing proposals with accepted labels.
 
 `matching` pairs them. Proposals do not know their project; on an image that two share, they count in both.
+
+`measure_segmenters` measures their masks with one confusion matrix each, as models are measured. A segmenter
+is measured on the objects it was asked for. Each mask takes the category of the object that came from it.
+Other objects of the image are ignored; the rest of the mask is wrong. Proposals that led to no object have no
+truth. An annotator is measured on whole images with its own categories, by its last run before submission.
+People started from its objects, which flatters it; a model's own report uses unseen images.
 """
 
-from __future__ import annotations
-
 import statistics
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from clickmask.labels.submissions import AcceptedLabel
+from clickmask.datasets.snapshot import IGNORED, Sample, class_map, create_dataset
+from clickmask.labels.geometry import Brush
+from clickmask.labels.submissions import AcceptedLabel, LabelKey, Unlabelled
 from clickmask.masks.rle import rle_iou
-from clickmask.reports.matching import MAX_CLOCK_SKEW_S, marks, pair
+from clickmask.metrics.report import Report, measure
+from clickmask.reports.matching import MAX_CLOCK_SKEW_S, marks, pair, shown
 from clickmask.store import PrelabelledObject, RememberedProposal, Store
 
 UNTOUCHED_IOU = 0.99  # the tool may have encoded the mask again
@@ -22,6 +29,7 @@ OUTLINED_IOU = 0.95  # the same for an outline with few points if nobody moved a
 
 Outcome = Literal["untouched", "edited", "unassisted", "rejected", "open"]
 Axis = Literal["category", "segmenter", "week"]
+_Compared = tuple[Sample, Sample]  # an image with its true labels, and the same with the answers as labels
 
 
 @dataclass(frozen=True)
@@ -60,37 +68,30 @@ def match(
     submitted: bool,
     prelabels: Sequence[PrelabelledObject] = (),
 ) -> list[Entry]:
-    """Entries for the objects and sessions on one image.
-
-    `labels` are from all annotators; `submitted` means that one submitted the image, even without labels.
-    """
+    """Entries of one image, by the labels of all annotators. It may be `submitted` without labels."""
     paired, unaccepted = pair(proposals, prelabels, labels)
-    entries: list[Entry] = []
+    found: list[Entry] = []
     for accepted, session in paired:
         category, at = accepted.label.category, accepted.label.accepted_at
         if session is None:
-            entries.append(Entry("unassisted", category, "", at, None, None, None, None))
+            found.append(Entry("unassisted", category, "", at, None, None, None, None))
             continue
         first, step = session.first, session.steps[-1]
         named = [each for each in step if each.id == accepted.label.proposal]
         last = named[0] if named else max(step, key=lambda each: rle_iou(each.rle, accepted.rle))
-        first_iou, last_iou = rle_iou(first.rle, accepted.rle), rle_iou(last.rle, accepted.rle)
+        ious = (rle_iou(first.rle, accepted.rle), rle_iou(last.rle, accepted.rle))
         # An outline with few points already differed from the mask when it was shown.
-        untouched = last_iou >= (OUTLINED_IOU if accepted.outlined else UNTOUCHED_IOU)
+        untouched = ious[1] >= (OUTLINED_IOU if accepted.outlined else UNTOUCHED_IOU)
         outcome: Outcome = "untouched" if untouched else "edited"
         seconds = last.created_at - first.created_at
-        entries.append(
-            Entry(outcome, category, last.segmenter, at, first_iou, last_iou, _clicks(last), seconds)
-        )
+        found.append(Entry(outcome, category, last.segmenter, at, *ious, _clicks(last), seconds))
     never = float("inf") if submitted else float("-inf")
     until = max((label.accepted_at for label in labels), default=never) + MAX_CLOCK_SKEW_S
     for session in unaccepted:
         last, seconds = session.last, session.last.created_at - session.first.created_at
         outcome = "rejected" if last.created_at <= until else "open"
-        entries.append(
-            Entry(outcome, "", last.segmenter, last.created_at, None, None, _clicks(last), seconds)
-        )
-    return entries
+        found.append(Entry(outcome, "", last.segmenter, last.created_at, None, None, _clicks(last), seconds))
+    return found
 
 
 def read(store: Store, tool: str, project: str) -> list[Entry]:
@@ -140,3 +141,80 @@ def _summary(name: str, entries: Sequence[Entry]) -> Summary:
         averaged(statistics.fmean, (entry.clicks for entry in assisted)),
         averaged(statistics.median, (entry.seconds for entry in assisted)),
     )
+
+
+@dataclass(frozen=True)
+class SegmenterReport:
+    """A report on the segmenter or annotator `name`."""
+
+    name: str
+    objects: int  # accepted objects it was asked for; for an annotator, objects it drew
+    first: Report  # on the answers to the first prompts
+    last: Report | None  # on the accepted answers; None for an annotator
+
+
+def measure_segmenters(store: Store, tool: str, project: str) -> list[SegmenterReport]:
+    """One report per segmenter, sorted by name. Segmenters without an accepted object are left out."""
+    images, declared = store.images(tool, project), store.categories(tool, project)
+    labels = store.labels(tool, project)
+    dataset = create_dataset(images, labels, tool=tool, project=project, declared=declared)
+    categories = dataset.categories
+    first: defaultdict[str, list[_Compared]] = defaultdict(list)
+    last: defaultdict[str, list[_Compared]] = defaultdict(list)
+    drawn: defaultdict[str, list[_Compared]] = defaultdict(list)
+    for sample in dataset.samples:
+        prelabels = store.prelabels(sample.image)
+        for name, truth, firsts, lasts in _asked(sample, store.proposals(sample.image), prelabels):
+            first[name].append((truth, firsts))
+            last[name].append((truth, lasts))
+        for name, objects in shown(prelabels, sample.labels).items():
+            masks: list[AcceptedLabel] = []
+            for each in objects:
+                if each.label in categories:
+                    image, shape = (sample.image, sample.size), Brush(each.rle)
+                    key = LabelKey("", "", "", "", each.id)
+                    masks.append(AcceptedLabel(key, *image, each.label, shape, each.rle, 0.0, None))
+            drawn[name].append((sample, replace(sample, labels=tuple(masks))))
+
+    def report(images: Iterable[_Compared], unlabelled: Unlabelled = "background") -> Report:
+        maps = (
+            (class_map(truth, categories, unlabelled), class_map(answer, categories, "background"))
+            for truth, answer in images
+        )
+        return measure(maps, categories, ignore=IGNORED).report
+
+    def count(images: Iterable[_Compared]) -> int:
+        return sum(len(answer.labels) for _, answer in images)
+
+    unlabelled = store.unlabelled(tool, project)
+    reports = [
+        *(SegmenterReport(name, count(own), report(own), report(last[name])) for name, own in first.items()),
+        *(SegmenterReport(name, count(own), report(own, unlabelled), None) for name, own in drawn.items()),
+    ]
+    return sorted(reports, key=lambda report: report.name)
+
+
+def _asked(
+    sample: Sample, proposals: Sequence[RememberedProposal], prelabels: Sequence[PrelabelledObject]
+) -> Iterator[tuple[str, Sample, Sample, Sample]]:
+    """Each segmenter that an object of the image came from, with the truth, its first and last answers."""
+    by_annotators = {each.id for each in prelabels}
+    objects: list[tuple[str, AcceptedLabel]] = []  # each with the name of its segmenter; empty for none
+    first: defaultdict[str, list[AcceptedLabel]] = defaultdict(list)
+    last: defaultdict[str, list[AcceptedLabel]] = defaultdict(list)
+    for found, session in pair(proposals, prelabels, sample.labels)[0]:
+        name, label = "", replace(found.label, rle=found.rle)
+        if session is not None and session.first.id not in by_annotators:
+            accepted = next((each for each in session.steps[-1] if each.id == label.proposal), session.last)
+            if session.first.rle["size"] == accepted.rle["size"] == label.rle["size"]:
+                name = accepted.segmenter
+                first[name].append(replace(label, rle=session.first.rle))
+                last[name].append(replace(label, rle=accepted.rle))
+        objects.append((name, label))
+
+    def labelled(labels: Iterable[AcceptedLabel]) -> Sample:
+        return replace(sample, labels=tuple(labels))
+
+    for name in first:  # class maps ignore the area of an empty category, which no dataset has
+        truth = (label if by == name else replace(label, category="") for by, label in objects)
+        yield name, labelled(truth), labelled(first[name]), labelled(last[name])

@@ -1,16 +1,14 @@
 """Measures a segmenter with a simulated annotator.
 
-The protocol is the one of interactive segmentation since Xu et al., "Deep Interactive Object Selection", CVPR
-2016. Click 1 is where the true mask is deepest. Click k is where the larger error of the previous answer is
-deepest: foreground if it was missed, background if it is wrong. Depth is the Euclidean distance to everything
-else, including the outside of the image; ties go to the first pixel by rows, and to missed before wrong. A
-box is the tight box of the true mask, without a click. The first prediction counts.
+The protocol is that of Xu et al., "Deep Interactive Object Selection", CVPR 2016. Click 1 is where the true
+mask is deepest. Click k is where the larger error of the previous answer is deepest: foreground if it was
+missed, background if it is wrong. Depth is the Euclidean distance to everything else, including the outside
+of the image; ties go to the first pixel by rows, and to missed before wrong. A box is the tight box of the
+true mask, without a click. The first prediction counts.
 
 NoC@t is the mean number of clicks until an object's IoU reaches t. An object that never does is a failure and
 counts with all its clicks. An exactly answered object gets no further clicks.
 """
-
-from __future__ import annotations
 
 import itertools
 import logging
@@ -36,9 +34,7 @@ TARGETS = (0.85, 0.90)  # IoU targets of NoC@t
 
 @dataclass(frozen=True)
 class Click:
-    """A click on a pixel's centre."""
-
-    point: Point
+    point: Point  # a pixel's centre
     foreground: bool
 
 
@@ -96,12 +92,28 @@ def evaluate(
             continue
         started = time.perf_counter()
         embedding = segmenter.encode(image)
-        encode_ms: float | None = _ms_since(started)
+        encode_ms: float | None = 1000 * (time.perf_counter() - started)
         for each in group:
             if image.size != each.size:
                 log.warning("%s is left out: its size is %s, not %s", picture.name, image.size, each.size)
                 continue
-            yield _trial(segmenter, embedding, each, clicks, encode_ms)
+            logits = LogitsCache()  # a refining segmenter keeps its logits between prompts about one object
+            truth = each.mask()
+            found = np.zeros_like(truth)
+            foreground: list[Point] = []
+            background: list[Point] = []
+            ious: list[float] = []
+            decode_ms: list[float] = []
+            for _ in range(clicks):
+                if click := next_click(found, truth):
+                    (foreground if click.foreground else background).append(click.point)
+                    prompt = Prompt(tuple(foreground), tuple(background))
+                    found, ms = _answer(segmenter, embedding, prompt, logits)
+                    decode_ms.append(ms)
+                ious.append(mask_iou(found, truth))
+            boxed, ms = _answer(segmenter, embedding, Prompt(box=mask_box(truth)), logits)
+            box_iou = mask_iou(boxed, truth)
+            yield Trial(each.category, tuple(ious), box_iou, encode_ms, (*decode_ms, ms))
             encode_ms = None
 
 
@@ -109,17 +121,13 @@ def summarise(trials: Sequence[Trial]) -> Summary:
     """The means over `trials`. Raises ValueError if there are none."""
     if not trials:
         raise ValueError("nothing was tried")
-    noc = {
-        target: statistics.fmean(trial.clicks_to(target) or len(trial.ious) for trial in trials)
-        for target in TARGETS
-    }
     encodes = [trial.encode_ms for trial in trials if trial.encode_ms is not None]
     return Summary(
         len(trials),
         tuple(statistics.fmean(after) for after in zip(*(trial.ious for trial in trials), strict=True)),
         statistics.fmean(trial.box_iou for trial in trials),
-        noc,
-        {target: sum(trial.clicks_to(target) is None for trial in trials) for target in TARGETS},
+        {at: statistics.fmean(each.clicks_to(at) or len(each.ious) for each in trials) for at in TARGETS},
+        {at: sum(each.clicks_to(at) is None for each in trials) for at in TARGETS},
         statistics.median(encodes) if encodes else None,
         statistics.median(ms for trial in trials for ms in trial.decode_ms),
     )
@@ -133,37 +141,17 @@ def summarise_categories(trials: Sequence[Trial]) -> dict[str, Summary]:
     return {name: summarise(of[name]) for name in sorted(of, key=lambda name: (-len(of[name]), name))}
 
 
-def _trial(
-    segmenter: Segmenter[EmbeddingT],
-    embedding: EmbeddingT,
-    each: CocoObject,
-    clicks: int,
-    encode_ms: float | None,
-) -> Trial:
-    logits = LogitsCache()  # a refining segmenter keeps its logits between prompts about one object
-    decode_ms: list[float] = []
-
-    def answer(prompt: Prompt) -> Mask:
-        started = time.perf_counter()
-        if isinstance(segmenter, Refinable):
-            predictions = replay(segmenter, embedding, prompt, cache=logits)
-        else:
-            predictions = segmenter.decode(embedding, prompt)
-        decode_ms.append(_ms_since(started))
-        return predictions[0].mask
-
-    truth = each.mask()
-    found = np.zeros_like(truth)
-    foreground: list[Point] = []
-    background: list[Point] = []
-    ious: list[float] = []
-    for _ in range(clicks):
-        if click := next_click(found, truth):
-            (foreground if click.foreground else background).append(click.point)
-            found = answer(Prompt(tuple(foreground), tuple(background)))
-        ious.append(mask_iou(found, truth))
-    box_iou = mask_iou(answer(Prompt(box=mask_box(truth))), truth)
-    return Trial(each.category, tuple(ious), box_iou, encode_ms, tuple(decode_ms))
+def _answer(
+    segmenter: Segmenter[EmbeddingT], embedding: EmbeddingT, prompt: Prompt, logits: LogitsCache
+) -> tuple[Mask, float]:
+    """The first prediction, and the ms that it took."""
+    started = time.perf_counter()
+    if isinstance(segmenter, Refinable):
+        predictions = replay(segmenter, embedding, prompt, cache=logits)
+    else:
+        predictions = segmenter.decode(embedding, prompt)
+    ms = 1000 * (time.perf_counter() - started)
+    return predictions[0].mask, ms
 
 
 def _deepest(mask: Mask) -> tuple[float, Point] | None:
@@ -174,7 +162,3 @@ def _deepest(mask: Mask) -> tuple[float, Point] | None:
     depth = cv2.distanceTransform(surrounded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
     return float(depth[row, column]), (float(column) - 0.5, float(row) - 0.5)
-
-
-def _ms_since(started: float) -> float:
-    return 1000 * (time.perf_counter() - started)

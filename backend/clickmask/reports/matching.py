@@ -2,14 +2,11 @@
 
 A session is one annotator's work on one object: proposals on one image whose prompts extend each other, or
 take back the last marks. An accepted object belongs to a session by its proposal's id, or, if the tool sends
-no ids, by the greatest IoU with a session's last answer. Regions from one proposal (parts of an object, as
-polygons) count as their union.
+no ids, by the greatest IoU with a session's last answer. Regions from one proposal count as their union.
 
-An object that a model drew before anybody clicked is a session without a click. If a model ran several times
-over an image, only its last run can be rejected: the others were replaced, not judged.
+An object that a model drew is a session without a click. If a model ran several times over an image, only its
+last run can be rejected: the others were replaced, not judged.
 """
-
-from __future__ import annotations
 
 import json
 from collections import Counter
@@ -42,35 +39,32 @@ class Session:
     def last(self) -> RememberedProposal:
         return self.steps[-1][0]
 
-    def up_to(self, proposal: str) -> Session:
+    def up_to(self, proposal: str) -> "Session":
         """The session up to the step that contains the proposal with this id."""
         place = next(n for n, step in enumerate(self.steps) if any(each.id == proposal for each in step))
         return Session(self.steps[: place + 1])
 
 
 def prompt_sessions(proposals: Iterable[RememberedProposal]) -> list[Session]:
-    """Sessions on one image, in order of their start. `proposals` are oldest first.
-
-    Annotators may alternate: a proposal continues the most recently used session that it extends.
-    """
+    """Sessions on one image, by their start. `proposals` are oldest first."""
+    # Annotators may alternate: a proposal continues the most recently used session that it extends.
     growing: list[tuple[list[list[RememberedProposal]], Marks]] = []
     used: list[int] = []  # indices into `growing`, most recently used last
     for proposal in proposals:
         pointed = marks(proposal)
-        index = next(
-            (n for n in reversed(used) if _extends(m := growing[n][1], pointed) or _extends(pointed, m)), None
-        )
-        if index is None:
+        for index in reversed(used):
+            steps, before = growing[index]
+            if _extends(before, pointed) or _extends(pointed, before):
+                used.remove(index)
+                if pointed == before and proposal.segmenter == steps[-1][0].segmenter:
+                    steps[-1].append(proposal)
+                else:
+                    steps.append([proposal])
+                growing[index] = (steps, pointed)
+                break
+        else:
             index = len(growing)
             growing.append(([[proposal]], pointed))
-        else:
-            steps, before = growing[index]
-            used.remove(index)
-            if pointed == before and proposal.segmenter == steps[-1][0].segmenter:
-                steps[-1].append(proposal)
-            else:
-                steps.append([proposal])
-            growing[index] = (steps, pointed)
         used.append(index)
     return [Session(tuple(tuple(step) for step in steps)) for steps, _ in growing]
 
@@ -87,10 +81,7 @@ def pair(
     prelabels: Sequence[PrelabelledObject],
     labels: Sequence[AcceptedLabel],
 ) -> tuple[list[tuple[AcceptedObject, Session | None]], list[Session]]:
-    """Accepted objects on one image, each with its session up to its proposal, and the other sessions.
-
-    `proposals` answered clicks; `labels` are those of all annotators.
-    """
+    """Accepted objects on one image, each with its session up to its proposal, and the other sessions."""
     sessions = prompt_sessions(proposals)
     for drawn in prelabels:
         if drawn.label:
@@ -121,7 +112,7 @@ def pair(
             matched[place] = index
     for place, accepted in enumerate(unnamed):
         paired.append((accepted, sessions[matched[place]] if place in matched else None))
-    taken |= set(matched.values())
+    taken.update(matched.values())
     # Prelabels of runs that the same annotator replaced before the image was submitted.
     replaced = {each.id for each in prelabels if each.created_at <= _until(labels)}
     replaced -= {each.id for drawn in shown(prelabels, labels).values() for each in drawn}
@@ -175,14 +166,10 @@ def _objects(labels: Sequence[AcceptedLabel]) -> list[AcceptedObject]:
 
 
 def _is_outline(geometry: Geometry) -> bool:
-    """Whether all vertices lie where `simplify_mask` puts them, except those of bridges, which occur twice.
-
-    A dragged vertex lands there with a chance of one in thousands.
-    """
+    """Whether all vertices lie where `simplify_mask` puts them. One in thousands of dragged ones does too."""
     if not isinstance(geometry, Polygon):
         return False
     points = Counter(point for ring in geometry.rings for point in ring)
-    return all(
-        count > 1 or all(abs(value * GRID - round(value * GRID)) < 1e-3 for value in point)
-        for point, count in points.items()
-    )
+    # The vertices of bridges occur twice.
+    once = (point for point, count in points.items() if count == 1)
+    return all(abs(value * GRID - round(value * GRID)) < 1e-3 for point in once for value in point)

@@ -1,10 +1,8 @@
 """Counts the content of a dataset, and finds what looks wrong in it."""
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -16,7 +14,7 @@ from clickmask.labels.geometry import Brush, Ellipse, Polygon, Rectangle, rectan
 from clickmask.labels.split import SIDES
 from clickmask.labels.submissions import AcceptedLabel, LabelKey
 from clickmask.masks.rle import rle_area, rle_box, rle_ious, rle_to_mask
-from clickmask.types import Box
+from clickmask.types import Point
 
 Kind = Literal["empty", "sliver", "outside", "duplicate", "absent", "quarantined", "unplaced"]
 
@@ -57,17 +55,35 @@ class Statistics:
 
 
 def count(dataset: Dataset) -> Statistics:
-    sides = Counter(
-        "quarantined" if sample.quarantined else sample.side or "unplaced" for sample in dataset.samples
-    )
     labels = [label for sample in dataset.samples for label in sample.labels]
+    categories: list[CategoryStatistics] = []
+    for category in dataset.categories:
+        own = [label for label in labels if label.category == category]
+        areas = [rle_area(label.rle) for label in own]
+        polygons = [label.geometry.rings for label in own if isinstance(label.geometry, Polygon)]
+        points = [vertices for rings in polygons if (vertices := sum(map(len, rings)))]
+        small, large = sum(area < SMALL for area in areas), sum(area > LARGE for area in areas)
+        counts = CategoryStatistics(
+            category,
+            len(own),
+            len({label.image for label in own}),
+            (min(areas), round(statistics.median(areas)), max(areas)) if areas else None,
+            small,
+            len(areas) - small - large,
+            large,
+            float(statistics.median(points)) if points else None,
+        )
+        categories.append(counts)
+    sides = Counter(
+        "quarantined" if each.quarantined else each.side or "unplaced" for each in dataset.samples
+    )
     return Statistics(
         len(dataset.samples),
         sum(not sample.labels for sample in dataset.samples),
         len(labels),
         {name: sides[name] for name in (*SIDES, "quarantined", "unplaced")},
         dataset.too_few,
-        tuple(_count_category(name, labels) for name in dataset.categories),
+        tuple(categories),
         tuple(find_flaws(dataset)),
     )
 
@@ -76,15 +92,40 @@ def find_flaws(dataset: Dataset) -> Iterator[Flaw]:
     """Flaws that somebody should check; nothing is removed. A sliver is nowhere three pixels wide."""
     for sample in dataset.samples:
         if not sample.usable:
-            kind, why = (
-                ("quarantined", "a near duplicate of it is on another side")
-                if sample.quarantined
-                else ("unplaced", "its picture is not kept, so that its near duplicates are not known")
-            )
+            kind: Kind = "quarantined" if sample.quarantined else "unplaced"
+            why = "its picture is not kept, so that its near duplicates are not known"
+            if sample.quarantined:
+                why = "a near duplicate of it is on another side"
             sentence = f"{sample.name} is neither trained on nor measured: {why}"
-            yield Flaw(cast("Kind", kind), sentence, sample.image, None)
+            yield Flaw(kind, sentence, sample.image, None)
         for label in sample.labels:
-            yield from _label_flaws(sample, label)
+            area = rle_area(label.rle)
+            _, _, across, down = rle_box(label.rle)
+            if not area:
+                yield _flaw(sample, label, "empty", "covers no pixel")
+            # A strip two pixels wide cannot wind more than that within its box.
+            elif area <= 4 * (across + down) or area <= 0.1 * across * down:
+                padded = np.pad(rle_to_mask(label.rle), 1).view(np.uint8)
+                if not cv2.erode(padded, np.ones((3, 3), np.uint8)).any():
+                    yield _flaw(sample, label, "sliver", f"of {area} pixels is nowhere three pixels wide")
+            corners: list[Point] = []  # of a drawn shape; a painted one cannot leave its image
+            match label.geometry:
+                case Brush():
+                    pass
+                case Ellipse((x, y), radii, rotation):
+                    cos, sin = np.cos(np.deg2rad(rotation)), np.sin(np.deg2rad(rotation))
+                    reach_x, reach_y = np.hypot(*(np.array([(cos, sin), (sin, cos)]) * radii).T)
+                    corners = [(x - reach_x, y - reach_y), (x + reach_x, y + reach_y)]
+                case Polygon(rings):
+                    corners = [point for ring in rings for point in ring]
+                case Rectangle():
+                    corners = rectangle_corners(label.geometry)
+            if corners:
+                (height, width), (xs, ys) = label.size, zip(*corners, strict=True)
+                beyond = max(-min(xs), -min(ys), max(xs) - width, max(ys) - height)
+                if beyond > MAX_OVERHANG_PX:
+                    what = f"goes {beyond:.0f} pixels beyond the {width}x{height} image"
+                    yield _flaw(sample, label, "outside", what)
         filled = [label for label in sample.labels if rle_area(label.rle)]
         if len(filled) < 2:
             continue
@@ -92,75 +133,16 @@ def find_flaws(dataset: Dataset) -> Iterator[Flaw]:
         for a, b in cast("list[tuple[int, int]]", np.argwhere(np.triu(ious >= DUPLICATE_IOU, 1)).tolist()):
             one, other = filled[a], filled[b]
             if one.category == other.category:
-                sentence = (
-                    f"{sample.name}, task {other.key.task}, region {other.key.region}: {other.category} is "
-                    f"there twice, as region {one.key.region} of task {one.key.task} too"
-                )
-                yield Flaw("duplicate", sentence, sample.image, other.key)
+                what = f"is there twice, as region {one.key.region} of task {one.key.task} too"
+                yield _flaw(sample, other, "duplicate", what)
     if not dataset.too_few:
-        seen = {
-            side: {label.category for sample in dataset.split(side) for label in sample.labels}
-            for side in SIDES
-        }
+        labels = {side: [label for each in dataset.split(side) for label in each.labels] for side in SIDES}
+        seen = {side: {label.category for label in labels[side]} for side in SIDES}
         for category in dataset.categories:
             if lacking := [side for side in SIDES if category not in seen[side]]:
                 yield Flaw("absent", f"{category} has no label on: {', '.join(lacking)}", "", None)
 
 
-def _count_category(category: str, labels: Sequence[AcceptedLabel]) -> CategoryStatistics:
-    own = [label for label in labels if label.category == category]
-    areas = [rle_area(label.rle) for label in own]
-    polygons = [label.geometry.rings for label in own if isinstance(label.geometry, Polygon)]
-    points = [vertices for rings in polygons if (vertices := sum(map(len, rings)))]
-    small, large = sum(area < SMALL for area in areas), sum(area > LARGE for area in areas)
-    return CategoryStatistics(
-        category,
-        len(own),
-        len({label.image for label in own}),
-        (min(areas), round(statistics.median(areas)), max(areas)) if areas else None,
-        small,
-        len(areas) - small - large,
-        large,
-        float(statistics.median(points)) if points else None,
-    )
-
-
-def _label_flaws(sample: Sample, label: AcceptedLabel) -> Iterator[Flaw]:
-    def flaw(kind: Kind, what: str) -> Flaw:
-        where = f"{sample.name}, task {label.key.task}, region {label.key.region}"
-        return Flaw(kind, f"{where}: {label.category} {what}", sample.image, label.key)
-
-    area = rle_area(label.rle)
-    _, _, across, down = rle_box(label.rle)
-    if not area:
-        yield flaw("empty", "covers no pixel")
-    # A strip two pixels wide cannot wind more than that within its box.
-    elif area <= 4 * (across + down) or area <= 0.1 * across * down:
-        padded = np.pad(rle_to_mask(label.rle), 1).view(np.uint8)
-        if not cv2.erode(padded, np.ones((3, 3), np.uint8)).any():
-            yield flaw("sliver", f"of {area} pixels is nowhere three pixels wide")
-    if bounds := _bounds(label):
-        (x0, y0, x1, y1), (height, width) = bounds, label.size
-        beyond = max(-x0, -y0, x1 - width, y1 - height)
-        if beyond > MAX_OVERHANG_PX:
-            yield flaw("outside", f"goes {beyond:.0f} pixels beyond the {width}x{height} image")
-
-
-def _bounds(label: AcceptedLabel) -> Box | None:
-    """Bounding box of a drawn shape; None for a painted one, which cannot leave its image."""
-    match label.geometry:
-        case Brush():
-            return None
-        case Ellipse((x, y), (across, down), rotation):
-            angle = np.deg2rad(rotation)
-            reach_x = float(np.hypot(across * np.cos(angle), down * np.sin(angle)))
-            reach_y = float(np.hypot(across * np.sin(angle), down * np.cos(angle)))
-            return x - reach_x, y - reach_y, x + reach_x, y + reach_y
-        case Polygon(rings):
-            corners = [point for ring in rings for point in ring]
-        case Rectangle():
-            corners = rectangle_corners(label.geometry)
-    if not corners:
-        return None
-    xs, ys = zip(*corners, strict=True)
-    return min(xs), min(ys), max(xs), max(ys)
+def _flaw(sample: Sample, label: AcceptedLabel, kind: Kind, what: str) -> Flaw:
+    where = f"{sample.name}, task {label.key.task}, region {label.key.region}"
+    return Flaw(kind, f"{where}: {label.category} {what}", sample.image, label.key)

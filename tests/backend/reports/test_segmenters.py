@@ -10,7 +10,7 @@ import pytest
 
 from clickmask.labels.geometry import Geometry
 from clickmask.labels.submissions import ProjectDescribed
-from clickmask.reports.segmenters import SegmenterReport, measure_segmenters
+from clickmask.reports.assistance import SegmenterReport, measure_segmenters
 from clickmask.store import Store
 from clickmask.types import Mask, Point, Prediction, Prompt
 from support.drawn import rectangle
