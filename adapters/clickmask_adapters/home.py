@@ -19,7 +19,7 @@ from clickmask.inference.disk_cache import DiskEmbeddings
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.inference.runtimes import Runtimes
 from clickmask.inference.weights import WeightsFolder
-from clickmask.ingest.apply import Ingester, LabelSource, refetch_missing
+from clickmask.ingest.apply import Ingester, LabelSource
 from clickmask.ingest.inbox import Inbox
 from clickmask.models.labeller import ProjectModels
 from clickmask.store import Store
@@ -177,7 +177,7 @@ class Home:
         def fetch(tool: str, project: str, stopped: Callable[[], bool]) -> None:
             source = self.label_sources.get(tool)
             if source and source.origin:
-                refetch_missing(tool, source, project, self.store, self.images, self.archive, stopped)
+                self.ingester.refetch_missing(tool, source, project, stopped)
 
         return Supervisor(
             self.jobs, self.store, config, home / "logs", waiting=waiting, fetch=fetch, triggers=triggers

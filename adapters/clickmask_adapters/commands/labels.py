@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from clickmask import plugins
 from clickmask.datasets.snapshot import snapshot
 from clickmask.errors import InvalidRequest
-from clickmask.ingest import pull as pulling
+from clickmask.ingest.apply import PullProgress
 from clickmask.labels.submissions import Unlabelled
 from clickmask.reports.statistics import count, find_flaws
 from clickmask_adapters import exports
@@ -75,8 +75,8 @@ def pull(
         source = find_tool(home, tool, moved).labels
         if source is None:
             raise InvalidRequest(f"the labels of {tool.replace('_', '-')} cannot be taken in")
-        done = pulling.Progress()
-        steps = pulling.pull(tool, source, project, home.store, home.ingester)
+        done = PullProgress()
+        steps = home.ingester.pull(tool, source, project)
         columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}")
         with Progress(*columns, console=errors, transient=True) as bar, closing(steps):
             shown = bar.add_task("", total=None)
@@ -156,7 +156,7 @@ def stats(
         errors.print(f"and {hidden} more: --all")
 
 
-def _summary(done: pulling.Progress) -> str:
+def _summary(done: PullProgress) -> str:
     return (
         f"{done.taken} taken in, {done.known} known already, {done.gone} gone, {len(done.left_out)} left out"
     )

@@ -3,13 +3,12 @@
 Format: cocodataset.org, "Data format", object detection (read 2026): polygons and RLE, compressed or not.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -21,7 +20,6 @@ from clickmask.masks.rle import Rle, as_rle, rings_to_rle, rle_to_mask
 from clickmask.types import Mask, Size
 
 Row = Mapping[str, Any]  # an entry of the file's images or annotations
-EVALUATED_FIRST = ("val", "test")  # words that select one of several annotation files by its name
 
 
 @dataclass(frozen=True)
@@ -58,15 +56,13 @@ def sample_objects(dataset: Path, most: int | None = None, seed: int = 0, smalle
     pixels. Raises InvalidRequest if there is no file or no object.
     """
     path = _annotation_file(dataset)
-    root = dataset if dataset.is_dir() else path.parent
-    content = _read(path)
-    if content is None:
+    if (content := _read(path)) is None:
         raise InvalidRequest(f"{path.name} is no COCO annotation file")
     images: dict[int, Row] = {row["id"]: row for row in content["images"]}
     categories: dict[int, str] = {row["id"]: str(row["name"]) for row in content.get("categories", [])}
     annotations: list[Row] = sorted(content["annotations"], key=lambda row: row["id"])
     random.Random(seed).shuffle(annotations)  # noqa: S311  must be repeatable, not unguessable
-    pictures = _Pictures(root, path.parent)
+    pictures = _Pictures(dataset if dataset.is_dir() else path.parent, path.parent)
     taken: list[CocoObject] = []
     left_out: Counter[str] = Counter()
     for annotation in annotations:
@@ -117,7 +113,7 @@ def _annotation_file(dataset: Path) -> Path:
     found = [path for path in files if _read(path) is not None]
     if not found:
         raise InvalidRequest(f"{dataset.name} has no COCO annotation file, nor has its folder annotations")
-    for word in EVALUATED_FIRST:
+    for word in ("val", "test"):  # of several files, the one with such a name
         named = [path for path in found if word in path.stem.lower()]
         if len(named) == 1:
             return named[0]
@@ -129,36 +125,35 @@ def _annotation_file(dataset: Path) -> Path:
 def _read(path: Path) -> Row | None:
     """The content of a COCO instances file; None for any other file."""
     try:
-        content: object = json.loads(path.read_bytes())
+        content: Any = json.loads(path.read_bytes())
     except ValueError:
         return None
-    if not isinstance(content, dict):
-        return None
-    rows = cast("dict[str, Any]", content)
-    if not isinstance(rows.get("images"), list) or not isinstance(rows.get("annotations"), list):
-        return None
-    outlined = any("segmentation" in row for row in rows["annotations"])
-    return rows if outlined or not rows["annotations"] else None
+    match content:
+        case {"images": list(), "annotations": list()}:
+            rows = content["annotations"]
+            return content if not rows or any("segmentation" in row for row in rows) else None
+        case _:
+            return None
 
 
+@dataclass
 class _Pictures:
     """The pictures of a dataset, which exporters put in different folders."""
 
-    def __init__(self, root: Path, beside: Path) -> None:
-        self._root = root
-        self._folders = dict.fromkeys(
-            (root / "images", root, beside / "images", beside, beside.parent / "images")
-        )
-        self._by_name: dict[str, Path] | None = None
+    root: Path
+    beside: Path
 
     def find(self, file_name: str) -> Path | None:
         relative = PurePosixPath(file_name.replace("\\", "/"))
         if relative.is_absolute() or ".." in relative.parts:
             return None  # a dataset may only name its own pictures
-        for folder in self._folders:
+        root, beside = self.root, self.beside
+        for folder in (root / "images", root, beside / "images", beside, beside.parent / "images"):
             if (folder / relative).is_file():
                 return folder / relative
-        if self._by_name is None:
-            files = sorted((path for path in self._root.rglob("*") if path.is_file()), reverse=True)
-            self._by_name = {path.name: path for path in files}
         return self._by_name.get(relative.name)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Path]:
+        files = sorted((path for path in self.root.rglob("*") if path.is_file()), reverse=True)
+        return {path.name: path for path in files}

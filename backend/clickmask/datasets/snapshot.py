@@ -1,7 +1,6 @@
 """An immutable snapshot of a project's accepted labels, named by a digest of its content.
 
 These rules hold for training, measuring and every export:
-
 *Whose labels.* If a task has several annotators, the ground truth's labels count, else the newest ones. If an
 image is in several tasks, the labels of the task labelled last count.
 *Overlaps.* Labels may overlap; each keeps its whole mask. In a map of one class per pixel, a smaller label
@@ -10,22 +9,19 @@ lies on top of a larger one; of equally large ones, the one accepted later.
 *Class changes.* A label has the category of its last submission. The tool's categories come first, in its
 order, then those that only labels have, sorted. So a renamed category keeps its old name beside the new one
 until its labels are submitted again. Names last; their numbers do not.
-*Sides* are explained in `clickmask.labels.split`.
+*Sides* are explained in `clickmask.labels.split`, and assigned once, when an image is first accepted.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.datasets.assign import assign_images
-from clickmask.errors import Gone, InvalidRequest
+from clickmask.errors import ClickmaskError, Gone, InvalidRequest, StoreUnavailable
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
 from clickmask.labels.geometry import geometry_to_json
 from clickmask.labels.split import (
@@ -34,17 +30,22 @@ from clickmask.labels.split import (
     SIDES,
     Assigned,
     Side,
+    choose_side,
+    close,
+    fingerprint,
     neighbouring_pairs,
+    neighbouring_side,
     quarantined,
 )
 from clickmask.labels.submissions import AcceptedLabel, LabelledImage, Unlabelled
-from clickmask.masks.regions import mask_area
-from clickmask.masks.rle import rle_to_mask
+from clickmask.masks.rle import rle_area, rle_to_mask
 from clickmask.store import Store
-from clickmask.types import Size
+from clickmask.types import Pixels, Size
 
 IGNORED = 255  # class of unknown pixels in a class map
 FOLDS = 5
+_MAX_QUERY_DIGESTS = 500
+PixelsOf = Callable[[str], Pixels]  # pixels by digest; raises ClickmaskError if they are not kept
 
 
 class Pictures(Protocol):
@@ -113,6 +114,50 @@ class Dataset:
         return sum(sides) < MIN_SPLIT_IMAGES or min(sides[1:]) < MIN_HELD_OUT
 
 
+def assign_image(
+    store: Store, tool: str, project: str, digest: str, categories: frozenset[str], pixels_of: PixelsOf
+) -> Side:
+    """The side of an image with labels of `categories`. If it has none, it is assigned now, by its pixels."""
+    if side := store.side_of(tool, project, digest):
+        return side
+    shown = fingerprint(pixels_of(digest))
+    while True:  # until no other process has assigned a side meanwhile
+        hashes = store.hashes(tool, project)
+        near = [hashes[index][0] for index in close(shown.hash, [code for _, code in hashes])]
+        few = near if len(near) <= _MAX_QUERY_DIGESTS else None
+        assigned = store.sides(tool, project, few) if near else []
+        side = neighbouring_side(shown, assigned)
+        if side is None:
+            side = choose_side(digest, categories, store.side_counts(tool, project, categories))
+        if final := store.assign_side(tool, project, digest, side, shown, known=len(hashes)):
+            return final
+
+
+def assign_images(store: Store, tool: str, project: str, pixels_of: PixelsOf) -> dict[str, ClickmaskError]:
+    """Assign a side to each labelled image whose pixels were not available when it was accepted.
+
+    Returns the digests whose pixels still are not, with the errors of `pixels_of`. These images are not used.
+    """
+    known = {digest for digest, _ in store.hashes(tool, project)}
+    since = {image.digest: float("inf") for image in store.images(tool, project) if image.digest not in known}
+    if not since:
+        return {}
+    categories: dict[str, set[str]] = {digest: set() for digest in since}
+    for label in store.labels(tool, project):
+        if label.image in since:
+            since[label.image] = min(since[label.image], label.accepted_at)
+            categories[label.image].add(label.category)
+    missing: dict[str, ClickmaskError] = {}
+    for digest in sorted(since, key=lambda image: (since[image], image)):
+        try:
+            assign_image(store, tool, project, digest, frozenset(categories[digest]), pixels_of)
+        except StoreUnavailable:
+            raise
+        except ClickmaskError as error:
+            missing[digest] = error
+    return missing
+
+
 def snapshot(
     store: Store,
     tool: str,
@@ -164,13 +209,12 @@ def create_dataset(
         smallest, other = sorted((group(assigned[a].digest), group(assigned[b].digest)))
         root[other] = smallest
     # The labels of each image, from the task in which it was labelled last.
-    by_task: dict[str, dict[str, list[AcceptedLabel]]] = {}
-    for label in labels:
-        by_task.setdefault(label.image, {}).setdefault(label.key.task, []).append(label)
-    chosen = {
-        image: max(tasks.items(), key=lambda each: (max(label.accepted_at for label in each[1]), each[0]))[1]
-        for image, tasks in by_task.items()
-    }
+    in_time = sorted(labels, key=lambda each: (each.accepted_at, each.key.task))
+    last_task = {label.image: label.key.task for label in in_time}
+    chosen: dict[str, list[AcceptedLabel]] = {}
+    for label in sorted(labels, key=lambda each: each.key):
+        if label.key.task == last_task[label.image]:
+            chosen.setdefault(label.image, []).append(label)
     by_digest: dict[str, list[LabelledImage]] = {}
     for image in images:
         by_digest.setdefault(image.digest, []).append(image)
@@ -182,20 +226,13 @@ def create_dataset(
             sides.get(digest),
             digest in apart,
             group(digest),
-            tuple(sorted(chosen.get(digest, ()), key=_order)),
+            tuple(chosen.get(digest, ())),
         )
         for digest, same in by_digest.items()
     ]
+    samples.sort(key=lambda sample: (sample.name, sample.image))
     extra = sorted({label.category for sample in samples for label in sample.labels} - set(declared))
-    unnamed = Dataset(
-        tool,
-        project,
-        (*dict.fromkeys(declared), *extra),
-        unlabelled,
-        tuple(sorted(samples, key=lambda sample: (sample.name, sample.image))),
-        digest="",
-        pictures=pictures or NoPictures(),
-    )
+    categories = (*dict.fromkeys(declared), *extra)
     # The digest covers everything except the times of acceptance and the location of the pictures.
     fields = ("image", "name", "size", "side", "quarantined", "group")
     written = [
@@ -206,10 +243,11 @@ def create_dataset(
                 for each in sample.labels
             ],
         }
-        for sample in unnamed.samples
+        for sample in samples
     ]
-    content = json.dumps([tool, project, unnamed.categories, unlabelled, written], sort_keys=True)
-    return replace(unnamed, digest=hashlib.sha256(content.encode()).hexdigest())
+    content = json.dumps([tool, project, categories, unlabelled, written], sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return Dataset(tool, project, categories, unlabelled, tuple(samples), digest, pictures or NoPictures())
 
 
 def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled) -> NDArray[np.uint8]:
@@ -221,10 +259,8 @@ def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled)
         raise ValueError(f"a class map has room for {IGNORED - 1} categories, not {len(categories)}")
     numbers = {category: number for number, category in enumerate(categories, 1)}
     classes = np.full(sample.size, 0 if unlabelled == "background" else IGNORED, np.uint8)
-    masks = [(label, rle_to_mask(label.rle)) for label in sample.labels]
-    masks.sort(key=lambda each: (-mask_area(each[1]), each[0].accepted_at, _order(each[0])))
-    for label, mask in masks:
-        classes[mask] = numbers.get(label.category, IGNORED)
+    for label in sorted(sample.labels, key=lambda each: (-rle_area(each.rle), each.accepted_at, each.key)):
+        classes[rle_to_mask(label.rle)] = numbers.get(label.category, IGNORED)
     return classes
 
 
@@ -247,8 +283,3 @@ def folds(dataset: Dataset, count: int = FOLDS) -> list[tuple[list[Sample], list
         return []
     named = [(fold, {sample.image for sample in fold}) for fold in held_out]
     return [([sample for sample in usable if sample.image not in out], fold) for fold, out in named]
-
-
-def _order(label: AcceptedLabel) -> tuple[str, ...]:
-    key = label.key
-    return (key.tool, key.project, key.task, key.annotation, key.region)

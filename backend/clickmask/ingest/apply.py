@@ -1,18 +1,18 @@
 """Stores what a tool submits as labels: the only way in, for webhooks and pulls alike."""
 
-from __future__ import annotations
-
+import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from clickmask.datasets.assign import assign_image
+from clickmask.datasets.snapshot import assign_image
 from clickmask.errors import (
     ClickmaskError,
     Gone,
     InvalidInput,
     InvalidRequest,
+    NotFound,
     StoreUnavailable,
     TooLarge,
     ToolUnavailable,
@@ -21,13 +21,10 @@ from clickmask.images.archive import ImageArchive
 from clickmask.images.source import ImageIdentity, ImageSource
 from clickmask.labels.geometry import Brush, rasterise
 from clickmask.labels.submissions import (
-    AnnotationDeleted,
     Change,
-    ProjectDeleted,
     ProjectDescribed,
     Region,
     Submission,
-    TaskDeleted,
     Unreadable,
     one_label_a_proposal,
 )
@@ -45,6 +42,18 @@ class Page:
     changes: Sequence[Change]
     position: str
     remaining: int | None = None  # parts after this one; None if unknown
+
+
+@dataclass(frozen=True)
+class PullProgress:
+    """The progress of a pull. Its parts are tasks or jobs."""
+
+    read: int = 0
+    remaining: int | None = None  # parts to come; None if unknown
+    taken: int = 0  # submissions that changed the store
+    known: int = 0  # submissions that were already stored
+    gone: int = 0  # annotations and tasks that the tool no longer has
+    left_out: tuple[str, ...] = ()  # sentences about what could not be stored
 
 
 class LabelSource(Protocol):
@@ -93,37 +102,31 @@ class Ingester:
 
         Raises InvalidRequest (Unreadable, or a region that does not fit), StoreUnavailable and image errors.
         """
-        match change:
-            case Submission():
-                return self._submit(change, tool)
-            case ProjectDescribed():
-                self._store.describe_project(change)
-                return False
-            case AnnotationDeleted() | TaskDeleted() | ProjectDeleted():
-                self._store.delete(change)
-                return True
-            case Unreadable(reason):
-                raise InvalidRequest(reason)
-
-    def _submit(self, submission: Submission, tool: LabelSource) -> bool:
-        if not self._store.is_news(submission):
+        if isinstance(change, Unreadable):
+            raise InvalidRequest(change.reason)
+        if isinstance(change, ProjectDescribed):
+            self._store.describe_project(change)
             return False
-        if submission.skipped:
-            return self._store.accept(submission, None, [])
-        image = self._image(submission, tool)
-        if submission.size is not None and submission.size != image.size:
-            here, there = (f"{width}x{height}" for height, width in (image.size, submission.size))
+        if not isinstance(change, Submission):
+            self._store.delete(change)
+            return True
+        if not self._store.is_news(change):
+            return False
+        if change.skipped:
+            return self._store.accept(change, None, [])
+        image = self._image(change, tool)
+        if change.size is not None and change.size != image.size:
+            here, there = (f"{width}x{height}" for height, width in (image.size, change.size))
             raise InvalidRequest(
-                f"task {submission.task}: the image has {here} pixels, but it was annotated as one of {there}"
+                f"task {change.task}: the image has {here} pixels, but it was annotated as one of {there}"
             )
-        drawn = [(region, _rle(region, image.size)) for region in one_label_a_proposal(submission.regions)]
+        drawn = [(region, _rle(region, image.size)) for region in one_label_a_proposal(change.regions)]
         categories = frozenset(region.category for region, _ in drawn)
-        of = (submission.tool, submission.project, image.digest)
         try:  # before the labels, because a crash must not leave labels without a side
-            assign_image(self._store, *of, categories, self._pixels)
+            assign_image(self._store, change.tool, change.project, image.digest, categories, self._pixels)
         except (Gone, InvalidInput, TooLarge):  # no room to keep the image: it gets a side when it is back
             log.info("image %s has no side yet", image.digest[:8])
-        return self._store.accept(submission, image, drawn)
+        return self._store.accept(change, image, drawn)
 
     def _pixels(self, digest: str) -> Pixels:
         try:
@@ -144,6 +147,71 @@ class Ingester:
         self.archive.keep(image.digest, raw)
         return image
 
+    def pull(self, name: str, tool: LabelSource, project: str) -> Generator[PullProgress]:
+        """Store everything accepted in `project` of `tool`, called `name`. Yields after each part.
+
+        Resumes where the last pull stopped. Ends with deletions that no webhook announced; if the project
+        was deleted, everything goes. Raises NotFound, ToolUnavailable and StoreUnavailable.
+        """
+        read, taken, known, left_out = 0, 0, 0, list[str]()
+        seen: set[tuple[str, str]] = set()
+        is_known = self._store.knows_project(name, project)
+        position = self._store.pull_position(name, project)
+        for read, part in enumerate(_pages(tool, project, position, is_known), 1):
+            for change in part.changes:
+                what = ""
+                if isinstance(change, Submission):
+                    seen.add((change.task, change.annotation))
+                    what = f"task {change.task}, annotation {change.annotation}: "
+                try:
+                    changed = self.apply(change, tool)
+                except (ToolUnavailable, StoreUnavailable):
+                    raise
+                except ClickmaskError as error:
+                    left_out.append(f"{what}{error}")
+                except Exception as error:  # else every pull would stop here, short of the rest
+                    log.error("%sit cannot be taken in", what, exc_info=error)
+                    left_out.append(f"{what}something went wrong inside clickmask ({type(error).__name__})")
+                else:
+                    if isinstance(change, Submission):
+                        taken, known = taken + changed, known + (not changed)
+            self._store.set_pull_position(name, project, part.position)
+            yield PullProgress(read, part.remaining, taken, known, 0, tuple(left_out))
+        unseen = [each for each in self._store.annotations(name, project) if each not in seen]
+        gone = sum(self.apply(deletion, tool) for deletion in tool.gone(unseen))
+        self._store.set_pull_position(name, project, None)
+        yield PullProgress(read, 0, taken, known, gone, tuple(left_out))
+
+    def refetch_missing(self, name: str, tool: LabelSource, project: str, stopped: Callable[[], bool]) -> int:
+        """Fetch labelled images the archive lacks from `tool`, called `name`. Returns how many stay missing.
+
+        Only the tool knows where they are, so it is asked for the whole project if any is missing. An image
+        that was replaced by another one stays missing. Raises ToolUnavailable and StoreUnavailable.
+        """
+        labelled = {image.digest for image in self._store.images(name, project)}
+        missing = {digest for digest in labelled if not self.archive.holds(digest)}
+        if not missing:
+            return 0
+        log.info("%s %s: %d labelled images are fetched again", name, project, len(missing))
+        for change in itertools.chain.from_iterable(part.changes for part in tool.pull(project)):
+            if stopped() or not missing:
+                break
+            known = self._store.known_image(change) if isinstance(change, Submission) else None
+            if known is None or known.digest not in missing or not isinstance(change, Submission):
+                continue
+            try:
+                image, raw = self._images.read(tool.locate(change))
+            except (StoreUnavailable, ToolUnavailable):
+                raise
+            except ClickmaskError as error:
+                log.info("%s: the image of task %s stays missing: %s", name, change.task, error)
+                continue
+            if image.digest in missing:
+                if not self.archive.keep(image.digest, raw):
+                    break  # there is no room for the others either
+                missing.discard(image.digest)
+        return len(missing)
+
 
 def _rle(region: Region, size: Size) -> Rle:
     if isinstance(region.geometry, Brush) and tuple(region.geometry.rle["size"]) == size:
@@ -154,42 +222,10 @@ def _rle(region: Region, size: Size) -> Rle:
         raise InvalidRequest(f"region {region.id[:40]!r}: {error}") from error
 
 
-def refetch_missing(
-    name: str,
-    tool: LabelSource,
-    project: str,
-    store: Store,
-    images: ImageSource,
-    archive: ImageArchive,
-    stopped: Callable[[], bool] = lambda: False,
-) -> int:
-    """Fetch labelled images the archive lacks from `tool`, called `name`. Returns how many stay missing.
-
-    Only the tool knows where they are, so it is asked for the whole project if any is missing. An image that
-    was replaced by another one stays missing. Raises ToolUnavailable and StoreUnavailable.
-    """
-    missing = {image.digest for image in store.images(name, project)}
-    missing = {digest for digest in missing if not archive.holds(digest)}
-    if not missing:
-        return 0
-    log.info("%s %s: %d labelled images are fetched again", name, project, len(missing))
-    for part in tool.pull(project):
-        for change in part.changes:
-            if stopped() or not missing:
-                return len(missing)
-            known = store.known_image(change) if isinstance(change, Submission) else None
-            if known is None or known.digest not in missing or not isinstance(change, Submission):
-                continue
-            try:
-                image, raw = images.read(tool.locate(change))
-            except (StoreUnavailable, ToolUnavailable):
-                raise
-            except ClickmaskError as error:
-                log.info("%s: the image of task %s stays missing: %s", name, change.task, error)
-                continue
-            if image.digest not in missing:
-                continue
-            if not archive.keep(image.digest, raw):
-                return len(missing)  # there is no room for the others either
-            missing.discard(image.digest)
-    return len(missing)
+def _pages(tool: LabelSource, project: str, position: str | None, is_known: bool) -> Iterator[Page]:
+    """Pages of the tool; none if the tool has deleted a project that is known here."""
+    try:
+        yield from tool.pull(project, position)
+    except NotFound:
+        if not is_known:
+            raise

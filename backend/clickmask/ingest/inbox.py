@@ -1,7 +1,5 @@
 """Durable storage of webhook bodies, before anybody answers them."""
 
-from __future__ import annotations
-
 import logging
 import queue
 import secrets
@@ -29,12 +27,9 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE TABLE IF NOT EXISTS inbox (id TEXT NOT NULL);
 """
 _SELECT = "SELECT id, source, received_at, body FROM events"
-_FORGET = (
-    "DELETE FROM events WHERE id IN "
-    "(SELECT id FROM events WHERE id <= ? AND received_at < ? ORDER BY id LIMIT 500)"
-)
+_FORGET = """DELETE FROM events
+WHERE id IN (SELECT id FROM events WHERE id <= ? AND received_at < ? ORDER BY id LIMIT 500)"""
 _CLOSED = "clickmask is shutting down"
-_FULL = "the event could not be kept: is there room in CLICKMASK_HOME?"
 
 log = logging.getLogger(__name__)
 
@@ -148,8 +143,9 @@ class Inbox:
                 ids = self._insert(together)
             except sqlite3.Error as error:
                 log.error("events could not be kept: %s", error)
+                sentence = "the event could not be kept: is there room in CLICKMASK_HOME?"
                 for arrival in together:
-                    arrival.kept.set_exception(StoreUnavailable(_FULL))
+                    arrival.kept.set_exception(StoreUnavailable(sentence))
             else:
                 self.arrived.set()
                 for arrival, number in zip(together, ids, strict=True):
@@ -175,7 +171,6 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute(f"PRAGMA {name} = {value}")
         if connection.execute(f"PRAGMA {name}").fetchone() != (value,):
             connection.close()
-            raise StoreUnavailable(
-                f"SQLite refuses {name} = {value} in CLICKMASK_HOME: is it on a network drive?"
-            )
+            where = "CLICKMASK_HOME: is it on a network drive?"
+            raise StoreUnavailable(f"SQLite refuses {name} = {value} in {where}")
     return connection

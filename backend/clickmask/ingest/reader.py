@@ -1,7 +1,5 @@
 """The thread that reads the inbox: it turns events into labels, in order, whatever happens."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
@@ -39,9 +37,8 @@ class IngestStatus:
 class InboxReader:
     """Stores labels from the inbox and resumes where it stopped. Close it before inbox and store.
 
-    An event that fails is set aside, and the others go on. If the reason may pass, it is retried at growing
-    intervals for a day; otherwise once after a restart, since the settings may have been corrected. While the
-    store is unavailable, everything waits.
+    An event that fails is set aside, and the others go on. If the reason may pass, it is retried for a day;
+    otherwise once after a restart, when settings may be corrected. Without the store, everything waits.
     """
 
     def __init__(
@@ -84,29 +81,25 @@ class InboxReader:
                 if started:
                     self._store.retry_set_aside(self._inbox.id, self._clock())
                     started = False
-                if not self._read_some() and not self._retry_one():
+                events = self._inbox.events(after=self._store.read_to(self._inbox.id), limit=_MAX_BATCH)
+                for event in events:
+                    # Wait for a quiet moment: parsing holds the GIL and would delay answers.
+                    until = time.monotonic() + MAX_YIELD_S
+                    while (rest := QUIET_S - self._inbox.quiet_for()) > 0 and time.monotonic() < until:
+                        if self._closing:
+                            return
+                        time.sleep(rest)
+                    if self._closing:
+                        return
+                    self._store.mark_read(self._inbox.id, event.id, self._apply(event, 0))
+                    self._inbox.forget_to(event.id)
+                    if len(events) == _MAX_BATCH:
+                        self._retry_one()  # a flood of new events must not starve old ones
+                if not events and not self._retry_one():
                     self._inbox.arrived.wait(_IDLE_S)
             except StoreUnavailable as error:
                 log.error("events wait in the inbox: %s", error)
                 self._inbox.arrived.wait(_IDLE_S)
-
-    def _read_some(self) -> bool:
-        """Read at most _MAX_BATCH new events. Returns False if there were none."""
-        events = self._inbox.events(after=self._store.read_to(self._inbox.id), limit=_MAX_BATCH)
-        for event in events:
-            # Wait for a quiet moment: parsing holds the GIL and would delay answers.
-            until = time.monotonic() + MAX_YIELD_S
-            while (rest := QUIET_S - self._inbox.quiet_for()) > 0 and time.monotonic() < until:
-                if self._closing:
-                    break
-                time.sleep(rest)
-            if self._closing:
-                break
-            self._store.mark_read(self._inbox.id, event.id, self._apply(event, 0))
-            self._inbox.forget_to(event.id)
-            if len(events) == _MAX_BATCH:
-                self._retry_one()  # a flood of new events must not starve old ones
-        return bool(events)
 
     def _retry_one(self) -> bool:
         """Retry the failed event that is due. Returns False if none is."""
@@ -114,22 +107,19 @@ class InboxReader:
         if due is None:
             return False
         event = self._inbox.event(due.event)
-        failed = self._apply(event, due.attempts) if event else None
-        if failed:
+        if event and (failed := self._apply(event, due.attempts)):
             self._store.defer(self._inbox.id, failed)
         else:
             self._store.resolve(self._inbox.id, due.event)
         return True
 
     def _apply(self, event: Event, attempts: int) -> FailedEvent | None:
-        """Store the event's labels. Returns its failure, if any. Raises StoreUnavailable.
-
-        A failed submission does not keep the others out, unless it took long or its error would affect them.
-        """
+        """Store the event's labels. Returns its failure, if any. Raises StoreUnavailable."""
         tool = self._tools.get(event.source)
         if tool is None:
             return None  # the tool has no labels to give
         taken, lost, failed = 0, 0.0, list[Exception]()
+        # A failed submission does not keep the others out, unless it took long or would fail them too.
         try:
             for change in tool.changes(event.body, attempts > 0):
                 began = time.monotonic()

@@ -9,8 +9,8 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from clickmask.datasets import assign
-from clickmask.datasets.assign import assign_image, assign_images
+from clickmask.datasets import snapshot
+from clickmask.datasets.snapshot import assign_image, assign_images
 from clickmask.errors import Gone, StoreUnavailable
 from clickmask.labels.split import SIDES, Assigned, Fingerprint, Side, SideCounts, fingerprint, quarantined
 from clickmask.store import Store
@@ -153,7 +153,7 @@ def test_a_neighbour_that_another_process_places_meanwhile_is_followed(
 def test_a_neighbour_is_followed_however_many_there_are(
     store: Store, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(assign, "_MAX_QUERY_DIGESTS", most)
+    monkeypatch.setattr(snapshot, "_MAX_QUERY_DIGESTS", most)
     first: dict[str, Side] = {}
     for name in "abcd":
         first[name] = place(store, name)

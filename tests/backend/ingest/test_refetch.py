@@ -11,7 +11,7 @@ from clickmask.errors import ImageUnavailable, ToolUnavailable
 from clickmask.images.archive import ImageArchive
 from clickmask.images.fetch import Fetcher
 from clickmask.images.source import ImageSource
-from clickmask.ingest.apply import Ingester, Page, refetch_missing
+from clickmask.ingest.apply import Ingester, Page
 from clickmask.labels.submissions import AnnotationDeleted, Submission
 from clickmask.store import Store
 from support.accepting import TOOL, FakeTool, box, submitted
@@ -57,7 +57,7 @@ def lose(store: Store, tmp_path: Path, *tasks: str) -> None:
 
 
 def fetch(tool: PullableTool, store: Store, kept: ImageArchive, stopped: bool = False) -> int:
-    return refetch_missing(TOOL, tool, "1", store, ImageSource(Fetcher()), kept, lambda: stopped)
+    return Ingester(store, ImageSource(Fetcher()), kept).refetch_missing(TOOL, tool, "1", lambda: stopped)
 
 
 def held(store: Store, kept: ImageArchive) -> list[str]:

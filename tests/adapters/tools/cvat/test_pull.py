@@ -14,7 +14,6 @@ from clickmask.errors import InvalidRequest, NotFound
 from clickmask.images.archive import ImageArchive
 from clickmask.images.fetch import Fetcher
 from clickmask.images.source import ImageSource
-from clickmask.ingest import pull
 from clickmask.ingest.apply import Ingester, Page
 from clickmask.ingest.inbox import Inbox
 from clickmask.ingest.reader import InboxReader
@@ -354,7 +353,7 @@ def test_a_damaged_shape_is_reported_as_by_label_studio_and_costs_its_frame_alon
     box = "the box (70, 50, 80, 60) is not in the 80x60 image"
     sentence = f"job 3, frame 1: mask {broken['id']} is damaged: {box}"
     assert aside.reason == f"{sentence} (of the event's submissions 1 were taken in, 1 not)"
-    *_, done = pull.pull("cvat", labels, "1", store, ingester)
+    *_, done = ingester.pull("cvat", labels, "1")
     assert (done.left_out, done.known, done.gone) == ((sentence,), 1, 0)
     # Of the damaged frame stands what was accepted before.
     standing = [label.key.region for label in store.labels("cvat", "1")]
@@ -446,7 +445,7 @@ def test_whatever_order_events_arrive_in_what_cvat_holds_is_what_is_stored(
     under_way.append(cvat.complete(last))
     for event in rng.sample(under_way, len(under_way) // 2):
         take(ingester, labels, event)
-    assert [done.left_out for done in pull.pull("cvat", labels, "1", store, ingester)][-1] == ()
+    assert [done.left_out for done in ingester.pull("cvat", labels, "1")][-1] == ()
     standing = store.labels("cvat", "1", all_annotations=True)
     assert {(label.key.annotation, label.key.region) for label in standing} == held(cvat)
     for event in under_way:  # and those that come after all
