@@ -43,7 +43,6 @@ from clickmask.store import Store
 from clickmask.types import Pixels, Size
 
 IGNORED = 255  # class of unknown pixels in a class map
-FOLDS = 5
 _MAX_QUERY_DIGESTS = 500
 PixelsOf = Callable[[str], Pixels]  # pixels by digest; raises ClickmaskError if they are not kept
 
@@ -264,7 +263,7 @@ def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled)
     return classes
 
 
-def folds(dataset: Dataset, count: int = FOLDS) -> list[tuple[list[Sample], list[Sample]]]:
+def folds(dataset: Dataset, count: int = 5) -> list[tuple[list[Sample], list[Sample]]]:
     """`count` pairs of training and measured images, for `too_few` datasets. Measures each usable image once.
 
     Near duplicates share a fold; with fewer groups of them than `count`, each group is a fold. Training uses

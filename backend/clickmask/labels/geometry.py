@@ -116,6 +116,5 @@ def geometry_from_json(written: Mapping[str, Any]) -> Geometry:
 
 def _clockwise(degrees: float) -> NDArray[np.float64]:
     """Rotation matrix for (x, y) with y down, clockwise on the screen."""
-    angle = np.deg2rad(degrees)
-    cos, sin = float(np.cos(angle)), float(np.sin(angle))
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     return np.array([[cos, -sin], [sin, cos]])

@@ -108,11 +108,11 @@ def pair(
     ]
     matched: dict[int, int] = {}  # indices of objects and their sessions
     for _, place, index in sorted(overlaps):
-        if place not in matched and index not in matched.values():
+        if place not in matched and index not in taken:
             matched[place] = index
+            taken.add(index)
     for place, accepted in enumerate(unnamed):
         paired.append((accepted, sessions[matched[place]] if place in matched else None))
-    taken.update(matched.values())
     # Prelabels of runs that the same annotator replaced before the image was submitted.
     replaced = {each.id for each in prelabels if each.created_at <= _until(labels)}
     replaced -= {each.id for drawn in shown(prelabels, labels).values() for each in drawn}
