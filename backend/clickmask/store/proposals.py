@@ -66,7 +66,10 @@ class Proposals(Part):
         self._newest: Future[None] | None = None
 
     def remember_soon(self, id: str, digest: str, prompt: Prompt, prediction: Prediction) -> None:  # noqa: A002
-        """Queue the proposal for writing; reads find it at once. Waits while MAX_PENDING are unwritten."""
+        """Queue the proposal for writing; reads find it at once. Waits while MAX_PENDING are unwritten.
+
+        One that the database refuses is lost and logged; people have its mask.
+        """
         if not self._room.acquire(blocking=False):
             self._hurry.set()
             self._room.acquire()

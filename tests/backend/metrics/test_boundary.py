@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clickmask.metrics.report import BAND, TOLERANCE, boundary_f1, boundary_overlap
+from clickmask.metrics.boundary import BAND, TOLERANCE, boundary_f1, boundary_overlap
 from clickmask.types import Mask
 from support.drawn import disc, rectangle
 
