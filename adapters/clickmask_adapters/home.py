@@ -21,7 +21,7 @@ from clickmask.inference.runtimes import Runtimes
 from clickmask.inference.weights import WeightsFolder
 from clickmask.ingest.apply import Ingester, LabelSource
 from clickmask.ingest.inbox import Inbox
-from clickmask.models.labeller import ProjectModels
+from clickmask.models.versions import ProjectModels
 from clickmask.store import Store
 from clickmask.store.jobs import Jobs
 from clickmask.training.supervisor import Supervisor, Triggers, WorkerConfig

@@ -18,7 +18,7 @@ from clickmask.images.archive import ImageArchive
 from clickmask.images.source import ImageSource
 from clickmask.ingest.apply import LabelSource, Page
 from clickmask.labels.submissions import ProjectDescribed, Submission
-from clickmask.models.labeller import ProjectModels
+from clickmask.models.versions import ProjectModels
 from clickmask.types import ImageRef
 from clickmask.workbench import Workbench
 from clickmask_adapters import home as home_module

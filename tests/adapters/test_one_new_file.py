@@ -25,7 +25,8 @@ from clickmask.images.archive import ImageArchive
 from clickmask.labels.submissions import ProjectDescribed
 from clickmask.masks.rle import rle_to_mask
 from clickmask.metrics.confusion import confusion_matrix, miou
-from clickmask.models.labeller import ProjectModels, open_labeller
+from clickmask.models.labeller import open_labeller
+from clickmask.models.versions import ProjectModels
 from clickmask.store import Store
 from clickmask_adapters import cli, exports, tools
 from clickmask_adapters.app import create_app

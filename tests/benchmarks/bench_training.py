@@ -27,7 +27,8 @@ from clickmask.datasets.snapshot import snapshot
 from clickmask.images.archive import ImageArchive
 from clickmask.masks.rle import mask_to_rle
 from clickmask.metrics.confusion import confusion_matrix, miou
-from clickmask.models.labeller import Labeller, ProjectModels, open_labeller
+from clickmask.models.labeller import Labeller, open_labeller
+from clickmask.models.versions import ProjectModels
 from clickmask.store import Store
 from clickmask.training.fit import TrainingConfig
 from clickmask.training.networks import unet

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clickmask.models.labeller import ProjectModels
+from clickmask.models.versions import ProjectModels
 from support.clicking import chromium
 from support.drawn import disc, rectangle
 from support.label_studio_sdk_oracle import decode_rle

@@ -13,7 +13,8 @@ import numpy as np
 from clickmask.datasets.snapshot import snapshot
 from clickmask.images.archive import ImageArchive
 from clickmask.metrics.confusion import Confusion, confusion_matrix, iou
-from clickmask.models.labeller import Labeller, ProjectModels, open_labeller
+from clickmask.models.labeller import Labeller, open_labeller
+from clickmask.models.versions import ProjectModels
 from clickmask.store import Store
 from clickmask.training.fit import Progress, TrainingConfig
 from clickmask.training.train import Trained, train

@@ -11,8 +11,7 @@ from clickmask.labels.geometry import geometry_to_json
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.regions import mask_area, mask_box
 from clickmask.masks.rle import rle_to_mask
-from clickmask.models.labeller import ProjectModels
-from clickmask.models.versions import Models, ModelVersion
+from clickmask.models.versions import Models, ModelVersion, ProjectModels
 from clickmask.workbench import Workbench
 from clickmask_adapters.api import json_response
 

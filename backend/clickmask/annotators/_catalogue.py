@@ -9,7 +9,7 @@ from typing import Protocol, cast
 from clickmask.errors import NotFound, NotReady
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.embeddings import EmbeddingCache
-from clickmask.models.labeller import ProjectModels, folder_name
+from clickmask.models.versions import ProjectModels, folder_name
 from clickmask.plugins import Families, Family
 from clickmask.types import Annotator
 

@@ -15,7 +15,8 @@ import numpy as np
 from clickmask.annotators._catalogue import Host
 from clickmask.annotators._refine import refine
 from clickmask.errors import Failed, NotReady
-from clickmask.models.labeller import Labelling, ProjectModels
+from clickmask.models.labeller import Labelling
+from clickmask.models.versions import ProjectModels
 from clickmask.plugins import Variant
 from clickmask.types import Image, Mask, Prediction
 

@@ -1,20 +1,14 @@
 """A project's model at work: it gives every pixel of a picture a category. Reads ONNX, without torch."""
 
-from __future__ import annotations
-
 import math
-import threading
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.errors import NotReady
 from clickmask.inference.sessions import Session, open_session
-from clickmask.models.versions import Models, ModelVersion
 from clickmask.types import Pixels, Size
 
 PIXELS, LOGITS = "pixels", "logits"  # tensors of the ONNX file: (1, 3, H, W) in [0, 1] -> (1, K, H, W)
@@ -46,7 +40,12 @@ class Labeller:
         confidence = (1 / np.exp(logits - logits.max(axis=0)).sum(axis=0)).astype(np.float32)
         if size == shown:
             return Labelling(logits.argmax(axis=0).astype(np.uint8), confidence)
-        return Labelling(_enlarged(logits, shown), _resized(confidence, shown))
+        classes, best = np.zeros(shown, np.uint8), np.full(shown, -math.inf, np.float32)
+        for number, plane in enumerate(logits):  # one by one, to save memory
+            there = _resized(plane, shown)
+            classes[there > best] = number
+            np.maximum(best, there, out=best)
+        return Labelling(classes, _resized(confidence, shown))
 
 
 def working_size(size: Size) -> Size:
@@ -82,55 +81,6 @@ def to_input(pixels: Pixels) -> NDArray[np.float32]:
 def open_labeller(network: Path | bytes, threads: int | None = None) -> Labeller:
     """Open the network of an ONNX file, on all cores if `threads` is None. Raises NotReady."""
     return Labeller(open_session(network, "onnxruntime", threads=threads))
-
-
-class ProjectModels:
-    """The models of all projects, each in a folder named by tool and project. For any thread."""
-
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
-        self._folder = folder
-        self._threads = threads
-        self._lock = threading.Lock()
-        self._opened: dict[str, tuple[Path, Labeller]] = {}
-
-    def of(self, tool: str, project: str) -> Models:
-        return Models(self._folder / folder_name(tool, project))
-
-    def names(self) -> list[str]:
-        """Folder names of the projects with a served version, sorted."""
-        return sorted(each.name for each in self._folder.glob("*") if Models(each).has_served)
-
-    def named(self, name: str) -> Models:
-        return Models(self._folder / name)
-
-    def served(self, name: str) -> tuple[ModelVersion, Labeller]:
-        """The served version and its open network. Raises NotReady, also if none is served, and Failed."""
-        with self.named(name).lock_served() as version:
-            if version is None:
-                raise NotReady(f"no model of {name} was trained yet")
-            with self._lock:
-                path, labeller = self._opened.get(name, (None, None))
-                if labeller is None or path != version.path:
-                    labeller = open_labeller(version.network, self._threads)
-                    self._opened[name] = version.path, labeller
-            return version, labeller
-
-
-def folder_name(tool: str, project: str) -> str:
-    """A name like `label_studio-7` of letters, digits, _ . and - only, for file systems and URLs."""
-    escaped = [quote(text, safe="").replace(".", "%2E").replace("~", "%7E") for text in (tool, project)]
-    return "-".join(escaped).replace("%", ".")
-
-
-def _enlarged(logits: NDArray[np.float32], size: Size) -> NDArray[np.uint8]:
-    """The class with the largest logit at `size`. Planes are resized one by one to save memory."""
-    classes = np.zeros(size, np.uint8)
-    best = np.full(size, -math.inf, np.float32)
-    for number, plane in enumerate(logits):
-        there = _resized(plane, size)
-        classes[there > best] = number
-        np.maximum(best, there, out=best)
-    return classes
 
 
 def _resized(plane: NDArray[np.float32], size: Size) -> NDArray[np.float32]:

@@ -1,15 +1,12 @@
-"""Versions of a project's model, as folders that are complete or absent. No torch.
+"""Trained models of projects, as versions that are complete or absent. No torch.
 
-    models/versions/0003-1f2e3d4c/manifest.json weights.safetensors network.onnx golden.npz
-    models/served.json      the version in use, and the versions served before it
+    PROJECT/versions/0003-1f2e3d4c/manifest.json weights.safetensors network.onnx golden.npz
+    PROJECT/served.json      the version in use, and the versions served before it
 
-A version is written aside, flushed file by file, loaded and compared with its golden answers. Only then is it
-renamed into place, and it never changes again. `served.json` is replaced atomically, so a reader finds the
-old model or the new one even if a writer is killed. Old versions are renamed aside, then removed; a version
-that is being opened (see `lock_served`) stays.
+A version is written aside, flushed, loaded and compared with its golden answers, then renamed into place. It
+never changes again. `served.json` is replaced atomically, so a reader finds the old model or the new one even
+if a writer is killed. Old versions are renamed aside, then removed, unless one is being opened.
 """
-
-from __future__ import annotations
 
 import hashlib
 import importlib
@@ -17,30 +14,29 @@ import io
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clickmask import files
 from clickmask.errors import Failed, NotFound, NotReady
-from clickmask.inference.sessions import open_session
+from clickmask.inference.sessions import Arrays, open_session
+from clickmask.models.labeller import Labeller, open_labeller
 
 log = logging.getLogger(__name__)
-
-Arrays = Mapping[str, NDArray[Any]]
 
 MANIFEST, WEIGHTS, NETWORK, GOLDEN = "manifest.json", "weights.safetensors", "network.onnx", "golden.npz"
 PACKAGES = ("clickmask", "numpy", "onnx", "onnxruntime", "safetensors", "torch")
 MAX_VERSIONS = 5  # newest versions that pruning keeps
 TOLERANCE = 1e-3  # in logits: runtimes differ by a hundredth of it, a wrong weight by more
-
 _ASIDE = ".aside-"
 
 
@@ -87,27 +83,33 @@ class Models:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._versions = folder / "versions"
-        self._pointer = folder / "served.json"
+        self._versions, self._pointer = folder / "versions", folder / "served.json"
+        self._lock = folder / ".lock"  # of writers
 
     def save(self, model: UnsavedModel) -> ModelVersion:
         """Save a new version. Raises Failed if the written network fails to load or answers differently."""
+        safetensors: Any = importlib.import_module("safetensors.numpy")  # in the extra `torch`
+        weights = {name: np.ascontiguousarray(each) for name, each in model.weights.items()}
+        golden = io.BytesIO()
+        named = {f"input:{name}": each for name, each in model.golden_inputs.items()}
+        named |= {f"output:{name}": each for name, each in model.golden_outputs.items()}
+        np.savez_compressed(golden, **named)  # pyright: ignore[reportArgumentType] - arrays only
+        contents = {WEIGHTS: safetensors.save(weights), NETWORK: model.network, GOLDEN: golden.getvalue()}
         self._versions.mkdir(parents=True, exist_ok=True)
-        with self._locked():
+        with files.lock(self._lock):
             self._remove_leftovers()
             number = 1 + max((int(each.name[:4]) for each in self._folders()), default=0)
-            contents = _files(model)
-            packages = {name: next(iter(distributions(name=name)), None) for name in PACKAGES}
+            installed = {name: list(distributions(name=name)) for name in PACKAGES}
             manifest = {
                 "provenance": asdict(model.provenance),
-                "parent": self._served()[0],
-                "packages": {name: found.version for name, found in packages.items() if found},
+                "parent": next(reversed(self._history()), None),
+                "packages": {name: found[0].version for name, found in installed.items() if found},
                 "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
             }
             written = json.dumps(manifest, indent=1, sort_keys=True).encode()
             identifier = f"{number:04d}-{hashlib.sha256(written).hexdigest()[:8]}"
-            aside = self._versions / (_ASIDE + identifier)
+            path, aside = self._versions / identifier, self._versions / (_ASIDE + identifier)
             aside.mkdir()
             for name, content in [*contents.items(), (MANIFEST, written)]:
                 (aside / name).write_bytes(content)
@@ -117,9 +119,9 @@ class Models:
             except Failed:
                 shutil.rmtree(aside)
                 raise
-            aside.rename(self._versions / identifier)
+            aside.rename(path)
             files.flush(self._versions)
-            return _read_version(self._versions / identifier)
+            return _read_version(path)
 
     def versions(self) -> list[ModelVersion]:
         """All versions, oldest first. Damaged ones are left out with a warning."""
@@ -139,72 +141,60 @@ class Models:
 
     def served(self) -> ModelVersion | None:
         """The version in use; None if there is none. Raises Failed."""
-        identifier, _ = self._served()
-        return None if identifier is None else self.version(identifier)
+        history = self._history()
+        return self.version(history[-1]) if history else None
 
     @contextmanager
     def lock_served(self) -> Generator[ModelVersion | None]:
         """The served version, protected from pruning inside the `with` block; None if there is none."""
-        while True:
-            version = self.served()
-            if version is None:
-                yield None
-                return
+        while version := self.served():
             with files.lock(self._opening(version.id), shared=True):
                 if version.path.is_dir():  # else it was replaced and pruned after the pointer was read
                     yield version
                     return
-
-    @property
-    def has_served(self) -> bool:
-        """Whether a version was promoted, even if it is damaged."""
-        return self._pointer.exists()
+        yield None
 
     def promote(self, identifier: str) -> ModelVersion:
         """Serve this version from now on. If it raises NotFound or Failed, nothing changes."""
         promoted = self.version(identifier)
         verify(promoted)
-        with self._locked():
+        with files.lock(self._lock):
             self.version(identifier)  # raises if it was pruned meanwhile
-            current, before = self._served()
-            if identifier != current:
-                self._serve(identifier, [*before, *([current] if current else [])])
+            history = self._history()
+            if history[-1:] != [identifier]:
+                self._serve([*history, identifier])
         return promoted
 
     def roll_back(self) -> ModelVersion:
         """Serve the previously served version. Raises NotFound if there was none."""
-        with self._locked():
-            _, before = self._served()
-            if not before:
+        with files.lock(self._lock):
+            if not (before := self._history()[:-1]):
                 raise NotFound("no other model was served before this one")
             earlier = self.version(before[-1])
             verify(earlier)
-            self._serve(earlier.id, before[:-1])
+            self._serve(before)
         return earlier
 
     def prune(self, newest: int = MAX_VERSIONS) -> list[str]:
-        """Remove old versions and return their ids.
-
-        Keeps the served version, its parent, the rollback target, open ones and the `newest` (at least 1).
-        """
-        with self._locked():
-            current, before = self._served()
+        """Remove old versions and return their ids. Keeps the served one, its parent, the rollback target,
+        open ones and the `newest` (at least 1)."""
+        with files.lock(self._lock):
+            history = self._history()
             names = sorted(folder.name for folder in self._folders())
-            stay = {current, *before[-1:], *names[-newest:]}
+            stay = {*history[-2:], *names[-newest:]}
             with suppress(Failed, NotFound):
-                stay.add(self.version(current).parent if current else None)
-            if current and not stay.issuperset(before):
-                self._serve(current, [name for name in before if name in stay])
+                if (served := self.served()) and served.parent:
+                    stay.add(served.parent)
+            if not stay.issuperset(history):
+                self._serve([name for name in history if name in stay])
             gone: list[str] = []
             for name in sorted(set(names) - stay):
-                try:
+                with suppress(BlockingIOError):  # somebody is opening it
                     with files.lock(self._opening(name), blocking=False):
                         (self._versions / name).rename(self._versions / (_ASIDE + name))
-                except BlockingIOError:  # somebody is opening it
-                    continue
-                gone.append(name)
-                with suppress(OSError):  # Windows keeps the file while somebody waits for its lock in vain
-                    self._opening(name).unlink()
+                    gone.append(name)
+                    with suppress(OSError):  # Windows keeps the file while somebody waits for its lock
+                        self._opening(name).unlink()
             self._remove_leftovers()
         return gone
 
@@ -212,15 +202,17 @@ class Models:
         """Lock held while this version is opened. Inside its folder, it would block renaming on Windows."""
         return self.folder / f".{name}.lock"
 
-    def _served(self) -> tuple[str | None, list[str]]:
+    def _history(self) -> list[str]:
+        """Ids of the versions served so far, the current one last."""
         try:
             pointer = json.loads(self._pointer.read_bytes())
         except FileNotFoundError:
-            return None, []
-        return pointer["served"], pointer["before"]
+            return []
+        return [*pointer["before"], pointer["served"]]
 
-    def _serve(self, identifier: str, before: list[str]) -> None:
-        files.write(self._pointer, json.dumps({"served": identifier, "before": before}).encode())
+    def _serve(self, history: list[str]) -> None:
+        pointer = {"served": history[-1], "before": history[:-1]}
+        files.write(self._pointer, json.dumps(pointer).encode())
 
     def _folders(self) -> list[Path]:
         return [each for each in self._versions.glob("*") if not each.name.startswith(_ASIDE)]
@@ -232,9 +224,40 @@ class Models:
         for each in self.folder.glob("*" + files.DRAFT):
             each.unlink()
 
-    def _locked(self) -> AbstractContextManager[None]:
-        """The writers' lock. The system frees it if a process dies."""
-        return files.lock(self.folder / ".lock")
+
+class ProjectModels:
+    """The models of all projects, each in a folder named by tool and project. For any thread."""
+
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        self._folder, self._threads = folder, threads
+        self._lock = threading.Lock()
+        self._opened: dict[str, tuple[ModelVersion, Labeller]] = {}
+
+    def of(self, tool: str, project: str) -> Models:
+        return self.named(folder_name(tool, project))
+
+    def named(self, name: str) -> Models:
+        return Models(self._folder / name)
+
+    def names(self) -> list[str]:
+        """Folder names of the projects with a served version, even a damaged one, sorted."""
+        return sorted(pointer.parent.name for pointer in self._folder.glob("*/served.json"))
+
+    def served(self, name: str) -> tuple[ModelVersion, Labeller]:
+        """The served version and its open network. Raises NotReady, also if none is served, and Failed."""
+        with self.named(name).lock_served() as version:
+            if version is None:
+                raise NotReady(f"no model of {name} was trained yet")
+            with self._lock:
+                if name not in self._opened or self._opened[name][0] != version:
+                    self._opened[name] = version, open_labeller(version.network, self._threads)
+                return self._opened[name]
+
+
+def folder_name(tool: str, project: str) -> str:
+    """A name like `label_studio-7` of letters, digits, _ . and - only, for file systems and URLs."""
+    escaped = [quote(text, safe="").replace(".", "%2E").replace("~", "%7E") for text in (tool, project)]
+    return "-".join(escaped).replace("%", ".")
 
 
 def verify(model: ModelVersion) -> None:
@@ -246,7 +269,11 @@ def verify(model: ModelVersion) -> None:
             raise Failed(f"the model {model.id} lacks {name}") from error
         if found != expected:
             raise Failed(f"{name} of the model {model.id} is not what was saved")
-    inputs, outputs = read_golden(model.path / GOLDEN)
+    with np.load(model.path / GOLDEN, allow_pickle=False) as golden:
+        inputs, outputs = (
+            {name.removeprefix(kind): golden[name] for name in golden.files if name.startswith(kind)}
+            for kind in ("input:", "output:")
+        )
     try:
         answers = open_session(model.network, "onnxruntime").run(inputs)
     except NotReady as error:
@@ -258,26 +285,6 @@ def verify(model: ModelVersion) -> None:
         if not np.allclose(answer, expected, rtol=TOLERANCE, atol=TOLERANCE):
             worst = float(np.abs(answer - expected).max())
             raise Failed(f"{name} of the model {model.id} is {worst:.2g} off what it was in training")
-
-
-def read_golden(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """The golden inputs and the network's answers, by name."""
-    with np.load(path, allow_pickle=False) as stored:
-        named: dict[str, NDArray[Any]] = {name: stored[name] for name in stored.files}
-    inputs = {name[len("input:") :]: each for name, each in named.items() if name.startswith("input:")}
-    outputs = {name[len("output:") :]: each for name, each in named.items() if name.startswith("output:")}
-    return inputs, outputs
-
-
-def _files(model: UnsavedModel) -> dict[str, bytes]:
-    # in the extra `torch`, which is there wherever a model was trained
-    safetensors: Any = importlib.import_module("safetensors.numpy")
-    golden = io.BytesIO()
-    named = {f"input:{name}": each for name, each in model.golden_inputs.items()}
-    named |= {f"output:{name}": each for name, each in model.golden_outputs.items()}
-    np.savez_compressed(golden, **named)  # pyright: ignore[reportArgumentType] - arrays only
-    weights = {name: np.ascontiguousarray(each) for name, each in model.weights.items()}
-    return {WEIGHTS: safetensors.save(weights), NETWORK: model.network, GOLDEN: golden.getvalue()}
 
 
 def _read_version(folder: Path) -> ModelVersion:

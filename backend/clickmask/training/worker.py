@@ -23,7 +23,7 @@ from clickmask.datasets.snapshot import snapshot
 from clickmask.errors import ClickmaskError, StoreUnavailable
 from clickmask.images.archive import ImageArchive
 from clickmask.images.decode import ImageLimits
-from clickmask.models.labeller import ProjectModels
+from clickmask.models.versions import ProjectModels
 from clickmask.store import Store
 from clickmask.store.jobs import Job, Jobs
 from clickmask.training.fit import Progress, TrainingConfig

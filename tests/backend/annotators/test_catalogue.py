@@ -15,7 +15,7 @@ from clickmask.annotators._catalogue import AnnotatorCatalogue
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.inference.weights import WeightsFolder
-from clickmask.models.labeller import ProjectModels
+from clickmask.models.versions import ProjectModels
 from clickmask.types import Annotator, Image, Pixels
 from support.model_drafts import draft
 from support.scenes import drawn_scene

@@ -16,7 +16,7 @@ from clickmask.annotators._refine import SAME_OBJECT, along, better, edge_streng
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.masks.regions import mask_box, mask_iou
-from clickmask.models.labeller import ProjectModels
+from clickmask.models.versions import ProjectModels
 from clickmask.segmenters import grabcut
 from clickmask.types import Image, Mask, Prediction, Prompt
 from conftest import OneSegmenter

@@ -13,7 +13,7 @@ from clickmask.errors import NotFound
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.inference.weights import WeightsFolder
-from clickmask.models.labeller import ProjectModels
+from clickmask.models.versions import ProjectModels
 from clickmask.types import Image
 from support.drawn import disc, rectangle
 from support.model_drafts import draft

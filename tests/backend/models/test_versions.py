@@ -17,7 +17,7 @@ import pytest
 
 from clickmask.errors import Failed, NotFound
 from clickmask.models import versions
-from clickmask.models.versions import Models, ModelVersion, read_golden, verify
+from clickmask.models.versions import Models, ModelVersion, ProjectModels, verify
 from support.model_drafts import PIXELS, draft, network, save_and_promote
 
 
@@ -39,8 +39,8 @@ def test_a_version_is_kept_with_all_that_made_it(kept: Models) -> None:
     assert saved.network.read_bytes() == network(2.0)
     weights = safetensors.numpy.load_file(saved.path / versions.WEIGHTS)
     assert weights["weight"].tolist() == [2.0]
-    inputs, outputs = read_golden(saved.path / versions.GOLDEN)
-    np.testing.assert_array_equal(outputs["logits"], inputs["pixels"] * 2)
+    with np.load(saved.path / versions.GOLDEN) as golden:
+        np.testing.assert_array_equal(golden["output:logits"], golden["input:pixels"] * 2)
 
 
 def test_a_version_is_served_once_it_is_promoted(kept: Models) -> None:
@@ -172,7 +172,7 @@ def test_what_a_rollback_leads_to_and_what_is_damaged_is_pruned_with_care(kept: 
     assert kept.roll_back() == third, "it was no parent of the second"
     (third.path / versions.MANIFEST).write_text("{")
     assert kept.prune(newest=1) == [second.id]
-    assert kept.has_served
+    assert ProjectModels(kept.folder.parent).names() == [kept.folder.name]
 
 
 def test_a_version_that_is_being_opened_is_not_pruned(kept: Models) -> None:

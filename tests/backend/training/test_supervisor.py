@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 
 from clickmask.errors import NotReady, ToolUnavailable
 from clickmask.images.archive import ImageArchive
-from clickmask.models.labeller import ProjectModels
+from clickmask.models.versions import ProjectModels
 from clickmask.store import Store
 from clickmask.store.jobs import Job
 from clickmask.training import supervisor
@@ -90,7 +90,7 @@ def test_labels_become_a_served_model_in_a_process_of_its_own(
     assert done.loss is not None and done.validation_miou is not None and done.seconds > 0
     (version,) = ProjectModels(tmp_path / "models").of(TOOL, PROJECT).versions()
     assert done.version == version.id
-    assert done.promoted is ProjectModels(tmp_path / "models").of(TOOL, PROJECT).has_served
+    assert done.promoted is bool(ProjectModels(tmp_path / "models").names())
     assert done.message == version.provenance.report["decision"]
 
 

@@ -19,8 +19,8 @@ from clickmask.errors import InvalidRequest, NotReady
 from clickmask.images.archive import ImageArchive
 from clickmask.metrics.confusion import confusion_matrix, miou
 from clickmask.models import labeller
-from clickmask.models.labeller import ProjectModels, folder_name, open_labeller
-from clickmask.models.versions import Models, verify
+from clickmask.models.labeller import open_labeller
+from clickmask.models.versions import Models, ProjectModels, folder_name, verify
 from clickmask.store import Store
 from clickmask.training import crops, cross_validation, networks, train
 from clickmask.training.fit import Progress, TrainingConfig

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from clickmask.errors import Busy
 from clickmask.masks.polygons import polygons_to_mask
-from clickmask.models.labeller import ProjectModels
+from clickmask.models.versions import ProjectModels
 from clickmask.types import Mask
 from clickmask.workbench import Workbench
 from clickmask_adapters.cli import app

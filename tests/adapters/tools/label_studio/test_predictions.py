@@ -22,7 +22,7 @@ from clickmask.images.source import ImageSource
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.ingest.inbox import Inbox
 from clickmask.masks.rle import rle_to_mask
-from clickmask.models.labeller import ProjectModels
+from clickmask.models.versions import ProjectModels
 from clickmask.store import Store
 from clickmask.types import ImageRef
 from clickmask.workbench import Workbench

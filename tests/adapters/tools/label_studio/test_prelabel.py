@@ -18,7 +18,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from clickmask.models.labeller import ProjectModels
+from clickmask.models.versions import ProjectModels
 from clickmask_adapters.cli import app
 from clickmask_adapters.tools.label_studio import prelabel as prelabelling
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
