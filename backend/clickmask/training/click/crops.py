@@ -5,10 +5,7 @@ other crops and cut-out drawings are pasted over some of them as separate object
 Copy-Paste", CVPR 2021). Drawn scenes, flat shapes on noise and gradients, replace some crops.
 """
 
-from __future__ import annotations
-
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -33,21 +30,16 @@ FIRST = 60010  # object number of the first shape
 CORNERS = (3, 4, 4, 5, 6, 0)  # 0 is an ellipse
 
 
-@dataclass(frozen=True, eq=False)
-class Crops:
-    images: Tensor  # (B, 3, S, S) in [-1, 1], zero outside the image
-    targets: Tensor  # (B, P, S / 2, S / 2) of 0 and 1: P objects per crop
-
-
 class Sampler:
     """A source of crops from a pool. All random numbers come from `noise`."""
 
     def __init__(self, pool: Pool, cutouts: Tensor | None, noise: torch.Generator) -> None:
-        self.pool = pool
+        self.pool, self.noise = pool, noise
         self._cutouts = cutouts  # (N, 4, CUTOUT_SIDE, CUTOUT_SIDE) uint8, RGBA
-        self.noise = noise
 
-    def sample(self, count: int, side: int, objects: int) -> Crops:
+    def sample(self, count: int, side: int, objects: int) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, S, S) in [-1, 1], zero outside, and targets (B, P, S / 2, S / 2) of 0 and 1 for P
+        objects per crop."""
         pool = self.pool
         chosen = torch.multinomial(pool.chances, count, replacement=True, generator=self.noise)
         owners = pool.owners[chosen]
@@ -59,7 +51,7 @@ class Sampler:
         owned = codes[:, :, :: side // 48, :: side // 48].flatten(1)
         lottery = self._draw(*owned.shape) * (owned > 0)
         code = owned.gather(1, lottery.argmax(1, keepdim=True))[:, :, None, None]
-        opaque = (_number(codes) == code // PARTS) & (code > 0)
+        opaque = (codes // PARTS == code // PARTS) & (code > 0)
         layer = self._placed(torch.cat([images, opaque.float()], 1).roll(1, 0), 0.4, 1.2, side)
         images, codes = self._paste(images, codes, layer, PASTED, PASTE)
         if self._cutouts is not None:
@@ -68,7 +60,7 @@ class Sampler:
             layer = torch.cat([layer[:, :3] / 127.5 - 1, layer[:, 3:] / 255], 1)
             images, codes = self._paste(images, codes, layer, CUTOUT, PASTE_CUTOUT)
         targets = self._objects(codes[:, 0], objects)
-        return Crops(self._recoloured(images), targets)
+        return self._recoloured(images), targets
 
     def _draw(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.noise, device=self.pool.pixels.device)
@@ -89,11 +81,9 @@ class Sampler:
         mirror = torch.where(self._draw(count) < 0.5, -1.0, 1.0)
         upside = torch.where(self._draw(count) < 0.05, -1.0, 1.0)
         half_x, half_y = sides / 2 * stretch, sides / 2 / stretch
-        rows = [
-            [mirror * half_x * turn.cos(), -half_y * turn.sin() * upside, centres[:, 0]],
-            [mirror * half_x * turn.sin(), half_y * turn.cos() * upside, centres[:, 1]],
-        ]
-        theta = _matrices(rows) / (SIDE / 2)
+        across = [mirror * half_x * turn.cos(), -half_y * turn.sin() * upside, centres[:, 0]]
+        down = [mirror * half_x * turn.sin(), half_y * turn.cos() * upside, centres[:, 1]]
+        theta = _matrices(across, down) / (SIDE / 2)
         theta[:, :, 2] -= 1
         return functional.affine_grid(theta, [count, 3, side, side], align_corners=False)
 
@@ -104,11 +94,8 @@ class Sampler:
         turn = (self._draw(count) - 0.5) * 1.2
         mirror = torch.where(self._draw(count) < 0.5, -1.0, 1.0)
         moved = (self._draw(count, 2) - 0.5) * 1.5
-        rows = [
-            [mirror * turn.cos() / scale, -turn.sin() / scale],
-            [mirror * turn.sin() / scale, turn.cos() / scale],
-        ]
-        linear = _matrices(rows)
+        across = [mirror * turn.cos() / scale, -turn.sin() / scale]
+        linear = _matrices(across, [mirror * turn.sin() / scale, turn.cos() / scale])
         theta = torch.cat([linear, -(linear @ moved[:, :, None])], 2)
         grid = functional.affine_grid(theta, [count, 3, side, side], align_corners=False)
         return functional.grid_sample(squares, grid, mode="bilinear", align_corners=False)
@@ -124,8 +111,7 @@ class Sampler:
 
     def _objects(self, codes: Tensor, objects: int) -> Tensor:
         """Masks (B, P, S / 2, S / 2) of objects in `codes` (B, S, S), drawn by the root of their area."""
-        count, side = len(codes), codes.shape[-1]
-        step = side // 64
+        count, step = len(codes), codes.shape[-1] // 64
         seen = codes[:, step // 2 :: step, step // 2 :: step].flatten(1).long()  # (B, n)
         ids = seen // PARTS
         areas = torch.zeros((count, 65536), device=codes.device)
@@ -138,7 +124,7 @@ class Sampler:
         places = torch.multinomial(weights, objects, replacement=True, generator=self.noise)
         code = seen.gather(1, places)[:, :, None, None].float()  # (B, P, 1, 1)
         only = (self._draw(count, objects) < PART_ONLY)[:, :, None, None]
-        same = torch.where(only, codes[:, None] == code, _number(codes)[:, None] == _number(code))
+        same = torch.where(only, codes[:, None] == code, codes[:, None] // PARTS == code // PARTS)
         masks = same & (code > 0)
         return (functional.avg_pool2d(masks.float(), 2) >= 0.5).float()
 
@@ -165,12 +151,7 @@ class Sampler:
         return (changed + speckled * strength).clamp(-1, 1) * inside
 
 
-def _number(codes: Tensor) -> Tensor:
-    """Number of the object that each code belongs to."""
-    return torch.div(codes, PARTS, rounding_mode="floor")
-
-
-def _matrices(rows: list[list[Tensor]]) -> Tensor:
+def _matrices(*rows: list[Tensor]) -> Tensor:
     """Matrices (B, rows, columns) with these elements (B,)."""
     return torch.stack([torch.stack(row, 1) for row in rows], 1)
 

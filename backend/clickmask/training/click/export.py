@@ -1,16 +1,13 @@
 """Export of the network as two ONNX files that need no torch, and import from them.
 
-Weights are stored as float16 and cast when loaded; the runtime computes as it likes, in float32 on a CPU.
-Batch normalisations are folded into the preceding convolutions. On import, the convolution and the
-normalisation's bias hold all of it, with neutral statistics, so the answers match the files but the two no
-longer share the work. `Trainer.calibrate` prepares such a network for more training.
+Weights are stored as float16 and cast when loaded. Batch normalisations are folded into the preceding
+convolutions. On import, the convolution and the normalisation's bias hold all of it, with neutral statistics:
+the answers match the files. `Trainer.calibrate` prepares such a network for more training.
 """
 
-from __future__ import annotations
-
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +19,9 @@ from torch import Tensor, nn
 
 from clickmask.errors import InvalidRequest
 from clickmask.training.click.network import EMBEDDED, MAPS, ClickFPN, PromptDecoder
+from clickmask.training.networks import export_onnx
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
-OPSET = 17
 HALF = " half"  # suffix of tensors stored in half precision
 MIN_HALVED_ELEMENTS = 64  # smaller tensors are not worth halving
 
@@ -47,9 +44,26 @@ def export(network: ClickFPN, folder: Path) -> None:
     image, maps = torch.zeros(1, 3, 64, 96), torch.zeros(1, MAPS, 32, 48)
     with torch.no_grad():
         embedded = network.encoder(image)
-    _write(network.encoder, (image,), folder / ENCODER, ["image"], list(EMBEDDED))
-    decoder = _Decoder(network.decoder)
-    _write(decoder, (maps, *embedded), folder / DECODER, ["maps", *EMBEDDED], ["logits", "worth"])
+    arrays = cast("Any", numpy_helper)
+    for file, half, example, inputs, outputs in (
+        (ENCODER, network.encoder, (image,), ["image"], list(EMBEDDED)),
+        (DECODER, _Decoder(network.decoder), (maps, *embedded), ["maps", *EMBEDDED], ["logits", "worth"]),
+    ):
+        free = [name for name in inputs + outputs if name != "worth"]
+        axes = {name: {2: f"{name} height", 3: f"{name} width"} for name in free}
+        model = onnx.ModelProto.FromString(export_onnx(half, example, inputs, outputs, axes))
+        casts: list[onnx.NodeProto] = []  # from float16 back to float32, before everything else
+        for tensor in model.graph.initializer:
+            name, array = tensor.name, arrays.to_array(tensor)
+            if tensor.data_type != TensorProto.FLOAT or array.size < MIN_HALVED_ELEMENTS:
+                continue
+            halved = array.astype(np.float16)
+            if np.isfinite(halved).all():  # no weight exceeds 65504
+                tensor.CopyFrom(arrays.from_array(halved, name + HALF))
+                casts.append(helper.make_node("Cast", [name + HALF], [name], to=TensorProto.FLOAT))
+        for node in reversed(casts):
+            model.graph.node.insert(0, node)
+        (folder / file).write_bytes(model.SerializeToString())
 
 
 def shipped_network() -> ClickFPN:
@@ -68,43 +82,6 @@ def read_network(encoder: bytes, decoder: bytes) -> ClickFPN:
             raise InvalidRequest("the ONNX files are not those of the built-in segmenter's network")
         half.load_state_dict(found)
     return network
-
-
-def _write(
-    module: nn.Module,
-    example: tuple[Tensor, ...],
-    path: Path,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-) -> None:
-    """Write one half, with weights stored as float16, each followed by a cast to float32."""
-    free = [name for name in (*inputs, *outputs) if name != "worth"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns about itself, and about sizes it traces well
-        cast("Any", torch.onnx).export(
-            module.eval(),
-            example,
-            str(path),
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_axes={name: {2: f"{name} height", 3: f"{name} width"} for name in free},
-            opset_version=OPSET,
-            dynamo=False,
-        )
-    model = onnx.ModelProto.FromString(path.read_bytes())
-    arrays = cast("Any", numpy_helper)
-    casts: list[onnx.NodeProto] = []
-    for tensor in model.graph.initializer:
-        name, array = tensor.name, arrays.to_array(tensor)
-        if tensor.data_type != TensorProto.FLOAT or array.size < MIN_HALVED_ELEMENTS:
-            continue
-        half = array.astype(np.float16)
-        if np.isfinite(half).all():  # no weight exceeds 65504
-            tensor.CopyFrom(arrays.from_array(half, name + HALF))
-            casts.append(helper.make_node("Cast", [name + HALF], [name], to=TensorProto.FLOAT))
-    for node in reversed(casts):
-        model.graph.node.insert(0, node)
-    path.write_bytes(model.SerializeToString())
 
 
 def _folded_state(half: nn.Module, content: bytes) -> dict[str, Tensor]:
@@ -132,19 +109,13 @@ def _folded_state(half: nn.Module, content: bytes) -> dict[str, Tensor]:
     # unchanged tensors keep their names
     state |= {name.removeprefix("decoder."): array for name, array in arrays.items() if "::" not in name}
     for node in graph.node:
-        layer, given = _module_name(node.name), [arrays[name] for name in node.input if name in arrays]
+        # `/laterals.8/laterals.8.0/Conv` is of `laterals.8.0`: a name in a list includes the list's
+        path = pairwise(node.name.strip("/").split("/"))
+        layer = ".".join(part for part, after in path if not after.startswith(f"{part}."))
+        layer = layer.removeprefix("decoder.")
+        given = [arrays[name] for name in node.input if name in arrays]
         if node.op_type in ("Conv", "MatMul") and given:
             state[f"{layer}.weight"] = given[0].T if node.op_type == "MatMul" else given[0]
         if node.op_type == "Conv" and len(given) > 1:
             state[f"{norm_after.get(layer, layer)}.bias"] = given[1]
     return state
-
-
-def _module_name(node: str) -> str:
-    """Name of the module a node came from: `/laterals.8/laterals.8.0/Conv` -> `laterals.8.0`."""
-    parts: list[str] = []
-    for part in node.strip("/").split("/")[:-1]:
-        if parts and part.startswith(parts[-1] + "."):
-            parts.pop()  # the name of a module in a list includes the list's name
-        parts.append(part)
-    return ".".join(parts).removeprefix("decoder.")

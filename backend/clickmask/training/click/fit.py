@@ -1,7 +1,5 @@
 """Training of the promptable network: simulated annotators correct its masks round by round."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -58,6 +56,17 @@ class Trainer(TrainingLoop):
     average: ClickFPN
 
     def __init__(self, config: TrainingConfig, network: ClickFPN, sampler: Sampler, folder: Path) -> None:
+        # AdamW without decay of norms and biases. The encoder, trained on ImageNet, learns more slowly.
+        groups: list[dict[str, Any]] = []
+        for of_backbone, decayed in product((True, False), repeat=2):
+            parameters = [
+                parameter
+                for name, parameter in network.named_parameters()
+                if name.startswith("encoder.backbone.") == of_backbone and (parameter.ndim > 1) == decayed
+            ]
+            rate = config.rate * (config.encoder_rate if of_backbone else 1.0)
+            groups.append({"params": parameters, "weight_decay": config.decay * decayed, "lr": rate})
+        optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99))
         schedule = Schedule(
             config.steps,
             check_every=REPORT_EVERY,
@@ -70,7 +79,7 @@ class Trainer(TrainingLoop):
         images = "\n".join(photograph.name for photograph in sampler.pool.photographs)
         digest = hashlib.sha256(images.encode()).hexdigest()
         identity = {"recipe": RECIPE, "images": digest, **asdict(config)}
-        super().__init__(network, _optimiser(network, config), schedule, folder / CHECKPOINT, identity)
+        super().__init__(network, optimiser, schedule, folder / CHECKPOINT, identity)
         self.config = config
         self._sampler, self._noise, self._log = sampler, sampler.noise, folder / LOG
         self.resume()
@@ -82,26 +91,31 @@ class Trainer(TrainingLoop):
 
     def run(self) -> None:
         """Train to the end of the config."""
+
+        def report(progress: Progress) -> None:
+            seconds = round(progress.seconds / progress.step, 4)
+            row = {"step": progress.step, "loss": progress.loss, "seconds": seconds}
+            log.info("step %(step)d: loss %(loss).4f, %(seconds).3f s a step", row)
+            with self._log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        self.loop(self._report)
+        self.loop(report)
 
     def backward(self) -> Tensor:
-        """Leave the gradients of the rounds' mean loss.
-
-        All objects of an image share one encoding. Each round's graph is freed before the next one, keeping
-        only its gradients for the features: four rounds at once would not fit.
-        """
+        """Leave the gradients of the rounds' mean loss. All objects of an image share one encoding. Each
+        round's graph is freed before the next one, keeping only its gradients for the features: four rounds
+        at once would not fit."""
         config = self.config
         chance = random.Random(f"{config.seed} {self.step}")  # noqa: S311 - must be repeatable
         side, rounds = chance.choice(config.sides), chance.choice(ROUNDS)
         with torch.no_grad():
-            crops = self._sampler.sample(config.crops, side, config.objects)
-        targets = crops.targets.flatten(0, 1)  # (B * P, h, w)
-        with autocast(self.device):
-            encoded = self.network.encoder(channels_last(crops.images))
-        features = [each.detach().requires_grad_() for each in encoded]
-        with torch.no_grad():
+            images, targets = self._sampler.sample(config.crops, side, config.objects)
+            targets = targets.flatten(0, 1)  # (B * P, h, w)
             prompts = begin(targets, self._noise)
+        with autocast(self.device):
+            encoded = self.network.encoder(channels_last(images))
+        features = [each.detach().requires_grad_() for each in encoded]
         total = torch.zeros((), device=self.device)
         for number in range(rounds):
             ambiguous = prompts.ambiguous() if number == 0 else torch.zeros_like(prompts.clicks)
@@ -127,34 +141,11 @@ class Trainer(TrainingLoop):
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         self._noise.set_state(state["noise"].cpu())
 
-    def _report(self, progress: Progress) -> None:
-        seconds = round(progress.seconds / progress.step, 4)
-        row = {"step": progress.step, "loss": progress.loss, "seconds": seconds}
-        log.info("step %(step)d: loss %(loss).4f, %(seconds).3f s a step", row)
-        with self._log.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-
-def _optimiser(network: ClickFPN, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW without decay of norms and biases. The encoder, trained on ImageNet, learns more slowly."""
-    groups: list[dict[str, Any]] = []
-    for of_backbone, decayed in product((True, False), repeat=2):
-        parameters = [
-            parameter
-            for name, parameter in network.named_parameters()
-            if name.startswith("encoder.backbone.") == of_backbone and (parameter.ndim > 1) == decayed
-        ]
-        rate = config.rate * (config.encoder_rate if of_backbone else 1.0)
-        groups.append({"params": parameters, "weight_decay": config.decay * decayed, "lr": rate})
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99))
-
 
 def mask_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Normalised focal loss + Dice, (B, M), of logits (B, M, h, w) against targets (B, h, w) of 0 and 1.
-
     Sofiiuk et al., "Reviving Iterative Training with Mask Guidance", ICIP 2022, after Lin et al., "Focal
-    Loss", ICCV 2017: the focal weights of a mask add up to its number of pixels.
-    """
+    Loss", ICCV 2017: the focal weights of a mask add up to its number of pixels."""
     logits, wanted = logits.float(), targets[:, None].float()
     probabilities = torch.sigmoid(logits)
     right = probabilities * wanted + (1 - probabilities) * (1 - wanted)
@@ -175,11 +166,9 @@ def ious(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def total_loss(logits: Tensor, worth: Tensor, targets: Tensor, ambiguous: Tensor) -> Tensor:
-    """Mean loss of masks and their estimated IoUs. Objects without pixels are left out.
-
-    logits (B, M, h, w), worth (B, M), targets (B, h, w). The guesses, channels 1 and up, count only for
-    `ambiguous` (B,) prompts, and the best one counts most.
-    """
+    """Mean loss of masks, logits (B, M, h, w) against targets (B, h, w), and of their estimated IoUs, worth
+    (B, M). Objects without pixels are left out. The guesses, channels 1 and up, count only for `ambiguous`
+    (B,) prompts, and the best one counts most."""
     losses = mask_losses(logits, targets)
     guesses = (losses[:, 1:].min(1).values + MEAN_GUESS_WEIGHT * losses[:, 1:].mean(1)) * ambiguous
     estimates = (worth - ious(logits.detach(), targets)) ** 2

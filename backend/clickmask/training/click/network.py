@@ -6,8 +6,6 @@ outside of the current mask: GrabCut's colour models with learned features. Coor
 network's input, which is zero-padded to multiples of 32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,8 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clickmask.segmenters._builtin.prompts import BOX, CLICKED, MAPS, MIDDLE, REGION, REJECTED
-from clickmask.training.click.encoder import CHANNELS, Encoder
 
+STEM = 32
+STAGES = (  # blocks, kernel, stride of the first block, expansion, channels
+    (1, 3, 1, 1, 16),  # stride 2 of the image
+    (3, 3, 2, 6, 24),  # 4
+    (3, 5, 2, 6, 48),  # 8
+    (4, 3, 2, 6, 88),  # 16
+    (4, 5, 1, 6, 120),
+    (5, 5, 2, 6, 208),  # 32
+    (1, 3, 1, 6, 352),
+)
+CHANNELS = {2: 16, 4: 24, 8: 48, 16: 120, 32: 352}  # of the encoder's features, by stride
+EPSILON, MOMENTUM = 1e-3, 0.01  # TensorFlow's batch normalisation
 STRIDES = (32, 16, 8, 4, 2)
 WIDTHS = {32: 192, 16: 144, 8: 80, 4: 48, 2: 24}  # of the pyramid
 BLOCKS = {32: 2, 16: 2, 8: 1, 4: 1, 2: 1}  # residual blocks of the decoder
@@ -44,17 +53,15 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def calibrate(network: ClickFPN, run: Callable[[], object]) -> None:
-    """Give each normalisation the statistics of its input during `run`, without changing any answer.
-
-    `run` must feed the network, then in evaluation mode, with batches like those of the training.
-    """
+    """Give each normalisation the statistics of its input during `run`, without changing any answer. `run`
+    must feed the network, then in evaluation mode, with batches like those of the training."""
     sums: dict[Any, Tensor] = {}  # (3, C): number of pixels, their sum, and the sum of their squares
 
     def add(norm: nn.Module, given: tuple[Tensor]) -> None:
         x = given[0].detach().double().transpose(0, 1).flatten(1)  # (B, C, h, w) -> (C, B h w)
         sums[norm] = sums.get(norm, 0) + torch.stack([torch.ones_like(x).sum(1), x.sum(1), (x * x).sum(1)])
 
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = (module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
     hooks = [norm.register_forward_pre_hook(add) for norm in norms]
     network.eval()
     run()
@@ -91,7 +98,7 @@ class ImageEncoder(nn.Module):
         pyramid = [above]
         for stride in STRIDES[1:]:
             lateral = self.laterals[str(stride)](found[stride])
-            above = self.mixers[str(stride)](lateral + _doubled(self.descents[str(stride)](above)))
+            above = self.mixers[str(stride)](lateral + _scaled(self.descents[str(stride)](above)))
             pyramid.append(above)
         compared = [
             functional.normalize(self.similar[str(stride)](features).float(), dim=1)
@@ -118,9 +125,8 @@ class PromptDecoder(nn.Module):
         self.masks = nn.Conv2d(WIDTHS[2], MASKS, 1)
         if self.masks.bias is not None:
             nn.init.constant_(self.masks.bias, -1.0)  # most of an image is not the object
-        self.worth = nn.Sequential(
-            nn.Linear(WIDTHS[32] + WIDTHS[16] + WIDTHS[4] + 2, 96), nn.ReLU(), nn.Linear(96, 1)
-        )
+        told = WIDTHS[32] + WIDTHS[16] + WIDTHS[4] + 2
+        self.worth = nn.Sequential(nn.Linear(told, 96), nn.ReLU(), nn.Linear(96, 1))
 
     def forward(self, embedded: Sequence[Tensor], maps: Tensor) -> tuple[Tensor, Tensor]:
         """EMBEDDED, and (B, MAPS, H / 2, W / 2) -> logits (B, MASKS, H / 2, W / 2), IoUs (B, MASKS)."""
@@ -132,10 +138,10 @@ class PromptDecoder(nn.Module):
         alike = {stride: likeness(compared[stride], pooled[stride]) for stride in SIMILARITIES}
         levels: dict[int, Tensor] = {}
         for stride in STRIDES:
-            alikes = [_at_stride(alike[other], other, stride) for other in TOLD[stride]]
+            alikes = [_scaled(alike[other], other / stride) for other in TOLD[stride]]
             x = pyramid[stride] + self.prompts[str(stride)](torch.cat([pooled[stride], *alikes], 1))
             if stride < 32:
-                x = x + _doubled(self.descents[str(stride)](levels[2 * stride]))
+                x = x + _scaled(self.descents[str(stride)](levels[2 * stride]))
             x = self.blocks[str(stride)](functional.relu(self.norms[str(stride)](x)))
             if stride == 32:
                 x = x * torch.sigmoid(self.gate(x.mean((2, 3))))[:, :, None, None]
@@ -150,23 +156,14 @@ class PromptDecoder(nn.Module):
         inside = torch.matmul(weights, levels[4].float().flatten(2).transpose(1, 2))  # (B, M, C)
         inside = inside / (weights.sum(2, keepdim=True) + 1)
         scene = torch.cat([levels[32].mean((2, 3)), levels[16].mean((2, 3))], 1).float()
-        told = torch.cat(
-            [
-                scene[:, None].expand(-1, MASKS, -1),
-                inside,
-                certainty[..., None],
-                covered.mean((2, 3))[..., None],
-            ],
-            2,
-        )
+        scenes = scene[:, None].expand(-1, MASKS, -1)
+        told = torch.cat([scenes, inside, certainty[..., None], covered.mean((2, 3))[..., None]], 2)
         return logits, torch.sigmoid(self.worth(told)[..., 0].float())
 
 
 def likeness(features: Tensor, maps: Tensor) -> Tensor:
     """Cosines (B, ALIKE, h, w) between unit `features` (B, C, h, w) and the means of the regions of ALIKE.
-
-    The regions come from `maps` (B, MAPS, h, w). The cosines of an empty region are 0.
-    """
+    The regions come from `maps` (B, MAPS, h, w). The cosines of an empty region are 0."""
     maps = maps.float()
     inside = functional.relu(maps[:, REGION]) + maps[:, MIDDLE]
     outside = functional.relu(-maps[:, REGION]) + functional.relu(-maps[:, BOX])
@@ -174,6 +171,68 @@ def likeness(features: Tensor, maps: Tensor) -> Tensor:
     flat = features.float().flatten(2)  # (B, C, hw)
     means = functional.normalize(torch.matmul(weights, flat.transpose(1, 2)), dim=2, eps=1e-4)
     return torch.matmul(means, flat).reshape(-1, ALIKE, features.shape[2], features.shape[3])
+
+
+class Encoder(nn.Module):
+    """EfficientNet-Lite2 without its classifier: features of an image at five strides. Tan, Le:
+    "EfficientNet", ICML 2019. The Lite variants (ReLU6 instead of swish, no squeeze-and-excitation) and their
+    ImageNet weights are by the TensorFlow authors, 2020, Apache-2.0. Sides are multiples of 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_norm = SameConv(3, STEM, 3, 2), _norm(STEM)
+        blocks: list[nn.Module] = []
+        self.strides: list[int] = []  # stride of the image after each block
+        channels, total = STEM, 2
+        for repeats, kernel, first_stride, expansion, outputs in STAGES:
+            for stride in (first_stride, *[1] * (repeats - 1)):
+                blocks.append(InvertedResidual(channels, outputs, kernel, stride, expansion))
+                channels, total = outputs, total * stride
+                self.strides.append(total)
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> {stride: (B, CHANNELS[stride], H / stride, W / stride)}."""
+        x = functional.relu6(self.stem_norm(self.stem(image)))
+        found: dict[int, Tensor] = {}
+        for stride, block in zip(self.strides, self.blocks, strict=True):
+            x = found[stride] = block(x)  # the last block of a stride stays
+        return found
+
+
+class InvertedResidual(nn.Module):
+    """Expand, convolve each channel, project: Sandler et al., "MobileNetV2", CVPR 2018."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = inputs * expansion
+        self.expands = expansion > 1
+        if self.expands:
+            self.expand, self.expand_norm = nn.Conv2d(inputs, inner, 1, bias=False), _norm(inner)
+        self.depthwise = SameConv(inner, inner, kernel, stride, groups=inner)
+        self.depthwise_norm = _norm(inner)
+        self.project, self.project_norm = nn.Conv2d(inner, outputs, 1, bias=False), _norm(outputs)
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.relu6(self.expand_norm(self.expand(x))) if self.expands else x
+        y = functional.relu6(self.depthwise_norm(self.depthwise(y)))
+        y = self.project_norm(self.project(y))
+        return x + y if self.adds else y
+
+
+class SameConv(nn.Module):
+    """A convolution with TensorFlow's "same" padding: at stride 2 an even side gets more padding behind."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> None:
+        super().__init__()
+        self.padded = stride == 1
+        padding = (kernel - 1) // 2 if self.padded else 0
+        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+        self.before, self.after = (kernel - 2) // 2, (kernel - 1) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(x if self.padded else functional.pad(x, (self.before, self.after) * 2))
 
 
 class _Conv(nn.Sequential):
@@ -200,12 +259,12 @@ def _by_stride(build: Callable[[int], nn.Module], strides: Iterable[int] = STRID
     return nn.ModuleDict({str(stride): build(stride) for stride in strides})
 
 
-def _doubled(x: Tensor) -> Tensor:
-    return functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+def _scaled(x: Tensor, factor: float = 2.0) -> Tensor:
+    """`x` (B, C, h, w) at `factor` times its size."""
+    if factor < 1:
+        return functional.avg_pool2d(x, round(1 / factor))
+    return x if factor == 1 else functional.interpolate(x, scale_factor=factor, mode="bilinear")
 
 
-def _at_stride(x: Tensor, stride: int, wanted: int) -> Tensor:
-    if wanted > stride:
-        return functional.avg_pool2d(x, wanted // stride)
-    factor = float(stride // wanted)
-    return x if wanted == stride else functional.interpolate(x, scale_factor=factor, mode="bilinear")
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=EPSILON, momentum=MOMENTUM)

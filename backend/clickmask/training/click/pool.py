@@ -5,8 +5,6 @@ labelled; k: object k) and `<set>/index.json`. COCO's is a folder with an annota
 `datasets.coco_reader`. Each image takes about 2 MB, whatever its size.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -161,8 +159,19 @@ def read(photograph: Photograph) -> tuple[Pixels, Codes]:
     if image is None:
         raise InvalidRequest(f"{photograph.picture.name} cannot be read")
     pixels = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    ids = _ids(photograph, pixels.shape[:2])
-    scale = min(1.0, SIDE / max(ids.shape))
+    if isinstance(photograph.objects, Path):
+        ids = cv2.imread(str(photograph.objects), cv2.IMREAD_UNCHANGED)
+        if ids is None or ids.shape != pixels.shape[:2]:
+            raise InvalidRequest(f"{photograph.objects.name} is no mask of {photograph.picture.name}")
+        ids = ids.astype(np.uint16)
+    else:
+        ids = np.zeros(pixels.shape[:2], np.uint16)
+        masks = [found.mask() for found in photograph.objects]
+        masks.sort(key=lambda mask: -int(mask.sum()))  # smaller objects lie on top of larger ones
+        for number, mask in enumerate(masks, 1):
+            if mask.shape == ids.shape:  # the masks of an image that was turned later have another shape
+                ids[mask] = number
+    scale = SIDE / max(ids.shape)
     if scale < 1:
         size = (max(1, round(ids.shape[1] * scale)), max(1, round(ids.shape[0] * scale)))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
@@ -176,35 +185,16 @@ def read(photograph: Photograph) -> tuple[Pixels, Codes]:
     return np.asarray(pixels, np.uint8), codes
 
 
-def _ids(photograph: Photograph, size: tuple[int, ...]) -> NDArray[np.uint16]:
-    """The object number of each pixel, (h, w). Smaller objects lie on top of larger ones."""
-    if isinstance(photograph.objects, Path):
-        ids = cv2.imread(str(photograph.objects), cv2.IMREAD_UNCHANGED)
-        if ids is None or ids.shape != size:
-            raise InvalidRequest(f"{photograph.objects.name} is no mask of {photograph.picture.name}")
-        return ids.astype(np.uint16)
-    ids = np.zeros(size, np.uint16)
-    masks = [found.mask() for found in photograph.objects]
-    for number, mask in enumerate(sorted(masks, key=lambda mask: -int(mask.sum())), 1):
-        if mask.shape == size:  # the masks of an image that was turned later have another shape
-            ids[mask] = number
-    return ids
-
-
 def _extents(ids: Codes) -> Iterator[Extent]:
     """The extent of each number in `ids` except 0."""
     rows, columns = np.nonzero(ids)
+    if not len(rows):
+        return
     values = ids[rows, columns]
     order = np.argsort(values, kind="stable")
-    rows, columns = rows[order], columns[order]
     numbers, starts, counts = np.unique(values[order], return_index=True, return_counts=True)
-    if not len(numbers):
-        return
-    edges = [
-        np.minimum.reduceat(columns, starts),
-        np.minimum.reduceat(rows, starts),
-        np.maximum.reduceat(columns, starts) + 1,
-        np.maximum.reduceat(rows, starts) + 1,
-    ]
-    for number, x0, y0, x1, y1, area in zip(numbers, *edges, counts, strict=True):
-        yield Extent(int(number), (int(x0), int(y0), int(x1), int(y1)), int(area))
+    places = np.stack([columns[order], rows[order]], 1)
+    lows, highs = np.minimum.reduceat(places, starts), np.maximum.reduceat(places, starts) + 1
+    for number, low, high, area in zip(numbers, lows, highs, counts, strict=True):
+        x0, y0, x1, y1 = map(int, (*low, *high))
+        yield Extent(int(number), (x0, y0, x1, y1), int(area))

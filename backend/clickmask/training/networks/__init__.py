@@ -1,33 +1,29 @@
-"""Networks that label every pixel of an image, one module each, found by file name.
+"""Networks that label every pixel of an image, one module each, found by file name. A module has NAME (shown
+to people), STRIDE and `build(classes, encoder)`; see `Network`. Other distributions add theirs by an entry
+point in the group `clickmask.training.networks`."""
 
-A module has NAME (shown to people), STRIDE and `build(classes, encoder)`; see `Network`. Other distributions
-add theirs by an entry point in the group `clickmask.training.networks`.
-"""
-
-from __future__ import annotations
-
+import io
 import sys
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clickmask import plugins
 from clickmask.errors import InvalidRequest, NotReady
 from clickmask.models.labeller import MULTIPLE
 
+OPSET = 17
+
 
 class Network(Protocol):
     """The interface of a network's module."""
 
-    @property
-    def NAME(self) -> str: ...  # noqa: N802 - a module's constant
-
-    @property
-    def STRIDE(self) -> int:  # noqa: N802
-        """Required divisor of a picture's sides. It must divide MULTIPLE, which serving pads to."""
-        ...
+    NAME: str
+    STRIDE: int  # required divisor of a picture's sides; it must divide MULTIPLE, which serving pads to
 
     def build(self, classes: int, encoder: Path | None) -> nn.Module:
         """(B, 3, H, W) of RGB in [0, 1] -> logits (B, classes, H, W). Class 0 is the background.
@@ -59,13 +55,35 @@ def build(name: str, classes: int, encoder: Path | None = None) -> nn.Module:
     if MULTIPLE % module.STRIDE:
         raise NotReady(f"the network {name} has stride {module.STRIDE}, which must divide {MULTIPLE}")
     network = module.build(classes, encoder)
-    side = 2 * MULTIPLE
-    was_training = network.training
+    was_training, wanted = network.training, (1, classes, 2 * MULTIPLE, 2 * MULTIPLE)
     with torch.no_grad():
-        logits = network.eval()(torch.zeros(1, 3, side, side))
+        logits = network.eval()(torch.zeros(1, 3, *wanted[2:]))
     network.train(was_training)
-    wanted = (1, classes, side, side)
     if logits.shape != wanted or not logits.is_floating_point():
         shape = tuple(logits.shape)
         raise NotReady(f"the network {name} answers with {logits.dtype} {shape}, not logits {wanted}")
     return network
+
+
+def export_onnx(
+    network: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    axes: Mapping[str, Mapping[int, str]],
+) -> bytes:
+    """ONNX of `network`, traced on `example`. `axes` names the free axes of inputs and outputs."""
+    written = io.BytesIO()
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # the exporter warns about itself, and about sizes it traces well
+        cast("Any", torch.onnx).export(
+            network.eval(),
+            example,
+            written,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=OPSET,
+            dynamic_axes=axes,
+            dynamo=False,  # the newer exporter needs onnxscript, and takes minutes
+        )
+    return written.getvalue()

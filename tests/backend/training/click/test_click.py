@@ -21,12 +21,11 @@ from clickmask.masks.rle import mask_to_rle
 from clickmask.segmenters._builtin.prompts import Crop, render
 from clickmask.training.click import fit, prompts
 from clickmask.training.click.crops import Sampler, drawn_scenes, load_cutouts
-from clickmask.training.click.encoder import CHANNELS, Encoder, imagenet_weights
 from clickmask.training.click.export import DECODER, ENCODER, export, read_network, shipped_network
 from clickmask.training.click.fit import CHECKPOINT, Trainer, TrainingConfig
-from clickmask.training.click.network import EMBEDDED, MAPS, ClickFPN
+from clickmask.training.click.network import CHANNELS, EMBEDDED, MAPS, ClickFPN, Encoder
 from clickmask.training.click.pool import PARTS, SIDE, find_photographs, held_out, load_pool, read
-from clickmask.training.click.train import starting_network, train
+from clickmask.training.click.train import imagenet_weights, starting_network, train
 from clickmask.types import Pixels, Prompt
 from support.coco_folders import write_annotations, write_picture
 from support.drawn import disc, rectangle
@@ -182,12 +181,13 @@ def test_corrections_say_what_is_missed_and_what_is_wrong() -> None:
 def test_crops_are_repeatable_and_of_the_shapes_they_promise(pool_folder: Path) -> None:
     pool = load_pool(find_photographs(pool_folder), CPU)
     first, again = (Sampler(pool, None, torch.Generator().manual_seed(3)).sample(4, 64, 3) for _ in range(2))
-    assert first.images.shape == (4, 3, 64, 64)
-    assert first.targets.shape == (4, 3, 32, 32)
-    assert first.images.abs().max() <= 1
-    assert set(first.targets.unique().tolist()) <= {0.0, 1.0}
-    assert torch.equal(first.images, again.images)
-    assert torch.equal(first.targets, again.targets)
+    images, targets = first
+    assert images.shape == (4, 3, 64, 64)
+    assert targets.shape == (4, 3, 32, 32)
+    assert images.abs().max() <= 1
+    assert set(targets.unique().tolist()) <= {0.0, 1.0}
+    assert torch.equal(images, again[0])
+    assert torch.equal(targets, again[1])
 
 
 def test_cut_out_drawings_are_pasted(tmp_path: Path, pool_folder: Path) -> None:
@@ -201,8 +201,8 @@ def test_cut_out_drawings_are_pasted(tmp_path: Path, pool_folder: Path) -> None:
     middle = cutouts[0, :, cutouts.shape[2] // 2, cutouts.shape[3] // 2]
     assert middle.tolist() == [230, 20, 10, 255]
     pool = load_pool(find_photographs(pool_folder), CPU)
-    crops = Sampler(pool, cutouts, torch.Generator().manual_seed(0)).sample(16, 64, 2)
-    assert crops.targets.shape == (16, 2, 32, 32)
+    _, targets = Sampler(pool, cutouts, torch.Generator().manual_seed(0)).sample(16, 64, 2)
+    assert targets.shape == (16, 2, 32, 32)
 
 
 def test_drawn_scenes_say_what_they_show() -> None:
