@@ -56,10 +56,8 @@ def working_size(size: Size) -> Size:
 
 
 def prepared(pixels: Pixels) -> Pixels:
-    """`pixels` at the working size with values stretched to 0..255, as networks see them.
-
-    In many microscopy pictures all that matters lies in a tenth of the range, and not always the same tenth.
-    """
+    """`pixels` at the working size with values stretched to 0..255, as networks see them. In many microscopy
+    pictures all that matters lies in a tenth of the range, and not always the same tenth."""
     height, width = pixels.shape[:2]
     size = working_size((height, width))
     if size != (height, width):

@@ -1,22 +1,18 @@
 """Training pictures and augmented crops of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.datasets.snapshot import Dataset, Sample, class_map
+from clickmask.datasets.snapshot import IGNORED, Dataset, Sample, class_map
 from clickmask.images.decode import ImageLimits, decode_image
 from clickmask.masks.rle import rle_to_mask
 from clickmask.models.labeller import MULTIPLE, prepared, working_size
 from clickmask.types import Pixels
 
-IGNORED = 255  # label of unknown class
 Labels = NDArray[np.uint8]  # (H, W): 0 background, k the k-th category, IGNORED
 SCALES = (0.6, 2.0)  # of the picture's own size: one microscope has several magnifications
 POWER = 0.3  # brightness is raised to a power between exp(-POWER) and exp(POWER),
@@ -27,16 +23,6 @@ ON_AN_OBJECT = 0.7  # share of crops centred on a pixel of a category, each cate
 MAX_DECODED_BYTES = 2**30  # of pictures kept in memory; if they exceed it, each use reads them again
 OBJECTS_ACROSS = 4  # width of a crop in typical objects,
 MIN_CROP_PX = 128  # but at least this many pixels, which is as far as the network looks
-
-
-class LabelledPixels(Protocol):
-    """A picture and the class of each of its pixels. Each access may read them again."""
-
-    @property
-    def pixels(self) -> Pixels: ...
-
-    @property
-    def labels(self) -> Labels: ...
 
 
 class TrainingPicture:
@@ -76,11 +62,9 @@ def training_pictures(
     return [TrainingPicture(dataset, sample, limits, keep) for sample in samples]
 
 
-def draw_crop(sample: LabelledPixels, side: int, chance: np.random.Generator) -> tuple[Pixels, Labels]:
-    """A random square of `side` px, scaled, flipped, turned by quarters and recoloured; new arrays.
-
-    If the picture is smaller than the crop, the rest is black and IGNORED.
-    """
+def draw_crop(sample: TrainingPicture, side: int, chance: np.random.Generator) -> tuple[Pixels, Labels]:
+    """A random square of `side` px, scaled, flipped, turned by quarters and recoloured; new arrays. If the
+    picture is smaller than the crop, the rest is black and IGNORED."""
     pixels, labels = sample.pixels, sample.labels
     scale = math.exp(chance.uniform(math.log(SCALES[0]), math.log(SCALES[1])))
     across = side / scale  # px of the picture

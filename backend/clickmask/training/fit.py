@@ -1,23 +1,21 @@
 """Training of networks that label every pixel, on crops of labelled pictures."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from clickmask.metrics.confusion import Confusion, confusion_matrix, miou, paired_difference
-from clickmask.training.crops import IGNORED, LabelledPixels, Labels, draw_crop
+from clickmask.training.crops import IGNORED, Labels, TrainingPicture, draw_crop
 from clickmask.training.loop import Heartbeat, Progress, Reason, Schedule, State, TrainingLoop, autocast
-from clickmask.training.losses import class_weights, segmentation_loss
 from clickmask.types import Pixels
 
 log = logging.getLogger(__name__)
@@ -25,6 +23,7 @@ log = logging.getLogger(__name__)
 WARM_UP = 20  # steps
 RECIPE = 2  # version of this file's arithmetic; checkpoints of other versions are ignored
 MIN_IMPROVEMENT = 0.001  # of mIoU
+MAX_CLASS_WEIGHT = 5.0  # relative to the most frequent category
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class TrainingConfig:
     steps: int = 3000
     seconds: float = 1200.0  # of training and validation, over all runs of a resumed training
     side: int = 256  # px of a crop; a multiple of the network's stride
-    crops: int = 2  # per step; `CrossValidation` takes more if it makes them smaller
+    crops: int = 2  # per step; `train.fit_all` takes more if it makes them smaller
     wide: int = 0  # px of the single crop in every other step, if larger than `side`
     rate: float = 2e-3  # peak learning rate
     decay: float = 1e-3
@@ -62,20 +61,18 @@ class Trainer(TrainingLoop):
         self,
         network: nn.Module,
         stride: int,
-        training: Sequence[LabelledPixels],
-        validation: Sequence[LabelledPixels],
+        training: Sequence[TrainingPicture],
+        validation: Sequence[TrainingPicture],
         classes: int,
         config: TrainingConfig,
         checkpoint: Path,
         identity: str = "",
     ) -> None:
         """Resume from `checkpoint` if recipe, config, network, classes and `identity` (the dataset's) match.
-
-        `network` is trained in place, on its own device. Raises ValueError without training samples.
-        """
+        `network` is trained in place, on its own device. Raises ValueError without training samples."""
         if not training:
             raise ValueError("there is no image to train on")
-        of = {"recipe": RECIPE, "identity": identity, "classes": classes, "network": repr(network)}
+        known = {"recipe": RECIPE, "identity": identity, "classes": classes, "network": repr(network)}
         schedule = Schedule(
             config.steps,
             check_every=config.validate_every,
@@ -87,19 +84,16 @@ class Trainer(TrainingLoop):
             seconds=config.seconds,
         )
         optimiser = torch.optim.AdamW(network.parameters(), config.rate, weight_decay=config.decay)
-        super().__init__(network, optimiser, schedule, checkpoint, {**of, **asdict(config)})
-        self.config = config
-        self._stride, self._classes = stride, classes
+        super().__init__(network, optimiser, schedule, checkpoint, {**known, **asdict(config)})
+        self.config, self._stride, self._classes = config, stride, classes
         self._training, self._validation = training, validation
-        self._kept = TrainingResult(network.state_dict(), math.nan, 0, "cancelled")
+        self._kept: tuple[State, float, int] = network.state_dict(), math.nan, 0  # see TrainingResult
         self._best: Confusion = np.zeros((0, classes, classes), np.int64)  # of the best validation
         self._worse = 0  # validations since the best one
-        known = np.zeros((len(training), classes), np.int64)  # pixels per class
-        for counts, sample in zip(known, training, strict=True):
-            labels = sample.labels
-            counts += np.bincount(labels[labels != IGNORED], minlength=classes)
-        self._weights = class_weights(known.sum(axis=0)).to(self.device)
-        seen = known.sum(axis=1).clip(min=1)
+        labels = (sample.labels for sample in training)
+        counts = np.stack([np.bincount(each[each != IGNORED], minlength=classes) for each in labels])
+        self._weights = class_weights(counts.sum(axis=0)).to(self.device)  # counts: (pictures, classes)
+        seen = counts.sum(axis=1).clip(min=1)
         self._shares = seen / seen.sum()
         self.resume()
 
@@ -111,7 +105,7 @@ class Trainer(TrainingLoop):
     ) -> TrainingResult:
         """Train until `config` is done or validation no longer improves; see `TrainingLoop.loop`."""
         reason = self.loop(report, cancelled, heartbeat)
-        return replace(self._kept, reason=reason)
+        return TrainingResult(*self._kept, reason)
 
     def backward(self) -> Tensor:
         """Leave the gradients of the loss on random crops.
@@ -152,43 +146,70 @@ class Trainer(TrainingLoop):
         self._best, self._worse = (matrices, 0) if improved else (self._best, self._worse + 1)
         if improved or not paired_difference(matrices, self._best).high < 0:
             state = {name: tensor.clone() for name, tensor in self.average.state_dict().items()}
-            self._kept = TrainingResult(state, found, self.step, "cancelled")
+            self._kept = state, found, self.step
         perfect = best > 1 - MIN_IMPROVEMENT or found > 1 - MIN_IMPROVEMENT
         return not perfect and self._worse < self.config.patience
 
     def extra_state(self) -> dict[str, Any]:
-        return {
-            "worse": self._worse,
-            "best": torch.tensor(self._best),
-            "kept": self._kept.state,
-            "kept_miou": self._kept.validation_miou,
-            "kept_step": self._kept.step,
-        }
+        kept = dict(zip(("kept", "kept_miou", "kept_step"), self._kept, strict=True))
+        return {"worse": self._worse, "best": torch.tensor(self._best), **kept}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         self._worse, self._best = state["worse"], state["best"].cpu().numpy()
-        self._kept = TrainingResult(state["kept"], state["kept_miou"], state["kept_step"], "cancelled")
+        self._kept = state["kept"], state["kept_miou"], state["kept_step"]
 
 
 def confusion_matrices(
-    network: nn.Module, samples: Iterable[LabelledPixels], classes: int, stride: int
+    network: nn.Module, samples: Iterable[TrainingPicture], classes: int, stride: int
 ) -> Confusion:
     """One matrix per sample, (images, classes, classes). Leaves `network` in evaluation mode."""
     network.eval()
-    matrices = [
-        confusion_matrix(sample.labels, predict(network, sample.pixels, stride), classes, IGNORED)
-        for sample in samples
-    ]
-    return np.stack(matrices) if matrices else np.zeros((0, classes, classes), np.int64)
+    matrices = [np.zeros((0, classes, classes), np.int64)]
+    for sample in samples:
+        found = predict(network, sample.pixels, stride)
+        matrices.append(confusion_matrix(sample.labels, found, classes, IGNORED)[None])
+    return np.concatenate(matrices)
 
 
 def predict(network: nn.Module, pixels: Pixels, stride: int) -> Labels:
     """The class of each pixel. Sides are edge-padded to multiples of `stride`."""
     height, width = pixels.shape[:2]
-    device = next(network.parameters()).device
+    device, padding = next(network.parameters()).device, (0, -width % stride, 0, -height % stride)
     with torch.inference_mode():
         values = torch.tensor(pixels, device=device).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
-        padding = (0, -width % stride, 0, -height % stride)
         logits = network(functional.pad(values, padding, mode="replicate"))
-        best = logits[0, :, :height, :width].argmax(dim=0).to(torch.uint8)  # (H, W)
-    return best.cpu().numpy()
+        return logits[0, :, :height, :width].argmax(dim=0).to(torch.uint8).cpu().numpy()  # (H, W)
+
+
+def class_weights(pixels: NDArray[np.int64]) -> Tensor:
+    """Weights (K,) from the number of pixels of each class; 1 for the background.
+
+    The most frequent category weighs 1, others the inverse fourth root of their pixels relative to it, at
+    most MAX_CLASS_WEIGHT; one without pixels 1. Higher weights are too much: crops already favour rare
+    categories, Dice counts all equally, and a class that outweighs the background grows beyond its outline.
+    """
+    counts = torch.as_tensor(pixels, dtype=torch.float32)
+    weights = ((counts[1:].max() / counts.clamp(min=1)) ** 0.25).clamp(1, MAX_CLASS_WEIGHT)
+    weights[0] = 1
+    return torch.where(counts > 0, weights, torch.ones_like(weights))
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Weighted cross-entropy + Dice of logits (B, K, H, W) against labels (B, H, W) with IGNORED. The Dice
+    loss is the mean of 1 - Dice (Milletari, Navab, Ahmadi: V-Net, 3DV 2016) over the categories in the batch,
+    computed over all of its pixels. Without any category, the loss is cross-entropy alone."""
+    logits = logits.float()  # sums over all pixels need more than 16 bits
+    known = labels != IGNORED
+    if not known.any():
+        return logits.sum() * 0.0
+    entropy = functional.cross_entropy(logits, labels, weight=weights, ignore_index=IGNORED)
+    classes = logits.shape[1]
+    probabilities = logits.softmax(dim=1) * known[:, None]  # (B, K, H, W)
+    truth = functional.one_hot(torch.where(known, labels, 0), classes).permute(0, 3, 1, 2) * known[:, None]
+    both = (probabilities * truth).sum(dim=(0, 2, 3))  # (K,)
+    each = probabilities.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
+    present = truth.sum(dim=(0, 2, 3)) > 0
+    present[0] = False
+    if not present.any():
+        return entropy
+    return entropy + (1 - 2 * both[present] / each[present]).mean()

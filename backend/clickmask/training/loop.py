@@ -1,11 +1,6 @@
-"""The training loop that all networks share.
-
-Batches depend only on the seed and the step, so a stopped training resumes as if it had never stopped. If the
-time budget ends it before its last step, the learning rate follows the clock, and two trainings differ as
-their clocks do.
-"""
-
-from __future__ import annotations
+"""The training loop that all networks share. Batches depend only on the seed and the step, so a stopped
+training resumes as if it had never stopped. If the time budget ends it early, the learning rate follows the
+clock, and two trainings differ as their clocks do."""
 
 import copy
 import io
@@ -61,11 +56,9 @@ class Progress:
 
 
 class TrainingLoop:
-    """Training of `network` in place, on its own device, with a moving average of its weights.
-
-    A subclass defines a step (`backward`), and optionally how to measure the average (`validate`) and what
-    else a checkpoint holds (`extra_state`, `load_extra_state`). Call `loop` once, in one thread.
-    """
+    """Training of `network` in place, on its own device, with a moving average of its weights. A subclass
+    defines a step (`backward`), and optionally how to measure the average (`validate`) and what else a
+    checkpoint holds (`extra_state`, `load_extra_state`). Call `loop` once, in one thread."""
 
     def __init__(
         self,
@@ -76,14 +69,13 @@ class TrainingLoop:
         identity: Mapping[str, Any],
     ) -> None:
         """`optimiser`'s groups hold their peak rates. Checkpoints with another `identity` are ignored."""
-        self.network = network
+        self.network, self.schedule = network, schedule
         self.average = copy.deepcopy(network).requires_grad_(False).eval()
         self.device = next(network.parameters()).device
-        self.schedule = schedule
-        self.step: int = 0
-        self.seconds: float = 0.0
+        self.step, self.seconds = 0, 0.0
         self.validation_miou = math.nan  # from the latest validation
         self._optimiser: Any = optimiser
+        self._parts: Any = {"network": network, "average": self.average, "optimiser": optimiser}
         self._peaks = [group["lr"] for group in self._optimiser.param_groups]
         self._tail: tuple[int, float] | None = None  # its first step, and the rate factor there
         self._checkpoint, self._identity = checkpoint, dict(identity)
@@ -121,7 +113,13 @@ class TrainingLoop:
             losses.append(self.backward())
             nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRADIENT_NORM)
             self._optimiser.step()
-            self._update_average()
+            current, (first, second) = self.network.state_dict(), schedule.average_start
+            keep = min(schedule.average, (first + self.step) / (second + self.step))
+            for name, averaged in self.average.state_dict().items():
+                if averaged.is_floating_point():
+                    averaged.lerp_(current[name], 1 - keep)
+                else:
+                    averaged.copy_(current[name])
             self.step += 1
             last = self.step == schedule.steps
             checking = last or self.step % schedule.check_every == 0
@@ -151,19 +149,11 @@ class TrainingLoop:
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
-        content = {
-            "of": self._identity,
-            "step": self.step,
-            "seconds": self.seconds,
-            "ending": self._tail,
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
-            **self.extra_state(),
-        }
-        self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        progress = {"of": self._identity, "step": self.step, "seconds": self.seconds, "ending": self._tail}
+        parts = {part: module.state_dict() for part, module in self._parts.items()}
         written = io.BytesIO()
-        torch.save(content, written)
+        torch.save({**progress, **parts, **self.extra_state()}, written)
+        self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
         files.write(self._checkpoint, written.getvalue())
 
     def resume(self) -> None:
@@ -181,9 +171,8 @@ class TrainingLoop:
             log.info("%s is of another training: this one starts at the first step", name)
             return
         self.step, self.seconds, self._tail = kept["step"], kept["seconds"], kept["ending"]
-        self.network.load_state_dict(kept["network"])
-        self.average.load_state_dict(kept["average"])
-        self._optimiser.load_state_dict(kept["optimiser"])
+        for part, module in self._parts.items():
+            module.load_state_dict(kept[part])
         self.load_extra_state(kept)
         log.info("training continues from step %d", self.step)
 
@@ -197,26 +186,15 @@ class TrainingLoop:
         ended = self._tail is not None and self.step >= self._tail[0] + self.schedule.tail
         return "no longer improving" if ended else None
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        first, second = self.schedule.average_start
-        keep = min(self.schedule.average, (first + self.step) / (second + self.step))
-        current = self.network.state_dict()
-        for name, averaged in self.average.state_dict().items():
-            if averaged.is_floating_point():
-                averaged.lerp_(current[name], 1 - keep)
-            else:
-                averaged.copy_(current[name])
-
     def _check(self) -> None:
         if not self.validate() and self._tail is None:
             self._tail = self.step, self.rate_factor()
 
     def _progress(self, losses: Sequence[Tensor]) -> Progress:
-        steps, budget = self.schedule.steps, self.schedule.seconds
+        steps = self.schedule.steps
         by_steps = self.seconds / self.step * (steps - self.step)
-        left = max(0.0, min(by_steps, budget - self.seconds))
-        loss = sum(float(each) for each in losses) / len(losses)
+        left = max(0.0, min(by_steps, self.schedule.seconds - self.seconds))
+        loss = sum(map(float, losses)) / len(losses)
         return Progress(self.step, steps, loss, self.validation_miou, self.seconds, left)
 
 

@@ -1,18 +1,13 @@
-"""The gate that decides whether a newly trained model replaces the served one. No torch.
-
-Both are measured on today's validation images, resampled alike, so what is hard for both cancels out.
-"""
-
-from __future__ import annotations
+"""The gate that decides whether a newly trained model replaces the served one. No torch. Both are measured on
+today's validation images, resampled alike, so what is hard for both cancels out."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clickmask.datasets.snapshot import IGNORED, Dataset, Sample, class_map
 from clickmask.errors import Failed, NotReady
@@ -22,6 +17,7 @@ from clickmask.metrics.confusion import Confusion, iou, miou, miou_with_backgrou
 from clickmask.metrics.report import Measured, measure, report_to_json
 from clickmask.models.labeller import Labeller, open_labeller
 from clickmask.models.versions import Models
+from clickmask.training.crops import Labels
 from clickmask.types import Pixels
 
 log = logging.getLogger(__name__)
@@ -29,9 +25,7 @@ log = logging.getLogger(__name__)
 MAX_MIOU_LOSS = 0.02  # how far below zero the interval of the mIoU difference may reach
 MAX_CLASS_IOU_LOSS = 0.05  # how far the IoU of any class may fall
 MIN_IMAGES_FOR_INTERVAL = 20  # with fewer images an interval says little, and the difference decides
-CROSS_VALIDATION = "cross-validation"  # a report's "split", if no side was large enough
 
-Labels = NDArray[np.uint8]  # (H, W) of classes
 Part = tuple[Labeller, Sequence[Sample]]  # a network, and pictures it was not trained on
 
 
@@ -53,40 +47,35 @@ def decide(
     if not len(candidate):
         raise ValueError("there is no validation image to judge a model by")
     compared = [number for number, category in enumerate(categories, 1) if category in shared]
+    ours, images = candidate.sum(axis=0), f"on {len(candidate)} validation images"
     if served is None or not compared:
         # compare with an empty answer, including the background: noise finds a little of every class
-        total = candidate.sum(axis=0)
-        nothing = np.zeros_like(total)
-        nothing[:, 0] = total.sum(axis=1)
-        found, empty = float(miou_with_background(total)), float(miou_with_background(nothing))
-        said = (
-            f"the first of its kind has a mIoU, with the background, of {found:.3f}; "
-            f"to find nothing has {empty:.3f}, on {len(candidate)} validation images"
-        )
-        return Decision(found > empty, f"{'' if found > empty else 'not '}promoted: {said}")
-    if candidate.shape != served.shape:
+        nothing = np.zeros_like(ours)
+        nothing[:, 0] = ours.sum(axis=1)
+        found, empty = float(miou_with_background(ours)), float(miou_with_background(nothing))
+        promoted = found > empty
+        said = f"the first of its kind has a mIoU, with the background, of {found:.3f}; "
+        said += f"to find nothing has {empty:.3f}, {images}"
+    elif candidate.shape != served.shape:
         raise ValueError(f"matrices of {candidate.shape} and {served.shape} are not of the same images")
-    ours, theirs = (iou(matrices.sum(axis=0))[compared] for matrices in (candidate, served))
-    falls = {categories[number - 1]: theirs[at] - ours[at] for at, number in enumerate(compared)}
-    # NaN does not exceed the limit
-    fallen = {category: fall for category, fall in falls.items() if fall > MAX_CLASS_IOU_LOSS}
-    difference = paired_difference(candidate, served, partial(miou, classes=compared))
-    said = (
-        f"mIoU {float(miou(candidate.sum(axis=0), compared)):.3f} against "
-        f"{float(miou(served.sum(axis=0), compared)):.3f} on {len(candidate)} validation images"
-    )
-    if np.isnan(difference.estimate):
-        return Decision(False, f"not promoted: none of {', '.join(shared)} is in the validation images")
-    if fallen:
-        worst = max(fallen, key=lambda category: fallen[category])
-        reason = f"{worst} falls by {fallen[worst]:.3f}, more than {MAX_CLASS_IOU_LOSS}; {said}"
-        return Decision(False, f"not promoted: {reason}")
-    if len(candidate) < MIN_IMAGES_FOR_INTERVAL:
-        promoted = bool(difference.estimate >= 0)
-        said += f", too few for an interval: the difference is {difference.estimate:+.3f}"
     else:
-        promoted = bool(difference.low >= -MAX_MIOU_LOSS)
-        said += f", the difference is {difference.low:+.3f} to {difference.high:+.3f}"
+        theirs = served.sum(axis=0)
+        falls = zip(compared, (iou(theirs) - iou(ours))[compared], strict=True)
+        fallen = {number: fall for number, fall in falls if fall > MAX_CLASS_IOU_LOSS}  # NaN is not larger
+        difference = paired_difference(candidate, served, partial(miou, classes=compared))
+        said = f"mIoU {float(miou(ours, compared)):.3f} against {float(miou(theirs, compared)):.3f} {images}"
+        if np.isnan(difference.estimate):
+            promoted, said = False, f"none of {', '.join(shared)} is in the validation images"
+        elif fallen:
+            promoted, worst = False, max(fallen, key=lambda number: fallen[number])
+            fall = f"{categories[worst - 1]} falls by {fallen[worst]:.3f}"
+            said = f"{fall}, more than {MAX_CLASS_IOU_LOSS}; {said}"
+        elif len(candidate) < MIN_IMAGES_FOR_INTERVAL:
+            promoted = difference.estimate >= 0
+            said += f", too few for an interval: the difference is {difference.estimate:+.3f}"
+        else:
+            promoted = difference.low >= -MAX_MIOU_LOSS
+            said += f", the difference is {difference.low:+.3f} to {difference.high:+.3f}"
     return Decision(promoted, f"{'' if promoted else 'not '}promoted: {said}")
 
 
@@ -103,14 +92,15 @@ class Measuring:
     def measure(self, parts: Iterable[Part], numbers: Labels | None = None) -> Measured:
         """Measure all parts together. `numbers` maps another model's classes to the dataset's."""
 
-        def pair(labeller: Labeller, sample: Sample) -> tuple[Labels, Labels]:
-            self._heartbeat()
-            found = labeller.predict(self.pixels(sample)).classes
-            truth = class_map(sample, self.categories, self._dataset.unlabelled)
-            return truth, found if numbers is None else numbers[found]
+        def pairs() -> Iterator[tuple[Labels, Labels]]:
+            for labeller, samples in parts:
+                for sample in samples:
+                    self._heartbeat()
+                    found = labeller.predict(self.pixels(sample)).classes
+                    truth = class_map(sample, self.categories, self._dataset.unlabelled)
+                    yield truth, found if numbers is None else numbers[found]
 
-        pairs = (pair(labeller, sample) for labeller, samples in parts for sample in samples)
-        return measure(pairs, self.categories, ignore=IGNORED)
+        return measure(pairs(), self.categories, ignore=IGNORED)
 
 
 def report_scores(
@@ -124,7 +114,7 @@ def report_scores(
             f"counts), so the numbers are those of {len(others)} networks on images that they were "
             "not trained on"
         )
-        return {"split": CROSS_VALIDATION, **report_to_json(found), "too_few": said}
+        return {"split": "cross-validation", **report_to_json(found), "too_few": said}
     return {"split": "test", **report_to_json(measuring.measure([(candidate, test)]).report)}
 
 
@@ -137,13 +127,11 @@ def compare(measuring: Measuring, ours: Measured, samples: Sequence[Sample], mod
     except (Failed, NotReady) as error:  # any model is better than one that cannot run
         log.error("%s", error)
         served = labeller = None
-    theirs, shared = None, list[str]()
-    if served and labeller:
-        known = served.provenance.categories
+    theirs, known = None, served.provenance.categories if served else ()
+    if labeller:
         places = {category: number for number, category in enumerate(categories, 1)}
         numbers = np.array([0, *(places.get(category, 0) for category in known)], np.uint8)
         theirs = measuring.measure([(labeller, samples)], numbers).matrices
-        shared = sorted(set(known) & set(categories))
-    decision = decide(ours.matrices, theirs, categories, shared)
+    decision = decide(ours.matrices, theirs, categories, sorted(set(known) & set(categories)))
     log.info("%s", decision.reason)
     return decision

@@ -1,7 +1,5 @@
 """Runs each job in its own process, and requests jobs when there are new labels. No torch here."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging
@@ -54,10 +52,8 @@ class Triggers:
 
 class Supervisor:
     """One thread that runs this process's jobs one by one. Their processes write log files in `logs`.
-
     `waiting` counts unread events, which a training waits for. Then `fetch` gets missing labelled images of a
-    tool and project, until its last argument says stop.
-    """
+    tool and project, until its last argument says stop."""
 
     def __init__(
         self,
@@ -81,8 +77,7 @@ class Supervisor:
         self._hung_after, self._grace = hung_after, grace
         self._context = ExitStack()
         self._owner = self._context.enter_context(jobs.owning())
-        self._closing = threading.Event()
-        self._requested = threading.Event()
+        self._closing, self._requested = threading.Event(), threading.Event()
         self._adoptable: set[str] | None = None  # ids; None means every job whose owner is gone
         self._seen: dict[tuple[str, str], tuple[object, float]] = {}
         self._thread = threading.Thread(target=self._run, name="trainings", daemon=True)
@@ -117,8 +112,7 @@ class Supervisor:
         while not self._closing.is_set():
             self._requested.clear()
             try:
-                waiting = self.jobs.adopt(self._owner, () if _missing() else self._adoptable)
-                if waiting:
+                if waiting := self.jobs.adopt(self._owner, () if _missing() else self._adoptable):
                     self._look_after(waiting[0])
                     continue
                 self._look_for_new()
@@ -128,7 +122,7 @@ class Supervisor:
 
     def _look_for_new(self) -> None:
         triggers = self._triggers
-        if triggers is None or not triggers.images or _missing():
+        if not triggers or not triggers.images or _missing():
             return
         newest = self.jobs.newest()
         for each in self._store.projects():
@@ -156,13 +150,13 @@ class Supervisor:
         while True:
             try:
                 ended = self.jobs.settle(job, "" if self._closing.is_set() else reason)
-                break
+                if ended.message == reason:
+                    log.error("%s failed: %s", job.id, reason)
+                return
             except StoreUnavailable as error:
                 log.warning("how %s ended is not stored yet: %s", job.id, error)
                 if self._closing.wait(_TICK_S):
                     return
-        if ended.message == reason:
-            log.error("%s failed: %s", job.id, reason)
 
     def _is_off(self, job: Job) -> bool:
         """Whether a queued job should not start: it was cancelled or taken over, or this process ends."""
@@ -175,12 +169,9 @@ class Supervisor:
         for old in sorted(self._logs.glob("*.log"))[:-MAX_LOGS]:
             old.unlink(missing_ok=True)
         with (self._logs / f"{job.id}.log").open("ab") as output:  # an earlier process may still write
+            # in a session of its own: we pass on an interrupt from the terminal ourselves
             process = subprocess.Popen(  # noqa: S603 - our own module
-                self._worker,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # we pass on an interrupt from the terminal ourselves
+                self._worker, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
             )
         if process.stdin:
             with suppress(BrokenPipeError), process.stdin:  # it has ended: its exit status says more
@@ -201,7 +192,6 @@ class Supervisor:
                 process.wait()
                 if hung:
                     return f"the training gave no sign of life for {self._hung_after:.0f} s, and was ended"
-                break
             time.sleep(_POLL_S)
         return f"the training's process ended with status {process.returncode}; its log has the details"
 

@@ -1,9 +1,5 @@
-"""The training process, `python -m clickmask.training.worker`, which gets its task through a pipe.
-
-Runs at lowest priority. Ends with its parent or when its job is taken over; the next training resumes there.
-"""
-
-from __future__ import annotations
+"""The training process, `python -m clickmask.training.worker`, which gets its task through a pipe. It ends
+with its parent or when its job is taken over; the next training resumes there."""
 
 import json
 import logging
@@ -61,16 +57,15 @@ class RunningJob:
         return self.told_to_end
 
     def report(self, progress: Progress) -> None:
-        values = asdict(progress)  # the columns of a job
-        if math.isnan(progress.validation_miou):
-            values["validation_miou"] = None
+        miou = None if math.isnan(progress.validation_miou) else progress.validation_miou
+        values = {**asdict(progress), "validation_miou": miou}  # columns of a job
         with suppress(StoreUnavailable):
             self.jobs.change(self.job.id, **values)
 
     def finish(self, trained: Trained | None) -> None:
         """Record the result; without one, that the job was cancelled or waits again."""
         if trained:
-            reason, promoted = trained.decision.reason, trained.decision.promoted
+            promoted, reason = trained.decision.promoted, trained.decision.reason
             self.end("done", reason, version=trained.version.id, promoted=promoted, seconds_left=0.0)
         elif self.jobs.is_cancelled(self.job.id):
             self.end("cancelled", "cancelled; the next training goes on from there")
@@ -91,11 +86,8 @@ class RunningJob:
 
 
 def lower_priority() -> None:
-    """Take the lowest priority, if the system has one.
-
-    With autogroups (sched(7)), Linux shares the processor between sessions first. This process has its own
-    session, so its niceness alone would mean nothing beside the server's.
-    """
+    """Take the lowest priority, if the system has one, also for this process's own session: with autogroups
+    (sched(7)), Linux shares the processor between sessions first."""
     if hasattr(os, "nice"):  # not on Windows
         os.nice(LOWEST_PRIORITY)
     with suppress(OSError):
@@ -131,8 +123,7 @@ def work(running: RunningJob, store: Store, config: dict[str, Any]) -> Trained |
     """Train on the labels accepted so far; None if told to end. Raises `train`'s and `snapshot`'s errors."""
     if config["threads"]:
         torch.set_num_threads(config["threads"])
-    job = running.job
-    limits = ImageLimits(config["max_image_bytes"], config["max_image_pixels"])
+    job, limits = running.job, ImageLimits(config["max_image_bytes"], config["max_image_pixels"])
     archive = ImageArchive(Path(config["images"]), 0, lambda digest: True)
     dataset = snapshot(store, job.tool, job.project, archive, limits)
     running.beat()

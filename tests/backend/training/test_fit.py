@@ -22,10 +22,11 @@ from clickmask.training.fit import (
     Trainer,
     TrainingConfig,
     TrainingResult,
+    class_weights,
     confusion_matrices,
     predict,
+    segmentation_loss,
 )
-from clickmask.training.losses import class_weights, segmentation_loss
 from clickmask.training.networks import unet
 from clickmask.types import Pixels
 from support.drawn import disc, rectangle

@@ -22,7 +22,7 @@ from clickmask.models import labeller
 from clickmask.models.labeller import open_labeller
 from clickmask.models.versions import Models, ProjectModels, folder_name, verify
 from clickmask.store import Store
-from clickmask.training import crops, cross_validation, networks, train
+from clickmask.training import crops, networks, train
 from clickmask.training.fit import Progress, TrainingConfig
 from clickmask.training.networks import unet
 from support.drawn_projects import COLOURS, SIZE, accept_drawings, drawn_picture
@@ -329,7 +329,7 @@ def test_early_stopping_looks_at_a_part_of_many_pictures(
 ) -> None:
     pixels = SIZE[0] * SIZE[1]
     for watched, pictures_of_it in ((1, 1), (2 * pixels, 2), (3 * pixels - 1, 2), (99 * pixels, 18)):
-        monkeypatch.setattr(cross_validation, "MAX_WATCHED_PIXELS", watched)
-        chosen = list(cross_validation._first(dataset.samples))
+        monkeypatch.setattr(train, "MAX_WATCHED_PIXELS", watched)
+        chosen = list(train._first(dataset.samples))
         assert len(chosen) == pictures_of_it
         assert chosen == sorted(chosen, key=lambda each: each.image)

@@ -8,8 +8,6 @@ He: Group Normalization, ECCV 2018), because a step sees only a few crops, whose
 pictures. On 63 nuclei pictures the validation mIoU after 40 steps was .82, with batch normalisation .31.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,13 +21,6 @@ BASE = 16  # channels at full resolution
 LEVELS = 4  # poolings
 GROUP = 8  # channels normalised together
 STRIDE = 2**LEVELS
-
-
-def build(classes: int, encoder: Path | None) -> UNet:
-    """A U-Net with random weights. Raises InvalidRequest for any `encoder`, since it takes none."""
-    if encoder is not None:
-        raise InvalidRequest(f"{NAME} starts from random weights: it cannot take those of {encoder.name}")
-    return UNet(classes)
 
 
 class DoubleConvolution(nn.Sequential):
@@ -73,3 +64,10 @@ class UNet(nn.Module):
             finer = upsample(features)  # (B, c / 2, 2h, 2w)
             features = convolve(torch.cat((skipped.pop(), finer), dim=1))  # (B, c, 2h, 2w) -> (B, c / 2, …)
         return self.classifier(features)
+
+
+def build(classes: int, encoder: Path | None) -> UNet:
+    """A U-Net with random weights. Raises InvalidRequest for any `encoder`, since it takes none."""
+    if encoder is not None:
+        raise InvalidRequest(f"{NAME} starts from random weights: it cannot take those of {encoder.name}")
+    return UNet(classes)
