@@ -109,11 +109,9 @@ def report_scores(
     """Scores on the test side; if it is too small, those of `others` on pictures new to them."""
     if others:
         found = measuring.measure(others).report
-        said = (
-            f"too few: a test side of {found.images} images says little (from {MIN_SPLIT_IMAGES} on it "
-            f"counts), so the numbers are those of {len(others)} networks on images that they were "
-            "not trained on"
-        )
+        said = f"too few: a test side of {found.images} images says little (from {MIN_SPLIT_IMAGES} on it "
+        said += f"counts), so the numbers are those of {len(others)} networks on images that they were "
+        said += "not trained on"
         return {"split": "cross-validation", **report_to_json(found), "too_few": said}
     return {"split": "test", **report_to_json(measuring.measure([(candidate, test)]).report)}
 

@@ -64,13 +64,11 @@ def train(
         raise InvalidRequest("nothing is labelled in the project yet")
     if not sides["train"] or not sides["validation"]:
         counts = ", ".join(f"{len(samples)} {side}" for side, samples in sides.items())
-        raise InvalidRequest(
-            f"a training needs images to train and to validate on; of {len(kept)} labelled "
-            f"images there are {counts}"
-        )
+        said = f"a training needs images to train and to validate on; of {len(kept)} labelled images"
+        raise InvalidRequest(f"{said} there are {counts}")
     parts = folds(dataset) if dataset.too_few else []
     # Nothing stops the others early: images used for measuring must not decide anything.
-    trainings = [(sides["train"], sides["validation"]), *((training, []) for training, _ in parts)]
+    trainings = [(sides["train"], sides["validation"]), *((most, list[Sample]()) for most, _ in parts)]
     names = (f"{checkpoint.name}{number or ''}" for number in range(len(trainings)))
     checkpoints = [checkpoint.with_name(name) for name in names]
     fits = fit_all(dataset, trainings, config, checkpoints, network, limits, report, cancelled, heartbeat)

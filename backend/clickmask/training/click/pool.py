@@ -173,7 +173,7 @@ def read(photograph: Photograph) -> tuple[Pixels, Codes]:
                 ids[mask] = number
     scale = SIDE / max(ids.shape)
     if scale < 1:
-        size = (max(1, round(ids.shape[1] * scale)), max(1, round(ids.shape[0] * scale)))
+        size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
         ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST).astype(np.uint16)
     codes = np.zeros(ids.shape, np.int32)

@@ -108,7 +108,8 @@ def validate(network: ClickFPN, pool: Pool, side: int) -> Mapping[str, list[floa
     network.eval()
     found: dict[str, list[Tensor]] = {}
     noise = torch.Generator(pool.pixels.device).manual_seed(0)
-    for owners in pool.owners.unique().split(BATCH):
+    batches: tuple[Tensor, ...] = cast("Any", pool.owners).unique().split(BATCH)
+    for owners in batches:
         count = len(owners)
         scale = pool.sizes[owners].amax(1).float() / SIDE
         theta = torch.zeros((count, 2, 3), device=owners.device)  # of whole images
