@@ -32,7 +32,7 @@ sys.path.insert(0, sys.argv[1])
 import numpy as np
 import clickmask
 from clickmask.inference.catalogue import Host
-from clickmask.inference.runtimes import Runtimes
+from clickmask.inference.sessions import Runtimes
 from clickmask.inference.weights import WeightsFolder
 from clickmask.segmenters import builtin
 from clickmask.types import Image, Prompt

@@ -17,7 +17,7 @@ from clickmask.images.source import ImageSource
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.disk_cache import DiskEmbeddings
 from clickmask.inference.embeddings import EmbeddingCache
-from clickmask.inference.runtimes import Runtimes
+from clickmask.inference.sessions import Runtimes
 from clickmask.inference.weights import WeightsFolder
 from clickmask.ingest.apply import Ingester, LabelSource
 from clickmask.ingest.inbox import Inbox

@@ -16,7 +16,7 @@ from skimage import data
 
 from benchmarks.bench_runtimes import Clock
 from benchmarks.tiny_vit import tiny_vit
-from clickmask.inference.runtimes import Runtimes
+from clickmask.inference.sessions import Runtimes
 from clickmask.segmenters import builtin, grabcut
 from clickmask.segmenters._sam import onnx_export
 from clickmask.segmenters._sam.onnx_networks import OnnxSam

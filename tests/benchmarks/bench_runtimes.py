@@ -23,9 +23,13 @@ from skimage import data
 from benchmarks.goals import Goal, Section
 from benchmarks.tiny_vit import tiny_vit
 from clickmask.images.decode import decode_image
-from clickmask.inference._openvino import import_openvino
-from clickmask.inference.runtimes import Runtimes
-from clickmask.inference.sessions import installed_runtimes, open_session, usable_cores
+from clickmask.inference.sessions import (
+    Runtimes,
+    import_openvino,
+    installed_runtimes,
+    open_session,
+    usable_cores,
+)
 from clickmask.inference.weights import WeightsFolder
 from clickmask.masks.polygons import mask_to_polygons
 from clickmask.masks.regions import mask_iou

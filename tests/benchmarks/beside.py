@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 from skimage import data
 
-from clickmask.inference.runtimes import Runtimes
+from clickmask.inference.sessions import Runtimes
 from clickmask.segmenters import sam
 from clickmask.types import Mask
 from clickmask_adapters.tools.label_studio.shapes import brush_rle_to_mask

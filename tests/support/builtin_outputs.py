@@ -13,7 +13,7 @@ import numpy as np
 import skimage
 from PIL import Image as Picture
 
-from clickmask.inference.runtimes import Runtimes
+from clickmask.inference.sessions import Runtimes
 from clickmask.masks.rle import mask_to_rle
 from clickmask.segmenters import builtin
 from clickmask.types import Image, Prompt

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clickmask.inference.catalogue import Host
-from clickmask.inference.runtimes import Runtimes
+from clickmask.inference.sessions import Runtimes
 from clickmask.inference.weights import WeightsFolder
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from clickmask.errors import NotFound, NotReady
 from clickmask.inference.onnx_exports import Progress
-from clickmask.inference.runtimes import Runtimes
+from clickmask.inference.sessions import Runtimes
 from clickmask.inference.weights import WeightsFolder
 from clickmask.plugins import Families
 from clickmask.types import Segmenter

@@ -15,7 +15,7 @@ from clickmask.annotators._catalogue import AnnotatorCatalogue, AnnotatorStatus
 from clickmask.errors import Failed, NotFound, NotReady
 from clickmask.inference.catalogue import Catalogue, Host, SegmenterStatus
 from clickmask.inference.embeddings import EmbeddingCache
-from clickmask.inference.runtimes import Runtimes
+from clickmask.inference.sessions import Runtimes
 from clickmask.inference.weights import WeightsFolder
 from clickmask.plugins import Checkpoint
 

@@ -13,7 +13,7 @@ import pytest
 from clickmask.errors import NotReady
 from clickmask.inference.disk_cache import Restorable, half_precision
 from clickmask.inference.refinement import LogitsCache, replay
-from clickmask.inference.runtimes import Runtimes
+from clickmask.inference.sessions import Runtimes
 from clickmask.masks.regions import mask_iou
 from clickmask.masks.rle import rle_to_mask
 from clickmask.reports.clicks import central_point, next_click

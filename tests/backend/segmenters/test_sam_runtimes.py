@@ -13,9 +13,7 @@ import pytest
 pytest.importorskip("torch")
 
 from clickmask.errors import NotReady
-from clickmask.inference._openvino import import_openvino
-from clickmask.inference.runtimes import Runtimes
-from clickmask.inference.sessions import RUNTIMES
+from clickmask.inference.sessions import RUNTIMES, Runtimes, import_openvino
 from clickmask.inference.weights import WeightsFolder
 from clickmask.masks.regions import mask_iou
 from clickmask.reports.clicks import central_point
@@ -143,7 +141,7 @@ def test_serving_imports_no_torch(weights: WeightsFolder, home: Path) -> None:
     checkpoint = weights.verify("sam:vit_b")
     code = (
         "import sys\nfrom pathlib import Path\nimport numpy as np\n"
-        "from clickmask.inference.runtimes import Runtimes\nfrom clickmask.segmenters import sam\n"
+        "from clickmask.inference.sessions import Runtimes\nfrom clickmask.segmenters import sam\n"
         "from clickmask.types import Image, Prompt\n"
         "from clickmask.inference.weights import WeightsFolder\n"
         "from clickmask.inference.catalogue import Host\nfrom clickmask.plugins import Checkpoint\n"
@@ -175,7 +173,7 @@ def test_torch_runs_it_where_it_is_asked_for_and_nothing_is_exported(
 def test_torch_runs_it_where_there_is_a_gpu(
     weights: WeightsFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clickmask.inference.runtimes._torch_has_a_gpu", lambda: True)
+    monkeypatch.setattr("clickmask.inference.sessions._torch_has_a_gpu", lambda: True)
     assert isinstance(sam.load("vit_b", host_of(weights, Runtimes(folder=tmp_path)))._networks, TorchSam)
 
 

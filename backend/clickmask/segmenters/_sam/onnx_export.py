@@ -20,8 +20,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from clickmask.inference.runtimes import Runtimes
-from clickmask.inference.sessions import installed_runtimes
+from clickmask.inference.sessions import Runtimes, installed_runtimes
 from clickmask.segmenters._sam.onnx_networks import NO_POINT, OnnxSam
 from clickmask.segmenters._sam.torch_networks import TorchSam
 from clickmask.types import Logits, Pixels

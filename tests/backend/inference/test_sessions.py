@@ -20,10 +20,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from clickmask.errors import NotReady
-from clickmask.inference import _onnxruntime, _openvino, sessions
-from clickmask.inference._openvino import import_openvino
-from clickmask.inference.runtimes import Runtimes
-from clickmask.inference.sessions import Session, open_session
+from clickmask.inference import sessions
+from clickmask.inference.sessions import Runtimes, Session, import_openvino, open_session
 
 RUNTIMES = sessions.RUNTIMES
 BACKEND = Path(sessions.__file__).parents[2]
@@ -160,14 +158,13 @@ def slow_down(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
     def make_slow(slow: str) -> list[str]:
         opened: list[str] = []
         monkeypatch.undo()
-        for module, name in ((_openvino, "openvino"), (_onnxruntime, "onnxruntime")):
-            real = module.open_session
+        for name, real in list(RUNTIMES.items()):
 
             def open_it(*given: Any, real: Any = real, name: str = name) -> Session:
                 opened.append(name)
                 return Sluggish(real(*given), 0.05 if name == slow else 0.0)
 
-            monkeypatch.setattr(module, "open_session", open_it)
+            monkeypatch.setitem(RUNTIMES, name, open_it)
         return opened
 
     return make_slow
@@ -214,9 +211,9 @@ def test_a_folder_that_cannot_be_written_costs_only_the_note(model: Path, tmp_pa
 def test_a_runtime_that_cannot_run_a_network_leaves_it_to_the_other(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_openvino.OpenVinoSession, "run", lambda *_: 1 / 0)
+    monkeypatch.setattr(sessions.OpenVinoSession, "run", lambda *_: 1 / 0)
     assert open_session(model, example=feeds()).runtime == "onnxruntime"
-    monkeypatch.setattr(_onnxruntime.OnnxRuntimeSession, "run", lambda *_: 1 / 0)
+    monkeypatch.setattr(sessions.OnnxRuntimeSession, "run", lambda *_: 1 / 0)
     with pytest.raises(NotReady, match="runs on none of openvino, onnxruntime"):
         open_session(model, example=feeds())
 
@@ -237,7 +234,7 @@ class WithoutBf16:
 
 def test_a_processor_without_bf16_computes_in_f32(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = open_session(model, "openvino").run(feeds())
-    monkeypatch.setattr(_openvino, "import_openvino", lambda: SimpleNamespace(Core=WithoutBf16))
+    monkeypatch.setattr(sessions, "import_openvino", lambda: SimpleNamespace(Core=WithoutBf16))
     session = open_session(model, "openvino", precision="bf16")
     assert session.precision == "f32"
     for name, array in session.run(feeds()).items():
@@ -251,8 +248,8 @@ def test_decoders_are_always_exact_and_encoders_where_asked(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, int, int, str]] = []
-    monkeypatch.setattr(
-        _onnxruntime, "open_session", lambda _, *how: asked.append(("onnxruntime", *how)) or object()
+    monkeypatch.setitem(
+        RUNTIMES, "onnxruntime", lambda _, *how: asked.append(("onnxruntime", *how)) or object()
     )
     for exact in (False, True):
         runtimes = Runtimes("onnxruntime", exact=exact, threads=3)
@@ -270,7 +267,7 @@ def test_decoders_are_always_exact_and_encoders_where_asked(
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_running_imports_no_torch_and_nothing_that_reports(runtime: str, model: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom clickmask.inference.runtimes import open_session\n"
+        "import sys\nfrom pathlib import Path\nfrom clickmask.inference.sessions import open_session\n"
         f"open_session(Path({str(model)!r}), {runtime!r})\n"
         "telling = [name for name in sys.modules if sys.modules[name] and 'openvino_telemetry' in name]\n"
         "sys.exit(str(telling) if telling or 'torch' in sys.modules else 0)"
