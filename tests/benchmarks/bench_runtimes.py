@@ -35,8 +35,7 @@ from clickmask.masks.polygons import mask_to_polygons
 from clickmask.masks.regions import mask_iou
 from clickmask.segmenters import sam
 from clickmask.segmenters._sam import onnx_export
-from clickmask.segmenters._sam.masks import logits_to_mask
-from clickmask.segmenters._sam.prompts import resized_size
+from clickmask.segmenters._sam.frame import logits_to_mask, resized_size
 from clickmask.segmenters._sam.torch_networks import TorchSam
 from clickmask.types import Image, Prompt, Size
 from clickmask_adapters.tools.cvat.mask_points import mask_to_dense_reply

@@ -23,8 +23,7 @@ from PIL import Image as PillowImage
 from clickmask.images.decode import decode_image
 from clickmask.masks.regions import mask_iou
 from clickmask.segmenters import sam
-from clickmask.segmenters._sam.torch_networks import TorchSam
-from clickmask.segmenters._sam.without_torchvision import import_segment_anything
+from clickmask.segmenters._sam.torch_networks import TorchSam, import_segment_anything
 from clickmask.types import Prompt, Size
 from support.checkpoints import TINY, VIT_B, write_checkpoint
 from support.scenes import scene_image

@@ -18,7 +18,7 @@ import flask
 import numpy as np
 import waitress
 
-from clickmask.segmenters._sam.without_torchvision import import_segment_anything
+from clickmask.segmenters._sam.torch_networks import import_segment_anything
 from support.label_studio_sdk_oracle import brush_module
 
 brush = brush_module()

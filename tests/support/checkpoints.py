@@ -20,7 +20,7 @@ from PIL import Image as PillowImage
 
 from clickmask.inference.weights import WeightsFolder
 from clickmask.plugins import Checkpoint
-from clickmask.segmenters._sam.without_torchvision import import_segment_anything
+from clickmask.segmenters._sam.torch_networks import import_segment_anything
 from support.scenes import drawn_scene
 
 

@@ -21,19 +21,8 @@ from clickmask.errors import NotReady
 from clickmask.inference.catalogue import Host
 from clickmask.inference.refinement import replay
 from clickmask.inference.sessions import Session
-from clickmask.segmenters._builtin.masks import (
-    MAX_KEPT_PX,
-    Pass,
-    constrain,
-    coverage,
-    crop_around,
-    different,
-    paste,
-    probabilities,
-    resample,
-    whole_mask,
-)
-from clickmask.segmenters._builtin.prompts import MAPS, Crop, Floats, crop_of, network_input, render
+from clickmask.segmenters import _builtin as crops
+from clickmask.segmenters._builtin import Crop, Floats, Pass
 from clickmask.types import Image, Logits, Pixels, Prediction, Prompt, Size
 
 WEIGHTS = "clickmask.weights_builtin"
@@ -77,8 +66,8 @@ class Builtin:
         return self._encoder.precision
 
     def encode(self, image: Image) -> BuiltinEmbedding:
-        features = self._encoder.run({"image": network_input(image.pixels, _whole(image.size))})
-        kept, scale = image.pixels.copy(), MAX_KEPT_PX / max(image.size)
+        features = self._encoder.run({"image": crops.network_input(image.pixels, _whole(image.size))})
+        kept, scale = image.pixels.copy(), crops.MAX_KEPT_PX / max(image.size)
         if scale < 1:
             height, width = (max(1, round(length * scale)) for length in image.size)
             kept = np.asarray(cv2.resize(kept, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
@@ -104,44 +93,45 @@ class Builtin:
         whole = _whole(embedding.size)
         region = None
         if logits is not None:
-            region = probabilities(logits[0])
+            region = crops.probabilities(logits[0])
             if prompt.box is None:
-                before = Pass(whole, constrain(logits[0], whole, prompt), 0.0)
+                before = Pass(whole, crops.constrain(logits[0], whole, prompt), 0.0)
                 if (close := self._closer(embedding, prompt, before)) is not before:
-                    return _answers([(close, paste(close, whole, before.logits))], prompt, embedding.size)
+                    pasted = crops.paste(close, whole, before.logits)
+                    return _answers([(close, pasted)], prompt, embedding.size)
         elif prompt.mask is not None:
-            region = coverage(prompt.mask, whole)
+            region = crops.coverage(prompt.mask, whole)
         passes = self._passes(embedding.features, whole, prompt, region)
         if len(passes) > 1:
-            passes = different(passes)
+            passes = crops.different(passes)
         found = [(seen, seen.logits) for seen in passes]
         if passes[0].predicted_iou < MIN_CONFIDENT_IOU:
             close = self._closer(embedding, prompt, passes[0])
-            found[0] = close, paste(close, whole, passes[0].logits)
+            found[0] = close, crops.paste(close, whole, passes[0].logits)
         return _answers(found, prompt, embedding.size)
 
     def _passes(
         self, features: Mapping[str, Floats], crop: Crop, prompt: Prompt, region: Floats | None
     ) -> list[Pass]:
         """One pass; for a single click without a previous mask, one more for each other guess."""
-        answer = self._decoder.run({"maps": render(crop, prompt, region), **features})
+        answer = self._decoder.run({"maps": crops.render(crop, prompt, region), **features})
         alone = len(prompt.foreground) == 1 and not prompt.background and not prompt.box and region is None
         return [
-            Pass(crop, constrain(logits, crop, prompt), float(predicted_iou))
+            Pass(crop, crops.constrain(logits, crop, prompt), float(predicted_iou))
             for logits, predicted_iou in zip(answer["logits"][0], answer["worth"][0], strict=True)
         ][: None if alone else 1]
 
     def _closer(self, embedding: BuiltinEmbedding, prompt: Prompt, seen: Pass) -> Pass:
         """A pass over the crop around `seen` if that is a small part of the image, else `seen`."""
-        extent = crop_around(seen, prompt, embedding.size)
+        extent = crops.crop_around(seen, prompt, embedding.size)
         if extent is None:
             return seen
         kept = embedding.pixels
         sx, sy = kept.shape[1] / embedding.size[1], kept.shape[0] / embedding.size[0]
         x0, y0, x1, y1 = (round(edge * scale) for edge, scale in zip(extent, (sx, sy, sx, sy), strict=True))
-        crop = crop_of((x0 / sx, y0 / sy, x1 / sx, y1 / sy), CLOSE_SIDE)
-        features = self._encoder.run({"image": network_input(kept[y0:y1, x0:x1], crop)})
-        region = probabilities(resample(seen, crop))
+        crop = crops.crop_of((x0 / sx, y0 / sy, x1 / sx, y1 / sy), CLOSE_SIDE)
+        features = self._encoder.run({"image": crops.network_input(kept[y0:y1, x0:x1], crop)})
+        region = crops.probabilities(crops.resample(seen, crop))
         return self._passes(features, crop, prompt, region)[0]
 
 
@@ -160,7 +150,7 @@ def load(variant: str, host: Host) -> Builtin:
             raise NotReady(f"builtin cannot run: {name} is damaged; install clickmask again")
     blank = {"image": np.zeros((1, 3, SIDE, SIDE), np.float32)}
     encoder = host.runtimes.encoder(models["encoder.onnx"], blank)
-    maps = np.zeros((1, MAPS, SIDE // 2, SIDE // 2), np.float32)
+    maps = np.zeros((1, crops.MAPS, SIDE // 2, SIDE // 2), np.float32)
     return Builtin(
         encoder, host.runtimes.decoder(models["decoder.onnx"], {"maps": maps, **encoder.run(blank)})
     )
@@ -176,11 +166,11 @@ def _answers(found: list[tuple[Pass, Logits]], prompt: Prompt, size: Size) -> tu
     """Passes with their logits of the whole image, as predictions and logits, best first."""
     found.sort(key=lambda each: -each[0].predicted_iou)
     predictions = [
-        Prediction(partial(whole_mask, seen, prompt, size), seen.predicted_iou, Builtin.name)
+        Prediction(partial(crops.whole_mask, seen, prompt, size), seen.predicted_iou, Builtin.name)
         for seen, _ in found
     ]
     return predictions, np.stack([whole for _, whole in found])
 
 
 def _whole(size: Size) -> Crop:
-    return crop_of((0.0, 0.0, float(size[1]), float(size[0])), SIDE)
+    return crops.crop_of((0.0, 0.0, float(size[1]), float(size[0])), SIDE)

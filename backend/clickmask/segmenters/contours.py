@@ -15,17 +15,8 @@ from numpy.typing import NDArray
 
 from clickmask.inference.catalogue import Host
 from clickmask.masks.regions import fill_pinholes, mask_box
-from clickmask.segmenters._classic.mask_quality import best_by_predicted_iou
-from clickmask.segmenters._classic.small_image import (
-    SmallImage,
-    enlarged,
-    in_box,
-    parts_at,
-    parts_touching,
-    shrink,
-    size_of,
-    without_rejected,
-)
+from clickmask.segmenters import _classic as classic
+from clickmask.segmenters._classic import SmallImage
 from clickmask.types import Image, Mask, Prediction, Prompt
 
 SIDE = 320  # px; longest side of the small image
@@ -42,15 +33,13 @@ class Contours:
     name = "contours"
 
     def encode(self, image: Image) -> SmallImage:
-        return shrink(image, SIDE)
+        return classic.shrink(image, SIDE)
 
     def decode(self, embedding: SmallImage, prompt: Prompt) -> list[Prediction]:
         """One prediction, the enclosed area with the highest predicted IoU; empty if there is none."""
         own = embedding.to_small(prompt)
         enclosed = (_enclosed(edges, gap, own) for edges in _edges(embedding) for gap in GAPS)
-        kept = (without_rejected(found, own.foreground, own.background) for found in enclosed)
-        best, score = best_by_predicted_iou(embedding.pixels, kept)
-        return [Prediction(enlarged(best, embedding.whole), score, self.name)]
+        return classic.best_prediction(enclosed, embedding.pixels, own, embedding.whole, self.name)
 
 
 def load(variant: str, host: Host) -> Contours:
@@ -78,13 +67,13 @@ def _enclosed(edges: Mask, gap: int, prompt: Prompt) -> Mask:
     free = cv2.dilate(edges.view(np.uint8), kernel) == 0
     box = prompt.box or (mask_box(prompt.mask) if prompt.mask is not None else None)
     if box is not None:
-        inside = in_box(size_of(edges), box)
+        inside = classic.in_box(classic.size_of(edges), box)
         outside = np.ones_like(inside)  # paths from outside begin at the image's edge too
         outside[1:-1, 1:-1] = ~inside[1:-1, 1:-1]
-        reached = parts_touching(free | ~inside, outside)
+        reached = classic.parts_touching(free | ~inside, outside)
         shut_off = inside & ~_thickened(reached, kernel)
         return fill_pinholes(shut_off, shut_off.size)
-    fenced = _thickened(parts_at(free, prompt.foreground), kernel)
+    fenced = _thickened(classic.parts_at(free, prompt.foreground), kernel)
     return fill_pinholes(fenced, fenced.size)
 
 

@@ -14,18 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.inference.catalogue import Host
-from clickmask.segmenters._classic.mask_quality import best_by_predicted_iou
-from clickmask.segmenters._classic.small_image import (
-    SmallImage,
-    disc,
-    enlarged,
-    in_box,
-    lab,
-    parts_touching,
-    shrink,
-    size_of,
-    without_rejected,
-)
+from clickmask.segmenters import _classic as classic
+from clickmask.segmenters._classic import SmallImage
 from clickmask.types import Image, Mask, Prediction, Prompt
 
 SIDE = 256  # px; longest side of the small image
@@ -44,16 +34,14 @@ class RegionGrowing:
     name = "region_growing"
 
     def encode(self, image: Image) -> SmallImage:
-        return shrink(image, SIDE)
+        return classic.shrink(image, SIDE)
 
     def decode(self, embedding: SmallImage, prompt: Prompt) -> list[Prediction]:
         """One prediction, from the tolerance whose region has the highest predicted IoU."""
-        pixels, own = embedding.pixels, embedding.to_small(prompt)
-        smooth = np.asarray(cv2.medianBlur(pixels, SMOOTHING), np.uint8)
-        regions = _regions(lab(smooth), own)
-        kept = (without_rejected(region, own.foreground, own.background) for region in regions)
-        best, score = best_by_predicted_iou(smooth, kept)
-        return [Prediction(enlarged(best, embedding.whole), score, self.name)]
+        own = embedding.to_small(prompt)
+        smooth = np.asarray(cv2.medianBlur(embedding.pixels, SMOOTHING), np.uint8)
+        regions = _regions(classic.lab(smooth), own)
+        return classic.best_prediction(regions, smooth, own, embedding.whole, self.name)
 
 
 def load(variant: str, host: Host) -> RegionGrowing:
@@ -62,9 +50,9 @@ def load(variant: str, host: Host) -> RegionGrowing:
 
 def _regions(colours: NDArray[np.float32], prompt: Prompt) -> Iterator[Mask]:
     """A region for each tolerance, smallest first."""
-    size = size_of(colours)
+    size = classic.size_of(colours)
     accepting, rejecting = (
-        [disc(size, point, SEED_RADIUS) for point in points]
+        [classic.disc(size, point, SEED_RADIUS) for point in points]
         for points in (prompt.foreground, prompt.background)
     )
     accepted, rejected = (
@@ -74,7 +62,7 @@ def _regions(colours: NDArray[np.float32], prompt: Prompt) -> Iterator[Mask]:
     seeds = np.any(accepting, axis=0)
     if prompt.mask is not None:
         accepted = np.minimum(accepted, _distance(colours, prompt.mask, COLOURS))
-    inside = np.ones(size, np.bool_) if prompt.box is None else in_box(size, prompt.box)
+    inside = np.ones(size, np.bool_) if prompt.box is None else classic.in_box(size, prompt.box)
     kernel = np.ones((3, 3), np.uint8)
     if prompt.box is not None and prompt.mask is None:
         # the pixels just outside the box, or the box's own frame if the image ends there
@@ -83,7 +71,7 @@ def _regions(colours: NDArray[np.float32], prompt: Prompt) -> Iterator[Mask]:
             frame = inside & (cv2.erode(np.pad(inside, 1).view(np.uint8), kernel)[1:-1, 1:-1] == 0)
         rejected = np.minimum(rejected, _distance(colours, frame, COLOURS))
         for tolerance in reversed(TOLERANCES):
-            reached = parts_touching((rejected <= tolerance) & (rejected <= accepted) | frame, frame)
+            reached = classic.parts_touching((rejected <= tolerance) & (rejected <= accepted) | frame, frame)
             grown = (inside & ~reached).view(np.uint8)
             # without one-pixel threads, which edges of neither colour leave
             yield (cv2.morphologyEx(grown, cv2.MORPH_OPEN, kernel) > 0) | seeds & inside
@@ -93,7 +81,7 @@ def _regions(colours: NDArray[np.float32], prompt: Prompt) -> Iterator[Mask]:
             similar = (accepted <= tolerance) & (accepted <= rejected) & inside
             grown = (similar | seeds).view(np.uint8)
             # with one-pixel gaps closed, which noise leaves
-            yield parts_touching(cv2.morphologyEx(grown, cv2.MORPH_CLOSE, kernel) > 0, start)
+            yield classic.parts_touching(cv2.morphologyEx(grown, cv2.MORPH_CLOSE, kernel) > 0, start)
 
 
 def _distance(colours: NDArray[np.float32], of: Mask, count: int) -> Distances:

@@ -27,9 +27,8 @@ from clickmask.inference.onnx_exports import Exporter, Progress
 from clickmask.inference.refinement import replay
 from clickmask.inference.sessions import usable_cores
 from clickmask.plugins import Checkpoint, Variant
-from clickmask.segmenters._sam.masks import logits_to_mask
+from clickmask.segmenters._sam.frame import logits_to_mask, mask_to_logits, resized_size, to_sam
 from clickmask.segmenters._sam.onnx_networks import OnnxSam
-from clickmask.segmenters._sam.prompts import mask_to_logits, resized_size, to_sam
 from clickmask.types import Image, Logits, Mask, Pixels, Prediction, Prompt, Size
 
 log = logging.getLogger(__name__)

@@ -16,17 +16,8 @@ from numpy.typing import NDArray
 
 from clickmask.inference.catalogue import Host
 from clickmask.masks.regions import mask_box
-from clickmask.segmenters._classic.mask_quality import best_by_predicted_iou, framed
-from clickmask.segmenters._classic.small_image import (
-    SmallImage,
-    disc,
-    enlarged,
-    in_box,
-    lab,
-    shrink,
-    size_of,
-    without_rejected,
-)
+from clickmask.segmenters import _classic as classic
+from clickmask.segmenters._classic import SmallImage
 from clickmask.types import Box, Image, Mask, Prediction, Prompt, Size
 
 SIDE = 512  # px; longest side of the small image
@@ -34,7 +25,6 @@ SMOOTHING = 5  # px; median filter, against noise
 SEED_RADIUS = 2.0  # px; the majority of such a disc gives the class of a click
 RADII = (0.08, 0.16, 0.32)  # of sqrt(height * width): radii of the windows around clicks
 MARGIN = 0.15  # of a box's sides, on each side: the background that its inside is compared with
-
 SPANS = ((0.0, 100.0), (-100.0, 100.0), (-100.0, 100.0))  # of L*, a* and b*, mapped to 0 .. 255
 
 Grey = NDArray[np.uint8]  # (h, w)
@@ -47,21 +37,19 @@ class Threshold:
     name = "threshold"
 
     def encode(self, image: Image) -> SmallImage:
-        return shrink(image, SIDE)
+        return classic.shrink(image, SIDE)
 
     def decode(self, embedding: SmallImage, prompt: Prompt) -> list[Prediction]:
         """One prediction: the mask with the highest predicted IoU over several windows around the clicks."""
         own = embedding.to_small(prompt)
         smooth = np.asarray(cv2.medianBlur(embedding.pixels, SMOOTHING), np.uint8)
-        colours = lab(smooth)
+        colours = classic.lab(smooth)
         greys = [
             np.rint((colours[..., channel] - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
             for channel, (low, high) in enumerate(SPANS)
         ]
         parts = (_part(greys, window, own) for window in _windows(own, embedding.size))
-        kept = (without_rejected(part, own.foreground, own.background) for part in parts)
-        best, score = best_by_predicted_iou(smooth, kept)
-        return [Prediction(enlarged(best, embedding.whole), score, self.name)]
+        return classic.best_prediction(parts, smooth, own, embedding.whole, self.name)
 
 
 def load(variant: str, host: Host) -> Threshold:
@@ -93,13 +81,14 @@ def _part(greys: list[Grey], window: Window, prompt: Prompt) -> Mask:
     splits = [_otsu(grey[window]) for grey in greys]
     best = max(range(len(greys)), key=lambda index: splits[index][0])
     bright = greys[best] > splits[best][1]
+    size = classic.size_of(bright)
     if prompt.foreground:  # the class that most clicks are on
-        clicked = np.any([disc(size_of(bright), point, SEED_RADIUS) for point in prompt.foreground], axis=0)
+        clicked = np.any([classic.disc(size, point, SEED_RADIUS) for point in prompt.foreground], axis=0)
         meant = bright[clicked].mean() > 0.5
     else:  # the class that avoids the window's frame
-        meant = framed(bright[window]) < bright[window].mean()
+        meant = classic.framed(bright[window]) < bright[window].mean()
     found = bright if meant else ~bright
-    return found if prompt.box is None else found & in_box(size_of(found), prompt.box)
+    return found if prompt.box is None else found & classic.in_box(size, prompt.box)
 
 
 def _otsu(grey: Grey) -> tuple[float, float]:

@@ -27,7 +27,7 @@ from clickmask.inference.weights import WeightsFolder
 from clickmask.masks.regions import mask_iou
 from clickmask.plugins import Variant
 from clickmask.segmenters import sam
-from clickmask.segmenters._sam.without_torchvision import batched_nms, import_segment_anything
+from clickmask.segmenters._sam.torch_networks import batched_nms, import_segment_anything
 from clickmask.types import Image, Mask, Size
 from support.checkpoints import TINY, random_sam, weights_of, write_checkpoint
 from support.drawn import MASKS, disc, rectangle

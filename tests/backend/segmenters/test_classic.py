@@ -11,7 +11,7 @@ import pytest
 from clickmask.masks.regions import mask_area, mask_box, mask_iou
 from clickmask.reports.clicks import central_point
 from clickmask.segmenters import contours, region_growing, threshold
-from clickmask.segmenters._classic.small_image import SmallImage, enlarged, shrink, without_rejected
+from clickmask.segmenters._classic import SmallImage, enlarged, shrink, without_rejected
 from clickmask.types import Image, Mask, Pixels, Prompt
 from support.drawn import disc, rectangle, ring, scene
 from support.hosts import host_of

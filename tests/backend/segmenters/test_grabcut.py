@@ -13,7 +13,7 @@ import pytest
 from clickmask.masks.regions import mask_iou
 from clickmask.reports.clicks import central_point, next_click
 from clickmask.segmenters import grabcut
-from clickmask.segmenters._classic.small_image import SmallImage
+from clickmask.segmenters._classic import SmallImage
 from clickmask.segmenters.grabcut import GrabCut
 from clickmask.types import Image, Mask, Pixels, Point, Prediction, Prompt
 from support.hosts import host_of

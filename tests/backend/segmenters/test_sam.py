@@ -28,9 +28,8 @@ from clickmask.inference.refinement import Refinement
 from clickmask.inference.weights import WeightsFolder
 from clickmask.masks.regions import mask_iou
 from clickmask.segmenters import sam
-from clickmask.segmenters._sam.masks import logits_to_mask
-from clickmask.segmenters._sam.prompts import MASK_PROMPT_LOGIT, mask_to_logits, resized_size
-from clickmask.segmenters._sam.without_torchvision import batched_nms, box_area, import_segment_anything
+from clickmask.segmenters._sam.frame import MASK_PROMPT_LOGIT, logits_to_mask, mask_to_logits, resized_size
+from clickmask.segmenters._sam.torch_networks import batched_nms, box_area, import_segment_anything
 from clickmask.types import Box, Image, Point, Prediction, Prompt, Refinable, Size
 from support.checkpoints import TINY, VIT_B, Architecture, random_sam, weights_of, write_checkpoint
 from support.drawn import disc
@@ -394,7 +393,7 @@ def test_the_stand_in_for_torchvision_is_gone_after_the_import(tiny: sam.Sam) ->
     assert find_spec("torchvision") is None
     assert not any(name.split(".")[0] == "torchvision" for name in sys.modules)
     transforms = sys.modules["segment_anything.utils.transforms"]
-    assert vars(transforms)["resize"].__module__ == "clickmask.segmenters._sam.without_torchvision"
+    assert vars(transforms)["resize"].__module__ == "clickmask.segmenters._sam.torch_networks"
 
 
 @pytest.mark.skipif(TORCHVISION_IS_THERE, reason="torchvision is installed, so nothing stands in for it")

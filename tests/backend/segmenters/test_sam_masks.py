@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from clickmask.segmenters._sam.masks import logits_to_mask
-from clickmask.segmenters._sam.prompts import resized_size
+from clickmask.segmenters._sam.frame import logits_to_mask, resized_size
 from clickmask.types import Mask, Size
 
 

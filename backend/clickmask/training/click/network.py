@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clickmask.segmenters._builtin.prompts import BOX, CLICKED, MAPS, MIDDLE, REGION, REJECTED
+from clickmask.segmenters._builtin import BOX, CLICKED, MAPS, MIDDLE, REGION, REJECTED
 
 STEM = 32
 STAGES = (  # blocks, kernel, stride of the first block, expansion, channels

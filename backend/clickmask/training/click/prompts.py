@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clickmask.segmenters._builtin import prompts as served
+from clickmask.segmenters import _builtin as served
 
 BOXES = 0.5  # share of prompts that begin with a box
 CLICK_IN_BOX = 0.3  # share of these that also have a click

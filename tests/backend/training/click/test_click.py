@@ -18,7 +18,7 @@ import torch
 
 from clickmask.errors import InvalidRequest
 from clickmask.masks.rle import mask_to_rle
-from clickmask.segmenters._builtin.prompts import Crop, render
+from clickmask.segmenters._builtin import Crop, render
 from clickmask.training.click import fit, prompts
 from clickmask.training.click.crops import Sampler, drawn_scenes, load_cutouts
 from clickmask.training.click.export import DECODER, ENCODER, export, read_network, shipped_network

@@ -1,19 +1,51 @@
-"""The mask of an image from a decoder's coarse logits, in two steps, like SAM's reference."""
+"""SAM's frame: pixels of the image resized to a long side of `side`, with pixel centres at whole numbers.
 
-from __future__ import annotations
+Prompts go into it. The mask of the image comes out of it from a decoder's coarse logits, in two steps, like
+SAM's reference.
+"""
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.types import Mask, Size
+from clickmask.types import Logits, Mask, Point, Size
+
+MASK_PROMPT_LOGIT = 8.0  # logit inside a given mask, its negative outside; SAM's own reach this
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
 CELLS_AT_ONCE = 2048  # a batch whose arrays stay in the processor's cache and reuse warm memory
+
+
+def resized_size(size: Size, side: int) -> Size:
+    """Size of an image scaled to a long side of `side`, rounded like the reference, but not to 0, which
+    breaks it."""
+    scale = side / max(size)
+    height, width = (max(1, int(length * scale + 0.5)) for length in size)
+    return height, width
+
+
+def mask_to_logits(mask: Mask, side: int) -> Logits:
+    """(1, side / 4, side / 4) logits of `mask`, padded like the image: MASK_PROMPT_LOGIT inside, its negative
+    outside, and in between if partly covered, so that the outline stays in place."""
+    height, width = resized_size((mask.shape[0], mask.shape[1]), side)
+    coverage = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    padded = np.zeros((side, side), np.float32)
+    padded[:height, :width] = coverage
+    quarter = padded.reshape(side // 4, 4, side // 4, 4).mean(axis=(1, 3))
+    return ((2 * quarter - 1) * MASK_PROMPT_LOGIT)[None]
+
+
+def to_sam(points: Sequence[Point] | NDArray[np.float64], size: Size, side: int) -> NDArray[np.float32]:
+    """`points` of an image of `size` as (N, 2) points in SAM's frame. Each axis is scaled to the rounded
+    size. The half is subtracted after scaling because SAM adds it there."""
+    height, width = resized_size(size, side)
+    scale = width / size[1], height / size[0]
+    return (np.asarray(points, np.float64).reshape(-1, 2) * scale - 0.5).astype(np.float32)
 
 
 class Taps(NamedTuple):
@@ -23,9 +55,6 @@ class Taps(NamedTuple):
     high: Indices
     weight: Floats  # of the higher one
     first: int  # the pixel of the first entry
-
-    def counted_from(self, source: int) -> Taps:
-        return self._replace(low=self.low - source, high=self.high - source)
 
 
 def logits_to_mask(logits: Floats, side: int, resized: Size, size: Size) -> Mask:
@@ -48,7 +77,10 @@ def logits_to_mask(logits: Floats, side: int, resized: Size, size: Size) -> Mask
         return np.zeros(size, np.bool_)  # when shrinking, no pixel of the image samples a positive one
     top, left = int(down.low[0]), int(across.low[0])
     box = slice(top, int(down.high[-1]) + 1), slice(left, int(across.high[-1]) + 1)
-    down, across = down.counted_from(top), across.counted_from(left)
+    down, across = (
+        taps._replace(low=taps.low - start, high=taps.high - start)
+        for taps, start in ((down, top), (across, left))
+    )
     everywhere, cells = _decided(positive[box])
     mask = _enlarged(everywhere, down, across, size)
     _interpolate(np.ascontiguousarray(inside[box]), cells, down, across, mask)

@@ -1,1 +1,0 @@
-"""Parts that the segmenters without a network share."""
