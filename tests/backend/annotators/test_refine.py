@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clickmask import annotators
 from clickmask.annotators._catalogue import AnnotatorCatalogue
-from clickmask.annotators._refine import SAME_OBJECT, along, better, edge_strengths, refine
+from clickmask.annotators.trained import SAME_OBJECT, along, better, edge_strengths, refine
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.masks.regions import mask_box, mask_iou
