@@ -9,8 +9,6 @@ flights = SingleFlight[Image]()
 flights.run(key, compute)   # concurrent calls for one key share one result, or one error
 """
 
-from __future__ import annotations
-
 import math
 import threading
 from collections import OrderedDict

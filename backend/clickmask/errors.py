@@ -1,7 +1,5 @@
 """Errors, about one per status. People read the messages: no paths, no tokens."""
 
-from __future__ import annotations
-
 
 class ClickmaskError(Exception):
     """Base of every error that clickmask raises on purpose."""

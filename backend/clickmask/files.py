@@ -4,8 +4,6 @@ Content goes into a draft (`NAME.<8 hex digits>.draft`) that is flushed and rena
 finds the old or the new content even after a kill. The folder's owner removes abandoned drafts.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import os

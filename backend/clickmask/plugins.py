@@ -6,8 +6,6 @@ distribution adds a plugin by an entry point whose group is the package's full n
 `[project.entry-points."clickmask.segmenters"] mine = "my_package.mine"`.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import logging

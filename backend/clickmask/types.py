@@ -5,8 +5,6 @@ outer corner of the top-left pixel, x right, y down; pixel (r, c) covers [c, c+1
 (height, width), points (x, y), boxes (x0, y0, x1, y1). A pixel is in a polygon if its centre is.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Callable, Mapping

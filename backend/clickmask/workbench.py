@@ -1,7 +1,5 @@
 """The use cases. Adapters call only these, and do not reach through to the store, inbox or images."""
 
-from __future__ import annotations
-
 import logging
 import secrets
 import threading

@@ -1,7 +1,5 @@
 """The installed annotators by name. Each is loaded once, when it is first needed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol, cast

@@ -6,8 +6,6 @@ computed at full size, and the grid lies in clickmask's frame, half a pixel of S
 which adds that half twice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial

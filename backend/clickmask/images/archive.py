@@ -1,7 +1,5 @@
 """Original bytes of labelled images, kept so that later work needs no labeling tool."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -5,8 +5,6 @@ differently the second time (DNS rebinding) is never asked. Host header, SNI and
 name.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import socket
 import threading

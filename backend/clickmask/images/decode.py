@@ -1,7 +1,5 @@
 """Decoding of bytes into upright RGB pixels, and the digest that names them."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re

@@ -5,8 +5,6 @@ addresses are checked, and the connection is made to a checked one; each redirec
 origins get credentials. Errors name no paths, queries or tokens.
 """
 
-from __future__ import annotations
-
 import binascii
 import os
 import stat

@@ -1,7 +1,5 @@
 """Images by reference. Each is fetched and decoded once, and kept while there is room."""
 
-from __future__ import annotations
-
 import hashlib
 import threading
 import time

@@ -1,7 +1,5 @@
 """The installed segmenters by name. Each is loaded once, when it is first needed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any

@@ -10,8 +10,6 @@ One file per embedding, with floats in half precision:
 The checksum stands in for fsync: after a power cut a file may hold anything, and is then ignored.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

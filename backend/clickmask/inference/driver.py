@@ -4,8 +4,6 @@ A plugin that fails or breaks its contract in `clickmask.types` raises Failed wi
 wrong mask and never shows the text of a foreign error.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Embeddings in memory, backed by those on disk, and a queue to compute the rest: one encode per image."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import threading

@@ -1,7 +1,5 @@
 """ONNX exports of checkpoints, made once in a separate process that may import torch."""
 
-from __future__ import annotations
-
 import logging
 import subprocess
 import sys

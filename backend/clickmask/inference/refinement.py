@@ -5,8 +5,6 @@ Here that mask is recomputed from the prompt alone, prefix by prefix, in a canon
 one): box, foreground points, background points. The cache of logits only saves work and changes no answer.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Hashable, Sequence

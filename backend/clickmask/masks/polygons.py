@@ -4,8 +4,6 @@ Rings run along pixel edges, so integer vertices are pixel corners. Foreground i
 background 8-connected: pixels that meet only in a corner are separate objects.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from fractions import Fraction
 

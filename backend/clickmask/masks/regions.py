@@ -1,7 +1,5 @@
 """Pixel regions of a mask: area, box, IoU, parts, specks and pinholes. See `polygons` for connectivity."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import cv2

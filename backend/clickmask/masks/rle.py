@@ -3,8 +3,6 @@
 Runs end in few places, so eight pixels are compared at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, TypedDict, cast
 

@@ -1,7 +1,5 @@
 """The fewest points whose polygon keeps a given IoU with the mask."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Bridges of no width (a line there and back) join the rings. Pure.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ quality. A click is a pass over the whole image, whose features are kept, and, i
 unsure, a second pass over a crop around it, which takes two thirds of the time.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ until they fence a click in; several edge strengths and gap widths are tried. Go
 colour, but texture has edges too, and soft outlines have none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import cv2

@@ -5,8 +5,6 @@ one that differs most from its surroundings is taken (Hojjatoleslami, Kittler: R
 IEEE TIP 1998). Good for objects of one colour; GrabCut finds more in photographs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import cv2

@@ -5,8 +5,6 @@ SamPredictor stores the image on itself, so threads cannot share it; here both h
 answers are SamPredictor's, to the pixel.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 from collections.abc import Mapping

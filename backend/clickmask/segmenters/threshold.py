@@ -5,8 +5,6 @@ L*, a*, b* whose two classes lie furthest apart for their spread, Otsu's own mea
 bright on dark or dark on bright: nuclei, parts on a table, print. In photographs of scenes others find more.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

@@ -5,8 +5,6 @@ of one file) and decoder.onnx, SAM's prompt encoder and mask decoder up to its l
 decoder's inputs follow `segment_anything.utils.onnx.SamOnnxModel`.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import tempfile

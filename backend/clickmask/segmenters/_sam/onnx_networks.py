@@ -1,7 +1,5 @@
 """SAM's networks in ONNX files, without torch."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
