@@ -12,16 +12,7 @@ from typing import Any, TypeVar
 
 from clickmask.annotators._catalogue import AnnotatorCatalogue, AnnotatorStatus
 from clickmask.datasets.snapshot import Dataset, Pictures, snapshot
-from clickmask.errors import (
-    Busy,
-    ClickmaskError,
-    Failed,
-    ImageUnavailable,
-    InvalidInput,
-    NotFound,
-    NotReady,
-    NotStored,
-)
+from clickmask.errors import Busy, ClickmaskError, Failed, ImageUnavailable, InvalidInput, NotFound, NotReady
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits
 from clickmask.images.source import ImageIdentity, ImageSource
 from clickmask.inference import driver
@@ -174,8 +165,7 @@ class Workbench:
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
         identity = self.images.identify(ref)
         embedding, was_there = self._embedding(chosen, ref, identity, BATCH)
-        if not self._cache.store(EmbeddingKey(chosen.name, identity.digest), embedding):
-            raise NotStored("its embedding is not stored: the disk is full, broken or slow")
+        self._cache.store(EmbeddingKey(chosen.name, identity.digest), embedding)
         return was_there
 
     def embedding(self, ref: ImageRef, segmenter: str | None = None) -> Embedding:
@@ -279,7 +269,7 @@ class Workbench:
 
     @property
     def supervisor(self) -> Supervisor:
-        """The supervisor of trainings. Raises NotReady if there is none."""
+        """The supervisor of trainings and its jobs. Raises NotReady if there is none."""
         if self._supervisor is None:
             raise NotReady("nothing is trained by this server")
         return self._supervisor
@@ -288,14 +278,6 @@ class Workbench:
         """The project's unfinished job, or a new one. Raises NotFound and NotReady."""
         self.require_project(tool, project)
         return self.supervisor.request(tool, project)
-
-    def job(self, id: str) -> Job:  # noqa: A002
-        """The job with this id. Raises NotFound."""
-        return self.supervisor.jobs.get(id)
-
-    def cancel_job(self, id: str) -> Job:  # noqa: A002
-        """Cancel a queued training at once and a running one soon. Raises NotFound."""
-        return self.supervisor.jobs.cancel(id)
 
     def jobs_under_way(self) -> list[Job]:
         return self._supervisor.jobs.under_way() if self._supervisor else []

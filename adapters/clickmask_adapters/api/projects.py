@@ -68,11 +68,11 @@ def router(workbench: Workbench, models: ProjectModels) -> APIRouter:
 
     @routes.get("/jobs/{id}", summary="How far a training is")
     def job(id: str) -> Response:  # noqa: A002 - the path's word
-        return json_response(asdict(workbench.job(id)))
+        return json_response(asdict(workbench.supervisor.jobs.get(id)))
 
     @routes.delete("/jobs/{id}", summary="Cancel a training")
     def cancel(id: str) -> Response:  # noqa: A002 - the path's
-        return json_response(asdict(workbench.cancel_job(id)))
+        return json_response(asdict(workbench.supervisor.jobs.cancel(id)))
 
     return routes
 

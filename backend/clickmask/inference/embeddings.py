@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from clickmask.caches import Lru
-from clickmask.errors import Busy, ClickmaskError
+from clickmask.errors import Busy, ClickmaskError, NotStored
 from clickmask.inference.disk_cache import DiskEmbeddings, DiskStatus, EmbeddingKey
 from clickmask.types import Embedding
 
@@ -107,9 +107,10 @@ class EmbeddingCache:
                     return False
             return True
 
-    def store(self, key: EmbeddingKey, embedding: Embedding) -> bool:
-        """Whether the embedding that `get` gave is on disk now; usually it gets there a moment later."""
-        return self._disk is not None and self._disk.store_now(key, embedding, self._patience)
+    def store(self, key: EmbeddingKey, embedding: Embedding) -> None:
+        """Wait until the embedding that `get` gave is on disk, usually a moment later. Raises NotStored."""
+        if self._disk is None or not self._disk.store_now(key, embedding, self._patience):
+            raise NotStored("its embedding is not stored: the disk is full, broken or slow")
 
     def status(self) -> CacheStatus:
         with self._changed:
