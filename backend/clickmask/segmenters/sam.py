@@ -25,7 +25,8 @@ from clickmask.inference.onnx_exports import Exporter, Progress
 from clickmask.inference.refinement import replay
 from clickmask.inference.sessions import usable_cores
 from clickmask.plugins import Checkpoint, Variant
-from clickmask.segmenters._sam.frame import logits_to_mask, mask_to_logits, resized_size, to_sam
+from clickmask.segmenters._sam import frame
+from clickmask.segmenters._sam.frame import Floats, SamPrompt
 from clickmask.segmenters._sam.onnx_networks import OnnxSam
 from clickmask.types import Image, Logits, Mask, Pixels, Prediction, Prompt, Size
 
@@ -66,7 +67,7 @@ EXPORTER = Exporter("clickmask.segmenters._sam.onnx_export", version=1)
 class SamEmbedding:
     """The image encoder's features of an image of `size`, padding included."""
 
-    features: NDArray[np.float32]  # (256, 64, 64), read-only
+    features: Floats  # (256, 64, 64), read-only
     size: Size
     placed: Any  # the features as the networks take them: the same memory, or a copy on the GPU
 
@@ -84,32 +85,20 @@ class Networks(Protocol):
     frame: pixels of the image resized to a long side of `side`, with pixel centres at whole numbers."""
 
     @property
-    def side(self) -> int:
-        """Pixels of the padded input: 1024."""
-        ...
+    def side(self) -> int: ...  # pixels of the padded input: 1024
 
     @property
-    def precision(self) -> str:
-        """The image encoder's precision."""
-        ...
+    def precision(self) -> str: ...  # of the image encoder
 
-    def encode(self, pixels: Pixels) -> NDArray[np.float32]:
+    def encode(self, pixels: Pixels) -> Floats:
         """(256, side / 16, side / 16) features of an image whose long side is `side`."""
         ...
 
-    def place(self, features: NDArray[np.float32]) -> Any:
+    def place(self, features: Floats) -> Any:
         """`features`, still writeable, in the form that `decode` takes; at most copied to a GPU."""
         ...
 
-    def decode(
-        self,
-        placed: Any,
-        points: NDArray[np.float32],  # (N, 2)
-        labels: NDArray[np.int32],  # (N,): 1 foreground, 0 background
-        box: NDArray[np.float32] | None,  # (2, 2): the corners at the top left and the bottom right
-        logits: Logits | None,  # (1, side / 4, side / 4)
-        multimask: bool,
-    ) -> tuple[Logits, NDArray[np.float32]]:
+    def decode(self, placed: Any, prompt: SamPrompt, multimask: bool) -> tuple[Logits, Floats]:
         """(n, side / 4, side / 4) masks before thresholding, and the network's estimates of their IoUs. Three
         masks if `multimask`, else one, in the decoder's order."""
         ...
@@ -119,7 +108,7 @@ class Networks(Protocol):
 class BatchNetworks(Networks, Protocol):
     """Networks that answer many clicks together faster than one by one."""
 
-    def decode_clicks(self, placed: Any, points: NDArray[np.float32]) -> tuple[Logits, NDArray[np.float32]]:
+    def decode_clicks(self, placed: Any, points: Floats) -> tuple[Logits, Floats]:
         """`decode` with `multimask` for each of N foreground points (N, 2): (N, 3, h, w) and (N, 3)."""
         ...
 
@@ -136,7 +125,7 @@ class Sam:
         return self._networks.precision
 
     def encode(self, image: Image) -> SamEmbedding:
-        height, width = resized_size(image.size, self._networks.side)
+        height, width = frame.resized_size(image.size, self._networks.side)
         # Pillow's antialiased filter, like the reference: OpenCV's filters give other pixels.
         small = PillowImage.fromarray(image.pixels).resize((width, height), PillowImage.Resampling.BILINEAR)
         return self._embedding(self._networks.encode(np.asarray(small)), image.size)
@@ -161,49 +150,44 @@ class Sam:
         side, size = self._networks.side, embedding.size
 
         # The prompt in SAM's frame. A single click may mean a part or the whole: SAM gives three masks.
-        points = to_sam(prompt.foreground + prompt.background, size, side)
+        points = frame.to_sam(prompt.foreground + prompt.background, size, side)
         labels = np.repeat(np.array([1, 0], np.int32), (len(prompt.foreground), len(prompt.background)))
-        box = to_sam([prompt.box[:2], prompt.box[2:]], size, side) if prompt.box else None
+        box = frame.to_sam([prompt.box[:2], prompt.box[2:]], size, side) if prompt.box else None
         if logits is None and prompt.mask is not None:
-            logits = mask_to_logits(prompt.mask, side)
+            logits = frame.mask_to_logits(prompt.mask, side)
         ambiguous = len(points) == 1 and box is None and logits is None
 
         # Low-resolution masks and the network's estimates of their IoUs, best first.
-        masks, scores = self._networks.decode(embedding.placed, points, labels, box, logits, ambiguous)
+        given = SamPrompt(points, labels, box, logits)
+        masks, scores = self._networks.decode(embedding.placed, given, ambiguous)
         order = np.argsort(-scores, kind="stable")
         masks, scores = masks[order], scores[order].clip(0.0, 1.0)
 
         # Masks of the whole image, each enlarged when first read.
-        resized = resized_size(size, side)
+        resized = frame.resized_size(size, side)
         predictions = [
-            Prediction(partial(logits_to_mask, mask, side, resized, size), float(score), self.name)
+            Prediction(partial(frame.logits_to_mask, mask, side, resized, size), float(score), self.name)
             for mask, score in zip(masks, scores, strict=True)
         ]
         return predictions, masks
 
-    def decode_clicks(
-        self, embedding: SamEmbedding, points: NDArray[np.float64]
-    ) -> tuple[Logits, NDArray[np.float32]]:
+    def decode_clicks(self, embedding: SamEmbedding, points: NDArray[np.float64]) -> tuple[Logits, Floats]:
         """Three candidates (N, 3, side / 4, side / 4) for each point, in the decoder's order."""
-        clicks = to_sam(points, embedding.size, self._networks.side)
+        clicks = frame.to_sam(points, embedding.size, self._networks.side)
         if isinstance(self._networks, BatchNetworks):
             return self._networks.decode_clicks(embedding.placed, clicks)
-        foreground = np.ones(1, np.int32)
-
-        def decode(click: NDArray[np.float32]) -> tuple[Logits, NDArray[np.float32]]:
-            return self._networks.decode(
-                embedding.placed, click[None], foreground, None, None, multimask=True
-            )
-
+        prompts = [SamPrompt(click[None], np.ones(1, np.int32)) for click in clicks]
+        decode = partial(self._networks.decode, embedding.placed, multimask=True)
         with ThreadPoolExecutor(usable_cores()) as pool:
-            answers = list(pool.map(decode, clicks))
+            answers = list(pool.map(decode, prompts))
         return np.stack([masks for masks, _ in answers]), np.stack([scores for _, scores in answers])
 
     def enlarge(self, embedding: SamEmbedding, logits: Logits, size: Size, threshold: float = 0.0) -> Mask:
         side = self._networks.side
-        return logits_to_mask(logits[0] - threshold, side, resized_size(embedding.size, side), size)
+        resized = frame.resized_size(embedding.size, side)
+        return frame.logits_to_mask(logits[0] - threshold, side, resized, size)
 
-    def _embedding(self, features: NDArray[np.float32], size: Size) -> SamEmbedding:
+    def _embedding(self, features: Floats, size: Size) -> SamEmbedding:
         placed = self._networks.place(features)
         features.flags.writeable = False
         return SamEmbedding(features, size, placed)

@@ -13,12 +13,20 @@ from numpy.typing import NDArray
 
 from clickmask.types import Logits, Mask, Point, Size
 
-MASK_PROMPT_LOGIT = 8.0  # logit inside a given mask, its negative outside; SAM's own reach this
-
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
+MASK_PROMPT_LOGIT = 8.0  # logit inside a given mask, its negative outside; SAM's own reach this
 CELLS_AT_ONCE = 2048  # a batch whose arrays stay in the processor's cache and reuse warm memory
+
+
+class SamPrompt(NamedTuple):
+    """A prompt in SAM's frame."""
+
+    points: Floats  # (N, 2)
+    labels: NDArray[np.int32]  # (N,): 1 foreground, 0 background
+    box: Floats | None = None  # (2, 2): the corners at the top left and the bottom right
+    logits: Logits | None = None  # (1, side / 4, side / 4)
 
 
 def resized_size(size: Size, side: int) -> Size:
@@ -40,7 +48,7 @@ def mask_to_logits(mask: Mask, side: int) -> Logits:
     return ((2 * quarter - 1) * MASK_PROMPT_LOGIT)[None]
 
 
-def to_sam(points: Sequence[Point] | NDArray[np.float64], size: Size, side: int) -> NDArray[np.float32]:
+def to_sam(points: Sequence[Point] | NDArray[np.float64], size: Size, side: int) -> Floats:
     """`points` of an image of `size` as (N, 2) points in SAM's frame. Each axis is scaled to the rounded
     size. The half is subtracted after scaling because SAM adds it there."""
     height, width = resized_size(size, side)

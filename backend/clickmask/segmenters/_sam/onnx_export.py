@@ -16,12 +16,12 @@ from typing import Any, cast
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 
 from clickmask.inference.sessions import Runtimes, installed_runtimes
+from clickmask.segmenters._sam.frame import Floats, SamPrompt
 from clickmask.segmenters._sam.onnx_networks import NO_POINT, OnnxSam
 from clickmask.segmenters._sam.torch_networks import TorchSam
-from clickmask.types import Logits, Pixels
+from clickmask.types import Pixels
 
 OPSET = 17
 MIN_MASK_IOU = 0.999  # of masks from both networks
@@ -68,9 +68,8 @@ def export(checkpoint: Path, folder: Path) -> None:
     export_encoder(sam, folder)
     _say(0.5, "exporting the mask decoder")
     export_decoder(sam, folder)
-    (folder / "export.json").write_text(
-        json.dumps({"side": sam.side, "torch": torch.__version__, "onnx": onnx.__version__, "opset": OPSET})
-    )
+    described = {"side": sam.side, "torch": torch.__version__, "onnx": onnx.__version__, "opset": OPSET}
+    (folder / "export.json").write_text(json.dumps(described))
     _say(0.6, "asking torch for an answer")
     pixels = golden_image(sam.side)
     features = sam.encode(pixels)
@@ -86,13 +85,8 @@ def export_encoder(sam: TorchSam, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as scattered:  # above 2 GB, torch writes a file per tensor
         _export(sam.image_encoder, (blank,), Path(scattered) / "encoder.onnx", ["pixels"], ["features"])
         network = cast("Any", onnx).load(Path(scattered) / "encoder.onnx")
-    cast("Any", onnx).save_model(
-        network,
-        folder / "encoder.onnx",
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location="encoder.weights",
-    )
+    beside = {"all_tensors_to_one_file": True, "location": "encoder.weights"}
+    cast("Any", onnx).save_model(network, folder / "encoder.onnx", save_as_external_data=True, **beside)
 
 
 def export_decoder(sam: TorchSam, folder: Path) -> None:
@@ -117,31 +111,27 @@ def golden_image(side: int) -> Pixels:
     return (255 * ramp).astype(np.uint8)
 
 
-def verify(sam: TorchSam, features: NDArray[np.float32], exported: OnnxSam, pixels: Pixels) -> None:
+def verify(sam: TorchSam, features: Floats, exported: OnnxSam, pixels: Pixels) -> None:
     """Raise ValueError unless the exported networks give the same features and masks as torch."""
     _require_close("features", features, exported.encode(pixels))
     side, placed = sam.side, sam.place(features)
-    point, label = np.full((1, 2), 0.3 * side, np.float32), np.ones(1, np.int32)
-    nowhere = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
+    click = SamPrompt(np.full((1, 2), 0.3 * side, np.float32), np.ones(1, np.int32))
+    nowhere = SamPrompt(np.zeros((0, 2), np.float32), np.zeros(0, np.int32))
     box = np.array([[0.45, 0.15], [0.8, 0.35]], np.float32) * side
-    coarse: Logits = sam.decode(placed, point, label, None, None, multimask=True)[0][:1]
-    for prompt in (
-        (point, label, None, None),
-        (*nowhere, box, None),
-        (point, label, box, coarse),
-        (*nowhere, None, coarse),
-    ):
+    coarse = sam.decode(placed, click, multimask=True)[0][:1]
+    both = click._replace(box=box, logits=coarse)
+    for prompt in (click, nowhere._replace(box=box), both, nowhere._replace(logits=coarse)):
         for multimask in (False, True):
-            expected, scores = sam.decode(placed, *prompt, multimask=multimask)
-            masks, own_scores = exported.decode(exported.place(features), *prompt, multimask=multimask)
+            expected, scores = sam.decode(placed, prompt, multimask)
+            masks, own_scores = exported.decode(exported.place(features), prompt, multimask)
             _require_close("scores", scores, own_scores)
             _require_close("masks", expected, masks)
-            both, either = ((expected > 0) & (masks > 0)).sum(), ((expected > 0) | (masks > 0)).sum()
-            if both < MIN_MASK_IOU * either:
-                raise ValueError(f"the IoU of masks with torch's is {both / either:.4f}")
+            shared, either = ((expected > 0) & (masks > 0)).sum(), ((expected > 0) | (masks > 0)).sum()
+            if shared < MIN_MASK_IOU * either:
+                raise ValueError(f"the IoU of masks with torch's is {shared / either:.4f}")
 
 
-def _require_close(what: str, expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+def _require_close(what: str, expected: Floats, found: Floats) -> None:
     if expected.shape != found.shape:
         raise ValueError(f"the {what} have the shape {found.shape} instead of {expected.shape}")
     off = float(np.abs(expected - found).max()) / max(float(np.abs(expected).max()), 1e-6)

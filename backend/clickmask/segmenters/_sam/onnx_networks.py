@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clickmask.inference.sessions import Runtimes
+from clickmask.segmenters._sam.frame import Floats, SamPrompt
 from clickmask.types import Logits, Pixels
 
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of the training pixels, RGB
@@ -22,9 +22,8 @@ class OnnxSam:
         blank = np.zeros((1, 3, self.side, self.side), np.float32)
         self._encoder = runtimes.encoder(folder / "encoder.onnx", {"pixels": blank})
         features = np.zeros((256, self.side // 16, self.side // 16), np.float32)
-        click = np.full((1, 2), self.side / 2, np.float32), np.ones(1, np.int32)
-        example = self._feeds(self.place(features), *click, None, None)
-        self._decoder = runtimes.decoder(folder / "decoder.onnx", example)
+        click = SamPrompt(np.full((1, 2), self.side / 2, np.float32), np.ones(1, np.int32))
+        self._decoder = runtimes.decoder(folder / "decoder.onnx", self._feeds(self.place(features), click))
 
     @property
     def precision(self) -> str:
@@ -35,39 +34,24 @@ class OnnxSam:
         """The runtimes of the encoder and of the decoder."""
         return self._encoder.runtime, self._decoder.runtime
 
-    def encode(self, pixels: Pixels) -> NDArray[np.float32]:
+    def encode(self, pixels: Pixels) -> Floats:
         height, width = pixels.shape[:2]
         normal = (pixels.astype(np.float32) - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
         padded = np.zeros((1, 3, self.side, self.side), np.float32)
         padded[0, :, :height, :width] = normal.transpose(2, 0, 1)
         return self._encoder.run({"pixels": padded})["features"][0]
 
-    def place(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def place(self, features: Floats) -> Floats:
         return features[None]
 
-    def decode(
-        self,
-        placed: NDArray[np.float32],
-        points: NDArray[np.float32],
-        labels: NDArray[np.int32],
-        box: NDArray[np.float32] | None,
-        logits: Logits | None,
-        multimask: bool,
-    ) -> tuple[Logits, NDArray[np.float32]]:
-        found = self._decoder.run(self._feeds(placed, points, labels, box, logits))
+    def decode(self, placed: Floats, prompt: SamPrompt, multimask: bool) -> tuple[Logits, Floats]:
+        found = self._decoder.run(self._feeds(placed, prompt))
         wanted = slice(1, None) if multimask else slice(0, 1)  # the first is for unambiguous prompts
         return found["masks"][0, wanted], found["scores"][0, wanted]
 
-    def _feeds(
-        self,
-        placed: NDArray[np.float32],
-        points: NDArray[np.float32],
-        labels: NDArray[np.int32],
-        box: NDArray[np.float32] | None,
-        logits: Logits | None,
-    ) -> dict[str, NDArray[np.float32]]:
-        """Inputs of the decoder. Points alone end with a non-point, as in SAM's training; a box is two
-        points."""
+    def _feeds(self, placed: Floats, prompt: SamPrompt) -> dict[str, Floats]:
+        """Inputs of the decoder. Points alone end with a non-point, as in training; a box is two points."""
+        points, labels, box, logits = prompt
         if box is not None:
             points = np.concatenate((points, box))
             labels = np.concatenate((labels, np.array(CORNERS, np.int32)))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from clickmask.errors import NotReady
+from clickmask.segmenters._sam.frame import Floats, SamPrompt
 from clickmask.segmenters._sam.onnx_networks import DEVIATION, MEAN
 from clickmask.types import Logits, Pixels
 
@@ -53,7 +54,7 @@ class TorchSam:
         with torch.inference_mode():
             self.positions = self.prompt_encoder.get_dense_pe()
 
-    def encode(self, pixels: Pixels) -> NDArray[np.float32]:
+    def encode(self, pixels: Pixels) -> Floats:
         with torch.inference_mode():
             chw = torch.tensor(pixels, device=self.device).permute(2, 0, 1).contiguous()[None]
             normal = (chw - self._mean) / self._deviation
@@ -61,34 +62,25 @@ class TorchSam:
             padded = torch.nn.functional.pad(normal, (0, self.side - width, 0, self.side - height))
             return _array(self.image_encoder(padded)[0])
 
-    def place(self, features: NDArray[np.float32]) -> torch.Tensor:
+    def place(self, features: Floats) -> torch.Tensor:
         return cast("Any", torch).from_numpy(features)[None].to(self.device)
 
-    def decode(
-        self,
-        placed: torch.Tensor,
-        points: NDArray[np.float32],
-        labels: NDArray[np.int32],
-        box: NDArray[np.float32] | None,
-        logits: Logits | None,
-        multimask: bool,
-    ) -> tuple[Logits, NDArray[np.float32]]:
+    def decode(self, placed: torch.Tensor, prompt: SamPrompt, multimask: bool) -> tuple[Logits, Floats]:
+        points, labels, box, logits = prompt
         clicks = (self._tensor(points)[None], self._tensor(labels)[None]) if len(points) else None
         corners = None if box is None else self._tensor(box.reshape(1, 4))
         dense = None if logits is None else self._tensor(logits)[None]
         masks, scores = self._decode(placed, clicks, corners, dense, multimask)
         return masks[0], scores[0]
 
-    def decode_clicks(
-        self, placed: torch.Tensor, points: NDArray[np.float32]
-    ) -> tuple[Logits, NDArray[np.float32]]:
+    def decode_clicks(self, placed: torch.Tensor, points: Floats) -> tuple[Logits, Floats]:
         foreground = torch.ones((len(points), 1), dtype=torch.int32, device=self.device)
         clicks = self._tensor(points)[:, None], foreground  # (N, 1, 2), (N, 1)
         return self._decode(placed, clicks, None, None, multimask=True)
 
     def _decode(
         self, placed: torch.Tensor, clicks: Any, corners: Any, dense: Any, multimask: bool
-    ) -> tuple[Logits, NDArray[np.float32]]:
+    ) -> tuple[Logits, Floats]:
         with torch.inference_mode():
             sparse_prompt, dense_prompt = self.prompt_encoder(clicks, corners, dense)
             masks, scores = self.mask_decoder(
