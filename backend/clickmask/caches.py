@@ -1,13 +1,4 @@
-"""Bounded caches and shared computations, for any thread.
-
-recent = Lru[str, Image](max_bytes=2**28, size=lambda image: image.pixels.nbytes)
-recent.get(digest)          # the value, now the most recently used, or None
-recent.put(digest, image)   # the value that was replaced, or None
-recent.pop(digest)          # the removed value, or None
-
-flights = SingleFlight[Image]()
-flights.run(key, compute)   # concurrent calls for one key share one result, or one error
-"""
+"""Bounded caches and shared computations, for any thread."""
 
 import math
 import threading
@@ -24,7 +15,7 @@ class Lru(Generic[K, V]):
     """A map that drops its least recently used entries beyond `max_count` entries or `max_bytes`.
 
     `size` gives the bytes of a value. A value over `max_bytes` is not kept and displaces nothing; with
-    `keep_newest` it stays, alone, until the next put.
+    `keep_newest` it stays, alone, until the next put. `put` and `pop` give the value that goes, or None.
     """
 
     def __init__(

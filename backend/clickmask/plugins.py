@@ -15,10 +15,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Generic, Protocol, TypeVar, cast
 
-from clickmask.errors import ClickmaskError, Failed
+from clickmask.errors import ClickmaskError, Failed, NotFound, NotReady
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +70,6 @@ class Family(Protocol[HostT_contra, PluginT_co]):
         ...
 
 
-ONE_VARIANT: Mapping[str, Variant] = MappingProxyType({"": Variant()})
-
-
 def names(package: ModuleType) -> list[str]:
     """Names of the plugins in `package` and from other distributions, sorted."""
     inside = {module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_"}
@@ -109,11 +106,9 @@ def checkpoints(package: ModuleType) -> dict[str, Checkpoint]:
 
 class Families(Generic[HostT, PluginT]):
     """The families in a package, by `family` or `family:variant`. Variants load once. For any thread.
-    Subclasses set the noun for a plugin, and the errors for an unknown or unready one."""
+    Subclasses set the noun for a plugin."""
 
     noun: str
-    unknown: type[ClickmaskError]
-    not_ready: type[ClickmaskError]
 
     def __init__(self, package: ModuleType, host: HostT) -> None:
         self._package = package
@@ -145,13 +140,13 @@ class Families(Generic[HostT, PluginT]):
             return self._loaded[name]
 
     def require(self, name: str) -> None:
-        """Raise `unknown` unless `name` is installed. Loads nothing."""
+        """Raise NotFound unless `name` is installed. Loads nothing."""
         self._find(name)
 
     def require_ready(self, name: str) -> None:
-        """Raise `not_ready` with what is missing. Loads nothing."""
+        """Raise NotReady with what is missing. Loads nothing."""
         if reason := self._missing(*self._find(name)):
-            raise self.not_ready(f"{name} cannot run: {reason}")
+            raise NotReady(f"{name} cannot run: {reason}")
 
     def variants(self) -> dict[str, Variant]:
         """Every variant by its full name, sorted by family. Loads none. Broken families are left out."""
@@ -170,15 +165,14 @@ class Families(Generic[HostT, PluginT]):
     def _find(self, name: str) -> tuple[Family[HostT, PluginT], str]:
         """The module that loads `name`, and its variant. Raises what `require` raises."""
         family, _, variant = name.partition(":")
-        if family not in (known := names(self._package)):
-            raise self.unknown(f"there is no {self.noun} {name[:80]!r}; installed: {', '.join(known)}")
+        if family not in (installed := names(self._package)):
+            raise NotFound(f"there is no {self.noun} {name[:80]!r}; installed: {', '.join(installed)}")
         module, variants, reason = self._family(family)
         if module is None:
-            raise self.not_ready(f"{family} cannot run: {reason}")
+            raise NotReady(f"{family} cannot run: {reason}")
         if variant not in variants:
-            raise self.unknown(
-                f"{family} has no variant {variant[:80]!r}; it has: {', '.join(variants) or 'none'}"
-            )
+            known = ", ".join(variants) or "none"
+            raise NotFound(f"{family} has no variant {variant[:80]!r}; it has: {known}")
         return module, variant
 
     def _family(self, name: str) -> tuple[Family[HostT, PluginT] | None, Mapping[str, Variant], str]:
@@ -206,13 +200,12 @@ class Families(Generic[HostT, PluginT]):
 
 
 def _variants(module: ModuleType, host: object = None) -> Mapping[str, Variant]:
+    found: object = getattr(module, "VARIANTS", {"": Variant()})
     if host is not None and hasattr(module, "variants"):
-        variants = module.variants(host)
-    else:
-        variants = getattr(module, "VARIANTS", ONE_VARIANT)
-    if not isinstance(variants, Mapping):
+        found = module.variants(host)
+    if not isinstance(found, Mapping):
         raise TypeError("VARIANTS is not a mapping")
-    found = cast("Mapping[str, object]", variants)
-    if not all(isinstance(variant, Variant) for variant in found.values()):
+    variants = cast("Mapping[str, object]", found)
+    if not all(isinstance(variant, Variant) for variant in variants.values()):
         raise TypeError("VARIANTS holds something else than Variant")
-    return cast("Mapping[str, Variant]", found)
+    return cast("Mapping[str, Variant]", variants)

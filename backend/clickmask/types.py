@@ -123,12 +123,11 @@ class Embedding(Protocol):
 
 @runtime_checkable
 class SamFeatures(Embedding, Protocol):
-    """An embedding that a SAM decoder can read anywhere, for example in CVAT's page."""
+    """An embedding that a SAM decoder can read anywhere, for example in CVAT's page. `features` (256, 64, 64)
+    are of the image scaled to 1024 px on its long side and padded below or on the right."""
 
     @property
-    def features(self) -> NDArray[np.float32]:
-        """(256, 64, 64), of the image scaled to 1024 px on its long side and padded below or on the right."""
-        ...
+    def features(self) -> NDArray[np.float32]: ...
 
 
 EmbeddingT = TypeVar("EmbeddingT", bound=Embedding)
@@ -145,9 +144,7 @@ class Segmenter(Protocol[EmbeddingT]):
     """
 
     @property
-    def name(self) -> str:
-        """`family` or `family:variant`, as users write it."""
-        ...
+    def name(self) -> str: ...  # `family` or `family:variant`, as users write it
 
     def encode(self, image: Image) -> EmbeddingT: ...
 
@@ -193,9 +190,7 @@ class Annotator(Protocol):
     """
 
     @property
-    def name(self) -> str:
-        """`family` or `family:variant`, as users write it."""
-        ...
+    def name(self) -> str: ...  # `family` or `family:variant`, as users write it
 
     @property
     def labels(self) -> tuple[str, ...]: ...

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol, cast
 
-from clickmask.errors import NotFound, NotReady
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.models.versions import ProjectModels, folder_name
@@ -31,19 +30,15 @@ class AnnotatorStatus:
 
 
 class AnnotatorFamily(Family[Host, Annotator], Protocol):
-    """A `Family` of annotators that knows its labels before anything is loaded."""
+    """A `Family` of annotators that knows the labels of its objects before anything is loaded."""
 
-    def labels(self, variant: str, host: Host) -> tuple[str, ...]:
-        """The labels that the variant gives to objects."""
-        ...
+    def labels(self, variant: str, host: Host) -> tuple[str, ...]: ...
 
 
 class AnnotatorCatalogue(Families[Host, Annotator]):
     """The annotators, whose families are each an `AnnotatorFamily`."""
 
     noun = "annotator"
-    unknown = NotFound
-    not_ready = NotReady
 
     def __init__(
         self,

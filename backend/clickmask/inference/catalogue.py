@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from clickmask.errors import NotFound, NotReady
 from clickmask.inference.onnx_exports import Progress
 from clickmask.inference.sessions import Runtimes
 from clickmask.inference.weights import WeightsFolder
@@ -37,8 +36,6 @@ class Catalogue(Families[Host, Segmenter[Any]]):
     """The segmenters. A family may also offer `export(variant, host, progress)`; see `export` below."""
 
     noun = "segmenter"
-    unknown = NotFound
-    not_ready = NotReady
 
     def __init__(self, package: ModuleType, weights: WeightsFolder, runtimes: Runtimes | None = None) -> None:
         super().__init__(package, Host(weights, runtimes or Runtimes()))

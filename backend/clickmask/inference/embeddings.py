@@ -115,17 +115,11 @@ class EmbeddingCache:
     def status(self) -> CacheStatus:
         with self._changed:
             asked = self._hits + self._misses
-            return CacheStatus(
-                bytes=self._kept.bytes,
-                capacity=self._capacity,
-                entries=len(self._kept),
-                hits=self._hits,
-                misses=self._misses,
-                hit_rate=self._hits / asked if asked else None,
-                waiting=len(self._waiting),
-                queue_length=self._queue_length,
-                disk=self._disk.status() if self._disk else None,
-            )
+            rate = self._hits / asked if asked else None
+            kept = self._kept.bytes, self._capacity, len(self._kept)
+            queue = len(self._waiting), self._queue_length
+            disk = self._disk.status() if self._disk else None
+            return CacheStatus(*kept, self._hits, self._misses, rate, *queue, disk)
 
     def close(self) -> None:
         """Finish the current encode and refuse those that wait."""
@@ -161,9 +155,8 @@ class EmbeddingCache:
                 newest_first = reversed(self._waiting.values())
                 victim = next((waiting for waiting in newest_first if waiting.priority > priority), None)
                 if victim is None:
-                    raise Busy(
-                        f"{self._queue_length} images wait to be encoded already; try again in a moment"
-                    )
+                    already = f"{self._queue_length} images wait to be encoded already"
+                    raise Busy(f"{already}; try again in a moment")
                 del self._waiting[victim.key]
                 victim.future.set_exception(Busy("others who wait came first; try again in a moment"))
             encoding = self._waiting[key] = _Encoding(key, compute, priority, next(self._ticket))

@@ -47,9 +47,7 @@ class Session(Protocol):
     def runtime(self) -> str: ...
 
     @property
-    def precision(self) -> Precision:
-        """The precision it computes in: f32 if bf16 was requested but is not available."""
-        ...
+    def precision(self) -> Precision: ...  # f32 if bf16 was requested but is not available
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
         """The outputs by name, in arrays that the caller owns. `feeds` have the types of the file. Waits

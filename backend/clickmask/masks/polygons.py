@@ -56,20 +56,16 @@ def polygons_to_mask(rings: Sequence[Ring], size: Size) -> Mask:
     a ring. A centre exactly on an edge is inside if the polygon lies to its right (below it, if the edge
     is level). Exact: no rounding decides.
     """
-    return toggles_to_mask(ring_toggles(rings, size), size)
-
-
-def ring_toggles(rings: Sequence[Ring], size: Size) -> Indices:
-    """Indices into the flattened image of `size` at which even-odd membership changes: sorted, in pairs.
-
-    Each pair is a run of pixels inside. The toggles of two sets of rings, sorted together, are those of their
-    symmetric difference, which gives IoUs without drawing.
-    """
-    return np.sort(ring_crossings(rings, size)[1])
+    return toggles_to_mask(np.sort(ring_crossings(rings, size)[1]), size)
 
 
 def ring_crossings(rings: Sequence[Ring], size: Size) -> tuple[Indices, Indices]:
-    """The unsorted toggles: the index of the ring of each, and its index into the flattened image."""
+    """Toggles, at which even-odd membership in the flattened image of `size` changes: the ring and the pixel
+    of each, as indices, unsorted.
+
+    Each pair of sorted toggles is a run of pixels inside. The toggles of two sets of rings, sorted together,
+    are those of their symmetric difference, which gives IoUs without drawing.
+    """
     height, width = size
     lengths = np.array([len(ring) for ring in rings], np.int64)
     owner = np.repeat(np.arange(len(rings)), lengths)

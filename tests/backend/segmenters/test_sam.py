@@ -207,7 +207,7 @@ def test_only_masks_that_are_looked_at_are_made_at_full_size(
         made.append(size)
         return logits_to_mask(logits, side, resized, size)
 
-    monkeypatch.setattr(sam, "logits_to_mask", counted)
+    monkeypatch.setattr(sam.frame, "logits_to_mask", counted)
     image = scene_image((240, 320), 2)
     embedding = tiny.encode(image)
     first, second, third = relative(image.size, (0.5, 0.4), (0.21, 0.65), (0.9, 0.9))
