@@ -12,11 +12,9 @@ V = TypeVar("V")
 
 
 class Lru(Generic[K, V]):
-    """A map that drops its least recently used entries beyond `max_count` entries or `max_bytes`.
-
-    `size` gives the bytes of a value. A value over `max_bytes` is not kept and displaces nothing; with
-    `keep_newest` it stays, alone, until the next put. `put` and `pop` give the value that goes, or None.
-    """
+    """A map that drops its least recently used entries beyond `max_count` entries or `max_bytes`. `size`
+    gives the bytes of a value. A value over `max_bytes` is not kept and displaces nothing; with `keep_newest`
+    it stays, alone, until the next put. `put` and `pop` give the value that goes, or None."""
 
     def __init__(
         self,

@@ -24,10 +24,8 @@ _AT_FDCWD, _EXCHANGE = -100, 2  # constants of Linux's renameat2
 
 def write(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
     """Write a file completely or not at all. Its folder must exist. Raises OSError, without leaving a draft.
-
     A `durable` file survives a power cut. Any other may then hold anything, which suits caches with a
-    checksum. `mode`: permissions, before the umask.
-    """
+    checksum. `mode`: permissions, before the umask."""
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{DRAFT}")
     try:
         with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
@@ -65,11 +63,9 @@ def flush_tree(folder: Path) -> None:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Put `new` in place of `folder`, and the old `folder`, if any, where `new` was. Raises OSError.
-
-    Both lie on one file system. Linux exchanges them in one step. Elsewhere `folder` is missing for a moment,
-    and the old one comes back if the second step fails.
-    """
+    """Put `new` in place of `folder`, and the old `folder`, if any, where `new` was. Raises OSError. Both lie
+    on one file system. Linux exchanges them in one step. Elsewhere `folder` is missing for a moment, and the
+    old one comes back if the second step fails."""
     if not folder.exists():
         new.rename(folder)
     elif not _exchange(new, folder):
@@ -94,11 +90,9 @@ def _exchange(one: Path, other: Path) -> bool:
 
 @contextmanager
 def lock(path: Path, *, shared: bool = False, blocking: bool = True) -> Generator[None]:
-    """Hold the lock `path`, a file of its own that stays, until the block ends or the process dies.
-
-    It excludes processes and threads. Any number may hold it `shared` while nobody holds it alone; on Windows
-    they take turns. Raises BlockingIOError if held and not `blocking`, OSError if the file cannot be made.
-    """
+    """Hold the lock `path`, a file of its own that stays, until the block ends or the process dies. It
+    excludes processes and threads. Any number may hold it `shared` while nobody holds it alone; on Windows
+    they take turns. Raises BlockingIOError if held and not `blocking`, OSError if the file cannot be made."""
     if fcntl is None:
         import filelock  # imported here: it takes 40 ms and only Windows needs it
 

@@ -113,11 +113,9 @@ class Workbench:
         return [self._proposal(identity, prompt, prediction) for prediction in predictions]
 
     def annotate(self, ref: ImageRef, annotator: str, tool: str = "api") -> list[tuple[str, Prediction]]:
-        """Labels and predictions of all objects that the annotator finds, best first; maybe none.
-
-        Takes seconds to minutes in the caller's thread. Only a few run at a time, so that no click waits;
-        more are refused as Busy. Raises the image errors, NotFound, NotReady and Busy.
-        """
+        """Labels and predictions of all objects that the annotator finds, best first; maybe none. Takes
+        seconds to minutes in the caller's thread. Only a few run at a time, so that no click waits; more are
+        refused as Busy. Raises the image errors, NotFound, NotReady and Busy."""
         if not self._annotations.acquire(blocking=False):
             raise Busy("other images are being annotated; try again in a moment", retry_after=5.0)
         try:
@@ -158,10 +156,8 @@ class Workbench:
         return True
 
     def encode(self, ref: ImageRef, segmenter: str | None = None) -> bool:
-        """Store the image's embedding on disk, after all other work. True if it already existed.
-
-        Raises NotStored, and the errors of `propose`.
-        """
+        """Store the image's embedding on disk, after all other work. True if it already existed. Raises
+        NotStored, and the errors of `propose`."""
         chosen = self._catalogue.get(segmenter or self.default_segmenter)
         identity = self.images.identify(ref)
         embedding, was_there = self._embedding(chosen, ref, identity, BATCH)

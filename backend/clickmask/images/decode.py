@@ -123,10 +123,8 @@ def opened_image(opened: PIL.Image.Image) -> Image:
 
 def upright_file(raw: bytes) -> bytes | None:
     """The same image with upright pixels and no EXIF, for readers that ignore EXIF. None if already upright.
-
     JPEG is compressed again at quality 95; other formats lose nothing. `raw` has passed `decode_image`
-    before. Raises InvalidInput if it was damaged since.
-    """
+    before. Raises InvalidInput if it was damaged since."""
     try:
         with PIL.Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
             if opened.format != "JPEG":  # a JPEG's EXIF comes before its pixels
@@ -198,10 +196,8 @@ def _read_only(rgb: PIL.Image.Image) -> Pixels:
 
 def _orientation(loaded: PIL.Image.Image) -> int:
     """Orientation 1 to 8 from a loaded image's EXIF block; 1 if it is missing or damaged, as in browsers.
-
     Pillow turns a TIFF while loading it, and a PNG's EXIF may follow the pixels. Pillow's own `getexif` would
-    also trust XMP, which Chromium 156 does not.
-    """
+    also trust XMP, which Chromium 156 does not."""
     exif = PIL.Image.Exif()
     try:
         exif.load(loaded.info.get("exif", b""))

@@ -71,12 +71,10 @@ def origin_of(url: str) -> tuple[str, str, int]:
 
 
 class Fetcher:
-    """A reader of the bytes behind an ImageRef. Stateless; callable from any thread.
-
-    `roots`: folders that file:// may read. `hosts`: `host` or `host:port` whose address may be private.
-    `trusted_origins`: URLs of labeling tools, which may be private too; only they get a ref's headers.
-    `ca_bundle`: a PEM file that replaces certifi's. Timeouts are in seconds; the total one spans redirects.
-    """
+    """A reader of the bytes behind an ImageRef. Stateless; callable from any thread. `roots`: folders that
+    file:// may read. `hosts`: `host` or `host:port` whose address may be private. `trusted_origins`: URLs of
+    labeling tools, which may be private too; only they get a ref's headers. `ca_bundle`: a PEM file that
+    replaces certifi's. Timeouts are in seconds; the total one spans redirects."""
 
     def __init__(
         self,
@@ -170,11 +168,9 @@ class Fetcher:
 
     @contextmanager
     def _hop(self, request: requests.PreparedRequest, deadline: Deadline) -> Generator[requests.Response]:
-        """The response to one request, from checked addresses, before its body is read.
-
-        A Session would read the body of a redirect, keep cookies, and ask the environment for proxies,
-        passwords and certificates unless told otherwise (trust_env).
-        """
+        """The response to one request, from checked addresses, before its body is read. A Session would read
+        the body of a redirect, keep cookies, and ask the environment for proxies, passwords and certificates
+        unless told otherwise (trust_env)."""
         _, host, port = origin = origin_of(request.url or "")
         addresses = addresses_of(host, port)
         spellings = {host, f"{host}:{port}", f"[{host}]", f"[{host}]:{port}"}

@@ -35,13 +35,10 @@ class _Answer:
 
 
 class ImageSource:
-    """Identities and pixels of images. One per process; callable from any thread.
-
-    `identify` neither downloads nor decodes an image it knows by the hash of its bytes or base64 text. At a
-    known address and credentials, it trusts its last answer for as long as the fetcher allows, then asks
-    conditionally. `image_bytes` of pixels are kept; the least recently used go first, the newest always
-    stays.
-    """
+    """Identities and pixels of images. One per process; callable from any thread. `identify` neither
+    downloads nor decodes an image it knows by the hash of its bytes or base64 text. At a known address and
+    credentials, it trusts its last answer for as long as the fetcher allows, then asks conditionally.
+    `image_bytes` of pixels are kept; the least recently used go first, the newest always stays."""
 
     def __init__(
         self,

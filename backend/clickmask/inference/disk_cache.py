@@ -63,12 +63,10 @@ class Storable(Protocol):
 
 @runtime_checkable
 class Restorable(Protocol):
-    """A segmenter whose embeddings are worth a file: encoding takes longer than reading it.
-
-    `restore` gets its own copies of what `arrays` gave, of the same types, floats rounded to half precision.
-    It may keep them and MUST NOT write to them. An embedding is identified by the segmenter's name, official
-    weights and `precision` (f32 if it has none). Anything else that changes it MUST be part of the name.
-    """
+    """A segmenter whose embeddings are worth a file: encoding takes longer than reading it. `restore` gets
+    its own copies of what `arrays` gave, of the same types, floats rounded to half precision. It may keep
+    them and MUST NOT write to them. An embedding is identified by the segmenter's name, official weights and
+    `precision` (f32 if it has none). Anything else that changes it MUST be part of the name."""
 
     def restore(self, arrays: Arrays) -> Embedding: ...
 

@@ -18,11 +18,9 @@ Progress = Callable[[float, str], None]  # the share that is done, and the curre
 
 @dataclass(frozen=True)
 class Exporter:
-    """A module that is run with a checkpoint and a folder, and fills the folder.
-
-    It prints `<share that is done> <current step>` for each step, and MUST verify its files against the
-    checkpoint before it exits with status 0. Raise `version` when the same checkpoint gives other files.
-    """
+    """A module that is run with a checkpoint and a folder, and fills the folder. It prints `<share that is
+    done> <current step>` for each step, and MUST verify its files against the checkpoint before it exits with
+    status 0. Raise `version` when the same checkpoint gives other files."""
 
     module: str
     version: int

@@ -107,12 +107,10 @@ def without_repeats(prompt: Prompt, size: Size) -> tuple[Prompt, tuple[int, ...]
 
 
 def steps(prompt: Prompt, turns: Sequence[int] = ()) -> list[Step]:
-    """The prefixes of `prompt` in canonical order, the whole prompt last. The mask is part of each.
-
-    `turns` has a number for each foreground point, or is empty. There are at most MAX_REPLAY_STEPS steps, so
-    the first step of a longer prompt has several points. Their number depends only on the number of clicks,
-    so that the next click continues from this one's logits.
-    """
+    """The prefixes of `prompt` in canonical order, the whole prompt last. The mask is part of each. `turns`
+    has a number for each foreground point, or is empty. There are at most MAX_REPLAY_STEPS steps, so the
+    first step of a longer prompt has several points. Their number depends only on the number of clicks, so
+    that the next click continues from this one's logits."""
     foreground, background = prompt.foreground, prompt.background
     boxes = 0 if prompt.box is None else 1
     every_turn = (0,) * boxes + (tuple(turns) or (0,) * len(foreground)) + (0,) * len(background)

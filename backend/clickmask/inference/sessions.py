@@ -143,11 +143,9 @@ def open_session(
     memory: Path | None = None,
 ) -> Session:
     """The network in `model`, a file or its bytes, for `at_once` runs of `threads` (default: all cores) each.
-
     bf16 keeps three digits, for networks that tolerate it, and is a hint: not every processor and runtime has
     it. `runtime` auto picks the one that runs `example` fastest, measured now or noted in the file `memory`;
-    without an example, the first installed one of RUNTIMES. Raises NotReady if the network cannot run.
-    """
+    without an example, the first installed one of RUNTIMES. Raises NotReady if the network cannot run."""
     how = threads or usable_cores(), at_once, precision
     installed = installed_runtimes()
     if runtime != "auto" and runtime not in installed:
@@ -246,11 +244,9 @@ def usable_cores() -> int:
 
 
 def import_openvino() -> ModuleType:
-    """Import the package without openvino_telemetry, which reports each import to Google Analytics.
-
-    openvino 2026.4 works without it (`tools/ovc/__init__.py`). The block holds for the whole process: the
-    converter, which is not used here, reports too.
-    """
+    """Import the package without openvino_telemetry, which reports each import to Google Analytics. openvino
+    2026.4 works without it (`tools/ovc/__init__.py`). The block holds for the whole process: the converter,
+    which is not used here, reports too."""
     sys.modules["openvino_telemetry"] = None  # pyright: ignore[reportArgumentType] - as Python documents
     return importlib.import_module("openvino")
 

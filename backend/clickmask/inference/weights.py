@@ -31,11 +31,9 @@ _TIMEOUTS = (10.0, 60.0)  # seconds to connect, seconds between two pieces of th
 
 
 class WeightsFolder:
-    """The files of `checkpoints`, by `family:variant`. For any thread and for several processes.
-
-    `mirror`, an http(s) address or a folder, replaces the official addresses up to the file name. A file's
-    hash is remembered beside it (and in memory, for a read-only folder), so that no request hashes gigabytes.
-    """
+    """The files of `checkpoints`, by `family:variant`. For any thread and for several processes. `mirror`, an
+    http(s) address or a folder, replaces the official addresses up to the file name. A file's hash is
+    remembered beside it (and in memory, for a read-only folder), so that no request hashes gigabytes."""
 
     def __init__(
         self, folder: Path, mirror: str | None = None, checkpoints: Mapping[str, Checkpoint] | None = None

@@ -79,9 +79,7 @@ class Boundary:
 
 def mid_edges(rings: Sequence[Ring], stride: int = 1) -> Boundary:
     """Middles of every `stride`-th pixel edge along `rings` (of `mask_to_polygons`), all if a ring is short.
-
-    Joined up, they enclose the same pixel centres, never touch, and make a digitised line nearly straight.
-    """
+    Joined up, they enclose the same pixel centres, never touch, and make a digitised line nearly straight."""
     corners = np.concatenate(rings)
     ring = np.repeat(np.arange(len(rings)), [len(r) for r in rings])
     step = corners[_after(ring)] - corners

@@ -115,11 +115,9 @@ def column_toggles(mask: Mask) -> Indices:
 
 
 def runs_to_counts(runs: Indices) -> str:
-    """COCO's text of run lengths (maskApi.c, rleToString).
-
-    Each character holds five bits, lowest first, and a sixth that says that more follow; a number's topmost
-    bit is the sign. From the fourth run on, a number is the difference from the run two before.
-    """
+    """COCO's text of run lengths (maskApi.c, rleToString). Each character holds five bits, lowest first, and
+    a sixth that says that more follow; a number's topmost bit is the sign. From the fourth run on, a number
+    is the difference from the run two before."""
     numbers = runs.copy()
     numbers[3:] -= runs[1:-2]
     # A number takes one character for every five bits of its two's complement.

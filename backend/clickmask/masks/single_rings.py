@@ -41,10 +41,8 @@ def mask_to_single_rings(mask: Mask, min_iou: float) -> SingleRings:
 
 def join_holes(outer: Ring, holes: Sequence[Ring]) -> Ring:
     """`outer` with each hole joined to the nearest edge on its left by a level bridge, which adds no pixel.
-
     Bridges start at a hole's leftmost point and holes go from left to right, so that only joined rings are in
-    the way. `outer` and holes must have opposite directions; they may touch but not cross.
-    """
+    the way. `outer` and holes must have opposite directions; they may touch but not cross."""
     ring = outer
     for hole in sorted(holes, key=lambda hole: float(hole[:, 0].min())):
         first = int(hole[:, 0].argmin())

@@ -110,10 +110,8 @@ def parts_touching(mask: Mask, start: Mask) -> Mask:
 
 
 def without_rejected(mask: Mask, foreground: Sequence[Point], background: Sequence[Point]) -> Mask:
-    """`mask` without what background clicks reject, reduced to the parts with a foreground click, if any.
-
-    A part with only background clicks goes. If it has both kinds, each pixel belongs to the nearest click.
-    """
+    """`mask` without what background clicks reject, reduced to the parts with a foreground click, if any. A
+    part with only background clicks goes. If it has both kinds, each pixel belongs to the nearest click."""
     kept = mask.copy()
     if background:
         x, y = pixel_centres(size_of(mask))

@@ -57,10 +57,8 @@ def _edges(embedding: SmallImage) -> Iterator[Mask]:
 
 
 def _enclosed(edges: Mask, gap: int, prompt: Prompt) -> Mask:
-    """The area that `edges` fence in once gaps of 2 * `gap` pixels are closed, with everything inside.
-
-    Around a click it reaches to the fence or the image's edge; in a box, nothing outside reaches it.
-    """
+    """The area that `edges` fence in once gaps of 2 * `gap` pixels are closed, with everything inside. Around
+    a click it reaches to the fence or the image's edge; in a box, nothing outside reaches it."""
     kernel = np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * gap + 1, 2 * gap + 1)), np.uint8)
     free = cv2.dilate(edges.view(np.uint8), kernel) == 0
     box = prompt.box or (mask_box(prompt.mask) if prompt.mask is not None else None)

@@ -88,11 +88,9 @@ def load(variant: str, host: Host) -> GrabCut:
 
 
 def _estimate(found: Mask, believed: float, cuts: Sequence[Mask]) -> float:
-    """The expected IoU after several clicks, from the predicted IoU and how much the cuts agree.
-
-    Weights: least squares over 380 masks of 95 objects in photographs, correlation with the true IoU .46,
-    mean error .22; with the predicted IoU alone .37 and .28.
-    """
+    """The expected IoU after several clicks, from the predicted IoU and how much the cuts agree. Weights:
+    least squares over 380 masks of 95 objects in photographs, correlation with the true IoU .46, mean error
+    .22; with the predicted IoU alone .37 and .28."""
     if believed <= 0:  # nothing or everything: agreement of the cuts shows nothing
         return 0.0
     others = [mask_iou(found, other) for other in cuts if other is not found]
@@ -102,12 +100,9 @@ def _estimate(found: Mask, believed: float, cuts: Sequence[Mask]) -> float:
 
 def _trimaps(window: Window, prompt: Prompt) -> Iterator[Trimap]:
     """First guesses at the object. A given mask comes before the box, the box before the clicks. No cut can
-    change the small discs at the clicks.
-
-    In a box, the inscribed ellipse starts as foreground, the corners as background, and the outside is fixed.
-    With the whole box as foreground, OpenCV's way, the corners teach the foreground model the background's
-    colours: mean IoU .48 instead of .70 on photographs.
-    """
+    change the small discs at the clicks. In a box, the inscribed ellipse starts as foreground, the corners as
+    background, and the outside is fixed. With the whole box as foreground, OpenCV's way, the corners teach
+    the foreground model the background's colours: mean IoU .48 instead of .70 on photographs."""
     size, box, (x, y) = window.size, window.box, classic.pixel_centres(window.size)
     inside = np.ones(size, np.bool_)
     if box is not None:

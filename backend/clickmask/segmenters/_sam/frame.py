@@ -66,12 +66,10 @@ class Taps(NamedTuple):
 
 
 def logits_to_mask(logits: Floats, side: int, resized: Size, size: Size) -> Mask:
-    """The pixels of the image of `size` at which `logits` (h, w) of the padded square are positive.
-
-    They are enlarged to the square of `side` pixels, cut to the `resized` image in its corner, and brought to
-    `size`: bilinear, pixel centres on pixel centres, bit-identical to torch's `interpolate` on a CPU. The
-    second step only covers the positive pixels' box and only interpolates between pixels of different signs.
-    """
+    """The pixels of the image of `size` at which `logits` (h, w) of the padded square are positive. They are
+    enlarged to the square of `side` pixels, cut to the `resized` image in its corner, and brought to `size`:
+    bilinear, pixel centres on pixel centres, bit-identical to torch's `interpolate` on a CPU. The second step
+    only covers the positive pixels' box and only interpolates between pixels of different signs."""
     padded = np.asarray(cv2.resize(logits, (side, side), interpolation=cv2.INTER_LINEAR), np.float32)
     inside = padded[: resized[0], : resized[1]]
     positive = inside > 0
