@@ -1,8 +1,6 @@
-"""Atomic writes of files and folders, and locks between processes, on every system.
-
-Content goes into a draft (`NAME.<8 hex digits>.draft`) that is flushed and renamed into place, so a reader
-finds the old or the new content even after a kill. The folder's owner removes abandoned drafts.
-"""
+"""Atomic writes of files and folders, and locks between processes, on every system. Content goes into a draft
+(`NAME.<8 hex digits>.draft`) that is flushed and renamed into place, so a reader finds the old or the new
+content even after a kill. The folder's owner removes abandoned drafts."""
 
 import ctypes
 import errno

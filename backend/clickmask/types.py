@@ -1,9 +1,6 @@
-"""The vocabulary.
-
-All coordinates in clickmask are continuous pixels of the upright (EXIF-transposed) image: origin at the
-outer corner of the top-left pixel, x right, y down; pixel (r, c) covers [c, c+1] x [r, r+1]. Sizes are
-(height, width), points (x, y), boxes (x0, y0, x1, y1). A pixel is in a polygon if its centre is.
-"""
+"""The vocabulary. All coordinates in clickmask are continuous pixels of the upright (EXIF-transposed) image:
+origin at the outer corner of the top-left pixel, x right, y down; pixel (r, c) covers [c, c+1] x [r, r+1].
+Sizes are (height, width), points (x, y), boxes (x0, y0, x1, y1). A pixel is in a polygon if its centre is."""
 
 import math
 import threading

@@ -59,12 +59,10 @@ class SegmentEverything:
 
     labels = (LABEL,)
 
-    def __init__(
-        self, name: str, segmenter: GridPromptable[Any], embeddings: EmbeddingCache, sweep: Grid
-    ) -> None:
+    def __init__(self, name: str, segmenter: GridPromptable[Any], cache: EmbeddingCache, sweep: Grid) -> None:
         self.name = name
         self._segmenter = segmenter
-        self._embeddings = embeddings
+        self._embeddings = cache
         self._sweep = sweep
 
     def annotate(self, image: Image) -> list[tuple[str, Prediction]]:

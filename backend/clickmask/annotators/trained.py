@@ -16,7 +16,7 @@ and .851 refined. A segmenter that does not know such objects does harm: GrabCut
 default.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -61,8 +61,7 @@ class Trained:
     def annotate(self, image: Image) -> Objects:
         """Label the objects. Raises Failed, NotReady and, with a refiner, Busy."""
         version, labeller = self._models.served(self._folder)
-        objects = _objects(labeller.predict(image.pixels), version.provenance.categories, self.name)
-        found = sorted(objects, key=lambda each: -each[1].score)
+        found = _objects(labeller.predict(image.pixels), version.provenance.categories, self.name)
         return self._refiner(image, found) if self._refiner else found
 
 
@@ -99,10 +98,9 @@ def _models(host: Host) -> ProjectModels:
     return host.models
 
 
-def _objects(
-    labelling: Labelling, categories: tuple[str, ...], name: str
-) -> Iterator[tuple[str, Prediction]]:
+def _objects(labelling: Labelling, categories: tuple[str, ...], name: str) -> Objects:
     min_area = MIN_AREA_SHARE * labelling.classes.size
+    found: Objects = []
     for number, category in enumerate(categories, 1):
         of_category = np.asarray(labelling.classes == number).view(np.uint8)
         count, labels = cv2.connectedComponents(of_category, connectivity=8)
@@ -114,7 +112,8 @@ def _objects(
             mask: Mask = parts == part
             score = min(float(labelling.confidence[mask].mean()), 1.0)
             if score >= MIN_MEAN_PROBABILITY:
-                yield category, Prediction(mask, score, name)
+                found.append((category, Prediction(mask, score, name)))
+    return sorted(found, key=lambda each: -each[1].score)
 
 
 def refine(image: Image, found: Objects, segmenter: Segmenter[Any], embeddings: EmbeddingCache) -> Objects:

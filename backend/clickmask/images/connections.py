@@ -1,9 +1,6 @@
-"""Connections to checked addresses, within a total time.
-
-A name is resolved once and the connection made to those very addresses: a name server that answers
-differently the second time (DNS rebinding) is never asked. Host header, SNI and certificate still use the
-name.
-"""
+"""Connections to checked addresses, within a total time. A name is resolved once and the connection made to
+those very addresses: a name server that answers differently the second time (DNS rebinding) is never asked.
+Host header, SNI and certificate still use the name."""
 
 import ipaddress
 import socket
@@ -44,15 +41,9 @@ def is_public(address: str) -> bool:
         ip.ipv4_mapped is not None or ip.is_site_local or any(ip in network for network in _IPV4_INSIDE)
     ):
         return False
-    return ip.is_global and not (
-        ip.is_private
-        or ip.is_loopback
-        or ip.is_link_local
-        or ip.is_reserved
-        or ip.is_multicast
-        or ip.is_unspecified
-        or any(ip in network for network in _NOT_PUBLIC)
-    )
+    special = ip.is_private or ip.is_loopback or ip.is_link_local or ip.is_reserved or ip.is_multicast
+    special = special or ip.is_unspecified or any(ip in network for network in _NOT_PUBLIC)
+    return ip.is_global and not special
 
 
 class Deadline:

@@ -83,10 +83,8 @@ def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
     try:
         with PIL.Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
             width, height = opened.size
-            if width * height > limits.max_pixels:
-                raise TooLarge(
-                    f"the image has {width}x{height} pixels; the most that is read is {limits.max_pixels}"
-                )
+            if width * height > (most := limits.max_pixels):
+                raise TooLarge(f"the image has {width}x{height} pixels; the most that is read is {most}")
             if opened.format in ("JPEG", "MPO") and _scans(raw) > _MAX_SCANS:
                 raise InvalidInput(f"the image is a JPEG of more than {_MAX_SCANS} scans")
             pixels = _jpeg_pixels(raw, opened)

@@ -176,9 +176,8 @@ class Fetcher:
         spellings = {host, f"{host}:{port}", f"[{host}]", f"[{host}]:{port}"}
         allowed = origin in self._trusted or not self._hosts.isdisjoint(spellings)
         if not allowed and not all(is_public(address[0]) for _, address in addresses):
-            raise Refused(
-                f"{host} has an address in a private network; list it in CLICKMASK_IMAGE_HOSTS to allow it"
-            )
+            remedy = "list it in CLICKMASK_IMAGE_HOSTS to allow it"
+            raise Refused(f"{host} has an address in a private network; {remedy}")
         adapter = PinnedAdapter(addresses, deadline)
         send = partial(adapter.send, stream=True, timeout=self._timeouts, verify=self._verify)
         with closing(adapter), closing(send(request)) as response:
@@ -283,6 +282,5 @@ def _unavailable(url: str, error: Exception, deadline: Deadline) -> ImageUnavail
         return ImageUnavailable(f"the certificate of {host} cannot be verified")
     if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
         return ImageUnavailable(f"{host} did not answer in time: try again later")
-    return ImageUnavailable(
-        f"{host} cannot be reached, or broke off: check that it runs and the image's address"
-    )
+    advice = "check that it runs and the image's address"
+    return ImageUnavailable(f"{host} cannot be reached, or broke off: {advice}")

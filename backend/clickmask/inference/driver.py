@@ -1,8 +1,6 @@
-"""Calls to segmenters and annotators, whose results are checked before they are trusted.
-
-A plugin that fails or breaks its contract in `clickmask.types` raises Failed with its name. It never causes a
-wrong mask and never shows the text of a foreign error.
-"""
+"""Calls to segmenters and annotators, whose results are checked before they are trusted. A plugin that fails
+or breaks its contract in `clickmask.types` raises Failed with its name. It never causes a wrong mask and
+never shows the text of a foreign error."""
 
 import logging
 from collections.abc import Generator

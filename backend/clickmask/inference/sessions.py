@@ -1,8 +1,6 @@
-"""A network in an ONNX file, run by the fastest installed runtime.
-
-ONNX Runtime is always installed, OpenVINO optionally. Each is imported when first needed, and imports no
-torch. Which is faster depends on the network, the processor and the release, so it is measured once per file.
-"""
+"""A network in an ONNX file, run by the fastest installed runtime. ONNX Runtime is always installed, OpenVINO
+optionally. Each is imported when first needed, and imports no torch. Which is faster depends on the network,
+the processor and the release, so it is measured once per file."""
 
 import hashlib
 import importlib.util
@@ -104,9 +102,8 @@ class OpenVinoSession:
         compiled = core.compile_model(network, "CPU", options)
         # Node names match the file's. Fused tensors have several names, in any order.
         self._inputs: set[str] = {given.node.get_friendly_name() for given in compiled.inputs}
-        self._outputs: list[str] = [
-            output.node.get_friendly_name().rpartition("/sink_port_")[0] for output in compiled.outputs
-        ]
+        names: list[str] = [output.node.get_friendly_name() for output in compiled.outputs]
+        self._outputs = [name.rpartition("/sink_port_")[0] for name in names]
         # A request holds the arrays of one run. Last in, first out: its memory is warm, and the memory
         # of requests that are never needed is never touched.
         self._requests = queue.LifoQueue[Any]()

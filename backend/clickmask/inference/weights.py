@@ -1,8 +1,6 @@
-"""Checkpoints: where the official files are, whether one is here and complete, and how to fetch it.
-
-Only `fetch` downloads, and only the command line calls it: no request waits for weights. A download resumes
-where it broke off, through any proxy.
-"""
+"""Checkpoints: where the official files are, whether one is here and complete, and how to fetch it. Only
+`fetch` downloads, and only the command line calls it: no request waits for weights. A download resumes where
+it broke off, through any proxy."""
 
 import hashlib
 import json

@@ -49,9 +49,8 @@ class Chain:
 
     def samples(self, boundary: Boundary) -> Indices:
         """The sample of `boundary` at each vertex."""
-        return np.minimum(
-            boundary.first[self.ring] + self.at.astype(np.int64), boundary.first[self.ring + 1] - 1
-        )
+        last = boundary.first[self.ring + 1] - 1
+        return np.minimum(boundary.first[self.ring] + self.at.astype(np.int64), last)
 
     def stretches(self, vertices: Indices, wider: int, boundary: Boundary) -> NDArray[np.bool_]:
         """The samples along the edges that start at `vertices`, and along `wider` edges on either side."""

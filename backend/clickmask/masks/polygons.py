@@ -1,8 +1,6 @@
-"""Exact conversions between masks and polygons.
-
-Rings run along pixel edges, so integer vertices are pixel corners. Foreground is 4-connected and
-background 8-connected: pixels that meet only in a corner are separate objects.
-"""
+"""Exact conversions between masks and polygons. Rings run along pixel edges, so integer vertices are pixel
+corners. Foreground is 4-connected and background 8-connected: pixels that meet only in a corner are separate
+objects."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -60,12 +58,9 @@ def polygons_to_mask(rings: Sequence[Ring], size: Size) -> Mask:
 
 
 def ring_crossings(rings: Sequence[Ring], size: Size) -> tuple[Indices, Indices]:
-    """Toggles, at which even-odd membership in the flattened image of `size` changes: the ring and the pixel
-    of each, as indices, unsorted.
-
-    Each pair of sorted toggles is a run of pixels inside. The toggles of two sets of rings, sorted together,
-    are those of their symmetric difference, which gives IoUs without drawing.
-    """
+    """Toggles, at which even-odd membership in the flattened image of `size` changes: indices of their rings
+    and pixels, unsorted. Sorted ones are in pairs, each a run of pixels inside. Those of two sets of rings,
+    sorted together, are those of their symmetric difference, which gives IoUs without drawing."""
     height, width = size
     lengths = np.array([len(ring) for ring in rings], np.int64)
     owner = np.repeat(np.arange(len(rings)), lengths)

@@ -1,7 +1,5 @@
-"""COCO's compressed run lengths (RLE): exact conversions, and areas, boxes and IoUs without drawing.
-
-Runs end in few places, so eight pixels are compared at a time.
-"""
+"""COCO's compressed run lengths (RLE): exact conversions, and areas, boxes and IoUs without drawing. Runs end
+in few places, so eight pixels are compared at a time."""
 
 from collections.abc import Sequence
 from typing import Any, TypedDict, cast

@@ -1,7 +1,5 @@
-"""Masks as single rings, for formats without holes and parts such as Label Studio's polygons.
-
-Bridges of no width (a line there and back) join the rings. Pure.
-"""
+"""Masks as single rings, for formats without holes and parts such as Label Studio's polygons. Bridges of no
+width (a line there and back) join the rings. Pure."""
 
 import math
 from collections.abc import Sequence

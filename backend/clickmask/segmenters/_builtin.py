@@ -1,8 +1,6 @@
-"""Inputs of the built-in network (a crop of an image, a prompt as maps of it), and masks from its logits.
-
-A crop is scaled to a long side and padded to multiples of 32. Maps and logits have half that size.
-`clickmask.training.click.prompts` trains with the same maps.
-"""
+"""Inputs of the built-in network (a crop of an image, a prompt as maps of it), and masks from its logits. A
+crop is scaled to a long side and padded to multiples of 32. Maps and logits have half that size.
+`clickmask.training.click.prompts` trains with the same maps."""
 
 import math
 from collections.abc import Sequence
@@ -128,9 +126,8 @@ def coverage(mask: Mask, crop: Crop) -> Floats:
     """(H / 2, W / 2) share of each of the crop's cells that `mask` covers."""
     height, width = (side // 2 for side in crop.size)
     padded = np.zeros([side // 2 for side in crop.padded], np.float32)
-    padded[:height, :width] = cv2.resize(
-        mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA
-    )
+    covered = mask.astype(np.float32)
+    padded[:height, :width] = cv2.resize(covered, (width, height), interpolation=cv2.INTER_AREA)
     return padded
 
 
@@ -233,16 +230,13 @@ def paste(seen: Pass, crop: Crop, before: Floats) -> Floats:
     """`before`, the logits of the whole image's `crop`, replaced by those of a closer pass."""
     if seen.crop == crop:
         return before
-    (x0, y0), (x1, y1) = (
-        (x / 2, y / 2) for x, y in crop.to_crop([seen.crop.extent[:2], seen.crop.extent[2:]])
-    )
-    top, left, bottom, right = round(y0), round(x0), round(y1), round(x1)
+    corners = crop.to_crop([seen.crop.extent[:2], seen.crop.extent[2:]])
+    left, top, right, bottom = (round(edge / 2) for corner in corners for edge in corner)
     whole = np.full_like(before, -MIN_CONFIDENCE_LOGIT)
     height, width = (side // 2 for side in seen.crop.size)
     if bottom > top and right > left:
-        part = cv2.resize(
-            seen.logits[:height, :width], (right - left, bottom - top), interpolation=cv2.INTER_AREA
-        )
+        size = right - left, bottom - top
+        part = cv2.resize(seen.logits[:height, :width], size, interpolation=cv2.INTER_AREA)
         whole[top:bottom, left:right] = part[: whole.shape[0] - top, : whole.shape[1] - left]
     return whole
 

@@ -149,9 +149,8 @@ def load(variant: str, host: Host) -> Builtin:
     blank = {"image": np.zeros((1, 3, SIDE, SIDE), np.float32)}
     encoder = host.runtimes.encoder(models["encoder.onnx"], blank)
     maps = np.zeros((1, crops.MAPS, SIDE // 2, SIDE // 2), np.float32)
-    return Builtin(
-        encoder, host.runtimes.decoder(models["decoder.onnx"], {"maps": maps, **encoder.run(blank)})
-    )
+    decoder = host.runtimes.decoder(models["decoder.onnx"], {"maps": maps, **encoder.run(blank)})
+    return Builtin(encoder, decoder)
 
 
 def _embedding(features: Mapping[str, Floats], pixels: Pixels, size: Size) -> BuiltinEmbedding:

@@ -1,9 +1,6 @@
-"""Segment Anything, from the official checkpoints.
-
-Kirillov et al., "Segment Anything", arXiv 2304.02643, with the networks of segment-anything 1.0. Its
-SamPredictor stores the image on itself, so threads cannot share it; here both halves are functions. The
-answers are SamPredictor's, to the pixel.
-"""
+"""Segment Anything, from the official checkpoints. Kirillov et al., "Segment Anything", arXiv 2304.02643,
+with the networks of segment-anything 1.0. Its SamPredictor stores the image on itself, so threads cannot
+share it; here both halves are functions. The answers are SamPredictor's, to the pixel."""
 
 import importlib.util
 import logging

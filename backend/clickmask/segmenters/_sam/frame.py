@@ -1,8 +1,6 @@
 """SAM's frame: pixels of the image resized to a long side of `side`, with pixel centres at whole numbers.
-
 Prompts go into it. The mask of the image comes out of it from a decoder's coarse logits, in two steps, like
-SAM's reference.
-"""
+SAM's reference."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, cast

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
@@ -173,7 +172,8 @@ def import_segment_anything() -> ModuleType:
     """The package `segment_anything`. Afterwards `sys.modules` holds no stand-in for torchvision."""
     if "segment_anything" in sys.modules or importlib.util.find_spec("torchvision") is not None:
         return importlib.import_module("segment_anything")
-    functional = _module("torchvision.transforms.functional", resize=resize, to_pil_image=to_pil_image)
+    pillow = {"resize": resize, "to_pil_image": PillowImage.fromarray}
+    functional = _module("torchvision.transforms.functional", **pillow)
     boxes = _module("torchvision.ops.boxes", box_area=box_area, batched_nms=batched_nms)
     transforms = _module("torchvision.transforms", functional=functional)
     ops = _module("torchvision.ops", boxes=boxes)
@@ -185,10 +185,6 @@ def import_segment_anything() -> ModuleType:
     finally:
         for name in stand_ins:
             sys.modules.pop(name, None)
-
-
-def to_pil_image(pixels: NDArray[np.uint8]) -> PillowImage.Image:
-    return PillowImage.fromarray(pixels)
 
 
 def resize(image: PillowImage.Image, size: tuple[int, int]) -> PillowImage.Image:
