@@ -118,10 +118,9 @@ class PinnedAdapter(HTTPAdapter):
                 connected.settimeout(min(timeout or self._deadline.left, self._deadline.left))
                 connected.connect(address)
                 self._deadline.watch(connected)
+                connected.settimeout(timeout)
+                return connected
             except OSError as error:
                 connected.close()
                 failure = error
-            else:
-                connected.settimeout(timeout)
-                return connected
         raise failure

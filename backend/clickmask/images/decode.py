@@ -22,17 +22,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 # other pixels. Pillow's version is left out because the pixels are hashed.
 DECODER = b"clickmask.images 1"
 
-# EXIF 2.32, tag 0x0112: the transposition that makes the stored pixels upright.
+# EXIF 2.32, tag 0x0112: the transpositions that make stored pixels upright, for the orientations 2 to 8.
 _ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+_UPRIGHT = {number: PIL.Image.Transpose[turn] for number, turn in enumerate(_TURNS.split(), 2)}
 
 # Pillow's plugins raise these for bytes that are cut short or not what they claim to be.
 _CORRUPT = (

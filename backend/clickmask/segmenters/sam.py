@@ -30,32 +30,22 @@ from clickmask.types import Image, Logits, Mask, Pixels, Prediction, Prompt, Siz
 log = logging.getLogger(__name__)
 
 
-def _official(file: str, size: int, sha256: str, sam_decoder: str = "") -> Variant:
-    """A checkpoint of `size` bytes, published by the authors of the paper."""
-    address = f"https://dl.fbaipublicfiles.com/segment_anything/{file}"
-    return Variant(Checkpoint(address, size, sha256, "Apache-2.0"), sam_decoder, sweeps=True)
-
-
-VARIANTS: Mapping[str, Variant] = MappingProxyType(
-    {
-        "vit_b": _official(
-            "sam_vit_b_01ec64.pth",
-            375_042_383,
-            "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-        ),
-        "vit_l": _official(
-            "sam_vit_l_0b3195.pth",
-            1_249_524_607,
-            "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
-        ),
-        "vit_h": _official(
-            "sam_vit_h_4b8939.pth",
-            2_564_550_879,
-            "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
-            sam_decoder="sam:vit_h",  # the decoder of CVAT's page was only published for ViT-H
-        ),
-    }
+_OFFICIAL = (  # published by the authors of the paper: variant, end of the file's name, bytes, SHA-256
+    ("vit_b", "01ec64", 375_042_383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
+    ("vit_l", "0b3195", 1_249_524_607, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
+    ("vit_h", "4b8939", 2_564_550_879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
 )
+
+
+def _variant(name: str, suffix: str, size: int, sha256: str) -> Variant:
+    address = f"https://dl.fbaipublicfiles.com/segment_anything/sam_{name}_{suffix}.pth"
+    decoder = (
+        "sam:vit_h" if name == "vit_h" else ""
+    )  # the decoder of CVAT's page was only published for ViT-H
+    return Variant(Checkpoint(address, size, sha256, "Apache-2.0"), decoder, sweeps=True)
+
+
+VARIANTS: Mapping[str, Variant] = MappingProxyType({row[0]: _variant(*row) for row in _OFFICIAL})
 PACKAGES = {"torch": "torch", "segment_anything": "segment-anything"}  # as imported, as installed
 EXPORTER = Exporter("clickmask.segmenters._sam.onnx_export", version=1)
 

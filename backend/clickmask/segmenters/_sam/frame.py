@@ -85,9 +85,15 @@ def logits_to_mask(logits: Floats, side: int, resized: Size, size: Size) -> Mask
         taps._replace(low=taps.low - start, high=taps.high - start)
         for taps, start in ((down, top), (across, left))
     )
-    everywhere, cells = _decided(positive[box])
-    mask = _enlarged(everywhere, down, across, size)
-    _interpolate(np.ascontiguousarray(inside[box]), cells, down, across, mask)
+    # Cells reach from each pixel to its next ones, the edge repeated. Which are positive at all corners?
+    pixels, corners = positive[box].view(np.uint8), np.ones((2, 2), np.uint8)
+    everywhere, somewhere = (
+        np.asarray(over_corners(pixels, corners, anchor=(0, 0), borderType=cv2.BORDER_REPLICATE))
+        for over_corners in (cv2.erode, cv2.dilate)
+    )
+    mask = _enlarged(everywhere.view(np.bool_), down, across, size)
+    undecided = np.flatnonzero(everywhere != somewhere)
+    _interpolate(np.ascontiguousarray(inside[box]), undecided, down, across, mask)
     return mask
 
 
@@ -101,17 +107,6 @@ def _taps(source: int, target: int, positive: Indices) -> Taps:
     begin = int(np.count_nonzero(high < positive[0]))  # both are sorted
     end = int(np.count_nonzero(low <= positive[-1]))
     return Taps(low[begin:end], high[begin:end], (at - low)[begin:end].astype(np.float32), begin)
-
-
-def _decided(positive: Mask) -> tuple[Mask, Indices]:
-    """The cells from each pixel to its next ones, the edge repeated: a mask of the cells positive at all
-    corners, and the flat indices of those with corners of both signs."""
-    pixels, corners = positive.view(np.uint8), np.ones((2, 2), np.uint8)
-    everywhere, somewhere = (
-        np.asarray(over_corners(pixels, corners, anchor=(0, 0), borderType=cv2.BORDER_REPLICATE))
-        for over_corners in (cv2.erode, cv2.dilate)
-    )
-    return everywhere.view(np.bool_), np.flatnonzero(everywhere != somewhere)
 
 
 def _enlarged(everywhere: Mask, down: Taps, across: Taps, size: Size) -> Mask:

@@ -9,7 +9,6 @@ import json
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +22,10 @@ from clickmask.segmenters._sam.onnx_networks import NO_POINT, OnnxSam
 from clickmask.segmenters._sam.torch_networks import TorchSam
 from clickmask.types import Pixels
 
+Tensors = tuple[torch.Tensor, ...]
+
 OPSET = 17
+GROWING = ("points", "labels")  # inputs of the decoder
 MIN_MASK_IOU = 0.999  # of masks from both networks
 MAX_DIFFERENCE = 1e-3  # between their numbers, as a share of the largest
 
@@ -98,8 +100,8 @@ def export_decoder(sam: TorchSam, folder: Path) -> None:
         torch.zeros(1, 1, side // 4, side // 4),
         torch.ones(1),
     )
-    names, growing = ["features", "points", "labels", "mask", "has_mask"], ["points", "labels"]
-    _export(Decoder(sam).eval(), example, folder / "decoder.onnx", names, ["masks", "scores"], growing)
+    names = ["features", "points", "labels", "mask", "has_mask"]
+    _export(Decoder(sam).eval(), example, folder / "decoder.onnx", names, ["masks", "scores"])
 
 
 def golden_image(side: int) -> Pixels:
@@ -140,19 +142,14 @@ def _require_close(what: str, expected: Floats, found: Floats) -> None:
 
 
 def _export(
-    network: torch.nn.Module,
-    example: tuple[torch.Tensor, ...],
-    path: Path,
-    inputs: list[str],
-    outputs: list[str],
-    growing: Sequence[str] = (),
+    network: torch.nn.Module, example: Tensors, path: Path, inputs: list[str], outputs: list[str]
 ) -> None:
-    """Export `network`, whose `growing` inputs take any number of points."""
+    """Export `network`, whose inputs in GROWING, if it has them, take any number of points."""
     arguments: dict[str, Any] = {
         "input_names": inputs,
         "output_names": outputs,
         "opset_version": OPSET,
-        "dynamic_axes": {name: {1: "points"} for name in growing},
+        "dynamic_axes": {name: {1: "points"} for name in inputs if name in GROWING},
         "dynamo": False,  # the newer exporter needs onnxscript, and takes minutes
     }
     with warnings.catch_warnings(), torch.inference_mode():
