@@ -193,10 +193,8 @@ class Fetcher:
             advice = _ADVICE.get(status, "try again later" if status >= 500 else "check the image's address")
             raise ImageUnavailable(f"{host} answered {status}: {advice}")
         if response.headers.get("Content-Type", "").lower().startswith("text/html"):
-            raise ImageUnavailable(
-                f"{host} answered with a web page instead of an image: check the address, "
-                "and the API key if it asks to log in"
-            )
+            advice = "check the address, and the API key if it asks to log in"
+            raise ImageUnavailable(f"{host} answered with a web page instead of an image: {advice}")
         length = response.headers.get("Content-Length", "")
         if length.isascii() and length.isdigit():
             self._limits.require_bytes(int(length[:20]))

@@ -13,7 +13,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -123,10 +123,7 @@ class OpenVinoSession:
 
 
 # By the package's name; of those installed, auto takes the first unless it can measure.
-RUNTIMES: Mapping[str, Callable[[Model, int, int, Precision], Session]] = {
-    "openvino": OpenVinoSession,
-    "onnxruntime": OnnxRuntimeSession,
-}
+RUNTIMES = {"openvino": OpenVinoSession, "onnxruntime": OnnxRuntimeSession}
 
 
 def open_session(

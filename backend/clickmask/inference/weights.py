@@ -65,10 +65,8 @@ class WeightsFolder:
             return f"its weights were not verified yet: clickmask weights path {name}"
         if found == self.checkpoint(name).sha256:
             return ""
-        return (
-            f"its {path.name} is not the official file (its SHA-256 begins with {found[:12]}): "
-            "move it away and fetch it"
-        )
+        other = f"its {path.name} is not the official file (its SHA-256 begins with {found[:12]})"
+        return f"{other}: move it away and fetch it"
 
     def verify(self, name: str) -> Path:
         """The complete file, hashed if it is new or changed. Raises NotReady."""
@@ -122,10 +120,8 @@ class WeightsFolder:
             part.copy(Path(self._mirror.removeprefix("file://")).expanduser() / checkpoint.file, progress)
         if (digest := _sha256(part.path)) != checkpoint.sha256:
             part.remove()
-            raise NotReady(
-                f"what was downloaded is not the official {checkpoint.file}: its SHA-256 begins with "
-                f"{digest[:12]} instead of {checkpoint.sha256[:12]}; it was removed"
-            )
+            other = f"its SHA-256 begins with {digest[:12]} instead of {checkpoint.sha256[:12]}"
+            raise NotReady(f"what was downloaded is not the official {path.name}: {other}; it was removed")
         part.finish()
         self._remember(path, path.stat(), digest)
 
@@ -214,10 +210,8 @@ class PartialFile:
                 furthest = self.size
                 self._transfer(session, address, host, progress)
         if self.size < self._total:
-            raise NotReady(
-                f"{host} broke off after {megabytes(self.size)} of {megabytes(self._total)}: "
-                "the same command goes on from there"
-            )
+            after = f"{megabytes(self.size)} of {megabytes(self._total)}"
+            raise NotReady(f"{host} broke off after {after}: the same command goes on from there")
 
     def _transfer(self, session: requests.Session, address: str, host: str, progress: Progress) -> None:
         have, validator = self.size, ""
@@ -230,10 +224,9 @@ class PartialFile:
         try:
             response = session.get(address, headers=headers, stream=True, timeout=_TIMEOUTS)
         except requests.RequestException as error:
-            reason = (
-                f"{host} cannot be reached: check the network, set CLICKMASK_WEIGHTS_MIRROR, "
-                f"or put {self._target.name} into the folder that `clickmask weights list` names"
-            )
+            by_hand = f"put {self._target.name} into the folder that `clickmask weights list` names"
+            remedy = f"check the network, set CLICKMASK_WEIGHTS_MIRROR, or {by_hand}"
+            reason = f"{host} cannot be reached: {remedy}"
             if isinstance(error, requests.exceptions.SSLError):
                 reason = f"the certificate of {host} cannot be verified"
             elif isinstance(error, requests.exceptions.InvalidSchema | requests.exceptions.InvalidURL):
@@ -249,10 +242,8 @@ class PartialFile:
                 self._transfer(session, address, host, progress)
                 return
             if total not in (None, self._total):
-                raise NotReady(
-                    f"{host} offers {total:,} bytes as {self._target.name}; "
-                    f"the official file has {self._total:,}"
-                )
+                offer = f"{host} offers {total:,} bytes as {self._target.name}"
+                raise NotReady(f"{offer}; the official file has {self._total:,}")
             if not goes_on:
                 self._validator_path.write_text(offered)
             with suppress(requests.RequestException):  # it broke off: `download` goes on from there

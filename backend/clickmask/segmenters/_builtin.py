@@ -49,9 +49,10 @@ class Crop:
         sx, sy = self.size[1] / (x1 - x0), self.size[0] / (y1 - y0)
         return [((x - x0) * sx, (y - y0) * sy) for x, y in points]
 
-    def contains(self, point: Point) -> bool:
+    def inside(self, points: Sequence[Point]) -> list[Point]:
+        """`to_crop` of the points that lie in the extent."""
         x0, y0, x1, y1 = self.extent
-        return x0 <= point[0] <= x1 and y0 <= point[1] <= y1
+        return self.to_crop([(x, y) for x, y in points if x0 <= x <= x1 and y0 <= y <= y1])
 
 
 def crop_of(extent: Box, side: int) -> Crop:
@@ -80,15 +81,11 @@ def render(crop: Crop, prompt: Prompt, region: Floats | None) -> Floats:
     maps = np.zeros((1, MAPS, rows, columns), np.float32)
     x = 2 * np.arange(columns, dtype=np.float32) + 1  # pixel centres, in px of the crop
     y = 2 * np.arange(rows, dtype=np.float32) + 1
-    clicks = [
-        (crop.to_crop([point for point in points if crop.contains(point)]), narrow, wide)
-        for points, narrow, wide in (
-            (prompt.foreground, CLICKED, CLICKED_WIDE),
-            (prompt.background, REJECTED, REJECTED_WIDE),
-        )
-    ]
-    for points, narrow, wide in clicks:
-        for column, row in points:
+    for points, narrow, wide in (
+        (prompt.foreground, CLICKED, CLICKED_WIDE),
+        (prompt.background, REJECTED, REJECTED_WIDE),
+    ):
+        for column, row in crop.inside(points):
             for channel, sigma in ((narrow, NARROW), (wide, WIDE)):
                 bump = np.outer(_bump(y - row, sigma), _bump(x - column, sigma))
                 np.maximum(maps[0, channel], bump, out=maps[0, channel])
@@ -142,10 +139,8 @@ def constrain(logits: Floats, crop: Crop, prompt: Prompt) -> Floats:
         left, top = max(left, int((x0 - across) / 2)), max(top, int((y0 - down) / 2))
         right, bottom = min(right, int((x1 + across) / 2) + 1), min(bottom, int((y1 + down) / 2) + 1)
     inside[top:bottom, left:right] = logits[top:bottom, left:right]
-    foreground, background = (
-        [(x / 2, y / 2) for x, y in crop.to_crop([point for point in points if crop.contains(point)])]
-        for points in (prompt.foreground, prompt.background)
-    )
+    foreground = [(x / 2, y / 2) for x, y in crop.inside(prompt.foreground)]
+    background = [(x / 2, y / 2) for x, y in crop.inside(prompt.background)]
     _decide(inside, foreground, background, MIN_CONFIDENCE_LOGIT)
     _decide(inside, background, foreground, -MIN_CONFIDENCE_LOGIT)
     return _clicked(inside, foreground)

@@ -115,11 +115,9 @@ def without_rejected(mask: Mask, foreground: Sequence[Point], background: Sequen
     kept = mask.copy()
     if background:
         x, y = pixel_centres(size_of(mask))
-        to_foreground, to_background = (
-            np.min([np.hypot(x - column, y - row) for column, row in points], axis=0, initial=np.inf)
-            for points in (foreground, background)
-        )
-        kept &= ~parts_at(mask, background) | (to_foreground <= to_background)
+        fore = [np.hypot(x - column, y - row) for column, row in foreground]
+        back = [np.hypot(x - column, y - row) for column, row in background]
+        kept &= ~parts_at(mask, background) | (np.min(fore, axis=0, initial=np.inf) <= np.min(back, axis=0))
     return parts_at(kept, foreground) if foreground else kept
 
 

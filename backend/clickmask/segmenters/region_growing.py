@@ -49,14 +49,10 @@ def load(variant: str, host: Host) -> RegionGrowing:
 def _regions(colours: NDArray[np.float32], prompt: Prompt) -> Iterator[Mask]:
     """A region for each tolerance, smallest first."""
     size = classic.size_of(colours)
-    accepting, rejecting = (
-        [classic.disc(size, point, SEED_RADIUS) for point in points]
-        for points in (prompt.foreground, prompt.background)
-    )
-    accepted, rejected = (
-        np.min([_distance(colours, seed, 1) for seed in seeds], axis=0, initial=np.inf)
-        for seeds in (accepting, rejecting)
-    )
+    accepting = [classic.disc(size, point, SEED_RADIUS) for point in prompt.foreground]
+    rejecting = [classic.disc(size, point, SEED_RADIUS) for point in prompt.background]
+    accepted = np.min([_distance(colours, seed, 1) for seed in accepting], axis=0, initial=np.inf)
+    rejected = np.min([_distance(colours, seed, 1) for seed in rejecting], axis=0, initial=np.inf)
     seeds = np.any(accepting, axis=0)
     if prompt.mask is not None:
         accepted = np.minimum(accepted, _distance(colours, prompt.mask, COLOURS))

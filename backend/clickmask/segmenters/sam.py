@@ -39,9 +39,7 @@ _OFFICIAL = (  # published by the authors of the paper: variant, end of the file
 
 def _variant(name: str, suffix: str, size: int, sha256: str) -> Variant:
     address = f"https://dl.fbaipublicfiles.com/segment_anything/sam_{name}_{suffix}.pth"
-    decoder = (
-        "sam:vit_h" if name == "vit_h" else ""
-    )  # the decoder of CVAT's page was only published for ViT-H
+    decoder = "sam:vit_h" if name == "vit_h" else ""  # CVAT's page has the decoder of ViT-H only
     return Variant(Checkpoint(address, size, sha256, "Apache-2.0"), decoder, sweeps=True)
 
 
