@@ -257,6 +257,8 @@ def _torch_has_a_gpu() -> bool:
 def _open(runtime: str, model: Model, threads: int, at_once: int, precision: Precision) -> Session:
     try:
         return RUNTIMES[runtime](model, threads, at_once, precision)
+    except ImportError:  # the package itself is broken
+        raise
     except Exception as error:  # runtimes raise undocumented classes of their own
         name = model.name if isinstance(model, Path) else "the network"
         raise NotReady(f"{runtime} cannot read {name}") from error

@@ -69,10 +69,9 @@ class _Truth:
     def __init__(self, exact: list[Ring], size: Size, min_iou: float, min_ring_iou: float) -> None:
         self.exact, self.size = exact, size
         self.min_iou, self.min_ring_iou = min_iou, min_ring_iou
-        owner, flat = ring_crossings(exact, size)
-        self._owner, self._flat = owner, flat
-        self.area = _covered(np.sort(flat))
-        self.ring_areas = self._by_ring(owner, flat)
+        self._owner, self._flat = ring_crossings(exact, size)
+        self.area = _covered(np.sort(self._flat))
+        self.ring_areas = self._by_ring(self._owner, self._flat)
 
     def iou(self, rings: Sequence[Ring]) -> float:
         flat = ring_crossings(rings, self.size)[1]

@@ -39,10 +39,9 @@ class SmallImage:
         def scaled(points: Sequence[Point]) -> tuple[Point, ...]:
             return tuple((x * sx, y * sy) for x, y in points)
 
-        box = prompt.box
+        box, mask = prompt.box, prompt.mask
         if box is not None:
             box = (box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy)
-        mask = prompt.mask
         if mask is not None:
             mask = resized(mask.view(np.uint8) * np.uint8(255), self.size) > 0
         return Prompt(scaled(prompt.foreground), scaled(prompt.background), box, mask)
