@@ -252,6 +252,10 @@ class Workbench:
         """The reader's status; None if nothing reads the events. Raises StoreUnavailable."""
         return self._reader.status() if self._reader else None
 
+    def left_out(self) -> dict[str, int]:
+        """Numbers of regions, in all projects, of which no label can be made, by a word for them."""
+        return self.store.left_out()
+
     def write_times(self) -> WriteTimes:
         return self.store.write_times()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -64,8 +65,11 @@ def brush(mask: Mask) -> Brush:
     return Brush(mask_to_rle(mask))
 
 
-def labelled(image: str, task: str = "1", name: str | None = None, size: Size = SIZE) -> LabelledImage:
-    return LabelledImage(digest_of(image), name or f"{image}.png", size, task, 0)
+def labelled(
+    image: str, task: str = "1", name: str | None = None, size: Size = SIZE, at: float = 1000.0, **more: Any
+) -> LabelledImage:
+    item = more.pop("item", 0)
+    return LabelledImage(digest_of(image), name or f"{image}.png", size, task, item, accepted_at=at, **more)
 
 
 def accepted(
@@ -79,11 +83,13 @@ def accepted(
     at: float = 1000.0,
     proposal: str | None = None,
     size: Size = SIZE,
+    item: int = 0,
+    layer: int = 0,
 ) -> AcceptedLabel:
     drawn = brush(geometry) if isinstance(geometry, np.ndarray) else geometry
     key = LabelKey(TOOL, PROJECT, task, annotation, region)
     rle = mask_to_rle(rasterise(drawn, size))
-    return AcceptedLabel(key, digest_of(image), size, category, drawn, rle, at, proposal)
+    return AcceptedLabel(key, digest_of(image), size, category, drawn, rle, at, proposal, item, layer)
 
 
 def submit(

@@ -30,6 +30,7 @@ def router(workbench: Workbench, recent: RecentFailures) -> APIRouter:
                 "queue": queue,
                 "inbox": workbench.kept_events(),
                 "intake": asdict(intake) | {"newest_set_aside": failed} if intake else None,
+                "left_out": workbench.left_out(),
                 "writes": asdict(workbench.write_times()),
                 "trainings": [asdict(job) for job in workbench.jobs_under_way()],
                 "errors": [asdict(failure) for failure in recent.all()],

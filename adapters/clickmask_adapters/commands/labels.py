@@ -17,7 +17,7 @@ from clickmask.datasets.snapshot import snapshot
 from clickmask.errors import InvalidRequest
 from clickmask.ingest.apply import PullProgress
 from clickmask.labels.submissions import Unlabelled
-from clickmask.reports.statistics import count, find_flaws
+from clickmask.reports.statistics import count, find_flaws, left_out
 from clickmask_adapters import exports
 from clickmask_adapters.api.datasets import describe
 from clickmask_adapters.commands._console import (
@@ -147,6 +147,8 @@ def stats(
     nothing = f", {counted.unlabelled_images} of them with nothing on it" if counted.unlabelled_images else ""
     console.print(f"{counted.images} images{nothing}: {sides}")
     console.print(f"dataset {dataset.digest[:12]}")
+    for sentence in counted.left_out:
+        errors.print(sentence, markup=False)
     if counted.too_few:
         errors.print("too few images to be split: models are cross-validated")
     shown = counted.flaws if every else counted.flaws[:SHOWN_FLAWS]
@@ -185,7 +187,7 @@ def _export_command(module: Any) -> Callable[..., None]:
         console.print(str(written), markup=False)
         said = f"{len(dataset.samples)} images, {labels} labels, {len(dataset.categories)} categories"
         console.print(f"{said}, dataset {dataset.digest[:12]}")
-        for sentence in losses:
+        for sentence in (*left_out(dataset), *losses):
             errors.print(sentence, markup=False)
         if flaws := sum(1 for _ in find_flaws(dataset)):
             stats = f"clickmask stats {tool.replace('_', '-')} {project}"

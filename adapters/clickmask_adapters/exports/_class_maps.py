@@ -6,9 +6,8 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from clickmask.datasets.snapshot import IGNORED, Dataset, Sample, class_map
+from clickmask.datasets.snapshot import IGNORED, Dataset, Sample, bottom_to_top, class_map
 from clickmask.errors import Failed, InvalidRequest
-from clickmask.masks.regions import mask_area
 from clickmask.masks.rle import rle_to_mask
 
 
@@ -32,10 +31,8 @@ def write_objects(dataset: Dataset, sample: Sample, path: Path) -> None:
             f"{sample.name} has {len(sample.labels)} objects; a PNG of objects has room for {IGNORED - 1}"
         )
     numbers = np.full(sample.size, 0 if dataset.unlabelled == "background" else IGNORED, np.uint8)
-    masks = [rle_to_mask(label.rle) for label in sample.labels]
-    order = sorted(range(len(masks)), key=lambda n: (-mask_area(masks[n]), sample.labels[n].accepted_at, n))
-    for index in order:  # as in a class map, smaller objects cover larger ones
-        numbers[masks[index]] = index + 1
+    for label in bottom_to_top(sample.labels):
+        numbers[rle_to_mask(label.rle)] = sample.labels.index(label) + 1
     _write_indexed(numbers, path)
 
 

@@ -1,10 +1,11 @@
 """An immutable snapshot of a project's accepted labels, named by a digest of its content.
 
 These rules hold for training, measuring and every export:
-*Whose labels.* If a task has several annotators, the ground truth's labels count, else the newest ones. If an
-image is in several tasks, the labels of the task labelled last count.
-*Overlaps.* Labels may overlap; each keeps its whole mask. In a map of one class per pixel, a smaller label
-lies on top of a larger one; of equally large ones, the one accepted later.
+*Whose labels.* An image has the labels of one annotation: of all that cover it, in whatever tasks, pages and
+frames, the newest ground truth, else the newest. If that one has nothing but regions that are no labels, such
+as points, the image is left out: it is no example of an image with nothing on it.
+*Overlaps.* Labels may overlap; each keeps its whole mask. In a map of one class per pixel, a label of a
+higher layer lies on top; on one layer the smaller label, and of equally large ones the one accepted later.
 *Unlabelled area* is background, or unknown and ignored, as the project says.
 *Class changes.* A label has the category of its last submission. The tool's categories come first, in its
 order, then those that only labels have, sorted. So a renamed category keeps its old name beside the new one
@@ -14,7 +15,8 @@ until its labels are submitted again. Names last; their numbers do not.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
@@ -83,6 +85,7 @@ class Sample:
     quarantined: bool  # whether it has a near duplicate on another side
     group: str  # shared by near duplicates, direct or through others
     labels: tuple[AcceptedLabel, ...]
+    shown_as: tuple[LabelledImage, ...] = ()  # everywhere it is annotated, sorted by task and item
 
     @property
     def usable(self) -> bool:
@@ -100,6 +103,8 @@ class Dataset:
     unlabelled: Unlabelled
     samples: tuple[Sample, ...]
     digest: str
+    left_out: Mapping[str, int]  # numbers of regions that are no labels, by a word for them
+    unclear: int  # images that are left out since they have only such regions
     pictures: Pictures = field(compare=False, repr=False)
 
     def split(self, side: Side) -> list[Sample]:
@@ -207,28 +212,25 @@ def create_dataset(
     for a, b in neighbouring_pairs([image.fingerprint for image in assigned]):
         smallest, other = sorted((group(assigned[a].digest), group(assigned[b].digest)))
         root[other] = smallest
-    # The labels of each image, from the task in which it was labelled last.
-    in_time = sorted(labels, key=lambda each: (each.accepted_at, each.key.task))
-    last_task = {label.image: label.key.task for label in in_time}
-    chosen: dict[str, list[AcceptedLabel]] = {}
+    sets: dict[tuple[str, str, int], list[AcceptedLabel]] = {}
     for label in sorted(labels, key=lambda each: each.key):
-        if label.key.task == last_task[label.image]:
-            chosen.setdefault(label.image, []).append(label)
+        sets.setdefault((label.image, label.key.task, label.item), []).append(label)
     by_digest: dict[str, list[LabelledImage]] = {}
     for image in images:
         by_digest.setdefault(image.digest, []).append(image)
-    samples = [
-        Sample(
-            digest,
-            min(image.name for image in same),
-            same[0].size,
-            sides.get(digest),
-            digest in apart,
-            group(digest),
-            tuple(chosen.get(digest, ())),
-        )
-        for digest, same in by_digest.items()
-    ]
+    samples: list[Sample] = []
+    left_out, unclear = Counter[str](), 0
+    for digest, same in by_digest.items():
+        counts = max(same, key=lambda each: (each.ground_truth, each.accepted_at, each.task, each.item))
+        drawn = sets.get((digest, counts.task, counts.item), [])
+        left_out.update(counts.left_out)
+        if counts.left_out and not drawn:
+            unclear += 1
+            continue
+        shown_as = tuple(sorted(same, key=lambda each: (each.task, each.item)))
+        placed = (sides.get(digest), digest in apart, group(digest))
+        name = min(image.name for image in same)
+        samples.append(Sample(digest, name, counts.size, *placed, tuple(drawn), shown_as))
     samples.sort(key=lambda sample: (sample.name, sample.image))
     extra = sorted({label.category for sample in samples for label in sample.labels} - set(declared))
     categories = (*dict.fromkeys(declared), *extra)
@@ -246,7 +248,8 @@ def create_dataset(
     ]
     content = json.dumps([tool, project, categories, unlabelled, written], sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()
-    return Dataset(tool, project, categories, unlabelled, tuple(samples), digest, pictures or NoPictures())
+    found = (categories, unlabelled, tuple(samples), digest, left_out, unclear)
+    return Dataset(tool, project, *found, pictures or NoPictures())
 
 
 def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled) -> NDArray[np.uint8]:
@@ -258,9 +261,14 @@ def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled)
         raise ValueError(f"a class map has room for {IGNORED - 1} categories, not {len(categories)}")
     numbers = {category: number for number, category in enumerate(categories, 1)}
     classes = np.full(sample.size, 0 if unlabelled == "background" else IGNORED, np.uint8)
-    for label in sorted(sample.labels, key=lambda each: (-rle_area(each.rle), each.accepted_at, each.key)):
+    for label in bottom_to_top(sample.labels):
         classes[rle_to_mask(label.rle)] = numbers.get(label.category, IGNORED)
     return classes
+
+
+def bottom_to_top(labels: Iterable[AcceptedLabel]) -> list[AcceptedLabel]:
+    """`labels` in the order in which they cover each other, in a map of one class or object per pixel."""
+    return sorted(labels, key=lambda each: (each.layer, -rle_area(each.rle), each.accepted_at, each.key))
 
 
 def folds(dataset: Dataset, count: int = 5) -> list[tuple[list[Sample], list[Sample]]]:

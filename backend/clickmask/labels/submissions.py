@@ -3,8 +3,8 @@
 Tools' `labels` modules make these. A `Geometry` is as drawn; `rasterise` gives its pixels. Ids are text.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from clickmask.labels.geometry import Brush, Geometry
@@ -34,6 +34,7 @@ class Region:
     category: str
     geometry: Geometry
     proposal: str | None = None  # id of the proposal it was accepted from
+    layer: int = 0  # a label of a higher layer covers those of lower ones
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class Submission:
     items: int | None = None  # images of the annotation, if all are saved at once; None if saved one by one
     ground_truth: bool = False
     skipped: bool = False  # no labels, whatever the regions are
+    left_out: Mapping[str, int] = field(
+        default_factory=dict[str, int]
+    )  # regions that are no label, by a word
+    known_as: str = ""  # the image's name by which the tool's own import finds it, if it is not `name`
 
 
 @dataclass(frozen=True)
@@ -107,17 +112,24 @@ class AcceptedLabel:
     rle: Rle
     accepted_at: float  # seconds since 1970, by the tool's clock
     proposal: str | None
+    item: int = 0  # as in its submission
+    layer: int = 0  # as in its region
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An annotated image in a task, with or without labels."""
+    """An annotated image in a task, with or without labels, and the annotation that counts there."""
 
     digest: str
     name: str
     size: Size
     task: str
     item: int
+    annotation: str = ""
+    accepted_at: float = 0.0  # seconds since 1970, by the tool's clock
+    ground_truth: bool = False
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])  # as in its submission
+    known_as: str = ""  # as in its submission
 
 
 def one_label_a_proposal(regions: Sequence[Region]) -> list[Region]:

@@ -51,6 +51,7 @@ class Statistics:
     sides: dict[str, int]  # images by side; the unused ones are quarantined or unplaced
     too_few: bool  # for a split, so that models are cross-validated
     categories: tuple[CategoryStatistics, ...]
+    left_out: tuple[str, ...]  # see `left_out`
     flaws: tuple[Flaw, ...]
 
 
@@ -84,8 +85,19 @@ def count(dataset: Dataset) -> Statistics:
         {name: sides[name] for name in (*SIDES, "quarantined", "unplaced")},
         dataset.too_few,
         tuple(categories),
+        tuple(left_out(dataset)),
         tuple(find_flaws(dataset)),
     )
+
+
+def left_out(dataset: Dataset) -> Iterator[str]:
+    """Sentences on what the tool has but the dataset has not."""
+    if dataset.left_out:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(dataset.left_out.items()))
+        number = sum(dataset.left_out.values())
+        yield f"{number} regions are left out, as no label can be made of them: {kinds}"
+    if dataset.unclear:
+        yield f"{dataset.unclear} images are left out: they have only such regions"
 
 
 def find_flaws(dataset: Dataset) -> Iterator[Flaw]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import secrets
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,9 +33,12 @@ class Accepted(Part):
     def accept(self, submission: Submission, image: ImageIdentity | None, drawn: Sequence[Drawn]) -> bool:
         """Store `drawn`, regions with masks, as the annotation's labels. Returns False if it is no news."""
         revision = self._write_set(drawn)
-        same = "tool annotation item project task author updated_at ground_truth skipped name".split()
+        same = (
+            "tool annotation item project task author updated_at ground_truth skipped name known_as".split()
+        )
         row: dict[str, Any] = {name: getattr(submission, name) for name in same}
         row |= {"address": _hashed(submission.address), "revision": revision}
+        row["left_out"] = json.dumps(dict(submission.left_out))
         if image:  # a skip has none
             row |= {"digest": image.digest, "height": image.size[0], "width": image.size[1]}
         of, item = annotations.c, submission.item
@@ -98,7 +102,7 @@ class Accepted(Part):
         The ground truth of a task's image counts, else its newest annotation; with `all_annotations`, all.
         """
         chosen = _chosen(tool, project, all_annotations)
-        own = (labels.c[name] for name in ("region", "category", "geometry", "counts", "proposal"))
+        own = (labels.c[name] for name in ("region", "category", "geometry", "counts", "proposal", "layer"))
         joined = sa.select(chosen, *own).join(labels, labels.c.revision == chosen.c.revision)
         order = (chosen.c.task, chosen.c.item, chosen.c.annotation, labels.c.position)
         found: list[AcceptedLabel] = []
@@ -108,17 +112,27 @@ class Accepted(Part):
             rle: Rle = {"size": [row.height, row.width], "counts": row.counts}
             drawn = json.loads(row.geometry)
             shape = Brush(rle) if drawn["kind"] == "brush" else geometry_from_json(drawn)
-            found.append(AcceptedLabel(key, *image, row.category, shape, rle, row.updated_at, row.proposal))
+            accepted = (row.category, shape, rle, row.updated_at, row.proposal, row.item, row.layer)
+            found.append(AcceptedLabel(key, *image, *accepted))
         return found
 
     def images(self, tool: str, project: str) -> list[LabelledImage]:
         """Annotated images sorted by task and item. Some have no labels. Skips are left out."""
         chosen = _chosen(tool, project, all_annotations=False)
-        columns = (chosen.c.digest, chosen.c.name, chosen.c.height, chosen.c.width, chosen.c.task)
-        ordered = sa.select(*columns, chosen.c.item).order_by(chosen.c.task, chosen.c.item)
         return [
-            LabelledImage(digest, name, (height, width), task, item)
-            for digest, name, height, width, task, item in self._rows(ordered)
+            LabelledImage(
+                row.digest,
+                row.name,
+                (row.height, row.width),
+                row.task,
+                row.item,
+                row.annotation,
+                row.updated_at,
+                row.ground_truth,
+                json.loads(row.left_out),
+                row.known_as,
+            )
+            for row in self._rows(sa.select(chosen).order_by(chosen.c.task, chosen.c.item))
         ]
 
     def annotations(self, tool: str, project: str) -> list[tuple[str, str]]:
@@ -136,6 +150,14 @@ class Accepted(Part):
         rows = self._rows(chosen.order_by(of.updated_at.desc()).limit(1))
         return ImageIdentity(rows[0].digest, (rows[0].height, rows[0].width)) if rows else None
 
+    def left_out(self) -> dict[str, int]:
+        """Numbers of regions, of all projects, of which no label can be made, by a word for them."""
+        some = (annotations.c.left_out != "{}", annotations.c.skipped.is_(False))
+        found = Counter[str]()
+        for (written,) in self._rows(sa.select(annotations.c.left_out).where(*some)):
+            found.update(json.loads(written))
+        return dict(found)
+
     def is_labelled(self, digest: str) -> bool:
         """Whether the image has an annotation."""
         return bool(self._rows(sa.select(annotations.c.item).where(annotations.c.digest == digest).limit(1)))
@@ -150,7 +172,7 @@ class Accepted(Part):
                 del geometry["rle"]  # stored in `counts`
             row = {"revision": revision, "position": position, "region": region.id}
             row |= {"category": region.category, "geometry": json.dumps(geometry)}
-            rows.append(row | {"counts": rle["counts"], "proposal": region.proposal})
+            rows.append(row | {"counts": rle["counts"], "proposal": region.proposal, "layer": region.layer})
         self._database.write_rows(revision, labels, rows)
         return revision
 

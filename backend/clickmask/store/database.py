@@ -235,6 +235,15 @@ def _add_jobs(connection: sa.Connection) -> None:
     connection.execute(prelabels.update().where(old).values(annotator=renamed))
 
 
+def _add_columns_of_labels(connection: sa.Connection) -> None:
+    for added in (
+        "annotations ADD COLUMN left_out TEXT NOT NULL DEFAULT '{}'",
+        "annotations ADD COLUMN known_as TEXT NOT NULL DEFAULT ''",
+        "labels ADD COLUMN layer INTEGER NOT NULL DEFAULT '0'",
+    ):
+        connection.execute(sa.text(f"ALTER TABLE {added}"))
+
+
 # A step creates its table as `schema` has it today: before changing such a table, copy its first form into
 # that step, and put the change into a new one. A new database is created from `schema` directly.
 STEPS: Mapping[str, Callable[[sa.Connection], object]] = MappingProxyType(
@@ -245,6 +254,7 @@ STEPS: Mapping[str, Callable[[sa.Connection], object]] = MappingProxyType(
         "0003": prelabels.create,
         "0004": unfinished.create,
         "0005": _add_jobs,
+        "0006": _add_columns_of_labels,
     }
 )
 HEAD = max(STEPS)

@@ -61,6 +61,8 @@ annotations = sa.Table(
     sa.Column("address", sa.Text, nullable=False),  # a hash: an address may hold a signature
     sa.Column("digest", sa.Text),  # of the image; null for a skip, like its size
     *_columns(sa.Integer, "height", "width", nullable=True),
+    sa.Column("left_out", sa.Text, nullable=False, server_default="{}"),  # JSON: numbers by a word
+    sa.Column("known_as", sa.Text, nullable=False, server_default=""),
     sa.Index("annotations_of_task", "tool", "task", "item"),
     sa.Index("annotations_of_project", "tool", "project"),
     sa.Index("annotations_of_image", "digest"),
@@ -75,6 +77,7 @@ labels = sa.Table(
     sa.Column("geometry", sa.Text, nullable=False),  # JSON; for a brush only its kind
     sa.Column("counts", sa.Text, nullable=False),  # of the mask's COCO RLE
     sa.Column("proposal", sa.Text, index=True),
+    *_columns(sa.Integer, "layer", default="0"),
 )
 
 # Label sets that no annotation refers to yet, or any longer. A crash leaves them here.

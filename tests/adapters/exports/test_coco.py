@@ -51,9 +51,7 @@ def one(geometry: Geometry | np.ndarray, folder: Path, **options: Any) -> dict[s
 
 def test_the_sections_are_complete_and_ids_begin_at_one(tmp_path: Path) -> None:
     labels = [accepted(image, disc(), category, region=category) for image in "ba" for category in ("y", "x")]
-    made = written(
-        dataset(labels, [labelled("b", task="1"), labelled("a", task="2")], declared=["y", "z"]), tmp_path
-    )
+    made = written(dataset(labels, [labelled("b"), labelled("a")], declared=["y", "z"]), tmp_path)
     assert set(made["info"]) == {"description", "url", "version", "year", "contributor", "date_created"}
     assert made["licenses"] == [{"id": 1, "name": "unknown", "url": ""}]
     assert made["categories"] == [

@@ -106,15 +106,48 @@ def test_categories_are_the_tools_in_its_order_and_then_those_of_labels() -> Non
 
 
 def test_of_a_picture_in_two_tasks_the_one_labelled_last_counts() -> None:
-    images = [labelled("a", task="3"), labelled("a", task="4", name="A copy.png")]
-    labels = [
-        accepted("a", SQUARE, region=f"{task}-{at}", task=task, at=at)
-        for task, at in (("3", 5), ("4", 4), ("4", 6), ("3", 3))
-    ]
+    images = [labelled("a", task="3", at=5), labelled("a", task="4", name="A copy.png", at=6)]
+    labels = [accepted("a", SQUARE, region=region, task=region[0]) for region in ("3a", "4a", "4b", "3b")]
     (sample,) = dataset(images, labels).samples
-    assert {label.key.task for label in sample.labels} == {"4"}
-    assert len(sample.labels) == 2
+    assert [label.key.region for label in sample.labels] == ["4a", "4b"]
     assert sample.name == "A copy.png"
+    assert [image.name for image in sample.shown_as] == ["a.png", "A copy.png"]
+
+
+def test_of_a_picture_on_two_pages_of_a_task_one_pages_labels_count() -> None:
+    images = [labelled("a", item=0, name="one.png"), labelled("a", item=1, name="two.png")]
+    labels = [accepted("a", SQUARE, region=f"{item}", item=item) for item in (0, 1)]
+    (sample,) = dataset(images, labels).samples
+    assert [label.key.region for label in sample.labels] == ["1"]
+    assert {image.name for image in sample.shown_as} == {"one.png", "two.png"}
+
+
+def test_a_later_task_in_which_nothing_was_found_replaces_an_earlier_ones_labels() -> None:
+    images = [labelled("a", task="3", at=5), labelled("a", task="4", at=6)]
+    (sample,) = dataset(images, [accepted("a", SQUARE, task="3", at=5)]).samples
+    assert sample.labels == ()
+
+
+def test_a_ground_truth_counts_before_newer_labels_of_the_picture_elsewhere() -> None:
+    images = [labelled("a", item=0, at=5, ground_truth=True), labelled("a", item=7, at=6)]
+    labels = [accepted("a", SQUARE, region=f"{item}", item=item) for item in (0, 7)]
+    (sample,) = dataset(images, labels).samples
+    assert [label.key.region for label in sample.labels] == ["0"]
+
+
+def test_an_image_with_nothing_but_regions_that_are_no_labels_is_no_example() -> None:
+    images = [labelled("a", left_out={"point": 2}), labelled("b", left_out={"point": 1}), labelled("c")]
+    made = dataset(images, [accepted("b", SQUARE)])
+    assert [(sample.name, len(sample.labels)) for sample in made.samples] == [("b.png", 1), ("c.png", 0)]
+    assert (made.left_out, made.unclear) == ({"point": 3}, 1)
+
+
+def test_a_label_of_a_higher_layer_lies_on_those_below_whatever_their_sizes() -> None:
+    large, small = rectangle(SIZE, (5, 5, 40, 40)), rectangle(SIZE, (20, 20, 45, 45))
+    labels = [accepted("a", large, "large", region="1", layer=1), accepted("a", small, "small", region="2")]
+    (sample,) = dataset([labelled("a")], labels).samples
+    classes = class_map(sample, ("large", "small"), "background")
+    assert np.array_equal(classes == 1, large)
 
 
 def test_the_smaller_label_lies_on_the_larger_and_of_equals_the_later() -> None:

@@ -23,7 +23,7 @@ def dataset(labels: list[AcceptedLabel], images: str = "a", sides: str = "", **m
         Assigned(digest_of(name), full[side], fingerprint(noise(ord(name))))
         for name, side in zip(images, sides, strict=False)
     ]
-    shown = [labelled(name, task=name) for name in images]
+    shown = [labelled(name) for name in images]
     return create_dataset(shown, labels, placed, tool="cvat", project="1", **more)
 
 
@@ -109,8 +109,8 @@ def test_the_same_object_twice_is_a_flaw_of_the_second() -> None:
 
 def test_a_category_that_a_side_lacks_is_a_flaw_once_there_are_enough_images() -> None:
     images = "abcdefghijklmnop"
-    labels = [accepted(name, SQUARE, "cell", task=name) for name in images]
-    labels += [accepted("a", disc(), "rare", region="rare", task="a")]
+    labels = [accepted(name, SQUARE, "cell") for name in images]
+    labels += [accepted("a", disc(), "rare", region="rare")]
     found = list(find_flaws(dataset(labels, images, "t" * 10 + "vvvxxx")))
     assert [flaw.sentence for flaw in found] == ["rare has no label on: validation, test"]
     assert not any(flaw.kind == "absent" for flaw in find_flaws(dataset(labels[:3], "abc", "tvx")))

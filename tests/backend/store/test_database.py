@@ -56,6 +56,10 @@ def test_settings_that_sqlite_does_not_take_are_refused(
 
 UNDO = {  # what takes a step back
     "0005": "DROP TABLE jobs",
+    "0006": (
+        "ALTER TABLE labels DROP COLUMN layer; ALTER TABLE annotations DROP COLUMN left_out; "
+        "ALTER TABLE annotations DROP COLUMN known_as"
+    ),
     "0004": "DROP TABLE unfinished",
     "0003": "DROP TABLE preannotated",
     "0002": "ALTER TABLE projects DROP COLUMN unlabelled",
@@ -93,7 +97,8 @@ def test_a_database_of_every_earlier_version_is_brought_to_the_newest(store: Sto
         new = schema_of(connection)
         for number in sorted(UNDO, reverse=True):
             if number > version:
-                connection.exec_driver_sql(UNDO[number])
+                for statement in UNDO[number].split(";"):
+                    connection.exec_driver_sql(statement)
         connection.execute(database_module.version_table.update().values(version_num=version))
     url = database.engine.url.render_as_string(hide_password=False)
     with closing(Store(url)) as opened, opened._database.reading() as connection:
