@@ -3,8 +3,10 @@
 import itertools
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
+
+import numpy as np
 
 from clickmask.datasets.snapshot import assign_image
 from clickmask.errors import (
@@ -22,17 +24,20 @@ from clickmask.images.source import ImageIdentity, ImageSource
 from clickmask.labels.geometry import Brush, rasterise
 from clickmask.labels.submissions import (
     Change,
+    Deleted,
     ProjectDescribed,
     Region,
     Submission,
     Unreadable,
-    one_label_a_proposal,
+    Unsized,
+    submission_of,
 )
-from clickmask.masks.rle import Rle, mask_to_rle
+from clickmask.masks.rle import Rle, mask_to_rle, rle_area, rle_to_mask
 from clickmask.store import Store
 from clickmask.types import ImageRef, Pixels, Size
 
 log = logging.getLogger(__name__)
+REPEATED = 0.9  # share of a region's pixels in a brush of the same name from which it is its repeat
 
 
 @dataclass(frozen=True)
@@ -100,18 +105,26 @@ class Ingester:
     def apply(self, change: Change, tool: LabelSource) -> bool:
         """Store the change, its image first. True if labels changed.
 
-        Raises InvalidRequest (Unreadable, or a region that does not fit), StoreUnavailable and image errors.
+        Raises InvalidRequest (Unreadable, or a region that does not fit, without which the others were
+        stored), StoreUnavailable and image errors.
         """
         if isinstance(change, Unreadable):
             raise InvalidRequest(change.reason)
         if isinstance(change, ProjectDescribed):
             self._store.describe_project(change)
             return False
-        if not isinstance(change, Submission):
+        if isinstance(change, Deleted):
             self._store.delete(change)
             return True
-        if not self._store.is_news(change):
+        submission = change.submission if isinstance(change, Unsized) else change
+        if not self._store.is_news(submission):
             return False
+        if isinstance(change, Unsized):
+            found = change.read(self._image(submission, tool).size)
+            sized = [self.apply(each, tool) for each in found if isinstance(each, Submission)]
+            if reasons := [each.reason for each in found if isinstance(each, Unreadable)]:
+                raise InvalidRequest("; ".join(reasons))
+            return any(sized)
         if change.skipped:
             return self._store.accept(change, None, [])
         image = self._image(change, tool)
@@ -120,13 +133,42 @@ class Ingester:
             raise InvalidRequest(
                 f"task {change.task}: the image has {here} pixels, but it was annotated as one of {there}"
             )
-        drawn = [(region, _rle(region, image.size)) for region in one_label_a_proposal(change.regions)]
+        masks, unfit = list[tuple[Region, Rle]](), list[str]()
+        for region in change.regions:
+            try:
+                masks.append((region, _rle(region, image.size)))
+            except InvalidRequest as error:
+                unfit.append(str(error))
+        if unfit:
+            change = replace(change, left_out={**change.left_out, "damaged": len(unfit)})
+        drawn = self._without_repeats(masks, image.digest)
         categories = frozenset(region.category for region, _ in drawn)
         try:  # before the labels, because a crash must not leave labels without a side
             assign_image(self._store, change.tool, change.project, image.digest, categories, self._pixels)
         except (Gone, InvalidInput, TooLarge):  # no room to keep the image: it gets a side when it is back
             log.info("image %s has no side yet", image.digest[:8])
-        return self._store.accept(change, image, drawn)
+        is_news = self._store.accept(change, image, drawn)
+        if unfit:
+            raise InvalidRequest("; ".join(unfit))
+        return is_news
+
+    def _without_repeats(self, drawn: Sequence[tuple[Region, Rle]], digest: str) -> list[tuple[Region, Rle]]:
+        """`drawn` with only the brush of a proposal that was accepted as a brush and as polygons.
+
+        A tool's region names a proposal by its form alone. One that the store does not know, such as another
+        server's, counts as a repeat only if it lies in the brush, and is kept without its proposal.
+        """
+        known = self._store.proposed(digest, {region.proposal for region, _ in drawn if region.proposal})
+        brushes = {region.proposal: rle for region, rle in drawn if isinstance(region.geometry, Brush)}
+        found: list[tuple[Region, Rle]] = []
+        for region, rle in drawn:
+            brush = None if isinstance(region.geometry, Brush) else brushes.get(region.proposal)
+            if region.proposal and brush:
+                inside = np.count_nonzero(rle_to_mask(rle) & rle_to_mask(brush))
+                if region.proposal in known or inside > REPEATED * rle_area(rle):
+                    continue
+            found.append((region if region.proposal in known else replace(region, proposal=None), rle))
+        return found
 
     def _pixels(self, digest: str) -> Pixels:
         try:
@@ -160,20 +202,20 @@ class Ingester:
         for read, part in enumerate(_pages(tool, project, position, is_known), 1):
             for change in part.changes:
                 what = ""
-                if isinstance(change, Submission):
-                    seen.add((change.task, change.annotation))
-                    what = f"task {change.task}, annotation {change.annotation}: "
+                if submission := submission_of(change):
+                    seen.add((submission.task, submission.annotation))
+                    what = f"task {submission.task}, annotation {submission.annotation}: "
                 try:
                     changed = self.apply(change, tool)
                 except (ToolUnavailable, StoreUnavailable):
                     raise
                 except ClickmaskError as error:
-                    left_out.append(f"{what}{error}")
+                    left_out.append(what * (not str(error).startswith(what)) + str(error))
                 except Exception as error:  # else every pull would stop here, short of the rest
                     log.error("%sit cannot be taken in", what, exc_info=error)
                     left_out.append(f"{what}something went wrong inside clickmask ({type(error).__name__})")
                 else:
-                    if isinstance(change, Submission):
+                    if submission:
                         taken, known = taken + changed, known + (not changed)
             self._store.set_pull_position(name, project, part.position)
             yield PullProgress(read, part.remaining, taken, known, 0, tuple(left_out))
@@ -196,15 +238,16 @@ class Ingester:
         for change in itertools.chain.from_iterable(part.changes for part in tool.pull(project)):
             if stopped() or not missing:
                 break
-            known = self._store.known_image(change) if isinstance(change, Submission) else None
-            if known is None or known.digest not in missing or not isinstance(change, Submission):
+            submission = submission_of(change)
+            known = self._store.known_image(submission) if submission else None
+            if known is None or known.digest not in missing or submission is None:
                 continue
             try:
-                image, raw = self._images.read(tool.locate(change))
+                image, raw = self._images.read(tool.locate(submission))
             except (StoreUnavailable, ToolUnavailable):
                 raise
             except ClickmaskError as error:
-                log.info("%s: the image of task %s stays missing: %s", name, change.task, error)
+                log.info("%s: the image of task %s stays missing: %s", name, submission.task, error)
                 continue
             if image.digest in missing:
                 if not self.archive.keep(image.digest, raw):

@@ -10,7 +10,7 @@ from clickmask.errors import Busy, ClickmaskError, ImageUnavailable, StoreUnavai
 from clickmask.images.archive import ArchiveStatus
 from clickmask.ingest.apply import Ingester, LabelSource
 from clickmask.ingest.inbox import Event, Inbox
-from clickmask.labels.submissions import Submission
+from clickmask.labels.submissions import submission_of
 from clickmask.store import FailedEvent, Store
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class InboxReader:
                 began = time.monotonic()
                 try:
                     self._ingester.apply(change, tool)
-                    taken += isinstance(change, Submission)
+                    taken += submission_of(change) is not None
                 except (Busy, StoreUnavailable, ToolUnavailable):
                     raise
                 except Exception as error:  # noqa: BLE001  # submissions beside it must be read in any case

@@ -3,11 +3,11 @@
 Tools' `labels` modules make these. A `Geometry` is as drawn; `rasterise` gives its pixels. Ids are text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from clickmask.labels.geometry import Brush, Geometry
+from clickmask.labels.geometry import Geometry
 from clickmask.masks.rle import Rle
 from clickmask.types import Size
 
@@ -96,8 +96,26 @@ class Unreadable:
     reason: str
 
 
+@dataclass(frozen=True)
+class Unsized:
+    """A submission, still without regions, whose tool does not say how large the image is.
+
+    `read` gives the submission for an image of a size, and what of it makes no sense.
+    """
+
+    submission: Submission
+    read: Callable[[Size], Sequence[Submission | Unreadable]]
+
+
 Deleted = AnnotationDeleted | TaskDeleted | ProjectDeleted
-Change = Submission | Deleted | ProjectDescribed | Unreadable
+Change = Submission | Unsized | Deleted | ProjectDescribed | Unreadable
+
+
+def submission_of(change: Change) -> Submission | None:
+    """The submission that a change is, or will be."""
+    if isinstance(change, Unsized):
+        return change.submission
+    return change if isinstance(change, Submission) else None
 
 
 @dataclass(frozen=True)
@@ -130,9 +148,3 @@ class LabelledImage:
     ground_truth: bool = False
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])  # as in its submission
     known_as: str = ""  # as in its submission
-
-
-def one_label_a_proposal(regions: Sequence[Region]) -> list[Region]:
-    """`regions` without those whose proposal was also accepted as a brush: the brush wins."""
-    brushed = {region.proposal for region in regions if isinstance(region.geometry, Brush)} - {None}
-    return [each for each in regions if isinstance(each.geometry, Brush) or each.proposal not in brushed]

@@ -5,7 +5,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +100,15 @@ class Proposals(Part):
     def proposals(self, digest: str) -> list[RememberedProposal]:
         """Proposals on one image, oldest first."""
         return self._read(proposals.c.digest == digest)
+
+    def proposed(self, digest: str, ids: Collection[str]) -> set[str]:
+        """Those of `ids` that are proposals on the image, a model's objects included."""
+        self._settle()
+        found = [
+            sa.select(table.c.id).where(table.c.digest == digest, table.c.id.in_(ids))
+            for table in (proposals, prelabels)
+        ]
+        return {row.id for row in self._rows(sa.union(*found))} if ids else set()
 
     def close(self) -> None:
         """Write pending proposals, then stop the writer."""

@@ -43,7 +43,7 @@ from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools import NamedImage
 from clickmask_adapters.tools.label_studio import client
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
-from clickmask_adapters.tools.label_studio.labels import project_images
+from clickmask_adapters.tools.label_studio.pull import project_images
 from conftest import OneSegmenter
 from support.checkpoints import TINY, weights_of, write_checkpoint
 from support.fakes import DiscSegmenter

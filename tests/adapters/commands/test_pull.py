@@ -19,9 +19,9 @@ from clickmask.store import Store
 from clickmask_adapters.cli import app
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools._client import ToolError
-from clickmask_adapters.tools.label_studio import labels as label_studio_labels
+from clickmask_adapters.tools.label_studio import pull as label_studio_pull
 from clickmask_adapters.tools.label_studio.client import client_of
-from clickmask_adapters.tools.label_studio.labels import LabelStudioLabels
+from clickmask_adapters.tools.label_studio.pull import LabelStudioLabels
 from support.label_studio_standin import TOKEN, LabelStudioStandin, label_studio_standin, rectangle
 
 TOOL, PROJECT = "label_studio", "3"
@@ -38,7 +38,7 @@ def home(studio: LabelStudioStandin, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CLICKMASK_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("LABEL_STUDIO_URL", studio.url)
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", TOKEN)
-    monkeypatch.setattr(label_studio_labels, "PAGE", 2)
+    monkeypatch.setattr(label_studio_pull, "PAGE", 2)
     return tmp_path / "home"
 
 
@@ -180,7 +180,10 @@ def test_what_cannot_be_read_is_left_out_and_said(studio: LabelStudioStandin, ho
     assert result.exit_code == 1
     assert result.stdout == "1 taken in, 0 known already, 0 gone, 2 left out\n"
     first, second = result.stderr.strip().splitlines()
-    assert first == "task 1, annotation 101: original_width 'wide' is no number of pixels"
+    assert first == (
+        "task 1, annotation 101: region 'r' is damaged and left out: "
+        "original_width 'wide' is no number of pixels"
+    )
     assert second.startswith("task 2, annotation 102: 127.0.0.1 answered 404")
     assert regions(home) == [("1", "whole")]
 

@@ -18,7 +18,7 @@ from clickmask_adapters.tools.cvat.client import CvatClient
 from clickmask_adapters.tools.cvat.pull import CvatLabels
 from clickmask_adapters.tools.label_studio import labels
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
-from clickmask_adapters.tools.label_studio.labels import LabelStudioLabels
+from clickmask_adapters.tools.label_studio.pull import LabelStudioLabels
 from support.cvat_server import TOKEN as CVAT_TOKEN
 from support.cvat_server import CvatServer
 from support.label_studio_standin import TOKEN as LABEL_STUDIO_TOKEN

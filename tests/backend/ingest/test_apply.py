@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from clickmask.images.decode import decode_image
 from clickmask.images.fetch import Fetcher
 from clickmask.images.source import ImageSource
 from clickmask.ingest.apply import Ingester
-from clickmask.labels.geometry import Brush, Polygon, rasterise
+from clickmask.labels.geometry import Brush, Polygon, Rectangle, rasterise
 from clickmask.labels.split import fingerprint
 from clickmask.labels.submissions import (
     AnnotationDeleted,
@@ -22,13 +23,17 @@ from clickmask.labels.submissions import (
     ProjectDeleted,
     ProjectDescribed,
     Region,
+    Submission,
     TaskDeleted,
+    Unreadable,
+    Unsized,
 )
 from clickmask.masks.rle import mask_to_rle, rle_to_mask
 from clickmask.store import Store
+from clickmask.types import Prediction, Prompt, Size
 from support.accepting import OTHER, TOOL, FakeTool, box, submitted
 from support.drawn import disc
-from support.labelled import noise, png
+from support.labelled import digest_of, noise, png
 from support.pictures import SIZE
 
 
@@ -225,12 +230,61 @@ def test_brush_and_polygon_of_one_proposal_are_one_label(
     store: Store, ingester: Ingester, tool: FakeTool
 ) -> None:
     painted = disc(SIZE)
+    image = ingester._images.identify(tool.locate(submitted()))
+    store.remember_proposal("p", image.digest, Prompt(((1, 1),)), Prediction(painted, 0.5, "drawn"))
     brush = Region("p-0", "cat", Brush(mask_to_rle(painted)), "p")
     ingester.apply(submitted(box(region="p-1", proposal="p"), brush, box(region="other")), tool)
     assert regions_of(store) == ["p-0", "other"]
     (label, _) = store.labels(TOOL, "1")
     assert label.proposal == "p"
     assert np.array_equal(rle_to_mask(label.rle), painted)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["unknown", "of another image"])
+def test_a_region_that_only_looks_like_a_proposals_is_dropped_only_if_it_lies_in_the_brush(
+    store: Store, ingester: Ingester, tool: FakeTool, elsewhere: bool
+) -> None:
+    painted = disc(SIZE)
+    if elsewhere:
+        store.remember_proposal(
+            "p", digest_of("another"), Prompt(((1, 1),)), Prediction(painted, 0.5, "drawn")
+        )
+    middle = np.argwhere(painted).mean(axis=0)
+    within = Polygon((tuple((middle[1] + dx, middle[0] + dy) for dx, dy in ((-3, -3), (3, -3), (3, 3))),))
+    regions = [
+        Region("p-0", "cat", Brush(mask_to_rle(painted)), "p"),
+        Region("p-1", "cat", within, "p"),
+        Region("p-2", "cat", Rectangle((0, 0, 4, 4)), "p"),
+        Region("q-0", "cat", within, "q"),
+    ]
+    ingester.apply(submitted(*regions), tool)
+    assert regions_of(store) == ["p-0", "p-2", "q-0"]
+    assert {label.proposal for label in store.labels(TOOL, "1")} == {None}
+
+
+def test_a_region_that_does_not_fit_is_named_and_the_others_are_stored(
+    store: Store, ingester: Ingester, tool: FakeTool
+) -> None:
+    with pytest.raises(InvalidRequest, match="region 'b'"):
+        ingester.apply(submitted(box(), Region("b", "cat", Brush(mask_to_rle(disc())))), tool)
+    assert len(store.labels(TOOL, "1")) == 1
+    (image,) = store.images(TOOL, "1")
+    assert image.left_out == {"damaged": 1}
+
+
+def test_a_submission_without_a_size_is_read_for_its_images(
+    store: Store, ingester: Ingester, tool: FakeTool
+) -> None:
+    given = submitted(size=None)
+
+    def read(size: Size) -> list[Submission | Unreadable]:
+        assert size == SIZE
+        return [replace(given, regions=(box(),)), Unreadable("region 'b' is damaged")]
+
+    with pytest.raises(InvalidRequest, match="region 'b'"):
+        ingester.apply(Unsized(given, read), tool)
+    assert len(store.labels(TOOL, "1")) == 1
+    assert not ingester.apply(Unsized(given, lambda _: pytest.fail("it was read again")), tool)
 
 
 def test_deletions_and_descriptions_are_taken_in(store: Store, ingester: Ingester, tool: FakeTool) -> None:

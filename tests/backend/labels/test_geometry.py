@@ -18,9 +18,8 @@ from clickmask.labels.geometry import (
     rasterise,
     rectangle_corners,
 )
-from clickmask.labels.submissions import Region, one_label_a_proposal
 from clickmask.masks.rle import mask_to_rle
-from clickmask.types import Mask, Size
+from clickmask.types import Size
 from support.drawn import MASKS, disc, ellipse, rectangle
 
 SIZE = (48, 64)
@@ -109,27 +108,3 @@ def test_an_ellipse_covers_the_centres_inside(
 
 def test_an_ellipse_without_area_is_empty() -> None:
     assert not rasterise(Ellipse((10, 10), (0, 5)), SIZE).any()
-
-
-def region(id: str, geometry: Geometry, proposal: str | None = None) -> Region:  # noqa: A002
-    return Region(id, "cat", geometry, proposal)
-
-
-def test_of_brush_and_polygon_of_one_proposal_the_brush_stays() -> None:
-    painted: Mask = disc()
-    brush, box = Brush(mask_to_rle(painted)), Rectangle((1, 1, 5, 5))
-    regions = [
-        region("p-1", box, "p"),
-        region("p-0", brush, "p"),
-        region("q-0", box, "q"),
-        region("q-1", box, "q"),
-        region("own brush", brush),
-        region("own box", box),
-    ]
-    assert [each.id for each in one_label_a_proposal(regions)] == [
-        "p-0",
-        "q-0",
-        "q-1",
-        "own brush",
-        "own box",
-    ]

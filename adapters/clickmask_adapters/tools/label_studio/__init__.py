@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clickmask_adapters.home import Home
     from clickmask_adapters.tools._prelabel import Step
     from clickmask_adapters.tools.label_studio.client import LabelStudioClient
-    from clickmask_adapters.tools.label_studio.labels import LabelStudioLabels
+    from clickmask_adapters.tools.label_studio.pull import LabelStudioLabels
 
 TOOL = "label_studio"
 
@@ -54,7 +54,7 @@ class LabelStudio(Tool):
 
     @cached_property
     def _labels(self) -> LabelStudioLabels:
-        from clickmask_adapters.tools.label_studio.labels import LabelStudioLabels
+        from clickmask_adapters.tools.label_studio.pull import LabelStudioLabels
 
         return LabelStudioLabels(self._client)
 
@@ -64,7 +64,7 @@ class LabelStudio(Tool):
         return routes.router(workbench, self._client, self._home.settings.min_iou)
 
     def images(self, project: str) -> Iterator[NamedImage]:
-        from clickmask_adapters.tools.label_studio.labels import project_images
+        from clickmask_adapters.tools.label_studio.pull import project_images
 
         return project_images(self._client, project)
 

@@ -54,7 +54,10 @@ def request(context: object, config: LabelConfig) -> Request:
         raise InvalidInput("the context has no point and no rectangle: point at something")
     last, _, _, (to_name, item_index) = marks[-1]
     here = [mark for mark in marks if mark.image == (to_name, item_index)]
-    height, width = shapes.original_size(last)
+    size = shapes.original_size(last)
+    if size is None:
+        raise InvalidRequest("the prompt does not say original_height and original_width")
+    height, width = size
     foreground: list[Point] = []
     background: list[Point] = []
     box: Box | None = None

@@ -1,16 +1,18 @@
-"""Labels and images as Label Studio 1.23.2 sends and stores them: an event's changes, a whole project."""
+"""Label Studio's annotations as submissions, as 1.23.2 sends and stores them. Pure."""
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import PurePosixPath
-from typing import cast
+from typing import NamedTuple, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from clickmask.errors import InvalidRequest, NotFound
-from clickmask.ingest.apply import Page
+from clickmask.errors import InvalidRequest
 from clickmask.labels.submissions import (
     AnnotationDeleted,
     Change,
@@ -20,19 +22,16 @@ from clickmask.labels.submissions import (
     Submission,
     TaskDeleted,
     Unreadable,
+    Unsized,
 )
-from clickmask.types import ImageRef, Size
-from clickmask_adapters.tools import NamedImage
-from clickmask_adapters.tools._client import ToolError
-from clickmask_adapters.tools._json import Json, as_id, as_list, as_object, parse_object, project_number
+from clickmask.types import Size
+from clickmask_adapters.tools._json import Json, as_id, as_list, as_object
 from clickmask_adapters.tools.label_studio import TOOL
-from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.label_config import LABELS, LabelConfig, config_of
 from clickmask_adapters.tools.label_studio.shapes import labels_in, original_size, value_to_geometry
 
 log = logging.getLogger(__name__)
-PAGE = 50  # tasks: with 20 annotations of 100 kB each a page is 100 MB already
-AREAS = ("brush", "bitmask", "polygon", "rectangle", "ellipse")  # points and texts have no pixels
+AREAS = ("brush", "bitmask", "polygon", "vector", "rectangle", "ellipse")  # an open vector has none
 PROPOSED_REGION = re.compile(r"([A-Za-z0-9_-]{16})-\d+")  # the id of a region that `clicks` made
 UPLOADED = re.compile(r"(?<=/)[0-9a-f]{8}-(?=[^/]+$)")  # prefix of an upload's name
 
@@ -77,7 +76,9 @@ def described(project: Json) -> ProjectDescribed:
     return ProjectDescribed(TOOL, _id(project), str(project.get("title") or ""), tuple(written))
 
 
-def readable(annotation: Json, task: Json, config: LabelConfig) -> Sequence[Submission | Unreadable]:
+def readable(
+    annotation: Json, task: Json, config: LabelConfig
+) -> Sequence[Submission | Unsized | Unreadable]:
     """The submissions of an annotation. An unreadable one is one Unreadable, and does not keep others out."""
     name = f"task {str(task.get('id'))[:40]}, annotation {str(annotation.get('id'))[:40]}"
     try:
@@ -89,21 +90,27 @@ def readable(annotation: Json, task: Json, config: LabelConfig) -> Sequence[Subm
         return [Unreadable(f"{name} cannot be read ({type(error).__name__}); clickmask's log says why")]
 
 
-def submissions(annotation: Json, task: Json, config: LabelConfig) -> Iterator[Submission]:
+def submissions(
+    annotation: Json, task: Json, config: LabelConfig
+) -> Iterator[Submission | Unsized | Unreadable]:
     """One Submission for each image that the task shows, even if nothing was marked on it.
 
-    Results without an area (points, texts, relations) and areas without a label are left out and logged.
-    Raises InvalidRequest if a region is damaged: a part of an annotation is not an annotation.
+    An image of which no region says the size gets an Unsized. Damaged regions are left out, and each gets an
+    Unreadable. Raises InvalidRequest if the annotation cannot be read at all.
     """
     number, data = _id(task), _part(task, "data")
     shown = config.shown(number, data)
     uris = {(name, index): uri for name, found in shown for index, uri in enumerate(found)}
     if not uris:
         raise InvalidRequest(f"task {number} shows no image")
-    drawn = list(_drawn(annotation, config))
-    if astray := [place for place, _, _ in drawn if place not in uris]:
-        said = f"a region is on an image that the task does not show, {astray[0]}"
-        raise InvalidRequest(f"task {number}: {said}")
+    drawn: dict[tuple[str, int], list[Drawn]] = {place: [] for place in uris}
+    for each in _drawn(annotation, config):
+        place = str(each.shape.get("to_name")), int(each.shape.get("item_index") or 0)
+        if place not in drawn:
+            raise InvalidRequest(
+                f"task {number}: a region is on an image that the task does not show, {place}"
+            )
+        drawn[place].append(each)
     written = annotation.get("updated_at")
     try:
         updated_at = datetime.fromisoformat(str(written)).timestamp()
@@ -113,18 +120,22 @@ def submissions(annotation: Json, task: Json, config: LabelConfig) -> Iterator[S
     if isinstance(author, Mapping):  # the REST API gives some callers an object, others only the number
         author = cast("Json", author).get("id")
     for item, (place, uri) in enumerate(uris.items()):
-        sizes = {size for at, size, _ in drawn if at == place}
+        here, sizes = drawn[place], set[Size]()
+        for each in here:
+            with suppress(InvalidRequest):  # such a region is found damaged below
+                sizes |= {size} if (size := original_size(each.shape)) else set()
         if len(sizes) > 1:
             raise InvalidRequest(f"regions of one image speak of different sizes: {sorted(sizes)}")
-        yield Submission(
+        size = next(iter(sizes), None)
+        empty = Submission(
             tool=TOOL,
             project=_id({"id": task.get("project") or annotation.get("project")}),
             task=number,
             annotation=_id(annotation),
             address=uri,
             name=_basename(uri, number),
-            size=next(iter(sizes), None),
-            regions=tuple(region for at, _, region in drawn if at == place),
+            size=size,
+            regions=(),
             updated_at=updated_at,
             author="" if author is None else str(author),
             item=item,
@@ -132,33 +143,74 @@ def submissions(annotation: Json, task: Json, config: LabelConfig) -> Iterator[S
             ground_truth=annotation.get("ground_truth") is True,
             skipped=annotation.get("was_cancelled") is True,
         )
+        if size:
+            yield from _with_regions(empty, here, size)
+        elif here and not empty.skipped:
+            yield Unsized(empty, partial(_with_regions, empty, here))
+        else:
+            yield empty
 
 
-def _drawn(annotation: Json, config: LabelConfig) -> Iterator[tuple[tuple[str, int], Size, Region]]:
-    """Image (its control's name and its index), size and region; results that share an id are one."""
+class Drawn(NamedTuple):
+    """A result that draws a region, the region's own name in the annotation, and its category, if any."""
+
+    shape: Json
+    region: str
+    category: str | None
+
+
+def _drawn(annotation: Json, config: LabelConfig) -> Iterator[Drawn]:
+    """The annotation's regions. Results that share an id label one region; two shapes are two regions."""
     groups: dict[str, list[Json]] = {}
     for number, result in enumerate(_parts(annotation, "result")):
         groups.setdefault(str(result.get("id") or f"region {number}"), []).append(result)
-    has_labels = any(control.labels for control in config.controls)
+    has_labels = any(control.labels or control.takes_any_label for control in config.controls)
     for name, results in groups.items():
-        shape = next((each for each in results if _kind(each) in AREAS), None)
-        if shape is None:
-            log.info("%s: region %s of type %s marks no area", TOOL, name[:40], results[0].get("type"))
-            continue
-        labels = [text for each in results for text in labels_in(_part(each, "value"), str(each.get("type")))]
-        if not labels and not has_labels:  # the project asks only where, not what
-            labels = [str(shape.get("from_name"))]
-        if not labels:
-            log.info("%s: region %s has no label", TOOL, name[:40])
-            continue
-        size = original_size(shape)
+        shared = [result for result in results if result.get("type") == LABELS]
+        for number, shape in enumerate(filter(_draws, results), 1):
+            same_page = [each for each in shared if _page(each) == _page(shape)]
+            labelling = (shape, *(same_page or shared))
+            labels = [
+                text for each in labelling for text in labels_in(each.get("value"), str(each.get("type")))
+            ]
+            if not labels and not has_labels:  # the project asks only where, not what
+                labels = [str(shape.get("from_name"))]
+            region = name if number == 1 else f"{name}~{number}"
+            yield Drawn(shape, region, labels[0] if labels else None)
+
+
+def _draws(result: Json) -> bool:
+    """Whether the result draws a region: it is neither a choice, a text, a relation nor a mere label."""
+    kind = str(result.get("type"))
+    return _kind(result) in (*AREAS, "keypoint") or (kind.endswith(LABELS) and kind != LABELS)
+
+
+def _page(result: Json) -> tuple[object, object]:
+    return result.get("to_name"), result.get("item_index") or 0
+
+
+def _with_regions(
+    submission: Submission, drawn: Sequence[Drawn], size: Size
+) -> list[Submission | Unreadable]:
+    """`submission` with the regions of `drawn` on an image of `size`, and an Unreadable per damaged one."""
+    regions: list[Region] = []
+    left_out, damaged = Counter[str](), list[Unreadable]()
+    for each in drawn:
+        kind = _kind(each.shape)
         try:
-            geometry = value_to_geometry(_kind(shape), _part(shape, "value"), size)
-        except (ValueError, TypeError, LookupError) as error:
-            raise InvalidRequest(f"region {name[:40]!r} is damaged: {error}") from error
-        ours = PROPOSED_REGION.fullmatch(name)
-        place = str(shape.get("to_name")), int(shape.get("item_index") or 0)
-        yield place, size, Region(name, labels[0], geometry, ours[1] if ours else None)
+            original_size(each.shape)
+            geometry = value_to_geometry(kind, _part(each.shape, "value"), size) if kind in AREAS else None
+        except (InvalidRequest, ValueError, TypeError, LookupError) as error:
+            left_out[f"damaged {kind}"] += 1
+            of = f"task {submission.task}, annotation {submission.annotation}"
+            damaged.append(Unreadable(f"{of}: region {each.region[:40]!r} is damaged and left out: {error}"))
+            continue
+        if geometry is None or each.category is None:
+            left_out[kind if geometry is None else f"unlabelled {kind}"] += 1
+            continue
+        ours = PROPOSED_REGION.fullmatch(str(each.shape.get("id")))
+        regions.append(Region(each.region, each.category, geometry, ours[1] if ours else None))
+    return [replace(submission, regions=tuple(regions), left_out=dict(left_out)), *damaged]
 
 
 def _kind(result: Json) -> str:
@@ -192,74 +244,3 @@ def _part(event: Json, name: str) -> Json:
 
 def _parts(event: Json, name: str) -> list[Json]:
     return [as_object(each, f"each {name} of the event") for each in as_list(event.get(name), name)]
-
-
-class LabelStudioLabels:
-    """A `clickmask.ingest.apply.LabelSource`: the labels of one Label Studio."""
-
-    def __init__(self, client: LabelStudioClient) -> None:
-        self._client = client
-
-    @property
-    def origin(self) -> str | None:
-        return self._client.url
-
-    def changes(self, event: bytes, retry: bool = False) -> Iterator[Change]:
-        """The changes that the event reports. Raises InvalidRequest if it cannot be read.
-
-        `retry` leaves out the project's description, which was ingested before and may be old by now.
-        """
-        found = changes(parse_object(event, "the event"))
-        return (each for each in found if not (retry and isinstance(each, ProjectDescribed)))
-
-    def locate(self, submission: Submission) -> ImageRef:
-        return self._client.image_ref(int(submission.task), submission.address)
-
-    def pull(self, project: str, position: str | None = None) -> Iterator[Page]:
-        """The project's annotations, one page per task, starting after the task `position`.
-
-        Tasks come by number, so those that come and go meanwhile neither shift nor hide others. Raises
-        InvalidRequest if `project` is not a number, NotFound if Label Studio does not have it, and ToolError.
-        """
-        number = project_number(project, "Label Studio")
-        try:
-            found = self._client.project(number)
-        except ToolError as error:
-            if error.status == 404:
-                raise NotFound(f"Label Studio has no project {number}") from error
-            raise
-        config = config_of(found)
-        read: list[Change] = [described(found)]
-        last = int(position) if position else 0
-        while True:
-            tasks, total = self._client.annotated_tasks(number, after=last, page_size=PAGE)
-            for place, task in enumerate(tasks):
-                last = task["id"]
-                for annotation in task.get("annotations", []):
-                    read += readable(annotation, {**task, "project": number}, config)
-                yield Page(read, str(last), remaining=total - place - 1)
-                read = []
-            if len(tasks) < PAGE:
-                return
-
-    def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
-        """Deletions of those `annotations`, (task, annotation), that Label Studio no longer has."""
-        for task in dict.fromkeys(task for task, _ in annotations):
-            if not self._client.has(f"/api/tasks/{task}/"):
-                yield TaskDeleted(TOOL, task)
-                continue
-            for annotation in (name for of, name in annotations if of == task):
-                if not self._client.has(f"/api/annotations/{annotation}/"):
-                    yield AnnotationDeleted(TOOL, annotation)
-
-
-def project_images(client: LabelStudioClient, project: str) -> Iterator[NamedImage]:
-    """Images of all tasks that have any, in Label Studio's order. Raises InvalidRequest and ToolError."""
-    number = project_number(project, "Label Studio")
-    config = config_of(client.project(number))
-    for task in client.all_tasks(number):
-        for _, uris in config.shown(task["id"], task["data"]):
-            for place, uri in enumerate(uris, 1):
-                name = f"task {task['id']}" + (f", image {place}" if len(uris) > 1 else "")
-                # Located when its turn comes: an access token of now would have expired by then.
-                yield NamedImage(name, partial(client.image_ref, task["id"], uri))

@@ -32,6 +32,7 @@ OPAQUE = 128  # lowest alpha of a pixel in the mask: strokes drawn in the UI hav
 DECIMALS = 9  # of a pixel: converting to percent and back changes no more than this
 MAX_PERCENT = 1e9
 PREFIX = "data:image/png;base64,"
+CURVE_LINES = 16  # lines that stand for a Bezier curve between two vertices
 
 
 def mask_to_brush_rle(mask: Mask) -> Bytes:
@@ -155,26 +156,35 @@ def bit_mask_to_mask(written: str, size: Size) -> Mask:
 
 
 def labels_in(value: object, kind: str) -> list[str]:
-    """The labels that a result of type `kind` writes into its `value`; the first is its category."""
-    found = cast("Json", value).get(kind) if isinstance(value, Mapping) else None
+    """The labels that a result of type `kind` writes into its `value`, none if it is a choice."""
+    found = cast("Json", value).get(kind) if isinstance(value, Mapping) and kind.endswith("labels") else None
     labels = cast("list[object]", found) if isinstance(found, list) else []
     return [label for label in labels if isinstance(label, str)]
 
 
-def original_size(result: Json) -> Size:
-    """The size in pixels of the image that a result marks. Raises InvalidRequest."""
-    height, width = (as_side(result.get(side), side) for side in ("original_height", "original_width"))
+def original_size(result: Json) -> Size | None:
+    """The size in pixels of the image that a result marks; None if it does not say. Raises InvalidRequest."""
+    sides = {name: result.get(name) for name in ("original_height", "original_width")}
+    if None in sides.values():
+        return None
+    height, width = (
+        as_side(int(side) if isinstance(side, float) and side.is_integer() else side, name)
+        for name, side in sides.items()
+    )
     return height, width
 
 
-def value_to_geometry(kind: str, value: Json, size: Size) -> Geometry:
-    """The geometry of a region. Raises ValueError, TypeError or LookupError if `value` is damaged."""
+def value_to_geometry(kind: str, value: Json, size: Size) -> Geometry | None:
+    """The geometry of a region; None for an open vector. Raises ValueError, TypeError or LookupError."""
+    if kind == "vector" and not value.get("closed"):
+        return None
     if kind == "brush":
         return Brush(mask_to_rle(brush_rle_to_mask(value["rle"], size)))
     if kind == "bitmask":
         return Brush(mask_to_rle(bit_mask_to_mask(value["imageDataURL"], size)))
-    if kind == "polygon":
-        ring = tuple(_point(x, y, size) for x, y in value["points"])
+    if kind in ("polygon", "vector"):
+        points = value["points"] if kind == "polygon" else _outline(value["vertices"])
+        ring = tuple(_point(x, y, size) for x, y in points)
         if len(ring) < 3:
             raise ValueError(f"a polygon of {len(ring)} points")
         return Polygon((ring,))
@@ -190,6 +200,39 @@ def value_to_geometry(kind: str, value: Json, size: Size) -> Geometry:
         sides = (centre_x - across / 2, centre_y - down / 2, centre_x + across / 2, centre_y + down / 2)
     x0, y0, x1, y1 = (round(side, DECIMALS) for side in sides)
     return Rectangle((x0, y0, x1, y1), degrees)
+
+
+def _outline(vertices: Sequence[Json]) -> list[tuple[float, float]]:
+    """The closed outline of vertices that name their predecessors, with its Bezier curves as short lines.
+
+    Like Label Studio 1.23.2: a curve's missing control point lies at .3 of the way to the other end.
+    """
+    after = {vertex.get("prevPointId"): vertex for vertex in vertices}
+    if len(after) < len(vertices) or None not in after:
+        raise ValueError("an outline that branches")
+    ordered = [after[None]]
+    while following := after.get(ordered[-1]["id"]):
+        ordered.append(following)
+    if len(ordered) < len(vertices):
+        raise ValueError("an outline in pieces")
+    points: list[tuple[float, float]] = []
+    for start, end in zip(ordered, [*ordered[1:], ordered[0]], strict=True):
+        a, b = (np.array([_number(each["x"]), _number(each["y"])]) for each in (start, end))
+        points.append((float(a[0]), float(a[1])))
+        controls = [
+            each.get(name) if each.get("isBezier") else None
+            for each, name in ((start, "controlPoint2"), (end, "controlPoint1"))
+        ]
+        if controls == [None, None]:
+            continue
+        c, d = (
+            np.array([_number(control["x"]), _number(control["y"])]) if control else default
+            for control, default in zip(controls, (a + 0.3 * (b - a), b - 0.3 * (b - a)), strict=True)
+        )
+        for t in np.arange(1, CURVE_LINES) / CURVE_LINES:
+            x, y = (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * c + 3 * (1 - t) * t**2 * d + t**3 * b
+            points.append((float(x), float(y)))
+    return points
 
 
 def _point(x: object, y: object, size: Size) -> Point:

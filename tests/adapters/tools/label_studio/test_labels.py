@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from clickmask.labels.submissions import (
     Submission,
     TaskDeleted,
     Unreadable,
+    Unsized,
 )
 from clickmask.masks.rle import mask_to_rle, rle_to_mask
 from clickmask_adapters.tools.label_studio import label_config, labels
@@ -283,6 +285,10 @@ def test_ground_truth_and_skips_are_told() -> None:
     assert submitted(result(), was_cancelled=True).skipped
 
 
+UNREADABLE = {
+    "an image that the task does not show": result(to_name="elsewhere"),
+    "an index that the task does not have": result(item_index=4),
+}
 DAMAGED = {
     "no labels list": result() | {"value": "text"},
     "a width that is no number": result(original_width="64"),
@@ -293,15 +299,127 @@ DAMAGED = {
     "a brush that is cut off": result("brush", {"rle": mask_to_brush_rle(drawn.disc()).tolist()[:40]}),
     "a brush of another size": result("brush", {"rle": mask_to_brush_rle(drawn.full()).tolist()}),
     "a bit mask of another size": result("bitmask", {"imageDataURL": mask_to_bit_mask(drawn.full())}),
-    "an image that the task does not show": result(to_name="elsewhere"),
-    "an index that the task does not have": result(item_index=4),
 }
 
 
-@pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_region_refuses_its_annotation(name: str) -> None:
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_placed_refuses_its_annotation(name: str) -> None:
     with pytest.raises(InvalidRequest):
-        submitted(result(id="whole"), DAMAGED[name])
+        submitted(result(id="whole"), UNREADABLE[name])
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_region_is_named_and_the_others_are_taken(name: str) -> None:
+    drawn_on = annotation(result(id="one"), DAMAGED[name] | {"id": "bad"}, result(id="two"))
+    found, unreadable = labels.submissions(drawn_on, TASK, label_config.parse(XML))
+    assert isinstance(found, Submission)
+    assert [region.id for region in found.regions] == ["one", "two"]
+    assert found.left_out == {f"damaged {DAMAGED[name]['type'].removesuffix('labels')}": 1}
+    assert isinstance(unreadable, Unreadable)
+    assert "task 7, annotation 11: region 'bad' is damaged and left out" in unreadable.reason
+
+
+@pytest.mark.parametrize("sides", [{}, {"original_width": None, "original_height": None}], ids=str)
+def test_regions_that_give_no_size_are_percent_of_the_fetched_image(sides: dict[str, None]) -> None:
+    unsized = {key: value for key, value in result().items() if not key.startswith("original_")} | sides
+    tilted = result(value={"x": 25, "y": 50, "width": 25, "height": 25, "rotation": 30}, id="tilted")
+    bad = result("polygon", {"points": [[1, 1]]}, id="bad")
+    (found,) = labels.submissions(annotation(unsized), TASK, label_config.parse(XML))
+    assert isinstance(found, Unsized)
+    assert (found.submission.size, found.submission.regions) == (None, ())
+    assert found.read(SIZE) == [replace(found.submission, regions=submitted(result()).regions)]
+    some = annotation(*({**each, "original_width": None, "original_height": None} for each in (tilted, bad)))
+    (found,) = labels.submissions(some, TASK, label_config.parse(XML))
+    assert isinstance(found, Unsized)
+    read, unreadable = found.read(SIZE)
+    assert isinstance(read, Submission)
+    assert read.regions == submitted(tilted).regions
+    assert isinstance(unreadable, Unreadable)
+
+
+def test_a_size_in_floats_and_one_that_another_region_gives_are_taken() -> None:
+    floats = result(id="floats", original_width=64.0, original_height=48.0)
+    nothing = result(id="nothing", original_width=None, original_height=None)
+    found = submitted(floats, nothing)
+    assert found.size == SIZE
+    assert {region.geometry for region in found.regions} == {submitted(result()).regions[0].geometry}
+
+
+def test_a_choice_about_a_region_is_not_its_category() -> None:
+    choice = {"type": "choices", "from_name": "seen", "value": {"choices": ["Occluded"]}}
+    taxonomy = {"type": "taxonomy", "from_name": "kind", "value": {"taxonomy": [["A", "B"]]}}
+    bare = result(value={"rectanglelabels": []}, id="c")
+    bare["value"] |= {"x": 1, "y": 1, "width": 9, "height": 9}
+    for first, second in (
+        (result(id="a"), result(id="a") | choice),
+        (result(id="a") | taxonomy, result(id="a")),
+    ):
+        found = submitted(first, second, bare, result(id="c") | choice)
+        assert [(region.id, region.category) for region in found.regions] == [("a", "Car")]
+        assert found.left_out == {"unlabelled rectangle": 1}
+
+
+def test_the_same_id_twice_on_a_page_and_on_two_pages_is_as_many_regions() -> None:
+    other = result(value={"x": 1, "y": 1, "width": 9, "height": 9})
+    found = submitted(result(), other)
+    assert [region.id for region in found.regions] == ["abc", "abc~2"]
+    assert len({region.geometry for region in found.regions}) == 2
+    xml = f'<View><Image name="image" valueList="$pages"/>{CONTROLS}</View>'
+    task = TASK | {"data": {"pages": ["s3://b/one.png", "s3://b/two.png"]}}
+    pages = labels.submissions(
+        annotation(result(item_index=0), result(item_index=1)), task, label_config.parse(xml)
+    )
+    assert [len(each.regions) for each in pages if isinstance(each, Submission)] == [1, 1]
+
+
+def test_key_points_and_open_vectors_are_counted_as_left_out() -> None:
+    point = result("keypoint", {"x": 1, "y": 1, "width": 1}, id="point")
+    line = result("vector", {"vertices": vertices((1, 1), (9, 9)), "closed": False}, id="line")
+    found = submitted(point, line)
+    assert found.regions == ()
+    assert found.left_out == {"keypoint": 1, "vector": 1}
+
+
+def vertices(*points: tuple[float, float]) -> list[dict[str, Any]]:
+    before: list[str | None] = [None, *(f"v{number}" for number in range(len(points)))]
+    return [
+        {"id": f"v{number}", "x": x, "y": y, "prevPointId": before[number], "isBezier": False}
+        for number, (x, y) in enumerate(points)
+    ]
+
+
+def test_a_closed_vector_is_a_polygon_whatever_the_order_of_its_vertices() -> None:
+    outline = vertices((10, 10), (60, 10), (60, 60))
+    (region,) = submitted(result("vector", {"vertices": outline[::-1], "closed": True})).regions
+    assert isinstance(region.geometry, Polygon)
+    (polygon,) = submitted(result("polygon", {"points": [[10, 10], [60, 10], [60, 60]]})).regions
+    assert isinstance(polygon.geometry, Polygon)
+    assert region.geometry.rings == polygon.geometry.rings
+
+
+def test_the_curves_of_a_closed_vector_are_followed() -> None:
+    # Four vertices with the control points of a circle: .5523 of the radius along the tangents.
+    outline, k = vertices((70, 50), (50, 70), (30, 50), (50, 30)), 0.5523 * 20
+    for vertex, (dx, dy) in zip(outline, ((0, 1), (-1, 0), (0, -1), (1, 0)), strict=True):
+        x, y = vertex["x"], vertex["y"]
+        vertex |= {
+            "isBezier": True,
+            "controlPoint1": {"x": x - k * dx, "y": y - k * dy},
+            "controlPoint2": {"x": x + k * dx, "y": y + k * dy},
+        }
+    square = {"original_width": 1000, "original_height": 1000}
+    (region,) = submitted(result("vector", {"vertices": outline, "closed": True}, **square)).regions
+    area = float(rasterise(region.geometry, (1000, 1000)).sum())
+    assert area == pytest.approx(math.pi * 200**2, rel=0.005)
+
+
+@pytest.mark.parametrize("before", ["v0", "elsewhere"])
+def test_an_outline_that_branches_or_is_in_pieces_is_damaged(before: str) -> None:
+    outline = vertices((10, 10), (60, 10), (60, 60), (10, 60))
+    outline[3]["prevPointId"] = before
+    drawn_on = annotation(result("vector", {"vertices": outline, "closed": True}))
+    _, unreadable = labels.submissions(drawn_on, TASK, label_config.parse(XML))
+    assert isinstance(unreadable, Unreadable)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +448,7 @@ def test_an_event_that_lacks_what_it_must_have_is_refused(body: dict[str, Any]) 
         (annotation(result=None), TASK),
         (annotation(result=["text"]), TASK),
         (annotation(task=1234), TASK),
-        (annotation(DAMAGED["a brush that is cut off"]), TASK),
+        (annotation(UNREADABLE["an index that the task does not have"]), TASK),
     ],
     ids=str,
 )
