@@ -46,7 +46,9 @@ def connect(
     config = label_config.config_of(found)
     if not any(control.smart for control in config.controls):
         yield 'The labeling interface has no smart tool yet: add <KeyPointLabels … smart="true"> for clicks.'
-    name, task = next(iter(config.images), None), next(client.all_tasks(number, page_size=1), None)
+    task = next(client.all_tasks(number, page_size=1), None)
+    config = config.of_task(task["data"]) if task else config
+    name = next(iter(config.images), None)
     if name is None or task is None:
         yield "There is no task with an image yet, so reading one could not be tried."
         return

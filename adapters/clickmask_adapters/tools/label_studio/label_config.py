@@ -1,9 +1,11 @@
 """A project's label config (XML): its images, and the controls that prompt and answer. Pure."""
 
+import copy
+import itertools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 from xml.etree import ElementTree
 
@@ -14,7 +16,8 @@ from clickmask_adapters.tools.label_studio import TOOL
 log = logging.getLogger(__name__)
 LABELS = "labels"
 UNNAMED_FIELD = "$undefined$"  # the field of tasks imported as bare addresses
-VARIABLE = re.compile(r"\$([A-Za-z_][\w.\-]*)")
+VARIABLE = re.compile(r"\$([\w[\].{}]+)", re.ASCII)  # as in Label Studio 1.23.2
+MAX_REPEATED = 20_000  # tags of a task after its <Repeater> tags are repeated
 
 
 @dataclass(frozen=True)
@@ -68,19 +71,30 @@ class Answer:
 class LabelConfig:
     controls: tuple[Control, ...]
     images: Mapping[str, str]  # name of the <Image>: its value or valueList, "$image" for instance
+    repeated: ElementTree.Element | None = None  # the whole config, if tags of it are repeated for a task
+
+    def of_task(self, data: Mapping[str, Any]) -> "LabelConfig":
+        """The config with its <Repeater> tags repeated as the task's `data` say. Raises InvalidRequest."""
+        if self.repeated is None:
+            return self
+        root = copy.deepcopy(self.repeated)
+        _repeat(root, data, itertools.count())
+        return replace(_read(root), repeated=None)
 
     def image_uris(self, to_name: str, data: Mapping[str, Any]) -> list[str]:
         """Addresses in `data` of the images that `to_name` shows, in order. Raises InvalidRequest."""
         template = self.images.get(to_name)
         if template is None:
             raise InvalidRequest(f"the label config has no <Image> named {to_name[:80]!r}")
-        if whole := VARIABLE.fullmatch(template):  # "$image" or "$page.scan", else "https://host/$name"
+        if whole := VARIABLE.fullmatch(
+            template
+        ):  # "$image" or "$pages[0].scan", else "https://host/$id-x.png"
             found = _look_up(whole[1], data)
             found = data.get(UNNAMED_FIELD) if found is None else found
         else:
             values = {name: _look_up(name, data) for name in VARIABLE.findall(template)}
-            complete = all(isinstance(value, str) for value in values.values())
-            found = VARIABLE.sub(lambda match: values[match[1]], template) if complete else None
+            complete = all(isinstance(value, str | int | float) for value in values.values())
+            found = VARIABLE.sub(lambda match: str(values[match[1]]), template) if complete else None
         uris = cast("list[object]", found) if isinstance(found, list) else [found]
         chosen = [uri for uri in uris if isinstance(uri, str) and uri]
         if not chosen or len(chosen) < len(uris):
@@ -89,9 +103,10 @@ class LabelConfig:
 
     def shown(self, task: object, data: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
         """The name and the `image_uris` of each <Image>; one that shows none to this `task` is logged."""
-        for name in self.images:
+        config = self.of_task(data)
+        for name in config.images:
             try:
-                yield name, self.image_uris(name, data)
+                yield name, config.image_uris(name, data)
             except InvalidRequest as error:
                 log.info("%s: task %s: %s", TOOL, task, error)
 
@@ -135,12 +150,39 @@ def config_of(project: Json) -> LabelConfig:
 def parse(text: object) -> LabelConfig:
     """Read a label config; tags and attributes may have any case. Raises InvalidRequest if it is not XML."""
     xml = as_text(text, "the label_config of the request")
-    if "<!" in re.sub(r"<!--.*?-->", "", xml, flags=re.DOTALL):
+    if "<!" in re.sub(r"<!--.*?-->|<!\[CDATA\[.*?\]\]>", "", xml, flags=re.DOTALL):
         raise InvalidRequest("a label config has no document type and no entities")
     try:
         root = ElementTree.fromstring(xml)  # noqa: S314 -- no entities: see above
     except (ElementTree.ParseError, ValueError) as error:
         raise InvalidRequest("the label config is not well-formed XML") from error
+    return _read(root)
+
+
+def _repeat(element: ElementTree.Element, data: Mapping[str, Any], tags: Iterator[int]) -> None:
+    """Replace each <Repeater> below `element` by as many copies of its content as its list has entries."""
+    children: list[ElementTree.Element] = []
+    for child in element:
+        if child.tag.lower() != "repeater":
+            _repeat(child, data, tags)
+            children.append(child)
+            continue
+        attributes = _attributes(child)
+        entries = _look_up(attributes.get("on", "").removeprefix("$"), data)
+        for index in range(len(cast("list[object]", entries)) if isinstance(entries, list) else 0):
+            view = copy.deepcopy(child)
+            view.tag = "View"
+            for tag in view.iter():
+                if next(tags) >= MAX_REPEATED:
+                    raise InvalidRequest(f"the label config repeats more than {MAX_REPEATED} tags for a task")
+                flag = attributes.get("indexflag", "{{idx}}")
+                tag.attrib = {name: value.replace(flag, str(index)) for name, value in tag.attrib.items()}
+            _repeat(view, data, tags)
+            children.append(view)
+    element[:] = children
+
+
+def _read(root: ElementTree.Element) -> LabelConfig:
     controls: list[Control] = []
     images: dict[str, str] = {}
     for element in root.iter():
@@ -155,7 +197,8 @@ def parse(text: object) -> LabelConfig:
             any_label = tag.endswith(LABELS) and attributes.get("value", "").startswith("$")
             to_names = tuple(part.strip() for part in to_name.split(","))
             controls.append(Control(name, tag, to_names, tuple(labels), "true" in smart, any_label))
-    return LabelConfig(tuple(controls), images)
+    repeats = any(element.tag.lower() == "repeater" for element in root.iter())
+    return LabelConfig(tuple(controls), images, root if repeats else None)
 
 
 def _attributes(element: ElementTree.Element) -> dict[str, str]:
@@ -176,12 +219,15 @@ def _written(control: Control, source: Control | None, labels: Sequence[str]) ->
 
 
 def _look_up(path: str, data: Mapping[str, Any]) -> Any:
-    """The value at `path`, such as "page.scan"; None if there is none."""
+    """The value at `path`, such as "pages[0].scan"; None if there is none."""
     if path in data:
         return data[path]
     found: Any = data
-    for part in path.split("."):
-        if not isinstance(found, Mapping):
+    for part in re.findall(r"[^.[\]]+", path):
+        if isinstance(found, Mapping):
+            found = cast("Mapping[str, Any]", found).get(part)
+        elif isinstance(found, list) and part.isdigit() and int(part) < len(cast("list[Any]", found)):
+            found = cast("list[Any]", found)[int(part)]
+        else:
             return None
-        found = cast("Mapping[str, Any]", found).get(part)
     return found

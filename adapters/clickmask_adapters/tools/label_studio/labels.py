@@ -63,7 +63,8 @@ def changes(event: Json) -> Iterator[Change]:
 def _submitted(event: Json, pairs: Sequence[tuple[Json, Json]]) -> Iterator[Change]:
     project = _part(event, "project")
     config = config_of(project)
-    yield described(project)
+    if config.images:
+        yield described(project)
     for annotation, task in pairs:
         yield from readable(annotation, task, config)
 
@@ -98,6 +99,8 @@ def submissions(
     An image of which no region says the size gets an Unsized. Damaged regions are left out, and each gets an
     Unreadable. Raises InvalidRequest if the annotation cannot be read at all.
     """
+    if not config.images:  # a project of texts, for instance
+        return
     number, data = _id(task), _part(task, "data")
     shown = config.shown(number, data)
     uris = {(name, index): uri for name, found in shown for index, uri in enumerate(found)}

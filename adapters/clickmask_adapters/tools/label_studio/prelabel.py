@@ -106,23 +106,24 @@ class Prelabeller:
         """
         regions: list[dict[str, Any]] = []
         scores: list[float] = []
-        for to_name in self.config.images:
+        config = self.config.of_task(data)
+        for to_name in config.images:
 
             def can_be_drawn(label: str, _: Prediction, to_name: str = to_name) -> bool:
                 try:
-                    return bool(self.config.answers(to_name, "", [label]))
+                    return bool(config.answers(to_name, "", [label]))
                 except InvalidRequest as error:
                     log.info("%s: %s is not shown: %s", TOOL, label, error)
                     return False
 
-            uris = self.config.image_uris(to_name, data)
+            uris = config.image_uris(to_name, data)
             for index, uri in enumerate(uris):
                 place = index if len(uris) > 1 else None
                 locate = partial(self.client.image_ref, task, uri)
                 found = draw(self.workbench, locate, self.annotator, TOOL, can_be_drawn, self.until)
                 for label, proposal in found:
                     height, width = proposal.prediction.mask.shape
-                    first = self.config.answers(to_name, "", [label])[0]  # an object is drawn once
+                    first = config.answers(to_name, "", [label])[0]  # an object is drawn once
                     asked = clicks.Request(None, (height, width), to_name, (first,), 0, place)
                     regions += clicks.regions(proposal.id, proposal.prediction, asked, self.min_iou)[0]
                     scores.append(proposal.prediction.score)

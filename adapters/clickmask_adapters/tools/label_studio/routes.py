@@ -78,12 +78,12 @@ class Backend:
 
     def answer(self, asked: Json, context: object) -> dict[str, Any]:
         """One entry of `results`. Raises InvalidRequest, InvalidInput and what `propose` raises."""
-        config = label_config.parse(asked.get("label_config"))
+        task, data = next(_tasks(asked))
+        config = label_config.parse(asked.get("label_config")).of_task(data)
         pointed = clicks.request(context, config)
         segmenter = self.segmenter(asked)
         if pointed.prompt is None:
             return {"result": [], "score": 0, "model_version": self.model_version(asked)}
-        task, data = next(_tasks(asked))
         uris = config.image_uris(pointed.to_name, data)
         index = pointed.item_index or 0
         if index >= len(uris):

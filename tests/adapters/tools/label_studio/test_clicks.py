@@ -286,6 +286,13 @@ def test_a_config_that_is_no_plain_xml_is_refused(bad: str) -> None:
         ('value="$page.scan"', {"page": {"scan": "/a.png"}}, ["/a.png"]),
         ('value="https://host/$name.png"', {"name": "a"}, None),
         ('value="https://host/$name"', {"name": "a.png"}, ["https://host/a.png"]),
+        ('value="$images[1]"', {"images": ["/a.png", "/b.png"]}, ["/b.png"]),
+        ('value="$images[2]"', {"images": ["/a.png", "/b.png"]}, None),
+        ('value="$doc.pages[1].url"', {"doc": {"pages": [{}, {"url": "/b.png"}]}}, ["/b.png"]),
+        ('value="http://host/$id-x.png"', {"id": "p9"}, ["http://host/p9-x.png"]),
+        ('value="http://host/$n-$m"', {"n": 7, "m": 0.5}, ["http://host/7-0.5"]),
+        ('value="http://host/$n"', {"n": None}, None),
+        ('value="$a.b"', {"a.b": "/a.png"}, ["/a.png"]),
         ('value="$image"', {"$undefined$": "/a.png"}, ["/a.png"]),
         ('value="$image"', {"photo": "/a.png"}, None),
         ('value="$image"', {"image": 5}, None),
@@ -302,6 +309,44 @@ def test_an_image_is_looked_up_in_the_task(
             parsed.image_uris("image", data)
     else:
         assert parsed.image_uris("image", data) == expected
+
+
+REPEATED = """<View><Repeater on="$document" indexFlag="{{idx}}" mode="pagination">
+<Image name="page_{{idx}}" value="$document[{{idx}}].page"/>
+<BrushLabels name="brush_{{idx}}" toName="page_{{idx}}"><Label value="Cat"/></BrushLabels>
+<KeyPointLabels name="point_{{idx}}" toName="page_{{idx}}" smart="true"><Label value="Cat"/></KeyPointLabels>
+</Repeater></View>"""
+
+
+def test_a_repeater_gives_each_entry_of_its_list_an_image_and_controls() -> None:
+    parsed = label_config.parse(REPEATED)
+    data = {"document": [{"page": "/a.png"}, {}, {"page": "/c.png"}]}
+    assert list(parsed.shown(1, data)) == [("page_0", ["/a.png"]), ("page_2", ["/c.png"])]
+    config = parsed.of_task(data)
+    (answer,) = config.answers("page_2", "point_2", ["Cat"])
+    assert answer.controls[0].name == "brush_2"
+    assert parsed.of_task({}).controls == ()
+    assert config.of_task({}) is config
+
+
+def test_repeaters_may_be_nested_and_have_flags_of_their_own() -> None:
+    nested = """<View><Repeater on="$docs" indexFlag="{{d}}"><Header value="{{d}}"/>
+    <Repeater on="$docs[{{d}}]" indexFlag="{{p}}">
+    <Image name="i{{d}}_{{p}}" value="$docs[{{d}}][{{p}}]"/></Repeater></Repeater></View>"""
+    data = {"docs": [["/a.png"], ["/b.png", "/c.png"]]}
+    assert list(label_config.parse(nested).shown(1, data)) == [
+        ("i0_0", ["/a.png"]), ("i1_0", ["/b.png"]), ("i1_1", ["/c.png"]),
+    ]  # fmt: skip
+
+
+def test_a_repeater_is_bounded() -> None:
+    with pytest.raises(InvalidRequest, match="more than"):
+        label_config.parse(REPEATED).of_task({"document": [{"page": "/a.png"}] * 10_000})
+
+
+def test_a_cdata_section_is_no_document_type() -> None:
+    xml = "<View><Style><![CDATA[ .a > .b { color: <red> } ]]></Style><Image name='i' value='$i'/></View>"
+    assert label_config.parse(xml).images == {"i": "$i"}
 
 
 # Answers

@@ -372,6 +372,13 @@ def test_the_same_id_twice_on_a_page_and_on_two_pages_is_as_many_regions() -> No
     assert [len(each.regions) for each in pages if isinstance(each, Submission)] == [1, 1]
 
 
+def test_a_text_projects_events_say_nothing() -> None:
+    project = PROJECT | {"label_config": '<View><Text name="t" value="$t"/></View>'}
+    task = {"id": 7, "project": 3, "data": {"t": "words"}}
+    read = event("ANNOTATION_CREATED", annotation=annotation(), task=task) | {"project": project}
+    assert list(labels.changes(read)) == []
+
+
 def test_key_points_and_open_vectors_are_counted_as_left_out() -> None:
     point = result("keypoint", {"x": 1, "y": 1, "width": 1}, id="point")
     line = result("vector", {"vertices": vertices((1, 1), (9, 9)), "closed": False}, id="line")
