@@ -43,7 +43,7 @@ def overlaps(dataset: Dataset) -> tuple[int, str]:
         for sample in dataset.samples
         if len(sample.labels) > 1
     )
-    return hidden, "images have labels that overlap: the smaller one covers the larger"
+    return hidden, "images have labels that overlap: the higher layer covers, on one layer the smaller label"
 
 
 def _write_indexed(numbers: NDArray[np.uint8], path: Path) -> None:

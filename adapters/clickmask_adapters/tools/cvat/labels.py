@@ -10,8 +10,10 @@ from datetime import datetime
 from itertools import zip_longest
 from pathlib import PurePosixPath
 
+import numpy as np
+
 from clickmask.errors import InvalidRequest
-from clickmask.labels.geometry import Brush, Ellipse, Geometry, Polygon, Rectangle
+from clickmask.labels.geometry import Brush, Ellipse, Geometry, Polygon, Rectangle, rasterise
 from clickmask.labels.submissions import (
     AnnotationDeleted,
     Deleted,
@@ -21,6 +23,7 @@ from clickmask.labels.submissions import (
     TaskDeleted,
     Unreadable,
 )
+from clickmask.masks.regions import mask_area
 from clickmask.masks.rle import mask_to_rle
 from clickmask.types import Size
 from clickmask_adapters.tools._json import Json, as_id, as_object
@@ -60,6 +63,7 @@ class Frame:
 
     number: int
     name: str
+    known_as: str  # in CVAT's own exports and imports
     size: Size
     deleted: bool
     of_video: bool
@@ -85,8 +89,8 @@ def submissions(content: JobContent) -> list[Submission | Unreadable]:
     - frames of a rejected job, and deleted frames;
     - frames where a track has no keyframe: CVAT keeps only keyframes, and the frame would lack the object;
     - frames of a video without a shape: there are thousands, all like their neighbours.
-    Shapes without an area (points, lines, cuboids, skeletons) are left out and logged. A frame with a damaged
-    shape is Unreadable: some of its labels would teach that there is nothing else on it.
+    Shapes without an area (points, lines, cuboids, skeletons) are left out and counted. So are damaged ones;
+    each gets an Unreadable as well.
     """
     job = content.job
     judged = is_accepted(job) or is_rejected(job)
@@ -95,17 +99,12 @@ def submissions(content: JobContent) -> list[Submission | Unreadable]:
     names = {label["id"]: str(label["name"]) for label in content.labels}
     shapes, incomplete = _shapes(content.annotations, job["stop_frame"])
     updated_at = timestamp(job)
-    left_out = Counter[str]()
     found: list[Submission | Unreadable] = []
     for frame in frames(content):
         drawn = shapes[frame.number]
         unclear = frame.deleted or frame.number in incomplete or (frame.of_video and not drawn)
         skipped = unclear or is_rejected(job)
-        try:
-            regions = () if skipped else tuple(_regions(drawn, names, frame.size, left_out))
-        except InvalidRequest as error:
-            found.append(Unreadable(f"job {job['id']}, frame {frame.number}: {error}"))
-            continue
+        regions, left_out, damaged = _regions(() if skipped else drawn, names, frame.size)
         found.append(
             Submission(
                 tool=TOOL,
@@ -115,16 +114,17 @@ def submissions(content: JobContent) -> list[Submission | Unreadable]:
                 address=frame_address(job["id"], frame.number),
                 name=frame.name,
                 size=frame.size,
-                regions=regions,
+                regions=tuple(regions),
                 updated_at=updated_at,
                 author=job["assignee"]["username"] if job.get("assignee") else "",
                 item=frame.number,
                 ground_truth=job.get("type") == "ground_truth",
                 skipped=skipped,
+                left_out=left_out,
+                known_as=frame.known_as,
             )
         )
-    if left_out:
-        log.info("%s: job %s: left out %s", TOOL, job["id"], dict(left_out))
+        found += (Unreadable(f"job {job['id']}, frame {frame.number}: {reason}") for reason in damaged)
     return found
 
 
@@ -144,7 +144,7 @@ def frames(content: JobContent) -> Iterator[Frame]:
     job, meta = content.job, content.meta
     first, last = job["start_frame"], job["stop_frame"]
     described = meta["frames"]
-    of_video = len(described) == 1 and last > first
+    of_video = job.get("media_type") == "video" or (len(described) == 1 and last > first)
     numbers = set(range(first, last + 1))
     if (included := meta.get("included_frames")) is not None:
         # CVAT numbers these in the uploaded data, before its step.
@@ -156,7 +156,8 @@ def frames(content: JobContent) -> Iterator[Frame]:
         about = described[0 if of_video else number - first]
         path = PurePosixPath(about["name"])
         name = f"{path.stem}-{number:06d}.png" if of_video else path.name
-        yield Frame(number, name, (about["height"], about["width"]), number in deleted, of_video)
+        known_as = f"frame_{number:06d}.png" if of_video else about["name"]
+        yield Frame(number, name, known_as, (about["height"], about["width"]), number in deleted, of_video)
 
 
 def _shapes(annotations: Json, last: int) -> tuple[dict[int, list[Json]], set[int]]:
@@ -168,32 +169,64 @@ def _shapes(annotations: Json, last: int) -> tuple[dict[int, list[Json]], set[in
     for track in annotations.get("tracks") or ():
         keyframes: list[Json] = sorted(track.get("shapes") or (), key=lambda shape: shape["frame"])
         for keyframe, after in zip_longest(keyframes, keyframes[1:]):
-            if keyframe.get("outside") or keyframe["type"] not in AREAS:
+            if keyframe.get("outside"):
                 continue
             # Keyframes and shapes are numbered separately, so their numbers may collide.
             named = {"id": f"track-{keyframe['id']}", "label_id": track["label_id"]}
             found[keyframe["frame"]].append({**keyframe, **named})
+            if keyframe["type"] not in AREAS:
+                continue
             incomplete.update(range(keyframe["frame"] + 1, after["frame"] if after else last + 1))
     return found, incomplete
 
 
 def _regions(
-    shapes: Sequence[Json], names: Mapping[int, str], size: Size, left_out: Counter[str]
-) -> Iterator[Region]:
-    """The regions of `shapes` in CVAT's order, lowest first. Raises InvalidRequest."""
+    shapes: Sequence[Json], names: Mapping[int, str], size: Size
+) -> tuple[list[Region], dict[str, int], list[str]]:
+    """The regions of `shapes` in CVAT's order, lowest first; what was left out, and what is damaged of it.
+
+    As in CVAT's own exports, the polygons and masks of one group and label are one object.
+    """
+    left_out, damaged = Counter[str](), list[str]()
+    objects: dict[object, list[tuple[Json, Geometry]]] = {}
     for shape in sorted(shapes, key=lambda shape: shape.get("z_order") or 0):
         kind = str(shape["type"])
         if kind not in AREAS:
             left_out[kind] += 1
             continue
-        category = names.get(shape["label_id"])
-        if category is None:
-            raise InvalidRequest(f"{kind} {shape['id']} has a label that its job does not have")
         try:
+            if shape["label_id"] not in names:
+                raise ValueError("it has a label that its job does not have")
             drawn = geometry(shape, size)
         except (ValueError, TypeError, LookupError) as error:
-            raise InvalidRequest(f"{kind} {shape['id']} is damaged: {error}") from error
-        yield Region(shape["id"], category, drawn)
+            left_out[f"damaged {kind}"] += 1
+            damaged.append(f"{kind} {shape['id']} is damaged and left out: {error}")
+            continue
+        alone = not shape.get("group") or kind not in ("polygon", "mask")
+        key = shape["id"] if alone else (shape["group"], shape["label_id"])
+        objects.setdefault(key, []).append((shape, drawn))
+    regions = [
+        Region(
+            parts[0][0]["id"],
+            names[parts[0][0]["label_id"]],
+            joined([drawn for _, drawn in parts], size),
+            layer=max(shape.get("z_order") or 0 for shape, _ in parts),
+        )
+        for parts in objects.values()
+    ]
+    return regions, dict(left_out), damaged
+
+
+def joined(parts: Sequence[Geometry], size: Size) -> Geometry:
+    """The parts of one object as one geometry: polygons that share no pixel stay polygons."""
+    if len(parts) == 1:
+        return parts[0]
+    masks = [rasterise(part, size) for part in parts]
+    union = np.logical_or.reduce(masks)
+    rings = [ring for part in parts if isinstance(part, Polygon) for ring in part.rings]
+    if len(rings) >= len(parts) and mask_area(union) == sum(map(mask_area, masks)):
+        return Polygon(tuple(rings))
+    return Brush(mask_to_rle(union))
 
 
 def geometry(shape: Json, size: Size) -> Geometry:

@@ -113,8 +113,7 @@ def test_frames_of_a_video_share_a_description_and_get_names_of_their_own(cvat: 
     assert [submission.skipped for submission in accepted(cvat, 3)] == [True, False]
 
 
-def test_what_marks_no_area_is_left_out(cvat: CvatServer, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
+def test_what_marks_no_area_is_left_out_and_counted(cvat: CvatServer) -> None:
     cvat.add_job(3)
     cvat.draw(3, "points", [1, 1])
     cvat.draw(3, "points", [2, 2])
@@ -122,10 +121,10 @@ def test_what_marks_no_area_is_left_out(cvat: CvatServer, caplog: pytest.LogCapt
     kept = cvat.draw(3, "rectangle", [1, 1, 9, 9])
     (submission,) = accepted(cvat, 3)
     assert [region.id for region in submission.regions] == [str(kept["id"])]
-    assert "left out {'points': 2, 'skeleton': 1}" in caplog.text
+    assert submission.left_out == {"points": 2, "skeleton": 1}
 
 
-def test_a_frame_with_a_damaged_shape_is_unreadable_and_those_beside_it_are_not(cvat: CvatServer) -> None:
+def test_a_damaged_shape_is_named_and_those_beside_it_are_taken(cvat: CvatServer) -> None:
     cvat.add_job(3, frames=[picture(shade) for shade in range(5)], first=6)
     for frame in range(6, 11):
         cvat.draw(3, "rectangle", [1, 1, 9, 9], frame=frame)
@@ -133,14 +132,62 @@ def test_a_frame_with_a_damaged_shape_is_unreadable_and_those_beside_it_are_not(
     polygon = cvat.draw(3, "polygon", [1, 1, 9, 9], frame=8)
     unnamed = cvat.draw(3, "rectangle", [1, 1, 9, 9], frame=9, label_id=99)
     cvat.complete(3)
-    first, *damaged, last = submissions(content(cvat, 3))
+    found = submissions(content(cvat, 3))
+    out = "is damaged and left out"
     box = "the box (70, 50, 80, 60) is not in the 80x60 image"
-    assert damaged == [
-        Unreadable(f"job 3, frame 7: mask {mask['id']} is damaged: {box}"),
-        Unreadable(f"job 3, frame 8: polygon {polygon['id']} is damaged: a polygon of 4 numbers"),
-        Unreadable(f"job 3, frame 9: rectangle {unnamed['id']} has a label that its job does not have"),
+    label = "it has a label that its job does not have"
+    assert [each for each in found if isinstance(each, Unreadable)] == [
+        Unreadable(f"job 3, frame 7: mask {mask['id']} {out}: {box}"),
+        Unreadable(f"job 3, frame 8: polygon {polygon['id']} {out}: a polygon of 4 numbers"),
+        Unreadable(f"job 3, frame 9: rectangle {unnamed['id']} {out}: {label}"),
     ]
-    assert [each.item for each in (first, last) if isinstance(each, Submission)] == [6, 10]
+    taken = [each for each in found if isinstance(each, Submission)]
+    assert [(each.item, len(each.regions)) for each in taken] == [(item, 1) for item in range(6, 11)]
+    assert [each.left_out for each in taken[1:3]] == [{"damaged mask": 1}, {"damaged polygon": 1}]
+
+
+def test_polygons_of_one_group_and_label_are_one_object(cvat: CvatServer) -> None:
+    cvat.add_job(3)
+    left = [5.0, 5.0, 20.0, 5.0, 20.0, 20.0, 5.0, 20.0]
+    right = [40.0, 5.0, 60.0, 5.0, 60.0, 20.0, 40.0, 20.0]
+    first = cvat.draw(3, "polygon", left, group=7)
+    cvat.draw(3, "polygon", right, group=7, z_order=2)
+    alone = cvat.draw(3, "polygon", right)
+    other = cvat.draw(3, "rectangle", [1, 1, 9, 9], group=7)
+    (submission,) = accepted(cvat, 3)
+    regions = {region.id: region for region in submission.regions}
+    assert set(regions) == {str(each["id"]) for each in (first, alone, other)}
+    one = regions[str(first["id"])]
+    assert isinstance(one.geometry, Polygon)
+    assert [len(ring) for ring in one.geometry.rings] == [4, 4]
+    assert (rasterise(one.geometry, SIZE).sum(), one.layer) == (15 * 15 + 20 * 15, 2)
+
+
+def test_polygons_of_a_group_that_overlap_cover_what_either_covers(cvat: CvatServer) -> None:
+    cvat.add_job(3)
+    cvat.draw(3, "polygon", [5, 5, 25, 5, 25, 25, 5, 25], group=1)
+    cvat.draw(3, "polygon", [10, 10, 20, 10, 20, 20, 10, 20], group=1)
+    (submission,) = accepted(cvat, 3)
+    (region,) = submission.regions
+    assert rasterise(region.geometry, SIZE).sum() == 400
+
+
+def test_the_layers_and_the_names_are_cvats_own(cvat: CvatServer) -> None:
+    cvat.add_job(3)
+    cvat.draw(3, "rectangle", [1, 1, 9, 9], z_order=5)
+    cvat.draw(3, "rectangle", [1, 1, 9, 9], z_order=-1)
+    (submission,) = accepted(cvat, 3)
+    assert [region.layer for region in submission.regions] == [-1, 5]
+    assert (submission.name, submission.known_as) == ("frame_0.png", "images/3/frame_0.png")
+
+
+def test_a_video_of_one_frame_is_a_video(cvat: CvatServer) -> None:
+    cvat.add_job(3)
+    cvat.jobs[3]["media_type"] = "video"
+    cvat.metas[3]["frames"][0]["name"] = "clip.mp4"
+    cvat.draw(3, "rectangle", [1, 1, 9, 9])
+    (submission,) = accepted(cvat, 3)
+    assert (submission.name, submission.known_as) == ("clip-000000.png", "frame_000000.png")
 
 
 def test_a_damaged_shape_hides_no_frame_on_which_nothing_counts(cvat: CvatServer) -> None:

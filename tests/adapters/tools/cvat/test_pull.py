@@ -336,7 +336,7 @@ def test_a_later_save_replaces_the_whole_set_and_an_older_event_does_not(
     assert label.key.region == str(kept["id"])
 
 
-def test_a_damaged_shape_is_reported_as_by_label_studio_and_costs_its_frame_alone(
+def test_a_damaged_shape_is_reported_as_by_label_studio_and_costs_nothing_beside_it(
     cvat: CvatServer, labels: CvatLabels, ingester: Ingester, store: Store, inbox: Inbox
 ) -> None:
     cvat.add_job(3, frames=[picture(), picture(80)])
@@ -351,11 +351,10 @@ def test_a_damaged_shape_is_reported_as_by_label_studio_and_costs_its_frame_alon
     (aside,) = reader.status().newest_set_aside
     reader.close()
     box = "the box (70, 50, 80, 60) is not in the 80x60 image"
-    sentence = f"job 3, frame 1: mask {broken['id']} is damaged: {box}"
-    assert aside.reason == f"{sentence} (of the event's submissions 1 were taken in, 1 not)"
+    sentence = f"job 3, frame 1: mask {broken['id']} is damaged and left out: {box}"
+    assert aside.reason == f"{sentence} (of the event's submissions 2 were taken in, 1 not)"
     *_, done = ingester.pull("cvat", labels, "1")
-    assert (done.left_out, done.known, done.gone) == ((sentence,), 1, 0)
-    # Of the damaged frame stands what was accepted before.
+    assert (done.left_out, done.known, done.gone) == ((sentence,), 2, 0)
     standing = [label.key.region for label in store.labels("cvat", "1")]
     assert standing == [str(drawn["id"]) for drawn in (before[0], kept, before[1])]
     cvat.annotations[3]["shapes"].remove(broken)
