@@ -57,6 +57,13 @@ def imported_roots(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(path)}
 
 
+def test_the_guide_names_files_that_exist() -> None:
+    page = (ADAPTERS / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)`", page.replace("tests/test_architecture.py", ""))
+    assert len(named) > 30
+    assert not [name for name in named if not any((root / name).exists() for root in (BACKEND, ADAPTERS))]
+
+
 @pytest.mark.parametrize("path", MODULES, ids=from_root)
 def test_imports_follow_the_rules_of_the_house(path: Path) -> None:
     roots = imported_roots(path)

@@ -8,7 +8,7 @@ import re
 import sys
 import tempfile
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -54,12 +54,27 @@ class Journey:
         yield
         self._recording = False
 
-    def row(self, name: str) -> str:
-        """As a row of the table: files, their lines, and which they are."""
+    def row(self, name: str, read: list[Path]) -> str:
+        """As a row of the table: the files to read and all that run, with their lines, and which they are."""
         ours = {Path(file): root for file in self.files for root in ROOTS if Path(file).is_relative_to(root)}
-        lines = sum(len(path.read_text().splitlines()) for path in ours)
+        assert set(read) <= ours.keys(), f"{name}: {set(read) - ours.keys()} does not run in it"
+        counts = f"{len(read)} | {_lines(read):,} | {len(ours)} | {_lines(ours):,}"
         listed = ", ".join(sorted(str(path.relative_to(root.parent)) for path, root in ours.items()))
-        return f"| {name} | {len(ours)} | {lines:,} | {listed} |"
+        return f"| {name} | {counts} | {listed} |"
+
+
+def _lines(paths: Iterable[Path]) -> int:
+    return sum(len(path.read_text().splitlines()) for path in paths)
+
+
+def to_read() -> list[list[Path]]:
+    """The files that the guide's page on the architecture tells to open for each journey."""
+    page = (ROOTS[1] / "docs" / "architecture.md").read_text()
+    found: list[list[Path]] = []
+    for listed in re.findall(r"open in this order:(.*?)\.\n", page, re.DOTALL):
+        names = re.findall(r"`([\w/]+\.py)`", listed)
+        found.append([next(root / name for root in ROOTS if (root / name).exists()) for name in names])
+    return found
 
 
 def clicked(studio: LabelStudioStandin) -> dict[str, Any]:
@@ -147,11 +162,12 @@ def main() -> Section:
         f"{lines:,} lines of Python in {len(files)} files are in the wheel;",
         f"{len(list(ROOTS[0].glob('*.py')))} files lie directly in the core.",
         f"{len(tiny)} private functions of at most four lines have one caller.",
-        "A journey's files are those whose functions run in it.",
+        "To read: the files that docs/architecture.md tells to open for a journey.",
+        "Run: all whose functions run in it.",
         "",
-        "| journey | files | their lines | |",
-        "|---|---:|---:|---|",
-        *(journey.row(name) for name, journey in journeys().items()),
+        "| journey | to read | their lines | run | their lines | |",
+        "|---|---:|---:|---:|---:|---|",
+        *(each.row(name, read) for (name, each), read in zip(journeys().items(), to_read(), strict=True)),
     ]
     return Section("\n".join(text))
 
