@@ -7,7 +7,7 @@ one): box, foreground points, background points. The cache of logits only saves 
 
 import hashlib
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from clickmask.inference import driver
 from clickmask.types import EmbeddingT, Logits, Point, Prediction, Prompt, Refinable, Segmenter, Size
 
 MAX_LOGITS_BYTES = 64 * 2**20  # one step of SAM takes 256 KiB
-REPEAT_PIXELS, REPEAT_SHARE = 3.0, 0.005  # a click this near (share: of the long side) is a repeat
+REPEAT_PIXELS, REPEAT_SHARE = 3.0, 0.005  # how near (share: of the long side) a repeated click is
 MAX_REPLAY_STEPS = 16  # limits the time that a prompt of a thousand points takes
 
 
@@ -53,13 +53,23 @@ class Refinement:
         self, segmenter: Segmenter[EmbeddingT], embedding: EmbeddingT, prompt: Prompt, digest: str, size: Size
     ) -> list[Prediction]:
         """The candidates from best to worst, cyclically, starting at the one that was asked for."""
-        distinct, turns = without_repeats(prompt, size)
-        if not isinstance(segmenter, Refinable):
-            predictions = driver.decode(segmenter, embedding, distinct, size)
-            return _rotated(predictions, steps(distinct, turns)[-1].turns[-1])
-        with driver.blaming(segmenter.name):
-            predictions = replay(segmenter, embedding, distinct, turns, self._cache, digest)
-            return driver.check_predictions(segmenter.name, predictions, size)
+
+        def answer(distinct: Prompt, turns: Sequence[int]) -> list[Prediction]:
+            if not isinstance(segmenter, Refinable):
+                predictions = driver.decode(segmenter, embedding, distinct, size)
+                return _rotated(predictions, steps(distinct, turns)[-1].turns[-1])
+            with driver.blaming(segmenter.name):
+                predictions = replay(segmenter, embedding, distinct, turns, self._cache, digest)
+                return driver.check_predictions(segmenter.name, predictions, size)
+
+        distinct, turns = without_repeats(prompt, size, answer)
+        predictions = answer(distinct, turns)
+        # Nobody says whether a near click came before or after the background clicks. If they leave it out of
+        # the mask, it came after them and means its own pixel.
+        repeated = [point for point in prompt.foreground if point not in distinct.foreground]
+        if repeated and prompt.background and not all(_covers(predictions[0], point) for point in repeated):
+            return answer(prompt, (0,) * len(prompt.foreground))
+        return predictions
 
 
 def replay(
@@ -92,17 +102,32 @@ def replay(
     return predictions
 
 
-def without_repeats(prompt: Prompt, size: Size) -> tuple[Prompt, tuple[int, ...]]:
-    """`prompt` without repeated foreground clicks, and how often each remaining one was repeated."""
+def without_repeats(
+    prompt: Prompt, size: Size, answer: Callable[[Prompt, Sequence[int]], list[Prediction]]
+) -> tuple[Prompt, tuple[int, ...]]:
+    """`prompt` without repeated foreground clicks, and how often each remaining one was repeated.
+
+    A click repeats the one before it if it is near, in the mask that it was shown, and there are other
+    candidates. Any other click means its own pixel: a prompt that dropped it would be answered the same for
+    ever. `answer` gives the candidates, the one shown first; it is asked at most MAX_REPLAY_STEPS times.
+    """
     reach = max(REPEAT_PIXELS, REPEAT_SHARE * max(size))
     points: list[Point] = []
     turns: list[int] = []
+    shown: list[Prediction] = []
+    asked = 0
     for point in prompt.foreground:
-        if points and math.dist(point, points[-1]) <= reach:
+        near = bool(points) and math.dist(point, points[-1]) <= reach
+        if near and not shown and asked < MAX_REPLAY_STEPS:
+            asked += 1
+            shown = answer(replace(prompt, foreground=tuple(points), background=()), turns)
+        if near and len(shown) > 1 and _covers(shown[0], point):
             turns[-1] += 1
+            shown = _rotated(shown, 1)
         else:
             points.append(point)
             turns.append(0)
+            shown = []
     return replace(prompt, foreground=tuple(points)), tuple(turns)
 
 
@@ -124,6 +149,11 @@ def steps(prompt: Prompt, turns: Sequence[int] = ()) -> list[Step]:
 
     first = (len(every_turn) - 1) // MAX_REPLAY_STEPS * MAX_REPLAY_STEPS + 1
     return [Step(beginning(count), every_turn[:count]) for count in range(first, len(every_turn) + 1)]
+
+
+def _covers(prediction: Prediction, point: Point) -> bool:
+    mask = prediction.mask
+    return bool(mask[min(int(point[1]), mask.shape[0] - 1), min(int(point[0]), mask.shape[1] - 1)])
 
 
 def _rotated(predictions: list[Prediction], turn: int) -> list[Prediction]:

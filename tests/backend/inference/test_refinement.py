@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,7 +20,7 @@ from clickmask.inference.refinement import (
     steps,
     without_repeats,
 )
-from clickmask.types import ImageRef, Logits, Point, Prediction, Prompt, Refinable
+from clickmask.types import ImageRef, Logits, Mask, Point, Prediction, Prompt, Refinable
 from clickmask.workbench import Workbench
 from support.fakes import DiscSegmenter, disc_mask
 from support.pictures import png_data_uri
@@ -59,6 +59,8 @@ class Rememberer:
         random = np.random.default_rng(list(hashlib.sha256(repr(shown).encode()).digest()))
         count = 3 if logits is None and len(prompt.foreground) == 1 and prompt.box is None else 1
         made = random.normal(size=(count, 6, 8)).astype(np.float32)
+        for x, y in prompt.foreground:
+            made[:, int(y) // 10, int(x) // 10] = 1.0
         masks = [np.kron(candidate > 0, np.ones((10, 10), np.bool_)) for candidate in made]
         return [Prediction(mask, 0.9 - 0.1 * n, self.name) for n, mask in enumerate(masks)], made
 
@@ -190,6 +192,71 @@ def test_a_segmenter_that_does_not_refine_cycles_too() -> None:
     assert scores(Prompt((A, A), (C,))) == [0.9, 0.5, 0.1]  # its last click is no repeated one
 
 
+def three_that_cover(mask: Mask) -> Callable[[Prompt, Sequence[int]], list[Prediction]]:
+    candidates = [Prediction(mask, score, "three") for score in (0.9, 0.5, 0.1)]
+    return lambda prompt, turns: candidates
+
+
+def test_a_near_click_beside_the_mask_is_a_click_and_so_is_one_where_there_is_no_other_candidate() -> None:
+    mask = np.zeros(SIZE, np.bool_)
+    mask[:, :11] = True  # up to x = 11
+    inside, beside = (10.5, 10.0), (11.5, 10.0)
+    for point, turns in ((inside, (1,)), (beside, (0, 0))):
+        assert without_repeats(Prompt((A, point)), SIZE, three_that_cover(mask))[1] == turns
+    one = Prediction(np.ones(SIZE, np.bool_), 0.9, "one")
+    assert without_repeats(Prompt((A, A)), SIZE, lambda prompt, turns: [one])[1] == (0, 0)
+    # The click after the one beside the mask repeats that one.
+    whole = three_that_cover(np.ones(SIZE, np.bool_))
+
+    def answer(prompt: Prompt, turns: Sequence[int]) -> list[Prediction]:
+        return (three_that_cover(mask) if len(prompt.foreground) == 1 else whole)(prompt, turns)
+
+    assert without_repeats(Prompt((A, beside, beside)), SIZE, answer)[1] == (0, 1)
+
+
+def test_a_repeated_click_is_judged_by_the_candidate_that_was_shown() -> None:
+    empty, whole = np.zeros(SIZE, np.bool_), np.ones(SIZE, np.bool_)
+    candidates = [Prediction(mask, 0.5, "two") for mask in (whole, empty)]
+    # The second candidate does not cover the click, so the third click there is no repeated one.
+    assert without_repeats(Prompt((A, A, A)), SIZE, lambda *_: candidates)[1] == (1, 0)
+
+
+def test_a_prompt_of_a_thousand_near_clicks_asks_a_bounded_number_of_times() -> None:
+    asked: list[Prompt] = []
+
+    def answer(prompt: Prompt, turns: Sequence[int]) -> list[Prediction]:
+        asked.append(prompt)
+        return three_that_cover(np.zeros(SIZE, np.bool_))(prompt, turns)
+
+    prompt, _ = without_repeats(Prompt((A,) * 1000), SIZE, answer)
+    assert len(asked) <= 16
+    assert len(prompt.foreground) == 1000
+
+
+def test_a_near_click_that_background_clicks_left_out_of_the_mask_is_a_click() -> None:
+    class Halves(DiscSegmenter):
+        """A click selects everything; with a background click, only what is left of the last click."""
+
+        def decode(self, embedding: NDArray[np.uint8], prompt: Prompt) -> list[Prediction]:
+            mask = np.ones(SIZE, np.bool_)
+            if prompt.background:
+                mask[:, int(prompt.foreground[-1][0]) + 1 :] = False
+            return [Prediction(mask, score, self.name) for score in (0.9, 0.5)]
+
+    def shown(*points: tuple[float, float]) -> Mask:
+        return Refinement().decode(Halves(), EMBEDDING, Prompt(points, (C,)), "image", SIZE)[0].mask
+
+    assert not shown((10.5, 10.0))[10, 12]
+    assert shown((10.5, 10.0), (12.5, 10.0))[10, 12]
+
+
+def test_clicks_that_are_far_apart_ask_nothing() -> None:
+    without_repeats(Prompt((A, B, C)), SIZE, lambda *_: pytest.fail("it was asked"))
+
+
+WHOLE = three_that_cover(np.ones(SIZE, np.bool_))
+
+
 @pytest.mark.parametrize(
     ("size", "offset", "repeated"),
     [
@@ -200,24 +267,26 @@ def test_a_segmenter_that_does_not_refine_cycles_too() -> None:
     ],
 )
 def test_how_near_a_repeated_click_is(size: tuple[int, int], offset: float, repeated: bool) -> None:
-    prompt, turns = without_repeats(Prompt(((20.0, 20.0), (20.0, 20.0 + offset))), size)
+    prompt, turns = without_repeats(
+        Prompt(((20.0, 20.0), (20.0, 20.0 + offset))), size, three_that_cover(np.ones(size, np.bool_))
+    )
     assert (len(prompt.foreground), turns) == ((1, (1,)) if repeated else (2, (0, 0)))
 
 
 def test_repeats_are_measured_from_the_click_that_counts() -> None:
     """So a row of close clicks along a thin thing is no single click that wandered."""
     row = tuple((10.0 + 2 * n, 10.0) for n in range(4))
-    prompt, turns = without_repeats(Prompt(row), SIZE)
+    prompt, turns = without_repeats(Prompt(row), SIZE, WHOLE)
     assert (prompt.foreground, turns) == ((row[0], row[2]), (1, 1))
 
 
 def test_a_click_at_an_earlier_place_is_a_new_one() -> None:
-    assert without_repeats(Prompt((A, B, A)), SIZE)[1] == (0, 0, 0)
+    assert without_repeats(Prompt((A, B, A)), SIZE, WHOLE)[1] == (0, 0, 0)
 
 
 def test_background_clicks_and_the_rest_of_a_prompt_are_left_alone() -> None:
     given_prompt = Prompt((A, A), (B, B), (5.0, 5.0, 60.0, 40.0), MASK)
-    prompt, turns = without_repeats(given_prompt, SIZE)
+    prompt, turns = without_repeats(given_prompt, SIZE, WHOLE)
     assert (prompt.foreground, turns) == ((A,), (1,))
     assert (prompt.background, prompt.box) == ((B, B), given_prompt.box)
     assert prompt.mask is MASK
