@@ -18,6 +18,7 @@ from clickmask.store.database import MAX_ROWS, Part, note_unfinished, put, repla
 from clickmask.store.schema import annotations, inboxes, labels, prelabels, set_aside, tombstones, unfinished
 
 ABANDONED_AFTER_S = 3600.0  # after this time nobody can still be working on a set
+IN_A_TASK = ("task", "item")  # columns that name an image of a task
 DELETABLE = ("annotation", "task", "project")  # named as the fields of submissions and deletions
 Drawn = tuple[Region, Rle]
 
@@ -99,9 +100,10 @@ class Accepted(Part):
     def labels(self, tool: str, project: str, all_annotations: bool = False) -> list[AcceptedLabel]:
         """Labels sorted by task, item and annotation, in the annotation's own order.
 
-        The ground truth of a task's image counts, else its newest annotation; with `all_annotations`, all.
+        Of each image of a task, and then of each image whatever shows it, the newest ground truth counts,
+        else the newest annotation; with `all_annotations`, all.
         """
-        chosen = _chosen(tool, project, all_annotations)
+        chosen = _chosen(tool, project, *(() if all_annotations else (IN_A_TASK, ("digest",))))
         own = (labels.c[name] for name in ("region", "category", "geometry", "counts", "proposal", "layer"))
         joined = sa.select(chosen, *own).join(labels, labels.c.revision == chosen.c.revision)
         order = (chosen.c.task, chosen.c.item, chosen.c.annotation, labels.c.position)
@@ -118,7 +120,7 @@ class Accepted(Part):
 
     def images(self, tool: str, project: str) -> list[LabelledImage]:
         """Annotated images sorted by task and item. Some have no labels. Skips are left out."""
-        chosen = _chosen(tool, project, all_annotations=False)
+        chosen = _chosen(tool, project, IN_A_TASK)
         return [
             LabelledImage(
                 row.digest,
@@ -196,15 +198,20 @@ def _is_news(connection: sa.Connection, submission: Submission) -> bool:
     return newest is None or submission.updated_at >= newest
 
 
-def _chosen(tool: str, project: str, all_annotations: bool) -> sa.Subquery:
-    """Annotations without skips; for each image of a task only the one that counts."""
-    of = annotations.c
-    best_first = (of.ground_truth.desc(), of.updated_at.desc(), of.annotation.desc())
-    place = sa.func.row_number().over(partition_by=(of.task, of.item), order_by=best_first)
-    ranked = sa.select(annotations, place.label("place"))
-    ranked = ranked.filter_by(tool=tool, project=project, skipped=False).subquery()
-    chosen = sa.select(ranked)
-    return (chosen if all_annotations else chosen.where(ranked.c.place == 1)).subquery()
+def _chosen(tool: str, project: str, *rankings: Sequence[str]) -> sa.Subquery:
+    """Annotations without skips. Of those that agree in a ranking's columns, only the one that counts."""
+    chosen = sa.select(annotations).filter_by(tool=tool, project=project, skipped=False).subquery()
+    for columns in rankings:
+        best = (
+            chosen.c[name].desc() for name in ("ground_truth", "updated_at", "task", "item", "annotation")
+        )
+        place = sa.func.row_number().over(
+            partition_by=tuple(chosen.c[name] for name in columns), order_by=tuple(best)
+        )
+        ranked = sa.select(chosen, place.label("place")).subquery()
+        own = (column for column in ranked.c if column.key != "place")
+        chosen = sa.select(*own).where(ranked.c.place == 1).subquery()
+    return chosen
 
 
 def _hashed(address: str) -> str:

@@ -117,7 +117,8 @@ def test_the_status_names_what_could_not_be_taken_in(client: TestClient, studio:
     assert intake["set_aside"] == 1
     (aside,) = intake["newest_set_aside"]
     assert (aside["tool"], aside["attempts"], aside["retry_at"]) == ("label_studio", 1, None)
-    assert aside["reason"] == "task 7, annotation 101: original_width '0' is no number of pixels"
+    why = "is damaged and left out: original_width '0' is no number of pixels"
+    assert aside["reason"] == f"task 7, annotation 101: region 'r' {why}"
     assert intake["kept_images"]["images"] == 1
     assert get(client, "/label_studio/3/labels")["total"] == 1
 

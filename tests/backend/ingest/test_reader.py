@@ -69,7 +69,7 @@ def open_reader(store: Store, inbox: Inbox, tool: FakeTool, clock: Clock, tmp_pa
 
 
 def tasks_of(store: Store) -> list[str]:
-    return [label.key.task for label in store.labels(TOOL, "1")]
+    return [label.key.task for label in store.labels(TOOL, "1", all_annotations=True)]
 
 
 def read_all(reader: InboxReader, inbox: Inbox, store: Store) -> None:
