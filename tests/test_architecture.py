@@ -29,8 +29,8 @@ FLOORS = [  # each imports from its own floor's folder and from the floors below
         __init__ files caches errors types plugins
         masks images metrics
         labels inference weights_builtin
-        segmenters trackers models store
-        annotators datasets engines
+        segmenters models store
+        annotators datasets
         ingest reports training
         workbench
     """.strip().splitlines()

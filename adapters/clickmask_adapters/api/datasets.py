@@ -151,7 +151,8 @@ def _zip(where: Path, write: Callable[[Path], Path]) -> Path:
                 member.file_size = file.stat().st_size
                 member.external_attr = 0o644 << 16
                 # Pictures are compressed already.
-                member.compress_type = zipfile.ZIP_STORED if "images" in file.parts else zipfile.ZIP_DEFLATED
+                is_picture = {"images", "JPEGImages"} & set(file.relative_to(folder).parts)
+                member.compress_type = zipfile.ZIP_STORED if is_picture else zipfile.ZIP_DEFLATED
                 with archive.open(member, "w") as into, file.open("rb") as content:
                     shutil.copyfileobj(content, into, CHUNK)
         shutil.rmtree(folder)

@@ -54,7 +54,10 @@ class PromptIn(Strict):
 class WantedIn(Strict):
     want: list[Literal["rle", "polygons"]] = Field(["rle", "polygons"])
     min_iou: float | None = Field(
-        None, gt=0, le=1, description="The IoU with the mask that polygons must reach; 1: exact. Null: 0.98"
+        None,
+        gt=0,
+        le=1,
+        description="The IoU with the mask that polygons must reach; 1: exact. Null: the server's",
     )
     max_points: int | None = Field(None, ge=3, description="At most so many points, whatever the IoU")
 

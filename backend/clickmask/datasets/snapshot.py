@@ -5,7 +5,7 @@ These rules hold for training, measuring and every export:
 frames, the newest ground truth, else the newest. If that one has nothing but regions that are no labels, such
 as points, the image is left out: it is no example of an image with nothing on it.
 *Overlaps.* Labels may overlap; each keeps its whole mask. In a map of one class per pixel, a label of a
-higher layer lies on top; on one layer the smaller label, and of equally large ones the one accepted later.
+higher layer lies on top; on one layer the smaller label, and of equally large ones that with the later key.
 *Unlabelled area* is background, or unknown and ignored, as the project says.
 *Class changes.* A label has the category of its last submission. The tool's categories come first, in its
 order, then those that only labels have, sorted. So a renamed category keeps its old name beside the new one
@@ -234,13 +234,15 @@ def create_dataset(
     samples.sort(key=lambda sample: (sample.name, sample.image))
     extra = sorted({label.category for sample in samples for label in sample.labels} - set(declared))
     categories = (*dict.fromkeys(declared), *extra)
-    # The digest covers everything except the times of acceptance and the location of the pictures.
+    # The digest covers all that an export or a training depends on: not when labels were accepted, and not
+    # where the pictures are.
     fields = ("image", "name", "size", "side", "quarantined", "group")
     written = [
         {
             **{name: getattr(sample, name) for name in fields},
             "labels": [
                 [asdict(each.key), each.category, geometry_to_json(each.geometry), each.rle, each.proposal]
+                + [each.layer] * (each.layer != 0)  # without it, as before there were layers
                 for each in sample.labels
             ],
         }
@@ -268,7 +270,7 @@ def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled)
 
 def bottom_to_top(labels: Iterable[AcceptedLabel]) -> list[AcceptedLabel]:
     """`labels` in the order in which they cover each other, in a map of one class or object per pixel."""
-    return sorted(labels, key=lambda each: (each.layer, -rle_area(each.rle), each.accepted_at, each.key))
+    return sorted(labels, key=lambda each: (each.layer, -rle_area(each.rle), each.key))
 
 
 def folds(dataset: Dataset, count: int = 5) -> list[tuple[list[Sample], list[Sample]]]:

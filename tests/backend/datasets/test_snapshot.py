@@ -4,6 +4,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -145,17 +146,19 @@ def test_an_image_with_nothing_but_regions_that_are_no_labels_is_no_example() ->
 def test_a_label_of_a_higher_layer_lies_on_those_below_whatever_their_sizes() -> None:
     large, small = rectangle(SIZE, (5, 5, 40, 40)), rectangle(SIZE, (20, 20, 45, 45))
     labels = [accepted("a", large, "large", region="1", layer=1), accepted("a", small, "small", region="2")]
-    (sample,) = dataset([labelled("a")], labels).samples
+    (sample,) = (made := dataset([labelled("a")], labels)).samples
     classes = class_map(sample, ("large", "small"), "background")
     assert np.array_equal(classes == 1, large)
+    flat = dataset([labelled("a")], [replace(label, layer=0) for label in labels])
+    assert flat.digest != made.digest
 
 
-def test_the_smaller_label_lies_on_the_larger_and_of_equals_the_later() -> None:
+def test_the_smaller_label_lies_on_the_larger_and_of_equals_the_later_key() -> None:
     large, small = rectangle(SIZE, (5, 5, 40, 40)), rectangle(SIZE, (20, 20, 45, 45))
     labels = [
         accepted("a", small, "small", region="1", at=1),
         accepted("a", large, "large", region="2", at=2),
-        accepted("a", small, "later", region="0", at=3),
+        accepted("a", small, "later", region="3", at=0),
     ]
     (sample,) = dataset([labelled("a")], labels).samples
     classes = class_map(sample, ("large", "small", "later"), "background")
@@ -164,7 +167,7 @@ def test_the_smaller_label_lies_on_the_larger_and_of_equals_the_later() -> None:
     assert np.array_equal(classes == 1, large & ~small)
     assert np.array_equal(classes == 0, ~large & ~small)
     # Nothing was taken from the labels themselves.
-    assert np.array_equal(rle_to_mask(sample.labels[2].rle), large)
+    assert np.array_equal(rle_to_mask(sample.labels[1].rle), large)
 
 
 def test_unlabelled_area_and_foreign_categories_can_be_ignored() -> None:

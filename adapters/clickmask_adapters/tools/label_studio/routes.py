@@ -113,7 +113,7 @@ class Backend:
                 log.info("%s: task %d could not be prepared: %s", TOOL, task, error)
 
     def prepare_created(self, event: bytes) -> None:
-        """Start to encode the first images of new tasks, which will be labelled soon."""
+        """Start to encode the images of new tasks, which will be labelled soon."""
         try:
             created = parse_object(event, "the event")
             project = as_object(created.get("project"), "the project of the event")
@@ -142,7 +142,7 @@ class Backend:
 
 
 def images_of(asked: Json) -> list[tuple[int, str]]:
-    """Task and address of the tasks' first images; tasks without an image are left out."""
+    """Task and address of the tasks' images, at most MAX_PREPARED; tasks without an image are left out."""
     config = label_config.parse(asked.get("label_config"))
     found: list[tuple[int, str]] = []
     for task, data in itertools.islice(_tasks(asked), MAX_PREPARED):
