@@ -80,7 +80,7 @@ class CoreSettings(BaseSettings):
     """The IoU with the mask that outlines must reach, in as few points as possible."""
 
     train_seconds: float = Field(default=1200.0, gt=0)
-    """The longest that a training of a project's model may take, not counting stops."""
+    """The most seconds of a project's training, in its own processor time: a busy machine takes longer."""
     train_after: int = Field(default=10, ge=0)
     """This many newly labelled images start a training by themselves; 0: they never do."""
     train_quiet: float = Field(default=120.0, ge=0)

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class TrainingConfig:
     """Settings of a training, and its limits."""
 
     steps: int = 3000
-    seconds: float = 1200.0  # of training and validation, over all runs of a resumed training
+    seconds: float = 1200.0  # as `Progress` counts them
     side: int = 256  # px of a crop; a multiple of the network's stride
     crops: int = 2  # per step; `train.fit_all` takes more if it makes them smaller
     wide: int = 0  # px of the single crop in every other step, if larger than `side`
@@ -138,7 +138,13 @@ class Trainer(TrainingLoop):
         the last weights of nine trainings had an IoU of .797 and .844, those of the best validation .787 and
         .841.
         """
-        matrices = confusion_matrices(self.average, self._validation, self._classes, self._stride)
+
+        def watched() -> Iterator[TrainingPicture]:
+            for picture in self._validation:
+                self.heartbeat()  # on a busy machine, all together take longer than a hung training may
+                yield picture
+
+        matrices = confusion_matrices(self.average, watched(), self._classes, self._stride)
         found = self.validation_miou = float(miou(matrices.sum(axis=0)))
         best = float(miou(self._best.sum(axis=0)))
         log.info("step %d: validation mIoU %.3f", self.step, found)

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 MAX_GRADIENT_NORM = 1.0
 LAST_RATE = 0.01  # of the peak learning rate, at the end of the cosine
+BUSY_SHARE = 0.5  # of the elapsed time that a training waited for the processor
+MIN_WAITED_S = 10.0  # seconds; a shorter wait is not worth a sentence
 
 State = Mapping[str, Tensor]
 Heartbeat = Callable[[], None]  # called at least every few seconds
@@ -40,12 +42,13 @@ class Schedule:
     average_start: tuple[int, int]  # but at first (a + step) / (b + step): early weights are worth little
     cosine_from: int = 0  # step from which the learning rate falls
     tail: int = 0  # steps in which the rate falls to its end, once validation no longer improves
-    seconds: float = math.inf  # of training and validation, over all runs of a resumed training
+    seconds: float = math.inf  # as `Progress` counts them
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A training's progress. Seconds count training and validation over all of its runs."""
+    """A training's progress. `seconds` count training and validation over all of its runs: processor time of
+    the thread that trains on a CPU, so that a busy machine costs no steps, and elapsed time on a GPU."""
 
     step: int
     steps: int
@@ -53,6 +56,16 @@ class Progress:
     validation_miou: float  # NaN before the first validation, and if there is nothing to validate on
     seconds: float
     seconds_left: float  # at most: training may stop earlier
+    waited: float = 0.0  # elapsed time beyond `seconds`: other processes had the processor
+
+    @property
+    def busy(self) -> str:
+        """A sentence on the machine if it kept the training waiting for most of the time; else empty."""
+        elapsed = self.seconds + self.waited
+        if self.waited < max(MIN_WAITED_S, BUSY_SHARE * elapsed):
+            return ""
+        got = f"{self.seconds:.0f} s of processor time in {elapsed:.0f} s"
+        return f"the machine was busy: the training got {got}"
 
 
 class TrainingLoop:
@@ -72,7 +85,9 @@ class TrainingLoop:
         self.network, self.schedule = network, schedule
         self.average = copy.deepcopy(network).requires_grad_(False).eval()
         self.device = next(network.parameters()).device
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.waited = 0, 0.0, 0.0
+        self.heartbeat: Heartbeat = lambda: None
+        self._clock = time.thread_time if self.device.type == "cpu" else time.perf_counter
         self.validation_miou = math.nan  # from the latest validation
         self._optimiser: Any = optimiser
         self._parts: Any = {"network": network, "average": self.average, "optimiser": optimiser}
@@ -102,10 +117,10 @@ class TrainingLoop:
         heartbeat: Heartbeat = lambda: None,
     ) -> Reason:
         """Train until the schedule ends or `cancelled`. Calls `report` after each validation."""
-        schedule, losses = self.schedule, list[Tensor]()
+        schedule, losses, self.heartbeat = self.schedule, list[Tensor](), heartbeat
         while (reason := self._reason_to_stop(cancelled)) is None:
             heartbeat()
-            started = time.perf_counter()
+            began, started = time.perf_counter(), self._clock()
             self.network.train()
             for group, peak in zip(self._optimiser.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * self.rate_factor()
@@ -125,7 +140,9 @@ class TrainingLoop:
             checking = last or self.step % schedule.check_every == 0
             if checking:
                 self._check()
-            self.seconds += time.perf_counter() - started
+            took = self._clock() - started
+            self.seconds += took
+            self.waited += max(0.0, time.perf_counter() - began - took)
             if last or self.step % schedule.save_every == 0:
                 self.save()
             if checking:
@@ -149,10 +166,10 @@ class TrainingLoop:
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
-        progress = {"of": self._identity, "step": self.step, "seconds": self.seconds, "ending": self._tail}
+        progress = {"of": self._identity, "step": self.step, "seconds": self.seconds, "waited": self.waited}
         parts = {part: module.state_dict() for part, module in self._parts.items()}
         written = io.BytesIO()
-        torch.save({**progress, **parts, **self.extra_state()}, written)
+        torch.save({**progress, "ending": self._tail, **parts, **self.extra_state()}, written)
         self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
         files.write(self._checkpoint, written.getvalue())
 
@@ -171,6 +188,7 @@ class TrainingLoop:
             log.info("%s is of another training: this one starts at the first step", name)
             return
         self.step, self.seconds, self._tail = kept["step"], kept["seconds"], kept["ending"]
+        self.waited = kept.get("waited", 0.0)  # checkpoints of earlier versions do not have it
         for part, module in self._parts.items():
             module.load_state_dict(kept[part])
         self.load_extra_state(kept)
@@ -195,7 +213,7 @@ class TrainingLoop:
         by_steps = self.seconds / self.step * (steps - self.step)
         left = max(0.0, min(by_steps, self.schedule.seconds - self.seconds))
         loss = sum(map(float, losses)) / len(losses)
-        return Progress(self.step, steps, loss, self.validation_miou, self.seconds, left)
+        return Progress(self.step, steps, loss, self.validation_miou, self.seconds, left, self.waited)
 
 
 def autocast(device: torch.device) -> torch.autocast:

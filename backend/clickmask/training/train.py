@@ -78,13 +78,14 @@ def train(
     candidate, *others = map(open_labeller, exported)
     measuring = Measuring(dataset, limits, heartbeat)
     measured = measuring.measure([(candidate, sides["validation"])])
-    decision = compare(measuring, measured, sides["validation"], models)
-    held_out = [(other, samples) for other, (_, samples) in zip(others, parts, strict=True)]
     trained, result = fits[0]
+    decision = compare(measuring, measured, sides["validation"], models, result.step)
+    held_out = [(other, samples) for other, (_, samples) in zip(others, parts, strict=True)]
     about = {
         **report_scores(measuring, candidate, sides["test"], held_out),
         "validation": report_to_json(measured.report),
         "decision": decision.reason,
+        "advice": decision.advice,
         "promoted": decision.promoted,
         "step": result.step,
         "stopped": result.reason,
@@ -124,7 +125,7 @@ def fit_all(
     as many pixels it would take twice as long, and these crops vary enough.
     """
     fits: list[tuple[torch.nn.Module, TrainingResult]] = []
-    count, seconds = len(trainings), 0.0
+    count, seconds, waited = len(trainings), 0.0, 0.0
     side = crop_side(dataset.samples, config.side)
     crops = max(1, round(config.crops * config.side / side))
     wide = wide_side(dataset.samples, side, crops)
@@ -133,9 +134,9 @@ def fit_all(
 
     def report_all(progress: Progress) -> None:
         step, steps = len(fits) * config.steps + progress.step, count * config.steps
-        past = seconds + progress.seconds
         left = (count - len(fits) - 1) * config.seconds + progress.seconds_left
-        report(replace(progress, step=step, steps=steps, seconds=past, seconds_left=left))
+        times = {"seconds": seconds + progress.seconds, "seconds_left": left}
+        report(replace(progress, step=step, steps=steps, **times, waited=waited + progress.waited))
 
     for path, (training, watched) in zip(checkpoints, trainings, strict=True):
         cast("Any", torch).manual_seed(config.seed)
@@ -150,7 +151,7 @@ def fit_all(
         log.info("trained in %.0f s: %s", time.perf_counter() - started, result.reason)
         if result.reason == "cancelled":
             return None
-        seconds += trainer.seconds
+        seconds, waited = seconds + trainer.seconds, waited + trainer.waited
         del trainer, pictures, watching  # free the memory of decoded pictures before the next training
         best = networks.build(network, classes)
         best.load_state_dict(result.state)

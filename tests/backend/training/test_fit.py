@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -219,6 +220,30 @@ def test_the_time_budget_ends_a_run_also_one_that_is_gone_on_with(tmp_path: Path
     before = again.step
     again.run()
     assert again.step - before < before, "the seconds before count"
+
+
+def test_a_busy_machine_costs_a_training_no_steps_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step has the processor for a second, after waiting 19 for it."""
+    monkeypatch.setattr("time.thread_time", itertools.count(0.0, 1.0).__next__)
+    monkeypatch.setattr("time.perf_counter", itertools.count(0.0, 20.0).__next__)
+    reports: list[Progress] = []
+    run = fit(replace(CONFIG, steps=1000, seconds=30.0, validate_every=10), tmp_path / "a.pt")
+    assert run.run(reports.append).reason == "out of time"
+    assert (run.step, run.seconds, run.waited) == (30, 30.0, 30 * 19.0)
+    assert [each.step for each in reports] == [10, 20, 30]
+    assert reports[-1].busy == "the machine was busy: the training got 30 s of processor time in 600 s"
+    assert replace(reports[-1], waited=29.0).busy == ""
+    assert replace(reports[-1], seconds=1.0, waited=9.0).busy == "", "too short to be said"
+    resumed = fit(replace(CONFIG, steps=1000, seconds=30.0, validate_every=10), tmp_path / "a.pt")
+    assert (resumed.seconds, resumed.waited) == (30.0, 30 * 19.0)
+
+
+def test_each_validation_picture_is_a_sign_of_life(tmp_path: Path) -> None:
+    beats: list[None] = []
+    fit(CONFIG, tmp_path / "a.pt").run(heartbeat=lambda: beats.append(None))
+    assert len(beats) == 12 + 3 * len(VALIDATION)
 
 
 def test_without_anything_to_validate_on_the_last_weights_are_kept(tmp_path: Path) -> None:

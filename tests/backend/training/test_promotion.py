@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from clickmask.metrics.confusion import Confusion
-from clickmask.training.promotion import MAX_CLASS_IOU_LOSS, MIN_IMAGES_FOR_INTERVAL, decide
+from clickmask.training.promotion import (
+    MAX_CLASS_IOU_LOSS,
+    MIN_FIRST_IOU,
+    MIN_FIRST_STEPS,
+    MIN_IMAGES_FOR_INTERVAL,
+    decide,
+)
 
 CATEGORIES = ("cell", "hole")
 
@@ -96,3 +102,34 @@ def test_models_are_compared_on_the_same_images_and_on_some() -> None:
         decide(matrices(3, 0.8), matrices(4, 0.8), CATEGORIES, CATEGORIES)
     with pytest.raises(ValueError, match="no validation image"):
         decide(matrices(0, 0.8), None, CATEGORIES)
+
+
+def test_a_first_version_that_barely_learnt_is_not_promoted_though_it_beats_nothing() -> None:
+    poor = decide(matrices(3, MIN_FIRST_IOU - 0.02, 0.1), None, CATEGORIES)
+    assert not poor.promoted
+    assert poor.reason.startswith("not promoted: it has barely learnt: no category reaches an IoU of 0.3; ")
+    assert decide(matrices(3, MIN_FIRST_IOU, 0), None, CATEGORIES).promoted, "one category is of use"
+    good = matrices(3, 0.9, 0.9)
+    early = decide(good, None, CATEGORIES, steps=9)
+    assert not early.promoted
+    assert early.reason.startswith("not promoted: it learnt for only 9 of at least 20 steps; ")
+    assert early.advice == "Raise CLICKMASK_TRAIN_SECONDS, then train again"
+    assert decide(good, None, CATEGORIES, steps=MIN_FIRST_STEPS).promoted
+    assert decide(good, matrices(3, 0.5), CATEGORIES, CATEGORIES, steps=9).promoted, (
+        "better than what is served"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cell", "served", "advice"),
+    [
+        (0, None, "Accept more labels, or raise CLICKMASK_TRAIN_SECONDS, then train again"),
+        (0.79, 0.8, "The model that is served stays. Accept more labels, then train again"),
+        (0.6, 0.8, "The model that is served stays. Accept more labels of cell, then train again"),
+        (0.9, 0.8, ""),
+    ],
+)
+def test_a_decision_says_what_to_do_next(cell: float, served: float | None, advice: str) -> None:
+    before = None if served is None else matrices(8, served)
+    found = decide(matrices(8, cell, 0.8 if before is not None else 0), before, CATEGORIES, CATEGORIES)
+    assert (found.promoted, found.advice) == (not advice, advice)
