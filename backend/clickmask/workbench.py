@@ -290,6 +290,10 @@ class Workbench:
             log.error("%s %s: %s", tool, project, error)
             return None
 
+    def why_not_trained(self, tool: str, project: str) -> str:
+        """A clause on why the project has no trained annotator, and what to do."""
+        return self._annotators.why_not_trained(tool, project)
+
     def close(self) -> None:
         if self._supervisor:
             self._supervisor.close()

@@ -81,7 +81,7 @@ def describe_report(models: Models) -> dict[str, Any]:
     """The served version's report as JSON. Raises NotFound if there is none."""
     served = models.served()
     if served is None:
-        raise NotFound("no model of this project is served yet: train one")
+        raise NotFound(f"no model of this project is served yet: {models.why_not_served()}")
     return {"version": served.id, "dataset": served.provenance.dataset_digest, **served.provenance.report}
 
 

@@ -36,7 +36,7 @@ def require_trained(workbench: Workbench, tool: str, project: str) -> tuple[str,
     trained = workbench.trained_annotator(tool, project)
     if trained is None:
         named = f"{tool.replace('_', ' ')} project {project[:40]!r}"
-        raise NotReady(f"no model of the {named} is served yet: `clickmask train` makes one")
+        raise NotReady(f"no model of the {named} is served yet: {workbench.why_not_trained(tool, project)}")
     return trained
 
 

@@ -58,6 +58,10 @@ class AnnotatorCatalogue(Families[Host, Annotator]):
         refined = f" refined by {self._host.refiner}" if self._host.refiner else ""
         return version and (f"trained:{folder_name(tool, project)}", f"unet {version.id}{refined}")
 
+    def why_not_trained(self, tool: str, project: str) -> str:
+        """See `Models.why_not_served`."""
+        return self._host.models.of(tool, project).why_not_served() if self._host.models else ""
+
     def statuses(self) -> list[AnnotatorStatus]:
         """Every annotator, sorted by family. Loads no model."""
         return [

@@ -144,6 +144,15 @@ class Models:
         history = self._history()
         return self.version(history[-1]) if history else None
 
+    def why_not_served(self) -> str:
+        """A clause on why no version is served, and what to do, for a project that has none in service."""
+        for newest in self.versions()[-1:]:
+            report = newest.provenance.report
+            if not report.get("promoted"):
+                declined = f"the newest, {newest.id}, was {report.get('decision', 'not promoted')}"
+                return f"{declined}. {report.get('advice') or 'Accept more labels, then train again'}"
+        return "`clickmask train` makes one"
+
     @contextmanager
     def lock_served(self) -> Generator[ModelVersion | None]:
         """The served version, protected from pruning inside the `with` block; None if there is none."""

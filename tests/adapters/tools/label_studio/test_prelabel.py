@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,19 @@ def test_without_a_model_nothing_is_asked_of_the_tasks(studio: LabelStudioStandi
     assert result.exit_code == 1
     assert "`clickmask train` makes one" in result.stderr.replace("\n", " ")
     assert "/api/tasks" not in studio.asked
+
+
+def test_after_a_training_that_declined_it_is_not_sent_back_to_the_training(
+    studio: LabelStudioStandin, home: Path
+) -> None:
+    made = draft(10.0)
+    report = {"decision": "not promoted: it is poor", "advice": "Accept more labels", "promoted": False}
+    declined = replace(made, provenance=replace(made.provenance, report=report))
+    version = ProjectModels(home / "models").of("label_studio", "3").save(declined)
+    result = prelabel()
+    assert result.exit_code == 1
+    assert f"{version.id}, was not promoted: it is poor. Accept more labels" in result.stderr
+    assert "clickmask train" not in result.stderr
 
 
 def test_a_label_studio_that_breaks_down_ends_it(studio: LabelStudioStandin, home: Path) -> None:
