@@ -1,11 +1,14 @@
 """Shared parts of the commands: printing, failing, and the arguments TOOL PROJECT."""
 
-from collections.abc import Generator, Iterable
+import math
+import time
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, contextmanager
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, ProgressColumn
 from rich.table import Table
 
 from clickmask import plugins
@@ -19,6 +22,35 @@ from clickmask_adapters.tools import Tool
 
 console = Console(highlight=False, soft_wrap=True)  # results
 errors = Console(highlight=False, soft_wrap=True, stderr=True)  # everything else
+
+LINE_EVERY_S = 5.0  # seconds between two lines of progress if there is no terminal
+
+
+@contextmanager
+def progress(
+    *columns: str | ProgressColumn, plain: str = "{done:.0f} of {total:.0f}: ", every: float | None = None
+) -> Generator[Callable[[float, float | None, str], None]]:
+    """A function that shows a number done, the total or None, and a text: a bar of `columns` on a terminal.
+
+    Elsewhere, such as in a log, it prints the text after `plain`, if that is new and the last line is `every`
+    seconds old (default: LINE_EVERY_S, also before the first line, so that short work prints nothing).
+    """
+    if errors.is_terminal:
+        with Progress(*columns, console=errors, transient=True, speed_estimate_period=300) as bar:
+            task = bar.add_task("", total=None)
+            yield lambda done, total, said: bar.update(task, completed=done, total=total, description=said)
+        return
+    pause = LINE_EVERY_S if every is None else every
+    shown, last = "", time.monotonic() if every is None else -math.inf
+
+    def show(done: float, total: float | None, said: str) -> None:
+        nonlocal shown, last
+        line = said if total is None else plain.format(done=done, total=total) + said
+        if said != shown and time.monotonic() - last >= pause:
+            shown, last = said, time.monotonic()
+            errors.print(line, markup=False)
+
+    yield show
 
 
 @contextmanager

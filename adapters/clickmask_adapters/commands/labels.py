@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -30,6 +30,7 @@ from clickmask_adapters.commands._console import (
     find_tool,
     new_table,
     open_home,
+    progress,
 )
 
 SHOWN_FLAWS = 20
@@ -78,12 +79,11 @@ def pull(
         done = PullProgress()
         steps = home.ingester.pull(tool, source, project)
         columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}")
-        with Progress(*columns, console=errors, transient=True) as bar, closing(steps):
-            shown = bar.add_task("", total=None)
+        with progress(*columns) as show, closing(steps):
             try:
                 for done in steps:
                     total = None if done.remaining is None else done.read + done.remaining
-                    bar.update(shown, completed=done.read, total=total, description=_summary(done))
+                    show(done.read, total, _summary(done))
             except KeyboardInterrupt:
                 errors.print("interrupted; the same command goes on from there")
                 raise typer.Exit(130) from None

@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from clickmask.ingest.reader import InboxReader
 from clickmask.store.jobs import UNDER_WAY
@@ -17,6 +17,7 @@ from clickmask_adapters.commands._console import (
     find_project,
     find_tool,
     open_home,
+    progress,
 )
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools._prelabel import Step
@@ -31,7 +32,8 @@ def train(tool: ToolName, project: ProjectName) -> None:
     """Train a model on the accepted labels of a project, and serve it if it is the better one.
 
     If a training of the project is under way, it is followed. After an interrupt, the same command goes on
-    from the last validation; so does the server when it starts. CLICKMASK_TRAIN_SECONDS limits its time.
+    from the last validation; so does the server when it starts. CLICKMASK_TRAIN_SECONDS limits its time,
+    counted as its own processor time, so that it takes longer on a busy machine.
     """
     times = (TimeElapsedColumn(), "at most", TimeRemainingColumn(), "more")
     columns = (BarColumn(20), "{task.description}", *times)
@@ -43,8 +45,8 @@ def train(tool: ToolName, project: ProjectName) -> None:
         supervisor = home.supervisor(lambda: reader.status().waiting)
         stack.enter_context(closing(supervisor)).start(adopting=False)
         job = supervisor.request(tool, project)
-        bar = stack.enter_context(Progress(*columns, console=errors, transient=True))
-        shown = bar.add_task(job.state, total=None)
+        plain = "{done:.0f} s of at most {total:.0f} s: "
+        show = stack.enter_context(progress(*columns, plain=plain, every=0))
         try:
             while job.state in UNDER_WAY:
                 total = None if job.seconds_left is None else job.seconds + job.seconds_left
@@ -52,7 +54,8 @@ def train(tool: ToolName, project: ProjectName) -> None:
                 if job.loss is not None:
                     miou = "-" if job.validation_miou is None else f"{job.validation_miou:.3f}"
                     said = f"step {job.step}/{job.steps}, loss {job.loss:.3f}, validation mIoU {miou}"
-                bar.update(shown, completed=job.seconds, total=total, description=said)
+                    said += f"; {job.message}" * bool(job.message)
+                show(job.seconds, total, said)
                 time.sleep(POLL_S)
                 job = supervisor.jobs.get(job.id)
         except KeyboardInterrupt:
@@ -96,13 +99,11 @@ def prelabel(
         done, interrupted = Step(0), False
         steps = find_tool(home, tool).prelabel(home.workbench, project)
         columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}")
-        with Progress(*columns, console=errors, transient=True, speed_estimate_period=300) as bar:
-            shown = bar.add_task("", total=None)
+        with progress(*columns) as show:
             try:
                 for step in steps:
                     done = done.then(step)
-                    total = done.images + done.remaining
-                    bar.update(shown, completed=done.images, total=total, description=_summary(done))
+                    show(done.images, done.images + done.remaining, _summary(done))
             except KeyboardInterrupt:
                 interrupted = True
     for sentence in done.left_out:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -23,6 +25,7 @@ from clickmask.training import supervisor
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_app
 from clickmask_adapters.cli import app
+from clickmask_adapters.commands.models import POLL_S
 from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from support.drawn_projects import accept_drawings
@@ -185,6 +188,29 @@ def test_a_training_by_command_ends_with_what_became_of_it(home: Path) -> None:
     unknown = run("train", "label-studio", "99")
     assert unknown.exit_code == 1
     assert "no labels of a project 99" in unknown.output
+
+
+def test_a_training_without_a_terminal_prints_its_progress_as_lines(home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    done: list[Result] = []
+    thread = threading.Thread(target=lambda: done.append(run("train", "label-studio", PROJECT)))
+    thread.start()
+    with closing(Store(tmp_path / "store.sqlite")) as store:
+        until(lambda: any(each.step == 50 for each in store.jobs.under_way()), 30)
+    time.sleep(2 * POLL_S)
+    (home / "go").touch()
+    thread.join()
+    *before, line = done[0].stderr.splitlines()
+    assert line == "9 s of at most 18 s: step 50/100, loss 0.500, validation mIoU 0.700"
+    assert set(before) <= {"queued", "running"}
+
+
+def test_a_declined_model_says_why_nothing_is_served(home: Path, models: Models) -> None:
+    made = draft()
+    report = {"decision": "not promoted: it is poor", "advice": "Label more", "promoted": False}
+    version = models.save(replace(made, provenance=replace(made.provenance, report=report)))
+    said = run("report", "miou", "label-studio", PROJECT).output
+    assert f"is served yet: the newest, {version.id}, was not promoted: it is poor. Label more" in said
 
 
 def test_a_training_that_fails_by_command_is_a_failure(home: Path, tmp_path: Path) -> None:
