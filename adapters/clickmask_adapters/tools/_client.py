@@ -23,7 +23,10 @@ MAX_REQUEST_S = 300.0  # one request with its retries, waits and body
 MAX_RETRIES = 5
 BACKOFF_S = 0.5  # the first retry comes at once, then 1, 2, 4, 8 s, unless Retry-After says more
 MAX_ANSWER_BYTES = 2**30  # 50 tasks with 20 annotations of 100 kB each are 100 MB
-MAX_REASON_CHARS = 200  # of the tool's own words in an error
+MAX_REASON_CHARS = 4000  # of the tool's own words in an error; a chain of causes has its reason at the end
+MARKUP = re.compile(
+    r"</?[a-z][a-z0-9]*(\s[^<>=]+=[^<>]*)?/?>", re.IGNORECASE
+)  # tags, but no `<object at 0x1f>`
 REFUSED_UNREAD = frozenset({429})  # refused before any work: even a POST may be sent again
 BUSY = REFUSED_UNREAD | {502, 503, 504}
 
@@ -210,7 +213,7 @@ class _Retries(Retry):
 
 
 def _reason(answer: BaseHTTPResponse, content: bytes) -> str:
-    """The tool's own words for a refusal: a text, a list of them, or texts by field."""
+    """All of the tool's own words for a refusal: a text, a list of them, or texts by field, also nested."""
     try:
         said: object = orjson.loads(content)
     except orjson.JSONDecodeError:
@@ -221,11 +224,11 @@ def _reason(answer: BaseHTTPResponse, content: bytes) -> str:
     if isinstance(said, dict):
         fields = cast("dict[str, object]", said)
         said = fields.get("validation_errors") or fields.get("detail") or fields
-    if isinstance(said, dict):
-        fields = cast("dict[str, object]", said)
-        said = "; ".join(f"{name}: {_joined(words)}" for name, words in fields.items())
-    return re.sub(r"<[^>]*>", "", _joined(said))[:MAX_REASON_CHARS] or "no reason given"
+    return MARKUP.sub("", _joined(said))[:MAX_REASON_CHARS] or "no reason given"
 
 
 def _joined(said: object) -> str:
-    return ", ".join(map(str, cast("list[object]", said))) if isinstance(said, list) else str(said)
+    if isinstance(said, dict):
+        fields = cast("dict[str, object]", said)
+        return "; ".join(f"{name}: {_joined(words)}" for name, words in fields.items())
+    return ", ".join(map(_joined, cast("list[object]", said))) if isinstance(said, list) else str(said)

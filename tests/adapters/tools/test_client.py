@@ -16,7 +16,7 @@ from clickmask_adapters.tools import _client
 from clickmask_adapters.tools._client import RestClient, ToolError
 from clickmask_adapters.tools.cvat.client import CvatClient
 from clickmask_adapters.tools.cvat.pull import CvatLabels
-from clickmask_adapters.tools.label_studio import labels
+from clickmask_adapters.tools.label_studio import pull
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.pull import LabelStudioLabels
 from support.cvat_server import TOKEN as CVAT_TOKEN
@@ -56,7 +56,7 @@ def slowly(*_: object) -> tuple[int, object]:
 
 @pytest.fixture
 def studio(monkeypatch: pytest.MonkeyPatch) -> Iterator[LabelStudioStandin]:
-    monkeypatch.setattr(labels, "PAGE", 2)
+    monkeypatch.setattr(pull, "PAGE", 2)
     with label_studio_standin() as standin:
         for number in range(1, 6):
             task = standin.add_task(number)
@@ -348,6 +348,14 @@ REFUSALS: list[tuple[int, str, object, str]] = [
     (400, "application/json", {"target_url": ["Enter a valid URL."]}, "400: target_url: Enter a valid URL."),
     (400, "application/json", ["not allowed", "<b>at all</b>"], "400: not allowed, at all"),
     (403, "application/json", {"detail": "no permission"}, "403: no permission"),
+    (400, "application/json", {"a": {"b": ["one", {"c": ["two"]}]}}, "400: a: b: one, c: two"),
+    (
+        400,
+        "application/json",
+        ["x" * 300, "<Pool object at 0x1f>: <a href='#'>refused"],
+        "x, <Pool object at 0x1f>: refused",
+    ),
+    (503, "text/plain", b"y" * 1000 + b"Connection refused", "yConnection refused"),
     (503, "text/plain", b"HTTPConnectionPool(host='nuclio', port=8070)", "503: HTTPConnectionPool"),
     (500, "text/html", b"<html>a page of Django's</html>", "500: Internal Server Error"),
     (200, "text/html", b"<html>the UI</html>", "is not (CVAT|Label Studio)'s API"),
