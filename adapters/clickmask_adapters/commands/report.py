@@ -20,6 +20,19 @@ from clickmask_adapters.commands._console import (
     open_home,
 )
 
+NAMELESS: dict[Axis, str] = {"category": "(no object)", "segmenter": "(by hand)", "week": "-"}
+ASSISTED = (
+    "One line for each {by}. objects: accepted. untouched, edited, by hand: accepted as proposed, changed, "
+    "or drawn without a proposal. rejected: clicks and drawings of models of which nothing was accepted. "
+    "first IoU, last IoU: mean overlap of the first and the last answer with what was accepted, from 0 to 1. "
+    "clicks: the mean of an object. seconds: median, from the first to the last answer."
+)
+MEASURED = (
+    "objects: accepted ones that came from it, on so many images. IoU, Dice: overlap with what was accepted, "
+    "from 0 to 1, over all pixels. first: of its first answers. last: of those that were accepted. mIoU: the "
+    "mean of the categories' IoUs."
+)
+
 cli = typer.Typer()
 report = typer.Typer(
     name="report", no_args_is_help=True, help="What the assistance and the models are worth."
@@ -46,15 +59,22 @@ def assist(
             console.print_json(json.dumps(assistance(home.store, tool, project)))
             return
         entries = read(home.store, tool, project)
-    counted = ("objects", "untouched", "edited", "by hand", "rejected", "first", "last", "clicks", "s")
-    table = new_table([by], counted)
-    for each in [*summarise(entries, by), *summarise(entries)]:
+    if not entries:
+        console.print("nothing was accepted and nothing proposed on the images of this project yet")
+        return
+    counted = ("objects", "untouched", "edited", "by hand", "rejected", "first\nIoU", "last\nIoU", "clicks")
+    table = new_table([by], (*counted, "seconds"))
+    rows = [(each.name or NAMELESS[by], each) for each in summarise(entries, by)]
+    for name, each in [*rows, *(("all", each) for each in summarise(entries))]:
         counts = (each.objects, each.untouched, each.edited, each.unassisted, each.rejected)
         means = ((each.first_iou, ".3f"), (each.last_iou, ".3f"), (each.clicks, ".1f"), (each.seconds, ".1f"))
         numbers = ["" if value is None else f"{value:{form}}" for value, form in means]
-        table.add_row(Text(each.name or "-"), *map(str, counts), *numbers)
+        table.add_row(Text(name), *map(str, counts), *numbers)
     table.rows[-1].style = "bold"
     console.print(table)
+    console.print(ASSISTED.format(by=by))
+    if not any(entry.outcome in ("untouched", "edited") for entry in entries):
+        console.print("no accepted object came from a proposal, so there is nothing to compare")
 
 
 @report.command()
@@ -104,7 +124,12 @@ def segmenters(tool: ToolName, project: ProjectName, as_json: AsJson = False) ->
     if as_json:
         console.print_json(json.dumps(found))
         return
-    numbers = ["objects", "images", "IoU first", "IoU last", "Dice last"]
+    if not found["segmenters"]:
+        console.print(
+            "no accepted object of this project came from a click, a box or a model: nothing can be measured"
+        )
+        return
+    numbers = ["objects", "images", "first IoU", "last IoU", "last Dice"]
     table = new_table(["segmenter", "category"], numbers)
     for each in found["segmenters"]:
         first, last = each["first"], each["last"] or each["first"]
@@ -115,6 +140,7 @@ def segmenters(tool: ToolName, project: ProjectName, as_json: AsJson = False) ->
         means = (_written(first["miou"]), _written(last["miou"]), "")
         table.add_row(Text(each["name"]), "mean (mIoU)", *counts, *means, style="bold")
     console.print(table)
+    console.print(MEASURED)
 
 
 def _written(value: float | None) -> str:

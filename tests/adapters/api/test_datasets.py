@@ -438,6 +438,29 @@ def test_what_segmenters_proposed_is_measured(home: Path) -> None:
     assert measured["last"]["absent"] == ["nucleus"]
 
 
+def test_reports_explain_their_columns_and_say_a_sentence_if_they_are_empty(home: Path) -> None:
+    assist = run("report", "assist", *OF).stdout
+    heads = assist.splitlines()[:2]
+    assert [" ".join(head.split()) for head in heads] == [
+        "first last",
+        "category objects untouched edited by hand rejected IoU IoU clicks seconds",
+    ]
+    assert re.search(r"\nall +3 +1 ", assist)
+    assert "seconds: median, from the first to the last answer" in assist
+    assert "nothing to compare" not in assist
+    assert "(by hand)" in run("report", "assist", *OF, "--by", "segmenter").stdout
+    assert "last: of those that were accepted" in run("report", "segmenters", *OF).stdout
+    store = Store(home / "home" / "store.sqlite")
+    store.describe_project(ProjectDescribed("cvat", "8", "empty", ("car",)))
+    store.close()
+    assert run("report", "assist", "cvat", "8").stdout == (
+        "nothing was accepted and nothing proposed on the images of this project yet\n"
+    )
+    assert run("report", "segmenters", "cvat", "8").stdout.startswith(
+        "no accepted object of this project came"
+    )
+
+
 def test_an_export_of_another_package_is_a_command(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     foreign = ModuleType("foreign", "Plain text, one line an image.")
 
