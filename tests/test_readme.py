@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
+from typer.testing import CliRunner
 
 from clickmask import segmenters
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.weights import WeightsFolder
 from clickmask.types import Image, Prompt
-from clickmask_adapters.api.proposals import ProposalsIn
+from clickmask_adapters.cli import app
 from clickmask_adapters.settings import Settings
 from support import settings_page
+from support.served import serving
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -39,9 +46,37 @@ def test_the_segmenter_in_one_file_is_found_and_answers(
     assert embedding.nbytes > 0
 
 
-def test_the_request_is_one_that_the_api_takes() -> None:
-    (body,) = re.findall(r"-d '(\{.*?\})'", README, re.DOTALL)
-    assert ProposalsIn.model_validate_json(body).min_iou == 0.98
+def shell(command: str) -> str:
+    """The README's only shell example with this command, as it stands."""
+    (example,) = (each for each in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if command in each)
+    return example
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("bash")), reason="needs curl and bash")
+def test_the_request_is_answered_as_it_stands(tmp_path: Path) -> None:
+    example = shell("curl ")
+    assert example.count("http://127.0.0.1:9090") == 1, "where `make serve` serves"
+    with serving(tmp_path) as server:
+        example = example.replace("http://127.0.0.1:9090", server.url)
+        command = ["bash", "-eo", "pipefail", "-c", example]
+        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    found = json.loads(answer.stdout)
+    assert (found["image"]["width"], found["image"]["height"]) == (451, 300)
+    assert found["proposals"][0]["area"] > 5000
+    assert found["proposals"][0]["polygons"]
+
+
+def test_the_picture_that_is_segmented_in_one_line_is_written_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("CLICKMASK_HOME", str(tmp_path / "home"))
+    _, *words = shlex.split(shell("clickmask segment ").splitlines()[0], comments=True)
+    assert words[-2:] == ["--out", "mask.png"]
+    done = CliRunner().invoke(app, [*words[:-1], str(tmp_path / "mask.png")])
+    assert done.exit_code == 0, done.output
+    with PIL.Image.open(tmp_path / "mask.png") as mask:
+        assert mask.size == (451, 300)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
