@@ -46,8 +46,8 @@ def progress(
     def show(done: float, total: float | None, said: str) -> None:
         nonlocal shown, last
         line = said if total is None else plain.format(done=done, total=total) + said
-        if said != shown and time.monotonic() - last >= pause:
-            shown, last = said, time.monotonic()
+        if line != shown and time.monotonic() - last >= pause:
+            shown, last = line, time.monotonic()
             errors.print(line, markup=False)
 
     yield show

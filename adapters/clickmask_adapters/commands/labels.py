@@ -2,18 +2,20 @@
 
 import inspect
 import json
-from collections.abc import Callable
-from contextlib import closing
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 from typer.core import TyperGroup
 
 from clickmask import plugins
-from clickmask.datasets.snapshot import snapshot
+from clickmask.datasets.snapshot import Dataset, Sample, snapshot
 from clickmask.errors import InvalidRequest
 from clickmask.ingest.apply import PullProgress
 from clickmask.labels.submissions import Unlabelled
@@ -32,8 +34,25 @@ from clickmask_adapters.commands._console import (
     open_home,
     progress,
 )
+from clickmask_adapters.home import Home
 
 SHOWN_FLAWS = 20
+SHOW_EVERY_S = 0.1
+COLUMNS = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), "{task.description}")
+
+
+class Watched(tuple[Sample, ...]):
+    """The samples of a dataset, which tell `show` how far somebody has come with them."""
+
+    show: Callable[[int], None]
+
+    def __iter__(self) -> Iterator[Sample]:
+        shown = time.monotonic()
+        for done, sample in enumerate(super().__iter__()):
+            if time.monotonic() - shown > SHOW_EVERY_S:
+                shown = time.monotonic()
+                self.show(done)
+            yield sample
 
 
 class Exports(TyperGroup):
@@ -129,13 +148,12 @@ def stats(
 
     Areas are in pixels: small below 32 x 32, large above 96 x 96. Points are those of polygons as drawn.
     """
-    with open_home() as home:
-        find_project(home.store, tool, project)
-        dataset = snapshot(home.store, tool, project, home.archive, home.limits)
-    if as_json:
-        console.print_json(json.dumps(describe(dataset)))
+    with open_home() as home, watched_dataset(home, tool, project) as watch:
+        dataset = watch("counting")
+        counted = describe(dataset) if as_json else count(dataset)
+    if isinstance(counted, dict):
+        console.print_json(json.dumps(counted))
         return
-    counted = count(dataset)
     sizes = ("labels", "images", "least", "median", "most", "small", "medium", "large", "points")
     table = new_table(["category"], sizes)
     for each in counted.categories:
@@ -158,6 +176,23 @@ def stats(
         errors.print(f"and {hidden} more: --all")
 
 
+@contextmanager
+def watched_dataset(home: Home, tool: str, project: str) -> Generator[Callable[[str], Dataset]]:
+    """A function that gives the project's dataset, and shows what is done while its samples are read."""
+    find_project(home.store, tool, project)
+    with progress(*COLUMNS) as show:
+        show(0, None, "reading the labels")
+        dataset = snapshot(home.store, tool, project, home.archive, home.limits)
+
+        def watch(doing: str) -> Dataset:
+            total, watched = len(dataset.samples), Watched(dataset.samples)
+            watched.show = lambda done: show(done, total, doing)
+            show(0, total, doing)
+            return replace(dataset, samples=watched)
+
+        yield watch
+
+
 def _summary(done: PullProgress) -> str:
     return (
         f"{done.taken} taken in, {done.known} known already, {done.gone} gone, {len(done.left_out)} left out"
@@ -177,19 +212,20 @@ def _export_command(module: Any) -> Callable[..., None]:
                 if ended.exit_code:
                     errors.print("nothing was exported; without --pull, what is kept already can be")
                 raise
-        with open_home() as home:
-            find_project(home.store, tool, project)
-            dataset = snapshot(home.store, tool, project, home.archive, home.limits)
-            written = module.write(dataset, out, **options)
+        with open_home() as home, watched_dataset(home, tool, project) as watch:
+            written = module.write(watch("writing"), out, **options)
             known = inspect.signature(module.losses).parameters
-            losses = module.losses(dataset, **{key: value for key, value in options.items() if key in known})
+            given = {key: value for key, value in options.items() if key in known}
+            losses = module.losses(watch("comparing"), **given)
+            dataset = watch("looking for flaws")
+            flaws = sum(1 for _ in find_flaws(dataset))
         labels = sum(len(sample.labels) for sample in dataset.samples)
         console.print(str(written), markup=False)
         said = f"{len(dataset.samples)} images, {labels} labels, {len(dataset.categories)} categories"
         console.print(f"{said}, dataset {dataset.digest[:12]}")
         for sentence in (*left_out(dataset), *losses):
             errors.print(sentence, markup=False)
-        if flaws := sum(1 for _ in find_flaws(dataset)):
+        if flaws:
             stats = f"clickmask stats {tool.replace('_', '-')} {project}"
             errors.print(f"{flaws} things look wrong in the labels: `{stats}` names them", markup=False)
 

@@ -190,7 +190,7 @@ class Ingester:
         return image
 
     def pull(self, name: str, tool: LabelSource, project: str) -> Generator[PullProgress]:
-        """Store everything accepted in `project` of `tool`, called `name`. Yields after each part.
+        """Store everything accepted in `project` of `tool`, called `name`. Yields after each change and part.
 
         Resumes where the last pull stopped. Ends with deletions that no webhook announced; if the project
         was deleted, everything goes. Raises NotFound, ToolUnavailable and StoreUnavailable.
@@ -217,6 +217,8 @@ class Ingester:
                 else:
                     if submission:
                         taken, known = taken + changed, known + (not changed)
+                left = None if part.remaining is None else part.remaining + 1  # this one too
+                yield PullProgress(read - 1, left, taken, known, 0, tuple(left_out))
             self._store.set_pull_position(name, project, part.position)
             yield PullProgress(read, part.remaining, taken, known, 0, tuple(left_out))
         unseen = [each for each in self._store.annotations(name, project) if each not in seen]

@@ -31,6 +31,7 @@ from clickmask.workbench import Workbench
 from clickmask_adapters import exports
 from clickmask_adapters.api import datasets
 from clickmask_adapters.cli import app
+from clickmask_adapters.commands import _console
 from clickmask_adapters.commands import labels as labels_command
 from clickmask_adapters.exports import coco
 from clickmask_adapters.server.failures import RecentFailures, install
@@ -459,6 +460,22 @@ def test_reports_explain_their_columns_and_say_a_sentence_if_they_are_empty(home
     assert run("report", "segmenters", "cvat", "8").stdout.startswith(
         "no accepted object of this project came"
     )
+
+
+def test_long_work_on_a_dataset_shows_its_progress_and_short_work_does_not(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = (("stats", *OF), ("stats", *OF, "--json"), ("export", "coco", *OF, "--out", str(home / "a")))
+    assert not any(" of 3: " in run(*words).stderr for words in commands)
+    monkeypatch.setattr(_console, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(labels_command, "SHOW_EVERY_S", -1.0)
+    for words, doings in zip(
+        commands, (["counting"], ["counting"], ["writing", "looking for flaws"]), strict=True
+    ):
+        said = run(*words).stderr.splitlines()
+        assert said[0] == "reading the labels"
+        for doing in doings:
+            assert {f"{done} of 3: {doing}" for done in range(3)} <= set(said)
 
 
 def test_an_export_of_another_package_is_a_command(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

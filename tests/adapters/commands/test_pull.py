@@ -17,6 +17,7 @@ from clickmask.ingest.apply import Ingester, LabelSource, Page
 from clickmask.labels.submissions import Change, ProjectDescribed, Submission
 from clickmask.store import Store
 from clickmask_adapters.cli import app
+from clickmask_adapters.commands import _console
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools._client import ToolError
 from clickmask_adapters.tools.label_studio import pull as label_studio_pull
@@ -68,6 +69,18 @@ def test_all_labels_of_a_project_come_page_by_page_with_their_images(
         assert all((home / "images" / image.digest[:2] / image.digest).exists() for image in images)
         (listed,) = store.projects()
         assert (listed.title, listed.categories) == ("Streets", ("Car", "Road"))
+
+
+def test_a_long_pull_shows_each_annotation_and_a_short_one_nothing(
+    studio: LabelStudioStandin, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio.add_task(4, studio.annotation(4, rectangle("a")), studio.annotation(4, rectangle("b")))
+    assert pull().stderr == ""
+    monkeypatch.setattr(_console, "LINE_EVERY_S", 0.0)
+    said = pull().stderr.splitlines()
+    for known in (1, 2):
+        assert f"0 of 1: 0 taken in, {known} known already, 0 gone, 0 left out" in said
+    assert said[-1] == "1 of 1: 0 taken in, 2 known already, 0 gone, 0 left out"
 
 
 def test_a_second_pull_asks_for_no_image_again(studio: LabelStudioStandin, home: Path) -> None:
