@@ -54,7 +54,7 @@ def train(tool: ToolName, project: ProjectName) -> None:
                 if job.loss is not None:
                     miou = "-" if job.validation_miou is None else f"{job.validation_miou:.3f}"
                     said = f"step {job.step}/{job.steps}, loss {job.loss:.3f}, validation mIoU {miou}"
-                    said += f"; {job.message}" * bool(job.message)
+                    said += f". {job.message}" * bool(job.message)
                 show(job.seconds, total, said)
                 time.sleep(POLL_S)
                 job = supervisor.jobs.get(job.id)

@@ -149,8 +149,10 @@ class Models:
         for newest in self.versions()[-1:]:
             report = newest.provenance.report
             if not report.get("promoted"):
-                declined = f"the newest, {newest.id}, was {report.get('decision', 'not promoted')}"
-                return f"{declined}. {report.get('advice') or 'Accept more labels, then train again'}"
+                said: str = report.get("decision", "not promoted")
+                if "train again" not in said:  # written by an earlier version
+                    said += ". Accept more labels, then train again"
+                return f"the newest, {newest.id}, was {said}"
         return "`clickmask train` makes one"
 
     @contextmanager

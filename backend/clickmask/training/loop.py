@@ -64,8 +64,8 @@ class Progress:
         elapsed = self.seconds + self.waited
         if self.waited < max(MIN_WAITED_S, BUSY_SHARE * elapsed):
             return ""
-        got = f"{self.seconds:.0f} s of processor time in {elapsed:.0f} s"
-        return f"the machine was busy: the training got {got}"
+        got = f"{self.seconds:.1f} s of processor time in {elapsed:.0f} s"
+        return f"The machine was busy: the training got {got}"
 
 
 class TrainingLoop:

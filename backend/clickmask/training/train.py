@@ -32,7 +32,7 @@ MAX_WATCHED_PIXELS = 2**22  # pixels of the pictures that early stopping measure
 @dataclass(frozen=True)
 class Trained:
     version: ModelVersion
-    decision: Decision
+    decision: Decision  # its reason also says if the machine was busy, and what to do next
 
 
 def train(
@@ -71,7 +71,14 @@ def train(
     trainings = [(sides["train"], sides["validation"]), *((most, list[Sample]()) for most, _ in parts)]
     names = (f"{checkpoint.name}{number or ''}" for number in range(len(trainings)))
     checkpoints = [checkpoint.with_name(name) for name in names]
-    fits = fit_all(dataset, trainings, config, checkpoints, network, limits, report, cancelled, heartbeat)
+    busy = ""
+
+    def watch(progress: Progress) -> None:
+        nonlocal busy
+        busy = progress.busy
+        report(progress)
+
+    fits = fit_all(dataset, trainings, config, checkpoints, network, limits, watch, cancelled, heartbeat)
     if fits is None:
         return None
     exported = [export(each) for each, _ in fits]
@@ -80,12 +87,12 @@ def train(
     measured = measuring.measure([(candidate, sides["validation"])])
     trained, result = fits[0]
     decision = compare(measuring, measured, sides["validation"], models, result.step)
+    said = ". ".join(filter(None, (decision.reason, busy, decision.advice)))
     held_out = [(other, samples) for other, (_, samples) in zip(others, parts, strict=True)]
     about = {
         **report_scores(measuring, candidate, sides["test"], held_out),
         "validation": report_to_json(measured.report),
-        "decision": decision.reason,
-        "advice": decision.advice,
+        "decision": said,
         "promoted": decision.promoted,
         "step": result.step,
         "stopped": result.reason,
@@ -102,7 +109,7 @@ def train(
     models.prune()
     for path in checkpoints:
         path.unlink(missing_ok=True)
-    return Trained(version, decision)
+    return Trained(version, replace(decision, reason=said))
 
 
 def fit_all(

@@ -42,7 +42,6 @@ class RunningJob:
     parent: int
     told_to_end: bool = False
     beaten_at: float = -math.inf
-    busy: str = ""  # see `Progress.busy`
 
     def beat(self) -> None:
         if time.monotonic() - self.beaten_at >= HEARTBEAT_S:
@@ -59,8 +58,7 @@ class RunningJob:
 
     def report(self, progress: Progress) -> None:
         miou = None if math.isnan(progress.validation_miou) else progress.validation_miou
-        self.busy = progress.busy
-        values = {**asdict(progress), "validation_miou": miou, "message": self.busy}  # columns of a job
+        values = {**asdict(progress), "validation_miou": miou, "message": progress.busy}  # columns of a job
         del values["waited"]
         with suppress(StoreUnavailable):
             self.jobs.change(self.job.id, **values)
@@ -68,10 +66,8 @@ class RunningJob:
     def finish(self, trained: Trained | None) -> None:
         """Record the result; without one, that the job was cancelled or waits again."""
         if trained:
-            decided = trained.decision
-            message = ". ".join(filter(None, (decided.reason, self.busy, decided.advice)))
-            about = {"version": trained.version.id, "promoted": decided.promoted}
-            self.end("done", message, **about, seconds_left=0.0)
+            promoted, reason = trained.decision.promoted, trained.decision.reason
+            self.end("done", reason, version=trained.version.id, promoted=promoted, seconds_left=0.0)
         elif self.jobs.is_cancelled(self.job.id):
             self.end("cancelled", "cancelled; the next training goes on from there")
         else:

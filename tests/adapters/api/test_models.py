@@ -207,10 +207,12 @@ def test_a_training_without_a_terminal_prints_its_progress_as_lines(home: Path, 
 
 def test_a_declined_model_says_why_nothing_is_served(home: Path, models: Models) -> None:
     made = draft()
-    report = {"decision": "not promoted: it is poor", "advice": "Label more", "promoted": False}
+    report = {"decision": "not promoted: it is poor", "promoted": False}
     version = models.save(replace(made, provenance=replace(made.provenance, report=report)))
     said = run("report", "miou", "label-studio", PROJECT).output
-    assert f"is served yet: the newest, {version.id}, was not promoted: it is poor. Label more" in said
+    assert (
+        f"is served yet: the newest, {version.id}, was not promoted: it is poor. Accept more labels" in said
+    )
 
 
 def test_a_training_that_fails_by_command_is_a_failure(home: Path, tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_a_busy_machine_costs_a_training_no_steps_and_is_told(
     assert run.run(reports.append).reason == "out of time"
     assert (run.step, run.seconds, run.waited) == (30, 30.0, 30 * 19.0)
     assert [each.step for each in reports] == [10, 20, 30]
-    assert reports[-1].busy == "the machine was busy: the training got 30 s of processor time in 600 s"
+    assert reports[-1].busy == "The machine was busy: the training got 30.0 s of processor time in 600 s"
     assert replace(reports[-1], waited=29.0).busy == ""
     assert replace(reports[-1], seconds=1.0, waited=9.0).busy == "", "too short to be said"
     resumed = fit(replace(CONFIG, steps=1000, seconds=30.0, validate_every=10), tmp_path / "a.pt")

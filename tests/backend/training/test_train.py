@@ -108,6 +108,19 @@ def test_a_worse_model_is_kept_but_not_served(dataset: Dataset, models: Models, 
     assert models.versions() == [good.version, poor.version]
 
 
+def test_the_decision_says_that_the_machine_was_busy_and_what_to_do_next(
+    dataset: Dataset, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Progress, "busy", "The machine was busy")
+    trained = train.train(dataset, models, QUICK, tmp_path / "a.pt")
+    assert trained and not trained.decision.promoted
+    said = trained.decision.reason
+    assert said.startswith("not promoted: it learnt for only 4 of at least 20 steps; ")
+    assert said.endswith(". The machine was busy. Raise CLICKMASK_TRAIN_SECONDS, then train again")
+    assert trained.version.provenance.report["decision"] == said
+    assert models.why_not_served() == f"the newest, {trained.version.id}, was {said}"
+
+
 def test_a_cancelled_training_goes_on_where_it_was(dataset: Dataset, models: Models, tmp_path: Path) -> None:
     steps = iter([False] * 3 + [True] * 9)
     checkpoint = tmp_path / "a.pt"

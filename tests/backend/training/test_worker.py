@@ -7,9 +7,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -20,8 +19,6 @@ from clickmask.store import Store
 from clickmask.store.jobs import Job
 from clickmask.training import worker
 from clickmask.training.fit import Progress
-from clickmask.training.promotion import Decision
-from clickmask.training.train import Trained
 from clickmask.training.worker import AUTOGROUP, HEARTBEAT_S, LOWEST_PRIORITY, RunningJob, work
 
 
@@ -40,14 +37,12 @@ def test_progress_is_noted_in_plain_numbers(working: RunningJob) -> None:
     assert (job.seconds, job.seconds_left) == (8.0, 32.0)
 
 
-def test_a_busy_machine_is_told_meanwhile_and_at_the_end(working: RunningJob) -> None:
+def test_a_busy_machine_is_told_while_the_training_goes_on(working: RunningJob) -> None:
     busy = Progress(9, 3000, 0.5, math.nan, 9.0, 111.0, waited=111.0)
     working.report(busy)
     assert working.jobs.get(working.job.id).message == busy.busy != ""
-    version: Any = SimpleNamespace(id="0001-abcd")
-    working.finish(Trained(version, Decision(False, "not promoted: it is poor", "Label more")))
-    said = f"not promoted: it is poor. {busy.busy}. Label more"
-    assert working.jobs.get(working.job.id).message == said
+    working.report(replace(busy, seconds=112.0))
+    assert working.jobs.get(working.job.id).message == ""
 
 
 def test_signs_of_life_are_given_now_and_then(working: RunningJob, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,12 +179,13 @@ def test_after_a_training_that_declined_it_is_not_sent_back_to_the_training(
     studio: LabelStudioStandin, home: Path
 ) -> None:
     made = draft(10.0)
-    report = {"decision": "not promoted: it is poor", "advice": "Accept more labels", "promoted": False}
+    said = "not promoted: it is poor. Raise CLICKMASK_TRAIN_SECONDS, then train again"
+    report = {"decision": said, "promoted": False}
     declined = replace(made, provenance=replace(made.provenance, report=report))
     version = ProjectModels(home / "models").of("label_studio", "3").save(declined)
     result = prelabel()
     assert result.exit_code == 1
-    assert f"{version.id}, was not promoted: it is poor. Accept more labels" in result.stderr
+    assert f"the newest, {version.id}, was {said}\n" in result.stderr
     assert "clickmask train" not in result.stderr
 
 
