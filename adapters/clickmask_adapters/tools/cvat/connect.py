@@ -67,17 +67,21 @@ def connect(
         sentence = f"the webhook {hook} is missing, so accepted labels never arrive by themselves: {error}"
         raise ToolError(sentence, error.status) from error
     # CVAT's server posts now; later deliveries come from its webhook worker.
-    status = client.ping_webhook(webhook).get("status_code")
-    if status == 401:
+    ping = client.ping_webhook(webhook)
+    if (status := ping.get("status_code")) == 401:
         # CVAT never shows a secret, but refused signatures mean that it has another one. A secret that works
         # is never replaced, because `secret` may differ from the server's.
         client.change_webhook(webhook, {"secret": secret})
         yield "The webhook had another secret; it was set again."
-        status = client.ping_webhook(webhook).get("status_code")
-    if status != 200:
+        ping = client.ping_webhook(webhook)
+    if (status := ping.get("status_code")) != 200:
         unknown = f"is clickmask running, and is this its address as CVAT's containers see it? {SMOKESCREEN}"
         advice = PING_ADVICE.get(status or 0, unknown)
-        raise ToolError(f"CVAT's webhook does not reach clickmask at {url} (status {status}): {advice}")
+        said = str(ping.get("response") or "").strip()
+        heard = f". It got: {said}" if said and not said.startswith("<") else ""  # no page of HTML
+        raise ToolError(
+            f"CVAT's webhook does not reach clickmask at {url} (status {status}): {advice}{heard}"
+        )
     yield f"CVAT reaches clickmask at {url}, and clickmask takes its signature."
     job = next((client.read_job(row["id"]) for row, _ in client.jobs({"project_id": number})), None)
     frame = next(frames(job), None) if job else None

@@ -202,9 +202,17 @@ def test_a_webhook_that_does_not_arrive_is_said_with_smokescreen(cvat: CvatServe
 def test_a_webhook_that_smokescreen_refuses_is_said(
     cvat: CvatServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CvatClient, "ping_webhook", lambda *_: {"status_code": 407, "response": ""})
-    with pytest.raises(ToolError, match=r"\(status 407\): CVAT's smokescreen blocks private addresses"):
+    got = {"status_code": 407, "response": "denied by rule 'Deny: Private Range'"}
+    monkeypatch.setattr(CvatClient, "ping_webhook", lambda *_: got)
+    with pytest.raises(
+        ToolError, match=r"\(status 407\): CVAT's smokescreen blocks private addresses"
+    ) as caught:
         sentences(cvat, "http://10.0.0.5:9090")
+    assert str(caught.value).endswith("It got: denied by rule 'Deny: Private Range'")
+    monkeypatch.setitem(got, "response", "<html>a page of a proxy</html>")
+    with pytest.raises(ToolError, match=r"\(status 407\)") as caught:
+        sentences(cvat, "http://10.0.0.5:9090")
+    assert "a page" not in str(caught.value)
 
 
 def test_a_webhook_that_may_not_be_made_is_said(cvat: CvatServer, monkeypatch: pytest.MonkeyPatch) -> None:
