@@ -64,7 +64,7 @@ $(VENV)/serving: $(run)/python pyproject.toml constraints.txt
 
 $(VENV)/everything: $(VENV)/serving
 	$(run)/python $(with_groups)
-	$(run)/python $(pip_install) -c constraints.txt -e '.[torch,openvino,cvat,plot]' --group dev
+	$(run)/python $(pip_install) -c constraints.txt -e '.[torch,openvino,cvat,plot,heic]' --group dev
 	@touch $@
 
 # Label Studio pins what clickmask does not, so it lives in an environment of its own.

@@ -31,7 +31,9 @@ class Strict(BaseModel):
 class ImageIn(Strict):
     """An image: exactly one of its bytes, its address, or the digest that an earlier answer named."""
 
-    data: str | None = Field(None, description="The file, base64 (JPEG, PNG, WebP, BMP, TIFF, GIF)")
+    data: str | None = Field(
+        None, description="The file, base64 (JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC)"
+    )
     url: str | None = Field(
         None, description="http(s):// or file:// under a configured folder", max_length=4096
     )

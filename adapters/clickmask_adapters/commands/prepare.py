@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from clickmask.errors import Busy, Failed, InvalidRequest, NotReady
-from clickmask.images.decode import FORMATS
+from clickmask.images.decode import readable_formats
 from clickmask.types import ImageRef
 from clickmask.workbench import Workbench
 from clickmask_adapters.commands._console import console, errors, open_home, tool_name
@@ -66,7 +66,7 @@ def prepare(
             )
         wanted = list(home.tools[tool].images(project)) if project else folder_images(Path(what))
         if not wanted:
-            raise InvalidRequest(f"there is no image here; clickmask reads {', '.join(FORMATS)}")
+            raise InvalidRequest(f"there is no image here; clickmask reads {', '.join(readable_formats())}")
         complete = follow(prepare_images(home.workbench, wanted, chosen), len(wanted), console, errors)
         disk = home.workbench.cache_status().disk
     if disk and disk.bytes > 0.95 * disk.capacity:
@@ -85,7 +85,8 @@ class Prepared:
 def folder_images(folder: Path) -> list[NamedImage]:
     """Images below `folder` that clickmask reads, judged by their endings; hidden files are left out."""
     PIL.Image.init()
-    endings = {ending for ending, name in PIL.Image.registered_extensions().items() if name in FORMATS}
+    known = readable_formats()
+    endings = {ending for ending, name in PIL.Image.registered_extensions().items() if name in known}
     inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return [
         NamedImage(str(path), partial(ImageRef, (folder.resolve() / path).as_uri()))

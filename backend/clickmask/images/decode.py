@@ -1,14 +1,18 @@
 """Decoding of bytes into upright RGB pixels, and the digest that names them."""
 
 import hashlib
+import importlib
 import io
 import re
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
+import PIL.features
 import PIL.Image
 import simplejpeg
 from numpy.typing import NDArray
@@ -16,7 +20,16 @@ from numpy.typing import NDArray
 from clickmask.errors import InvalidInput, TooLarge
 from clickmask.types import Image, Pixels
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # everywhere; `readable_formats` are those here
+
+# Brands that name the coding of a file of ISO 23008-12, and what reads it.
+_BRANDS = {
+    "AVIF": (frozenset({b"avif", b"avis"}), "a Pillow that was built with AVIF"),
+    "HEIF": (
+        frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}),
+        "pillow-heif: pip install 'clickmask[heic]'",
+    ),
+}
 
 # Name and version of the recipe below, part of each digest. Raise the number when the same file must give
 # other pixels. Pillow's version is left out because the pixels are hashed.
@@ -24,6 +37,7 @@ DECODER = b"clickmask.images 1"
 
 # EXIF 2.32, tag 0x0112: the transpositions that make stored pixels upright, for the orientations 2 to 8.
 _ORIENTATION = 0x0112
+_BITS = 0x0102  # BitsPerSample of TIFF 6.0
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _UPRIGHT = {number: PIL.Image.Transpose[turn] for number, turn in enumerate(_TURNS.split(), 2)}
 
@@ -32,7 +46,12 @@ _CORRUPT = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
     *(ArithmeticError, RuntimeError, struct.error, zlib.error),
 )
-_SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+_SAVE_OPTIONS = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+    "TIFF": {"compression": "tiff_adobe_deflate"},  # else a TIFF of JPEG is one again, of quality 75
+    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
+}
 _DAMAGED = "the image is damaged, cut short, or of a kind that clickmask does not read"
 
 # Each scan of a progressive JPEG is a pass over all pixels: 100 kB of scans took a minute. Encoders write
@@ -61,8 +80,18 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """`FORMATS`, AVIF if Pillow was built with it, and HEIF (HEIC is its kind) with pillow-heif."""
+    avif = ["AVIF"] if PIL.features.check("avif") else []
+    with suppress(ImportError):  # it is optional
+        importlib.import_module("pillow_heif").register_heif_opener()
+        return (*FORMATS, *avif, "HEIF")
+    return (*FORMATS, *avif)
+
+
 def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
-    """The upright RGB pixels of a JPEG, PNG, WebP, BMP, TIFF or GIF (the first frame or page).
+    """The upright RGB pixels of a file of `readable_formats` (the first frame or page).
 
     EXIF orientation is applied. Transparent pixels are blended over white, as in viewers. CMYK is converted
     without its profile. Grey of more than 8 bits (integer or float) is stretched so that its 0.5th to 99.5th
@@ -74,7 +103,7 @@ def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
     # stricter and checked before each decode.
     PIL.Image.MAX_IMAGE_PIXELS = None
     try:
-        with PIL.Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
+        with PIL.Image.open(io.BytesIO(raw), formats=_formats(raw)) as opened:
             width, height = opened.size
             if width * height > (most := limits.max_pixels):
                 raise TooLarge(f"the image has {width}x{height} pixels; the most that is read is {most}")
@@ -83,7 +112,7 @@ def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
             pixels = _jpeg_pixels(raw, opened)
             return opened_image(opened) if pixels is None else Image(pixels, pixels_digest(pixels))
     except PIL.UnidentifiedImageError:
-        known = ", ".join(FORMATS)
+        known = ", ".join(readable_formats())
         raise InvalidInput(f"this is not an image that clickmask reads; it reads {known}") from None
     except _CORRUPT as error:
         raise InvalidInput(_DAMAGED) from error
@@ -114,22 +143,31 @@ def opened_image(opened: PIL.Image.Image) -> Image:
 
 def upright_file(raw: bytes) -> bytes | None:
     """The same image with upright pixels and no EXIF, for readers that ignore EXIF. None if already upright.
-    JPEG is compressed again at quality 95; other formats lose nothing. `raw` has passed `decode_image`
-    before. Raises InvalidInput if it was damaged since."""
+    JPEG, of several pictures too, and AVIF are compressed again at quality 95; other formats lose nothing. A
+    TIFF of more than 8 bits a colour would, and stays as it is. `raw` has passed `decode_image` before.
+    Raises InvalidInput if it was damaged since."""
     try:
-        with PIL.Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
-            if opened.format != "JPEG":  # a JPEG's EXIF comes before its pixels
+        if "HEIF" in (formats := _formats(raw)):  # all its readers turn it, as the format has them do
+            return None
+        with PIL.Image.open(io.BytesIO(raw), formats=formats) as opened:
+            # Pillow calls a phone's JPEG MPO if a second picture, such as a preview, lies behind the first.
+            kind = "JPEG" if opened.format == "MPO" else str(opened.format)
+            tags: Any = getattr(opened, "tag_v2", {})  # of a TIFF, which Pillow turns while it loads it
+            orientation = tags.get(_ORIENTATION)
+            if kind != "JPEG":  # a JPEG's EXIF comes before its pixels
                 opened.load()
-            orientation = _orientation(opened)
-            if orientation not in _UPRIGHT:
+            if kind != "TIFF":
+                orientation = _orientation(opened)
+            too_deep = opened.mode in ("RGB", "RGBA", "CMYK") and max(tags.get(_BITS, (8,))) > 8
+            if orientation not in _UPRIGHT or too_deep:
                 return None
             profile = opened.info.get("icc_profile")
             options: dict[str, Any] = {"icc_profile": profile} if profile else {}
-            options |= _SAVE_OPTIONS.get(opened.format or "", {})
-            turned = opened.transpose(_UPRIGHT[orientation])
+            options |= _SAVE_OPTIONS.get(kind, {})
+            turned = opened.copy() if kind == "TIFF" else opened.transpose(_UPRIGHT[orientation])
             turned.info.pop("exif", None)
             written = io.BytesIO()
-            turned.save(written, opened.format, **options)
+            turned.save(written, kind, **options)
             return written.getvalue()
     except _CORRUPT as error:
         raise InvalidInput("the image was damaged since it was kept") from error
@@ -141,6 +179,19 @@ def pixels_digest(pixels: Pixels) -> str:
     digest = hashlib.sha256(b"%s %dx%d\n" % (DECODER, height, width))
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
+
+
+def _formats(raw: bytes) -> tuple[str, ...]:
+    """The formats that `raw` may have. Raises InvalidInput for one that is only read elsewhere."""
+    if raw[4:8] != b"ftyp":
+        return FORMATS
+    brands = {raw[place : place + 4] for place in range(8, min(int.from_bytes(raw[:4]), 256), 4)}
+    for name, (coded_so, reader) in _BRANDS.items():
+        if brands & coded_so:
+            if name not in readable_formats():
+                raise InvalidInput(f"this is an image of the format {name}, which needs {reader}")
+            return (name,)
+    return FORMATS
 
 
 def _scans(raw: bytes) -> int:

@@ -5,6 +5,7 @@ import struct
 import threading
 import warnings
 import zlib
+from itertools import product
 
 import numpy as np
 import PIL.Image
@@ -21,6 +22,7 @@ from clickmask.images.decode import (
     decode_image,
     opened_image,
     pixels_digest,
+    readable_formats,
     upright_file,
 )
 
@@ -394,6 +396,58 @@ def test_a_file_is_turned_upright_for_readers_that_know_no_exif(kind: str, orien
     assert upright_file(upright) is None
 
 
+def test_a_phones_jpeg_of_several_pictures_keeps_its_quality_when_it_is_turned() -> None:
+    first, preview = (PIL.Image.fromarray(drawn(height)) for height in (48, 24))
+    raw = encoded(first, "MPO", save_all=True, append_images=[preview], exif=exif(6), quality=97)
+    with PIL.Image.open(io.BytesIO(raw)) as opened:
+        assert opened.format == "MPO"
+    upright = upright_file(raw)
+    assert upright is not None
+    with PIL.Image.open(io.BytesIO(upright)) as shown:
+        assert (shown.format, shown.size) == ("JPEG", (48, 64))
+        assert max(map(max, shown.quantization.values())) <= 12  # of quality 95
+    assert upright_file(upright) is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "compression"),
+    [
+        *product(("RGB", "L", "CMYK", "RGBA"), ("raw", "jpeg", "tiff_lzw", "tiff_adobe_deflate")),
+        *(("I;16", compression) for compression in ("raw", "tiff_lzw")),
+    ],
+)
+@pytest.mark.parametrize("orientation", [2, 6])
+def test_a_tiff_is_turned_without_a_loss(mode: str, compression: str, orientation: int) -> None:
+    if mode == "I;16":
+        image = PIL.Image.fromarray(noise(channels=1).astype(np.uint16) * 257)
+    else:
+        image = PIL.Image.fromarray(drawn()).convert(mode)
+    raw = encoded(image, "TIFF", compression=compression, tiffinfo={ORIENTATION: orientation})
+    upright = upright_file(raw)
+    assert upright is not None
+    with PIL.Image.open(io.BytesIO(upright)) as shown:
+        assert ORIENTATION not in shown.tag_v2
+        assert shown.mode == mode
+    assert decode_image(upright).digest == decode_image(raw).digest
+    assert upright_file(upright) is None
+
+
+def test_a_tiff_of_deep_colours_stays_as_it_is_rather_than_lose_them() -> None:
+    """16 bits a colour, which Pillow reads as 8: uncompressed, little-endian, one strip, orientation 6."""
+    pixels = np.random.default_rng(0).integers(0, 2**16, (2, 3, 3), np.uint16)
+    bits, strip = 8 + 2 + 10 * 12 + 4, 8 + 2 + 10 * 12 + 4 + 6
+    fields = [
+        (256, 3, 1, 3), (257, 3, 1, 2), (258, 3, 3, bits), (259, 3, 1, 1), (262, 3, 1, 2),
+        (273, 4, 1, strip), (ORIENTATION, 3, 1, 6), (277, 3, 1, 3), (278, 3, 1, 2),
+        (279, 4, 1, pixels.nbytes),
+    ]  # fmt: skip
+    directory = b"".join(struct.pack("<HHII", *field) for field in fields)
+    raw = b"II*\0" + struct.pack("<IH", 8, len(fields)) + directory + bytes(4)
+    raw += struct.pack("<3H", 16, 16, 16) + pixels.tobytes()
+    assert decode_image(raw).size == (3, 2)
+    assert upright_file(raw) is None
+
+
 def test_a_file_that_was_damaged_is_refused_when_it_is_turned() -> None:
     with pytest.raises(InvalidInput, match="damaged"):
         upright_file(b"no image")
@@ -464,3 +518,56 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_before_they_are_decoded() -> No
 def test_what_follows_a_jpeg_is_not_taken_for_its_scans() -> None:
     film = b"\xff\xda" * 500
     assert decode_image(progressive_with(0) + film).size == (48, 64)
+
+
+def test_avif_is_read_and_turned_as_other_formats_are() -> None:
+    if "AVIF" not in readable_formats():
+        pytest.skip("this Pillow was built without AVIF")
+    raw = encoded(PIL.Image.fromarray(drawn()), "AVIF", quality=95, exif=exif(6).tobytes())
+    image = decode_image(raw)
+    assert np.abs(image.pixels - UPRIGHT[6](drawn()).astype(int)).mean() < 3
+    upright = upright_file(raw)
+    assert upright is not None
+    with PIL.Image.open(io.BytesIO(upright)) as shown:
+        assert np.abs(np.asarray(shown).astype(int) - image.pixels).mean() < 3
+    assert upright_file(upright) is None
+    _refuses_what_is_too_large_or_cut_short(raw)
+
+
+def test_heic_is_read_as_it_is_displayed() -> None:
+    """Its own properties turn it; EXIF only repeats what they say."""
+    heif = pytest.importorskip("pillow_heif")
+    assert "HEIF" in readable_formats()
+    heif.register_heif_opener()
+    raw = encoded(PIL.Image.fromarray(drawn()), "HEIF", quality=95, exif=exif(6).tobytes())
+    image = decode_image(raw)
+    assert np.abs(image.pixels - UPRIGHT[6](drawn()).astype(int)).mean() < 3
+    assert upright_file(raw) is None
+    _refuses_what_is_too_large_or_cut_short(raw)
+
+
+def _refuses_what_is_too_large_or_cut_short(raw: bytes) -> None:
+    with pytest.raises(TooLarge, match=r"48x64 pixels|64x48 pixels"):
+        decode_image(raw, ImageLimits(max_pixels=48 * 64 - 1))
+    with pytest.raises(TooLarge, match="more bytes"):
+        decode_image(raw, ImageLimits(max_bytes=len(raw) - 1))
+    for part in (0.03, 0.5, 0.9):
+        with pytest.raises(InvalidInput):
+            decode_image(raw[: int(len(raw) * part)])
+
+
+@pytest.mark.parametrize(
+    ("brand", "needs"), [(b"heic", r"HEIF, which needs pillow-heif: pip install"), (b"avif", "AVIF, which")]
+)
+def test_a_format_that_is_not_read_here_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, brand: bytes, needs: str
+) -> None:
+    monkeypatch.setattr("clickmask.images.decode.readable_formats", lambda: FORMATS)
+    with pytest.raises(InvalidInput, match=needs):
+        decode_image(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_film_is_no_image() -> None:
+    with pytest.raises(InvalidInput, match="not an image that clickmask reads"):
+        decode_image(b"\0\0\0\x18ftypisom\0\0\2\0isomiso2" + bytes(64))
