@@ -76,6 +76,8 @@ def _files(folder: Path) -> set[str]:
 def file_names(samples: Sequence[Sample], *, unique_stems: bool = False) -> dict[str, str]:
     """File names by digest: the image's basename, after `<digest8>-` if two images share it.
 
+    A name without a picture's ending gets that of the file's format: other programs pass over it otherwise.
+
     Names that differ only in case or in Unicode composition are shared: some file systems confuse them. With
     `unique_stems`, so are those that differ only in their endings: another file lies beside each picture.
     """
@@ -86,7 +88,10 @@ def file_names(samples: Sequence[Sample], *, unique_stems: bool = False) -> dict
         counted = Counter(folded.values())
         return {image for image, part in folded.items() if counted[part] > 1}
 
-    plain = {sample.image: safe_basename(sample.name) or f"{sample.image[:8]}.img" for sample in samples}
+    plain: dict[str, str] = {}
+    for sample in samples:
+        name = safe_basename(sample.name) or sample.image[:8] + ("" if sample.ending else ".img")
+        plain[sample.image] = safe_basename(name + sample.ending)
     few = shared(plain)
     prefixed = {image: f"{image[:8]}-{name}" if image in few else name for image, name in plain.items()}
     # A prefixed name may be another image's own name: the whole digest settles that.
@@ -144,7 +149,10 @@ def picture_losses(dataset: Dataset, names: Mapping[str, str]) -> list[str]:
     renamed = sum(names[sample.image] != sample.name for sample in dataset.samples)
     turned = sum(upright_file(dataset.pictures.read(image)) is not None for image in held)
     return sentences(
-        (renamed, "images have another file name, for theirs is shared or not one on every system"),
+        (
+            renamed,
+            "images have another file name: theirs is shared, no picture's, or not one on every system",
+        ),
         (len(dataset.samples) - len(held), "images are not kept, and only described"),
         (turned, "images are copies that were turned upright, for many readers do not look at EXIF"),
     )

@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
@@ -24,7 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.errors import ClickmaskError, Gone, InvalidRequest, StoreUnavailable
-from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
+from clickmask.images.decode import (
+    DEFAULT_LIMITS,
+    ImageLimits,
+    decode_image,
+    has_picture_ending,
+    picture_ending,
+)
 from clickmask.labels.geometry import geometry_to_json
 from clickmask.labels.split import (
     MIN_HELD_OUT,
@@ -86,6 +93,7 @@ class Sample:
     group: str  # shared by near duplicates, direct or through others
     labels: tuple[AcceptedLabel, ...]
     shown_as: tuple[LabelledImage, ...] = ()  # everywhere it is annotated, sorted by task and item
+    ending: str = ""  # of its format, such as ".png", if `name` has no picture's ending and the file is kept
 
     @property
     def usable(self) -> bool:
@@ -218,6 +226,7 @@ def create_dataset(
     by_digest: dict[str, list[LabelledImage]] = {}
     for image in images:
         by_digest.setdefault(image.digest, []).append(image)
+    kept = pictures or NoPictures()
     samples: list[Sample] = []
     left_out, unclear = Counter[str](), 0
     for digest, same in by_digest.items():
@@ -230,7 +239,11 @@ def create_dataset(
         shown_as = tuple(sorted(same, key=lambda each: (each.task, each.item)))
         placed = (sides.get(digest), digest in apart, group(digest))
         name = min(image.name for image in same)
-        samples.append(Sample(digest, name, counts.size, *placed, tuple(drawn), shown_as))
+        ending = ""
+        if not has_picture_ending(name) and kept.holds(digest):
+            with suppress(Gone):  # dropped or damaged meanwhile
+                ending = picture_ending(kept.read(digest))
+        samples.append(Sample(digest, name, counts.size, *placed, tuple(drawn), shown_as, ending))
     samples.sort(key=lambda sample: (sample.name, sample.image))
     extra = sorted({label.category for sample in samples for label in sample.labels} - set(declared))
     categories = (*dict.fromkeys(declared), *extra)
@@ -251,7 +264,7 @@ def create_dataset(
     content = json.dumps([tool, project, categories, unlabelled, written], sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()
     found = (categories, unlabelled, tuple(samples), digest, left_out, unclear)
-    return Dataset(tool, project, *found, pictures or NoPictures())
+    return Dataset(tool, project, *found, kept)
 
 
 def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled) -> NDArray[np.uint8]:

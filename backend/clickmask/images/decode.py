@@ -9,6 +9,7 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import PurePath
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +22,13 @@ from clickmask.errors import InvalidInput, TooLarge
 from clickmask.types import Image, Pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # everywhere; `readable_formats` are those here
+
+# Endings of file names by format, the usual one first. Readers of datasets pass over files with other ones.
+ENDINGS = {
+    **{"JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".mpo"), "PNG": (".png",), "WEBP": (".webp",)},
+    **{"BMP": (".bmp",), "TIFF": (".tif", ".tiff"), "GIF": (".gif",)},
+    **{"AVIF": (".avif",), "HEIF": (".heic", ".heif")},
+}
 
 # Brands that name the coding of a file of ISO 23008-12, and what reads it.
 _BRANDS = {
@@ -139,6 +147,20 @@ def opened_image(opened: PIL.Image.Image) -> Image:
     except _CORRUPT as error:
         raise InvalidInput(_DAMAGED) from error
     return Image(pixels, pixels_digest(pixels))
+
+
+def has_picture_ending(name: str) -> bool:
+    """Whether a file of this name is taken for a picture."""
+    return PurePath(name).suffix.lower() in {ending for endings in ENDINGS.values() for ending in endings}
+
+
+def picture_ending(raw: bytes) -> str:
+    """The usual ending of the file's name by its format, with the dot; empty if it is not read here."""
+    try:
+        with PIL.Image.open(io.BytesIO(raw), formats=_formats(raw)) as opened:
+            return ENDINGS[str(opened.format)][0]
+    except (InvalidInput, *_CORRUPT):
+        return ""
 
 
 def upright_file(raw: bytes) -> bytes | None:

@@ -14,7 +14,7 @@ from clickmask.errors import InvalidInput, InvalidRequest
 from clickmask.labels.geometry import Ellipse, Rectangle
 from clickmask_adapters import exports
 from support.drawn import disc, ring, two_parts
-from support.labelled import FilesInMemory, accepted, labelled, noise, png, polygon
+from support.labelled import FilesInMemory, accepted, digest_of, labelled, noise, png, polygon
 
 NAMES = plugins.names(exports)
 
@@ -53,6 +53,22 @@ def export(request: pytest.FixtureRequest) -> ModuleType:
 
 def test_coco_is_an_export() -> None:
     assert "coco" in NAMES
+
+
+def test_a_picture_without_an_ending_gets_that_of_its_bytes(export: ModuleType, tmp_path: Path) -> None:
+    """Readers of YOLO and VOC pass over other files."""
+    names = {"a": "download", "b": "scan.2024", "c": "c.JPG", "d": "get.php", "e": ".."}
+    made = create_dataset(
+        [labelled(image, task=image, name=name) for image, name in names.items()],
+        [accepted("a", disc())],
+        tool="label_studio",
+        project="7",
+        pictures=FilesInMemory({name: png(noise(ord(name))) for name in names}),
+    )
+    export.write(made, tmp_path / "out")
+    found = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert found >= {"download.png", "scan.2024.png", "c.JPG", "get.php.png", f"{digest_of('e')[:8]}.png"}
+    assert any(loss.startswith("4 images have another file name") for loss in export.losses(made))
 
 
 def test_the_same_dataset_gives_the_same_bytes(export: ModuleType, tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from clickmask.images.decode import (
     FORMATS,
     ImageLimits,
     decode_image,
+    has_picture_ending,
     opened_image,
+    picture_ending,
     pixels_digest,
     readable_formats,
     upright_file,
@@ -446,6 +448,19 @@ def test_a_tiff_of_deep_colours_stays_as_it_is_rather_than_lose_them() -> None:
     raw += struct.pack("<3H", 16, 16, 16) + pixels.tobytes()
     assert decode_image(raw).size == (3, 2)
     assert upright_file(raw) is None
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, "MPO"])
+def test_a_file_is_named_as_its_format_is(kind: str) -> None:
+    ending = picture_ending(encoded(PIL.Image.fromarray(noise()), kind))
+    assert PIL.Image.registered_extensions()[ending] == ("JPEG" if kind == "MPO" else kind)
+    assert has_picture_ending(f"set/photo{ending.upper()}")
+
+
+@pytest.mark.parametrize("name", ["photo", "photo.", ".png", "a.png/photo", "photo.php", "scan.2024", ""])
+def test_other_names_are_no_pictures(name: str) -> None:
+    assert not has_picture_ending(name)
+    assert picture_ending(name.encode()) == ""
 
 
 def test_a_file_that_was_damaged_is_refused_when_it_is_turned() -> None:

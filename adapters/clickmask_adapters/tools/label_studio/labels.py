@@ -1,5 +1,6 @@
 """Label Studio's annotations as submissions, as 1.23.2 sends and stores them. Pure."""
 
+import base64
 import logging
 import re
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import NamedTuple, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from clickmask.errors import InvalidRequest
+from clickmask.images.decode import has_picture_ending
 from clickmask.labels.submissions import (
     AnnotationDeleted,
     Change,
@@ -34,6 +36,10 @@ log = logging.getLogger(__name__)
 AREAS = ("brush", "bitmask", "polygon", "vector", "rectangle", "ellipse")  # an open vector has none
 PROPOSED_REGION = re.compile(r"([A-Za-z0-9_-]{16})-\d+")  # the id of a region that `clicks` made
 UPLOADED = re.compile(r"(?<=/)[0-9a-f]{8}-(?=[^/]+$)")  # prefix of an upload's name
+STORAGE_KEY = re.compile(r"(?!https?:|file:)[\w+.-]+://[^/]*(/.*)", re.IGNORECASE | re.DOTALL)
+# Label Studio's routes that serve the file that a parameter names.
+FILE_ROUTE = re.compile(r"/(data/local-files|storage-data/uploaded|presign|resolve)/?$")
+FILE_PARAMETERS = {"data/local-files": "d", "storage-data/uploaded": "filepath"}  # else `fileuri`
 
 
 def changes(event: Json) -> Iterator[Change]:
@@ -225,14 +231,25 @@ def _basename(uri: str, task: str) -> str:
     if uri[:5].lower() == "data:":
         subtype = re.match(r"data:image/(\w+)", uri, re.IGNORECASE)
         return f"task-{task}.{subtype[1].lower() if subtype else 'img'}"
+    if key := STORAGE_KEY.match(uri):  # as it is: neither `#` nor `%` has a meaning in it
+        return PurePosixPath(key[1]).name or f"task-{task}"
     try:
         parts = urlsplit(uri)
     except ValueError:
         return f"task-{task}"
-    path = unquote(parts.path)
-    if path.endswith("/data/local-files/"):
-        path = "/" + parse_qs(parts.query).get("d", [""])[0]
-    elif "/data/upload/" in path:
+    path, query = unquote(parts.path), parse_qs(parts.query)
+    if route := FILE_ROUTE.search(path):
+        parameter = FILE_PARAMETERS.get(route[1], "fileuri")
+        named = query.get(parameter, [""])[0]
+        if parameter == "fileuri":
+            with suppress(ValueError):  # it may stand there as it is, too
+                named = base64.b64decode(named + "=" * (-len(named) % 4), b"-_", validate=True).decode()
+            return _basename(named, task)
+        path = f"/{named}"
+    elif not has_picture_ending(path):  # https://host/download?file=cat.jpg
+        files = (text for texts in query.values() for text in texts if has_picture_ending(text))
+        path = next(files, path)
+    if "/data/upload/" in path or (route and route[1] == "storage-data/uploaded"):
         path = UPLOADED.sub("", path)
     return PurePosixPath(path).name or f"task-{task}"
 

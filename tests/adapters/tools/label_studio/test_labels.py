@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from dataclasses import replace
@@ -255,6 +256,10 @@ def test_each_image_of_a_task_is_a_submission_of_its_own() -> None:
     assert {each.items for each in found} == {3}
 
 
+def in_base64(address: str) -> str:
+    return base64.urlsafe_b64encode(address.encode()).decode()
+
+
 @pytest.mark.parametrize(
     ("uri", "name"),
     [
@@ -263,6 +268,20 @@ def test_each_image_of_a_task_is_a_submission_of_its_own() -> None:
         ("/data/local-files/?d=set/b.tif", "b.tif"),
         ("https://host/e9473b6b-c.jpg?X-Amz-Signature=secret", "e9473b6b-c.jpg"),
         ("s3://bucket/folder/d.webp", "d.webp"),
+        ("s3://bucket/set/photo#1.png", "photo#1.png"),
+        ("gs://bucket/set/100%25 of it?.png", "100%25 of it?.png"),
+        ("azure-blob://container", "task-7"),
+        ("/storage-data/uploaded/?filepath=upload/7/0123abcd-cow%20one.jpg", "cow one.jpg"),
+        ("https://ls/x/storage-data/uploaded?filepath=upload%2F7%2F0123abcd-scan", "scan"),
+        ("/tasks/5/presign/?fileuri=czM6Ly9idWNrZXQvc2V0L2RlZXAucG5n", "deep.png"),
+        ("/projects/5/resolve/?fileuri=" + in_base64("gs://b/é #1?~~.jpg").rstrip("="), "é #1?~~.jpg"),
+        ("/tasks/5/presign?fileuri=s3%3A%2F%2Fbucket%2Fplain.png", "plain.png"),
+        ("/tasks/5/presign/", "task-7"),
+        ("/data/local-files/?d=set/100%2525.png", "100%25.png"),
+        ("/data/local-files/", "task-7"),
+        ("http://host/download?id=77", "download"),
+        ("http://host/get.php?id=7&file=set/e.JPG&size=1", "e.JPG"),
+        ("http://host/f.png?from=g.png", "f.png"),
         ("data:image/PNG;base64,AAAA", "task-7.png"),
         ("data:,x", "task-7.img"),
         ("http://host/", "task-7"),
