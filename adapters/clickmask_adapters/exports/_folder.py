@@ -119,9 +119,14 @@ def safe_basename(name: str) -> str:
 def write_pictures(dataset: Dataset, folder: Path, names: Mapping[str, str]) -> None:
     """Write the kept pictures under their names by digest, turned upright, as many readers ignore EXIF."""
     for sample in dataset.samples:
-        if dataset.pictures.holds(sample.image):
-            raw = dataset.pictures.read(sample.image)
-            (folder / names[sample.image]).write_bytes(upright_file(raw) or raw)
+        write_picture(dataset, sample, folder / names[sample.image])
+
+
+def write_picture(dataset: Dataset, sample: Sample, path: Path) -> None:
+    """Write the picture if it is kept, turned upright."""
+    if dataset.pictures.holds(sample.image):
+        raw = dataset.pictures.read(sample.image)
+        path.write_bytes(upright_file(raw) or raw)
 
 
 def side(sample: Sample) -> str | None:

@@ -10,7 +10,7 @@ import io
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -18,7 +18,7 @@ import orjson
 from pycocotools.coco import COCO
 from typer import Option
 
-from clickmask.datasets.snapshot import Dataset
+from clickmask.datasets.snapshot import Dataset, Sample
 from clickmask.errors import Failed
 from clickmask.labels.geometry import Brush, Ellipse, Geometry, Polygon, Rectangle, rectangle_corners
 from clickmask.labels.submissions import AcceptedLabel
@@ -40,6 +40,7 @@ class _Written(NamedTuple):
     """An annotation to write, and the raster that pycocotools must read from it."""
 
     label: AcceptedLabel
+    image: int  # its id, from 1
     segmentation: Segmentation
     raster: Rle
     iou: float  # of the raster with the label's mask
@@ -62,28 +63,46 @@ def write(
     `polygons` chooses the masks that become polygons; all others are run lengths. "source": labels drawn as
     one ring without holes, as drawn. "exact": any mask without holes, along pixel edges. "simplified": the
     same with few points, at an IoU of 0.98. With `for_cvat`, run lengths are uncompressed with `iscrowd` 1,
-    and the file is named as in CVAT's own exports.
+    and the file is named as in CVAT's own exports. `file_name` is the frame's name in CVAT then; a picture of
+    several frames stands there once for each.
     """
+    images = _images(dataset, for_cvat)
     with _folder.replacing(folder) as new:
-        written = _written(dataset, polygons)
+        written = _written([sample for sample, _ in images], polygons)
         path = new / (CVAT_JSON if for_cvat else JSON)
         path.parent.mkdir()
-        path.write_bytes(orjson.dumps(_content(dataset, written, for_cvat)))
-        _require_read_back(path, dataset, written)
+        path.write_bytes(orjson.dumps(_content(dataset, images, written, for_cvat)))
+        _require_read_back(path, dataset, images, written)
         (new / "images").mkdir()
-        _folder.write_pictures(dataset, new / "images", _folder.file_names(dataset.samples))
+        for sample, name in images:
+            parts = [part for each in name.split("/") if (part := _folder.safe_basename(each))]
+            place = (new / "images").joinpath(*parts or [sample.image])
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _folder.write_picture(dataset, sample, place)
     return folder / path.relative_to(new)
 
 
-def losses(dataset: Dataset, *, polygons: Polygons = "source") -> list[str]:
+def losses(dataset: Dataset, *, polygons: Polygons = "source", for_cvat: bool = False) -> list[str]:
     """Sentences on what the dataset loses in COCO, or what COCO expresses differently."""
     kinds = Counter(_lost(label.geometry, polygons) for sample in dataset.samples for label in sample.labels)
     counted = [(count, sentence) for sentence, count in sorted(kinds.items()) if sentence]
     found = _folder.sentences(*counted, _folder.empty_labels(dataset))
-    found += _folder.picture_losses(dataset, _folder.file_names(dataset.samples))
+    names = _folder.file_names(dataset.samples)
+    if for_cvat:
+        frames = {sample.image: {each.known_as for each in sample.shown_as} for sample in dataset.samples}
+        others = sum(
+            any(frames[sample.image]) and name not in frames[sample.image]
+            for sample, name in _images(dataset, for_cvat)
+        )
+        named_alike = (
+            "images have another file name: their frame's is that of another picture in another task"
+        )
+        found += _folder.sentences((others, named_alike))
+        names = {sample.image: sample.name for sample in dataset.samples}
+    found += _folder.picture_losses(dataset, names)
     if dataset.unlabelled == "ignore":
         found.append("area without a label is unknown in this project, but background in COCO")
-    if ious := [each.iou for each in _written(dataset, polygons) if each.iou < 1]:
+    if ious := [each.iou for each in _written(dataset.samples, polygons) if each.iou < 1]:
         found.append(
             f"{len(ious)} polygons are filled by pycocotools, which rounds vertices, with a mean IoU of "
             f"{np.mean(ious):.4f} with what was accepted, {min(ious):.4f} at least; exact ones lose nothing"
@@ -106,19 +125,47 @@ def _lost(geometry: Geometry, polygons: Polygons) -> str:
             return ""
 
 
-def _written(dataset: Dataset, polygons: Polygons) -> list[_Written]:
+def _images(dataset: Dataset, for_cvat: bool) -> list[tuple[Sample, str]]:
+    """The images to write, in the order of their ids, and their file names.
+
+    For CVAT these are the whole names of all frames that show a picture: its import looks for them. Different
+    pictures of one name, in different tasks, become `name_1.png` and so on, as in CVAT's own exports.
+    """
+    names = _folder.file_names(dataset.samples)
+    if not for_cvat:
+        return [(sample, names[sample.image]) for sample in dataset.samples]
+    frames = [(each, sample.image) for sample in dataset.samples for each in sample.shown_as if each.known_as]
+    frames.sort(key=lambda frame: (len(frame[0].task), frame[0].task, frame[0].item))  # numbers, as text
+    wanted = [(each.known_as, image) for each, image in frames]
+    named = {image for _, image in wanted}
+    wanted += [(name, image) for image, name in names.items() if image not in named]
+    shown: dict[str, str] = {}
+    for name, image in wanted:
+        shown.setdefault(name, image)
+    for name, image in wanted:
+        path, number = PurePosixPath(name), 0
+        while shown.setdefault(name, image) != image:
+            name = str(path.with_stem(f"{path.stem}_{(number := number + 1)}"))
+    by_image: dict[str, list[str]] = {}
+    for name, image in shown.items():
+        by_image.setdefault(image, []).append(name)
+    return [(sample, name) for sample in dataset.samples for name in by_image[sample.image]]
+
+
+def _written(samples: Sequence[Sample], polygons: Polygons) -> list[_Written]:
     """The annotations in order. Labels of area 0 are left out: many readers refuse them."""
     written: list[_Written] = []
-    for label in (label for sample in dataset.samples for label in sample.labels if rle_area(label.rle)):
+    numbered = ((number, label) for number, sample in enumerate(samples, 1) for label in sample.labels)
+    for number, label in ((number, label) for number, label in numbered if rle_area(label.rle)):
         flat = [[float(value) for value in ring.ravel()] for ring in _rings(label, polygons)]
         raster = rings_to_rle(flat, label.size) if flat else label.rle
         iou = rle_iou(raster, label.rle)
         # pycocotools may fill no pixel of a sliver.
         if flat and rle_area(raster) and (iou == 1 or polygons != "exact"):
-            written.append(_Written(label, cast("Segmentation", flat), raster, iou))
+            written.append(_Written(label, number, cast("Segmentation", flat), raster, iou))
         else:
             lengths = {"size": list(label.size), "counts": label.rle["counts"]}
-            written.append(_Written(label, lengths, label.rle, 1.0))
+            written.append(_Written(label, number, lengths, label.rle, 1.0))
     return written
 
 
@@ -137,9 +184,9 @@ def _rings(label: AcceptedLabel, polygons: Polygons) -> list[Ring]:
     return rings if all(ring_area(ring) > 0 for ring in rings) else []
 
 
-def _content(dataset: Dataset, written: Sequence[_Written], for_cvat: bool) -> dict[str, Any]:
-    names = _folder.file_names(dataset.samples)
-    image_ids = {sample.image: number for number, sample in enumerate(dataset.samples, 1)}
+def _content(
+    dataset: Dataset, images: Sequence[tuple[Sample, str]], written: Sequence[_Written], for_cvat: bool
+) -> dict[str, Any]:
     category_ids = {name: number for number, name in enumerate(dataset.categories, 1)}
     categories = [{"id": number, "name": name, "supercategory": ""} for name, number in category_ids.items()]
     unknown = {"license": 1, "flickr_url": "", "coco_url": "", "date_captured": ""}
@@ -157,7 +204,7 @@ def _content(dataset: Dataset, written: Sequence[_Written], for_cvat: bool) -> d
         annotations.append(
             {
                 "id": number,
-                "image_id": image_ids[each.label.image],
+                "image_id": each.image,
                 "category_id": category_ids[each.label.category],
                 "segmentation": segmentation,
                 "area": float(rle_area(each.raster)),
@@ -178,32 +225,33 @@ def _content(dataset: Dataset, written: Sequence[_Written], for_cvat: bool) -> d
         "licenses": [{"id": 1, "name": "unknown", "url": ""}],
         "categories": categories,
         "images": [
-            {"id": image_ids[each.image], "width": each.size[1], "height": each.size[0]}
-            | {"file_name": names[each.image], **unknown, "digest": each.image, "side": _folder.side(each)}
-            for each in dataset.samples
+            {"id": number, "width": sample.size[1], "height": sample.size[0]}
+            | {"file_name": name, **unknown, "digest": sample.image, "side": _folder.side(sample)}
+            for number, (sample, name) in enumerate(images, 1)
         ],
         "annotations": annotations,
     }
 
 
-def _require_read_back(path: Path, dataset: Dataset, written: Sequence[_Written]) -> None:
+def _require_read_back(
+    path: Path, dataset: Dataset, images: Sequence[tuple[Sample, str]], written: Sequence[_Written]
+) -> None:
     """Raise Failed unless pycocotools reads images, categories and every mask as intended."""
     with _PRINTING, contextlib.redirect_stdout(io.StringIO()):
         read = COCO(str(path))
-    images = [(image["id"], image["height"], image["width"]) for image in read.dataset["images"]]
-    meant = [(number, *sample.size) for number, sample in enumerate(dataset.samples, 1)]
+    found = [(image["id"], image["height"], image["width"]) for image in read.dataset["images"]]
+    meant = [(number, *sample.size) for number, (sample, _) in enumerate(images, 1)]
     categories = [category["name"] for category in read.loadCats(read.getCatIds())]
-    if images != meant or categories != list(dataset.categories) or len(read.anns) != len(written):
+    if found != meant or categories != list(dataset.categories) or len(read.anns) != len(written):
         raise Failed("the export does not read back with the images, categories and annotations meant")
     for number, each in enumerate(written, 1):
         annotation = cast("dict[str, Any]", read.anns[number])
         name = read.cats[annotation["category_id"]]["name"]
-        place: str = dataset.samples[int(annotation["image_id"]) - 1].image
-        found = as_rle(read.annToRLE(cast("Any", annotation)))
+        raster = as_rle(read.annToRLE(cast("Any", annotation)))
         if (
-            (place, name) != (each.label.image, each.label.category)
-            or rle_iou(found, each.raster) != 1
-            or annotation["area"] != rle_area(found)
-            or annotation["bbox"] != rle_box(found)
+            (annotation["image_id"], name) != (each.image, each.label.category)
+            or rle_iou(raster, each.raster) != 1
+            or annotation["area"] != rle_area(raster)
+            or annotation["bbox"] != rle_box(raster)
         ):
             raise Failed(f"annotation {number} of the export does not read back as it was meant")

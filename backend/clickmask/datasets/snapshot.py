@@ -259,12 +259,19 @@ def create_dataset(
                 for each in sample.labels
             ],
         }
+        # Only if there are such names: digests of before they were stored stay valid.
+        | ({"known_as": frames} if (frames := _frames(sample)) else {})
         for sample in samples
     ]
     content = json.dumps([tool, project, categories, unlabelled, written], sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()
     found = (categories, unlabelled, tuple(samples), digest, left_out, unclear)
     return Dataset(tool, project, *found, kept)
+
+
+def _frames(sample: Sample) -> list[tuple[str, int, str]]:
+    """Task, item and name of each place whose tool's import knows the image by a name of its own."""
+    return [(each.task, each.item, each.known_as) for each in sample.shown_as if each.known_as]
 
 
 def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled) -> NDArray[np.uint8]:

@@ -163,6 +163,78 @@ def test_cvat_reads_masks_as_crowds_of_plain_runs(tmp_path: Path) -> None:
     assert one(Polygon((TRIANGLE,)), tmp_path, for_cvat=True)["iscrowd"] == 0
 
 
+def test_cvat_finds_its_frames_by_their_whole_names(tmp_path: Path) -> None:
+    images = [
+        labelled("a", task="9", name="0001.png", known_as="seq1/0001.png"),
+        labelled("b", task="9", name="0001.png", known_as="seq2/0001.png", item=1),
+        labelled("c", task="9", name="clip-000000.png", known_as="frame_000000.png", item=2),
+    ]
+    kept = FilesInMemory({name: png(noise(ord(name))) for name in "abc"})
+    made = dataset([accepted("b", disc(), task="9", item=1)], images, pictures=kept)
+    content = written(made, tmp_path, for_cvat=True)
+    named = {image["file_name"]: image["digest"] for image in content["images"]}
+    assert named == {image.known_as: image.digest for image in images}
+    for name, digest in named.items():
+        assert (tmp_path / "out" / "images" / name).read_bytes() == kept.read(digest)
+    (annotation,) = content["annotations"]
+    assert content["images"][annotation["image_id"] - 1]["file_name"] == "seq2/0001.png"
+    assert not [loss for loss in coco.losses(made, for_cvat=True) if "file name" in loss]
+    assert {image["file_name"] for image in written(made, tmp_path)["images"]} == {
+        f"{digest_of('a')[:8]}-0001.png", f"{digest_of('b')[:8]}-0001.png", "clip-000000.png",
+    }  # fmt: skip
+
+
+def test_cvat_gets_a_picture_of_several_frames_by_the_name_of_each(tmp_path: Path) -> None:
+    """With the same labels, as one set counts."""
+    images = [
+        labelled("a", task="2", known_as="one.png"),
+        labelled("a", task="10", known_as="again/one.png"),
+        labelled("a", task="11", known_as="one.png", at=2000.0),
+    ]
+    content = written(dataset([accepted("a", disc(), task="11")], images), tmp_path, for_cvat=True)
+    assert [image["file_name"] for image in content["images"]] == ["one.png", "again/one.png"]
+    assert [annotation["image_id"] for annotation in content["annotations"]] == [1, 2]
+    assert len({json.dumps(each["segmentation"]) for each in content["annotations"]}) == 1
+    plain = written(dataset([accepted("a", disc(), task="11")], images), tmp_path)
+    assert len(plain["images"]) == len(plain["annotations"]) == 1
+
+
+def test_frames_of_one_name_in_several_tasks_stay_apart_as_in_cvats_own_exports(tmp_path: Path) -> None:
+    name = "set/frame_000000.png"
+    images = [
+        labelled("a", task="10", known_as=name),
+        labelled("b", task="9", known_as=name),
+        labelled("c", task="11", known_as="set/frame_000000_1.png"),
+        labelled("d", task="12", name="d.png"),  # stored before such names were
+    ]
+    made = dataset([], images)
+    content = written(made, tmp_path, for_cvat=True)
+    assert {image["file_name"]: image["digest"] for image in content["images"]} == {
+        name: digest_of("b"),
+        "set/frame_000000_1.png": digest_of("c"),
+        "set/frame_000000_2.png": digest_of("a"),
+        "d.png": digest_of("d"),
+    }
+    assert [loss for loss in coco.losses(made, for_cvat=True) if "file name" in loss] == [
+        "1 images have another file name: their frame's is that of another picture in another task"
+    ]
+
+
+def test_a_frames_name_never_leaves_the_folder(tmp_path: Path) -> None:
+    images = [
+        labelled("a", known_as="../../../a.png"),
+        labelled("b", known_as="/etc/b.png", item=1),
+        labelled("c", known_as="..", item=2),
+    ]
+    kept = FilesInMemory({name: png(noise(ord(name))) for name in "abc"})
+    written(dataset([], images, pictures=kept), tmp_path / "deep", for_cvat=True)
+    inside = tmp_path / "deep" / "out" / "images"
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    assert {str(path.relative_to(inside)) for path in inside.rglob("*") if path.is_file()} == {
+        "a.png", "etc/b.png", digest_of("c"),
+    }  # fmt: skip
+
+
 def test_a_label_that_covers_nothing_is_left_out_and_that_is_said(tmp_path: Path) -> None:
     made = dataset([accepted("a", polygon((100, 100), (120, 100), (110, 130)))])
     assert written(made, tmp_path)["annotations"] == []
