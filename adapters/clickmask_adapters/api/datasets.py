@@ -81,7 +81,7 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
         project: str,
         name: str,
         polygons: Annotated[Polygons | None, Query(description="COCO: which polygons are written")] = None,
-        for_cvat: Annotated[bool | None, Query(description="COCO: masks have iscrowd 1")] = None,
+        for_cvat: Annotated[bool | None, Query(description="COCO: as CVAT imports it")] = None,
     ) -> Response:
         if name not in (known := plugins.names(exports)):
             raise InvalidRequest(f"there is no export to {name[:40]!r}; there is: {', '.join(known)}")

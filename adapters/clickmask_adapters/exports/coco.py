@@ -55,7 +55,8 @@ def write(
         Option(help="As drawn; along pixel edges; or in few points. Masks with holes are run lengths."),
     ] = "source",
     for_cvat: Annotated[
-        bool, Option("--for-cvat", help="As CVAT writes it: masks with iscrowd 1, instances_default.json.")
+        bool,
+        Option("--for-cvat", help="As CVAT writes it: frames' names, iscrowd 1, instances_default.json."),
     ] = False,
 ) -> Path:
     """Write the dataset and return the path of its JSON file.
@@ -64,22 +65,35 @@ def write(
     one ring without holes, as drawn. "exact": any mask without holes, along pixel edges. "simplified": the
     same with few points, at an IoU of 0.98. With `for_cvat`, run lengths are uncompressed with `iscrowd` 1,
     and the file is named as in CVAT's own exports. `file_name` is the frame's name in CVAT then; a picture of
-    several frames stands there once for each.
+    several frames stands there once for each. CVAT refuses a file with a frame that its task lacks: if there
+    are several tasks, `tasks/N.json` has the labels of task N.
     """
     images = _images(dataset, for_cvat)
+    path = CVAT_JSON if for_cvat else JSON
+    parts = {path: images}
+    if for_cvat:
+        by_task: dict[str, dict[str, Sample]] = {}
+        for sample in dataset.samples:
+            for each in sample.shown_as:
+                by_task.setdefault(each.task, {})[each.known_as] = sample
+        for task, frames in by_task.items() if len(by_task) > 1 else ():
+            if "" not in frames:  # else its names were not stored yet
+                parts[Path("tasks", f"{_folder.safe_basename(task)}.json")] = [
+                    (sample, name) for name, sample in frames.items()
+                ]
     with _folder.replacing(folder) as new:
-        written = _written([sample for sample, _ in images], polygons)
-        path = new / (CVAT_JSON if for_cvat else JSON)
-        path.parent.mkdir()
-        path.write_bytes(orjson.dumps(_content(dataset, images, written, for_cvat)))
-        _require_read_back(path, dataset, images, written)
+        for place, some in parts.items():
+            written = _written([sample for sample, _ in some], polygons)
+            (new / place).parent.mkdir(exist_ok=True)
+            (new / place).write_bytes(orjson.dumps(_content(dataset, some, written, for_cvat)))
+            _require_read_back(new / place, dataset, some, written)
         (new / "images").mkdir()
         for sample, name in images:
-            parts = [part for each in name.split("/") if (part := _folder.safe_basename(each))]
-            place = (new / "images").joinpath(*parts or [sample.image])
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _folder.write_picture(dataset, sample, place)
-    return folder / path.relative_to(new)
+            steps = [step for each in name.split("/") if (step := _folder.safe_basename(each))]
+            picture = (new / "images").joinpath(*steps or [sample.image])
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            _folder.write_picture(dataset, sample, picture)
+    return folder / path
 
 
 def losses(dataset: Dataset, *, polygons: Polygons = "source", for_cvat: bool = False) -> list[str]:

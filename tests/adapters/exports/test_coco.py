@@ -218,6 +218,36 @@ def test_frames_of_one_name_in_several_tasks_stay_apart_as_in_cvats_own_exports(
     assert [loss for loss in coco.losses(made, for_cvat=True) if "file name" in loss] == [
         "1 images have another file name: their frame's is that of another picture in another task"
     ]
+    tasks = {path.name for path in (tmp_path / "out" / "tasks").iterdir()}
+    assert tasks == {"9.json", "10.json", "11.json"}
+
+
+def test_each_of_several_tasks_of_cvat_has_a_file_of_its_own(tmp_path: Path) -> None:
+    """CVAT refuses a file with frames that the task does not have."""
+    images = [
+        labelled("a", task="9", known_as="frame_000000.png", at=2000.0),
+        labelled("b", task="10", known_as="frame_000000.png", item=0),
+        labelled("a", task="10", known_as="frame_000001.png", item=1),
+    ]
+    labels = [
+        accepted("a", disc(), task="9", at=2000.0),
+        accepted("b", ring(), "nucleus", task="10", region="1"),
+    ]
+    main = coco.write(dataset(labels, images), tmp_path / "out", for_cvat=True)
+    assert main == tmp_path / "out" / "annotations" / "instances_default.json"
+    found = {path.name: json.loads(path.read_text()) for path in (tmp_path / "out" / "tasks").iterdir()}
+    drawn = {
+        name: {
+            image["file_name"]: [each["category_id"] for each in content["annotations"]
+                                 if each["image_id"] == image["id"]]
+            for image in content["images"]
+        }
+        for name, content in found.items()
+    }  # fmt: skip
+    assert drawn == {
+        "9.json": {"frame_000000.png": [1]},
+        "10.json": {"frame_000000.png": [2], "frame_000001.png": [1]},
+    }
 
 
 def test_a_frames_name_never_leaves_the_folder(tmp_path: Path) -> None:
