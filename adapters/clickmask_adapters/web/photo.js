@@ -37,7 +37,7 @@ export class Photo {
       await image.decode();
     } catch {
       URL.revokeObjectURL(photo.url);
-      throw new Failure(`The browser cannot show “${photo.name}”. JPEG, PNG, WebP, GIF and BMP work here.`, 0);
+      throw new Failure(`The browser cannot show “${photo.name}”. JPEG, PNG, WebP, GIF, BMP and AVIF work here.`, 0);
     }
     // The browser turns photos upright as their EXIF says; so does the server.
     photo.width = image.naturalWidth;
