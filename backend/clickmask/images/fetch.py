@@ -19,7 +19,7 @@ from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
 import requests
 import urllib3.exceptions
 
-from clickmask.errors import ImageUnavailable, InvalidInput, Refused
+from clickmask.errors import ImageUnavailable, InvalidInput, Refused, TooLarge
 from clickmask.images.connections import Deadline, PinnedAdapter, addresses_of, is_public
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits
 from clickmask.types import ImageRef
@@ -29,6 +29,7 @@ _MAX_REDIRECTS = 3
 # The path was already resolved, so a link there now is a trick. A pipe must not block.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # Windows has neither
 _PORTS = {"http": 80, "https": 443}
+_STANDARD_ALPHABET, _WHITESPACE = bytes.maketrans(b"-_", b"+/"), b" \t\n\v\f\r"
 _ADVICE = {
     401: "it wants credentials: check the API key that clickmask was given",
     403: "it refuses these credentials: check that the API key may read the image",
@@ -216,7 +217,7 @@ def read_data_uri(uri: str, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
     if not comma:
         raise InvalidInput("a data: address is data:[type][;base64],content")
     escapes = payload.count("%")
-    if header.lower().endswith(";base64"):
+    if header.rstrip().lower().endswith(";base64"):
         return decode_base64(unquote_to_bytes(payload) if escapes else payload, limits)
     limits.require_bytes(len(payload) - 2 * escapes)
     raw = unquote_to_bytes(payload)
@@ -225,10 +226,22 @@ def read_data_uri(uri: str, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
 
 
 def decode_base64(text: str | bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
-    """The bytes in base64. Raises InvalidInput for junk, and TooLarge over the cap before decoding."""
-    limits.require_bytes(len(text) * 3 // 4 - 2)
+    """The bytes in base64. It may be a data: URI, have line breaks, or be of the URL alphabet, which needs no
+    padding (RFC 4648, 5). Raises InvalidInput for junk, and TooLarge over the cap before decoding."""
     try:
-        raw = binascii.a2b_base64(text, strict_mode=True)
+        try:
+            limits.require_bytes(len(text) * 3 // 4 - 2)
+            raw = binascii.a2b_base64(text, strict_mode=True)
+        except (TooLarge, ValueError):  # only these pay for a copy: known images come with each click
+            limits.require_bytes((len(text) - 200) // 2)  # a prefix and line breaks take less
+            plain = (text.encode("ascii") if isinstance(text, str) else bytes(text)).strip()
+            if plain[:5].lower() == b"data:":
+                plain = unquote_to_bytes(plain.partition(b",")[2])
+            standard = plain.translate(_STANDARD_ALPHABET, _WHITESPACE)
+            limits.require_bytes(len(standard) * 3 // 4 - 2)
+            if b"-" in plain or b"_" in plain:
+                standard += b"=" * (-len(standard) % 4)
+            raw = binascii.a2b_base64(standard, strict_mode=True)
     except ValueError:  # includes binascii.Error, and text that is not ASCII
         raise InvalidInput("the image's base64 is damaged or cut short") from None
     limits.require_bytes(len(raw))

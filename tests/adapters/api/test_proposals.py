@@ -45,6 +45,17 @@ def propose(client: TestClient, prompt: dict[str, Any] = CLICK, **more: Any) -> 
     return answer.json()
 
 
+@pytest.mark.parametrize("form", ["data:image/png;base64,{}", "{}\n", "DATA:;base64, {}", "urlsafe"])
+def test_an_image_is_read_in_every_form_of_base64(client: TestClient, form: str) -> None:
+    data = png_base64()
+    if form == "urlsafe":
+        written = data.replace("+", "-").replace("/", "_").rstrip("=")
+        assert written != data
+    else:
+        written = form.format("\r\n".join(data[at : at + 76] for at in range(0, len(data), 76)))
+    assert propose(client, image={"data": written})["image"] == propose(client)["image"]
+
+
 def polygons_mask(polygons: list[dict[str, Any]]) -> np.ndarray:
     rings = [np.array(ring) for polygon in polygons for ring in [polygon["outer"], *polygon["holes"]]]
     return polygons_to_mask(rings, SIZE)

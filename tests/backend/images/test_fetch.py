@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from clickmask.errors import ImageUnavailable, InvalidInput, Refused, TooLarge
 from clickmask.images.connections import is_public
 from clickmask.images.decode import ImageLimits
-from clickmask.images.fetch import Fetched, Fetcher, NotModified, origin_of, read_data_uri
+from clickmask.images.fetch import Fetched, Fetcher, NotModified, decode_base64, origin_of, read_data_uri
 from clickmask.types import ImageRef
 
 Route = Callable[[BaseHTTPRequestHandler], None]
@@ -725,6 +725,27 @@ def test_data_uris_give_back_their_bytes(raw: bytes) -> None:
 def test_junk_in_data_uris_is_refused(uri: str) -> None:
     with pytest.raises(InvalidInput):
         read_data_uri(uri)
+
+
+@given(raw=st.binary(min_size=1, max_size=200))
+def test_base64_is_read_in_every_form_that_programs_write(raw: bytes) -> None:
+    plain, urlsafe = base64.b64encode(raw).decode(), base64.urlsafe_b64encode(raw).decode()
+    lines = base64.encodebytes(raw).decode()
+    unpadded = urlsafe.rstrip("=") if {"-", "_"} & set(urlsafe) else urlsafe
+    limits = ImageLimits(max_bytes=len(raw))
+    for text in (plain, urlsafe, unpadded, lines, lines.replace("\n", "\r\n"), f" {plain}\n"):
+        for written in (text, f"data:image/png;base64,{text}", f"DATA:;base64,{text.replace('=', '%3D')}"):
+            assert decode_base64(written, limits) == raw
+            assert decode_base64(memoryview(written.encode()), limits) == raw
+            assert read_data_uri(f"data:;base64,{written}", limits) == raw
+            with pytest.raises(TooLarge):
+                decode_base64(written, ImageLimits(max_bytes=len(raw) - 1))
+
+
+@pytest.mark.parametrize("text", ["data:," * 100_000, "YQ", "aaaaa", "-----", "YWJj!", "YW=Jj", "ä-"])
+def test_junk_is_no_form_of_base64(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        decode_base64(text)
 
 
 @pytest.mark.parametrize(

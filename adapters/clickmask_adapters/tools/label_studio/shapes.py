@@ -7,7 +7,6 @@ of class, as many bits of length - 1 as the class says, and the run's value or a
 """
 
 import base64
-import binascii
 import math
 from array import array
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from clickmask.errors import InvalidInput, TooLarge
+from clickmask.images.fetch import read_data_uri
 from clickmask.labels.geometry import Brush, Ellipse, Geometry, Polygon, Rectangle
 from clickmask.masks.rle import mask_to_rle, row_toggles
 from clickmask.types import Mask, Point, Size
@@ -139,11 +140,11 @@ def mask_to_bit_mask(mask: Mask) -> str:
 
 def bit_mask_to_mask(written: str, size: Size) -> Mask:
     """Pixels with alpha of at least half. Raises ValueError unless `written` is an RGBA PNG of `size`."""
-    if not written.startswith(PREFIX):
+    if not written[: len(PREFIX)].lower().startswith("data:image/png"):
         raise ValueError("a bit mask is a PNG in a data: address")
     try:
-        png = base64.b64decode(written[len(PREFIX) :], validate=True)
-    except binascii.Error as error:
+        png = read_data_uri(written)
+    except (InvalidInput, TooLarge) as error:
         raise ValueError("the bit mask's base64 is damaged") from error
     # The header tells the size before anything is unpacked: PNG 1.2, 11.2.2 IHDR.
     width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")

@@ -107,3 +107,16 @@ def test_an_image_whose_pixels_had_to_go_is_shown_as_it_was_sent(workbench: Work
         sent = memoryview(png_base64(7).encode())
         assert invoker._show(sent, ask) == "data:;base64," + png_base64(7)
     assert asked == ["digest:", "data:;b", "digest:", "data:;b"]
+
+
+@pytest.mark.parametrize("prefix", ["data:image/png;base64,", "\n"])
+def test_an_image_with_a_prefix_or_a_line_break_is_the_same_image(workbench: Workbench, prefix: str) -> None:
+    invoker, sent = Invoker(workbench, 0.98, every_candidate=False), (prefix + png_base64(7)).encode()
+    plain = invoker._show(memoryview(png_base64(7).encode()), workbench.identify)
+
+    def ask(ref: ImageRef) -> str:
+        if ref.uri.startswith("digest:"):
+            raise Gone("its pixels had to go")
+        return workbench.identify(ref).digest
+
+    assert invoker._show(memoryview(sent), ask) == plain.digest

@@ -221,6 +221,13 @@ def test_half_transparent_pixels_of_a_bit_mask_decide_by_their_half() -> None:
     assert not bit_mask_to_mask(with_alpha(drawn.disc(), 127), (48, 64)).any()
 
 
+def test_a_bit_mask_is_read_with_line_breaks_and_in_the_url_alphabet() -> None:
+    text = mask_to_bit_mask(drawn.disc()).removeprefix(PREFIX)
+    lines = "\n".join(text[at : at + 76] for at in range(0, len(text), 76))
+    for written in (lines, text.replace("+", "-").replace("/", "_")):
+        assert np.array_equal(bit_mask_to_mask(PREFIX + written, (48, 64)), drawn.disc())
+
+
 @pytest.mark.parametrize(
     "written",
     [
