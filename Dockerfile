@@ -14,7 +14,8 @@ ENV CLICKMASK_HOME=/data
 VOLUME /data
 EXPOSE 9090
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
-    CMD ["python", "-c", "import socket; socket.create_connection(('127.0.0.1', 9090), 2).close()"]
+    CMD ["python", "-c", "import os, socket; \
+socket.create_connection(('127.0.0.1', int(os.environ.get('CLICKMASK_PORT') or 9090)), 2).close()"]
 # Beyond loopback a request needs CLICKMASK_TOKEN, or comes from CLICKMASK_TRUSTED_NETWORKS.
 ENTRYPOINT ["clickmask"]
-CMD ["serve", "--host", "0.0.0.0", "--port", "9090"]
+CMD ["serve", "--host", "0.0.0.0"]

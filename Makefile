@@ -1,4 +1,4 @@
-# make serve      install and serve at http://127.0.0.1:9090
+# make serve      install and serve at http://127.0.0.1:9090, or at PORT=…
 # make test       the quick tests: no network, no browser
 # make test-slow  the real Label Studio, Chromium, SDK oracles, published weights
 # make test-processors  the trainings' tests, as on a processor with AVX2 alone
@@ -21,7 +21,7 @@ with_groups = $(pip_install) 'pip>=25.1'
 .PHONY: serve install test test-slow test-processors check format bench
 
 serve: $(VENV)/serving
-	$(run)/clickmask serve
+	$(run)/clickmask serve $(if $(PORT),--port $(PORT))
 
 install: $(VENV)/everything
 

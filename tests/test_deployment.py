@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import ipaddress
 import re
 from importlib import resources
@@ -15,11 +14,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 import clickmask_adapters
-from clickmask_adapters.commands.serve import serve
 from clickmask_adapters.home import Home
 from clickmask_adapters.server.failures import RecentFailures
 from clickmask_adapters.server.gate import Gate
-from clickmask_adapters.settings import Settings
+from clickmask_adapters.settings import CoreSettings, Settings, variables
 from clickmask_adapters.tools import cvat
 
 ROOT = Path(__file__).parent.parent
@@ -31,10 +29,7 @@ def compose() -> dict[str, Any]:
 
 
 def known_variables() -> set[str]:
-    aliases = {
-        str(field.validation_alias) for field in Settings.model_fields.values() if field.validation_alias
-    }
-    return aliases | {f"CLICKMASK_{name.upper()}" for name in Settings.model_fields}
+    return {each for name, field in Settings.model_fields.items() for each in variables(name, field)}
 
 
 def test_compose_sets_only_variables_that_are_read(compose: dict[str, Any]) -> None:
@@ -112,7 +107,7 @@ def test_the_host_variant_names_the_port_that_serve_listens_on() -> None:
     for service in ("cvat_server", "cvat_worker_annotation"):
         environment = services[service]["environment"]
         assert environment["CVAT_NUCLIO_HOST"] == "host.docker.internal"
-        assert environment["CVAT_NUCLIO_PORT"] == inspect.signature(serve).parameters["port"].default
+        assert environment["CVAT_NUCLIO_PORT"] == CoreSettings.model_fields["port"].default
     for service in services.values():
         assert service["extra_hosts"] == ["host.docker.internal:host-gateway"]
 

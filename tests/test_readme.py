@@ -20,7 +20,7 @@ from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.weights import WeightsFolder
 from clickmask.types import Image, Prompt
 from clickmask_adapters.cli import app
-from clickmask_adapters.settings import Settings
+from clickmask_adapters.settings import Settings, variables
 from support import settings_page
 from support.served import serving
 
@@ -81,7 +81,7 @@ def test_the_picture_that_is_segmented_in_one_line_is_written_as_it_stands(
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_variable_named_is_read(page: Path) -> None:
-    known = {settings_page.variable(name, field) for name, field in Settings.model_fields.items()}
+    known = {each for name, field in Settings.model_fields.items() for each in variables(name, field)}
     named = set(re.findall(r"(?:CLICKMASK|LABEL_STUDIO|CVAT)_[A-Z_]*[A-Z]\b", page.read_text()))
     of_cvat_itself = {name for name in named if name.startswith("CVAT_NUCLIO_")}
     assert named - of_cvat_itself <= known

@@ -1,5 +1,6 @@
 """Everything that the settings describe. Each part is made once, when it is first used."""
 
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ import cv2
 
 from clickmask import annotators, plugins, segmenters
 from clickmask.annotators._catalogue import AnnotatorCatalogue
+from clickmask.errors import StoreUnavailable
 from clickmask.images.archive import ImageArchive
 from clickmask.images.decode import ImageLimits
 from clickmask.images.fetch import Fetcher
@@ -196,4 +198,13 @@ class Home:
         return database.get_secret_value() if database else self.settings.home / "store.sqlite"
 
     def _make_folder(self) -> None:
-        self.settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """Make the home. Raises StoreUnavailable if it cannot be made or written."""
+        home, said = self.settings.home, ""
+        try:
+            home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            said = f"cannot be made: {error.strerror}"
+        if not said and not os.access(home, os.W_OK | os.X_OK):
+            said = "may not be written by this user"
+        if said:
+            raise StoreUnavailable(f"{home} {said}; set CLICKMASK_HOME to a folder of yours")

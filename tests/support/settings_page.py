@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from clickmask_adapters.settings import CoreSettings, Settings
+from clickmask_adapters.settings import CoreSettings, Settings, variables
 
 PAGE = Path(__file__).parents[2] / "adapters" / "clickmask_adapters" / "docs" / "settings.md"
 HEAD = """# Settings
@@ -18,10 +18,6 @@ Every setting is an environment variable. Lists are comma separated. This page i
 | variable | default | |
 |---|---|---|
 """
-
-
-def variable(name: str, field: FieldInfo) -> str:
-    return str(field.validation_alias or f"CLICKMASK_{name.upper()}")
 
 
 def default(value: object) -> str:
@@ -45,8 +41,9 @@ def fields() -> dict[str, FieldInfo]:
 def page() -> str:
     rows: list[str] = []
     for name, field in fields().items():
+        written = ", ".join(f"`{each}`" for each in variables(name, field))
         said = " ".join((field.description or "").split())
-        rows.append(f"| `{variable(name, field)}` | {default(field.default)} | {said} |")
+        rows.append(f"| {written} | {default(field.default)} | {said} |")
     assert not any(isinstance(field.default, SecretStr) for field in Settings.model_fields.values())
     return HEAD + "\n".join(rows) + "\n"
 

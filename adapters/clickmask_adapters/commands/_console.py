@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,7 +17,7 @@ from clickmask.store import Store
 from clickmask.store.projects import Project
 from clickmask_adapters import tools
 from clickmask_adapters.home import Home
-from clickmask_adapters.settings import Settings
+from clickmask_adapters.settings import Settings, read_settings
 from clickmask_adapters.tools import Tool
 
 console = Console(highlight=False, soft_wrap=True)  # results
@@ -64,9 +64,10 @@ def sentence_on_failure() -> Generator[None]:
 
 
 @contextmanager
-def open_home(settings: Settings | None = None) -> Generator[Home]:
-    """The home of `settings` or of the environment, closed at the end; errors become sentences."""
-    with sentence_on_failure(), closing(Home(settings or Settings())) as home:
+def open_home(settings: Settings | None = None, **given: Any) -> Generator[Home]:
+    """The home of `settings`, or of the environment and what is `given`; closed at the end. Errors become
+    sentences."""
+    with sentence_on_failure(), closing(Home(settings or read_settings(**given))) as home:
         yield home
 
 

@@ -2,7 +2,7 @@
 
 import time
 from contextlib import ExitStack, closing
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -19,7 +19,6 @@ from clickmask_adapters.commands._console import (
     open_home,
     progress,
 )
-from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools._prelabel import Step
 
 POLL_S = 0.3
@@ -95,7 +94,8 @@ def prelabel(
     without annotations. Tasks and jobs that have them are left alone, so after an interrupt the same command
     goes on where it stopped.
     """
-    with open_home(Settings() if refine is None else Settings(refine=refine)) as home:
+    given: dict[str, Any] = {} if refine is None else {"refine": refine}
+    with open_home(**given) as home:
         done, interrupted = Step(0), False
         steps = find_tool(home, tool).prelabel(home.workbench, project)
         columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}")

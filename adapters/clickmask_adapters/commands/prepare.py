@@ -22,8 +22,8 @@ from clickmask.errors import Busy, Failed, InvalidRequest, NotReady
 from clickmask.images.decode import readable_formats
 from clickmask.types import ImageRef
 from clickmask.workbench import Workbench
-from clickmask_adapters.commands._console import console, errors, open_home, tool_name
-from clickmask_adapters.settings import Settings
+from clickmask_adapters.commands._console import console, errors, open_home, sentence_on_failure, tool_name
+from clickmask_adapters.settings import read_settings
 from clickmask_adapters.tools import NamedImage
 
 MAX_CONCURRENT = 2  # one is fetched and decoded while the other is encoded
@@ -47,7 +47,8 @@ def prepare(
 
     Images that are stored already are skipped, so running it again goes on where it stopped.
     """
-    settings = Settings(segmenter=segmenter) if segmenter else Settings()
+    with sentence_on_failure():
+        settings = read_settings(**({"segmenter": segmenter} if segmenter else {}))
     if project is None:
         if not Path(what).is_dir():
             raise typer.BadParameter(

@@ -1,21 +1,30 @@
 """`clickmask serve`, and `clickmask connect TOOL PROJECT` with a server that runs."""
 
+import errno
 import logging
 import socket
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 import uvicorn
 
-from clickmask.errors import ClickmaskError
+import clickmask
+import clickmask_adapters
+from clickmask.errors import ClickmaskError, InvalidRequest, NotFound, NotReady
 from clickmask.inference.sessions import packages_of
 from clickmask_adapters.app import create_app
-from clickmask_adapters.commands._console import ProjectName, ToolName, console, open_home
+from clickmask_adapters.commands._console import (
+    ProjectName,
+    ToolName,
+    console,
+    open_home,
+    sentence_on_failure,
+)
 from clickmask_adapters.home import Home
 from clickmask_adapters.server.memory import freeze_gc
 from clickmask_adapters.server.uvicorn import ReadTimeouts
-from clickmask_adapters.settings import Settings
+from clickmask_adapters.settings import read_settings
 
 cli = typer.Typer()
 
@@ -35,32 +44,65 @@ class AnnouncingServer(uvicorn.Server):
                 return
 
 
+def require_free(host: str, port: int) -> None:
+    """Raise InvalidRequest if nothing can listen there: uvicorn would find out after the server has begun to
+    read events and to train."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InvalidRequest(f"port {port} is taken: use --port or CLICKMASK_PORT") from error
+        reason = str(error.strerror).partition(" (while")[0]
+        said = f"{host}, port {port}, cannot be listened on ({reason})"
+        raise InvalidRequest(f"{said}: check --host, and --port or CLICKMASK_PORT") from error
+
+
 @cli.command()
 def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; beyond loopback set CLICKMASK_TOKEN.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any free port.")] = 9090,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="0: any free port. Default: CLICKMASK_PORT, or 9090."),
+    ] = None,
     segmenter: Annotated[
         str | None, typer.Option(help="Default segmenter; overrides CLICKMASK_SEGMENTER.")
     ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"] | None,
+        typer.Option(case_sensitive=False, help="Overrides CLICKMASK_LOG_LEVEL."),
+    ] = None,
 ) -> None:
     """Answer Label Studio and CVAT, and serve the API and the page."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    options = {"segmenter": segmenter, "port": port, "log_level": log_level}
+    with sentence_on_failure():
+        settings = read_settings(**{name: each for name, each in options.items() if each is not None})
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    # Debugging lines of other packages hold the signed addresses of images.
+    logging.basicConfig(
+        level=max(level, logging.INFO), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for package in (clickmask.__name__, clickmask_adapters.__name__):
+        logging.getLogger(package).setLevel(level)
     if len(both := packages_of("onnxruntime")) > 1:
         said = "%s overwrite each other: uninstall both, then install the one that you want"
         log.warning(said, " and ".join(both))
-    home = Home(Settings(segmenter=segmenter) if segmenter else Settings())
-    try:
-        application = create_app(home)
-    except ClickmaskError as error:
-        home.close()
-        raise typer.BadParameter(str(error)) from error
+    home = Home(settings)
+    with sentence_on_failure():
+        try:
+            application = create_app(home)
+            require_free(host, settings.port)
+        except ClickmaskError as error:
+            home.close()
+            if isinstance(error, NotFound | NotReady):
+                raise typer.BadParameter(str(error)) from error
+            raise
     # No proxy_headers: anybody could claim to be this machine by setting X-Forwarded-For.
     config = uvicorn.Config(
         application,
         host,
-        port,
+        settings.port,
         log_level="warning",
         access_log=False,
         http=ReadTimeouts,
@@ -82,7 +124,7 @@ def connect(
             "--our-url",
             "--backend-url",
             "--clickmask-url",
-            help="This server's address as the tool sees it. Default: http://127.0.0.1:9090 for Label "
+            help="This server's address as the tool sees it. Default: http://127.0.0.1:PORT for Label "
             "Studio, http://nuclio:8070 for CVAT.",
         ),
     ] = None,
@@ -93,6 +135,8 @@ def connect(
     CLICKMASK_TOKEN. CVAT_URL and CVAT_ACCESS_TOKEN (or CVAT_USERNAME and CVAT_PASSWORD) say where CVAT
     is; it signs with CVAT_WEBHOOK_SECRET, which must be the server's too.
     """
+    if our_url and not our_url.startswith(("http://", "https://")):
+        raise typer.BadParameter(f"{our_url[:80]!r} is not an address such as http://host:9090")
     with open_home() as home:
         chosen = home.tools[tool]
         for done in chosen.connect(project, our_url or chosen.default_our_url):

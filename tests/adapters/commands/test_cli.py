@@ -4,6 +4,8 @@ import base64
 import hashlib
 import io
 import json
+import logging
+import os
 import re
 import resource
 import signal
@@ -33,6 +35,7 @@ from clickmask_adapters.cli import app, declared, load
 from clickmask_adapters.commands import segmenters as segmenters_command
 from clickmask_adapters.commands import serve
 from clickmask_adapters.home import Home
+from clickmask_adapters.settings import read_settings
 from support.served import serving
 from support.waiting import until
 
@@ -184,6 +187,77 @@ def test_serving_warns_of_two_packages_of_onnxruntime(
     environment = {"CLICKMASK_HOME": str(tmp_path / "home")}
     CliRunner().invoke(app, ["serve", "--segmenter", "nothing"], env=environment)
     assert (" and ".join(packages) + " overwrite each other" in caplog.text) == (len(packages) == 2)
+
+
+@pytest.mark.parametrize("words", [("serve", "--port", "0"), ("segmenters",), ("prepare", "cvat", "1")])
+def test_a_wrong_variable_is_one_line_of_every_command(words: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(app, [*words], env={"CLICKMASK_THREADS": "four"})
+    assert done.exit_code == 1
+    assert done.stderr.startswith("CLICKMASK_THREADS is 'four': it should be a valid integer")
+    assert done.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [("serve", "--port", "0"), ("stats", "cvat", "1"), ("train", "cvat", "1")])
+def test_a_home_that_cannot_be_made_is_one_line(words: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for home in (tmp_path / "file", tmp_path / "file" / "home"):
+        done = CliRunner().invoke(app, [*words], env={"CLICKMASK_HOME": str(home)})
+        assert done.exit_code == 1
+        assert done.stderr.startswith(f"{home} cannot be made: ")
+        assert done.stderr.endswith("; set CLICKMASK_HOME to a folder of yours\n")
+
+
+def test_a_home_that_may_not_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser may write everywhere
+    done = CliRunner().invoke(app, ["stats", "cvat", "1"], env={"CLICKMASK_HOME": str(tmp_path)})
+    assert (done.exit_code, "may not be written by this user" in done.stderr) == (1, True)
+
+
+def test_a_taken_port_is_one_line_that_says_how_to_choose_another(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        for words, chosen in ((["--port", port], "1"), ([], port)):
+            environment = {"CLICKMASK_HOME": str(tmp_path), "CLICKMASK_PORT": chosen}
+            done = CliRunner().invoke(app, ["serve", *words], env=environment)
+            assert done.exit_code == 1
+            assert done.stderr == f"port {port} is taken: use --port or CLICKMASK_PORT\n"
+
+
+@pytest.mark.parametrize("port", ["99999", "-1", "web"])
+def test_a_port_that_is_none_is_refused(port: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["serve", "--port", port], env={"CLICKMASK_HOME": str(tmp_path)})
+    assert done.exit_code == 2
+    assert "Invalid value for '--port'" in done.stderr
+    done = CliRunner().invoke(app, ["serve"], env={"CLICKMASK_HOME": str(tmp_path), "CLICKMASK_PORT": port})
+    assert (done.exit_code, done.stderr.startswith(f"CLICKMASK_PORT is '{port}': it ")) == (1, True)
+
+
+def test_an_address_of_ours_without_a_scheme_is_refused_before_the_tool_is_asked() -> None:
+    done = CliRunner().invoke(app, ["connect", "cvat", "1", "--our-url", "localhost:9090"])
+    assert (done.exit_code, "is not an address such as" in done.stderr) == (2, True)
+
+
+def test_connect_tells_label_studio_the_port_that_is_set(tmp_path: Path) -> None:
+    tool = Home(read_settings(home=tmp_path, port=9191)).tools["label_studio"]
+    assert tool.default_our_url == "http://127.0.0.1:9191"
+
+
+@pytest.mark.parametrize(("level", "logged"), [("debug", "DEBUG"), ("INFO", "INFO"), ("error", "ERROR")])
+def test_the_log_level_is_that_of_our_lines_alone(level: str, logged: str, tmp_path: Path) -> None:
+    environment = {"CLICKMASK_HOME": str(tmp_path / "home"), "LOG_LEVEL": level}
+    names = ("clickmask", "clickmask_adapters")
+    kept = {name: logging.getLogger(name).level for name in names}
+    try:
+        CliRunner().invoke(app, ["serve", "--segmenter", "nothing"], env=environment)
+        assert {logging.getLogger(name).level for name in names} == {getattr(logging, logged)}
+        assert not logging.getLogger("urllib3").isEnabledFor(logging.DEBUG)
+        CliRunner().invoke(
+            app, ["serve", "--segmenter", "nothing", "--log-level", "CRITICAL"], env=environment
+        )
+        assert {logging.getLogger(name).level for name in names} == {logging.CRITICAL}
+    finally:
+        for name, before in kept.items():
+            logging.getLogger(name).setLevel(before)
 
 
 def test_an_interrupt_ends_the_server_without_a_traceback(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from clickmask.masks.simplify import simplify_mask
 from clickmask.types import Prediction, Prompt
 from clickmask_adapters.client import Client, Prepared, labels_of
 from clickmask_adapters.home import Home
-from clickmask_adapters.settings import Settings
+from clickmask_adapters.settings import Settings, read_settings
 from clickmask_adapters.tools.cvat.mask_points import mask_to_points
 from clickmask_adapters.tools.cvat.prompts import Pointed
 
@@ -130,7 +130,7 @@ def create(
     with the secret `token` (default: CLICKMASK_TOKEN) runs it; without `url` this process does. `label`
     renames a detector's only label.
     """
-    settings = Settings()
+    settings = read_settings()
     secret = token or (settings.token.get_secret_value() if settings.token else None)
     models = Client(url, secret) if url else InProcess(settings)
     if kind == "interactor":

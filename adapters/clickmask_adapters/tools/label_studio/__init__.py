@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr
 
 from clickmask_adapters.tools import NamedImage, Tool
 from clickmask_adapters.tools._settings import ServerUrl
@@ -28,9 +28,13 @@ class LabelStudioSettings(BaseModel):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    label_studio_url: ServerUrl = Field(default=None, validation_alias="LABEL_STUDIO_URL")
+    label_studio_url: ServerUrl = Field(
+        default=None, validation_alias=AliasChoices("LABEL_STUDIO_URL", "LABEL_STUDIO_HOST")
+    )
     """The address of Label Studio, from which it is asked for tasks, labels and images."""
-    label_studio_api_key: SecretStr | None = Field(default=None, validation_alias="LABEL_STUDIO_API_KEY")
+    label_studio_api_key: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("LABEL_STUDIO_API_KEY", "LABEL_STUDIO_ACCESS_TOKEN")
+    )
     """A legacy or a personal access token; default installations refuse the one that /setup carries."""
 
 
@@ -43,6 +47,10 @@ class LabelStudio(Tool):
 
     def __init__(self, home: Home) -> None:
         self._home = home
+
+    @property
+    def default_our_url(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]  # never set
+        return f"http://127.0.0.1:{self._home.settings.port or 9090}"
 
     @property
     def origin(self) -> str | None:

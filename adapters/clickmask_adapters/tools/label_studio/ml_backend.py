@@ -20,7 +20,7 @@ from label_studio_ml.model import LabelStudioMLBase
 from clickmask.errors import ClickmaskError
 from clickmask_adapters.home import Home
 from clickmask_adapters.server import failures
-from clickmask_adapters.settings import Settings
+from clickmask_adapters.settings import read_settings
 from clickmask_adapters.tools._json import Json
 from clickmask_adapters.tools.label_studio import TOOL, LabelStudioSettings
 from clickmask_adapters.tools.label_studio.client import client_of
@@ -31,7 +31,7 @@ _opening = threading.Lock()
 
 @functools.cache
 def _open() -> Backend:
-    home = Home(Settings())
+    home = Home(read_settings())
     home.workbench.read_events(home.ingester, home.label_sources)
     atexit.register(home.close)
     client = client_of(home.settings.of(LabelStudioSettings))
