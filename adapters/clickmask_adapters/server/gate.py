@@ -1,9 +1,9 @@
 """Access control: a list of small middleware in front of every route, which nothing bypasses.
 
 With a secret (CLICKMASK_TOKEN), every request must carry it, but labeling tools in a trusted network may call
-their own endpoints (`Tool.open_paths`) without it. Without a secret, only this machine and those tools are
-served. Checks of Host and Origin keep foreign pages from rebinding their name to this server or posting to
-it. Signed requests (`Tool.signed_paths`) reach only the route that checks them.
+their own endpoints (`Tool.open_paths`) without it, and anybody may read HEALTH. Without a secret, only this
+machine and those tools are served. Checks of Host and Origin keep foreign pages from rebinding their name to
+this server or posting to it. Signed requests (`Tool.signed_paths`) reach only the route that checks them.
 """
 
 import asyncio
@@ -30,7 +30,9 @@ MAX_COMPUTE_BODIES = 2  # of the largest size, held in memory by all computing r
 READ_TIMEOUT_S = 120.0  # a request that is still arriving holds its place so long
 MAX_SIGNED_BODIES = 64 * 2**20  # bytes of all signed bodies together
 MAX_SIGNED_BODY = 2**20  # bytes that a stranger may send before the signature is checked
-SIGNATURE, SECRET, ADDRESS = "signature", "secret", "address"  # scope["auth"]: why a request was let in
+HEALTH = "/health"  # says that the server is up, and no more: load balancers have no secret
+# scope["auth"]: why a request was let in
+SIGNATURE, SECRET, ADDRESS, PUBLIC = "signature", "secret", "address", "public"
 VERIFY, KEEP, COMPUTE = "verify", "keep", "compute"
 
 
@@ -112,6 +114,8 @@ class Authentication:
             scope["auth"] = SIGNATURE
         elif self._carries_secret(headers.get("authorization", "")):
             scope["auth"] = SECRET
+        elif scope["method"] in ("GET", "HEAD") and scope["path"] == HEALTH and self._secret is not None:
+            scope["auth"] = PUBLIC
         else:
             self._require_trusted_client(scope, headers)
             scope["auth"] = ADDRESS

@@ -79,7 +79,8 @@ def test_a_trusted_network_reaches_the_tools_endpoints_and_no_others(path: str) 
     for secret in ({}, {"token": SECRET}):
         answer = client(LAN, "clickmask:9090", **trusted, **secret).get(path)
         assert answer.status_code == (200 if for_tools else 401 if secret else 403)
-        assert client(STRANGER, "clickmask:9090", **trusted, **secret).get(path).status_code in {401, 403}
+        stranger = client(STRANGER, "clickmask:9090", **trusted, **secret).get(path)
+        assert stranger.status_code == (200 if secret and path == "/health" else 401 if secret else 403)
 
 
 def test_a_trusted_network_may_post_to_the_root_but_not_see_the_page() -> None:
@@ -90,7 +91,23 @@ def test_a_trusted_network_may_post_to_the_root_but_not_see_the_page() -> None:
     assert client(STRANGER, trusted_networks="172.20.0.0/16").post("/", json={}).status_code == 403
 
 
-@pytest.mark.parametrize("path", EVERY_PATH)
+def test_health_is_for_everybody_if_there_is_a_secret() -> None:
+    """Load balancers send none. Without a secret, others are not served at all."""
+    for address, host in ((LOOPBACK, "127.0.0.1"), (STRANGER, "clickmask"), (LAN, "gpu-box:9090")):
+        guarded = client(address, host, token=SECRET)
+        assert guarded.get("/health", headers={"X-Forwarded-For": "198.51.100.7"}).status_code == 200
+        assert guarded.head("/health").status_code == 405  # of the routes here
+        for method, path in (
+            ("POST", "/health"),
+            ("DELETE", "/health"),
+            ("GET", "/health/"),
+            ("GET", "/healthy"),
+        ):
+            assert guarded.request(method, path).status_code == 401
+    assert client(STRANGER).get("/health").status_code == 403
+
+
+@pytest.mark.parametrize("path", sorted({*EVERY_PATH} - {"/health"}))
 @pytest.mark.parametrize("address", [LOOPBACK, STRANGER])
 def test_with_a_secret_every_request_must_carry_it(path: str, address: str) -> None:
     guarded = client(address, token=SECRET)

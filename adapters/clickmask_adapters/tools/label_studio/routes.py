@@ -196,7 +196,7 @@ def router(workbench: Workbench, client: LabelStudioClient, min_iou: float) -> A
 
     routes = APIRouter(include_in_schema=False, lifespan=lifespan)
 
-    @routes.get("/health")
+    @routes.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> Response:
         return json_response({"status": "UP", "model_class": "clickmask"})
 

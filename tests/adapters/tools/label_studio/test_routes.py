@@ -342,6 +342,7 @@ def test_preparations_that_wait_are_bounded_and_leave_when_done(
 
 
 def test_health_says_up(http: TestClient) -> None:
+    assert http.head("/health").status_code == 200
     answer = http.get("/health")
     assert answer.status_code == 200
     assert answer.json() == {"status": "UP", "model_class": "clickmask"}
