@@ -1,5 +1,6 @@
 """The table from errors to HTTP statuses, and the recent failures for the status page."""
 
+import logging
 import math
 import threading
 from collections import deque
@@ -15,6 +16,8 @@ from starlette.responses import JSONResponse
 
 from clickmask import errors
 from clickmask_adapters.server.uvicorn import HEADER, reason
+
+log = logging.getLogger(__name__)
 
 STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = {
     errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
@@ -58,11 +61,17 @@ class RecentFailures:
         self._at_the_door: deque[Failure] = deque(maxlen=at_the_door)
 
     def add(self, method: str, path: str, status: int, error: str, admitted: bool = False) -> None:
-        """Keep a failure. If `admitted`, a route raised it: a 403 is about an image, not the caller."""
+        """Keep a failure, and log a line. If `admitted`, a route raised it: a 403 is about an image, not the
+        caller."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         # Posts to signed paths pass the door, so strangers can send them until the signature is checked.
         unsigned = path.startswith("/webhooks/") and status < HTTPStatus.INTERNAL_SERVER_ERROR
         stranger = not admitted and (status in DOOR or unsigned)
+        line = f"{method} {path[:200]}: {status}, {error[:500]}"
+        line = "".join(
+            letter if letter.isprintable() else "?" for letter in line
+        )  # one line, whatever is sent
+        log.log(logging.INFO if stranger else logging.WARNING, "%s", line)
         with self._lock:
             kept = self._at_the_door if stranger else self._failures
             kept.appendleft(Failure(at, method, path[:200], status, error[:500]))

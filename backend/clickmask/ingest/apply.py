@@ -148,6 +148,9 @@ class Ingester:
         except (Gone, InvalidInput, TooLarge):  # no room to keep the image: it gets a side when it is back
             log.info("image %s has no side yet", image.digest[:8])
         is_news = self._store.accept(change, image, drawn)
+        if is_news:
+            of = (change.tool, change.project, change.task, change.annotation, len(drawn))
+            log.info("%s %s: task %s, annotation %s: accepted labels: %d", *of)
         if unfit:
             raise InvalidRequest("; ".join(unfit))
         return is_news

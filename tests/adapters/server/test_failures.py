@@ -37,6 +37,20 @@ def test_an_error_becomes_its_status_and_its_sentence() -> None:
     assert failure.error == "the image is too large"
 
 
+def test_a_failed_request_leaves_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    client, recent = app_that_raises(errors.TooLarge("the image is too large"))
+    client.get("/click?token=hush")
+    recent.add("GET", "/nowhere\n2026-01-01\x1b[2J\u2028", 404, "Not Found")
+    recent.add("GET", "/wp-login", 401, "this server has a secret")
+    assert [(each.levelname, each.getMessage()) for each in caplog.records if "failures" in each.name] == [
+        ("WARNING", "GET /click: 413, the image is too large"),
+        ("WARNING", "GET /nowhere?2026-01-01?[2J?: 404, Not Found"),
+    ]
+    with caplog.at_level("INFO"):
+        recent.add("GET", "/wp-login", 401, "this server has a secret")
+    assert caplog.messages[-1] == "GET /wp-login: 401, this server has a secret"
+
+
 def test_busy_says_when_to_come_again() -> None:
     client, _ = app_that_raises(errors.Busy("full", retry_after=2.5))
     answer = client.get("/click")

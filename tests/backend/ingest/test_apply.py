@@ -70,6 +70,17 @@ def test_a_submission_becomes_labels_with_their_masks(
     assert first.accepted_at == 1.0
 
 
+def test_accepted_labels_leave_one_line_in_the_log(
+    ingester: Ingester, tool: FakeTool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "clickmask.ingest.apply")
+    for _ in range(2):  # the second time nothing is new
+        ingester.apply(submitted(box(3)), tool)
+    assert [each.message for each in caplog.records if "accepted" in each.message] == [
+        f"{TOOL} 1: task 1, annotation 1: accepted labels: 1"
+    ]
+
+
 def test_the_image_is_kept_as_it_was_sent(
     store: Store, ingester: Ingester, tool: FakeTool, kept: ImageArchive
 ) -> None:
