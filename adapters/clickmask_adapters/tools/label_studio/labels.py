@@ -34,6 +34,7 @@ from clickmask_adapters.tools.label_studio.shapes import labels_in, original_siz
 
 log = logging.getLogger(__name__)
 AREAS = ("brush", "bitmask", "polygon", "vector", "rectangle", "ellipse")  # an open vector has none
+ABOUT = ("ANNOTATION", "PROJECT_UPDATED", "PROJECT_DELETED", "TASKS_DELETED")  # so begin the actions below
 PROPOSED_REGION = re.compile(r"([A-Za-z0-9_-]{16})-\d+")  # the id of a region that `clicks` made
 UPLOADED = re.compile(r"(?<=/)[0-9a-f]{8}-(?=[^/]+$)")  # prefix of an upload's name
 STORAGE_KEY = re.compile(r"(?!https?:|file:)[\w+.-]+://[^/]*(/.*)", re.IGNORECASE | re.DOTALL)
@@ -48,6 +49,12 @@ def changes(event: Json) -> Iterator[Change]:
     Each annotation is read in its turn, or is Unreadable. Raises InvalidRequest if the event is incomplete.
     """
     match event.get("action"):
+        case str() as action if action.startswith(ABOUT) and len(event) == 1:
+            raise InvalidRequest(
+                f"the webhook sends {action} without a payload: switch on “Send payload” in Label Studio's "
+                "Settings > Webhooks, or run `clickmask connect label-studio PROJECT`; then `clickmask pull "
+                "label-studio PROJECT` takes in what was missed"
+            )
         case "ANNOTATION_CREATED" | "ANNOTATION_UPDATED":
             yield from _submitted(event, [(_part(event, "annotation"), _part(event, "task"))])
         case "ANNOTATIONS_CREATED":  # its lists have singular names

@@ -465,6 +465,18 @@ def test_an_event_that_lacks_what_it_must_have_is_refused(body: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(
+    "action",
+    "ANNOTATION_CREATED ANNOTATION_UPDATED ANNOTATIONS_CREATED ANNOTATIONS_DELETED TASKS_DELETED "
+    "PROJECT_DELETED PROJECT_UPDATED".split(),
+)
+def test_a_webhook_without_a_payload_says_what_to_switch_on(action: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{action} without a payload: switch on “Send payload”"):
+        list(labels.changes({"action": action}))
+    for ignored in ("TASKS_CREATED", "PROJECT_CREATED"):
+        assert list(labels.changes({"action": ignored})) == []
+
+
+@pytest.mark.parametrize(
     ("made", "task"),
     [
         (annotation(), {"id": 7}),
