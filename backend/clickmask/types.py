@@ -137,7 +137,8 @@ class Segmenter(Protocol[EmbeddingT]):
     that result and a prompt. Both MUST be stateless and callable from any thread: an object that
     remembers "the current image" hands one annotator another's mask. `decode` MUST give at least one
     prediction, best first, with masks of the whole image that the caller owns. It is only called with
-    prompts that passed `Prompt.require_inside`.
+    prompts that passed `Prompt.require_inside`. A text `runs_on`, runtime and device, is optional: a server
+    shows it when it starts.
     """
 
     @property

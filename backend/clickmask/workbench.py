@@ -180,6 +180,11 @@ class Workbench:
 
         self._preparers.submit(load)
 
+    def default_runs_on(self) -> str:
+        """Runtime and device of the default segmenter, once it is loaded; empty if it does not say. Raises
+        NotFound, NotReady and Failed."""
+        return str(getattr(self._catalogue.get(self.default_segmenter), "runs_on", ""))
+
     def stores(self, segmenter: str | None = None) -> bool:
         """Whether the segmenter's embeddings outlast this process. Loads it. Raises `propose`'s errors."""
         chosen = self._catalogue.get(segmenter or self.default_segmenter)

@@ -1,10 +1,13 @@
 """`clickmask serve`, and `clickmask connect TOOL PROJECT` with a server that runs."""
 
+import asyncio
 import errno
 import logging
 import socket
 import sys
+from contextlib import suppress
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import typer
 import uvicorn
@@ -32,16 +35,47 @@ log = logging.getLogger(__name__)
 
 
 class AnnouncingServer(uvicorn.Server):
-    """A server that prints its address once it answers, so that scripts and people can wait for it."""
+    """A server that says what it is once it answers; its address comes first, for those who wait for it."""
+
+    def __init__(self, config: uvicorn.Config, home: Home) -> None:
+        super().__init__(config)
+        self._home = home
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         freeze_gc()
-        for server in getattr(self, "servers", []):
-            for bound in server.sockets:
-                host, port = bound.getsockname()[:2]
-                console.print(f"clickmask is ready: http://{f'[{host}]' if ':' in host else host}:{port}")
-                return
+        addresses = [
+            each.getsockname()[:2] for server in getattr(self, "servers", []) for each in server.sockets
+        ]
+        for host, port in addresses[:1]:
+            console.print(f"clickmask is ready: http://{f'[{host}]' if ':' in host else host}:{port}")
+            for line in described(self._home):
+                console.print(f"  {line}", markup=False)
+            asyncio.get_running_loop().run_in_executor(None, self._say_segmenter)
+
+    def _say_segmenter(self) -> None:
+        """Wait until the default segmenter is loaded, and say where it runs."""
+        bench = self._home.workbench
+        with suppress(ClickmaskError):  # loading it has been reported
+            told = ", ".join(filter(None, (bench.default_segmenter, bench.default_runs_on())))
+            console.print(f"  segmenter: {told}", markup=False)
+
+
+def described(home: Home) -> list[str]:
+    """Lines about the home, the tools and who is let in. They show no secret, and no second address."""
+    settings = home.settings
+    tools: list[str] = []
+    for name, tool in home.tools.items():
+        where = (
+            f"at {urlsplit(tool.origin).netloc}" if tool.origin else f"not connected, set {name.upper()}_URL"
+        )
+        tools.append(f"{name.replace('_', '-')} {where}")
+    networks = ", ".join(map(str, settings.trusted_networks))
+    trusted = f", and labeling tools in {networks}" if networks else ""
+    access = f"only this machine is let in{trusted}, since CLICKMASK_TOKEN is not set"
+    if settings.token:
+        access = f"whoever has the secret of CLICKMASK_TOKEN is let in{trusted}"
+    return [f"home: {settings.home}", f"tools: {'; '.join(tools)}", f"access: {access}"]
 
 
 def require_free(host: str, port: int) -> None:
@@ -109,7 +143,7 @@ def serve(
         proxy_headers=False,
         server_header=False,
     )
-    server = AnnouncingServer(config)
+    server = AnnouncingServer(config, home)
     server.run()
     sys.exit(0 if server.started else 1)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clickmask.types import Box, Image, Mask, Pixels, Point, Prediction, Prompt, Size
 
+RUNS_ON = "OpenCV on the CPU"
 SMOOTHING = 0.7  # px of the small image, for enlarging a mask
 WEIGHTS = (-0.11, 0.60, 0.35, -0.49, -0.48)  # see predicted_iou
 

@@ -63,6 +63,10 @@ class Builtin:
     def precision(self) -> str:
         return self._encoder.precision
 
+    @property
+    def runs_on(self) -> str:
+        return f"{self._encoder.runtime} on the CPU, {self.precision}"
+
     def encode(self, image: Image) -> BuiltinEmbedding:
         features = self._encoder.run({"image": crops.network_input(image.pixels, _whole(image.size))})
         kept, scale = image.pixels.copy(), crops.MAX_KEPT_PX / max(image.size)

@@ -29,6 +29,7 @@ class Contours:
     frame."""
 
     name = "contours"
+    runs_on = classic.RUNS_ON
 
     def encode(self, image: Image) -> SmallImage:
         return classic.shrink(image, SIDE)

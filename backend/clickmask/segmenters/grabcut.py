@@ -59,6 +59,7 @@ class GrabCut:
     """A segmenter without state: an answer depends only on the image and the prompt."""
 
     name = "grabcut"
+    runs_on = classic.RUNS_ON
 
     def encode(self, image: Image) -> SmallImage:
         return classic.shrink(image, EMBEDDING_SIDE)

@@ -30,6 +30,7 @@ class RegionGrowing:
     the frame, and the object is the rest. From a mask the pixels with its colours grow."""
 
     name = "region_growing"
+    runs_on = classic.RUNS_ON
 
     def encode(self, image: Image) -> SmallImage:
         return classic.shrink(image, SIDE)

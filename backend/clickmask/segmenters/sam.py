@@ -75,6 +75,9 @@ class Networks(Protocol):
     @property
     def precision(self) -> str: ...  # of the image encoder
 
+    @property
+    def runs_on(self) -> str: ...  # its runtime, device and precision, for people
+
     def encode(self, pixels: Pixels) -> Floats:
         """(256, side / 16, side / 16) features of an image whose long side is `side`."""
         ...
@@ -108,6 +111,10 @@ class Sam:
     @property
     def precision(self) -> str:
         return self._networks.precision
+
+    @property
+    def runs_on(self) -> str:
+        return self._networks.runs_on
 
     def encode(self, image: Image) -> SamEmbedding:
         height, width = frame.resized_size(image.size, self._networks.side)

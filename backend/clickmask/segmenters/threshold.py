@@ -33,6 +33,7 @@ class Threshold:
     """A segmenter without state. A mask prompt counts as its box."""
 
     name = "threshold"
+    runs_on = classic.RUNS_ON
 
     def encode(self, image: Image) -> SmallImage:
         return classic.shrink(image, SIDE)

@@ -166,6 +166,15 @@ def test_serve_prints_its_address_when_it_answers_and_no_other(tmp_path: Path) -
         assert re.findall(r"https?://[^/\s]+:\d+", server.output) == [server.url]
         assert "Traceback" not in server.output
         assert re.search(r"api: image [0-9a-f]{8}, builtin, embedding made", server.output)
+        assert re.search(
+            r"^  segmenter: builtin, (openvino|onnxruntime) on the CPU, (bf16|f32)$", server.output, re.M
+        )
+        assert f"\n  home: {tmp_path / 'home'}\n" in server.output
+        assert (
+            "\n  tools: cvat not connected, set CVAT_URL; label-studio at localhost:8080\n" in server.output
+        )
+        assert "\n  access: only this machine is let in, since CLICKMASK_TOKEN is not set\n" in server.output
+        assert re.search(r"WARNING \S+failures: GET /nowhere: 404, Not Found", server.output)
 
 
 def test_everything_that_is_written_lies_in_the_home(tmp_path: Path) -> None:
@@ -187,6 +196,21 @@ def test_serving_warns_of_two_packages_of_onnxruntime(
     environment = {"CLICKMASK_HOME": str(tmp_path / "home")}
     CliRunner().invoke(app, ["serve", "--segmenter", "nothing"], env=environment)
     assert (" and ".join(packages) + " overwrite each other" in caplog.text) == (len(packages) == 2)
+
+
+def test_who_is_let_in_is_said_without_the_secret(tmp_path: Path) -> None:
+    def access(**given: str) -> str:
+        lines = serve.described(Home(read_settings(home=tmp_path, **given)))
+        assert "hush" not in str(lines)
+        return lines[-1]
+
+    networks = {"trusted_networks": "10.0.0.0/8, fd00::/8"}
+    assert access(**networks) == (
+        "access: only this machine is let in, and labeling tools in 10.0.0.0/8, fd00::/8, since "
+        "CLICKMASK_TOKEN is not set"
+    )
+    assert access(token="hush") == "access: whoever has the secret of CLICKMASK_TOKEN is let in"
+    assert access(token="hush", **networks).endswith("is let in, and labeling tools in 10.0.0.0/8, fd00::/8")
 
 
 @pytest.mark.parametrize("words", [("serve", "--port", "0"), ("segmenters",), ("prepare", "cvat", "1")])

@@ -53,6 +53,12 @@ def scene() -> Image:
     return image(drawn_scene(1)[0])
 
 
+def test_every_segmenter_says_what_it_runs_on(segmenter: Segmenter[Any]) -> None:
+    runtime, _, device = str(getattr(segmenter, "runs_on", "")).partition(" on ")
+    assert runtime in {"OpenCV", "openvino", "onnxruntime", "torch"}
+    assert device.split(",")[0] in {"the CPU", "cpu", "cuda", "mps"}
+
+
 PROMPTS = {
     "a click": Prompt(foreground=((155.0, 90.0),)),
     "three clicks": Prompt(foreground=((155.0, 90.0), (150.5, 80.5), (160.0, 100.0))),

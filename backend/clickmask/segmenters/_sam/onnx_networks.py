@@ -30,6 +30,10 @@ class OnnxSam:
         return self._encoder.precision
 
     @property
+    def runs_on(self) -> str:
+        return f"{self._encoder.runtime} on the CPU, {self.precision}"
+
+    @property
     def runtimes(self) -> tuple[str, str]:
         """The runtimes of the encoder and of the decoder."""
         return self._encoder.runtime, self._decoder.runtime

@@ -53,6 +53,10 @@ class TorchSam:
         with torch.inference_mode():
             self.positions = self.prompt_encoder.get_dense_pe()
 
+    @property
+    def runs_on(self) -> str:
+        return f"torch on {self.device}, {self.precision}"
+
     def encode(self, pixels: Pixels) -> Floats:
         with torch.inference_mode():
             chw = torch.tensor(pixels, device=self.device).permute(2, 0, 1).contiguous()[None]
