@@ -211,7 +211,9 @@ class Workbench:
     def require_project(self, tool: str, project: str) -> None:
         """Raise NotFound if nothing is known of the project. `tool` is a tool package's name."""
         if not self.store.knows_project(tool, project):
-            raise NotFound(f"nothing is kept here of a project {project[:40]!r} of {tool[:40]!r}")
+            kept = ", ".join(f"{each.project} of {each.tool}" for each in self.store.projects()[:20])
+            said = f"nothing is kept here of a project {project[:40]!r} of {tool[:40]!r}"
+            raise NotFound(f"{said}; there are: {kept or 'none'}")
 
     def require_origin(self, tool: str, origin: str) -> None:
         """Raise Conflict if the store holds this tool's labels from an address other than `origin`."""

@@ -52,18 +52,23 @@ class Inbox:
     """Raw webhook bodies in their own SQLite file, in order of arrival. For any thread.
 
     One thread writes. Each transaction stores all that arrived during the previous one, so callers share
-    fsyncs. Nothing is parsed, so nothing is refused. Raises StoreUnavailable if SQLite rejects its settings.
+    fsyncs. Nothing is parsed, so nothing is refused. Raises StoreUnavailable if SQLite cannot use the file or
+    rejects its settings.
     """
 
     def __init__(self, path: Path, kept_for: float = EVENT_TTL_S) -> None:
         self._kept_for = kept_for
-        self._writer, self._reader = _connect(path), _connect(path)
         self._reading = threading.Lock()
-        self._writer.executescript(_SCHEMA)
-        self._writer.execute(
-            "INSERT INTO inbox SELECT ? WHERE NOT EXISTS (SELECT * FROM inbox)", (secrets.token_hex(8),)
-        )
-        (self.id,) = self._writer.execute("SELECT id FROM inbox").fetchone()
+        try:
+            self._writer, self._reader = _connect(path), _connect(path)
+            self._writer.executescript(_SCHEMA)
+            self._writer.execute(
+                "INSERT INTO inbox SELECT ? WHERE NOT EXISTS (SELECT * FROM inbox)", (secrets.token_hex(8),)
+            )
+            (id,) = self._writer.execute("SELECT id FROM inbox").fetchone()  # noqa: A001
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"{path.name} in CLICKMASK_HOME cannot be used: {error}") from error
+        self.id: str = id
         """Names this file for good: in another file the ids of events start again."""
         self.arrived = threading.Event()
         """Set when an event was kept; whoever waits for it has to clear it before looking."""

@@ -110,7 +110,7 @@ def test_the_options_of_an_export_are_query_parameters(client: TestClient, tmp_p
         (f"{AT}/export/..%2Fcoco", 404, ""),
         (f"{AT}/export/coco?polygons=round", 422, "polygons"),
         (f"{AT}/export/png?polygons=exact", 400, "an export to png has no option polygons"),
-        (f"/v1/projects/cvat/{PROJECT}/export/coco", 404, "nothing is kept here"),
+        (f"/v1/projects/cvat/{PROJECT}/export/coco", 404, f"there are: {PROJECT} of {TOOL}"),
         (f"/v1/projects/{TOOL}/8/stats", 404, "nothing is kept here"),
         (f"/v1/projects/{TOOL}/8/assist", 404, "nothing is kept here"),
         ("/v1/projects/../../stats", 404, ""),
