@@ -5,7 +5,6 @@ import errno
 import logging
 import socket
 import sys
-from contextlib import suppress
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -56,9 +55,11 @@ class AnnouncingServer(uvicorn.Server):
     def _say_segmenter(self) -> None:
         """Wait until the default segmenter is loaded, and say where it runs."""
         bench = self._home.workbench
-        with suppress(ClickmaskError):  # loading it has been reported
+        try:
             told = ", ".join(filter(None, (bench.default_segmenter, bench.default_runs_on())))
-            console.print(f"  segmenter: {told}", markup=False)
+        except ClickmaskError as error:
+            told = str(error)  # it begins with the name
+        console.print(f"  segmenter: {told}", markup=False)
 
 
 def described(home: Home) -> list[str]:
