@@ -13,7 +13,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,6 +47,18 @@ def picture() -> str:
     raw = io.BytesIO()
     PIL.Image.fromarray(pixels).save(raw, "png")
     return base64.b64encode(raw.getvalue()).decode()
+
+
+LOGGERS = ("clickmask", "clickmask_adapters")
+
+
+@pytest.fixture(autouse=True)
+def log_levels_of_other_tests() -> Iterator[None]:
+    """`serve` sets them for its process, which is this one here."""
+    kept = {name: logging.getLogger(name).level for name in LOGGERS}
+    yield
+    for name, level in kept.items():
+        logging.getLogger(name).setLevel(level)
 
 
 HEAVY = {
@@ -275,20 +287,12 @@ def test_connect_tells_label_studio_the_port_that_is_set(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("level", "logged"), [("debug", "DEBUG"), ("INFO", "INFO"), ("error", "ERROR")])
 def test_the_log_level_is_that_of_our_lines_alone(level: str, logged: str, tmp_path: Path) -> None:
-    environment = {"CLICKMASK_HOME": str(tmp_path / "home"), "LOG_LEVEL": level}
-    names = ("clickmask", "clickmask_adapters")
-    kept = {name: logging.getLogger(name).level for name in names}
-    try:
-        CliRunner().invoke(app, ["serve", "--segmenter", "nothing"], env=environment)
-        assert {logging.getLogger(name).level for name in names} == {getattr(logging, logged)}
-        assert not logging.getLogger("urllib3").isEnabledFor(logging.DEBUG)
-        CliRunner().invoke(
-            app, ["serve", "--segmenter", "nothing", "--log-level", "CRITICAL"], env=environment
-        )
-        assert {logging.getLogger(name).level for name in names} == {logging.CRITICAL}
-    finally:
-        for name, before in kept.items():
-            logging.getLogger(name).setLevel(before)
+    environment, names = {"CLICKMASK_HOME": str(tmp_path / "home"), "LOG_LEVEL": level}, LOGGERS
+    CliRunner().invoke(app, ["serve", "--segmenter", "nothing"], env=environment)
+    assert {logging.getLogger(name).level for name in names} == {getattr(logging, logged)}
+    assert not logging.getLogger("urllib3").isEnabledFor(logging.DEBUG)
+    CliRunner().invoke(app, ["serve", "--segmenter", "nothing", "--log-level", "CRITICAL"], env=environment)
+    assert {logging.getLogger(name).level for name in names} == {logging.CRITICAL}
 
 
 def test_an_interrupt_ends_the_server_without_a_traceback(tmp_path: Path) -> None:
