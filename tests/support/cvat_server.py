@@ -391,6 +391,8 @@ class CvatServer:
         return 200, {"count": len(rows), "next": following, "previous": None, "results": shown}
 
     def _change_webhook(self, method: str, path: str, number: int, body: Row) -> Answer:
+        if "target_url" in body and not _is_url(body["target_url"]):
+            return 400, {"target_url": ["Enter a valid URL."]}
         if method == "POST" and path == "/api/webhooks":
             number = next(self._ids)
             self.hooks[number] = {
@@ -478,6 +480,13 @@ def picture(shade: int = 40, size: tuple[int, int] = (60, 80)) -> bytes:
 
 def _found(rows: dict[int, Row], number: int) -> Answer:
     return (200, rows[number]) if number in rows else (404, {"detail": "Not found."})
+
+
+def _is_url(text: str) -> bool:
+    """As Django's URLValidator, which CVAT asks: localhost, an address, or a name with a dot, without "_"."""
+    host = urlsplit(text).hostname or ""
+    named = re.fullmatch(r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]\.?", host)
+    return host == "localhost" or ":" in host or bool(named or re.fullmatch(r"\d+(?:\.\d+){3}", host))
 
 
 def _answers_of(cvat: CvatServer) -> type[BaseHTTPRequestHandler]:

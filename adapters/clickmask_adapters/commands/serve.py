@@ -160,7 +160,7 @@ def connect(
             "--backend-url",
             "--clickmask-url",
             help="This server's address as the tool sees it. Default: http://127.0.0.1:PORT for Label "
-            "Studio, http://nuclio:8070 for CVAT.",
+            "Studio, http://nuclio.internal:8070 for CVAT.",
         ),
     ] = None,
 ) -> None:

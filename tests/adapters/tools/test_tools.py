@@ -52,7 +52,7 @@ def test_every_route_of_a_tool_is_open_or_signed(tools: dict[str, Tool], workben
 
 def test_each_tool_sees_clickmask_at_an_address_of_its_own(tools: dict[str, Tool]) -> None:
     assert tools["label_studio"].default_our_url == "http://127.0.0.1:9090"
-    assert tools["cvat"].default_our_url == "http://nuclio:8070"
+    assert tools["cvat"].default_our_url == "http://nuclio.internal:8070"
 
 
 def test_a_tool_that_is_not_configured_has_no_origin_but_labels_to_read(tools: dict[str, Tool]) -> None:

@@ -49,7 +49,7 @@ SETTINGS = CvatSettings
 
 class Cvat(Tool):
     name = "cvat"
-    default_our_url = "http://nuclio:8070"
+    default_our_url = "http://nuclio.internal:8070"  # CVAT refuses webhooks to a host without a dot
     open_paths = frozenset({"/api/", "/webhooks/", "/"})  # the root: nuclio's method `direct` posts there
     signed_paths = frozenset({WEBHOOK})
 

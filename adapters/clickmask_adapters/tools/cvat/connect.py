@@ -22,6 +22,10 @@ SMOKESCREEN = (
     "SMOKESCREEN_OPTS=--allow-address=ADDRESS with clickmask's IP address as they see it (to look: "
     f"docker exec {WEBHOOKS} printenv SMOKESCREEN_OPTS)"
 )
+HOST_ADVICE = (
+    "CVAT takes no host without a dot or with an underscore: use --our-url with clickmask's IP address, or "
+    "with a name such as nuclio.internal or host.docker.internal"
+)
 PING_ADVICE = {
     401: f"the server that runs there has another {SECRET_VARIABLE}",
     403: f"the server that runs there has no {SECRET_VARIABLE}",
@@ -65,6 +69,8 @@ def connect(
         )
     except ToolError as error:
         sentence = f"the webhook {hook} is missing, so accepted labels never arrive by themselves: {error}"
+        if error.status == 400 and "target_url" in str(error):
+            sentence += f"; {HOST_ADVICE}"
         raise ToolError(sentence, error.status) from error
     # CVAT's server posts now; later deliveries come from its webhook worker.
     ping = client.ping_webhook(webhook)

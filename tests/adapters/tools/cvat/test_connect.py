@@ -15,6 +15,7 @@ from clickmask.errors import ImageUnavailable
 from clickmask.types import ImageRef
 from clickmask_adapters.cli import app
 from clickmask_adapters.tools._client import ToolError
+from clickmask_adapters.tools.cvat import Cvat
 from clickmask_adapters.tools.cvat.client import CvatClient
 from clickmask_adapters.tools.cvat.connect import EVENTS, connect
 from clickmask_adapters.tools.cvat.routes import signature
@@ -222,6 +223,21 @@ def test_a_webhook_that_may_not_be_made_is_said(cvat: CvatServer, monkeypatch: p
     monkeypatch.setattr(CvatClient, "add_webhook", refused)
     with pytest.raises(ToolError, match=r"accepted labels never arrive by themselves: CVAT answers 403"):
         sentences(cvat, "http://10.0.0.5:9090")
+
+
+@pytest.mark.parametrize("host", ["nuclio", "clickmask", "cvat_clickmask.internal"])
+def test_a_host_that_cvat_refuses_is_said_with_those_that_it_takes(cvat: CvatServer, host: str) -> None:
+    advice = r"target_url: Enter a valid URL\.; CVAT takes no host without a dot"
+    with pytest.raises(ToolError, match=advice):
+        sentences(cvat, f"http://{host}:8070")
+    assert not cvat.hooks
+
+
+def test_cvat_takes_the_default_address(cvat: CvatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CvatServer, "deliver", lambda *_: {"status_code": 200})
+    assert f"The webhook {Cvat.default_our_url}/webhooks/cvat was added" in sentences(
+        cvat, Cvat.default_our_url
+    )
 
 
 def test_models_that_cvat_does_not_reach_are_said(cvat: CvatServer, clickmask: Clickmask) -> None:
