@@ -41,7 +41,7 @@ class Labels(FakeTool):
     def pull(self, project: str, position: str | None = None) -> Iterator[Page]:
         yield Page(self._submissions, None, 0)
 
-    def gone(self, annotations: object) -> Iterator[Any]:
+    def gone(self, annotations: object, project: str) -> Iterator[Any]:
         yield from ()
 
 

@@ -86,8 +86,9 @@ class LabelSource(Protocol):
         """Accepted labels from `position` on, in resumable order. Raises NotFound for a missing project."""
         ...
 
-    def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
-        """Deletions of those `annotations`, (task, annotation), that the tool no longer has.
+    def gone(self, annotations: Sequence[tuple[str, str]], project: str) -> Iterator[Change]:
+        """Deletions of those `annotations` of `project`, (task, annotation), that the tool no longer has, and
+        submissions of those that it has moved to another project.
 
         It MUST ask the tool about each: an annotation missing from a pull may have moved meanwhile.
         """
@@ -200,32 +201,36 @@ class Ingester:
         """
         read, taken, known, left_out = 0, 0, 0, list[str]()
         seen: set[tuple[str, str]] = set()
+
+        def changed(change: Change) -> bool | None:
+            """Whether labels changed; None if the change is left out."""
+            submission = submission_of(change)
+            what = f"task {submission.task}, annotation {submission.annotation}: " if submission else ""
+            try:
+                return self.apply(change, tool)
+            except (ToolUnavailable, StoreUnavailable):
+                raise
+            except ClickmaskError as error:
+                left_out.append(what * (not str(error).startswith(what)) + str(error))
+            except Exception as error:  # else every pull would stop here, short of the rest
+                log.error("%sit cannot be taken in", what, exc_info=error)
+                left_out.append(f"{what}something went wrong inside clickmask ({type(error).__name__})")
+            return None
+
         is_known = self._store.knows_project(name, project)
         position = self._store.pull_position(name, project)
         for read, part in enumerate(_pages(tool, project, position, is_known), 1):
             for change in part.changes:
-                what = ""
+                is_news = changed(change)
                 if submission := submission_of(change):
                     seen.add((submission.task, submission.annotation))
-                    what = f"task {submission.task}, annotation {submission.annotation}: "
-                try:
-                    changed = self.apply(change, tool)
-                except (ToolUnavailable, StoreUnavailable):
-                    raise
-                except ClickmaskError as error:
-                    left_out.append(what * (not str(error).startswith(what)) + str(error))
-                except Exception as error:  # else every pull would stop here, short of the rest
-                    log.error("%sit cannot be taken in", what, exc_info=error)
-                    left_out.append(f"{what}something went wrong inside clickmask ({type(error).__name__})")
-                else:
-                    if submission:
-                        taken, known = taken + changed, known + (not changed)
+                    taken, known = taken + (is_news is True), known + (is_news is False)
                 left = None if part.remaining is None else part.remaining + 1  # this one too
                 yield PullProgress(read - 1, left, taken, known, 0, tuple(left_out))
             self._store.set_pull_position(name, project, part.position)
             yield PullProgress(read, part.remaining, taken, known, 0, tuple(left_out))
         unseen = [each for each in self._store.annotations(name, project) if each not in seen]
-        gone = sum(self.apply(deletion, tool) for deletion in tool.gone(unseen))
+        gone = sum(changed(each) is True for each in tool.gone(unseen, project))
         self._store.set_pull_position(name, project, None)
         yield PullProgress(read, 0, taken, known, gone, tuple(left_out))
 

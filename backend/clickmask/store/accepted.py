@@ -27,7 +27,8 @@ class Accepted(Part):
     """Accepted annotations. The newest submission for an image counts, in whatever order they arrive."""
 
     def is_news(self, submission: Submission) -> bool:
-        """Whether the submission would change anything: it is not deleted and newer than the stored one."""
+        """Whether the submission would change anything: it is not deleted, and newer than the stored one, or
+        of the same time and moved, skipped, or no longer skipped."""
         with self._database.reading() as connection:
             return _is_news(connection, submission)
 
@@ -190,9 +191,14 @@ def _is_news(connection: sa.Connection, submission: Submission) -> bool:
     if connection.scalar(sa.select(tombstones.c.kind).where(tombstones.c.tool == submission.tool, buried)):
         return False
     of, at = {"tool": submission.tool, "annotation": submission.annotation}, annotations.c.updated_at
-    known = connection.scalar(sa.select(at).filter_by(**of, item=submission.item))
-    if known is not None or submission.items is None:
-        return known is None or submission.updated_at > known
+    place = (annotations.c.project, annotations.c.task, annotations.c.skipped)
+    known = connection.execute(sa.select(at, *place).filter_by(**of, item=submission.item)).first()
+    if known:
+        # CVAT 2.73 moves a task to another project, deletes a frame and restores it, all without a new date.
+        moved = known[1:] != (submission.project, submission.task, submission.skipped)
+        return submission.updated_at > known[0] or (moved and submission.updated_at == known[0])
+    if submission.items is None:
+        return True
     # The annotation was saved since then without this image.
     newest = connection.scalar(sa.select(sa.func.max(at)).filter_by(**of))
     return newest is None or submission.updated_at >= newest

@@ -288,7 +288,7 @@ def test_while_label_studio_is_out_of_order_nothing_is_gone(
 ) -> None:
     monkeypatch.setattr(LabelStudioStandin, "answer", lambda *_: (503, {"detail": "restarting"}))
     with pytest.raises(ToolError, match="503"):
-        list(LabelStudioLabels(client_of(Settings())).gone([("1", "1")]))
+        list(LabelStudioLabels(client_of(Settings())).gone([("1", "1")], "3"))
 
 
 def test_a_part_says_how_many_are_to_come(studio: LabelStudioStandin, home: Path) -> None:

@@ -66,15 +66,22 @@ class CvatLabels:
             changes = self._changes_of(content) if content else []
             yield Page(changes, job["updated_date"], remaining)
 
-    def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
-        """Deletions of those `annotations`, (task, job), that CVAT no longer has."""
+    def gone(self, annotations: Sequence[tuple[str, str]], project: str) -> Iterator[Change]:
+        """Deletions of those `annotations`, (task, job), that CVAT no longer has, and submissions of those
+        whose task it has moved from `project` to another, which is no event and changes no job's date."""
         for task in dict.fromkeys(task for task, _ in annotations):
-            if not self._client.has(f"/api/tasks/{int(task)}"):
+            try:
+                row = self._client.task(int(task))
+            except ToolError as error:
+                if error.status != 404:
+                    raise
                 yield TaskDeleted(TOOL, task)
                 continue
             for job in (job for of, job in annotations if of == task):
                 if not self._client.has(f"/api/jobs/{int(job)}"):
                     yield AnnotationDeleted(TOOL, job)
+                elif labels.project_of(row) != project and (content := self._content(int(job))):
+                    yield from self._changes_of(content)
 
     def _content(self, job: int) -> JobContent | None:
         """A job's content; None if it is gone, which has an event of its own and is found by a pull."""

@@ -65,7 +65,7 @@ class LabelStudioLabels:
             if len(tasks) < PAGE:
                 return
 
-    def gone(self, annotations: Sequence[tuple[str, str]]) -> Iterator[Change]:
+    def gone(self, annotations: Sequence[tuple[str, str]], project: str) -> Iterator[Change]:
         """Deletions of those `annotations`, (task, annotation), that Label Studio no longer has."""
         for task in dict.fromkeys(task for task, _ in annotations):
             if not self._client.has(f"/api/tasks/{task}/"):

@@ -266,13 +266,13 @@ def test_what_cvat_no_longer_has_is_gone(cvat: CvatServer, labels: CvatLabels) -
         cvat.add_job(number)
     del cvat.jobs[2], cvat.jobs[3], cvat.tasks[30]
     known = [("10", "1"), ("20", "2"), ("30", "3")]
-    assert list(labels.gone(known)) == [AnnotationDeleted("cvat", "2"), TaskDeleted("cvat", "30")]
-    assert list(labels.gone([])) == []
+    assert list(labels.gone(known, "1")) == [AnnotationDeleted("cvat", "2"), TaskDeleted("cvat", "30")]
+    assert list(labels.gone([], "1")) == []
 
 
 def test_what_cannot_be_asked_is_not_gone(cvat: CvatServer) -> None:
     with pytest.raises(ToolError):
-        list(CvatLabels(CvatClient(cvat.url, "Bearer wrong")).gone([("10", "1")]))
+        list(CvatLabels(CvatClient(cvat.url, "Bearer wrong")).gone([("10", "1")], "1"))
 
 
 @pytest.mark.parametrize("project", ["", "x", "task-", "-1", "1.5", "task-1-2", "1" * 10, "1\n"])
