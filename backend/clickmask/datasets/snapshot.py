@@ -2,8 +2,9 @@
 
 These rules hold for training, measuring and every export:
 *Whose labels.* An image has the labels of one annotation: of all that cover it, in whatever tasks, pages and
-frames, the newest ground truth, else the newest. If that one has nothing but regions that are no labels, such
-as points, the image is left out: it is no example of an image with nothing on it.
+frames, the newest ground truth, else the newest; of pages and frames that were saved at one time, the last on
+which something is. If that one has nothing but regions that are no labels, such as points, the image is left
+out: it is no example of an image with nothing on it.
 *Overlaps.* Labels may overlap; each keeps its whole mask. In a map of one class per pixel, a label of a
 higher layer lies on top; on one layer the smaller label, and of equally large ones that with the later key.
 *Unlabelled area* is background, or unknown and ignored, as the project says.
@@ -223,6 +224,12 @@ def create_dataset(
     sets: dict[tuple[str, str, int], list[AcceptedLabel]] = {}
     for label in sorted(labels, key=lambda each: each.key):
         sets.setdefault((label.image, label.key.task, label.item), []).append(label)
+
+    def rank(image: LabelledImage) -> tuple[object, ...]:
+        # Pages and frames are saved together, whether or not anything was drawn on them.
+        marked = ((image.digest, image.task, image.item) in sets, bool(image.left_out))
+        return (image.ground_truth, image.accepted_at, *marked, image.task, image.item)
+
     by_digest: dict[str, list[LabelledImage]] = {}
     for image in images:
         by_digest.setdefault(image.digest, []).append(image)
@@ -230,7 +237,7 @@ def create_dataset(
     samples: list[Sample] = []
     left_out, unclear = Counter[str](), 0
     for digest, same in by_digest.items():
-        counts = max(same, key=lambda each: (each.ground_truth, each.accepted_at, each.task, each.item))
+        counts = max(same, key=rank)
         drawn = sets.get((digest, counts.task, counts.item), [])
         left_out.update(counts.left_out)
         if counts.left_out and not drawn:

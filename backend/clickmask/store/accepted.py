@@ -206,11 +206,14 @@ def _is_news(connection: sa.Connection, submission: Submission) -> bool:
 
 def _chosen(tool: str, project: str, *rankings: Sequence[str]) -> sa.Subquery:
     """Annotations without skips. Of those that agree in a ranking's columns, only the one that counts."""
-    chosen = sa.select(annotations).filter_by(tool=tool, project=project, skipped=False).subquery()
+    # Of pages and frames that were saved at one time, those count on which something is.
+    drawn = sa.exists().where(labels.c.revision == annotations.c.revision).label("drawn")
+    marked = (annotations.c.left_out != "{}").label("marked")
+    every = sa.select(annotations, drawn, marked)
+    chosen = every.filter_by(tool=tool, project=project, skipped=False).subquery()
+    order = ("ground_truth", "updated_at", "drawn", "marked", "task", "item", "annotation")
     for columns in rankings:
-        best = (
-            chosen.c[name].desc() for name in ("ground_truth", "updated_at", "task", "item", "annotation")
-        )
+        best = (chosen.c[name].desc() for name in order)
         place = sa.func.row_number().over(
             partition_by=tuple(chosen.c[name] for name in columns), order_by=tuple(best)
         )

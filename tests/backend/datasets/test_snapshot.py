@@ -123,6 +123,16 @@ def test_of_a_picture_on_two_pages_of_a_task_one_pages_labels_count() -> None:
     assert {image.name for image in sample.shown_as} == {"one.png", "two.png"}
 
 
+def test_of_pages_that_were_saved_at_one_time_the_last_on_which_something_is_counts() -> None:
+    images = [labelled("a", item=item) for item in range(3)]
+    (sample,) = dataset(
+        images, [accepted("a", SQUARE, region=f"{item}", item=item) for item in (0, 1)]
+    ).samples
+    assert [label.key.region for label in sample.labels] == ["1"]
+    pointed = [labelled("a", item=0, left_out={"points": 2}), labelled("a", item=1)]
+    assert dataset(pointed).samples == ()
+
+
 def test_a_later_task_in_which_nothing_was_found_replaces_an_earlier_ones_labels() -> None:
     images = [labelled("a", task="3", at=5), labelled("a", task="4", at=6)]
     (sample,) = dataset(images, [accepted("a", SQUARE, task="3", at=5)]).samples
