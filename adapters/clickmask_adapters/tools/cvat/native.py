@@ -8,11 +8,14 @@ it, so that this module can be imported without it. The models run in this proce
 """
 
 import importlib
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import PIL.Image
 
-from clickmask.errors import InvalidRequest
+from clickmask.errors import ClickmaskError, InvalidRequest
 from clickmask.images.decode import opened_image
 from clickmask.inference import driver
 from clickmask.inference.refinement import Refinement
@@ -24,6 +27,24 @@ from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings, read_settings
 from clickmask_adapters.tools.cvat.mask_points import mask_to_points
 from clickmask_adapters.tools.cvat.prompts import Pointed
+
+
+@contextmanager
+def critical_in_cvat_cli() -> Generator[None]:
+    """In cvat-cli, make a ClickmaskError its CriticalError too, the only kind of which it shows the sentence
+    alone (read in 2.80.0); others end in a traceback. An agent's worker sends it on as it was."""
+    try:
+        yield
+    except ClickmaskError as error:
+        critical = getattr(sys.modules.get("cvat_cli._internal.common"), "CriticalError", None)
+        if critical is None:
+            raise
+        kind, given = type(error), error.args
+
+        def reduce(_: object) -> tuple[object, ...]:
+            return kind, given
+
+        raise type(kind.__name__, (kind, critical), {"__reduce__": reduce})(*given) from error
 
 
 class InProcess:
@@ -72,6 +93,7 @@ class Detector:
         specs = [sdk.label_spec(label or each, number, type="mask") for each, number in self._ids.items()]
         self.spec: Any = sdk.DetectionFunctionSpec(labels=specs)
 
+    @critical_in_cvat_cli()
     def detect(self, context: Any, image: PIL.Image.Image) -> list[Any]:
         """Shapes of the objects with a score of at least `context.conf_threshold`, best first."""
         least_score = context.conf_threshold or 0.0
@@ -99,10 +121,12 @@ class Interactor:
         self._segmenter = segmenter
         self.spec: Any = sdk.InteractionFunctionSpec(min_pos_points=0, min_neg_points=0, min_bounding_boxes=0)
 
+    @critical_in_cvat_cli()
     def preprocess_image(self, context: Any, image: PIL.Image.Image) -> Prepared:
         """Encode the image. The agent keeps the result for ten minutes."""
         return self._models.prepare(self._segmenter, image)
 
+    @critical_in_cvat_cli()
     def detect(self, context: Any, pp_image: Prepared, prompts: Any) -> list[Any]:
         """The best mask for each box, or for the points; none if nothing was found or asked for."""
         corners = prompts.bounding_box or ()
@@ -120,6 +144,7 @@ class Interactor:
         return shapes
 
 
+@critical_in_cvat_cli()
 def create(
     kind: str = "detector", segmenter: str = "", url: str = "", token: str = "", label: str = ""
 ) -> Detector | Interactor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -436,9 +438,9 @@ def test_the_sdk_refuses_masks_for_a_task_of_polygons(plugins: None, cvat: TaskS
         cvataa.annotate_task(client, task, function)
 
 
-def cvat_cli(cvat: TaskServer, *arguments: str) -> str:
-    """The command as a process of its own; what it printed."""
-    ran = subprocess.run(
+def run_cvat_cli(cvat: TaskServer, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as a process of its own."""
+    return subprocess.run(
         [sys.executable, "-m", "cvat_cli", "--server-host", cvat.url, *arguments],
         env={**os.environ, "CVAT_ACCESS_TOKEN": TOKEN, "PYTHONPATH": ":".join(sys.path)},
         capture_output=True,
@@ -446,8 +448,50 @@ def cvat_cli(cvat: TaskServer, *arguments: str) -> str:
         timeout=120,
         check=False,
     )
+
+
+def cvat_cli(cvat: TaskServer, *arguments: str) -> str:
+    """What the command printed."""
+    ran = run_cvat_cli(cvat, *arguments)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ([], "no annotator is ready: "),
+        (["segmenter=str:nothing"], "there is no annotator 'nothing'"),
+        (["kind=str:tracker"], "a function is a detector or an interactor, not 'tracker'"),
+        (["url=str:http://127.0.0.1:9"], "no clickmask server answers at http://127.0.0.1:9"),
+    ],
+)
+def test_cvat_cli_says_a_sentence_without_a_traceback(
+    cvat: TaskServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parameters: list[str], said: str
+) -> None:
+    monkeypatch.setenv("CLICKMASK_HOME", str(tmp_path / "home"))
+    given = [part for each in parameters for part in ("-p", each)]
+    ran = run_cvat_cli(cvat, "task", "auto-annotate", str(task_of(cvat)), "--function-module", MODULE, *given)
+    assert ran.returncode == 1
+    assert "Traceback" not in ran.stderr
+    assert f"CRITICAL: {said}" in ran.stderr
+
+
+def test_what_goes_wrong_with_a_frame_is_a_sentence_in_cvat_cli_too(plugins: None) -> None:
+    critical = importlib.import_module("cvat_cli._internal.common").CriticalError
+    detector, interactor = native.create("detector", "drawn"), native.create("interactor", "disc")
+    for ask in (detector.detect, interactor.preprocess_image):
+        with pytest.raises(critical, match="cut short"):
+            ask(context(), PIL.Image.open(io.BytesIO(png(picture())[:-2000])))
+
+
+def test_an_error_for_cvat_cli_travels_between_processes_as_what_it_is() -> None:
+    importlib.import_module("cvat_cli._internal.common")
+    with pytest.raises(NotReady) as caught, native.critical_in_cvat_cli():
+        raise NotReady("not yet")
+    assert type(caught.value) is not NotReady
+    sent = pickle.loads(pickle.dumps(caught.value))
+    assert (type(sent), str(sent)) == (NotReady, "not yet")
 
 
 @pytest.mark.parametrize("replacing", [False, True])
