@@ -172,7 +172,9 @@ def _shapes(annotations: Json, last: int) -> tuple[dict[int, list[Json]], set[in
             if keyframe.get("outside"):
                 continue
             # Keyframes and shapes are numbered separately, so their numbers may collide.
-            named = {"id": f"track-{keyframe['id']}", "label_id": track["label_id"]}
+            named = {"id": f"track-{keyframe['id']}"} | {
+                name: track.get(name) for name in ("label_id", "group")
+            }
             found[keyframe["frame"]].append({**keyframe, **named})
             if keyframe["type"] not in AREAS:
                 continue

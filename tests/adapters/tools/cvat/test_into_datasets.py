@@ -183,18 +183,21 @@ def test_what_has_no_area_is_counted_in_export_and_statistics(cvat: CvatServer, 
 
 
 def test_parts_of_a_group_are_one_object_in_every_export(cvat: CvatServer, tmp_path: Path) -> None:
-    """A mask joins the polygons of its group and label; a box, and another label, do not."""
+    """A mask and a track's keyframe join the polygons of their group and label; a box does not, nor another
+    label."""
     cvat.add_job(3)
     blob = [0, 100, 0, 0, 9, 9]  # all of a box of 10 by 10 pixels
     cvat.draw(3, "polygon", SQUARE, group=7)
     cvat.draw(3, "polygon", [25, 25, 50, 25, 50, 50, 25, 50], group=7)
     cvat.draw(3, "mask", blob, group=7)
     cvat.draw(3, "rectangle", [60, 0, 70, 10], group=7)
+    keyframe = {"frame": 0, "type": "polygon", "points": [70, 50, 80, 50, 80, 60, 70, 60], "outside": False}
+    cvat.draw_track(3, [keyframe], group=7, label_id=cvat.label_id("cat", 3))
     cvat.draw(3, "polygon", [60, 40, 70, 40, 70, 50, 60, 50], group=7, label_id=cvat.label_id("dog", 3))
     cvat.complete(3)
     pull()
     made, _ = exported(tmp_path / "coco")
-    assert sorted(each["area"] for each in made["annotations"]) == [100, 100, 400 + 625 - 25 + 100]
+    assert sorted(each["area"] for each in made["annotations"]) == [100, 100, 400 + 625 - 25 + 100 + 100]
     assert asked("labels")["total"] == 3
 
 
