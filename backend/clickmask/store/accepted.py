@@ -191,12 +191,14 @@ def _is_news(connection: sa.Connection, submission: Submission) -> bool:
     if connection.scalar(sa.select(tombstones.c.kind).where(tombstones.c.tool == submission.tool, buried)):
         return False
     of, at = {"tool": submission.tool, "annotation": submission.annotation}, annotations.c.updated_at
-    place = (annotations.c.project, annotations.c.task, annotations.c.skipped)
-    known = connection.execute(sa.select(at, *place).filter_by(**of, item=submission.item)).first()
+    undated = ("project", "task", "skipped", "known_as")
+    chosen = sa.select(at, *(annotations.c[name] for name in undated))
+    known = connection.execute(chosen.filter_by(**of, item=submission.item)).first()
     if known:
         # CVAT 2.73 moves a task to another project, deletes a frame and restores it, all without a new date.
-        moved = known[1:] != (submission.project, submission.task, submission.skipped)
-        return submission.updated_at > known[0] or (moved and submission.updated_at == known[0])
+        # What an older version stored of CVAT has no `known_as`, and no objects of several parts.
+        changed = known[1:] != tuple(getattr(submission, name) for name in undated)
+        return submission.updated_at > known[0] or (changed and submission.updated_at == known[0])
     if submission.items is None:
         return True
     # The annotation was saved since then without this image.

@@ -111,6 +111,22 @@ def test_duplicates_and_late_events_change_nothing(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
+    "changed", [{"project": "2"}, {"task": "2"}, {"skipped": True}, {"known_as": "seq1/0001.png"}], ids=str
+)
+def test_what_a_tool_changes_without_a_new_date_is_news_once(store: Store, changed: dict[str, Any]) -> None:
+    before = submitted(box(), at=2.0)
+    after = replace(before, **changed)
+    accept(store, before)
+    assert not accept(store, replace(after, updated_at=1.0))
+    assert store.is_news(after)
+    assert accept(store, after)
+    assert not accept(store, after)
+    with store._database.reading() as connection:
+        assert connection.scalar(sa.text("SELECT count(*) FROM annotations")) == 1
+    assert accept(store, before)
+
+
+@pytest.mark.parametrize(
     "deleted", [AnnotationDeleted(TOOL, "1"), TaskDeleted(TOOL, "1"), ProjectDeleted(TOOL, "1")]
 )
 @pytest.mark.parametrize("first", [True, False])

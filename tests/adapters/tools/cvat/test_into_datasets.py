@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +201,23 @@ def test_parts_of_a_group_are_one_object_in_every_export(cvat: CvatServer, tmp_p
     made, _ = exported(tmp_path / "coco")
     assert sorted(each["area"] for each in made["annotations"]) == [100, 100, 400 + 625 - 25 + 100 + 100]
     assert asked("labels")["total"] == 3
+
+
+def test_what_an_older_version_took_in_is_read_again_by_a_pull(cvat: CvatServer, home: Path) -> None:
+    cvat.add_job(3)
+    for points in (SQUARE, [40, 10, 60, 10, 60, 30]):
+        cvat.draw(3, "polygon", points, group=7)
+    cvat.complete(3)
+    pull()
+    with closing(sqlite3.connect(home / "store.sqlite")) as connection, connection:  # as it left them
+        connection.execute("UPDATE annotations SET known_as = ''")
+        connection.execute(
+            "INSERT INTO labels SELECT revision, 1, 'other', category, geometry, counts, NULL, 0 FROM labels"
+        )
+    assert asked("labels")["total"] == 2
+    assert pull() == "1 taken in, 0 known already, 0 gone, 0 left out"
+    assert asked("labels")["total"] == 1
+    assert pull() == "0 taken in, 1 known already, 0 gone, 0 left out"
 
 
 def test_the_higher_layer_covers_in_class_maps_and_the_smaller_shape_on_one_layer(
