@@ -20,7 +20,7 @@ from typer import Option
 
 from clickmask.datasets.snapshot import Dataset, Sample
 from clickmask.errors import Failed
-from clickmask.labels.geometry import Brush, Ellipse, Geometry, Polygon, Rectangle, rectangle_corners
+from clickmask.labels.geometry import Brush, Ellipse, Geometry, Polygon, Rectangle, drawn_ring
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.polygons import mask_to_polygons, ring_area
 from clickmask.masks.rle import Rle, as_rle, rings_to_rle, rle_area, rle_box, rle_iou, rle_to_mask
@@ -186,13 +186,9 @@ def _written(samples: Sequence[Sample], polygons: Polygons) -> list[_Written]:
 def _rings(label: AcceptedLabel, polygons: Polygons) -> list[Ring]:
     """Rings of a label that is written as polygons; empty if it becomes run lengths."""
     if polygons == "source":
-        match label.geometry:
-            case Polygon((ring,)) if len(ring) >= 3:  # pycocotools reads four numbers as a box
-                return [np.array(ring, np.float64)]
-            case Rectangle():
-                return [np.array(rectangle_corners(label.geometry))]
-            case _:
-                return []
+        ring = drawn_ring(label.geometry, label.size)
+        # pycocotools reads four numbers as a box.
+        return [] if ring is None or len(ring) < 3 else [ring]
     mask = rle_to_mask(label.rle)
     rings = mask_to_polygons(mask) if polygons == "exact" else simplify_mask(mask).rings
     return rings if all(ring_area(ring) > 0 for ring in rings) else []

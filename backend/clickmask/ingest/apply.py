@@ -21,7 +21,7 @@ from clickmask.errors import (
 )
 from clickmask.images.archive import ImageArchive
 from clickmask.images.source import ImageIdentity, ImageSource
-from clickmask.labels.geometry import Brush, rasterise
+from clickmask.labels.geometry import Brush, geometry_to_rle
 from clickmask.labels.submissions import (
     Change,
     Deleted,
@@ -32,9 +32,9 @@ from clickmask.labels.submissions import (
     Unsized,
     submission_of,
 )
-from clickmask.masks.rle import Rle, mask_to_rle, rle_area, rle_to_mask
+from clickmask.masks.rle import Rle, rle_area, rle_to_mask
 from clickmask.store import Store
-from clickmask.types import ImageRef, Pixels, Size
+from clickmask.types import ImageRef, Pixels
 
 log = logging.getLogger(__name__)
 REPEATED = 0.9  # share of a region's pixels in a brush of the same name from which it is its repeat
@@ -137,9 +137,9 @@ class Ingester:
         masks, unfit = list[tuple[Region, Rle]](), list[str]()
         for region in change.regions:
             try:
-                masks.append((region, _rle(region, image.size)))
-            except InvalidRequest as error:
-                unfit.append(str(error))
+                masks.append((region, geometry_to_rle(region.geometry, image.size)))
+            except ValueError as error:
+                unfit.append(f"region {region.id[:40]!r}: {error}")
         if unfit:
             change = replace(change, left_out={**change.left_out, "damaged": len(unfit)})
         drawn = self._without_repeats(masks, image.digest)
@@ -264,15 +264,6 @@ class Ingester:
                     break  # there is no room for the others either
                 missing.discard(image.digest)
         return len(missing)
-
-
-def _rle(region: Region, size: Size) -> Rle:
-    if isinstance(region.geometry, Brush) and tuple(region.geometry.rle["size"]) == size:
-        return region.geometry.rle
-    try:
-        return mask_to_rle(rasterise(region.geometry, size))
-    except ValueError as error:
-        raise InvalidRequest(f"region {region.id[:40]!r}: {error}") from error
 
 
 def _pages(tool: LabelSource, project: str, position: str | None, is_known: bool) -> Iterator[Page]:

@@ -7,9 +7,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.masks.polygons import polygons_to_mask
-from clickmask.masks.rle import Rle, rle_to_mask
-from clickmask.types import Box, Mask, Point, Size
+from clickmask.masks.polygons import clip_ring, polygons_to_mask
+from clickmask.masks.rle import Rle, mask_to_rle, polygons_to_rle, rle_to_mask
+from clickmask.types import Box, Mask, Point, Ring, Size
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,30 @@ class Ellipse:
 
 
 Geometry = Brush | Polygon | Rectangle | Ellipse
+
+
+def drawn_ring(geometry: Geometry, size: Size) -> Ring | None:
+    """The ring of a rectangle or of a polygon with one ring, clipped to an image of `size`, else None."""
+    match geometry:
+        case Polygon((ring,)) if len(ring) >= 3:
+            return clip_ring(np.array(ring, np.float64), size)
+        case Rectangle():
+            return clip_ring(np.array(rectangle_corners(geometry)), size)
+        case _:
+            return None
+
+
+def geometry_to_rle(geometry: Geometry, size: Size) -> Rle:
+    """The RLE of `rasterise(geometry, size)`, drawn only if it must be. Raises what that raises."""
+    match geometry:
+        case Brush(rle) if tuple(rle["size"]) == size:
+            return rle
+        case Polygon(rings):
+            return polygons_to_rle([np.array(ring, np.float64).reshape(-1, 2) for ring in rings], size)
+        case Rectangle():
+            return polygons_to_rle([np.array(rectangle_corners(geometry))], size)
+        case _:
+            return mask_to_rle(rasterise(geometry, size))
 
 
 def rasterise(geometry: Geometry, size: Size) -> Mask:

@@ -2,6 +2,7 @@
 corners. Foreground is 4-connected and background 8-connected: pixels that meet only in a corner are separate
 objects."""
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -57,16 +58,17 @@ def polygons_to_mask(rings: Sequence[Ring], size: Size) -> Mask:
     return toggles_to_mask(np.sort(ring_crossings(rings, size)[1]), size)
 
 
-def ring_crossings(rings: Sequence[Ring], size: Size) -> tuple[Indices, Indices]:
+def ring_crossings(rings: Sequence[Ring], size: Size, *, by_column: bool = False) -> tuple[Indices, Indices]:
     """Toggles, at which even-odd membership in the flattened image of `size` changes: indices of their rings
     and pixels, unsorted. Sorted ones are in pairs, each a run of pixels inside. Those of two sets of rings,
-    sorted together, are those of their symmetric difference, which gives IoUs without drawing."""
-    height, width = size
+    sorted together, are those of their symmetric difference, which gives IoUs without drawing. The image is
+    flattened row by row, or `by_column`, which changes no pixel's membership."""
+    height, width = size[::-1] if by_column else size
     lengths = np.array([len(ring) for ring in rings], np.int64)
     owner = np.repeat(np.arange(len(rings)), lengths)
     if not len(owner):
         return owner, owner
-    start = np.concatenate(rings).T
+    start = np.concatenate(rings).T[:: -1 if by_column else 1]
     lengths = lengths[lengths > 0]
     after = np.arange(1, len(start[0]) + 1)
     after[np.cumsum(lengths) - 1] -= lengths
@@ -82,7 +84,9 @@ def ring_crossings(rings: Sequence[Ring], size: Size) -> tuple[Indices, Indices]
     row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
     # The column is the first pixel, in 0 .. width, whose centre is not left of the edge.
     crossing = x0[edge] + (row + 0.5 - y0[edge]) * (x1 - x0)[edge] / (y1 - y0)[edge] - 0.5
-    column = np.ceil(crossing)
+    # Of a centre on a slanting edge, the side to its right counts. By column, that may be the side above.
+    after_edge = (by_column & (x1 > x0))[edge]
+    column: Floats = np.where(after_edge, np.floor(crossing) + 1, np.ceil(crossing))
     # For multiples of 1/256 px up to 2**14 px, the above is exact wherever it matters.
     corners = np.stack((x0, y0, x1, y1))
     coarse = ((corners * 256 == np.rint(corners * 256)) & (np.abs(corners) <= 2**14)).all(axis=0)
@@ -91,8 +95,40 @@ def ring_crossings(rings: Sequence[Ring], size: Size) -> tuple[Indices, Indices]
     for index in np.flatnonzero(doubtful):
         ax, ay, bx, by = (Fraction(float(value)) for value in corners[:, edge[index]])
         exact = ax + (int(row[index]) + Fraction(1, 2) - ay) * (bx - ax) / (by - ay) - Fraction(1, 2)
-        column[index] = float(np.clip(-(-exact.numerator // exact.denominator), -1, width))
+        whole = math.floor(exact) + 1 if after_edge[index] else math.ceil(exact)
+        column[index] = float(np.clip(whole, -1, width))
     return owner[edge], row * width + np.clip(column, 0, width).astype(np.int64)
+
+
+def clip_ring(ring: Ring, size: Size) -> Ring:
+    """The part of `ring` inside an image of `size`; `ring` itself if all of it is inside.
+
+    By Sutherland and Hodgman ("Reentrant polygon clipping", 1974): parts of a ring stay joined along the
+    image's edge. The spikes that this leaves on the edge are removed.
+    """
+    points: list[Point] = [(float(x), float(y)) for x, y in ring]
+    for axis, bound, sign in ((0, 0, 1), (1, 0, 1), (0, size[1], -1), (1, size[0], -1)):
+        depths = [sign * (point[axis] - bound) for point in points]  # inside the image's edge
+        if min(depths, default=0) >= 0:
+            continue
+        kept: list[Point] = []
+        for index, (point, depth) in enumerate(zip(points, depths, strict=True)):
+            before, other = points[index - 1], depths[index - 1]
+            if (depth < 0) != (other < 0):
+                share = other / (other - depth)
+                x, y = (a + (b - a) * share for a, b in zip(before, point, strict=True))
+                kept.append((bound, y) if axis == 0 else (x, bound))
+            if depth >= 0:
+                kept.append(point)
+        index = 0
+        while index < len(kept):  # a vertex between two others on the same edge is a spike or changes nothing
+            if len({kept[place % len(kept)][axis] for place in (index - 1, index, index + 1)} | {bound}) == 1:
+                del kept[index]
+                index = max(0, index - 2)
+            else:
+                index += 1
+        points = kept
+    return np.clip(np.array(points, np.float64).reshape(-1, 2), 0, size[::-1])
 
 
 def ring_area(ring: Ring) -> float:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from clickmask.masks.polygons import toggles_to_mask
+from clickmask.masks.polygons import ring_crossings, toggles_to_mask
 from clickmask.masks.regions import as_bytes
-from clickmask.types import Mask, Size
+from clickmask.types import Mask, Ring, Size
 
 Bytes = NDArray[np.uint8]
 Indices = NDArray[np.int64]
@@ -31,8 +31,26 @@ def mask_to_rle(mask: Mask) -> Rle:
     return {"size": [height, width], "counts": runs_to_counts(runs)}
 
 
+def polygons_to_rle(rings: Sequence[Ring], size: Size) -> Rle:
+    """The RLE of `polygons_to_mask(rings, size)`, without drawing it."""
+    toggles, counts = np.unique(ring_crossings(rings, size, by_column=True)[1], return_counts=True)
+    pixels = size[0] * size[1]
+    toggles = toggles[(counts % 2 == 1) & (toggles < pixels)]  # at an even number nothing changes
+    return {"size": list(size), "counts": runs_to_counts(np.diff(toggles, prepend=0, append=pixels))}
+
+
 def rle_to_mask(rle: Rle) -> Mask:
     """A new mask from COCO's compressed RLE. Raises ValueError if malformed or not of its size."""
+    height, width = rle["size"]
+    columns = toggles_to_mask(rle_toggles(rle), (width, height))
+    return as_bytes(cv2.transpose(as_bytes(columns))).view(np.bool_)
+
+
+def rle_toggles(rle: Rle) -> Indices:
+    """Column-major indices at which a run of the mask begins and after which it ends, in turn.
+
+    Raises ValueError if the RLE is malformed or not of its size.
+    """
     height, width = rle["size"]
     code = np.frombuffer(rle["counts"].encode("ascii"), np.uint8).astype(np.int64) - 48
     if not len(code) or code[-1] & 0x20 or code.min() < 0 or code.max() > 0x3F:
@@ -46,9 +64,7 @@ def rle_to_mask(rle: Rle) -> Mask:
     runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
     if runs.min() < 0 or runs.sum() != height * width:
         raise ValueError(f"the RLE's {runs.sum()} pixels do not fit its size {height} x {width}")
-    ends = np.cumsum(runs)[: len(runs) // 2 * 2]
-    columns = toggles_to_mask(ends, (width, height))
-    return as_bytes(cv2.transpose(as_bytes(columns))).view(np.bool_)
+    return np.cumsum(runs)[: len(runs) // 2 * 2]
 
 
 def rle_area(rle: Rle) -> int:

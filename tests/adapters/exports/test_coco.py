@@ -20,7 +20,7 @@ from clickmask.images.decode import decode_image
 from clickmask.labels.geometry import Ellipse, Geometry, Polygon, Rectangle
 from clickmask.labels.submissions import AcceptedLabel, LabelledImage
 from clickmask.masks.regions import mask_iou
-from clickmask.masks.rle import rle_to_mask
+from clickmask.masks.rle import rle_area, rle_to_mask
 from clickmask_adapters.exports import coco
 from support.drawn import MASKS, disc, ring, two_parts
 from support.labelled import FilesInMemory, accepted, brush, digest_of, labelled, noise, png, polygon
@@ -70,6 +70,25 @@ def test_a_polygon_without_holes_is_the_annotators_own_ring(tmp_path: Path) -> N
     annotation = one(Polygon((TRIANGLE,)), tmp_path)
     assert annotation["segmentation"] == [[value for point in TRIANGLE for value in point]]
     assert annotation["iscrowd"] == 0
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        polygon((50.0, 40.0), (90.0, 40.0), (90.0, 70.0), (50.0, 70.0)),
+        polygon((-20.0, 10.0), (30.0, -20.0), (60.0, 60.0)),
+        Rectangle((50, 40, 90, 70)),
+        Rectangle((-10, -10, 30, 20), 30.0),
+    ],
+)
+def test_what_was_drawn_beyond_the_picture_is_clipped_to_it(geometry: Geometry, tmp_path: Path) -> None:
+    annotation = one(geometry, tmp_path)
+    (flat,) = annotation["segmentation"]
+    points = np.array(flat).reshape(-1, 2)
+    x, y, across, down = annotation["bbox"]
+    assert (points >= (x - 1, y - 1)).all()
+    assert (points <= (min(64, x + across + 1), min(48, y + down + 1))).all()
+    assert annotation["area"] == pytest.approx(rle_area(accepted("a", geometry).rle), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from clickmask.masks.polygons import group_rings, mask_to_polygons, polygons_to_mask, ring_area
+from clickmask.masks.polygons import clip_ring, group_rings, mask_to_polygons, polygons_to_mask, ring_area
 from clickmask.masks.regions import fill_pinholes, mask_area, mask_box, mask_iou, mask_to_parts, remove_specks
-from clickmask.masks.rle import Rle, mask_to_rle, rle_to_mask
+from clickmask.masks.rle import Rle, mask_to_rle, polygons_to_rle, rle_to_mask
 from clickmask.types import Mask, Ring, Size
 from support import drawn
 
@@ -133,6 +133,7 @@ def test_masks_that_are_views_are_read_as_they_look() -> None:
 @given(polygons, st.tuples(st.integers(1, 12), st.integers(1, 12)))
 def test_a_pixel_is_in_a_polygon_if_its_centre_is(rings: list[Ring], size: Size) -> None:
     assert np.array_equal(polygons_to_mask(rings, size), centres_in(rings, size))
+    assert polygons_to_rle(rings, size) == mask_to_rle(centres_in(rings, size))
 
 
 def test_a_centre_next_to_an_edge_is_told_apart_beyond_the_precision_of_floats() -> None:
@@ -272,3 +273,26 @@ def test_a_hole_outside_of_every_outer_ring_is_refused() -> None:
     outer, hole = mask_to_polygons(drawn.ring())
     with pytest.raises(ValueError, match="no outer ring"):
         group_rings([outer, hole + 100])
+
+
+@given(st.integers(0, 10**6), st.integers(3, 9))
+def test_a_clipped_ring_covers_the_same_pixels_and_stays_in_the_image(seed: int, count: int) -> None:
+    ring, size = np.random.default_rng(seed).uniform(-20, 40, (count, 2)), (12, 17)
+    clipped = clip_ring(ring, size)
+    assert np.array_equal(polygons_to_mask([clipped], size), polygons_to_mask([ring], size))
+    assert (clipped >= 0).all()
+    assert (clipped <= (17, 12)).all()
+
+
+def test_clipping_leaves_no_spike_along_the_edge() -> None:
+    prong = [
+        (10.0, 4.0),
+        (20.0, 4.0),
+        (20.0, -9.0),
+        (30.0, -9.0),
+        (30.0, 30.0),
+        (20.0, 30.0),
+        (20.0, 6.0),
+        (10.0, 6.0),
+    ]
+    assert clip_ring(np.array(prong), (12, 17)).tolist() == [[10, 4], [17, 4], [17, 6], [10, 6]]
