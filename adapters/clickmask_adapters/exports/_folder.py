@@ -16,6 +16,7 @@ from clickmask import files
 from clickmask.datasets.snapshot import Dataset, Sample
 from clickmask.errors import Failed, InvalidRequest
 from clickmask.images.decode import upright_file
+from clickmask.labels.split import SIDES
 from clickmask.masks.rle import rle_area
 
 MANIFEST = ".clickmask-export"  # lists every file of an export, so nothing else is ever removed
@@ -148,12 +149,21 @@ def without_side(dataset: Dataset, therefore: str) -> tuple[int, str]:
     return sum(not sample.usable for sample in dataset.samples), f"images are on no side{therefore}"
 
 
+def empty_sides(dataset: Dataset) -> list[str]:
+    """A sentence on the sides of which no picture is in the export."""
+    empty = [
+        side for side in SIDES if not any(dataset.pictures.holds(each.image) for each in dataset.split(side))
+    ]
+    why = "many trainers, such as Ultralytics, need pictures for validation: label more, unlike those"
+    return [f"no picture is on the side {' or '.join(empty)}; {why}"] if empty else []
+
+
 def picture_losses(dataset: Dataset, names: Mapping[str, str]) -> list[str]:
     """Losses of the pictures in an export with these file names."""
     held = [sample.image for sample in dataset.samples if dataset.pictures.holds(sample.image)]
     renamed = sum(names[sample.image] != sample.name for sample in dataset.samples)
     turned = sum(upright_file(dataset.pictures.read(image)) is not None for image in held)
-    return sentences(
+    return empty_sides(dataset) + sentences(
         (
             renamed,
             "images have another file name: theirs is shared, no picture's, or not one on every system",

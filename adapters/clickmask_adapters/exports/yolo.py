@@ -5,7 +5,6 @@ width and height (docs.ultralytics.com/datasets/segment, read 2026-11). Bridges 
 holes to that ring. Images without a side are in `images/unused`, which `data.yaml` does not name.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +13,10 @@ from typer import Option
 
 from clickmask.datasets.snapshot import Dataset, Sample
 from clickmask.errors import Failed
-from clickmask.labels.geometry import Polygon
-from clickmask.labels.split import SIDES
-from clickmask.masks.polygons import group_rings, polygons_to_mask
-from clickmask.masks.regions import mask_iou
-from clickmask.masks.rle import rle_to_mask
+from clickmask.labels.geometry import Polygon, drawn_ring
+from clickmask.labels.submissions import AcceptedLabel
+from clickmask.masks.polygons import group_rings
+from clickmask.masks.rle import polygons_to_rle, rle_area, rle_iou, rle_to_mask
 from clickmask.masks.simplify import simplify_mask
 from clickmask.masks.single_rings import join_holes, join_parts
 from clickmask_adapters.exports import _folder
@@ -32,19 +30,18 @@ def write(dataset: Dataset, folder: Path, *, min_iou: MinIou = 0.98) -> Path:
     names = _folder.file_names(dataset.samples, unique_stems=True)
     placed: dict[str, str] = {}
     with _folder.replacing(folder) as new:
-        for side in (*SIDES, "unused"):
-            (new / "images" / side).mkdir(parents=True)
-            (new / "labels" / side).mkdir(parents=True)
         for sample in dataset.samples:
             side = sample.side if sample.side and sample.usable else "unused"
             placed[sample.image] = f"{side}/{names[sample.image]}"
+            for kind in ("images", "labels") if dataset.pictures.holds(sample.image) else ("labels",):
+                (new / kind / side).mkdir(parents=True, exist_ok=True)
             path = new / "labels" / side / f"{_folder.stem(names[sample.image])}.txt"
             path.write_bytes(_lines(dataset, sample, min_iou).encode())
             _require_read_back(path, sample, min_iou)
         _folder.write_pictures(dataset, new / "images", placed)
-        sides = "".join(f"{name}: images/{side}\n" for side, name in NAMES.items())
-        # JSON strings are YAML too, whatever a category's name contains.
-        listed = "".join(f"  {n}: {json.dumps(name)}\n" for n, name in enumerate(dataset.categories))
+        there = {name: f"images/{side}" for side, name in NAMES.items() if (new / "images" / side).exists()}
+        sides = "".join(f"{name}: {path}\n" for name, path in there.items())
+        listed = "".join(f"  {n}: {_quoted(name)}\n" for n, name in enumerate(dataset.categories))
         text = f"# dataset {dataset.digest}\n{sides}names:\n{listed}" if listed else f"{sides}names: {{}}\n"
         (new / "data.yaml").write_bytes(text.encode())
     return folder / "data.yaml"
@@ -53,11 +50,12 @@ def write(dataset: Dataset, folder: Path, *, min_iou: MinIou = 0.98) -> Path:
 def losses(dataset: Dataset) -> list[str]:
     """Sentences on what the dataset loses in YOLO files."""
     labels = [label for sample in dataset.samples for label in sample.labels]
-    drawn = sum(isinstance(label.geometry, Polygon) for label in labels)
-    parts = [group_rings(simplify_mask(rle_to_mask(label.rle)).rings) for label in labels]
+    traced = [label for label in labels if drawn_ring(label.geometry, label.size) is None]
+    drawn = sum(isinstance(label.geometry, Polygon) for label in traced)
+    parts = [group_rings(simplify_mask(rle_to_mask(label.rle)).rings) for label in traced]
     with_holes = sum(any(holes for _, holes in part) for part in parts)
     found = _folder.sentences(
-        (drawn, "polygons are outlines of what they cover, not with the points that were drawn"),
+        (drawn, "polygons with holes or parts are outlines of what they cover, not as they were drawn"),
         (with_holes, "objects have holes, joined to their outline"),
         (sum(len(part) > 1 for part in parts), "objects have parts, joined by bridges of no width"),
         _folder.empty_labels(dataset),
@@ -71,22 +69,34 @@ def losses(dataset: Dataset) -> list[str]:
 def _lines(dataset: Dataset, sample: Sample, min_iou: float) -> str:
     height, width = sample.size
     lines: list[str] = []
-    for label in sample.labels:
-        parts = group_rings(simplify_mask(rle_to_mask(label.rle), min_iou).rings)
-        if parts:  # else the label covers no pixel
-            ring = join_parts([join_holes(outer, holes) for outer, holes in parts]) / (width, height)
-            numbers = " ".join(f"{value:.6f}" for value in ring.ravel())
-            lines.append(f"{dataset.categories.index(label.category)} {numbers}\n")
+    for label in filter(_covers, sample.labels):
+        ring = drawn_ring(label.geometry, label.size)
+        if ring is None:
+            parts = group_rings(simplify_mask(rle_to_mask(label.rle), min_iou).rings)
+            ring = join_parts([join_holes(outer, holes) for outer, holes in parts])
+        numbers = " ".join(f"{value:.6f}" for value in (ring / (width, height)).ravel().tolist())
+        lines.append(f"{dataset.categories.index(label.category)} {numbers}\n")
     return "".join(lines)
+
+
+def _covers(label: AcceptedLabel) -> bool:
+    """Whether the label covers a pixel; if not, it has no line."""
+    return rle_area(label.rle) > 0
+
+
+def _quoted(name: str) -> str:
+    """`name` in double quotes as every YAML reader takes it, in ASCII. Half a surrogate pair is U+FFFD."""
+    codes = (0xFFFD if "\ud800" <= c <= "\udfff" else ord(c) for c in name)
+    plain = set(range(0x20, 0x7F)) - {ord('"'), ord("\\")}
+    return '"' + "".join(chr(code) if code in plain else f"\\U{code:08X}" for code in codes) + '"'
 
 
 def _require_read_back(path: Path, sample: Sample, min_iou: float) -> None:
     """Raise Failed unless each line draws its label's mask as closely as `min_iou` asks."""
     height, width = sample.size
-    labels = [label for label in sample.labels if rle_to_mask(label.rle).any()]
     lines = path.read_text().splitlines()
-    for label, line in zip(labels, lines, strict=True):
+    for label, line in zip(filter(_covers, sample.labels), lines, strict=True):
         ring = np.array(line.split()[1:], np.float64).reshape(-1, 2) * (width, height)
-        iou = mask_iou(polygons_to_mask([ring], sample.size), rle_to_mask(label.rle))
+        iou = rle_iou(polygons_to_rle([ring], sample.size), label.rle)
         if iou < min_iou - 0.02:  # six decimals move a vertex by less than 0.01 px
             raise Failed(f"region {label.key.region} of {sample.name} reads back with an IoU of {iou:.3f}")

@@ -15,13 +15,14 @@ import yaml
 
 from clickmask.datasets.snapshot import Dataset, create_dataset
 from clickmask.errors import Failed, InvalidRequest
+from clickmask.labels.geometry import Rectangle
 from clickmask.labels.split import Assigned, Side, fingerprint
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.polygons import polygons_to_mask
 from clickmask.masks.regions import mask_iou
-from clickmask_adapters.exports import _class_maps, _folder, png, voc, yolo
+from clickmask_adapters.exports import _class_maps, _folder, coco, png, voc, yolo
 from support.drawn import MASKS, disc, rectangle, ring, two_parts
-from support.labelled import SIZE, FilesInMemory, accepted, digest_of, labelled, noise
+from support.labelled import SIZE, FilesInMemory, accepted, digest_of, labelled, noise, polygon
 from support.labelled import png as to_png
 
 SIDES: dict[str, Side] = {"a": "train", "b": "validation", "c": "test"}
@@ -95,10 +96,49 @@ def test_opencv_draws_a_line_of_yolo_about_as_it_was_meant(tmp_path: Path) -> No
 
 
 def test_categories_of_any_name_are_read_by_yaml(tmp_path: Path) -> None:
-    names = ["a: b", 'quo"te', "- dash", "Zelle ü", "null", "1", "new\nline", "#hash"]
+    names = ["a: b", 'quo"te', "- dash", "Zelle ü", "null", "1", "new\nline", "#hash", "back\\slash", "", " "]
+    names += [
+        "\U0001f600 happy",
+        "猫",
+        "\U00020bb7野家",
+        "\x00\x7f\x85\u2028\ufeff\ufffe",
+        "👩\u200d🚀",
+        "%TAG",
+        "--- ...",
+    ]
     main = yolo.write(dataset([], declared=names), tmp_path / "out")
-    assert yaml.safe_load(main.read_text())["names"] == dict(enumerate(names))
+    for loader in (yaml.SafeLoader, yaml.CSafeLoader):
+        assert yaml.load(main.read_bytes(), loader)["names"] == dict(enumerate(names))
+    halved = yolo.write(dataset([], declared=["\ud83d"]), tmp_path / "halved")
+    assert yaml.safe_load(halved.read_text())["names"] == {0: "\ufffd"}
     assert yaml.safe_load(yolo.write(dataset([]), tmp_path / "none").read_text())["names"] == {}
+
+
+def test_yolo_writes_a_rectangle_and_a_polygon_as_they_were_drawn(tmp_path: Path) -> None:
+    drawn = [
+        accepted("a", Rectangle((16, 12, 32, 24)), region="1"),
+        accepted("a", polygon((8.0, 6.0), (40.0, 12.0), (16.0, 36.0)), region="2"),
+        accepted("a", Rectangle((48, 36, 90, 90)), region="3"),
+    ]
+    yolo.write(dataset(drawn, declared=["cell"]), tmp_path / "out")
+    lines = (tmp_path / "out" / "labels" / "train" / "a.txt").read_text().splitlines()
+    assert [[float(value) for value in line.split()[1:]] for line in lines] == [
+        [0.25, 0.25, 0.5, 0.25, 0.5, 0.5, 0.25, 0.5],
+        [0.125, 0.125, 0.625, 0.25, 0.25, 0.75],
+        [0.75, 1, 0.75, 0.75, 1, 0.75, 1, 1],
+    ]
+
+
+def test_yolo_names_no_folder_without_pictures_and_every_format_says_so(tmp_path: Path) -> None:
+    made = dataset([], names="acd")
+    main = yolo.write(made, tmp_path / "out")
+    assert yaml.safe_load(main.read_text()) == {"train": "images/train", "test": "images/test", "names": {}}
+    folders = [path for path in (tmp_path / "out").rglob("*") if path.is_dir()]
+    assert all(any(folder.iterdir()) for folder in folders)
+    for export in (coco, png, voc, yolo):
+        (said,) = [sentence for sentence in export.losses(made) if "on the side" in sentence]
+        assert said.startswith("no picture is on the side validation; many trainers")
+    assert not [sentence for sentence in yolo.losses(dataset()) if "on the side" in sentence]
 
 
 def test_yolo_says_what_it_bends() -> None:
