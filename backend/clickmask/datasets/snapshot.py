@@ -48,7 +48,7 @@ from clickmask.labels.split import (
     quarantined,
 )
 from clickmask.labels.submissions import AcceptedLabel, LabelledImage, Unlabelled
-from clickmask.masks.rle import rle_area, rle_to_mask
+from clickmask.masks.rle import rle_area, rle_toggles
 from clickmask.store import Store
 from clickmask.types import Pixels, Size
 
@@ -289,10 +289,20 @@ def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled)
     if len(categories) >= IGNORED:
         raise ValueError(f"a class map has room for {IGNORED - 1} categories, not {len(categories)}")
     numbers = {category: number for number, category in enumerate(categories, 1)}
-    classes = np.full(sample.size, 0 if unlabelled == "background" else IGNORED, np.uint8)
+    ground = 0 if unlabelled == "background" else IGNORED
+    return paint(sample, [numbers.get(label.category, IGNORED) for label in sample.labels], ground)
+
+
+def paint(sample: Sample, numbers: Sequence[int], ground: int) -> NDArray[np.uint8]:
+    """Map (H, W) of `ground`, with each label's pixels set to its number, those of upper labels on top."""
+    height, width = sample.size
+    columns = np.full((width, height), ground, np.uint8)
+    flat = columns.reshape(-1)
+    number_of = {id(label): number for label, number in zip(sample.labels, numbers, strict=True)}
     for label in bottom_to_top(sample.labels):
-        classes[rle_to_mask(label.rle)] = numbers.get(label.category, IGNORED)
-    return classes
+        for start, end in rle_toggles(label.rle).reshape(-1, 2).tolist():
+            flat[start:end] = number_of[id(label)]
+    return np.ascontiguousarray(columns.T)
 
 
 def bottom_to_top(labels: Iterable[AcceptedLabel]) -> list[AcceptedLabel]:

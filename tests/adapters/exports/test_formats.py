@@ -195,21 +195,58 @@ def test_a_category_that_xml_cannot_hold_is_written_without_that(tmp_path: Path)
     assert root.findtext("object/name") == "ce_ll <&> _"
 
 
+def test_every_category_has_a_name_of_its_own_in_labelmap_and_boxes(tmp_path: Path) -> None:
+    names = [
+        "background",
+        "#tag",
+        "a:b",
+        "a_b",
+        " cat ",
+        "cat",
+        "",
+        "two\nlines",
+        "a\u2028b",
+        "a_b_2",
+        "_tag",
+    ]
+    labels = [accepted("a", disc(), name, region=f"{number:02}") for number, name in enumerate(names)]
+    made = dataset(labels, declared=names)
+    labelmap = voc.write(made, tmp_path / "out").read_text()
+    # As datumaro reads it.
+    stripped = (line.strip() for line in labelmap.splitlines())
+    rows = [line.split(":") for line in stripped if line and not line.startswith("#")]
+    assert [len(row) for row in rows] == [4] * 12
+    read = [row[0] for row in rows]
+    assert len(set(read)) == 12
+    assert read[:6] == ["background", "background_2", "_tag_2", "a_b_3", "a_b", "cat_2"]
+    assert (read[6], read[10], read[11]) == ("cat", "a_b_2", "_tag")
+    root = ET.parse(tmp_path / "out" / "Annotations" / "a.xml")
+    assert read[1:] == [each.findtext("name") for each in root.iter("object")]
+    (said,) = [sentence for sentence in voc.losses(made) if "another name" in sentence]
+    assert "'background' is 'background_2', '#tag' is '_tag_2', 'a:b' is 'a_b_3'" in said
+
+
 def test_the_colours_are_those_of_the_voc_kit() -> None:
     colours = np.frombuffer(_class_maps.palette(), np.uint8).reshape(256, 3)
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 15: (192, 128, 128), 255: (224, 224, 192)}
     assert {number: tuple(colours[number]) for number in known} == known
 
 
-def test_more_than_254_categories_or_objects_do_not_fit_a_png(tmp_path: Path) -> None:
+def test_more_than_254_categories_do_not_fit_a_png_and_more_objects_leave_out_one_file(
+    tmp_path: Path,
+) -> None:
     many = dataset([], declared=[str(number) for number in range(255)])
     for export in (png, voc):
         with pytest.raises(InvalidRequest, match="254 categories"):
             export.write(many, tmp_path / "out")
     crowd = [accepted("a", rectangle(SIZE, (n % 60, 2, n % 60 + 3, 6)), region=f"{n:03}") for n in range(255)]
-    with pytest.raises(InvalidRequest, match="255 objects"):
-        voc.write(dataset(crowd), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    made = dataset([*crowd, accepted("b", disc(), region="1", task="2")])
+    voc.write(made, tmp_path / "out")
+    assert len(list((tmp_path / "out" / "SegmentationClass").iterdir())) == 4
+    assert {path.stem for path in (tmp_path / "out" / "SegmentationObject").iterdir()} == {"b", "c", "d"}
+    assert len(ET.parse(tmp_path / "out" / "Annotations" / "a.xml").findall("object")) == 255
+    assert "1 images have more than 254 objects, and so no file in SegmentationObject" in voc.losses(made)
 
 
 def test_files_beside_pictures_have_stems_of_their_own() -> None:
