@@ -24,6 +24,7 @@ MAX_REPEATED = 20_000  # tags of a task after its <Repeater> tags are repeated
 class Label:
     value: str
     alias: str | None = None
+    category: int | None = None  # its place among the classes of an export, if the config says one
 
     @property
     def written(self) -> str:
@@ -192,13 +193,22 @@ def _read(root: ElementTree.Element) -> LabelConfig:
             images[name] = attributes.get("valuelist") or attributes.get("value", "")
         elif name and to_name:
             inner = [_attributes(child) for child in element.iter() if child.tag.lower() == "label"]
-            labels = (Label(label["value"], label.get("alias")) for label in inner if label.get("value"))
+            labels = (
+                Label(label["value"], label.get("alias"), _number(label.get("category", "")))
+                for label in inner
+                if label.get("value")
+            )
             smart = (attributes.get("smart", "").lower(), attributes.get("smartonly", "").lower())
             any_label = tag.endswith(LABELS) and attributes.get("value", "").startswith("$")
             to_names = tuple(part.strip() for part in to_name.split(","))
             controls.append(Control(name, tag, to_names, tuple(labels), "true" in smart, any_label))
     repeats = any(element.tag.lower() == "repeater" for element in root.iter())
     return LabelConfig(tuple(controls), images, root if repeats else None)
+
+
+def _number(text: str) -> int | None:
+    """The whole number that `text` is; None if it is none."""
+    return int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", text) else None
 
 
 def _attributes(element: ElementTree.Element) -> dict[str, str]:

@@ -83,10 +83,15 @@ def _submitted(event: Json, pairs: Sequence[tuple[Json, Json]]) -> Iterator[Chan
 
 
 def described(project: Json) -> ProjectDescribed:
-    """The title, and the labels of all controls that mark areas, in the label config's order."""
+    """The title, and the labels of all controls that mark areas.
+
+    Labels with a `category` come first, by its number; the others follow in the label config's order.
+    """
     controls = config_of(project).controls
     drawing = [control for control in controls if control.kind in AREAS or control.type == LABELS]
-    written = dict.fromkeys(label.written for control in drawing for label in control.labels)
+    labels = [label for control in drawing for label in control.labels]
+    labels.sort(key=lambda label: (label.category is None, label.category or 0))
+    written = dict.fromkeys(label.written for label in labels)
     return ProjectDescribed(TOOL, _id(project), str(project.get("title") or ""), tuple(written))
 
 

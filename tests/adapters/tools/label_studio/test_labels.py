@@ -162,6 +162,16 @@ def test_the_categories_are_those_of_the_controls_that_mark_areas() -> None:
     assert labels.described(PROJECT) == ProjectDescribed("label_studio", "3", "Streets", ("Car", "Road", "t"))
 
 
+def test_categories_are_in_the_order_that_the_label_config_numbers_them() -> None:
+    more = """<RectangleLabels name="box" toName="image"><Label value="new"/><Label value="truck" category="10"/>
+    <Label value="car" alias="auto" category="1"/><Label value="odd" category="x"/></RectangleLabels>
+    <PolygonLabels name="ring" toName="image"><Label value="person" category=" 2"/><Label value="truck"/>
+    <Label value="zero" category="0"/><Label value="new" category="3"/></PolygonLabels>"""
+    config = f'<View><Image name="image" value="$image"/>{more}</View>'
+    described = labels.described(PROJECT | {"label_config": config})
+    assert described.categories == ("zero", "auto", "person", "new", "truck", "odd")
+
+
 @pytest.mark.parametrize("name", drawn.MASKS)
 def test_brushes_and_bit_masks_are_their_masks(name: str) -> None:
     mask = drawn.MASKS[name]()
