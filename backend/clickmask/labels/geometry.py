@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.masks.polygons import clip_ring, polygons_to_mask
-from clickmask.masks.rle import Rle, mask_to_rle, polygons_to_rle, rle_to_mask
+from clickmask.masks.rle import Rle, box_to_rle, mask_to_rle, polygons_to_rle, rle_to_mask
 from clickmask.types import Box, Mask, Point, Ring, Size
 
 
@@ -64,6 +64,8 @@ def geometry_to_rle(geometry: Geometry, size: Size) -> Rle:
             return rle
         case Polygon(rings):
             return polygons_to_rle([np.array(ring, np.float64).reshape(-1, 2) for ring in rings], size)
+        case Rectangle(box, rotation) if not rotation:
+            return box_to_rle(box, size)
         case Rectangle():
             return polygons_to_rle([np.array(rectangle_corners(geometry))], size)
         case _:

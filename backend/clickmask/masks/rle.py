@@ -11,7 +11,7 @@ from pycocotools import mask as coco
 
 from clickmask.masks.polygons import ring_crossings, toggles_to_mask
 from clickmask.masks.regions import as_bytes
-from clickmask.types import Mask, Ring, Size
+from clickmask.types import Box, Mask, Ring, Size
 
 Bytes = NDArray[np.uint8]
 Indices = NDArray[np.int64]
@@ -37,6 +37,19 @@ def polygons_to_rle(rings: Sequence[Ring], size: Size) -> Rle:
     pixels = size[0] * size[1]
     toggles = toggles[(counts % 2 == 1) & (toggles < pixels)]  # at an even number nothing changes
     return {"size": list(size), "counts": runs_to_counts(np.diff(toggles, prepend=0, append=pixels))}
+
+
+def box_to_rle(box: Box, size: Size) -> Rle:
+    """The RLE of the pixels of an image of `size` whose centre is in `box`, as `polygons_to_mask` decides."""
+    (height, width), (x0, y0, x1, y1) = size, box
+    left, right = (int(np.clip(np.ceil(x - 0.5), 0, width)) for x in sorted((x0, x1)))
+    top, bottom = (int(np.clip(np.ceil(y - 0.5), 0, height)) for y in sorted((y0, y1)))
+    starts = np.arange(left, right if top < bottom else left) * height
+    toggles = np.stack((starts + top, starts + bottom), axis=1).reshape(-1)
+    if bottom - top == height:  # nothing changes between columns
+        toggles = toggles[[0, -1]] if len(toggles) else toggles
+    toggles, pixels = toggles[toggles < height * width], height * width
+    return {"size": [height, width], "counts": runs_to_counts(np.diff(toggles, prepend=0, append=pixels))}
 
 
 def rle_to_mask(rle: Rle) -> Mask:

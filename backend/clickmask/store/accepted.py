@@ -20,6 +20,7 @@ from clickmask.store.schema import annotations, inboxes, labels, prelabels, set_
 ABANDONED_AFTER_S = 3600.0  # after this time nobody can still be working on a set
 IN_A_TASK = ("task", "item")  # columns that name an image of a task
 DELETABLE = ("annotation", "task", "project")  # named as the fields of submissions and deletions
+UNDATED = ("project", "task", "skipped", "name", "known_as")  # what may change without a new date
 Drawn = tuple[Region, Rle]
 
 
@@ -61,11 +62,13 @@ class Accepted(Part):
                 replace_set(connection, revision, unwanted)
                 if submission.ground_truth and connection.scalar(newer.limit(1)):
                     row["ground_truth"] = False
-                connection.execute(annotations.delete().where(*replaced))
+                if unwanted:
+                    connection.execute(annotations.delete().where(*replaced))
                 connection.execute(annotations.insert(), row)
                 if row["ground_truth"]:
                     connection.execute(annotations.update().where(*others).values(ground_truth=False))
         if unwanted:
+            self._database.removals += 1
             self._forget_sets(unwanted)
         return is_news
 
@@ -83,6 +86,7 @@ class Accepted(Part):
                 revisions = list(connection.scalars(some))
                 connection.execute(annotations.delete().where(*of, annotations.c.revision.in_(revisions)))
                 note_unfinished(connection, revisions)
+            self._database.removals += 1
             if not revisions:
                 return
             self._forget_sets(revisions)
@@ -146,12 +150,10 @@ class Accepted(Part):
 
     def known_image(self, submission: Submission) -> ImageIdentity | None:
         """The image at the submission's address, if another annotation of the task has covered it."""
-        of = annotations.c
         task = {"tool": submission.tool, "task": submission.task, "item": submission.item}
-        chosen = sa.select(of.digest, of.height, of.width).where(of.digest.is_not(None))
-        chosen = chosen.filter_by(**task, address=_hashed(submission.address))
-        rows = self._rows(chosen.order_by(of.updated_at.desc()).limit(1))
-        return ImageIdentity(rows[0].digest, (rows[0].height, rows[0].width)) if rows else None
+        with self._database.reading() as connection:
+            row = connection.execute(_SHOWN, task | {"address": _hashed(submission.address)}).first()
+        return ImageIdentity(row.digest, (row.height, row.width)) if row else None
 
     def left_out(self) -> dict[str, int]:
         """Numbers of regions, of all projects, of which no label can be made, by a word for them."""
@@ -185,24 +187,40 @@ class Accepted(Part):
         self._execute(unfinished.delete().where(unfinished.c.revision.in_(revisions)))
 
 
+# Composed once, as this takes longer than their answers: each submission asks them.
+_BURIED = sa.select(tombstones.c.kind).where(
+    tombstones.c.tool == sa.bindparam("tool"),
+    sa.or_(*((tombstones.c.kind == kind) & (tombstones.c.name == sa.bindparam(kind)) for kind in DELETABLE)),
+)
+_OF_ANNOTATION = [annotations.c[name] == sa.bindparam(name) for name in ("tool", "annotation")]
+_SAVED = sa.select(annotations.c.updated_at, *(annotations.c[name] for name in UNDATED)).where(
+    *_OF_ANNOTATION, annotations.c.item == sa.bindparam("item")
+)
+_LAST_SAVED = sa.select(sa.func.max(annotations.c.updated_at)).where(*_OF_ANNOTATION)
+_SHOWN = (
+    sa.select(annotations.c.digest, annotations.c.height, annotations.c.width)
+    .where(*(annotations.c[name] == sa.bindparam(name) for name in ("tool", "task", "item", "address")))
+    .where(annotations.c.digest.is_not(None))
+    .order_by(annotations.c.updated_at.desc())
+    .limit(1)
+)
+
+
 def _is_news(connection: sa.Connection, submission: Submission) -> bool:
-    stone = sa.tuple_(tombstones.c.kind, tombstones.c.name)
-    buried = stone.in_([(kind, getattr(submission, kind)) for kind in DELETABLE])
-    if connection.scalar(sa.select(tombstones.c.kind).where(tombstones.c.tool == submission.tool, buried)):
+    of = {"tool": submission.tool, "annotation": submission.annotation}
+    stones = {kind: getattr(submission, kind) for kind in DELETABLE}
+    if connection.scalar(_BURIED, of | stones):
         return False
-    of, at = {"tool": submission.tool, "annotation": submission.annotation}, annotations.c.updated_at
-    undated = ("project", "task", "skipped", "known_as")
-    chosen = sa.select(at, *(annotations.c[name] for name in undated))
-    known = connection.execute(chosen.filter_by(**of, item=submission.item)).first()
+    known = connection.execute(_SAVED, of | {"item": submission.item}).first()
     if known:
         # CVAT 2.73 moves a task to another project, deletes a frame and restores it, all without a new date.
-        # What an older version stored of CVAT has no `known_as`, and no objects of several parts.
-        changed = known[1:] != tuple(getattr(submission, name) for name in undated)
+        # What an older version stored may have another name, no `known_as`, and no objects of several parts.
+        changed = known[1:] != tuple(getattr(submission, name) for name in UNDATED)
         return submission.updated_at > known[0] or (changed and submission.updated_at == known[0])
     if submission.items is None:
         return True
     # The annotation was saved since then without this image.
-    newest = connection.scalar(sa.select(sa.func.max(at)).filter_by(**of))
+    newest = connection.scalar(_LAST_SAVED, of)
     return newest is None or submission.updated_at >= newest
 
 

@@ -76,6 +76,7 @@ class Database:
         except ModuleNotFoundError as error:
             raise StoreUnavailable(f"CLICKMASK_DATABASE needs the package {error.name}") from error
         self.write_times = WriteTimes()
+        self.removals = 0  # times that this process has taken annotations out of use
         self._log: Path | None = None
         self._emptying = threading.Lock()
         if self.engine.dialect.name == "sqlite":

@@ -1,7 +1,8 @@
 """Projects in the tools, and the split sides of their images."""
 
 import json
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,10 @@ import sqlalchemy as sa
 from clickmask.errors import Conflict
 from clickmask.labels.split import SIDES, Assigned, Fingerprint, Side, SideCounts
 from clickmask.labels.submissions import ProjectDescribed, Unlabelled
-from clickmask.store.database import Part, put
+from clickmask.store.database import Database, Part, put
 from clickmask.store.schema import annotations, labels, origins, projects, pulls, sides
+
+TALLY_TTL_S = 10.0  # after this time, what other processes removed counts as removed here too
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,16 @@ class Project:
     images: int
     labels: int
     updated_at: float | None  # of the newest annotation, seconds since 1970
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """What was counted before `removals` and `until`, with what was assigned since."""
+
+    images: dict[Side, int]  # annotated ones
+    everywhere: set[str]  # categories of which every side has a label
+    removals: int
+    until: float  # seconds of time.monotonic
 
 
 class Projects(Part):
@@ -122,7 +135,16 @@ class Projects(Part):
 
 
 class Splits(Part):
-    """Split sides, each assigned once. Stored fingerprints still find near duplicates of a lost image."""
+    """Split sides, each assigned once. Stored fingerprints still find near duplicates of a lost image.
+
+    Each new image asks for all hashes of its project, and how many images each side has. Reading that would
+    take longer with every image, so both are kept in memory.
+    """
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self._hashes: dict[tuple[str, str], list[tuple[str, bytes]]] = {}
+        self._tallies: dict[tuple[str, str], _Tally] = {}
 
     def sides(self, tool: str, project: str, among: Collection[str] | None = None) -> list[Assigned]:
         """Images with a side, labelled or not, sorted by digest; only those in `among`, if given."""
@@ -134,32 +156,42 @@ class Splits(Part):
 
     def hashes(self, tool: str, project: str) -> list[tuple[str, bytes]]:
         """The digest and fingerprint hash of every image with a side."""
-        chosen = sa.select(sides.c.digest, sides.c.hash).filter_by(tool=tool, project=project)
-        return [(digest, code) for digest, code in self._rows(chosen)]
+        of = {"tool": tool, "project": project}
+        with self._database.reading() as connection:
+            # Sides are never taken away: equally many are the same ones.
+            if len(self._hashes.get((tool, project), ())) != connection.scalar(_ASSIGNED, of):
+                rows = connection.execute(_HASHES, of)
+                self._hashes[tool, project] = [(digest, code) for digest, code in rows]
+                self._tallies.pop((tool, project), None)
+        return list(self._hashes.get((tool, project), ()))
 
     def side_of(self, tool: str, project: str, digest: str) -> Side | None:
-        found = self._scalar(sa.select(sides.c.side).filter_by(tool=tool, project=project, digest=digest))
+        with self._database.reading() as connection:
+            found = connection.scalar(_SIDE_OF, {"tool": tool, "project": project, "digest": digest})
+        if found:  # an image that had lost its labels may be about to get some
+            self._tallies.pop((tool, project), None)
         return found and _side(found)
 
     def side_counts(self, tool: str, project: str, categories: Collection[str]) -> dict[Side, SideCounts]:
         """The number of annotated images on each side, and which of `categories` their labels use."""
-        there = (annotations.c.tool == tool, annotations.c.project == project)
-        on_it = (*there, annotations.c.digest == sides.c.digest, annotations.c.skipped.is_(False))
-        of = (sides.c.tool == tool, sides.c.project == project)
-        counted = sa.select(sides.c.side, sa.func.count()).where(*of, sa.exists().where(*on_it))
-        drawn = annotations.join(labels, labels.c.revision == annotations.c.revision)
-        labelled = sa.select(labels.c.category).select_from(drawn).where(*on_it).correlate(sides)
-        found: dict[Side, set[str]] = {side: set() for side in SIDES}
+        of, on = {"tool": tool, "project": project}, dict[str, Sequence[Any]]()
+        tally = self._tallies.get((tool, project))
         with self._database.reading() as connection:
-            images = {_side(name): n for name, n in connection.execute(counted.group_by(sides.c.side))}
-            for side in SIDES:
-                # One query per category that stops at the first image: most categories have many images.
-                for category in categories:
-                    has = sa.exists(labelled.where(labels.c.category == category))
-                    first = sa.select(sides.c.digest).where(*of, sides.c.side == side, has).limit(1)
-                    if connection.scalar(first) is not None:
-                        found[side].add(category)
-        return {side: SideCounts(images.get(side, 0), frozenset(found[side])) for side in SIDES}
+            if not tally or tally.removals != self._database.removals or time.monotonic() > tally.until:
+                removals, until = self._database.removals, time.monotonic() + TALLY_TTL_S
+                counted = {_side(name): count for name, count in connection.execute(_IMAGES_BY_SIDE, of)}
+                tally = self._tallies[tool, project] = _Tally(counted, set(), removals, until)
+            for category in set(categories) - tally.everywhere:
+                on[category] = connection.execute(_SIDES_WITH, of | {"category": category}).one()
+                if all(on[category]):
+                    tally.everywhere.add(category)
+        return {
+            side: SideCounts(
+                tally.images.get(side, 0),
+                frozenset(each for each in categories if each not in on or on[each][number]),
+            )
+            for number, side in enumerate(SIDES)
+        }
 
     def assign_side(
         self, tool: str, project: str, digest: str, side: Side, fingerprint: Fingerprint, known: int
@@ -167,14 +199,51 @@ class Splits(Part):
         """Assign `side` unless the image already has one. Returns the image's side, or None: choose again."""
         of = {"tool": tool, "project": project}
         row = {"digest": digest, "side": side, "hash": fingerprint.hash, "thumbnail": fingerprint.thumbnail}
-        counted = sa.select(sa.func.count()).select_from(sides).filter_by(**of)
         with self._database.writing() as connection:
-            if there := connection.scalar(sa.select(sides.c.side).filter_by(**of, digest=digest)):
+            if there := connection.scalar(_SIDE_OF, {**of, "digest": digest}):
                 return _side(there)
-            if connection.scalar(counted) != known:
+            if connection.scalar(_ASSIGNED, of) != known:
+                self._tallies.pop((tool, project), None)
                 return None  # `side` was chosen without some images that have a side now
             connection.execute(sides.insert(), of | row)
+        hashes, tally = self._hashes.get((tool, project)), self._tallies.get((tool, project))
+        if hashes is not None and len(hashes) == known:
+            hashes.append((digest, fingerprint.hash))
+        if tally:
+            tally.images[side] = tally.images.get(side, 0) + 1
         return side
+
+
+# Composed once, as this takes longer than their answers: each image that is taken in asks them.
+_IN_PROJECT = [sides.c[name] == sa.bindparam(name) for name in ("tool", "project")]
+_SIDE_OF = sa.select(sides.c.side).where(*_IN_PROJECT, sides.c.digest == sa.bindparam("digest"))
+_HASHES = sa.select(sides.c.digest, sides.c.hash).where(*_IN_PROJECT)
+_ASSIGNED = sa.select(sa.func.count()).select_from(sides).where(*_IN_PROJECT)
+_ANNOTATED = sa.select(annotations.c.digest).where(
+    *(annotations.c[name] == sa.bindparam(name) for name in ("tool", "project")),
+    annotations.c.skipped.is_(False),
+)
+_IMAGES_BY_SIDE = (
+    sa.select(sides.c.side, sa.func.count())
+    .where(*_IN_PROJECT, sides.c.digest.in_(_ANNOTATED))
+    .group_by(sides.c.side)
+)
+_LABELLED = (
+    sa.select(labels.c.category)
+    .select_from(annotations.join(labels, labels.c.revision == annotations.c.revision))
+    # Joined to "", as SQLite may else go through all annotations of the project for each image.
+    .where(*(annotations.c[name] + "" == sa.bindparam(name) for name in ("tool", "project")))
+    .where(annotations.c.digest == sides.c.digest, annotations.c.skipped.is_(False))
+    .where(labels.c.category == sa.bindparam("category"))
+    .correlate(sides)
+)
+# Each part stops at the first image: most categories have many.
+_SIDES_WITH = sa.select(
+    *(
+        sa.exists(sa.select(sides.c.digest).where(*_IN_PROJECT, sides.c.side == side, sa.exists(_LABELLED)))
+        for side in SIDES
+    )
+)
 
 
 def _side(name: str) -> Side:

@@ -15,6 +15,7 @@ from clickmask.labels.geometry import (
     Rectangle,
     geometry_from_json,
     geometry_to_json,
+    geometry_to_rle,
     rasterise,
     rectangle_corners,
 )
@@ -108,3 +109,34 @@ def test_an_ellipse_covers_the_centres_inside(
 
 def test_an_ellipse_without_area_is_empty() -> None:
     assert not rasterise(Ellipse((10, 10), (0, 5)), SIZE).any()
+
+
+halves = st.integers(-6, 40).map(lambda n: n / 2)
+
+
+@given(
+    st.tuples(halves, halves, halves, halves),
+    st.sampled_from([0.0, 30.0]),
+    st.tuples(*[st.integers(1, 12)] * 2),
+)
+def test_the_run_lengths_of_a_rectangle_are_those_of_its_pixels(
+    box: tuple[float, float, float, float], rotation: float, size: Size
+) -> None:
+    drawn = Rectangle(box, rotation)
+    assert geometry_to_rle(drawn, size) == mask_to_rle(rasterise(drawn, size))
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        Polygon(()),
+        Polygon((((2.0, 2.0), (12.0, 2.0), (7.0, 11.0)), ((5.0, 4.0), (9.0, 4.0), (7.0, 7.0)))),
+        Ellipse((8, 6), (5, 3), 20.0),
+        Brush(mask_to_rle(disc((20, 30), (12.0, 9.0), 5.0))),
+    ],
+)
+def test_run_lengths_of_other_shapes_are_those_of_their_pixels(geometry: Geometry) -> None:
+    assert geometry_to_rle(geometry, (20, 30)) == mask_to_rle(rasterise(geometry, (20, 30)))
+    if isinstance(geometry, Brush):
+        with pytest.raises(ValueError, match="does not fit"):
+            geometry_to_rle(geometry, (20, 31))

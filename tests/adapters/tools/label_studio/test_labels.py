@@ -163,7 +163,8 @@ def test_the_categories_are_those_of_the_controls_that_mark_areas() -> None:
 
 
 def test_categories_are_in_the_order_that_the_label_config_numbers_them() -> None:
-    more = """<RectangleLabels name="box" toName="image"><Label value="new"/><Label value="truck" category="10"/>
+    more = """<RectangleLabels name="box" toName="image"><Label value="new"/>
+    <Label value="truck" category="10"/>
     <Label value="car" alias="auto" category="1"/><Label value="odd" category="x"/></RectangleLabels>
     <PolygonLabels name="ring" toName="image"><Label value="person" category=" 2"/><Label value="truck"/>
     <Label value="zero" category="0"/><Label value="new" category="3"/></PolygonLabels>"""
