@@ -82,11 +82,12 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
         name: str,
         polygons: Annotated[Polygons | None, Query(description="COCO: which polygons are written")] = None,
         for_cvat: Annotated[bool | None, Query(description="COCO: as CVAT imports it")] = None,
+        by_side: Annotated[bool | None, Query(description="COCO: a file for each side")] = None,
     ) -> Response:
         if name not in (known := plugins.names(exports)):
             raise InvalidRequest(f"there is no export to {name[:40]!r}; there is: {', '.join(known)}")
         write = plugins.load(exports, name).write
-        given = {"polygons": polygons, "for_cvat": for_cvat}
+        given = {"polygons": polygons, "for_cvat": for_cvat, "by_side": by_side}
         options = {option: value for option, value in given.items() if value is not None}
         if unknown := options.keys() - inspect.signature(write).parameters.keys():
             raise InvalidRequest(f"an export to {name} has no option {min(unknown)}")

@@ -20,6 +20,7 @@ from clickmask.labels.split import SIDES
 from clickmask.masks.rle import rle_area
 
 MANIFEST = ".clickmask-export"  # lists every file of an export, so nothing else is ever removed
+NAMES = {"train": "train", "validation": "val", "test": "test"}  # of the sides, in file names
 MAX_NAME_BYTES = 180  # file systems take 255; this leaves room for a prefix
 # Windows refuses these names with any ending, and these characters.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])", re.IGNORECASE)

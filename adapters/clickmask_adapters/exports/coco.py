@@ -21,12 +21,14 @@ from typer import Option
 from clickmask.datasets.snapshot import Dataset, Sample
 from clickmask.errors import Failed
 from clickmask.labels.geometry import Brush, Ellipse, Geometry, Polygon, Rectangle, drawn_ring
+from clickmask.labels.split import SIDES
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.polygons import mask_to_polygons, ring_area
 from clickmask.masks.rle import Rle, as_rle, rings_to_rle, rle_area, rle_box, rle_iou, rle_to_mask
 from clickmask.masks.simplify import simplify_mask
 from clickmask.types import Ring
 from clickmask_adapters.exports import _folder
+from clickmask_adapters.exports._folder import NAMES
 
 Polygons = Literal["source", "exact", "simplified"]
 Segmentation = list[list[float]] | dict[str, Any]
@@ -58,19 +60,30 @@ def write(
         bool,
         Option("--for-cvat", help="As CVAT writes it: frames' names, iscrowd 1, instances_default.json."),
     ] = False,
+    by_side: Annotated[
+        bool, Option("--by-side", help="A file for each side: instances_train.json, instances_val.json.")
+    ] = False,
 ) -> Path:
-    """Write the dataset and return the path of its JSON file.
+    """Write the dataset and return the path of its JSON file, the first one if there are several.
 
     `polygons` chooses the masks that become polygons; all others are run lengths. "source": labels drawn as
     one ring without holes, as drawn. "exact": any mask without holes, along pixel edges. "simplified": the
     same with few points, at an IoU of 0.98. With `for_cvat`, run lengths are uncompressed with `iscrowd` 1,
     and the file is named as in CVAT's own exports. `file_name` is the frame's name in CVAT then; a picture of
     several frames stands there once for each. CVAT refuses a file with a frame that its task lacks: if there
-    are several tasks, `tasks/N.json` has the labels of task N.
+    are several tasks, `tasks/N.json` has the labels of task N. With `by_side`, each side with images has a
+    file of its own, and the images without a side share `instances_unused.json`.
     """
     images = _images(dataset, for_cvat)
-    path = CVAT_JSON if for_cvat else JSON
-    parts = {path: images}
+    parts = {CVAT_JSON if for_cvat else JSON: images}
+    if by_side and images:
+        unused = [sample for sample in dataset.samples if not sample.usable]
+        sides = {NAMES[side]: dataset.split(side) for side in SIDES} | {"unused": unused}
+        on_side = {name: {sample.image for sample in samples} for name, samples in sides.items() if samples}
+        parts = {
+            Path(f"annotations/instances_{name}.json"): [each for each in images if each[0].image in digests]
+            for name, digests in on_side.items()
+        }
     if for_cvat:
         by_task: dict[str, dict[str, Sample]] = {}
         for sample in dataset.samples:
@@ -93,7 +106,7 @@ def write(
             picture = (new / "images").joinpath(*steps or [sample.image])
             picture.parent.mkdir(parents=True, exist_ok=True)
             _folder.write_picture(dataset, sample, picture)
-    return folder / path
+    return folder / next(iter(parts))
 
 
 def losses(dataset: Dataset, *, polygons: Polygons = "source", for_cvat: bool = False) -> list[str]:

@@ -19,7 +19,6 @@ from clickmask.labels.split import SIDES
 from clickmask.masks.rle import rle_box
 from clickmask_adapters.exports import _class_maps, _folder
 
-SETS = {"train": "train", "validation": "val", "test": "test"}
 FOLDERS = ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject", "ImageSets/Segmentation")
 BOUNDS = ("xmin", "ymin", "xmax", "ymax")
 BACKGROUND = "background"
@@ -48,7 +47,7 @@ def write(dataset: Dataset, folder: Path) -> Path:
         _folder.write_pictures(dataset, new / "JPEGImages", names)
         for side in SIDES:
             listed = "".join(f"{stems[sample.image]}\n" for sample in dataset.split(side))
-            (new / "ImageSets" / "Segmentation" / f"{SETS[side]}.txt").write_bytes(listed.encode())
+            (new / "ImageSets" / "Segmentation" / f"{_folder.NAMES[side]}.txt").write_bytes(listed.encode())
         # Name, colour, parts and actions, as CVAT and datumaro write and read it.
         colours = np.frombuffer(_class_maps.palette(), np.uint8).reshape(256, 3).tolist()
         named = zip((BACKGROUND, *classes.values()), colours, strict=False)

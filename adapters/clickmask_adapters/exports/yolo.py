@@ -20,8 +20,8 @@ from clickmask.masks.rle import polygons_to_rle, rle_area, rle_iou, rle_to_mask
 from clickmask.masks.simplify import simplify_mask
 from clickmask.masks.single_rings import join_holes, join_parts
 from clickmask_adapters.exports import _folder
+from clickmask_adapters.exports._folder import NAMES
 
-NAMES = {"train": "train", "validation": "val", "test": "test"}  # sides in data.yaml
 MinIou = Annotated[float, Option(min=0.5, max=1, help="IoU with the mask that outlines must reach.")]
 
 

@@ -86,7 +86,8 @@ def ring_crossings(rings: Sequence[Ring], size: Size, *, by_column: bool = False
     crossing = x0[edge] + (row + 0.5 - y0[edge]) * (x1 - x0)[edge] / (y1 - y0)[edge] - 0.5
     # Of a centre on a slanting edge, the side to its right counts. By column, that may be the side above.
     after_edge = (by_column & (x1 > x0))[edge]
-    column: Floats = np.where(after_edge, np.floor(crossing) + 1, np.ceil(crossing))
+    column = np.ceil(crossing)
+    column[after_edge] = np.floor(crossing[after_edge]) + 1
     # For multiples of 1/256 px up to 2**14 px, the above is exact wherever it matters.
     corners = np.stack((x0, y0, x1, y1))
     coarse = ((corners * 256 == np.rint(corners * 256)) & (np.abs(corners) <= 2**14)).all(axis=0)

@@ -179,7 +179,8 @@ class Splits(Part):
         with self._database.reading() as connection:
             if not tally or tally.removals != self._database.removals or time.monotonic() > tally.until:
                 removals, until = self._database.removals, time.monotonic() + TALLY_TTL_S
-                counted = {_side(name): count for name, count in connection.execute(_IMAGES_BY_SIDE, of)}
+                rows = connection.execute(_IMAGES_BY_SIDE, of)
+                counted: dict[Side, int] = {_side(name): count for name, count in rows}
                 tally = self._tallies[tool, project] = _Tally(counted, set(), removals, until)
             for category in set(categories) - tally.everywhere:
                 on[category] = connection.execute(_SIDES_WITH, of | {"category": category}).one()

@@ -100,6 +100,9 @@ def test_the_options_of_an_export_are_query_parameters(client: TestClient, tmp_p
     unpacked(client.get(f"{AT}/export/coco?polygons=exact&for_cvat=true").content, tmp_path)
     made = json.loads((tmp_path / "annotations" / "instances_default.json").read_text())
     assert [annotation["iscrowd"] for annotation in made["annotations"]] == [0, 1, 0]
+    names = unpacked(client.get(f"{AT}/export/coco?by_side=true").content, tmp_path / "by side")
+    assert "annotations/instances_train.json" in names
+    assert "annotations/instances.json" not in names
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from clickmask.datasets.snapshot import Dataset, create_dataset
 from clickmask.errors import Failed
 from clickmask.images.decode import decode_image
 from clickmask.labels.geometry import Ellipse, Geometry, Polygon, Rectangle
+from clickmask.labels.split import Assigned, Side, fingerprint
 from clickmask.labels.submissions import AcceptedLabel, LabelledImage
 from clickmask.masks.regions import mask_iou
 from clickmask.masks.rle import rle_area, rle_to_mask
@@ -70,6 +71,28 @@ def test_a_polygon_without_holes_is_the_annotators_own_ring(tmp_path: Path) -> N
     annotation = one(Polygon((TRIANGLE,)), tmp_path)
     assert annotation["segmentation"] == [[value for point in TRIANGLE for value in point]]
     assert annotation["iscrowd"] == 0
+
+
+def test_each_side_has_a_file_of_its_own_if_that_is_asked_for(tmp_path: Path) -> None:
+    sides: dict[str, Side] = {"a": "train", "b": "validation", "c": "train"}
+    labels = [
+        accepted(name, disc(), category, task=name) for name, category in zip("abcd", "xyxy", strict=True)
+    ]
+    placed = [Assigned(digest_of(name), side, fingerprint(noise(ord(name)))) for name, side in sides.items()]
+    images = [labelled(name, name, "same.png") for name in "abcd"]  # the image "d" has no side
+    pictures = FilesInMemory({name: png(noise(ord(name))) for name in "abcd"})
+    made = create_dataset(images, labels, placed, **HERE, pictures=pictures)
+    main = coco.write(made, tmp_path / "out", by_side=True)
+    assert main.name == "instances_train.json"
+    found = {path.name: json.loads(path.read_bytes()) for path in main.parent.iterdir()}
+    assert {name: len(each["annotations"]) for name, each in found.items()} == {
+        "instances_train.json": 2, "instances_val.json": 1, "instances_unused.json": 1,
+    }  # fmt: skip
+    assert {str(each["categories"]) for each in found.values()} == {str(found[main.name]["categories"])}
+    listed = {image["file_name"] for each in found.values() for image in each["images"]}
+    assert listed == {path.name for path in (tmp_path / "out" / "images").iterdir()}
+    assert len(listed) == 4
+    assert coco.write(dataset([], []), tmp_path / "none", by_side=True).exists()
 
 
 @pytest.mark.parametrize(
