@@ -16,7 +16,7 @@ from clickmask.errors import Failed
 from clickmask.labels.geometry import Polygon, drawn_ring
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.polygons import group_rings
-from clickmask.masks.rle import polygons_to_rle, rle_area, rle_iou, rle_to_mask
+from clickmask.masks.rle import rings_to_rles, rle_area, rle_iou, rle_to_mask
 from clickmask.masks.simplify import simplify_mask
 from clickmask.masks.single_rings import join_holes, join_parts
 from clickmask_adapters.exports import _folder
@@ -95,8 +95,9 @@ def _require_read_back(path: Path, sample: Sample, min_iou: float) -> None:
     """Raise Failed unless each line draws its label's mask as closely as `min_iou` asks."""
     height, width = sample.size
     lines = path.read_text().splitlines()
-    for label, line in zip(filter(_covers, sample.labels), lines, strict=True):
-        ring = np.array(line.split()[1:], np.float64).reshape(-1, 2) * (width, height)
-        iou = rle_iou(polygons_to_rle([ring], sample.size), label.rle)
+    rings = [np.array(line.split()[1:], np.float64).reshape(-1, 2) * (width, height) for line in lines]
+    read = rings_to_rles(rings, sample.size)
+    for label, rle in zip(filter(_covers, sample.labels), read, strict=True):
+        iou = rle_iou(rle, label.rle)
         if iou < min_iou - 0.02:  # six decimals move a vertex by less than 0.01 px
             raise Failed(f"region {label.key.region} of {sample.name} reads back with an IoU of {iou:.3f}")

@@ -33,10 +33,13 @@ def mask_to_rle(mask: Mask) -> Rle:
 
 def polygons_to_rle(rings: Sequence[Ring], size: Size) -> Rle:
     """The RLE of `polygons_to_mask(rings, size)`, without drawing it."""
-    toggles, counts = np.unique(ring_crossings(rings, size, by_column=True)[1], return_counts=True)
-    pixels = size[0] * size[1]
-    toggles = toggles[(counts % 2 == 1) & (toggles < pixels)]  # at an even number nothing changes
-    return {"size": list(size), "counts": runs_to_counts(np.diff(toggles, prepend=0, append=pixels))}
+    return _toggles_to_rle(ring_crossings(rings, size, by_column=True)[1], size)
+
+
+def rings_to_rles(rings: Sequence[Ring], size: Size) -> list[Rle]:
+    """`polygons_to_rle` of each ring alone, faster than one by one."""
+    owner, toggles = ring_crossings(rings, size, by_column=True)
+    return [_toggles_to_rle(toggles[owner == index], size) for index in range(len(rings))]
 
 
 def box_to_rle(box: Box, size: Size) -> Rle:
@@ -44,12 +47,8 @@ def box_to_rle(box: Box, size: Size) -> Rle:
     (height, width), (x0, y0, x1, y1) = size, box
     left, right = (int(np.clip(np.ceil(x - 0.5), 0, width)) for x in sorted((x0, x1)))
     top, bottom = (int(np.clip(np.ceil(y - 0.5), 0, height)) for y in sorted((y0, y1)))
-    starts = np.arange(left, right if top < bottom else left) * height
-    toggles = np.stack((starts + top, starts + bottom), axis=1).reshape(-1)
-    if bottom - top == height:  # nothing changes between columns
-        toggles = toggles[[0, -1]] if len(toggles) else toggles
-    toggles, pixels = toggles[toggles < height * width], height * width
-    return {"size": [height, width], "counts": runs_to_counts(np.diff(toggles, prepend=0, append=pixels))}
+    columns = np.arange(left, right) * height
+    return _toggles_to_rle(np.concatenate((columns + top, columns + bottom)), size)
 
 
 def rle_to_mask(rle: Rle) -> Mask:
@@ -155,6 +154,15 @@ def runs_to_counts(runs: Indices) -> str:
     code = numbers[owner] >> 5 * place & 0x1F
     code[place < lengths[owner] - 1] |= 0x20
     return (code + 48).astype(np.uint8).tobytes().decode("ascii")
+
+
+def _toggles_to_rle(toggles: Indices, size: Size) -> Rle:
+    """The RLE of unsorted column-major toggles; an even number of them at one pixel changes nothing."""
+    height, width = size
+    turns, counts = np.unique(toggles, return_counts=True)
+    turns = turns[(counts % 2 == 1) & (turns < height * width)]
+    runs = np.diff(turns, prepend=0, append=height * width)
+    return {"size": [height, width], "counts": runs_to_counts(runs)}
 
 
 def _as_bytes(rle: Rle) -> Any:

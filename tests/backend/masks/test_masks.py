@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 
 from clickmask.masks.polygons import clip_ring, group_rings, mask_to_polygons, polygons_to_mask, ring_area
 from clickmask.masks.regions import fill_pinholes, mask_area, mask_box, mask_iou, mask_to_parts, remove_specks
-from clickmask.masks.rle import Rle, mask_to_rle, polygons_to_rle, rle_to_mask
+from clickmask.masks.rle import Rle, mask_to_rle, polygons_to_rle, rings_to_rles, rle_to_mask
 from clickmask.types import Mask, Ring, Size
 from support import drawn
 
@@ -134,6 +134,7 @@ def test_masks_that_are_views_are_read_as_they_look() -> None:
 def test_a_pixel_is_in_a_polygon_if_its_centre_is(rings: list[Ring], size: Size) -> None:
     assert np.array_equal(polygons_to_mask(rings, size), centres_in(rings, size))
     assert polygons_to_rle(rings, size) == mask_to_rle(centres_in(rings, size))
+    assert rings_to_rles(rings, size) == [polygons_to_rle([ring], size) for ring in rings]
 
 
 def test_a_centre_next_to_an_edge_is_told_apart_beyond_the_precision_of_floats() -> None:
