@@ -155,7 +155,7 @@ def empty_sides(dataset: Dataset) -> list[str]:
     empty = [
         side for side in SIDES if not any(dataset.pictures.holds(each.image) for each in dataset.split(side))
     ]
-    why = "many trainers, such as Ultralytics, need pictures for validation: label more, unlike those"
+    why = "many trainers, such as Ultralytics, need pictures for validation: label more that look different"
     return [f"no picture is on the side {' or '.join(empty)}; {why}"] if empty else []
 
 

@@ -192,7 +192,7 @@ _BURIED = sa.select(tombstones.c.kind).where(
     tombstones.c.tool == sa.bindparam("tool"),
     sa.or_(*((tombstones.c.kind == kind) & (tombstones.c.name == sa.bindparam(kind)) for kind in DELETABLE)),
 )
-_OF_ANNOTATION = [annotations.c[name] == sa.bindparam(name) for name in ("tool", "annotation")]
+_OF_ANNOTATION = tuple(annotations.c[name] == sa.bindparam(name) for name in ("tool", "annotation"))
 _SAVED = sa.select(annotations.c.updated_at, *(annotations.c[name] for name in UNDATED)).where(
     *_OF_ANNOTATION, annotations.c.item == sa.bindparam("item")
 )

@@ -216,7 +216,7 @@ class Splits(Part):
 
 
 # Composed once, as this takes longer than their answers: each image that is taken in asks them.
-_IN_PROJECT = [sides.c[name] == sa.bindparam(name) for name in ("tool", "project")]
+_IN_PROJECT = tuple(sides.c[name] == sa.bindparam(name) for name in ("tool", "project"))
 _SIDE_OF = sa.select(sides.c.side).where(*_IN_PROJECT, sides.c.digest == sa.bindparam("digest"))
 _HASHES = sa.select(sides.c.digest, sides.c.hash).where(*_IN_PROJECT)
 _ASSIGNED = sa.select(sa.func.count()).select_from(sides).where(*_IN_PROJECT)
