@@ -1,5 +1,6 @@
 """Everything that the settings describe. Each part is made once, when it is first used."""
 
+import logging
 import os
 from collections.abc import Callable
 from functools import cached_property
@@ -11,7 +12,7 @@ import cv2
 
 from clickmask import annotators, plugins, segmenters
 from clickmask.annotators._catalogue import AnnotatorCatalogue
-from clickmask.errors import StoreUnavailable
+from clickmask.errors import ClickmaskError, StoreUnavailable
 from clickmask.images.archive import ImageArchive
 from clickmask.images.decode import ImageLimits
 from clickmask.images.fetch import Fetcher
@@ -33,6 +34,7 @@ from clickmask_adapters.server.memory import share_malloc_arena
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools import Tool
 
+log = logging.getLogger(__name__)
 PartT = TypeVar("PartT")
 
 
@@ -146,7 +148,15 @@ class Home:
     @part
     def tools(self) -> dict[str, Tool]:
         """The installed labeling tools, by package name."""
-        return {name: plugins.load(tools, name).create(self) for name in plugins.names(tools)}
+        found: dict[str, Tool] = {}
+        for name in plugins.names(tools):
+            try:
+                found[name] = plugins.load(tools, name).create(self)
+            except ClickmaskError:
+                raise
+            except Exception:  # foreign code: a broken tool must not take the others with it
+                log.exception("the tool %s is broken and left out", name)
+        return found
 
     @part
     def label_sources(self) -> dict[str, LabelSource]:
@@ -174,6 +184,7 @@ class Home:
             settings.max_image_pixels,
             {"seconds": settings.train_seconds},
             settings.threads,
+            settings.network,
         )
 
         def fetch(tool: str, project: str, stopped: Callable[[], bool]) -> None:

@@ -5,6 +5,8 @@ The only reader of the environment.
 
 import ipaddress
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -112,6 +114,9 @@ class CoreSettings(BaseSettings):
     train_quiet: float = Field(default=120.0, ge=0, allow_inf_nan=False)
     """Seconds without a new label before a training starts by itself."""
 
+    network: str = "unet"
+    """The network that projects train: `unet`, or another one that is installed."""
+
     refine: bool = False
     """Show the default segmenter each object that a trained model finds, and keep the better outline."""
 
@@ -153,9 +158,13 @@ if TYPE_CHECKING:
     Settings = CoreSettings  # a tool reads its own fields by `of`
 else:
     # Composed from the packages that are there: a new tool's variables need no line here.
-    _BROUGHT = [getattr(plugins.load(tools, name), "SETTINGS", None) for name in plugins.names(tools)]
+    def _brought() -> Iterator[type]:
+        for name in plugins.names(tools):
+            with suppress(Exception):  # foreign code: `home` logs it, and leaves the tool out
+                if fields := getattr(plugins.load(tools, name), "SETTINGS", None):
+                    yield fields
 
-    class Settings(CoreSettings, *filter(None, _BROUGHT)):
+    class Settings(CoreSettings, *_brought()):
         """The fields of clickmask and of every labeling tool that is installed."""
 
 

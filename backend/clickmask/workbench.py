@@ -148,7 +148,11 @@ class Workbench:
         return found
 
     def prepare(self, ref: ImageRef, segmenter: str | None = None) -> bool:
-        """Fetch and encode the image in the background. Returns False if too many others wait."""
+        """Fetch and encode the image in the background. Returns False if too many others wait.
+
+        Raises NotFound and NotReady for the segmenter.
+        """
+        self._catalogue.require_ready(segmenter or self.default_segmenter)
         if not self._preparations.acquire(blocking=False):
             log.info("no room to prepare another image")
             return False

@@ -210,6 +210,33 @@ def test_an_export_is_one_file(add: Adds, serve: Callable[[str], TestClient], tm
     assert "shapes are lost" in written.output
 
 
+def test_a_broken_tool_and_a_broken_export_take_no_other_with_them(
+    add: Adds, serve: Callable[[str], TestClient], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(tools, "broken", "import no_such_package")
+    add(exports, "broken", "1 / 0")
+    assert serve("grabcut").get("/health").status_code == 200
+    assert "the tool broken is broken and left out" in caplog.text
+    environment = {"CLICKMASK_HOME": str(tmp_path / "home")}
+
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(cli.app, arguments, env=environment)
+
+    helped = run("export", "--help").output
+    assert "coco" in helped and "broken" not in helped
+    refused = run("export", "broken")
+    assert refused.exit_code == 1
+    assert "the export broken is broken (ZeroDivisionError)" in refused.output
+
+
+def test_a_project_trains_the_network_that_the_settings_name(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CLICKMASK_NETWORK", "two_convolutions")
+        home = Home(Settings(home=tmp_path / "home"))
+    assert home.supervisor(lambda: 0)._config.network == "two_convolutions"
+    home.close()
+
+
 def test_a_network_is_one_file(add: Adds, store: Store, tmp_path: Path) -> None:
     networks = pytest.importorskip("clickmask.training.networks")
     train = importlib.import_module("clickmask.training.train")

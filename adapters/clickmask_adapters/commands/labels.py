@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from clickmask import plugins
 from clickmask.datasets.snapshot import Dataset, Sample, snapshot
-from clickmask.errors import InvalidRequest
+from clickmask.errors import Failed, InvalidRequest
 from clickmask.ingest.apply import PullProgress
 from clickmask.labels.submissions import Unlabelled
 from clickmask.reports.statistics import count, find_flaws, left_out
@@ -33,6 +33,7 @@ from clickmask_adapters.commands._console import (
     new_table,
     open_home,
     progress,
+    sentence_on_failure,
 )
 from clickmask_adapters.home import Home
 
@@ -62,8 +63,20 @@ class Exports(TyperGroup):
         super().__init__(**attributes)
         found = typer.Typer()
         for name in plugins.names(exports):
-            found.command(name)(_export_command(plugins.load(exports, name)))
+            try:
+                command, hidden = _export_command(plugins.load(exports, name)), False
+            except Exception as error:  # noqa: BLE001 - foreign code: a broken format must not hide the others
+                command, hidden = _refused(f"the export {name} is broken ({type(error).__name__})"), True
+            found.command(name, hidden=hidden)(command)
         self.commands = typer.main.get_group(found).commands
+
+
+def _refused(why: str) -> Callable[[], None]:
+    def command() -> None:
+        with sentence_on_failure():
+            raise Failed(why)
+
+    return command
 
 
 cli = typer.Typer()

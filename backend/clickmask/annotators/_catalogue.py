@@ -56,7 +56,10 @@ class AnnotatorCatalogue(Families[Host, Annotator]):
             return None
         version = self._host.models.of(tool, project).served()
         refined = f" refined by {self._host.refiner}" if self._host.refiner else ""
-        return version and (f"trained:{folder_name(tool, project)}", f"unet {version.id}{refined}")
+        return version and (
+            f"trained:{folder_name(tool, project)}",
+            f"{version.provenance.network} {version.id}{refined}",
+        )
 
     def why_not_trained(self, tool: str, project: str) -> str:
         """See `Models.why_not_served`."""

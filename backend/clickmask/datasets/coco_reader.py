@@ -58,37 +58,61 @@ def sample_objects(dataset: Path, most: int | None = None, seed: int = 0, smalle
     path = _annotation_file(dataset)
     if (content := _read(path)) is None:
         raise InvalidRequest(f"{path.name} is no COCO annotation file")
-    images: dict[int, Row] = {row["id"]: row for row in content["images"]}
-    categories: dict[int, str] = {row["id"]: str(row["name"]) for row in content.get("categories", [])}
-    annotations: list[Row] = sorted(content["annotations"], key=lambda row: row["id"])
+    images = {row["id"]: row for row in _rows(content, "images")}
+    categories: dict[int, str] = {row["id"]: str(row.get("name")) for row in _rows(content, "categories")}
+    annotations = _rows(content, "annotations")
+    annotations.sort(key=lambda row: row["id"])
     random.Random(seed).shuffle(annotations)  # noqa: S311  must be repeatable, not unguessable
     pictures = _Pictures(dataset if dataset.is_dir() else path.parent, path.parent)
     taken: list[CocoObject] = []
-    left_out: Counter[str] = Counter()
+    left_out = Counter({"damaged": len(content["annotations"]) - len(annotations)})
     for annotation in annotations:
         if most is not None and len(taken) == most:
             break
-        image = images.get(annotation["image_id"])
-        if annotation.get("iscrowd"):
-            reason = "crowd regions"
-        elif image is None:
-            reason = "of no image"
-        elif (rle := _rle(annotation.get("segmentation"), int(image["height"]), int(image["width"]))) is None:
-            reason = "without an outline"
-        elif mask_area(rle_to_mask(rle)) < max(1, smallest):
-            reason = f"smaller than {smallest} px"
-        elif (picture := pictures.find(str(image["file_name"]))) is None:
-            reason = "whose picture is missing"
+        try:
+            found = _object(annotation, images, categories, pictures, smallest)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+            found = "damaged"
+        if isinstance(found, str):
+            left_out[found] += 1
         else:
-            category = categories.get(annotation["category_id"], str(annotation["category_id"]))
-            taken.append(CocoObject(picture, category, int(annotation["id"]), rle))
-            continue
-        left_out[reason] += 1
+            taken.append(found)
+    left_out = +left_out
     if not taken:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise InvalidRequest(f"{path.name} has no object to take: {reasons or 'it has no annotations'}")
     taken.sort(key=lambda each: (str(each.picture), each.annotation))
     return CocoSample(path, taken, left_out)
+
+
+def _rows(content: Row, name: str) -> list[Row]:
+    """The rows of a section that have a number; damaged ones have none."""
+    found = cast("list[object]", content.get(name) or [])
+    rows = [cast("Row", row) for row in found if isinstance(row, dict)]
+    return [row for row in rows if isinstance(row.get("id"), int)]
+
+
+def _object(
+    annotation: Row,
+    images: Mapping[int, Row],
+    categories: Mapping[int, str],
+    pictures: "_Pictures",
+    smallest: int,
+) -> CocoObject | str:
+    """The object of an annotation, or why it is left out. Raises what damaged values raise."""
+    image = images.get(annotation["image_id"])
+    if annotation.get("iscrowd"):
+        return "crowd regions"
+    if image is None:
+        return "of no image"
+    if (rle := _rle(annotation.get("segmentation"), int(image["height"]), int(image["width"]))) is None:
+        return "without an outline"
+    if mask_area(rle_to_mask(rle)) < max(1, smallest):
+        return f"smaller than {smallest} px"
+    if (picture := pictures.find(str(image["file_name"]))) is None:
+        return "whose picture is missing"
+    category = categories.get(annotation["category_id"], str(annotation["category_id"]))
+    return CocoObject(picture, category, int(annotation["id"]), rle)
 
 
 def _rle(segmentation: object, height: int, width: int) -> Rle | None:
@@ -131,7 +155,11 @@ def _read(path: Path) -> Row | None:
     match content:
         case {"images": list(), "annotations": list()}:
             rows = content["annotations"]
-            return content if not rows or any("segmentation" in row for row in rows) else None
+            return (
+                content
+                if not rows or any("segmentation" in row for row in rows if isinstance(row, dict))
+                else None
+            )
         case _:
             return None
 

@@ -40,6 +40,7 @@ class WorkerConfig:
     max_image_pixels: int
     plan: Mapping[str, Any]  # fields of `clickmask.training.fit.TrainingConfig`
     threads: int | None = None
+    network: str = "unet"  # a module's name in `training/networks`
 
 
 @dataclass(frozen=True)

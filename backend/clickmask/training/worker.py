@@ -134,6 +134,7 @@ def work(running: RunningJob, store: Store, config: dict[str, Any]) -> Trained |
         models,
         TrainingConfig(**config["plan"]),
         models.folder / "training.pt",
+        network=config["network"],
         report=running.report,
         cancelled=running.ends,
         heartbeat=running.beat,

@@ -163,6 +163,8 @@ def test_an_image_is_sent_once_and_then_named(client: TestClient, disc: DiscSegm
     assert disc.encoded == [known["digest"]]
     gone = client.post("/v1/proposals", json={"image": {"digest": "0" * 64}, "prompt": CLICK})
     assert gone.status_code == 410
+    unknown = client.post("/v1/images", json={"image": {"data": png_base64()}, "segmenter": "nope"})
+    assert unknown.status_code == 404
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,30 @@ def test_crowds_specks_and_what_has_no_outline_are_left_out_and_said(tmp_path: P
         "of no image": 1,
     }
     assert len(sample_objects(path, smallest=63).objects) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content["annotations"][0].pop("id"),
+        lambda content: content["annotations"][0].pop("image_id"),
+        lambda content: content["annotations"][0].pop("category_id"),
+        lambda content: content["annotations"][0].update(segmentation=[["a", "b", 1, 2, 3, 4]]),
+        lambda content: content["annotations"].insert(0, "text"),
+        lambda content: content["images"][0].update(height=None),
+        lambda content: content["images"][0].pop("file_name"),
+    ],
+)
+def test_damaged_rows_are_left_out_and_said(tmp_path: Path, damage: Callable[[Any], object]) -> None:
+    path = one_picture(tmp_path, {"segmentation": SQUARE}, {"segmentation": SQUARE})
+    content = json.loads(path.read_text())
+    content["categories"] = None
+    content["images"].append({**content["images"][0], "id": 2})
+    content["annotations"][1]["image_id"] = 2
+    damage(content)
+    path.write_text(json.dumps(content))
+    found = sample_objects(path)
+    assert found.left_out == {"damaged": 1}
 
 
 def test_a_sample_is_the_same_for_the_same_seed_and_by_picture(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from clickmask_adapters.tools.label_studio.label_config import LabelConfig, conf
 log = logging.getLogger(__name__)
 PAGE = 50  # tasks, with their predictions
 PREDICT_WAIT_S = 80.0  # Label Studio waits for 100
-OURS = re.compile(r".*, unet .*", re.DOTALL)  # a version that `Backend.model_version` gives
+OURS = re.compile(r".*, \w+ \d{4}-[0-9a-f]{8}.*", re.DOTALL)  # a version that `Backend.model_version` gives
 TOUCHED = ("annotations", "cancelled_annotations", "drafts")  # submitted, skipped, or begun
 
 
