@@ -156,7 +156,7 @@ def test_submitted_labels_become_a_model_that_draws_the_next_tasks(
     def now() -> dict[str, Any]:
         return clickmask.get(f"/v1/jobs/{job['id']}")
 
-    assert now()["step"] > 0, "it is gone on with"
+    assert now()["step"] > 0, "it goes on"
     until(lambda: now()["state"] not in ("queued", "running"), 2400)
     done = now()
     assert (done["state"], done["promoted"]) == ("done", True), done["message"]

@@ -2,7 +2,7 @@
 
 The format follows the VOC2012 development kit. Boxes count pixels from 1 and include both ends. Masks are
 indexed PNG files: 0 is background, 255 void. `ImageSets/Segmentation` lists stems; images without a side are
-in no set. `JPEGImages` holds the files as they are, whatever their format.
+in no set. `JPEGImages` holds the files in their own formats; those that EXIF turns are upright copies.
 """
 
 import itertools

@@ -203,7 +203,7 @@ class PartialFile:
         try:
             host = urlsplit(address).hostname or "the mirror"
         except ValueError:
-            raise NotReady("the mirror's address is none that can be downloaded from") from None
+            raise NotReady("nothing can be downloaded from the mirror's address") from None
         furthest = -1
         with requests.Session() as session:
             while furthest < self.size < self._total:
@@ -230,7 +230,7 @@ class PartialFile:
             if isinstance(error, requests.exceptions.SSLError):
                 reason = f"the certificate of {host} cannot be verified"
             elif isinstance(error, requests.exceptions.InvalidSchema | requests.exceptions.InvalidURL):
-                reason = f"the address at {host} is none that can be downloaded from"
+                reason = f"nothing can be downloaded from the address at {host}"
             raise NotReady(reason) from error
         with response:
             start, total, offered = _offer(response)

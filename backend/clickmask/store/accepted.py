@@ -21,6 +21,7 @@ ABANDONED_AFTER_S = 3600.0  # after this time nobody can still be working on a s
 IN_A_TASK = ("task", "item")  # columns that name an image of a task
 DELETABLE = ("annotation", "task", "project")  # named as the fields of submissions and deletions
 UNDATED = ("project", "task", "skipped", "name", "known_as")  # what may change without a new date
+AS_SUBMITTED = ("tool", "annotation", "item", "author", "updated_at", "ground_truth", *UNDATED)
 Drawn = tuple[Region, Rle]
 
 
@@ -36,10 +37,7 @@ class Accepted(Part):
     def accept(self, submission: Submission, image: ImageIdentity | None, drawn: Sequence[Drawn]) -> bool:
         """Store `drawn`, regions with masks, as the annotation's labels. Returns False if it is no news."""
         revision = self._write_set(drawn)
-        same = (
-            "tool annotation item project task author updated_at ground_truth skipped name known_as".split()
-        )
-        row: dict[str, Any] = {name: getattr(submission, name) for name in same}
+        row: dict[str, Any] = {name: getattr(submission, name) for name in AS_SUBMITTED}
         row |= {"address": _hashed(submission.address), "revision": revision}
         row["left_out"] = json.dumps(dict(submission.left_out))
         if image:  # a skip has none

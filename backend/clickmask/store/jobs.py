@@ -141,7 +141,7 @@ class Jobs(Part):
                     same = jobs.update().filter_by(id=job.id, owner=job.owner, owner_beats=others[job])
                     taken = same.where(_UNFINISHED).values(owner=owner, state="queued")
                     if connection.execute(taken).rowcount:
-                        log.info("%s is gone on with", job.id)
+                        log.info("%s goes on here", job.id)
                         mine.append(replace(job, owner=owner, state="queued"))
         return sorted(mine, key=lambda job: job.id)
 
