@@ -186,11 +186,7 @@ def test_a_mask_reaches_the_decoder_as_the_reference_takes_it(encoded: Encoded) 
         assert not np.array_equal(prediction.mask, other.mask)
 
 
-def test_a_conversation_is_that_of_the_reference_fed_with_its_own_logits(
-    encoded: Encoded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Random weights give masks that need not cover their click, which a repeated click asks for.
-    monkeypatch.setattr(refinement, "_covers", lambda prediction, point: True)
+def test_a_conversation_is_that_of_the_reference_fed_with_its_own_logits(encoded: Encoded) -> None:
     size = encoded.image.size
     first, second, third = relative(size, (0.5, 0.4), (0.21, 0.65), (0.9, 0.9))
     _, _, low = reference_answer(encoded, Prompt((first,)), True)
@@ -199,7 +195,10 @@ def test_a_conversation_is_that_of_the_reference_fed_with_its_own_logits(
         _, _, logits = reference_answer(encoded, Prompt((first, second)), False, logits)
         masks, _, _ = reference_answer(encoded, Prompt((first, second), (third,)), False, logits)
         prompt = Prompt((first,) * (1 + repeats) + (second,), (third,))
-        answer = Refinement().decode(encoded.pair.ours, encoded.embedding, prompt, "", size)
+        with pytest.MonkeyPatch.context() as patched:
+            # Random weights give masks that need not cover their click, which a repeated click asks for.
+            patched.setattr(refinement, "_covers", lambda prediction, point: True)
+            answer = Refinement().decode(encoded.pair.ours, encoded.embedding, prompt, "", size)
         assert np.array_equal(answer[0].mask, masks[0])
 
 
