@@ -224,9 +224,10 @@ def test_a_broken_tool_and_a_broken_export_take_no_other_with_them(
 
     helped = run("export", "--help").output
     assert "coco" in helped and "broken" not in helped
-    refused = run("export", "broken")
+    refused = run("export", "broken", "label-studio", "7", "--out", "d")
     assert refused.exit_code == 1
     assert "the export broken is broken (ZeroDivisionError)" in refused.output
+    assert "the tool broken is broken" in run("pull", "broken", "1").output
 
 
 def test_a_project_trains_the_network_that_the_settings_name(tmp_path: Path) -> None:

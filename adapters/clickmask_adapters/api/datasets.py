@@ -92,7 +92,11 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
         if unknown := options.keys() - inspect.signature(write).parameters.keys():
             raise InvalidRequest(f"an export to {name} has no option {min(unknown)}")
         made = dataset(tool, project)
-        total = sum(pictures.size_of(sample.image) for sample in made.samples)
+        copies = {sample.image: len({each.known_as for each in sample.shown_as}) for sample in made.samples}
+        total = sum(
+            pictures.size_of(sample.image) * (max(1, copies[sample.image]) if for_cvat else 1)
+            for sample in made.samples
+        )
         if total > settings.export_bytes:
             raise TooLarge(
                 f"the pictures have {total} bytes, more than CLICKMASK_EXPORT_BYTES: run `clickmask export`"

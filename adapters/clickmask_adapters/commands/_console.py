@@ -12,7 +12,7 @@ from rich.progress import Progress, ProgressColumn
 from rich.table import Table
 
 from clickmask import plugins
-from clickmask.errors import ClickmaskError, InvalidRequest, ToolUnavailable
+from clickmask.errors import ClickmaskError, InvalidRequest, NotReady, ToolUnavailable
 from clickmask.store import Store
 from clickmask.store.projects import Project
 from clickmask_adapters import tools
@@ -51,6 +51,13 @@ def progress(
             errors.print(line, markup=False)
 
     yield show
+
+
+def working_tool(home: Home, name: str) -> Tool:
+    """The tool of this name. Raises NotReady if it is broken."""
+    if name not in home.tools:
+        raise NotReady(f"the tool {name.replace('_', '-')} is broken; clickmask's log has the details")
+    return home.tools[name]
 
 
 @contextmanager
@@ -106,7 +113,7 @@ def find_tool(home: Home, name: str, moved: bool = False) -> Tool:
 
     `moved` accepts its address as a new one of the same tool. Raises ToolUnavailable and Conflict.
     """
-    tool = home.tools[name]
+    tool = working_tool(home, name)
     if not tool.origin:
         raise ToolUnavailable(f"no {name.replace('_', '-')} is configured: set {name.upper()}_URL")
     home.store.require_origin(name, tool.origin, moved)

@@ -67,8 +67,11 @@ class Exports(TyperGroup):
                 command, hidden = _export_command(plugins.load(exports, name)), False
             except Exception as error:  # noqa: BLE001 - foreign code: a broken format must not hide the others
                 command, hidden = _refused(f"the export {name} is broken ({type(error).__name__})"), True
-            found.command(name, hidden=hidden)(command)
+            found.command(name, hidden=hidden, context_settings=ANY_ARGUMENTS if hidden else None)(command)
         self.commands = typer.main.get_group(found).commands
+
+
+ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def _refused(why: str) -> Callable[[], None]:

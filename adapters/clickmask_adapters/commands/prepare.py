@@ -22,7 +22,14 @@ from clickmask.errors import Busy, Failed, InvalidRequest, NotReady
 from clickmask.images.decode import readable_formats
 from clickmask.types import ImageRef
 from clickmask.workbench import Workbench
-from clickmask_adapters.commands._console import console, errors, open_home, sentence_on_failure, tool_name
+from clickmask_adapters.commands._console import (
+    console,
+    errors,
+    open_home,
+    sentence_on_failure,
+    tool_name,
+    working_tool,
+)
 from clickmask_adapters.settings import read_settings
 from clickmask_adapters.tools import NamedImage
 
@@ -65,7 +72,7 @@ def prepare(
                 f"embeddings of {chosen} are not stored, so there is nothing to prepare: choose another "
                 "segmenter" + ("" if settings.disk_bytes else ", and let CLICKMASK_DISK_BYTES be more than 0")
             )
-        wanted = list(home.tools[tool].images(project)) if project else folder_images(Path(what))
+        wanted = list(working_tool(home, tool).images(project)) if project else folder_images(Path(what))
         if not wanted:
             raise InvalidRequest(f"there is no image here; clickmask reads {', '.join(readable_formats())}")
         complete = follow(prepare_images(home.workbench, wanted, chosen), len(wanted), console, errors)

@@ -22,6 +22,7 @@ from clickmask_adapters.commands._console import (
     console,
     open_home,
     sentence_on_failure,
+    working_tool,
 )
 from clickmask_adapters.home import Home
 from clickmask_adapters.server.memory import freeze_gc
@@ -83,7 +84,8 @@ def require_free(host: str, port: int) -> None:
     """Raise InvalidRequest if nothing can listen there: uvicorn would find out after the server has begun to
     read events and to train."""
     try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        socket.create_server((host, port), family=found[0][0]).close()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise InvalidRequest(f"port {port} is taken: use --port or CLICKMASK_PORT") from error
@@ -173,6 +175,6 @@ def connect(
     if our_url and not our_url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"{our_url[:80]!r} is not an address such as http://host:9090")
     with open_home() as home:
-        chosen = home.tools[tool]
+        chosen = working_tool(home, tool)
         for done in chosen.connect(project, our_url or chosen.default_our_url):
             console.print(done, markup=False)

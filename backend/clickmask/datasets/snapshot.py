@@ -18,8 +18,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -94,7 +94,17 @@ class Sample:
     group: str  # shared by near duplicates, direct or through others
     labels: tuple[AcceptedLabel, ...]
     shown_as: tuple[LabelledImage, ...] = ()  # everywhere it is annotated, sorted by task and item
-    ending: str = ""  # of its format, such as ".png", if `name` has no picture's ending and the file is kept
+    pictures: Pictures = field(default=NoPictures(), compare=False, repr=False)
+
+    @cached_property
+    def ending(self) -> str:
+        """The ending of the file's format, such as ".png", if `name` has none and the file is kept."""
+        if has_picture_ending(self.name) or not self.pictures.holds(self.image):
+            return ""
+        try:
+            return picture_ending(self.pictures.read(self.image))
+        except Gone:  # dropped or damaged meanwhile
+            return ""
 
     @property
     def usable(self) -> bool:
@@ -181,7 +191,12 @@ def snapshot(
     """The labels that count now, after assigning sides. Raises InvalidRequest if nothing is annotated."""
     files = pictures or NoPictures()
     assign_images(store, tool, project, lambda digest: decode_image(files.read(digest), limits).pixels)
-    images, labels = store.images(tool, project), store.labels(tool, project)
+    images = store.images(tool, project)
+    while True:  # an annotation that is accepted between the two reads would leave an image without labels
+        labels, before = store.labels(tool, project), images
+        images = store.images(tool, project)
+        if images == before:
+            break
     if not images:
         raise InvalidRequest(f"the {tool.replace('_', ' ')} project {project[:80]!r} has no accepted labels")
     return create_dataset(
@@ -246,11 +261,7 @@ def create_dataset(
         shown_as = tuple(sorted(same, key=lambda each: (each.task, each.item)))
         placed = (sides.get(digest), digest in apart, group(digest))
         name = min(image.name for image in same)
-        ending = ""
-        if not has_picture_ending(name) and kept.holds(digest):
-            with suppress(Gone):  # dropped or damaged meanwhile
-                ending = picture_ending(kept.read(digest))
-        samples.append(Sample(digest, name, counts.size, *placed, tuple(drawn), shown_as, ending))
+        samples.append(Sample(digest, name, counts.size, *placed, tuple(drawn), shown_as, kept))
     samples.sort(key=lambda sample: (sample.name, sample.image))
     extra = sorted({label.category for sample in samples for label in sample.labels} - set(declared))
     categories = (*dict.fromkeys(declared), *extra)

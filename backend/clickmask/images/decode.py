@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from clickmask.errors import InvalidInput, TooLarge
 from clickmask.types import Image, Pixels
 
+# Pillow's own cap only warns up to twice its value, through filters that all threads share. `decode_image`
+# has a stricter one.
+PIL.Image.MAX_IMAGE_PIXELS = None
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # everywhere; `readable_formats` are those here
 
 # Endings of file names by format, the usual one first. Readers of datasets pass over files with other ones.
@@ -107,9 +110,6 @@ def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
     InvalidInput for anything that is not a whole image.
     """
     limits.require_bytes(len(raw))
-    # Pillow's own cap only warns up to twice its value, through filters that all threads share. Ours is
-    # stricter and checked before each decode.
-    PIL.Image.MAX_IMAGE_PIXELS = None
     try:
         with PIL.Image.open(io.BytesIO(raw), formats=_formats(raw)) as opened:
             width, height = opened.size

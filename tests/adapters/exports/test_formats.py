@@ -15,7 +15,7 @@ import yaml
 
 from clickmask.datasets.snapshot import Dataset, create_dataset
 from clickmask.errors import Failed, InvalidRequest
-from clickmask.labels.geometry import Rectangle
+from clickmask.labels.geometry import Geometry, Polygon, Rectangle
 from clickmask.labels.split import Assigned, Side, fingerprint
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.polygons import polygons_to_mask
@@ -278,3 +278,24 @@ def test_what_reads_back_differently_never_appears(
     with pytest.raises(Failed):
         export.write(dataset(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("geometry", "corner"),
+    [
+        (Rectangle((100.5, 100.5, 120.5, 120.5)), (100.5, 100.5)),
+        (Polygon((((10.0, 10.0), (30.0, 30.0), (30.0, 10.0), (10.0, 30.0)),)), (10.0, 10.0)),
+        (Polygon((((20.0, 20.0), (60.0, 20.0), (20.0, 60.0)),)), (20.0, 20.0)),
+    ],
+    ids=str,
+)
+def test_yolo_takes_drawn_edges_that_pass_through_the_centres_of_pixels(
+    tmp_path: Path, geometry: Geometry, corner: tuple[float, float]
+) -> None:
+    size = (1080, 1920)
+    label = accepted("a", geometry, size=size)
+    made = create_dataset([labelled("a", size=size)], [label], tool="cvat", project="1")
+    yolo.write(made, tmp_path / "out")
+    (line,) = next((tmp_path / "out" / "labels").rglob("*.txt")).read_text().splitlines()
+    points = np.array(line.split()[1:], float).reshape(-1, 2) * (1920, 1080)
+    assert points.min(axis=0) == pytest.approx(corner, abs=0.002)
