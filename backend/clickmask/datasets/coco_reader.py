@@ -61,7 +61,7 @@ def sample_objects(dataset: Path, most: int | None = None, seed: int = 0, smalle
     images = {row["id"]: row for row in _rows(content, "images")}
     categories: dict[int, str] = {row["id"]: str(row.get("name")) for row in _rows(content, "categories")}
     annotations = _rows(content, "annotations")
-    annotations.sort(key=lambda row: row["id"])
+    annotations.sort(key=lambda row: (isinstance(row["id"], str), row["id"]))
     random.Random(seed).shuffle(annotations)  # noqa: S311  must be repeatable, not unguessable
     pictures = _Pictures(dataset if dataset.is_dir() else path.parent, path.parent)
     taken: list[CocoObject] = []
@@ -89,7 +89,7 @@ def _rows(content: Row, name: str) -> list[Row]:
     """The rows of a section that have a number; damaged ones have none."""
     found = cast("list[object]", content.get(name) or [])
     rows = [cast("Row", row) for row in found if isinstance(row, dict)]
-    return [row for row in rows if isinstance(row.get("id"), int)]
+    return [row for row in rows if isinstance(row.get("id"), int | str)]
 
 
 def _object(

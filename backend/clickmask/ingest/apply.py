@@ -160,7 +160,8 @@ class Ingester:
         """`drawn` with only the brush of a proposal that was accepted as a brush and as polygons.
 
         A tool's region names a proposal by its form alone. One that the store does not know, such as another
-        server's, counts as a repeat only if it lies in the brush, and is kept without its proposal.
+        server's, counts as a repeat only if it lies in the brush, and is kept without its proposal. One that
+        the annotator moved out of the brush is a label of its own.
         """
         known = self._store.proposed(digest, {region.proposal for region, _ in drawn if region.proposal})
         brushes = {region.proposal: rle for region, rle in drawn if isinstance(region.geometry, Brush)}
@@ -169,7 +170,7 @@ class Ingester:
             brush = None if isinstance(region.geometry, Brush) else brushes.get(region.proposal)
             if region.proposal and brush:
                 inside = np.count_nonzero(rle_to_mask(rle) & rle_to_mask(brush))
-                if region.proposal in known or inside > REPEATED * rle_area(rle):
+                if inside > (REPEATED / 2 if region.proposal in known else REPEATED) * rle_area(rle):
                     continue
             found.append((region if region.proposal in known else replace(region, proposal=None), rle))
         return found

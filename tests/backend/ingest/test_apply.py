@@ -244,8 +244,15 @@ def test_brush_and_polygon_of_one_proposal_are_one_label(
     image = ingester._images.identify(tool.locate(submitted()))
     store.remember_proposal("p", image.digest, Prompt(((1, 1),)), Prediction(painted, 0.5, "drawn"))
     brush = Region("p-0", "cat", Brush(mask_to_rle(painted)), "p")
-    ingester.apply(submitted(box(region="p-1", proposal="p"), brush, box(region="other")), tool)
+    middle = np.argwhere(painted).mean(axis=0)
+    corners = ((middle[1] + dx, middle[0] + dy) for dx, dy in ((-3, -3), (3, -3), (3, 3)))
+    within = Region("p-1", "cat", Polygon((tuple(corners),)), "p")
+    ingester.apply(submitted(within, brush, box(region="other")), tool)
     assert regions_of(store) == ["p-0", "other"]
+    moved = Region("p-1", "dog", Rectangle((0, 0, 4, 4)), "p")
+    ingester.apply(submitted(moved, brush, at=5.0), tool)
+    assert sorted(regions_of(store)) == ["p-0", "p-1"]
+    ingester.apply(submitted(within, brush, box(region="other"), at=6.0), tool)
     (label, _) = store.labels(TOOL, "1")
     assert label.proposal == "p"
     assert np.array_equal(rle_to_mask(label.rle), painted)

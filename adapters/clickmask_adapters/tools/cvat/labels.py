@@ -223,10 +223,13 @@ def joined(parts: Sequence[Geometry], size: Size) -> Geometry:
     """The parts of one object as one geometry: polygons that share no pixel stay polygons."""
     if len(parts) == 1:
         return parts[0]
-    masks = [rasterise(part, size) for part in parts]
-    union = np.logical_or.reduce(masks)
+    union, area = np.zeros(size, np.bool_), 0
+    for part in parts:
+        mask = rasterise(part, size)
+        area += mask_area(mask)
+        union |= mask
     rings = [ring for part in parts if isinstance(part, Polygon) for ring in part.rings]
-    if len(rings) >= len(parts) and mask_area(union) == sum(map(mask_area, masks)):
+    if len(rings) >= len(parts) and mask_area(union) == area:
         return Polygon(tuple(rings))
     return Brush(mask_to_rle(union))
 

@@ -104,7 +104,11 @@ class LabelConfig:
 
     def shown(self, task: object, data: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
         """The name and the `image_uris` of each <Image>; one that shows none to this `task` is logged."""
-        config = self.of_task(data)
+        try:
+            config = self.of_task(data)
+        except InvalidRequest as error:
+            log.info("%s: task %s: %s", TOOL, task, error)
+            return
         for name in config.images:
             try:
                 yield name, config.image_uris(name, data)

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 AREAS = ("brush", "bitmask", "polygon", "vector", "rectangle", "ellipse")  # an open vector has none
 ABOUT = ("ANNOTATION", "PROJECT_UPDATED", "PROJECT_DELETED", "TASKS_DELETED")  # so begin the actions below
 PROPOSED_REGION = re.compile(r"([A-Za-z0-9_-]{16})-\d+")  # the id of a region that `clicks` made
+MAX_ADDRESSES = 3  # of one in another's parameter
 UPLOADED = re.compile(r"(?<=/)[0-9a-f]{8}-(?=[^/]+$)")  # prefix of an upload's name
 STORAGE_KEY = re.compile(r"(?!https?:|file:)[\w+.-]+://[^/]*(/.*)", re.IGNORECASE | re.DOTALL)
 # Label Studio's routes that serve the file that a parameter names.
@@ -126,12 +127,14 @@ def submissions(
         raise InvalidRequest(f"task {number} shows no image")
     drawn: dict[tuple[str, int], list[Drawn]] = {place: [] for place in uris}
     for each in _drawn(annotation, config):
-        place = str(each.shape.get("to_name")), int(each.shape.get("item_index") or 0)
-        if place not in drawn:
+        index = each.shape.get("item_index") or 0
+        place = str(each.shape.get("to_name")), index if isinstance(index, int) else -1
+        if place in drawn:
+            drawn[place].append(each)
+        elif _kind(each.shape) in (*AREAS, "keypoint"):  # else it is about a text or a time series
             raise InvalidRequest(
                 f"task {number}: a region is on an image that the task does not show, {place}"
             )
-        drawn[place].append(each)
     written = annotation.get("updated_at")
     try:
         updated_at = datetime.fromisoformat(str(written)).timestamp()
@@ -221,7 +224,7 @@ def _with_regions(
         try:
             original_size(each.shape)
             geometry = value_to_geometry(kind, _part(each.shape, "value"), size) if kind in AREAS else None
-        except (InvalidRequest, ValueError, TypeError, LookupError) as error:
+        except (InvalidRequest, ValueError, TypeError, LookupError, AttributeError) as error:
             left_out[f"damaged {kind}"] += 1
             of = f"task {submission.task}, annotation {submission.annotation}"
             damaged.append(Unreadable(f"{of}: region {each.region[:40]!r} is damaged and left out: {error}"))
@@ -238,8 +241,11 @@ def _kind(result: Json) -> str:
     return str(result.get("type")).removesuffix(LABELS)
 
 
-def _basename(uri: str, task: str) -> str:
+def _basename(uri: str, task: str, depth: int = 0) -> str:
     """The image's name before it came to Label Studio, as far as its address tells."""
+    uri = uri.replace("\0", "").replace("%00", "")  # no name has one, and PostgreSQL keeps none
+    if depth > MAX_ADDRESSES:
+        return f"task-{task}"
     if uri[:5].lower() == "data:":
         subtype = re.match(r"data:image/(\w+)", uri, re.IGNORECASE)
         return f"task-{task}.{subtype[1].lower() if subtype else 'img'}"
@@ -256,7 +262,7 @@ def _basename(uri: str, task: str) -> str:
         if parameter == "fileuri":
             with suppress(ValueError):  # it may stand there as it is, too
                 named = base64.b64decode(named + "=" * (-len(named) % 4), b"-_", validate=True).decode()
-            return _basename(named, task)
+            return _basename(named, task, depth + 1)
         path = f"/{named}"
     elif not has_picture_ending(path):  # https://host/download?file=cat.jpg
         files = (text for texts in query.values() for text in texts if has_picture_ending(text))

@@ -209,10 +209,11 @@ def _outline(vertices: Sequence[Json]) -> list[tuple[float, float]]:
     Like Label Studio 1.23.2: a curve's missing control point lies at .3 of the way to the other end.
     """
     after = {vertex.get("prevPointId"): vertex for vertex in vertices}
-    if len(after) < len(vertices) or None not in after:
+    distinct = {vertex["id"] for vertex in vertices}
+    if not vertices or len(after) < len(vertices) or len(distinct) < len(vertices):
         raise ValueError("an outline that branches")
-    ordered = [after[None]]
-    while following := after.get(ordered[-1]["id"]):
+    ordered = [after.get(None) or vertices[0]]  # the UI gives a closed outline's first vertex a predecessor
+    while (following := after.get(ordered[-1]["id"])) and following is not ordered[0]:
         ordered.append(following)
     if len(ordered) < len(vertices):
         raise ValueError("an outline in pieces")

@@ -342,6 +342,7 @@ def test_repeaters_may_be_nested_and_have_flags_of_their_own() -> None:
 def test_a_repeater_is_bounded() -> None:
     with pytest.raises(InvalidRequest, match="more than"):
         label_config.parse(REPEATED).of_task({"document": [{"page": "/a.png"}] * 10_000})
+    assert list(label_config.parse(REPEATED).shown(1, {"document": [{"page": "/a.png"}] * 10_000})) == []
 
 
 def test_a_cdata_section_is_no_document_type() -> None:

@@ -434,6 +434,52 @@ def test_a_closed_vector_is_a_polygon_whatever_the_order_of_its_vertices() -> No
     assert region.geometry.rings == polygon.geometry.rings
 
 
+def test_an_outline_that_the_ui_closed_is_read_and_one_that_goes_round_for_ever_is_damaged() -> None:
+    outline = vertices((10, 10), (60, 10), (60, 60))
+    outline[0]["prevPointId"] = "v2"  # as the UI stores it
+    (region,) = submitted(result("vector", {"vertices": outline, "closed": True})).regions
+    assert isinstance(region.geometry, Polygon)
+    assert len(region.geometry.rings[0]) == 3
+    outline = vertices((10, 10), (60, 10), (60, 60))
+    outline[2]["id"] = "v0"
+    for endless in (outline, [{"id": None, "prevPointId": None, "x": 1, "y": 1}], []):
+        drawn_on = annotation(result("vector", {"vertices": endless, "closed": True}), result(id="good"))
+        found, unreadable = labels.submissions(drawn_on, TASK, label_config.parse(XML))
+        assert isinstance(found, Submission) and isinstance(unreadable, Unreadable)
+        assert [each.id for each in found.regions] == ["good"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        result("vector", {"vertices": [[1, 2], [3, 4], [5, 6]], "closed": True}),
+        result("bitmask", {"imageDataURL": ["data:"]}),
+    ],
+)
+def test_a_region_of_another_type_than_expected_is_damaged(odd: dict[str, Any]) -> None:
+    found, unreadable = labels.submissions(annotation(result(id="good"), odd), TASK, label_config.parse(XML))
+    assert isinstance(found, Submission) and isinstance(unreadable, Unreadable)
+    assert [each.id for each in found.regions] == ["good"]
+
+
+def test_regions_of_a_text_beside_the_image_are_none_of_its_own() -> None:
+    text = {"id": "t1", "type": "hypertextlabels", "from_name": "words", "to_name": "text"}
+    found = submitted(
+        result(), text | {"value": {"start": "/p[1]", "end": "/p[1]", "hypertextlabels": ["A"]}}
+    )
+    assert [region.id for region in found.regions] == ["abc"]
+    assert found.left_out == {}
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"), [("https://host/a%00.jpg", "a.jpg"), ("/presign/?fileuri=" * 2000 + "x", "task-7")]
+)
+def test_a_name_has_no_nul_and_an_address_in_addresses_ends(uri: str, name: str) -> None:
+    (found,) = labels.submissions(annotation(), TASK | {"data": {"image": uri}}, label_config.parse(XML))
+    assert isinstance(found, Submission)
+    assert found.name == name
+
+
 def test_the_curves_of_a_closed_vector_are_followed() -> None:
     # Four vertices with the control points of a circle: .5523 of the radius along the tangents.
     outline, k = vertices((70, 50), (50, 70), (30, 50), (50, 30)), 0.5523 * 20
