@@ -101,11 +101,20 @@ def write(
             (new / place).write_bytes(orjson.dumps(_content(dataset, some, written, for_cvat)))
             _require_read_back(new / place, dataset, some, written)
         (new / "images").mkdir()
+        files, folders = set[str](), set[str]()  # in lower case, as on some systems
         for sample, name in images:
             steps = [step for each in name.split("/") if (step := _folder.safe_basename(each))]
-            picture = (new / "images").joinpath(*steps or [sample.image])
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            _folder.write_picture(dataset, sample, picture)
+            place = Path(*steps or [sample.image])
+            above = {str(parent).casefold() for parent in place.parents}
+            if (
+                str(place).casefold() in files | folders or above & files
+            ):  # frames' names that became the same
+                place = Path(f"{sample.image[:8]}-{len(files)}-{place.name}")
+                above = set[str]()
+            files.add(str(place).casefold())
+            folders |= above
+            (new / "images" / place).parent.mkdir(parents=True, exist_ok=True)
+            _folder.write_picture(dataset, sample, new / "images" / place)
     return folder / next(iter(parts))
 
 

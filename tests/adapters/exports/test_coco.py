@@ -390,3 +390,13 @@ def test_an_export_that_reads_back_differently_never_appears(
     with pytest.raises(Failed, match="images, categories"):
         coco.write(made, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_picture_of_an_export_for_cvat_takes_the_place_of_another(tmp_path: Path) -> None:
+    frames = {"a": "x/a?.jpg", "b": "x/a_.jpg", "c": "X/A_.JPG", "d": "cat.jpg", "e": "cat.jpg/1.jpg"}
+    images = [labelled(image, item=n, known_as=name) for n, (image, name) in enumerate(frames.items())]
+    files = FilesInMemory({image: png(noise(n)) for n, image in enumerate(frames)})
+    made = create_dataset(images, [], pictures=files, **HERE)
+    coco.write(made, tmp_path / "out", for_cvat=True)
+    written = [path.read_bytes() for path in (tmp_path / "out" / "images").rglob("*") if path.is_file()]
+    assert sorted(written) == sorted(files.files.values())
