@@ -178,10 +178,12 @@ def _images(dataset: Dataset, for_cvat: bool) -> list[tuple[Sample, str]]:
     shown: dict[str, str] = {}
     for name, image in wanted:
         shown.setdefault(name, image)
-    for name, image in wanted:
-        path, number = PurePosixPath(name), 0
+    numbers = Counter[str]()
+    for whole, image in dict.fromkeys(wanted):
+        name, path = whole, PurePosixPath(whole)
         while shown.setdefault(name, image) != image:
-            name = str(path.with_stem(f"{path.stem}_{(number := number + 1)}"))
+            numbers[whole] += 1
+            name = str(path.with_stem(f"{path.stem}_{numbers[whole]}"))
     by_image: dict[str, list[str]] = {}
     for name, image in shown.items():
         by_image.setdefault(image, []).append(name)
