@@ -62,9 +62,18 @@ def test_health_and_webhooks_wait_for_no_encode(
 def test_a_full_queue_is_503_with_retry_after_and_shown_in_the_status(
     client: TestClient, disc: DiscSegmenter
 ) -> None:
-    disc.hold = threading.Event()
+    class Hold(threading.Event):
+        reached = threading.Event()
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.reached.set()
+            return super().wait(timeout)
+
+    disc.hold = hold = Hold()
     with ThreadPoolExecutor(12) as pool:
-        clicks = [pool.submit(click, client, shade) for shade in range(10)]
+        clicks = [pool.submit(click, client, 0)]
+        assert hold.reached.wait(10)
+        clicks += [pool.submit(click, client, shade) for shade in range(1, 10)]
         # one is encoded, four wait; the others are turned away at once
         until(lambda: sum(each.done() for each in clicks) == 5)
         for each in clicks:

@@ -59,14 +59,21 @@ class Inbox:
     def __init__(self, path: Path, kept_for: float = EVENT_TTL_S) -> None:
         self._kept_for = kept_for
         self._reading = threading.Lock()
+        opened: list[sqlite3.Connection] = []
         try:
-            self._writer, self._reader = _connect(path), _connect(path)
+            opened += [_connect(path)]
+            opened += [_connect(path)]
+            self._writer, self._reader = opened
             self._writer.executescript(_SCHEMA)
             self._writer.execute(
                 "INSERT INTO inbox SELECT ? WHERE NOT EXISTS (SELECT * FROM inbox)", (secrets.token_hex(8),)
             )
             (id,) = self._writer.execute("SELECT id FROM inbox").fetchone()  # noqa: A001
-        except sqlite3.Error as error:
+        except (sqlite3.Error, StoreUnavailable) as error:
+            for connection in opened:
+                connection.close()
+            if isinstance(error, StoreUnavailable):
+                raise
             raise StoreUnavailable(f"{path.name} in CLICKMASK_HOME cannot be used: {error}") from error
         self.id: str = id
         """Names this file for good: in another file the ids of events start again."""
@@ -172,10 +179,13 @@ class Inbox:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-    for name, value in PRAGMAS.items():
-        connection.execute(f"PRAGMA {name} = {value}")
-        if connection.execute(f"PRAGMA {name}").fetchone() != (value,):
-            connection.close()
-            where = "CLICKMASK_HOME: is it on a network drive?"
-            raise StoreUnavailable(f"SQLite refuses {name} = {value} in {where}")
+    try:
+        for name, value in PRAGMAS.items():
+            connection.execute(f"PRAGMA {name} = {value}")
+            if connection.execute(f"PRAGMA {name}").fetchone() != (value,):
+                where = "CLICKMASK_HOME: is it on a network drive?"
+                raise StoreUnavailable(f"SQLite refuses {name} = {value} in {where}")
+    except BaseException:
+        connection.close()
+        raise
     return connection
