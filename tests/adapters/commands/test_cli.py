@@ -212,7 +212,9 @@ def test_serving_warns_of_two_packages_of_onnxruntime(
 
 def test_who_is_let_in_is_said_without_the_secret(tmp_path: Path) -> None:
     def access(**given: str) -> str:
-        lines = serve.described(Home(read_settings(home=tmp_path, **given)))
+        home = Home(read_settings(home=tmp_path, **given))
+        lines = serve.described(home)
+        home.close()
         assert "hush" not in str(lines)
         return lines[-1]
 
