@@ -148,10 +148,7 @@ class Workbench:
         return found
 
     def prepare(self, ref: ImageRef, segmenter: str | None = None) -> bool:
-        """Fetch and encode the image in the background. Returns False if too many others wait.
-
-        Raises NotFound and NotReady for the segmenter.
-        """
+        """Start to fetch and encode the image; False if too many wait. Raises NotFound and NotReady."""
         self._catalogue.require_ready(segmenter or self.default_segmenter)
         if not self._preparations.acquire(blocking=False):
             log.info("no room to prepare another image")

@@ -268,28 +268,22 @@ def create_dataset(
     # The digest covers all that an export or a training depends on: not when labels were accepted, and not
     # where the pictures are.
     fields = ("image", "name", "size", "side", "quarantined", "group")
-    written = [
-        {
-            **{name: getattr(sample, name) for name in fields},
-            "labels": [
-                [asdict(each.key), each.category, geometry_to_json(each.geometry), each.rle, each.proposal]
-                + [each.layer] * (each.layer != 0)  # without it, as before there were layers
-                for each in sample.labels
-            ],
-        }
-        # Only if there are such names: digests of before they were stored stay valid.
-        | ({"known_as": frames} if (frames := _frames(sample)) else {})
-        for sample in samples
-    ]
+    written: list[dict[str, object]] = []
+    for sample in samples:
+        row: dict[str, object] = {name: getattr(sample, name) for name in fields}
+        row["labels"] = [
+            [asdict(each.key), each.category, geometry_to_json(each.geometry), each.rle, each.proposal]
+            + [each.layer] * (each.layer != 0)  # without it, as before there were layers
+            for each in sample.labels
+        ]
+        # Only if a tool's import knows the image by another name: earlier digests stay valid.
+        if frames := [(each.task, each.item, each.known_as) for each in sample.shown_as if each.known_as]:
+            row["known_as"] = frames
+        written.append(row)
     content = json.dumps([tool, project, categories, unlabelled, written], sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()
     found = (categories, unlabelled, tuple(samples), digest, left_out, unclear)
     return Dataset(tool, project, *found, kept)
-
-
-def _frames(sample: Sample) -> list[tuple[str, int, str]]:
-    """Task, item and name of each place whose tool's import knows the image by a name of its own."""
-    return [(each.task, each.item, each.known_as) for each in sample.shown_as if each.known_as]
 
 
 def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled) -> NDArray[np.uint8]:
