@@ -234,7 +234,10 @@ def test_a_project_trains_the_network_that_the_settings_name(tmp_path: Path) -> 
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("CLICKMASK_NETWORK", "two_convolutions")
         home = Home(Settings(home=tmp_path / "home"))
-    assert home.supervisor(lambda: 0)._config.network == "two_convolutions"
+    supervisor = home.supervisor(lambda: 0)
+    assert supervisor._config.network == "two_convolutions"
+    supervisor.start()
+    supervisor.close()
     home.close()
 
 
