@@ -62,8 +62,8 @@ class Refinement:
                 predictions = replay(segmenter, embedding, distinct, turns, self._cache, digest)
                 return driver.check_predictions(segmenter.name, predictions, size)
 
-        distinct, turns = without_repeats(prompt, size, answer)
-        predictions = answer(distinct, turns)
+        distinct, turns, shown = without_repeats(prompt, size, answer)
+        predictions = shown if shown and not prompt.background else answer(distinct, turns)
         # Nobody says whether a near click came before or after the background clicks. If they leave it out of
         # the mask, it came after them and means its own pixel.
         repeated = [point for point in prompt.foreground if point not in distinct.foreground]
@@ -104,8 +104,9 @@ def replay(
 
 def without_repeats(
     prompt: Prompt, size: Size, answer: Callable[[Prompt, Sequence[int]], list[Prediction]]
-) -> tuple[Prompt, tuple[int, ...]]:
-    """`prompt` without repeated foreground clicks, and how often each remaining one was repeated.
+) -> tuple[Prompt, tuple[int, ...], list[Prediction]]:
+    """`prompt` without repeated foreground clicks, how often each remaining one was repeated, and, if the
+    last one is a repeat, the candidates for the foreground clicks, the one that it asks for first.
 
     A click repeats the one before it if it is near, in the mask that it was shown, and there are other
     candidates. Any other click means its own pixel: a prompt that dropped it would be answered the same for
@@ -128,7 +129,7 @@ def without_repeats(
             points.append(point)
             turns.append(0)
             shown = []
-    return replace(prompt, foreground=tuple(points)), tuple(turns)
+    return replace(prompt, foreground=tuple(points)), tuple(turns), shown
 
 
 def steps(prompt: Prompt, turns: Sequence[int] = ()) -> list[Step]:

@@ -95,6 +95,13 @@ def test_the_next_click_costs_one_decode() -> None:
         assert len(segmenter.asked) == 1
 
 
+def test_each_repeat_of_a_click_costs_one_decode() -> None:
+    segmenter, refinement = Rememberer(), Refinement()
+    first, *_ = (refinement.decode(segmenter, EMBEDDING, Prompt((A,) * n), "image", SIZE) for n in (1, 2, 3))
+    assert [count for count, _ in segmenter.asked] == [1, 1, 1]
+    assert same(first, answer(Prompt((A,))))
+
+
 def test_a_click_taken_back_costs_one_decode() -> None:
     segmenter, refinement = Rememberer(), Refinement()
     for prompt in (Prompt((A, B)), Prompt((A, B, C)), Prompt((A, B))):
@@ -228,7 +235,7 @@ def test_a_prompt_of_a_thousand_near_clicks_asks_a_bounded_number_of_times() -> 
         asked.append(prompt)
         return three_that_cover(np.zeros(SIZE, np.bool_))(prompt, turns)
 
-    prompt, _ = without_repeats(Prompt((A,) * 1000), SIZE, answer)
+    prompt, *_ = without_repeats(Prompt((A,) * 1000), SIZE, answer)
     assert len(asked) <= 16
     assert len(prompt.foreground) == 1000
 
@@ -267,7 +274,7 @@ WHOLE = three_that_cover(np.ones(SIZE, np.bool_))
     ],
 )
 def test_how_near_a_repeated_click_is(size: tuple[int, int], offset: float, repeated: bool) -> None:
-    prompt, turns = without_repeats(
+    prompt, turns, _ = without_repeats(
         Prompt(((20.0, 20.0), (20.0, 20.0 + offset))), size, three_that_cover(np.ones(size, np.bool_))
     )
     assert (len(prompt.foreground), turns) == ((1, (1,)) if repeated else (2, (0, 0)))
@@ -276,7 +283,7 @@ def test_how_near_a_repeated_click_is(size: tuple[int, int], offset: float, repe
 def test_repeats_are_measured_from_the_click_that_counts() -> None:
     """So a row of close clicks along a thin thing is no single click that wandered."""
     row = tuple((10.0 + 2 * n, 10.0) for n in range(4))
-    prompt, turns = without_repeats(Prompt(row), SIZE, WHOLE)
+    prompt, turns, _ = without_repeats(Prompt(row), SIZE, WHOLE)
     assert (prompt.foreground, turns) == ((row[0], row[2]), (1, 1))
 
 
@@ -286,7 +293,7 @@ def test_a_click_at_an_earlier_place_is_a_new_one() -> None:
 
 def test_background_clicks_and_the_rest_of_a_prompt_are_left_alone() -> None:
     given_prompt = Prompt((A, A), (B, B), (5.0, 5.0, 60.0, 40.0), MASK)
-    prompt, turns = without_repeats(given_prompt, SIZE, WHOLE)
+    prompt, turns, _ = without_repeats(given_prompt, SIZE, WHOLE)
     assert (prompt.foreground, turns) == ((A,), (1,))
     assert (prompt.background, prompt.box) == ((B, B), given_prompt.box)
     assert prompt.mask is MASK
