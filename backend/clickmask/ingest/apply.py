@@ -117,15 +117,16 @@ class Ingester:
         if isinstance(change, Deleted):
             self._store.delete(change)
             return True
-        submission = change.submission if isinstance(change, Unsized) else change
-        if not self._store.is_news(submission):
-            return False
-        if isinstance(change, Unsized):
-            found = change.read(self._image(submission, tool).size)
+        if isinstance(change, Unsized):  # read again even if it is known, so that its damage stays known too
+            of = change.submission
+            image = self._image(of, tool) if self._store.is_news(of) else self._store.known_image(of)
+            found = change.read(image.size) if image else ()
             sized = [self.apply(each, tool) for each in found if isinstance(each, Submission)]
             if reasons := [each.reason for each in found if isinstance(each, Unreadable)]:
                 raise InvalidRequest("; ".join(reasons))
             return any(sized)
+        if not self._store.is_news(change):
+            return False
         if change.skipped:
             return self._store.accept(change, None, [])
         image = self._image(change, tool)

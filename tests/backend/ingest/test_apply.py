@@ -302,7 +302,11 @@ def test_a_submission_without_a_size_is_read_for_its_images(
     with pytest.raises(InvalidRequest, match="region 'b'"):
         ingester.apply(Unsized(given, read), tool)
     assert len(store.labels(TOOL, "1")) == 1
-    assert not ingester.apply(Unsized(given, lambda _: pytest.fail("it was read again")), tool)
+    fetched = len(tool.located)
+    with pytest.raises(InvalidRequest, match="region 'b'"):  # it is as damaged as before
+        ingester.apply(Unsized(given, read), tool)
+    assert not ingester.apply(Unsized(given, lambda size: read(size)[:1]), tool)
+    assert len(tool.located) == fetched
 
 
 def test_deletions_and_descriptions_are_taken_in(store: Store, ingester: Ingester, tool: FakeTool) -> None:
