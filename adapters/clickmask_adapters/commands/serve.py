@@ -47,11 +47,15 @@ class AnnouncingServer(uvicorn.Server):
         addresses = [
             each.getsockname()[:2] for server in getattr(self, "servers", []) for each in server.sockets
         ]
-        for host, port in addresses[:1]:
-            console.print(f"clickmask is ready: http://{f'[{host}]' if ':' in host else host}:{port}")
-            for line in described(self._home):
-                console.print(f"  {line}", markup=False)
-            asyncio.get_running_loop().run_in_executor(None, self._say_segmenter)
+        # Not before this returns: a signal that comes earlier keeps older uvicorns from shutting down in order.
+        for address in addresses[:1]:
+            asyncio.get_running_loop().call_soon(self._announce, *address)
+
+    def _announce(self, host: str, port: int) -> None:
+        console.print(f"clickmask is ready: http://{f'[{host}]' if ':' in host else host}:{port}")
+        for line in described(self._home):
+            console.print(f"  {line}", markup=False)
+        asyncio.get_running_loop().run_in_executor(None, self._say_segmenter)
 
     def _say_segmenter(self) -> None:
         """Wait until the default segmenter is loaded, and say where it runs."""
