@@ -47,7 +47,7 @@ class AnnouncingServer(uvicorn.Server):
         addresses = [
             each.getsockname()[:2] for server in getattr(self, "servers", []) for each in server.sockets
         ]
-        # Not before this returns: a signal that comes earlier keeps older uvicorns from shutting down in order.
+        # Once this has returned: a signal before that keeps older uvicorns from shutting down in order.
         for address in addresses[:1]:
             asyncio.get_running_loop().call_soon(self._announce, *address)
 
