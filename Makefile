@@ -1,6 +1,7 @@
 # make serve      install and serve at http://127.0.0.1:9090, or at PORT=…
 # make test       the quick tests: no network, no browser
 # make test-slow  the real Label Studio, Chromium, SDK oracles, published weights
+# make test-faults  long attacks: floods, hostile inputs, damaged files, a million inputs to the decoders
 # make test-processors  the trainings' tests, as on a processor with AVX2 alone
 # make check      ruff, pyright, the Docker files' linters
 # make bench      measure again, into tests/benchmarks/RESULTS.md
@@ -18,7 +19,7 @@ pip_install = -m pip install --quiet --disable-pip-version-check
 # The first pip that knows dependency groups.
 with_groups = $(pip_install) 'pip>=25.1'
 
-.PHONY: serve install test test-slow test-processors check format bench
+.PHONY: serve install test test-slow test-faults test-processors check format bench
 
 serve: $(VENV)/serving
 	$(run)/clickmask serve $(if $(PORT),--port $(PORT))
@@ -26,7 +27,7 @@ serve: $(VENV)/serving
 install: $(VENV)/everything
 
 test: $(VENV)/everything
-	$(run)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+	$(run)/python -m pytest -m "not slow and not faults" -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 test-slow: $(VENV)/everything $(LABEL_STUDIO_VENV)/installed $(LABEL_STUDIO_ML_VENV)/installed $(REAL_WEIGHTS)/fetched
 	CLICKMASK_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV)) \
@@ -34,10 +35,14 @@ test-slow: $(VENV)/everything $(LABEL_STUDIO_VENV)/installed $(LABEL_STUDIO_ML_V
 	CLICKMASK_TEST_REAL_WEIGHTS=$(abspath $(REAL_WEIGHTS)) \
 	$(run)/python -m pytest -m slow -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
+# One at a time: they measure memory and time, each beside what it attacks.
+test-faults: $(VENV)/everything
+	$(run)/python -m pytest -m faults $(PYTEST_ARGS)
+
 # torch alone: OpenVINO crashes under ONEDNN_MAX_CPU_ISA, which its own kernels do not heed.
 test-processors: $(VENV)/everything
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
-	$(run)/python -m pytest -m "not slow" -k "not every_runtime" $(PYTEST_ARGS) \
+	$(run)/python -m pytest -m "not slow and not faults" -k "not every_runtime" $(PYTEST_ARGS) \
 		tests/backend/training/click/test_click.py tests/backend/training/test_fit.py tests/backend/training/test_unet.py
 
 check: $(VENV)/everything
