@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from clickmask.inference.weights import WeightsFolder
 from clickmask.types import Image, Prompt
 from clickmask_adapters.cli import app
 from clickmask_adapters.settings import Settings, variables
+from clickmask_adapters.tools.label_studio import label_config
 from support import settings_page
 from support.served import serving
 
@@ -77,6 +79,19 @@ def test_the_picture_that_is_segmented_in_one_line_is_written_as_it_stands(
     assert done.exit_code == 0, done.output
     with PIL.Image.open(tmp_path / "mask.png") as mask:
         assert mask.size == (451, 300)
+
+
+@pytest.mark.parametrize("page", ["README.md", "label-studio.md"])
+def test_a_click_in_the_labeling_interface_as_shown_is_answered_with_its_label(page: str) -> None:
+    (text,) = (each.read_text() for each in PAGES if each.name == page)
+    (shown,) = re.findall(r"```xml\n(.*?)```", text, re.DOTALL)
+    config = label_config.parse(textwrap.dedent(shown))
+    assert [control.name for control in config.controls if control.smart] == ["point", "box"]
+    (answer,) = config.answers("image", "point", ["Dog"])
+    assert [control.name for control in answer.controls] == ["brush", "label"]
+    assert answer.labels == ("Dog",)
+    (unlabelled,) = config.answers("image", "point", [])
+    assert [control.name for control in unlabelled.controls] == ["brush"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

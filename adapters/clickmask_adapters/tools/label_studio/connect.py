@@ -45,7 +45,10 @@ def connect(
     yield f"Label Studio reaches clickmask ({backend.get('model_version')})."
     config = label_config.config_of(found)
     if not any(control.smart for control in config.controls):
-        yield 'The labeling interface has no smart tool yet: add <KeyPointLabels … smart="true"> for clicks.'
+        yield (
+            'The labeling interface has no smart tool yet: for clicks, add <KeyPoint … smart="true"/> beside '
+            '<Labels>, or <KeyPointLabels … smart="true">.'
+        )
     task = next(client.all_tasks(number, page_size=1), None)
     config = config.of_task(task["data"]) if task else config
     name = next(iter(config.images), None)
