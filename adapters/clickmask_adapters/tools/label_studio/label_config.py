@@ -1,13 +1,12 @@
 """A project's label config (XML): its images, and the controls that prompt and answer. Pure."""
 
-import copy
-import itertools
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
-from xml.etree import ElementTree
+from xml.parsers import expat
 
 from clickmask.errors import InvalidRequest
 from clickmask_adapters.tools._json import Json, as_text
@@ -17,7 +16,14 @@ log = logging.getLogger(__name__)
 LABELS = "labels"
 UNNAMED_FIELD = "$undefined$"  # the field of tasks imported as bare addresses
 VARIABLE = re.compile(r"\$([\w[\].{}]+)", re.ASCII)  # as in Label Studio 1.23.2
-MAX_REPEATED = 20_000  # tags of a task after its <Repeater> tags are repeated
+INDEX = re.compile(r"[0-9]{1,9}")
+# Of a config as it comes, and again of what its <Repeater> tags make of it for a task. A thousand labels take
+# a twentieth of them.
+MAX_CHARS = 2**21
+MAX_TAGS = 20_000
+MAX_DEPTH = 100  # of tags in tags
+MAX_ADDRESS_CHARS = 2**14  # of an image, but for data: addresses; presigned ones have about 2,000
+MAX_ANSWERS = 100  # controls that draw one answer: each draws all of it
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,15 @@ class Control:
 
     def find(self, written: str) -> Label | None:
         """The label that results write as `written`; an alias wins over a value."""
-        found = [label for label in self.labels if written in (label.alias, label.value)]
-        if not found and self.takes_any_label:
-            return Label(written)
-        return min(found, key=lambda label: label.written != written, default=None)
+        return self._by_text.get(written) or (Label(written) if self.takes_any_label else None)
+
+    @cached_property
+    def _by_text(self) -> Mapping[str, Label]:
+        found: dict[str, Label] = {}
+        for spelling in ("written", "value"):
+            for label in self.labels:
+                found.setdefault(getattr(label, spelling), label)
+        return found
 
 
 @dataclass(frozen=True)
@@ -69,51 +80,61 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Tag:
+    """A tag with the tags inside; names of tags and attributes are in lower case. Text is left out."""
+
+    name: str
+    attributes: Mapping[str, str]
+    inside: list["Tag"] = field(default_factory=list["Tag"])
+
+
+@dataclass(frozen=True)
 class LabelConfig:
     controls: tuple[Control, ...]
     images: Mapping[str, str]  # name of the <Image>: its value or valueList, "$image" for instance
-    repeated: ElementTree.Element | None = None  # the whole config, if tags of it are repeated for a task
+    repeated: Tag | None = None  # the whole config, if tags of it are repeated for a task
 
     def of_task(self, data: Mapping[str, Any]) -> "LabelConfig":
         """The config with its <Repeater> tags repeated as the task's `data` say. Raises InvalidRequest."""
         if self.repeated is None:
             return self
-        root = copy.deepcopy(self.repeated)
-        _repeat(root, data, itertools.count())
-        return replace(_read(root), repeated=None)
+        return replace(_read(_Repeating(data).repeat(self.repeated)), repeated=None)
 
     def image_uris(self, to_name: str, data: Mapping[str, Any]) -> list[str]:
         """Addresses in `data` of the images that `to_name` shows, in order. Raises InvalidRequest."""
         template = self.images.get(to_name)
         if template is None:
             raise InvalidRequest(f"the label config has no <Image> named {to_name[:80]!r}")
-        if whole := VARIABLE.fullmatch(
-            template
-        ):  # "$image" or "$pages[0].scan", else "https://host/$id-x.png"
+        if whole := VARIABLE.fullmatch(template):  # "$image" or "$pages[0].scan"
             found = _look_up(whole[1], data)
             found = data.get(UNNAMED_FIELD) if found is None else found
-        else:
-            values = {name: _look_up(name, data) for name in VARIABLE.findall(template)}
-            complete = all(isinstance(value, str | int | float) for value in values.values())
-            found = VARIABLE.sub(lambda match: str(values[match[1]]), template) if complete else None
+        else:  # "https://host/$id-x.png"
+            found = _filled(template, data)
         uris = cast("list[object]", found) if isinstance(found, list) else [found]
         chosen = [uri for uri in uris if isinstance(uri, str) and uri]
         if not chosen or len(chosen) < len(uris):
             raise InvalidRequest(f"the task has no image at {template[:80]!r}")
+        if any(len(uri) > MAX_ADDRESS_CHARS and uri[:5].lower() != "data:" for uri in chosen):
+            raise InvalidRequest(f"the address of the task's image at {template[:80]!r} is too long")
         return chosen
 
     def shown(self, task: object, data: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-        """The name and the `image_uris` of each <Image>; one that shows none to this `task` is logged."""
+        """The name and the `image_uris` of each <Image>; one line of log if some show none to this `task`."""
         try:
             config = self.of_task(data)
         except InvalidRequest as error:
             log.info("%s: task %s: %s", TOOL, task, error)
             return
+        reasons: list[InvalidRequest] = []
         for name in config.images:
             try:
                 yield name, config.image_uris(name, data)
             except InvalidRequest as error:
-                log.info("%s: task %s: %s", TOOL, task, error)
+                reasons.append(error)
+        if reasons:
+            log.info(
+                "%s: task %s, %d images of which are not shown: %s", TOOL, task, len(reasons), reasons[0]
+            )
 
     def answers(self, to_name: str, prompted_with: str, labels: Sequence[str]) -> list[Answer]:
         """The controls with which to answer a prompt with `labels` on `to_name`.
@@ -131,13 +152,21 @@ class LabelConfig:
                 "the label config has no control to answer with: add <BrushLabels> or <PolygonLabels> "
                 f"with toName={to_name[:80]!r}"
             )
+        if len(drawing) > MAX_ANSWERS:
+            raise InvalidRequest(
+                f"the label config has {len(drawing)} controls to answer with, more than {MAX_ANSWERS}"
+            )
         source = next((control for control in self.controls if control.name == prompted_with), None)
+        tags = [each for each in here if each.type == LABELS]
+        written = ((each, _written(each, source, labels)) for each in tags)
+        of_tags = next((each for each in written if each[1]), None)
         found: list[Answer] = []
         for control in drawing:
-            labelling = [control] if control.labels_itself else [each for each in here if each.type == LABELS]
-            written = ((each, _written(each, source, labels)) for each in labelling)
-            labelled_by, names = next((each for each in written if each[1]), (control, ()))
-            if names or not labels or not labelling:
+            if control.labels_itself:
+                labelled_by, names = control, _written(control, source, labels)
+            else:
+                labelled_by, names = of_tags or (control, ())
+            if names or not labels or not (control.labels_itself or tags):
                 controls = (control,) if labelled_by is control else (control, labelled_by)
                 found.append(Answer(controls, names))
         if not found:
@@ -153,61 +182,112 @@ def config_of(project: Json) -> LabelConfig:
 
 
 def parse(text: object) -> LabelConfig:
-    """Read a label config; tags and attributes may have any case. Raises InvalidRequest if it is not XML."""
+    """Read a label config; tags and attributes may have any case. Raises InvalidRequest if it is not XML, or
+    too large."""
     xml = as_text(text, "the label_config of the request")
-    if "<!" in re.sub(r"<!--.*?-->|<!\[CDATA\[.*?\]\]>", "", xml, flags=re.DOTALL):
-        raise InvalidRequest("a label config has no document type and no entities")
-    try:
-        root = ElementTree.fromstring(xml)  # noqa: S314 -- no entities: see above
-    except (ElementTree.ParseError, ValueError) as error:
-        raise InvalidRequest("the label config is not well-formed XML") from error
-    return _read(root)
+    if len(xml) > MAX_CHARS:
+        raise InvalidRequest(f"a label config has at most {MAX_CHARS} characters, not {len(xml)}")
+    top, tags = Tag("", {}), 0
+    around = [top]
 
-
-def _repeat(element: ElementTree.Element, data: Mapping[str, Any], tags: Iterator[int]) -> None:
-    """Replace each <Repeater> below `element` by as many copies of its content as its list has entries."""
-    children: list[ElementTree.Element] = []
-    for child in element:
-        if child.tag.lower() != "repeater":
-            _repeat(child, data, tags)
-            children.append(child)
-            continue
-        attributes = _attributes(child)
-        entries = _look_up(attributes.get("on", "").removeprefix("$"), data)
-        for index in range(len(cast("list[object]", entries)) if isinstance(entries, list) else 0):
-            view = copy.deepcopy(child)
-            view.tag = "View"
-            for tag in view.iter():
-                if next(tags) >= MAX_REPEATED:
-                    raise InvalidRequest(f"the label config repeats more than {MAX_REPEATED} tags for a task")
-                flag = attributes.get("indexflag", "{{idx}}")
-                tag.attrib = {name: value.replace(flag, str(index)) for name, value in tag.attrib.items()}
-            _repeat(view, data, tags)
-            children.append(view)
-    element[:] = children
-
-
-def _read(root: ElementTree.Element) -> LabelConfig:
-    controls: list[Control] = []
-    images: dict[str, str] = {}
-    for element in root.iter():
-        tag, attributes = element.tag.lower(), _attributes(element)
-        name, to_name = attributes.get("name", ""), attributes.get("toname", "")
-        if tag == "image" and name:
-            images[name] = attributes.get("valuelist") or attributes.get("value", "")
-        elif name and to_name:
-            inner = [_attributes(child) for child in element.iter() if child.tag.lower() == "label"]
-            labels = (
-                Label(label["value"], label.get("alias"), _number(label.get("category", "")))
-                for label in inner
-                if label.get("value")
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal tags
+        tags += 1
+        if tags > MAX_TAGS or len(around) > MAX_DEPTH:
+            raise InvalidRequest(
+                f"a label config has at most {MAX_TAGS} tags, and at most {MAX_DEPTH} in one another"
             )
-            smart = (attributes.get("smart", "").lower(), attributes.get("smartonly", "").lower())
-            any_label = tag.endswith(LABELS) and attributes.get("value", "").startswith("$")
-            to_names = tuple(part.strip() for part in to_name.split(","))
-            controls.append(Control(name, tag, to_names, tuple(labels), "true" in smart, any_label))
-    repeats = any(element.tag.lower() == "repeater" for element in root.iter())
-    return LabelConfig(tuple(controls), images, root if repeats else None)
+        tag = Tag(name.lower(), {key.lower(): value for key, value in attributes.items()})
+        around[-1].inside.append(tag)
+        around.append(tag)
+
+    def end(_: str) -> None:
+        around.pop()
+
+    def refuse(*_: object) -> None:  # before entities of it can grow
+        raise InvalidRequest("a label config has no document type and no entities")
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(xml, True)
+    except (expat.ExpatError, ValueError) as error:
+        raise InvalidRequest("the label config is not well-formed XML") from error
+    return _read(top.inside[0])
+
+
+class _Repeating:
+    """The tags of a config for a task with `data`: each <Repeater> becomes as many views as its list has
+    entries. Raises InvalidRequest for more of them than any task needs."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self._data = data
+        self._tags, self._chars = 0, 0
+
+    def repeat(self, root: Tag) -> Tag:
+        return self._copy(root, root.attributes, ())
+
+    def _copy(self, tag: Tag, attributes: Mapping[str, str], indices: Sequence[tuple[str, str]]) -> Tag:
+        """`tag` with these attributes, and inside it each flag of `indices` replaced by its index."""
+        self._tags += 1
+        self._chars += sum(len(name) + len(value) for name, value in attributes.items())
+        if self._tags > MAX_TAGS or self._chars > MAX_CHARS:
+            raise InvalidRequest(
+                f"the label config repeats more than {MAX_TAGS} tags or {MAX_CHARS} characters for a task"
+            )
+        return Tag(
+            tag.name, attributes, [each for child in tag.inside for each in self._copies(child, indices)]
+        )
+
+    def _copies(self, tag: Tag, indices: Sequence[tuple[str, str]]) -> Iterator[Tag]:
+        attributes = {name: self._indexed(value, indices) for name, value in tag.attributes.items()}
+        if tag.name != "repeater":
+            yield self._copy(tag, attributes, indices)
+            return
+        entries = _look_up(attributes.get("on", "").removeprefix("$"), self._data)
+        flag = attributes.get("indexflag") or "{{idx}}"
+        view = replace(tag, name="view")
+        for index in range(len(cast("list[object]", entries)) if isinstance(entries, list) else 0):
+            yield self._copy(view, {}, (*indices, (flag, str(index))))
+
+    def _indexed(self, value: str, indices: Iterable[tuple[str, str]]) -> str:
+        for flag, index in indices:
+            value = value.replace(flag, index)
+            if len(value) > MAX_CHARS:  # each replacement may make it longer
+                raise InvalidRequest(f"the label config repeats more than {MAX_CHARS} characters for a task")
+        return value
+
+
+def _read(root: Tag) -> LabelConfig:
+    controls: list[tuple[Tag, list[Label]]] = []
+    images: dict[str, str] = {}
+    repeats = False
+    left = [(root, list[Label]())]  # tags, and the labels of the control around each
+    while left:
+        tag, labels = left.pop()
+        name, to_name = tag.attributes.get("name"), tag.attributes.get("toname")
+        repeats |= tag.name == "repeater"
+        if tag.name == "image" and name:
+            images[name] = tag.attributes.get("valuelist") or tag.attributes.get("value", "")
+        elif tag.name == "label" and (value := tag.attributes.get("value")):
+            category = _number(tag.attributes.get("category", ""))
+            labels.append(Label(value, tag.attributes.get("alias"), category))
+        elif name and to_name:
+            labels = list[Label]()
+            controls.append((tag, labels))
+        left += ((each, labels) for each in reversed(tag.inside))
+    return LabelConfig(
+        tuple(_control(tag, labels) for tag, labels in controls), images, root if repeats else None
+    )
+
+
+def _control(tag: Tag, labels: Iterable[Label]) -> Control:
+    of = tag.attributes
+    to_names = tuple(part.strip() for part in of["toname"].split(","))
+    smart = "true" in (of.get("smart", "").lower(), of.get("smartonly", "").lower())
+    any_label = tag.name.endswith(LABELS) and of.get("value", "").startswith("$")
+    return Control(of["name"], tag.name, to_names, tuple(labels), smart, any_label)
 
 
 def _number(text: str) -> int | None:
@@ -215,21 +295,28 @@ def _number(text: str) -> int | None:
     return int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", text) else None
 
 
-def _attributes(element: ElementTree.Element) -> dict[str, str]:
-    return {name.lower(): value for name, value in element.attrib.items()}
-
-
 def _written(control: Control, source: Control | None, labels: Sequence[str]) -> tuple[str, ...]:
     """`labels`, as results of `source` write them, in the spelling of results of `control`."""
-    found: list[str] = []
+    found: dict[str, None] = {}
     for label in labels:
         asked = source.find(label) if source else None
-        here = (control.find(asked.value) if asked else None) or control.find(label)
-        if here and here.written not in found:
-            found.append(here.written)
+        if here := (control.find(asked.value) if asked else None) or control.find(label):
+            found[here.written] = None
     if not labels and len(control.labels) == 1:
-        found.append(control.labels[0].written)
+        return (control.labels[0].written,)
     return tuple(found)
+
+
+def _filled(template: str, data: Mapping[str, Any]) -> str | None:
+    """`template` with values of the task for its variables; None if it lacks one. Raises InvalidRequest."""
+    names = VARIABLE.findall(template)
+    values = {name: _look_up(name, data) for name in names}
+    if not all(isinstance(value, str | int | float) for value in values.values()):
+        return None
+    texts = {name: str(value) for name, value in values.items()}
+    if len(names) > len(texts) and sum(len(texts[name]) for name in names) > MAX_ADDRESS_CHARS:
+        raise InvalidRequest(f"the address of the task's image at {template[:80]!r} is too long")
+    return VARIABLE.sub(lambda match: texts[match[1]], template)
 
 
 def _look_up(path: str, data: Mapping[str, Any]) -> Any:
@@ -240,7 +327,7 @@ def _look_up(path: str, data: Mapping[str, Any]) -> Any:
     for part in re.findall(r"[^.[\]]+", path):
         if isinstance(found, Mapping):
             found = cast("Mapping[str, Any]", found).get(part)
-        elif isinstance(found, list) and part.isdigit() and int(part) < len(cast("list[Any]", found)):
+        elif isinstance(found, list) and INDEX.fullmatch(part) and int(part) < len(cast("list[Any]", found)):
             found = cast("list[Any]", found)[int(part)]
         else:
             return None

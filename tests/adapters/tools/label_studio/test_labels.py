@@ -472,7 +472,7 @@ def test_regions_of_a_text_beside_the_image_are_none_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "name"), [("https://host/a%00.jpg", "a.jpg"), ("/presign/?fileuri=" * 2000 + "x", "task-7")]
+    ("uri", "name"), [("https://host/a%00.jpg", "a.jpg"), ("/presign/?fileuri=" * 800 + "x", "task-7")]
 )
 def test_a_name_has_no_nul_and_an_address_in_addresses_ends(uri: str, name: str) -> None:
     (found,) = labels.submissions(annotation(), TASK | {"data": {"image": uri}}, label_config.parse(XML))
