@@ -8,10 +8,13 @@ from typing import Any, TypeGuard, cast
 import orjson
 
 from clickmask.errors import InvalidInput, InvalidRequest
+from clickmask.images.decode import DEFAULT_LIMITS
+from clickmask.types import Size
 
 Json = Mapping[str, Any]
 MAX_NUMBER = 1e12  # beyond every coordinate, size and angle
 MAX_SIDE_PX = 10**6  # beyond any image that is decoded
+MAX_PIXELS = 4 * DEFAULT_LIMITS.max_pixels  # of an image that was annotated: its masks take a byte for each
 
 
 def parse_object(raw: bytes, name: str) -> Json:
@@ -48,22 +51,37 @@ def as_text(value: object, name: str) -> str:
 def as_id(value: object, name: str) -> int:
     """The number of a tool's object. Raises InvalidRequest."""
     if not is_integer(value):
-        raise InvalidRequest(f"{name} {str(value)[:40]!r} is not a number")
+        raise InvalidRequest(f"{name} {text_of(value)[:40]!r} is not a number")
     return value
 
 
 def as_side(value: object, name: str) -> int:
     """A height or width in pixels. Raises InvalidRequest."""
     if not is_integer(value) or not 0 < value <= MAX_SIDE_PX:
-        raise InvalidRequest(f"{name} {str(value)[:40]!r} is no number of pixels")
+        raise InvalidRequest(f"{name} {text_of(value)[:40]!r} is no number of pixels")
     return value
+
+
+def as_size(height: object, width: object) -> Size:
+    """The size of an image in pixels. Raises InvalidRequest for one of which no mask fits into memory."""
+    sides = as_side(height, "the height"), as_side(width, "the width")
+    if sides[0] * sides[1] > MAX_PIXELS:
+        raise InvalidRequest(f"an image of {sides[1]}x{sides[0]} pixels is larger than any that is read")
+    return sides
 
 
 def as_coordinate(value: object, name: str, below: float = MAX_NUMBER) -> float:
     """A finite number of a prompt, less than `below` in size. Raises InvalidInput."""
     if not is_number(value, below):
-        raise InvalidInput(f"{name} {str(value)[:40]!r} is no finite number")
+        raise InvalidInput(f"{name} {text_of(value)[:40]!r} is no finite number")
     return value
+
+
+def text_of(value: object) -> str:
+    """A text or a number as text, anything else by its kind: the text of a list may be long, or too deep."""
+    if value is None or isinstance(value, str | int | float):
+        return str(value)
+    return f"a {type(value).__name__}"
 
 
 def project_number(project: str, tool: str) -> int:

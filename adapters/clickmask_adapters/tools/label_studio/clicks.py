@@ -14,12 +14,13 @@ from clickmask.errors import InvalidInput, InvalidRequest
 from clickmask.masks.regions import mask_box
 from clickmask.masks.single_rings import SingleRings, mask_to_single_rings
 from clickmask.types import Box, Point, Prediction, Prompt, Size
-from clickmask_adapters.tools._json import Json, as_coordinate, as_list, as_object, as_text
+from clickmask_adapters.tools._json import Json, as_coordinate, as_list, as_object, as_text, text_of
 from clickmask_adapters.tools.label_studio import shapes
 from clickmask_adapters.tools.label_studio.label_config import LABELS, Answer, LabelConfig
 
 MARKS = frozenset({"keypoint", "keypointlabels", "rectangle", "rectanglelabels", LABELS})
 EACH = "each result of the context"
+MAX_LABELS = 1000  # of the mark that decides: each control that answers is asked for each
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ def request(context: object, config: LabelConfig) -> Request:
     for shape, value, _, _ in here:
         positive = shape.get("is_positive")
         if positive is not None and not isinstance(positive, bool):
-            raise InvalidInput(f"is_positive {str(positive)[:40]!r} is neither true nor false")
+            raise InvalidInput(f"is_positive {text_of(positive)[:40]!r} is neither true nor false")
         if shape["type"].startswith("rectangle") or (shape["type"] == LABELS and "height" in value):
             box = _box(value, height, width)
         else:
@@ -77,7 +78,9 @@ def request(context: object, config: LabelConfig) -> Request:
     rotation = last.get("image_rotation")
     degrees = 0 if rotation is None else as_coordinate(rotation, "image_rotation")
     from_name = as_text(last.get("from_name"), f"the from_name of {EACH}")
-    answers = config.answers(to_name, from_name, list(dict.fromkeys(labels)))
+    if len(labels := list(dict.fromkeys(labels))) > MAX_LABELS:
+        raise InvalidRequest(f"a mark has at most {MAX_LABELS} labels, not {len(labels)}")
+    answers = config.answers(to_name, from_name, labels)
     return Request(prompt, (height, width), to_name, tuple(answers), degrees, item_index)
 
 
@@ -98,7 +101,7 @@ def _marks(context: object) -> list[_Mark]:
             continue
         index = shape.get("item_index")
         if index is not None and (type(index) is not int or index < 0):
-            raise InvalidRequest(f"item_index {str(index)[:40]!r} is not a whole number from 0 on")
+            raise InvalidRequest(f"item_index {text_of(index)[:40]!r} is not a whole number from 0 on")
         value = as_object(shape.get("value"), f"the value of {EACH}")
         image = as_text(shape.get("to_name"), f"the to_name of {EACH}"), index
         written = ((each.get("value"), kind) for each in group for kind in (each["type"], LABELS))

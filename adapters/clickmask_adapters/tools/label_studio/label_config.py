@@ -22,6 +22,7 @@ INDEX = re.compile(r"[0-9]{1,9}")
 MAX_CHARS = 2**21
 MAX_TAGS = 20_000
 MAX_DEPTH = 100  # of tags in tags
+MAX_IMAGES = 1000
 MAX_ADDRESS_CHARS = 2**14  # of an image, but for data: addresses; presigned ones have about 2,000
 MAX_ANSWERS = 100  # controls that draw one answer: each draws all of it
 
@@ -178,7 +179,7 @@ class LabelConfig:
 
 def config_of(project: Json) -> LabelConfig:
     """The project's label config; an empty one if it has none yet. Raises InvalidRequest as `parse`."""
-    return parse(str(project.get("label_config") or "<View/>"))
+    return parse(project.get("label_config") or "<View/>")
 
 
 def parse(text: object) -> LabelConfig:
@@ -277,6 +278,8 @@ def _read(root: Tag) -> LabelConfig:
             labels = list[Label]()
             controls.append((tag, labels))
         left += ((each, labels) for each in reversed(tag.inside))
+    if len(images) > MAX_IMAGES:
+        raise InvalidRequest(f"the label config has {len(images)} images, more than {MAX_IMAGES}")
     return LabelConfig(
         tuple(_control(tag, labels) for tag, labels in controls), images, root if repeats else None
     )

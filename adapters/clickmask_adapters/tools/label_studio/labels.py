@@ -27,7 +27,7 @@ from clickmask.labels.submissions import (
     Unsized,
 )
 from clickmask.types import Size
-from clickmask_adapters.tools._json import Json, as_id, as_list, as_object
+from clickmask_adapters.tools._json import Json, as_id, as_list, as_object, text_of
 from clickmask_adapters.tools.label_studio import TOOL
 from clickmask_adapters.tools.label_studio.label_config import LABELS, LabelConfig, config_of
 from clickmask_adapters.tools.label_studio.shapes import labels_in, original_size, value_to_geometry
@@ -59,9 +59,9 @@ def changes(event: Json) -> Iterator[Change]:
         case "ANNOTATION_CREATED" | "ANNOTATION_UPDATED":
             yield from _submitted(event, [(_part(event, "annotation"), _part(event, "task"))])
         case "ANNOTATIONS_CREATED":  # its lists have singular names
-            tasks = {str(task.get("id")): task for task in _parts(event, "task")}
+            tasks = {text_of(task.get("id")): task for task in _parts(event, "task")}
             made = _parts(event, "annotation")
-            yield from _submitted(event, [(each, tasks.get(str(each.get("task")), {})) for each in made])
+            yield from _submitted(event, [(each, tasks.get(text_of(each.get("task")), {})) for each in made])
         case "ANNOTATIONS_DELETED":
             yield from (AnnotationDeleted(TOOL, _id(each)) for each in _parts(event, "annotations"))
         case "TASKS_DELETED":
@@ -93,14 +93,14 @@ def described(project: Json) -> ProjectDescribed:
     labels = [label for control in drawing for label in control.labels]
     labels.sort(key=lambda label: (label.category is None, label.category or 0))
     written = dict.fromkeys(label.written for label in labels)
-    return ProjectDescribed(TOOL, _id(project), str(project.get("title") or ""), tuple(written))
+    return ProjectDescribed(TOOL, _id(project), text_of(project.get("title") or ""), tuple(written))
 
 
 def readable(
     annotation: Json, task: Json, config: LabelConfig
 ) -> Sequence[Submission | Unsized | Unreadable]:
     """The submissions of an annotation. An unreadable one is one Unreadable, and does not keep others out."""
-    name = f"task {str(task.get('id'))[:40]}, annotation {str(annotation.get('id'))[:40]}"
+    name = f"task {text_of(task.get('id'))[:40]}, annotation {text_of(annotation.get('id'))[:40]}"
     try:
         return list(submissions(annotation, task, config))
     except InvalidRequest as error:
@@ -128,7 +128,7 @@ def submissions(
     drawn: dict[tuple[str, int], list[Drawn]] = {place: [] for place in uris}
     for each in _drawn(annotation, config):
         index = each.shape.get("item_index") or 0
-        place = str(each.shape.get("to_name")), index if isinstance(index, int) else -1
+        place = text_of(each.shape.get("to_name")), index if isinstance(index, int) else -1
         if place in drawn:
             drawn[place].append(each)
         elif _kind(each.shape) in (*AREAS, "keypoint"):  # else it is about a text or a time series
@@ -137,9 +137,9 @@ def submissions(
             )
     written = annotation.get("updated_at")
     try:
-        updated_at = datetime.fromisoformat(str(written)).timestamp()
-    except ValueError:
-        raise InvalidRequest(f"updated_at {str(written)[:40]!r} is no time") from None
+        updated_at = datetime.fromisoformat(text_of(written)).timestamp()
+    except (ValueError, OverflowError):  # of a year that no clock shows
+        raise InvalidRequest(f"updated_at {text_of(written)[:40]!r} is no time") from None
     author = annotation.get("completed_by")
     if isinstance(author, Mapping):  # the REST API gives some callers an object, others only the number
         author = cast("Json", author).get("id")
@@ -149,7 +149,7 @@ def submissions(
             with suppress(InvalidRequest):  # such a region is found damaged below
                 sizes |= {size} if (size := original_size(each.shape)) else set()
         if len(sizes) > 1:
-            raise InvalidRequest(f"regions of one image speak of different sizes: {sorted(sizes)}")
+            raise InvalidRequest(f"regions of one image speak of different sizes: {sorted(sizes)[:3]}")
         size = next(iter(sizes), None)
         empty = Submission(
             tool=TOOL,
@@ -161,7 +161,7 @@ def submissions(
             size=size,
             regions=(),
             updated_at=updated_at,
-            author="" if author is None else str(author),
+            author="" if author is None else text_of(author),
             item=item,
             items=len(uris),
             ground_truth=annotation.get("ground_truth") is True,
@@ -187,30 +187,34 @@ def _drawn(annotation: Json, config: LabelConfig) -> Iterator[Drawn]:
     """The annotation's regions. Results that share an id label one region; two shapes are two regions."""
     groups: dict[str, list[Json]] = {}
     for number, result in enumerate(_parts(annotation, "result")):
-        groups.setdefault(str(result.get("id") or f"region {number}"), []).append(result)
+        groups.setdefault(text_of(result.get("id") or f"region {number}"), []).append(result)
     has_labels = any(control.labels or control.takes_any_label for control in config.controls)
     for name, results in groups.items():
         shared = [result for result in results if result.get("type") == LABELS]
+        by_page: dict[tuple[str, str], str | None] = {}  # the first label of those on a page
+        for each in shared:
+            by_page[_page(each)] = by_page.get(_page(each)) or _label(each)
+        anywhere = next(filter(None, map(_label, shared)), None)
         for number, shape in enumerate(filter(_draws, results), 1):
-            same_page = [each for each in shared if _page(each) == _page(shape)]
-            labelling = (shape, *(same_page or shared))
-            labels = [
-                text for each in labelling for text in labels_in(each.get("value"), str(each.get("type")))
-            ]
-            if not labels and not has_labels:  # the project asks only where, not what
-                labels = [str(shape.get("from_name"))]
-            region = name if number == 1 else f"{name}~{number}"
-            yield Drawn(shape, region, labels[0] if labels else None)
+            label = _label(shape) or by_page.get(_page(shape), anywhere)
+            if label is None and not has_labels:  # the project asks only where, not what
+                label = text_of(shape.get("from_name"))
+            yield Drawn(shape, name if number == 1 else f"{name}~{number}", label)
 
 
 def _draws(result: Json) -> bool:
     """Whether the result draws a region: it is neither a choice, a text, a relation nor a mere label."""
-    kind = str(result.get("type"))
+    kind = text_of(result.get("type"))
     return _kind(result) in (*AREAS, "keypoint") or (kind.endswith(LABELS) and kind != LABELS)
 
 
-def _page(result: Json) -> tuple[object, object]:
-    return result.get("to_name"), result.get("item_index") or 0
+def _page(result: Json) -> tuple[str, str]:
+    return text_of(result.get("to_name")), text_of(result.get("item_index") or 0)
+
+
+def _label(result: Json) -> str | None:
+    """The first label that the result writes."""
+    return next(iter(labels_in(result.get("value"), text_of(result.get("type")))), None)
 
 
 def _with_regions(
@@ -232,13 +236,13 @@ def _with_regions(
         if geometry is None or each.category is None:
             left_out[kind if geometry is None else f"unlabelled {kind}"] += 1
             continue
-        ours = PROPOSED_REGION.fullmatch(str(each.shape.get("id")))
+        ours = PROPOSED_REGION.fullmatch(text_of(each.shape.get("id")))
         regions.append(Region(each.region, each.category, geometry, ours[1] if ours else None))
     return [replace(submission, regions=tuple(regions), left_out=dict(left_out)), *damaged]
 
 
 def _kind(result: Json) -> str:
-    return str(result.get("type")).removesuffix(LABELS)
+    return text_of(result.get("type")).removesuffix(LABELS)
 
 
 def _basename(uri: str, task: str, depth: int = 0) -> str:
@@ -247,7 +251,7 @@ def _basename(uri: str, task: str, depth: int = 0) -> str:
     if depth > MAX_ADDRESSES:
         return f"task-{task}"
     if uri[:5].lower() == "data:":
-        subtype = re.match(r"data:image/(\w+)", uri, re.IGNORECASE)
+        subtype = re.match(r"data:image/(\w{1,16})", uri, re.IGNORECASE)
         return f"task-{task}.{subtype[1].lower() if subtype else 'img'}"
     if key := STORAGE_KEY.match(uri):  # as it is: neither `#` nor `%` has a meaning in it
         return PurePosixPath(key[1]).name or f"task-{task}"

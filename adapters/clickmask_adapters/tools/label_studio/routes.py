@@ -146,8 +146,9 @@ def images_of(asked: Json) -> list[tuple[int, str]]:
     config = label_config.parse(asked.get("label_config"))
     found: list[tuple[int, str]] = []
     for task, data in itertools.islice(_tasks(asked), MAX_PREPARED):
-        found += [(task, uri) for _, uris in config.shown(task, data) for uri in uris]
-    return found[:MAX_PREPARED]
+        shown = ((task, uri) for _, uris in config.shown(task, data) for uri in uris)
+        found += itertools.islice(shown, MAX_PREPARED - len(found))
+    return found
 
 
 def _project(asked: Json) -> str:

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from clickmask.errors import InvalidInput, TooLarge
 from clickmask.images.fetch import read_data_uri
 from clickmask.labels.geometry import Brush, Ellipse, Geometry, Polygon, Rectangle
+from clickmask.masks.polygons import toggles_to_mask
 from clickmask.masks.rle import mask_to_rle, row_toggles
 from clickmask.types import Mask, Point, Size
-from clickmask_adapters.tools._json import Json, as_side, is_number
+from clickmask_adapters.tools._json import Json, as_size, is_number, text_of
 
 Bytes = NDArray[np.uint8]
 CHANNELS = 4
@@ -33,6 +34,7 @@ OPAQUE = 128  # lowest alpha of a pixel in the mask: strokes drawn in the UI hav
 DECIMALS = 9  # of a pixel: converting to percent and back changes no more than this
 MAX_PERCENT = 1e9
 PREFIX = "data:image/png;base64,"
+SIGNATURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # of a PNG, and of the chunk that begins it
 CURVE_LINES = 16  # lines that stand for a Bezier curve between two vertices
 
 
@@ -80,14 +82,10 @@ def brush_rle_to_mask(rle: Sequence[int] | Bytes, size: Size) -> Mask:
     was made for another size, or is not a list of bytes.
     """
     height, width = size
-    try:
-        numbers = np.asarray(rle)
-    except (ValueError, OverflowError) as error:
-        raise ValueError("a brush is a list of bytes") from error
-    whole = numbers.ndim == 1 and numbers.dtype.kind in "iu"
-    if not whole or (numbers.size and not (0 <= numbers.min() and numbers.max() <= 255)):
-        raise ValueError("a brush is a list of bytes, whole numbers from 0 to 255")
-    packed = numbers.astype(np.uint8)
+    try:  # NumPy would give each text of a list as much room as the longest one
+        packed = np.frombuffer(bytes(rle) if isinstance(rle, list | np.ndarray) else b"", np.uint8)
+    except (ValueError, TypeError) as error:
+        raise ValueError("a brush is a list of bytes, whole numbers from 0 to 255") from error
     if 8 * len(packed) < HEADER_BITS:
         raise ValueError(f"{len(packed)} bytes are too short for a brush")
     header = int.from_bytes(packed[:7].tobytes(), "big") >> (56 - HEADER_BITS)
@@ -126,7 +124,9 @@ def brush_rle_to_mask(rle: Sequence[int] | Bytes, size: Size) -> Mask:
     alpha = (after[first].astype(np.uint16) << shift | after[first + 1] >> (8 - shift)).astype(np.uint8)
     # Of the values before position n, n // 4 are alphas.
     ends = np.cumsum(lengths) // CHANNELS
-    return np.repeat(alpha >= OPAQUE, np.diff(ends, prepend=0)).reshape(size)
+    inside = alpha >= OPAQUE
+    starts, whole = np.flatnonzero(np.diff(inside, prepend=False)), np.append(0, ends)
+    return toggles_to_mask(np.append(whole[starts], ends[-1:])[: (len(starts) + 1) // 2 * 2], size)
 
 
 def mask_to_bit_mask(mask: Mask) -> str:
@@ -146,12 +146,14 @@ def bit_mask_to_mask(written: str, size: Size) -> Mask:
         png = read_data_uri(written)
     except (InvalidInput, TooLarge) as error:
         raise ValueError("the bit mask's base64 is damaged") from error
+    if not png.startswith(SIGNATURE):  # OpenCV would read other formats, whose size stands elsewhere
+        raise ValueError("the bit mask is no PNG")
     # The header tells the size before anything is unpacked: PNG 1.2, 11.2.2 IHDR.
     width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
     if (height, width) != size:
         raise ValueError(f"the bit mask has {width}x{height} pixels, its image {size[1]}x{size[0]}")
     pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 4 or pixels.dtype != np.uint8:
+    if pixels is None or pixels.shape != (*size, 4) or pixels.dtype != np.uint8:
         raise ValueError("the bit mask is no PNG of 8 bits with alpha")
     return pixels[..., 3] >= OPAQUE
 
@@ -165,14 +167,10 @@ def labels_in(value: object, kind: str) -> list[str]:
 
 def original_size(result: Json) -> Size | None:
     """The size in pixels of the image that a result marks; None if it does not say. Raises InvalidRequest."""
-    sides = {name: result.get(name) for name in ("original_height", "original_width")}
-    if None in sides.values():
+    sides = [result.get(name) for name in ("original_height", "original_width")]
+    if None in sides:
         return None
-    height, width = (
-        as_side(int(side) if isinstance(side, float) and side.is_integer() else side, name)
-        for name, side in sides.items()
-    )
-    return height, width
+    return as_size(*(int(side) if isinstance(side, float) and side.is_integer() else side for side in sides))
 
 
 def value_to_geometry(kind: str, value: Json, size: Size) -> Geometry | None:
@@ -243,5 +241,5 @@ def _point(x: object, y: object, size: Size) -> Point:
 
 def _number(value: object) -> float:
     if not is_number(value, MAX_PERCENT):
-        raise ValueError(f"{str(value)[:40]!r} is no finite number")
+        raise ValueError(f"{text_of(value)[:40]!r} is no finite number")
     return float(value)

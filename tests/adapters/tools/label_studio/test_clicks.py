@@ -261,6 +261,12 @@ def test_a_config_that_cannot_answer_is_refused_with_what_to_add(
         asked(mark(), tags=tags)
 
 
+def test_a_mark_of_a_thousand_labels_is_refused() -> None:
+    many = [f"label {number}" for number in range(1001)]
+    with pytest.raises(InvalidRequest, match="1001"):
+        asked(mark(type="keypointlabels", value={"x": 1, "y": 1, "keypointlabels": many}))
+
+
 def test_labels_are_written_by_their_alias() -> None:
     aliased = '<Label value="Car" alias="c"/><Label value="Road" alias="r"/>'
     brush = f'<BrushLabels name="brush" toName="image">{aliased}</BrushLabels>'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from clickmask.errors import InvalidRequest
 from clickmask_adapters.tools.label_studio import label_config
+from support.growth import grows_linearly
 
 IMAGE = '<Image name="i" value="$image"/>'
 CONTROL, LABEL = '<A name="a" toName="i">', '<Label value="x"/>'
@@ -35,21 +35,6 @@ def view(inside: str) -> str:
 
 def attributes(count: int) -> str:
     return " ".join(f'a{number}=""' for number in range(count))
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """What the work takes of a processor, the shortest of some runs."""
-    found: list[float] = []
-    for _ in range(5):
-        began = time.thread_time()
-        work()
-        found.append(time.thread_time() - began)
-    return min(found)
-
-
-def grows_linearly(work: Callable[[int], object], count: int) -> bool:
-    """Whether 16 times as much takes about 16 times as long, and far from 256 times."""
-    return seconds(lambda: work(16 * count)) < 64 * seconds(lambda: work(count)) + 0.001
 
 
 def read(xml: str) -> label_config.LabelConfig | None:
@@ -128,6 +113,11 @@ def test_many_images_that_are_not_there_are_one_line_of_log(caplog: pytest.LogCa
     with caplog.at_level(logging.INFO):
         assert list(label_config.parse(f"<View>{images}</View>").shown(7, {})) == []
     assert len(caplog.records) == 1
+
+
+def test_more_images_than_anybody_looks_at_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="1001 images"):
+        label_config.parse(view("".join(f'<Image name="i{number}" value="$x"/>' for number in range(1001))))
 
 
 def test_many_controls_to_answer_with_are_refused() -> None:

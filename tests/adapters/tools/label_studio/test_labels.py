@@ -29,6 +29,7 @@ from clickmask.masks.rle import mask_to_rle, rle_to_mask
 from clickmask_adapters.tools.label_studio import label_config, labels
 from clickmask_adapters.tools.label_studio.shapes import mask_to_bit_mask, mask_to_brush_rle
 from support import CONTRACTS, drawn
+from support.growth import grows_linearly
 
 RECORDED = CONTRACTS / "label_studio"
 CONTROLS = """<BrushLabels name="brush" toName="image"><Label value="Car"/><Label value="Road"/></BrushLabels>
@@ -460,6 +461,32 @@ def test_a_region_of_another_type_than_expected_is_damaged(odd: dict[str, Any]) 
     found, unreadable = labels.submissions(annotation(result(id="good"), odd), TASK, label_config.parse(XML))
     assert isinstance(found, Submission) and isinstance(unreadable, Unreadable)
     assert [each.id for each in found.regions] == ["good"]
+
+
+def test_many_regions_of_one_name_are_no_more_work_each_than_few() -> None:
+    def read(count: int) -> None:
+        rows = [result("rectangle", {}), {**result(), "type": "labels", "value": {"labels": ["Car"]}}]
+        found = labels.submissions(annotation(*rows * count), TASK, label_config.parse(XML))
+        assert len(list(found)) == 1 + count  # all of them are damaged
+
+    assert grows_linearly(read, 20)
+
+
+@pytest.mark.parametrize("written", ["0001-01-01", "9999-12-31T23:59:59", "x" * 10**6, [[]], 5, None])
+def test_a_time_that_no_clock_shows_is_refused(written: Any) -> None:
+    found = labels.readable(annotation(updated_at=written), TASK, label_config.parse(XML))
+    assert all(isinstance(each, Submission) or "is no time" in each.reason for each in found)  # type: ignore
+
+
+def test_values_nested_too_deeply_to_be_written_down_are_named_by_their_kind() -> None:
+    deep: list[Any] = []
+    for _ in range(1020):
+        deep = [deep]
+    for member in ("id", "to_name", "type", "item_index"):
+        found = labels.readable(annotation(result(**{member: deep})), TASK, label_config.parse(XML))
+        assert "cannot be read" not in str(found[0])
+    (unreadable,) = labels.readable(annotation(id=deep), TASK, label_config.parse(XML))
+    assert "'a list' is not a number" in str(unreadable)
 
 
 def test_regions_of_a_text_beside_the_image_are_none_of_its_own() -> None:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
+from clickmask.errors import InvalidRequest
 from clickmask.types import Mask, Point
 from clickmask_adapters.tools.label_studio.shapes import (
     PREFIX,
@@ -22,6 +23,7 @@ from clickmask_adapters.tools.label_studio.shapes import (
     brush_rle_to_mask,
     mask_to_bit_mask,
     mask_to_brush_rle,
+    original_size,
 )
 from support import CONTRACTS, drawn, label_studio_sdk_oracle
 
@@ -159,11 +161,21 @@ def test_a_pixel_counts_from_half_opacity_on() -> None:
         [[1], 2],
         [None] * 9,
         [2**70] * 9,
+        ["x" * 10**6, *["a"] * 10**5],  # NumPy would take 400 GB for it
+        10**12,
+        "text",
+        {"0": 1},
     ],
 )
 def test_what_is_no_list_of_bytes_is_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match="brush"):
         brush_rle_to_mask(bad, SIZE)
+
+
+def test_an_image_of_which_no_mask_fits_into_memory_is_refused() -> None:
+    assert original_size({"original_height": 20_000.0, "original_width": 20_000}) == (20_000, 20_000)
+    with pytest.raises(InvalidRequest, match="larger than any"):
+        original_size({"original_height": 20_001, "original_width": 20_000})
 
 
 def test_a_brush_of_another_size_is_refused() -> None:
