@@ -1,6 +1,6 @@
 """Shapes that annotators draw, in image coordinates, and the pixels they cover."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from clickmask.masks.polygons import clip_ring, polygons_to_mask
 from clickmask.masks.rle import Rle, box_to_rle, mask_to_rle, polygons_to_rle, rle_to_mask
 from clickmask.types import Box, Mask, Point, Ring, Size
+
+# Each takes 70 bytes and, at worst, 10 microseconds. The longest outlines that people draw have 100,000.
+MAX_CROSSINGS = 2**21
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def geometry_to_rle(geometry: Geometry, size: Size) -> Rle:
         case Brush(rle) if tuple(rle["size"]) == size:
             return rle
         case Polygon(rings):
-            return polygons_to_rle([np.array(ring, np.float64).reshape(-1, 2) for ring in rings], size)
+            return polygons_to_rle(_drawable(rings, size), size)
         case Rectangle(box, rotation) if not rotation:
             return box_to_rle(box, size)
         case Rectangle():
@@ -73,14 +76,15 @@ def geometry_to_rle(geometry: Geometry, size: Size) -> Rle:
 
 
 def rasterise(geometry: Geometry, size: Size) -> Mask:
-    """A new mask of the pixels whose centre is in `geometry`. Raises ValueError for an unfit brush."""
+    """A new mask of the pixels whose centre is in `geometry`. Raises ValueError for an unfit brush, or for a
+    polygon that goes to and fro more often than any outline."""
     match geometry:
         case Brush(rle):
             if tuple(rle["size"]) != size:
                 raise ValueError(f"a brush of size {rle['size']} does not fit an image of {list(size)}")
             return rle_to_mask(rle)
         case Polygon(rings):
-            return polygons_to_mask([np.array(ring, np.float64).reshape(-1, 2) for ring in rings], size)
+            return polygons_to_mask(_drawable(rings, size), size)
         case Rectangle():
             return polygons_to_mask([np.array(rectangle_corners(geometry))], size)
         case Ellipse((centre_x, centre_y), (across, down), rotation):
@@ -138,6 +142,17 @@ def geometry_from_json(written: Mapping[str, Any]) -> Geometry:
             return Ellipse((x, y), (across, down), written["rotation"])
         case kind:
             raise ValueError(f"{kind!r} is no kind of geometry")
+
+
+def _drawable(rings: Sequence[Sequence[Point]], size: Size) -> list[Ring]:
+    """The rings as arrays. Raises ValueError if their edges cross more than MAX_CROSSINGS rows or columns of
+    pixels of an image of `size`, each counted as often as it is crossed."""
+    found = [np.array(ring, np.float64).reshape(-1, 2) for ring in rings]
+    inside = (np.clip(ring, 0, size[::-1]) for ring in found)
+    crossed = sum(np.abs(ring - np.roll(ring, 1, axis=0)).sum(axis=0) for ring in inside)
+    if np.max(crossed) > MAX_CROSSINGS:
+        raise ValueError(f"a polygon whose edges cross {np.max(crossed):.0f} rows or columns of pixels")
+    return found
 
 
 def _clockwise(degrees: float) -> NDArray[np.float64]:

@@ -121,14 +121,10 @@ def clip_ring(ring: Ring, size: Size) -> Ring:
                 kept.append((bound, y) if axis == 0 else (x, bound))
             if depth >= 0:
                 kept.append(point)
-        index = 0
-        while index < len(kept):  # a vertex between two others on the same edge is a spike or changes nothing
-            if len({kept[place % len(kept)][axis] for place in (index - 1, index, index + 1)} | {bound}) == 1:
-                del kept[index]
-                index = max(0, index - 2)
-            else:
-                index += 1
-        points = kept
+        on_edge = [point[axis] == bound for point in kept]
+        around = zip(on_edge[-1:] + on_edge[:-1], on_edge, on_edge[1:] + on_edge[:1], strict=True)
+        # A vertex between two others on the same edge is the tip of a spike, or changes nothing.
+        points = [point for point, near in zip(kept, around, strict=True) if not all(near)]
     return np.clip(np.array(points, np.float64).reshape(-1, 2), 0, size[::-1])
 
 

@@ -37,6 +37,17 @@ geometries: st.SearchStrategy[Geometry] = st.one_of(
 )
 
 
+def test_a_polygon_that_goes_to_and_fro_more_often_than_any_outline_is_refused() -> None:
+    size = (4000, 4000)
+    for often, swapped in ((600, False), (600, True)):
+        ring = tuple((float(n % 7), 4000.0 * (n % 2)) for n in range(often))
+        turned = Polygon((tuple((y, x) for x, y in ring) if swapped else ring,))
+        for draw in (rasterise, geometry_to_rle):
+            with pytest.raises(ValueError, match="cross 2400000 rows"):
+                draw(turned, size)
+    assert rasterise(Polygon((((0, -1e9), (9, 1e9), (9, -1e9)),)), size).any()  # what lies outside is free
+
+
 def centres(size: Size) -> tuple[np.ndarray, np.ndarray]:
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     return x, y

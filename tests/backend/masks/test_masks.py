@@ -17,6 +17,7 @@ from clickmask.masks.regions import fill_pinholes, mask_area, mask_box, mask_iou
 from clickmask.masks.rle import Rle, mask_to_rle, polygons_to_rle, rings_to_rles, rle_to_mask
 from clickmask.types import Mask, Ring, Size
 from support import drawn
+from support.growth import grows_linearly
 
 masks = npst.arrays(np.bool_, npst.array_shapes(min_dims=2, max_dims=2, max_side=14))
 drawn_masks = pytest.mark.parametrize("draw", drawn.MASKS.values(), ids=drawn.MASKS)
@@ -283,6 +284,14 @@ def test_a_clipped_ring_covers_the_same_pixels_and_stays_in_the_image(seed: int,
     assert np.array_equal(polygons_to_mask([clipped], size), polygons_to_mask([ring], size))
     assert (clipped >= 0).all()
     assert (clipped <= (17, 12)).all()
+
+
+def test_many_spikes_are_no_more_work_each_than_few() -> None:
+    def clip(count: int) -> None:
+        spikes = [(5.0, 5.0)] + [(20.0 + number % 3, number % 9) for number in range(count)]
+        assert len(clip_ring(np.array(spikes), (12, 17))) == 3
+
+    assert grows_linearly(clip, 500)
 
 
 def test_clipping_leaves_no_spike_along_the_edge() -> None:

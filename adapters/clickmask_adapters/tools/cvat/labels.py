@@ -26,13 +26,14 @@ from clickmask.labels.submissions import (
 from clickmask.masks.regions import mask_area
 from clickmask.masks.rle import mask_to_rle
 from clickmask.types import Size
-from clickmask_adapters.tools._json import Json, as_id, as_object
+from clickmask_adapters.tools._json import Json, as_id, as_object, as_size, text_of
 from clickmask_adapters.tools.cvat.mask_points import points_to_mask
 
 log = logging.getLogger(__name__)
 TOOL = "cvat"
 AREAS = frozenset({"mask", "polygon", "rectangle", "ellipse"})
 MAX_COORDINATE_PX = 1e9  # beyond any image that is decoded
+MAX_FRAMES = 10**6  # of a job: nine hours of video
 COUNTED_JOBS = frozenset({None, "annotation", "ground_truth"})  # a consensus replica is not a result yet
 # Only webhooks of an organization tell of a deleted project.
 DELETED = {"job": AnnotationDeleted, "task": TaskDeleted, "project": ProjectDeleted}
@@ -71,7 +72,7 @@ class Frame:
 
 def readable(content: JobContent) -> Sequence[Submission | Unreadable]:
     """The submissions of a job. An unreadable job is one Unreadable, and does not keep the others out."""
-    name = f"job {str(content.job.get('id'))[:40]}"
+    name = f"job {text_of(content.job.get('id'))[:40]}"
     try:
         return submissions(content)
     except InvalidRequest as error:
@@ -97,7 +98,8 @@ def submissions(content: JobContent) -> list[Submission | Unreadable]:
     if not judged or job.get("type") not in COUNTED_JOBS or job.get("dimension") == "3d":
         return []
     names = {label["id"]: str(label["name"]) for label in content.labels}
-    shapes, incomplete = _shapes(content.annotations, job["stop_frame"])
+    first, last = _range(job)
+    shapes, incomplete = _shapes(content.annotations, first, last)
     updated_at = timestamp(job)
     found: list[Submission | Unreadable] = []
     for frame in frames(content):
@@ -141,14 +143,13 @@ def frame_address(job: int, frame: int) -> str:
 
 def frames(content: JobContent) -> Iterator[Frame]:
     """The frames of the job, which may have gaps. A video is described once for all its frames."""
-    job, meta = content.job, content.meta
-    first, last = job["start_frame"], job["stop_frame"]
+    (first, last), meta = _range(job := content.job), content.meta
     described = meta["frames"]
     of_video = job.get("media_type") == "video" or (len(described) == 1 and last > first)
     numbers = set(range(first, last + 1))
     if (included := meta.get("included_frames")) is not None:
         # CVAT numbers these in the uploaded data, before its step.
-        stepped = re.search(r"step=(\d+)", meta.get("frame_filter") or "")
+        stepped = re.search(r"step=([0-9]{1,9})", meta.get("frame_filter") or "")
         step = int(stepped[1]) if stepped else 1
         numbers &= {first + (number - meta["start_frame"]) // step for number in included}
     deleted: set[int] = set(meta.get("deleted_frames") or ())
@@ -157,13 +158,22 @@ def frames(content: JobContent) -> Iterator[Frame]:
         path = PurePosixPath(about["name"])
         name = f"{path.stem}-{number:06d}.png" if of_video else path.name
         known_as = f"frame_{number:06d}.png" if of_video else about["name"]
-        yield Frame(number, name, known_as, (about["height"], about["width"]), number in deleted, of_video)
+        size = as_size(about["height"], about["width"])
+        yield Frame(number, name, known_as, size, number in deleted, of_video)
 
 
-def _shapes(annotations: Json, last: int) -> tuple[dict[int, list[Json]], set[int]]:
+def _range(job: Json) -> tuple[int, int]:
+    """The numbers of the job's first and last frame. Raises InvalidRequest."""
+    first, last = (as_id(job.get(name), f"the {name} of a job") for name in ("start_frame", "stop_frame"))
+    if not -1 <= last - first < MAX_FRAMES:
+        raise InvalidRequest(f"a job has frames from {first} to {last}: at most {MAX_FRAMES} are read")
+    return first, last
+
+
+def _shapes(annotations: Json, first: int, last: int) -> tuple[dict[int, list[Json]], set[int]]:
     """Shapes and keyframes by frame, and the frames on which a track is visible without a keyframe."""
     found: defaultdict[int, list[Json]] = defaultdict(list)
-    incomplete: set[int] = set()
+    spans: list[tuple[int, int]] = []  # frames without a keyframe: the first, and the one after the last
     for shape in annotations.get("shapes") or ():
         found[shape["frame"]].append({**shape, "id": str(shape["id"])})
     for track in annotations.get("tracks") or ():
@@ -178,7 +188,12 @@ def _shapes(annotations: Json, last: int) -> tuple[dict[int, list[Json]], set[in
             found[keyframe["frame"]].append({**keyframe, **named})
             if keyframe["type"] not in AREAS:
                 continue
-            incomplete.update(range(keyframe["frame"] + 1, after["frame"] if after else last + 1))
+            spans.append((keyframe["frame"] + 1, after["frame"] if after else last + 1))
+    incomplete: set[int] = set()
+    unseen = first  # spans may cover each other: each frame is added once
+    for start, end in sorted(spans):
+        incomplete.update(range(max(start, unseen), min(end, last + 1)))
+        unseen = max(unseen, end)
     return found, incomplete
 
 
@@ -207,15 +222,16 @@ def _regions(
         alone = not shape.get("group") or kind not in ("polygon", "mask")
         key = shape["id"] if alone else (shape["group"], shape["label_id"])
         objects.setdefault(key, []).append((shape, drawn))
-    regions = [
-        Region(
-            parts[0][0]["id"],
-            names[parts[0][0]["label_id"]],
-            joined([drawn for _, drawn in parts], size),
-            layer=max(shape.get("z_order") or 0 for shape, _ in parts),
-        )
-        for parts in objects.values()
-    ]
+    regions: list[Region] = []
+    for parts in objects.values():
+        named, layer = parts[0][0], max(shape.get("z_order") or 0 for shape, _ in parts)
+        try:
+            whole = joined([drawn for _, drawn in parts], size)
+        except ValueError as error:
+            left_out[f"damaged {named['type']}"] += len(parts)
+            damaged.append(f"{named['type']} {named['id']} is damaged and left out: {error}")
+            continue
+        regions.append(Region(named["id"], names[named["label_id"]], whole, layer=layer))
     return regions, dict(left_out), damaged
 
 
@@ -266,7 +282,7 @@ def is_rejected(job: Json) -> bool:
 
 def meaning(event: Json) -> JobJudged | Deleted | None:
     """The effect of an event on accepted labels, None if there is none. Raises InvalidRequest."""
-    match str(event.get("event")).split(":"):
+    match text_of(event.get("event"))[:80].split(":"):
         case ["update", "job"]:
             job = as_object(event.get("job"), "the job of the event")
             changed = event.get("changes") or event.get("before_update")
@@ -285,5 +301,6 @@ def timestamp(row: Json) -> float:
     """Time of a row's last update, in seconds since 1970. Raises InvalidRequest if there is none."""
     try:
         return datetime.fromisoformat(row["updated_date"]).timestamp()
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidRequest(f"CVAT does not say when it was updated: {row.get('updated_date')!r}") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        written = text_of(row.get("updated_date"))[:40]
+        raise InvalidRequest(f"CVAT does not say when it was updated: {written!r}") from error

@@ -274,6 +274,37 @@ def test_a_keyframe_is_not_taken_for_the_shape_of_its_number(cvat: CvatServer) -
     assert len({region.id for region in submission.regions}) == 2
 
 
+def test_tracks_that_cover_each_other_hide_each_frame_once(cvat: CvatServer) -> None:
+    cvat.add_job(3, frames=[picture(shade) for shade in range(6)])
+    for keyframes in ((0, 3), (1, 2), (1, 10**15), (-(10**15), 0)):
+        cvat.draw_track(3, [{"frame": frame, "points": [1.0, 1.0, 9.0, 9.0]} for frame in keyframes])
+    cvat.draw_track(3, [{"frame": 0, "points": [1.0, 1.0, 9.0, 9.0]}, {"frame": 5, "points": [1.0] * 4}])
+    assert [submission.skipped for submission in accepted(cvat, 3)] == [False] + [True] * 5
+
+
+@pytest.mark.parametrize("changes", [{"stop_frame": 10**15}, {"start_frame": "0"}, {"stop_frame": None}])
+def test_a_job_of_more_frames_than_anybody_annotates_is_unreadable(
+    cvat: CvatServer, changes: dict[str, Any]
+) -> None:
+    cvat.add_job(3)
+    cvat.complete(3)
+    cvat.jobs[3] |= changes
+    (unreadable,) = readable(content(cvat, 3))
+    assert "frames from 0 to" in str(unreadable) or "_frame of a job" in str(unreadable)
+
+
+def test_parts_that_cannot_be_joined_are_damaged_and_keep_no_other_out(cvat: CvatServer) -> None:
+    cvat.add_job(3, frames=[picture(size=(4000, 4000))])
+    zigzag = [float(value) for n in range(600) for value in (n % 7, 4000 * (n % 2))]
+    for points in (zigzag, [1.0, 1.0, 9.0, 1.0, 9.0, 9.0]):
+        cvat.draw(3, "polygon", points, group=4)
+    good = cvat.draw(3, "rectangle", [1, 1, 9, 9])
+    cvat.complete(3)
+    found, damaged = readable(content(cvat, 3))
+    assert isinstance(found, Submission) and "cross 2400000 rows" in str(damaged)
+    assert [region.id for region in found.regions] == [str(good["id"])]
+
+
 def test_tracks_of_points_hide_no_frame(cvat: CvatServer) -> None:
     cvat.add_job(3, frames=[picture(), picture(80)])
     cvat.draw_track(3, [{"frame": 0, "points": [1.0, 1.0], "type": "points"}])
