@@ -5,6 +5,7 @@ Format: cocodataset.org, "Data format", object detection (read 2026): polygons a
 
 import json
 import random
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,16 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from pycocotools import mask as coco
+import numpy as np
 
 from clickmask.errors import InvalidRequest
+from clickmask.images.decode import DEFAULT_LIMITS
 from clickmask.masks.regions import mask_area
-from clickmask.masks.rle import Rle, as_rle, rings_to_rle, rle_to_mask
+from clickmask.masks.rle import Rle, as_rle, rings_to_rle, rle_to_mask, runs_to_counts
 from clickmask.types import Mask, Size
 
 Row = Mapping[str, Any]  # an entry of the file's images or annotations
+MAX_PIXELS = DEFAULT_LIMITS.max_pixels  # of a picture, by what the file says of it
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def sample_objects(dataset: Path, most: int | None = None, seed: int = 0, smalle
             break
         try:
             found = _object(annotation, images, categories, pictures, smallest)
-        except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, OSError):
             found = "damaged"
         if isinstance(found, str):
             left_out[found] += 1
@@ -87,7 +90,8 @@ def sample_objects(dataset: Path, most: int | None = None, seed: int = 0, smalle
 
 def _rows(content: Row, name: str) -> list[Row]:
     """The rows of a section that have a number; damaged ones have none."""
-    found = cast("list[object]", content.get(name) or [])
+    section = content.get(name)
+    found = cast("list[object]", section) if isinstance(section, list) else []
     rows = [cast("Row", row) for row in found if isinstance(row, dict)]
     return [row for row in rows if isinstance(row.get("id"), int | str)]
 
@@ -117,15 +121,23 @@ def _object(
 
 def _rle(segmentation: object, height: int, width: int) -> Rle | None:
     """An RLE of this size, or one of polygons united as pycocotools draws them; None for anything else."""
+    if not 0 < height * width <= MAX_PIXELS:
+        raise ValueError(f"an image of {width}x{height} pixels")
     if isinstance(segmentation, list):
-        rings: Any = [ring for ring in cast("list[Any]", segmentation) if len(ring) >= 6]
+        # pycocotools would read the memory behind a list of empty lists.
+        rings = [list(array("d", ring)) for ring in cast("list[Any]", segmentation) if len(ring) >= 6]
         return rings_to_rle(rings, (height, width)) if rings else None
     if not isinstance(segmentation, dict):
         return None
     given = cast("Any", segmentation)
     if list(given.get("size", ())) != [height, width]:
         return None
-    return as_rle(coco.frPyObjects(given, height, width) if isinstance(given["counts"], list) else given)
+    if not isinstance(given["counts"], list):
+        return as_rle(given)
+    runs = np.array(array("q", cast("list[int]", given["counts"])))
+    if not len(runs) or runs.min() < 0 or runs.max() > height * width or runs.sum() != height * width:
+        raise ValueError("runs that do not fit their size")
+    return Rle(size=[height, width], counts=runs_to_counts(runs))
 
 
 def _annotation_file(dataset: Path) -> Path:
@@ -150,7 +162,7 @@ def _read(path: Path) -> Row | None:
     """The content of a COCO instances file; None for any other file."""
     try:
         content: Any = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     match content:
         case {"images": list(), "annotations": list()}:

@@ -15,6 +15,7 @@ from clickmask.types import Box, Mask, Ring, Size
 
 Bytes = NDArray[np.uint8]
 Indices = NDArray[np.int64]
+MAX_WALKED_PX = 2**22  # along the edges of a polygon for pycocotools, at 40 bytes each
 
 
 class Rle(TypedDict):
@@ -108,7 +109,13 @@ def unite(rles: Sequence[Rle]) -> Rle:
 
 
 def rings_to_rle(rings: Sequence[Sequence[float]], size: Size) -> Rle:
-    """The union of polygons, each x, y, x, y ..., filled by pycocotools, which rounds vertices."""
+    """The union of polygons, each x, y, x, y ..., filled by pycocotools, which rounds vertices. Raises
+    ValueError if that would take too long: it walks along each edge, however far outside it is."""
+    for ring in rings:
+        corners = np.array(ring[: len(ring) // 2 * 2], np.float64).reshape(-1, 2)
+        walked = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1, initial=0).sum()
+        if not (walked <= MAX_WALKED_PX and np.abs(corners).max(initial=0) <= MAX_WALKED_PX):
+            raise ValueError(f"a polygon with edges of {walked:.3g} pixels together, or too far outside")
     return as_rle(coco.merge(cast("Any", coco).frPyObjects(list(rings), *size)))
 
 

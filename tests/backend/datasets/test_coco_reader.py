@@ -77,12 +77,32 @@ def test_crowds_specks_and_what_has_no_outline_are_left_out_and_said(tmp_path: P
         lambda content: content["annotations"].insert(0, "text"),
         lambda content: content["images"][0].update(height=None),
         lambda content: content["images"][0].pop("file_name"),
+        lambda content: content["images"][0].update(file_name="x" * 5000),
+        lambda content: content["images"][0].update(height=10**9, width=10**9),
+        lambda content: content["images"][0].update(height="9" * 5000),
+        *(
+            lambda content, bad=bad: content["annotations"][0].update(segmentation=bad)
+            for bad in (
+                [[[], [], [], [], [], []]],  # pycocotools would read the memory behind it
+                [[0, 0, 1e9, 0, 1e9, 1e9]],  # and walk along each edge
+                [[0, 0, float("nan"), 0, 9, 9]],
+                [[0, 0, 10**400, 0, 9, 9]],
+                ["0, 0, 9, 9"],
+                {"size": list(SIZE), "counts": [-1, SIZE[0] * SIZE[1] + 1]},
+                {"size": list(SIZE), "counts": [2**70]},
+                {"size": list(SIZE), "counts": ["x"]},
+                {"size": list(SIZE), "counts": []},
+                {"size": list(SIZE), "counts": "\u00e9"},
+                {"size": list(SIZE)},
+                {"size": 5},
+            )
+        ),
     ],
 )
 def test_damaged_rows_are_left_out_and_said(tmp_path: Path, damage: Callable[[Any], object]) -> None:
     path = one_picture(tmp_path, {"segmentation": SQUARE}, {"segmentation": SQUARE})
     content = json.loads(path.read_text())
-    content["categories"] = None
+    content["categories"] = 5
     content["images"].append({**content["images"][0], "id": 2})
     content["annotations"][1]["image_id"] = 2
     damage(content)
@@ -163,6 +183,9 @@ def test_what_is_no_dataset_is_refused_in_a_sentence(tmp_path: Path) -> None:
         sample_objects(tmp_path / "nowhere")
     with pytest.raises(InvalidRequest, match="has no COCO annotation file"):
         sample_objects(tmp_path)
+    (tmp_path / "a.json").write_text("[" * 10**5)
+    with pytest.raises(InvalidRequest, match=r"a\.json is no COCO annotation file"):
+        sample_objects(tmp_path / "a.json")
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(InvalidRequest, match=r"a\.json is no COCO annotation file"):
         sample_objects(tmp_path / "a.json")
