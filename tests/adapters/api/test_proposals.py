@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from clickmask.masks.polygons import polygons_to_mask
 from clickmask.masks.regions import mask_iou
@@ -231,6 +232,22 @@ def test_no_json_is_an_internal_error(client: TestClient, image: Any, prompt: An
         more,
     ):
         assert client.post("/v1/proposals", json=body).status_code in {200, 400, 403, 404, 422}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompt": {"foreground": [[]] * 50_000}},
+        {"prompt": {"background": [["x", "y"]] * 50_000}},
+        {"prompt": {}, "want": ["x"] * 50_000},
+        {"prompt": {f"a{number}": 1 for number in range(50_000)}},
+        {"prompt": {}, **{f"a{number}": 1 for number in range(50_000)}},
+    ],
+)
+def test_what_is_wrong_many_times_is_one_error(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        proposals.ProposalsIn.model_validate({"image": {"data": ""}, **wrong})
+    assert refused.value.error_count() == 1
 
 
 def test_segmenters_and_the_default_are_listed(client: TestClient) -> None:
