@@ -24,6 +24,7 @@ MAX_RETRIES = 5
 BACKOFF_S = 0.5  # the first retry comes at once, then 1, 2, 4, 8 s, unless Retry-After says more
 MAX_ANSWER_BYTES = 2**30  # 50 tasks with 20 annotations of 100 kB each are 100 MB
 MAX_REASON_CHARS = 4000  # of the tool's own words in an error; a chain of causes has its reason at the end
+MAX_REASON_DEPTH = 10  # of a reason in lists and objects
 MARKUP = re.compile(
     r"</?[a-z][a-z0-9]*(\s[^<>=]+=[^<>]*)?/?>", re.IGNORECASE
 )  # tags, but no `<object at 0x1f>`
@@ -227,8 +228,12 @@ def _reason(answer: BaseHTTPResponse, content: bytes) -> str:
     return MARKUP.sub("", _joined(said))[:MAX_REASON_CHARS] or "no reason given"
 
 
-def _joined(said: object) -> str:
+def _joined(said: object, depth: int = 0) -> str:
+    if depth > MAX_REASON_DEPTH:
+        return "..."
     if isinstance(said, dict):
         fields = cast("dict[str, object]", said)
-        return "; ".join(f"{name}: {_joined(words)}" for name, words in fields.items())
-    return ", ".join(map(_joined, cast("list[object]", said))) if isinstance(said, list) else str(said)
+        return "; ".join(f"{name}: {_joined(words, depth + 1)}" for name, words in fields.items())
+    if isinstance(said, list):
+        return ", ".join(_joined(each, depth + 1) for each in cast("list[object]", said))
+    return str(said)

@@ -271,7 +271,7 @@ def _offer(response: requests.Response) -> tuple[int, int | None, str]:
         raise NotReady(f"{urlsplit(response.url).hostname} answered {status}: {advice}")
     start, total = 0, headers.get("Content-Length", "")
     if status != 200:
-        part = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
+        part = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d+|\*)", headers.get("Content-Range", ""))
         start, total = (int(part[1]), part[2]) if part else (-1, "")
     etag = headers.get("ETag", "")
     # A weak ETag may not be sent back in If-Range (RFC 9110, 13.1.5).

@@ -355,6 +355,7 @@ REFUSALS: list[tuple[int, str, object, str]] = [
         ["x" * 300, "<Pool object at 0x1f>: <a href='#'>refused"],
         "x, <Pool object at 0x1f>: refused",
     ),
+    (400, "application/json", b"[" * 900 + b"]" * 900, "400: "),  # deeper than Python follows
     (503, "text/plain", b"y" * 1000 + b"Connection refused", "yConnection refused"),
     (503, "text/plain", b"HTTPConnectionPool(host='nuclio', port=8070)", "503: HTTPConnectionPool"),
     (500, "text/html", b"<html>a page of Django's</html>", "500: Internal Server Error"),

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 
 from clickmask import plugins, segmenters
 from clickmask.errors import NotFound, NotReady
+from clickmask.inference import weights as weights_module
 from clickmask.inference.weights import WeightsFolder
 from clickmask.plugins import Checkpoint
 
@@ -442,3 +444,10 @@ def test_names_without_weights_are_refused_with_those_that_have_them(weights: We
     for call in (weights.verify, weights.fetch):
         with pytest.raises(NotFound, match="known: fake:small"):
             call("grabcut")
+
+
+def test_a_range_of_more_digits_than_any_file_needs_is_none() -> None:
+    response = requests.Response()
+    response.status_code = 206
+    response.headers["Content-Range"] = f"bytes {'9' * 5000}-1/{'9' * 5000}"
+    assert weights_module._offer(response) == (-1, None, "")
