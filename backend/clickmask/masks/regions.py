@@ -31,21 +31,18 @@ def mask_iou(a: Mask, b: Mask) -> float:
     return cv2.countNonZero(cv2.bitwise_and(as_bytes(a), as_bytes(b))) / union if union else 1.0
 
 
-def mask_to_parts(mask: Mask) -> list[Mask]:
-    """The connected parts of the mask, largest first, each a mask of the whole image."""
-    labels, areas = _label(as_bytes(mask), connectivity=4)
-    return [labels == 1 + part for part in np.argsort(-areas[1:], kind="stable")]
-
-
-def remove_specks(mask: Mask, min_area: int) -> Mask:
-    """A copy without the parts of fewer than `min_area` pixels."""
-    kept = mask.copy()
+def keep_parts(mask: Mask, min_share: float = 0.0, most: int | None = None) -> Mask:
+    """A copy without the connected parts of less than `min_share` of the mask's area, and of the others at most
+    `most`, the largest. The largest part always stays."""
+    kept = np.zeros_like(mask)
     inside = box_slices(mask)
     labels, areas = _label(as_bytes(mask[inside]), connectivity=4)
-    small = areas < min_area
-    small[0] = False  # the background
-    if small.any():
-        kept[inside] &= ~small[labels]
+    parts = areas[1:]  # without the background
+    order = np.argsort(-parts, kind="stable")[:most]
+    large = np.zeros(len(areas), bool)
+    large[1 + order] = parts[order] >= min_share * parts.sum()
+    large[1 + order[:1]] = True
+    kept[inside] = large[labels]
     return kept
 
 

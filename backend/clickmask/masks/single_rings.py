@@ -1,14 +1,13 @@
 """Masks as single rings, for formats without holes and parts such as Label Studio's polygons. Bridges of no
 width (a line there and back) join the rings. Pure."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from clickmask.masks.polygons import group_rings, polygons_to_mask, row_crossings
-from clickmask.masks.regions import mask_area, mask_iou, mask_to_parts, remove_specks
+from clickmask.masks.regions import keep_parts, mask_area, mask_iou
 from clickmask.masks.simplify import simplify_mask
 from clickmask.types import Mask, Ring
 
@@ -27,14 +26,11 @@ class SingleRings:
 def mask_to_single_rings(mask: Mask, min_iou: float) -> SingleRings:
     """One ring per part of at least 1 % of the mask's area, holes joined, with as few points as `min_iou`
     allows. `iou` compares the filled rings with `mask`, which must not be empty."""
-    area = mask_area(mask)
-    kept = remove_specks(mask, math.ceil(MIN_PART_SHARE * area))
-    if not kept.any():  # more than a hundred crumbs
-        kept = mask_to_parts(mask)[0]
+    kept = keep_parts(mask, MIN_PART_SHARE)
     rings = [join_holes(*part) for part in group_rings(simplify_mask(kept, min_iou).rings)]
     height, width = mask.shape
     drawn = polygons_to_mask(rings, (height, width))
-    return SingleRings(rings, mask_iou(drawn, mask), area - mask_area(kept))
+    return SingleRings(rings, mask_iou(drawn, mask), mask_area(mask) - mask_area(kept))
 
 
 def join_holes(outer: Ring, holes: Sequence[Ring]) -> Ring:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from clickmask.masks.polygons import clip_ring, group_rings, mask_to_polygons, polygons_to_mask, ring_area
-from clickmask.masks.regions import fill_pinholes, mask_area, mask_box, mask_iou, mask_to_parts, remove_specks
+from clickmask.masks.regions import fill_pinholes, keep_parts, mask_area, mask_box, mask_iou
 from clickmask.masks.rle import Rle, mask_to_rle, polygons_to_rle, rings_to_rles, rle_to_mask
 from clickmask.types import Mask, Ring, Size
 from support import drawn
@@ -115,7 +115,8 @@ def test_the_whole_image_has_the_outline_of_the_image() -> None:
 
 
 def test_an_empty_mask_has_no_rings_no_box_and_no_parts() -> None:
-    assert mask_to_polygons(drawn.empty()) == mask_to_parts(drawn.empty()) == group_rings([]) == []
+    assert mask_to_polygons(drawn.empty()) == group_rings([]) == []
+    assert not keep_parts(drawn.empty()).any()
     assert mask_box(drawn.empty()) is None
     assert not polygons_to_mask([], (3, 4)).any()
 
@@ -215,21 +216,22 @@ def test_iou_is_the_ratio_of_the_areas() -> None:
         mask_iou(a, drawn.disc())
 
 
-@given(masks)
-def test_parts_come_largest_first_and_make_up_the_mask(mask: Mask) -> None:
-    parts = mask_to_parts(mask)
-    assert np.array_equal(np.sum([np.zeros(mask.shape, int), *parts], axis=0), mask)
-    areas = [int(part.sum()) for part in parts]
-    assert areas == sorted(areas, reverse=True)
-    assert all(cv2.connectedComponents(part.view(np.uint8), connectivity=4)[0] == 2 for part in parts)
+def parts_of(mask: Mask) -> list[Mask]:
+    """The connected parts, largest first."""
+    count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=4)
+    return sorted((labels == label for label in range(1, count)), key=lambda part: -part.sum())
 
 
-@given(masks, st.integers(0, 8))
-def test_specks_go_and_all_else_stays(mask: Mask, min_area: int) -> None:
+@given(masks, st.floats(0, 1), st.none() | st.integers(1, 5))
+def test_the_larger_parts_stay_and_all_others_go(mask: Mask, min_share: float, most: int | None) -> None:
     before = mask.copy()
-    kept = [part for part in mask_to_parts(mask) if part.sum() >= min_area]
-    assert np.array_equal(remove_specks(mask, min_area), np.any([np.zeros_like(mask), *kept], axis=0))
+    kept = keep_parts(mask, min_share, most)
     assert np.array_equal(mask, before)
+    parts = parts_of(mask)
+    large = [part for part in parts if part.sum() >= min_share * mask.sum()] or parts[:1]
+    stayed, went = parts_of(kept), parts_of(mask & ~kept)
+    assert [part.sum() for part in stayed] == [part.sum() for part in large[:most]]
+    assert {part.tobytes() for part in stayed + went} == {part.tobytes() for part in parts}
 
 
 @given(masks, st.integers(0, 8))
@@ -267,7 +269,7 @@ def test_grouped_rings_are_the_parts_of_the_mask(mask: Mask) -> None:
         polygons_to_mask([outer, *holes], mask.shape) for outer, holes in group_rings(mask_to_polygons(mask))
     ]
     assert sorted(part.tobytes() for part in grouped) == sorted(
-        part.tobytes() for part in mask_to_parts(mask)
+        part.tobytes() for part in parts_of(mask)
     )
 
 
