@@ -24,6 +24,7 @@ from clickmask.ingest.apply import Ingester, LabelSource
 from clickmask.ingest.inbox import Inbox
 from clickmask.ingest.reader import InboxReader, IngestStatus
 from clickmask.labels.submissions import AcceptedLabel
+from clickmask.masks.controls import AS_IT_IS, Controls
 from clickmask.store import Project, Store, WriteTimes
 from clickmask.store.jobs import Job
 from clickmask.training.supervisor import Supervisor
@@ -88,9 +89,15 @@ class Workbench:
         return self.images.identify_base64(text)
 
     def propose(
-        self, ref: ImageRef, prompt: Prompt, segmenter: str | None = None, tool: str = "api"
+        self,
+        ref: ImageRef,
+        prompt: Prompt,
+        segmenter: str | None = None,
+        tool: str = "api",
+        controls: Controls = AS_IT_IS,
     ) -> list[Proposal]:
-        """Predictions for the prompt, best first, at least one; a mask may be empty.
+        """Predictions for the prompt, best first, at least one; a mask may be empty. `controls` change the
+        masks that are given, not those that the next click corrects.
 
         Repeating the last foreground click asks for the next candidate, which then comes first, and skipped
         ones last; see `clickmask.inference.refinement`. A proposal is remembered once its mask is read, since
@@ -110,7 +117,7 @@ class Workbench:
         took = (1000 * (encoded - started), 1000 * (decoded - encoded))
         of = (tool, identity.digest[:8], chosen.name, "kept" if was_there else "made", *took)
         log.info("%s: image %s, %s, embedding %s in %.0f ms, decoded in %.0f ms", *of)
-        return [self._proposal(identity, prompt, prediction) for prediction in predictions]
+        return [self._proposal(identity, prompt, prediction, controls) for prediction in predictions]
 
     def annotate(self, ref: ImageRef, annotator: str, tool: str = "api") -> list[tuple[str, Prediction]]:
         """Labels and predictions of all objects that the annotator finds, best first; maybe none. Takes
@@ -339,12 +346,14 @@ class Workbench:
         finally:
             self._preparations.release()
 
-    def _proposal(self, identity: ImageIdentity, prompt: Prompt, prediction: Prediction) -> Proposal:
+    def _proposal(
+        self, identity: ImageIdentity, prompt: Prompt, prediction: Prediction, controls: Controls
+    ) -> Proposal:
         id = secrets.token_urlsafe(12)  # noqa: A001 - called so everywhere
 
         def look() -> Mask:
-            mask = prediction.mask
-            self.store.remember_soon(id, identity.digest, prompt, prediction)
-            return mask
+            shown = Prediction(controls.apply(prediction.mask), prediction.score, prediction.segmenter)
+            self.store.remember_soon(id, identity.digest, prompt, shown)
+            return shown.mask
 
         return Proposal(id, identity.digest, Prediction(look, prediction.score, prediction.segmenter))

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from clickmask.errors import InvalidRequest
+from clickmask.masks.controls import MAX_SMOOTH, Controls
 from clickmask.masks.polygons import group_rings
 from clickmask.masks.regions import mask_area, mask_box
 from clickmask.masks.rle import mask_to_rle
@@ -75,6 +76,19 @@ class WantedIn(Strict):
     max_points: int | None = Field(None, ge=3, description="At most so many points, whatever the IoU")
 
 
+class ControlsIn(Strict):
+    """Wishes about the masks; without any they are the segmenter's own."""
+
+    smooth: float = Field(
+        0, ge=0, le=MAX_SMOOTH, description="Radius in pixels of the disc whose majority decides on a pixel"
+    )
+    fill_holes: int = Field(0, ge=0, description="Holes of at most so many pixels are filled")
+    min_part_share: float = Field(
+        0, ge=0, le=1, description="Parts of a smaller share of the mask's area are left out"
+    )
+    max_parts: int | None = Field(None, ge=1, description="At most so many parts, the largest")
+
+
 class ProposalsIn(WantedIn):
     model_config = _example(
         {
@@ -88,6 +102,7 @@ class ProposalsIn(WantedIn):
     image: ImageIn
     prompt: PromptIn
     segmenter: str | None = Field(None, description="A name from /v1/segmenters; null: the default")
+    controls: ControlsIn = ControlsIn()
 
 
 class AnnotationsIn(WantedIn):
@@ -209,7 +224,8 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
     def proposals(asked: ProposalsIn) -> Response:
         given = asked.prompt
         prompt = Prompt(tuple(given.foreground), tuple(given.background), given.box)
-        made = workbench.propose(asked.image.ref(), prompt, asked.segmenter)
+        controls = Controls(**asked.controls.model_dump())
+        made = workbench.propose(asked.image.ref(), prompt, asked.segmenter, controls=controls)
         first = made[0].prediction
         image = _image(made[0].digest, first.mask.shape)
         found = [{"id": each.id} | _described(each.prediction, asked, settings.min_iou) for each in made]

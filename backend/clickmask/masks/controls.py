@@ -1,4 +1,4 @@
-"""Controls of the result: what an annotator may ask of any segmenter's mask. By default it is left as it is."""
+"""Controls of the result: what an annotator may ask of any segmenter's mask. By default nothing is asked."""
 
 from dataclasses import dataclass
 
@@ -46,6 +46,9 @@ class Controls:
         return mask
 
 
+AS_IT_IS = Controls()
+
+
 def smooth_mask(mask: Mask, radius: float) -> Mask:
     """The mask in which each pixel is what most pixels of the disc of `radius` px around it are.
 
@@ -62,4 +65,3 @@ def smooth_mask(mask: Mask, radius: float) -> Mask:
         votes = cv2.filter2D(inside, cv2.CV_32F, disc, borderType=cv2.BORDER_REPLICATE)
         smooth[rows, columns] = votes > disc.sum() / 2
     return smooth
-

@@ -32,8 +32,8 @@ def mask_iou(a: Mask, b: Mask) -> float:
 
 
 def keep_parts(mask: Mask, min_share: float = 0.0, most: int | None = None) -> Mask:
-    """A copy without the connected parts of less than `min_share` of the mask's area, and of the others at most
-    `most`, the largest. The largest part always stays."""
+    """A copy with the connected parts of at least `min_share` of the mask's area, or the `most` largest of
+    these. The largest part always stays."""
     kept = np.zeros_like(mask)
     inside = box_slices(mask)
     labels, areas = _label(as_bytes(mask[inside]), connectivity=4)

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from clickmask.masks.polygons import polygons_to_mask
-from clickmask.masks.regions import mask_iou
+from clickmask.masks.regions import keep_parts, mask_iou
 from clickmask.masks.rle import rle_to_mask
+from clickmask.store import Store
 from clickmask.workbench import Workbench
 from clickmask_adapters.api import proposals, status
 from clickmask_adapters.server.failures import RecentFailures, install
@@ -293,3 +294,22 @@ def test_eight_threads_on_two_images_get_the_answers_of_one(client: TestClient) 
     with ThreadPoolExecutor(8) as pool:
         for number, answer in pool.map(ask, list(range(14)) * 4):
             assert essence(answer) == serial[number]
+
+
+def test_controls_shape_the_mask_that_is_given_and_remembered(client: TestClient, store: Store) -> None:
+    two_discs = {"foreground": [[20, 30], [60, 30]]}
+    (whole,) = propose(client, two_discs)["proposals"]
+    (one,) = propose(client, two_discs, controls={"max_parts": 1})["proposals"]
+    assert np.array_equal(rle_to_mask(one["rle"]), keep_parts(rle_to_mask(whole["rle"]), most=1))
+    assert 0 < one["area"] < whole["area"]
+    remembered = store.proposal(one["id"])
+    assert remembered is not None
+    assert np.array_equal(rle_to_mask(remembered.rle), rle_to_mask(one["rle"]))
+
+
+@pytest.mark.parametrize("wish", [{"smooth": -1}, {"max_parts": 0}, {"fill_holes": 1.5}, {"sharpen": 1}])
+def test_a_wish_that_cannot_be_is_refused(client: TestClient, wish: dict[str, Any]) -> None:
+    body = {"image": {"data": png_base64()}, "prompt": CLICK, "controls": wish}
+    answer = client.post("/v1/proposals", json=body)
+    assert answer.status_code == 422
+    assert next(iter(wish)) in answer.json()["error"]

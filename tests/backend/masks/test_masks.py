@@ -268,9 +268,7 @@ def test_grouped_rings_are_the_parts_of_the_mask(mask: Mask) -> None:
     grouped = [
         polygons_to_mask([outer, *holes], mask.shape) for outer, holes in group_rings(mask_to_polygons(mask))
     ]
-    assert sorted(part.tobytes() for part in grouped) == sorted(
-        part.tobytes() for part in parts_of(mask)
-    )
+    assert sorted(part.tobytes() for part in grouped) == sorted(part.tobytes() for part in parts_of(mask))
 
 
 def test_a_hole_outside_of_every_outer_ring_is_refused() -> None:
