@@ -17,7 +17,8 @@ from playwright.sync_api import Browser, Page, expect
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
-from clickmask.masks.regions import mask_box, mask_iou
+from clickmask.masks.controls import Controls, smooth_mask
+from clickmask.masks.regions import fill_pinholes, keep_parts, mask_box, mask_iou
 from clickmask.types import Mask, Pixels
 from support.clicking import (
     SHOWN,
@@ -240,6 +241,25 @@ def test_a_better_outline_has_more_points(page: Page) -> None:
         assert float(figure(page, "iou")) >= float(quality)
     assert sorted(counts.values()) == list(counts.values())
     assert counts["1"] > 4 * counts["0.9"]
+
+
+def test_the_mask_is_what_its_controls_ask_for(page: Page, tmp_path: Path) -> None:
+    open_sample(page, "coffee")
+    click_at(page, *CUP)
+    wait_for_outline(page)
+    own = saved_mask(page, tmp_path)
+
+    def expect_mask(expected: Mask) -> None:
+        expect(page.locator("#figure-area")).to_have_text(f"{expected.sum():,} px")
+        assert np.array_equal(saved_mask(page, tmp_path), expected)
+
+    page.select_option("#smooth", "5")
+    expect_mask(smooth_mask(own, 5))
+    page.check("#one-part")
+    page.check("#fill-holes")
+    expect_mask(Controls(smooth=5, fill_holes=own.size, max_parts=1).apply(own))
+    page.select_option("#smooth", "0")
+    expect_mask(keep_parts(fill_pinholes(own, own.size), most=1))
 
 
 def test_background_alone_asks_for_the_object(page: Page) -> None:

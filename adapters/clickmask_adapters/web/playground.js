@@ -118,6 +118,7 @@ async function propose() {
       segmenter: segmenter(),
       want: ["rle", "polygons"],
       min_iou: Number(checked("quality")),
+      controls: controls(),
     };
     const given = await photo.ask(sender(turn.signal), "/v1/proposals", body);
     if (turn === asking) showAnswer(given, performance.now() - started);
@@ -129,6 +130,15 @@ async function propose() {
     clearTimeout(slow);
     if (turn === asking) busy(false);
   }
+}
+
+/** What the person asks of any mask: an object of `controls` in /v1/proposals. */
+function controls() {
+  return {
+    smooth: Number(part("smooth").value),
+    fill_holes: part("fill-holes").checked ? photo.width * photo.height : 0,
+    max_parts: part("one-part").checked ? 1 : null,
+  };
 }
 
 function busy(waiting) {
@@ -284,7 +294,7 @@ part("close-keys").onclick = () => part("keys").close();
 for (const name of ["mask", "outline", "vertices"]) {
   part(`show-${name}`).onchange = (event) => stage.toggle(name, event.target.checked);
 }
-part("quality").addEventListener("change", () => photo && propose());
+for (const id of ["quality", "controls"]) part(id).addEventListener("change", () => photo && propose());
 part("segmenter").onchange = () => {
   if (!photo) return;
   prepare();
