@@ -7,13 +7,17 @@ of class, as many bits of length - 1 as the class says, and the run's value or a
 """
 
 import base64
+import io
 import math
+import struct
+import zlib
 from array import array
 from collections.abc import Mapping, Sequence
 from typing import cast
 
 import cv2
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 from clickmask.errors import InvalidInput, TooLarge
@@ -34,7 +38,6 @@ OPAQUE = 128  # lowest alpha of a pixel in the mask: strokes drawn in the UI hav
 DECIMALS = 9  # of a pixel: converting to percent and back changes no more than this
 MAX_PERCENT = 1e9
 PREFIX = "data:image/png;base64,"
-SIGNATURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # of a PNG, and of the chunk that begins it
 CURVE_LINES = 16  # lines that stand for a Bezier curve between two vertices
 
 
@@ -146,16 +149,16 @@ def bit_mask_to_mask(written: str, size: Size) -> Mask:
         png = read_data_uri(written)
     except (InvalidInput, TooLarge) as error:
         raise ValueError("the bit mask's base64 is damaged") from error
-    if not png.startswith(SIGNATURE):  # OpenCV would read other formats, whose size stands elsewhere
-        raise ValueError("the bit mask is no PNG")
-    # The header tells the size before anything is unpacked: PNG 1.2, 11.2.2 IHDR.
-    width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
-    if (height, width) != size:
-        raise ValueError(f"the bit mask has {width}x{height} pixels, its image {size[1]}x{size[0]}")
-    pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.shape != (*size, 4) or pixels.dtype != np.uint8:
-        raise ValueError("the bit mask is no PNG of 8 bits with alpha")
-    return pixels[..., 3] >= OPAQUE
+    try:  # by Pillow, as OpenCV would write a line to the log for each damaged one
+        with PIL.Image.open(io.BytesIO(png), formats=("PNG",)) as opened:
+            width, height = opened.size  # by the header, before anything is unpacked
+            if (height, width) != size:
+                raise ValueError(f"the bit mask has {width}x{height} pixels, its image {size[1]}x{size[0]}")
+            if opened.mode != "RGBA":
+                raise ValueError("the bit mask is no PNG with alpha")
+            return np.asarray(opened.getchannel("A")) >= OPAQUE
+    except (OSError, SyntaxError, EOFError, LookupError, struct.error, zlib.error) as error:
+        raise ValueError("the bit mask's PNG is damaged") from error
 
 
 def labels_in(value: object, kind: str) -> list[str]:
@@ -174,7 +177,8 @@ def original_size(result: Json) -> Size | None:
 
 
 def value_to_geometry(kind: str, value: Json, size: Size) -> Geometry | None:
-    """The geometry of a region; None for an open vector. Raises ValueError, TypeError or LookupError."""
+    """The geometry of a region; None for an open vector. Raises ValueError, TypeError, LookupError or
+    AttributeError."""
     if kind == "vector" and not value.get("closed"):
         return None
     if kind == "brush":
