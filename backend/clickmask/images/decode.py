@@ -5,6 +5,7 @@ import importlib
 import io
 import re
 import struct
+import warnings
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from clickmask.types import Image, Pixels
 # Pillow's own cap only warns up to twice its value, through filters that all threads share. `decode_image`
 # has a stricter one.
 PIL.Image.MAX_IMAGE_PIXELS = None
+# Damaged tags are warned of each with its number, which would fill the log; pixels are judged below.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # everywhere; `readable_formats` are those here
 
 # Endings of file names by format, the usual one first. Readers of datasets pass over files with other ones.
