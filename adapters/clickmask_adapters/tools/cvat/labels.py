@@ -97,10 +97,10 @@ def submissions(content: JobContent) -> list[Submission | Unreadable]:
     judged = is_accepted(job) or is_rejected(job)
     if not judged or job.get("type") not in COUNTED_JOBS or job.get("dimension") == "3d":
         return []
-    names = {label["id"]: str(label["name"]) for label in content.labels}
+    names = {label["id"]: text_of(label["name"]) for label in content.labels}
     first, last = _range(job)
     shapes, incomplete = _shapes(content.annotations, first, last)
-    updated_at = timestamp(job)
+    number, updated_at = as_id(job.get("id"), "the id of a job"), timestamp(job)
     found: list[Submission | Unreadable] = []
     for frame in frames(content):
         drawn = shapes[frame.number]
@@ -111,14 +111,14 @@ def submissions(content: JobContent) -> list[Submission | Unreadable]:
             Submission(
                 tool=TOOL,
                 project=project_of(job),
-                task=str(job["task_id"]),
-                annotation=str(job["id"]),
-                address=frame_address(job["id"], frame.number),
+                task=text_of(job["task_id"]),
+                annotation=str(number),
+                address=frame_address(number, frame.number),
                 name=frame.name,
                 size=frame.size,
                 regions=tuple(regions),
                 updated_at=updated_at,
-                author=job["assignee"]["username"] if job.get("assignee") else "",
+                author=text_of(job["assignee"]["username"]) if job.get("assignee") else "",
                 item=frame.number,
                 ground_truth=job.get("type") == "ground_truth",
                 skipped=skipped,
@@ -126,14 +126,14 @@ def submissions(content: JobContent) -> list[Submission | Unreadable]:
                 known_as=frame.known_as,
             )
         )
-        found += (Unreadable(f"job {job['id']}, frame {frame.number}: {reason}") for reason in damaged)
+        found += (Unreadable(f"job {number}, frame {frame.number}: {reason}") for reason in damaged)
     return found
 
 
 def project_of(row: Json) -> str:
     """The project of a job or task; `task-<id>` if it has none."""
     project = row.get("project_id")
-    return str(project) if project is not None else f"task-{row.get('task_id', row.get('id'))}"
+    return text_of(project) if project is not None else f"task-{text_of(row.get('task_id', row.get('id')))}"
 
 
 def frame_address(job: int, frame: int) -> str:
@@ -175,14 +175,14 @@ def _shapes(annotations: Json, first: int, last: int) -> tuple[dict[int, list[Js
     found: defaultdict[int, list[Json]] = defaultdict(list)
     spans: list[tuple[int, int]] = []  # frames without a keyframe: the first, and the one after the last
     for shape in annotations.get("shapes") or ():
-        found[shape["frame"]].append({**shape, "id": str(shape["id"])})
+        found[shape["frame"]].append({**shape, "id": text_of(shape["id"])})
     for track in annotations.get("tracks") or ():
         keyframes: list[Json] = sorted(track.get("shapes") or (), key=lambda shape: shape["frame"])
         for keyframe, after in zip_longest(keyframes, keyframes[1:]):
             if keyframe.get("outside"):
                 continue
             # Keyframes and shapes are numbered separately, so their numbers may collide.
-            named = {"id": f"track-{keyframe['id']}"} | {
+            named = {"id": f"track-{text_of(keyframe['id'])}"} | {
                 name: track.get(name) for name in ("label_id", "group")
             }
             found[keyframe["frame"]].append({**keyframe, **named})
@@ -207,7 +207,7 @@ def _regions(
     left_out, damaged = Counter[str](), list[str]()
     objects: dict[object, list[tuple[Json, Geometry]]] = {}
     for shape in sorted(shapes, key=lambda shape: shape.get("z_order") or 0):
-        kind = str(shape["type"])
+        kind = text_of(shape["type"])
         if kind not in AREAS:
             left_out[kind] += 1
             continue

@@ -293,6 +293,18 @@ def test_a_job_of_more_frames_than_anybody_annotates_is_unreadable(
     assert "frames from 0 to" in str(unreadable) or "_frame of a job" in str(unreadable)
 
 
+def test_values_nested_too_deeply_to_be_written_down_are_named_by_their_kind(cvat: CvatServer) -> None:
+    deep: list[Any] = []
+    for _ in range(1020):
+        deep = [deep]
+    cvat.add_job(3)
+    cvat.complete(3)
+    drawn = cvat.draw(3, "rectangle", [1, 1, 9, 9])
+    for member in ("id", "type"):
+        cvat.annotations[3]["shapes"] = [{**drawn, member: deep}]
+        assert "RecursionError" not in str(readable(content(cvat, 3)))
+
+
 def test_parts_that_cannot_be_joined_are_damaged_and_keep_no_other_out(cvat: CvatServer) -> None:
     cvat.add_job(3, frames=[picture(size=(4000, 4000))])
     zigzag = [float(value) for n in range(600) for value in (n % 7, 4000 * (n % 2))]
