@@ -6,8 +6,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-
 from clickmask.datasets.snapshot import assign_image
 from clickmask.errors import (
     ClickmaskError,
@@ -32,7 +30,7 @@ from clickmask.labels.submissions import (
     Unsized,
     submission_of,
 )
-from clickmask.masks.rle import Rle, rle_area, rle_to_mask
+from clickmask.masks.rle import Rle, rle_area, rle_overlap
 from clickmask.store import Store
 from clickmask.types import ImageRef, Pixels
 
@@ -169,10 +167,9 @@ class Ingester:
         found: list[tuple[Region, Rle]] = []
         for region, rle in drawn:
             brush = None if isinstance(region.geometry, Brush) else brushes.get(region.proposal)
-            if region.proposal and brush:
-                inside = np.count_nonzero(rle_to_mask(rle) & rle_to_mask(brush))
-                if inside > (REPEATED / 2 if region.proposal in known else REPEATED) * rle_area(rle):
-                    continue
+            share = REPEATED / 2 if region.proposal in known else REPEATED
+            if region.proposal and brush and rle_overlap(rle, brush) > share * rle_area(rle):
+                continue
             found.append((region if region.proposal in known else replace(region, proposal=None), rle))
         return found
 

@@ -97,10 +97,16 @@ def rle_iou(one: Rle, other: Rle) -> float:
     return float(cast("Any", coco).iou([_as_bytes(one)], [_as_bytes(other)], [0])[0, 0])
 
 
-def rle_ious(rles: Sequence[Rle]) -> NDArray[np.float64]:
-    """(n, n) pairwise IoUs of masks of the same size."""
-    written = [_as_bytes(rle) for rle in rles]
-    return cast("Any", coco).iou(written, written, [0] * len(written))
+def rle_ious(ones: Sequence[Rle], others: Sequence[Rle]) -> NDArray[np.float64]:
+    """(n, m) IoUs of masks of the same size, each of `ones` with each of `others`."""
+    first, second = ([_as_bytes(rle) for rle in rles] for rles in (ones, others))
+    return cast("Any", coco).iou(first, second, [0] * len(second))
+
+
+def rle_overlap(one: Rle, other: Rle) -> int:
+    """Number of pixels in both masks, which have the same size."""
+    both = cast("Any", coco).merge([_as_bytes(one), _as_bytes(other)], intersect=True)
+    return int(cast("Any", coco).area(both))
 
 
 def unite(rles: Sequence[Rle]) -> Rle:

@@ -2,9 +2,9 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ Kind = Literal["empty", "sliver", "outside", "duplicate", "absent", "quarantined
 
 SMALL, LARGE = 32**2, 96**2  # pixels; COCO's bounds of small, medium and large objects
 DUPLICATE_IOU = 0.9  # between two labels of one category
+MAX_COMPARED = 2**22  # characters of run lengths, that pycocotools compares at once with one label
 MAX_OVERHANG_PX = 1.0  # by which a geometry may leave its image
 
 
@@ -138,21 +139,28 @@ def find_flaws(dataset: Dataset) -> Iterator[Flaw]:
                 if beyond > MAX_OVERHANG_PX:
                     what = f"goes {beyond:.0f} pixels beyond the {width}x{height} image"
                     yield _flaw(sample, label, "outside", what)
-        filled = [label for label in sample.labels if rle_area(label.rle)]
-        if len(filled) < 2:
-            continue
-        ious = rle_ious([label.rle for label in filled])
-        for a, b in cast("list[tuple[int, int]]", np.argwhere(np.triu(ious >= DUPLICATE_IOU, 1)).tolist()):
-            one, other = filled[a], filled[b]
-            if one.category == other.category:
-                what = f"is there twice, as region {one.key.region} of task {one.key.task} too"
-                yield _flaw(sample, other, "duplicate", what)
+        for one, other in _duplicates([label for label in sample.labels if rle_area(label.rle)]):
+            what = f"is there twice, as region {one.key.region} of task {one.key.task} too"
+            yield _flaw(sample, other, "duplicate", what)
     if not dataset.too_few:
         labels = {side: [label for each in dataset.split(side) for label in each.labels] for side in SIDES}
         seen = {side: {label.category for label in labels[side]} for side in SIDES}
         for category in dataset.categories:
             if lacking := [side for side in SIDES if category not in seen[side]]:
                 yield Flaw("absent", f"{category} has no label on: {', '.join(lacking)}", "", None)
+
+
+def _duplicates(labels: Sequence[AcceptedLabel]) -> Iterator[tuple[AcceptedLabel, AcceptedLabel]]:
+    """Each label that repeats an earlier one, after the first that it repeats."""
+    rles, numbers = [label.rle for label in labels], dict[str, int]()
+    categories = np.array([numbers.setdefault(label.category, len(numbers)) for label in labels])
+    # A few rows at a time: all pairs of 20,000 labels take 3 GB, and pycocotools stops all threads meanwhile.
+    step = max(1, MAX_COMPARED // max(1, sum(len(rle["counts"]) for rle in rles)))
+    for start in range(0, len(labels), step):
+        for place, ious in enumerate(rle_ious(rles[start : start + step], rles), start):
+            alike = (ious[:place] >= DUPLICATE_IOU) & (categories[:place] == categories[place])
+            if alike.any():
+                yield labels[int(alike.argmax())], labels[place]
 
 
 def _flaw(sample: Sample, label: AcceptedLabel, kind: Kind, what: str) -> Flaw:

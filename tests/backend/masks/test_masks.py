@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 
 from clickmask.masks.polygons import clip_ring, group_rings, mask_to_polygons, polygons_to_mask, ring_area
 from clickmask.masks.regions import fill_pinholes, keep_parts, mask_area, mask_box, mask_iou
-from clickmask.masks.rle import Rle, mask_to_rle, polygons_to_rle, rings_to_rles, rle_to_mask
+from clickmask.masks.rle import Rle, mask_to_rle, polygons_to_rle, rings_to_rles, rle_overlap, rle_to_mask
 from clickmask.types import Mask, Ring, Size
 from support import drawn
 from support.growth import grows_linearly
@@ -306,3 +306,10 @@ def test_clipping_leaves_no_spike_along_the_edge() -> None:
         (10.0, 6.0),
     ]
     assert clip_ring(np.array(prong), (12, 17)).tolist() == [[10, 4], [17, 4], [17, 6], [10, 6]]
+
+
+@given(st.sampled_from(sorted(drawn.MASKS)), st.sampled_from(sorted(drawn.MASKS)))
+def test_what_two_run_lengths_share_is_counted_without_drawing(one: str, other: str) -> None:
+    a, b = drawn.MASKS[one](), drawn.MASKS[other]()
+    if a.shape == b.shape:
+        assert rle_overlap(mask_to_rle(a), mask_to_rle(b)) == (a & b).sum()

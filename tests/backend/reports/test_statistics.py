@@ -107,6 +107,14 @@ def test_the_same_object_twice_is_a_flaw_of_the_second() -> None:
     assert "as region 1 of task 1 too" in found[0].sentence
 
 
+def test_many_labels_of_one_object_are_a_flaw_each_and_not_one_a_pair() -> None:
+    square = rectangle(SIZE, (5, 5, 40, 40))
+    labels = [accepted("a", square, "cell", region=f"{number:03}") for number in range(300)]
+    found = list(find_flaws(dataset(labels, "a", "t")))
+    assert [flaw.kind for flaw in found] == ["duplicate"] * 299
+    assert all("as region 000 of task 1 too" in flaw.sentence for flaw in found)
+
+
 def test_a_category_that_a_side_lacks_is_a_flaw_once_there_are_enough_images() -> None:
     images = "abcdefghijklmnop"
     labels = [accepted(name, SQUARE, "cell") for name in images]
