@@ -20,8 +20,8 @@ from clickmask.inference.sessions import Runtimes
 from clickmask.segmenters import builtin, grabcut
 from clickmask.segmenters._sam import onnx_export
 from clickmask.segmenters._sam.onnx_networks import OnnxSam
+from clickmask.segmenters._sam.segmenter import Sam
 from clickmask.segmenters._sam.torch_networks import TorchSam
-from clickmask.segmenters.sam import Sam
 from clickmask.types import Image, Prompt
 from support.checkpoints import VIT_B, write_checkpoint
 from support.hosts import host_of

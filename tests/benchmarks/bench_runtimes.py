@@ -36,6 +36,7 @@ from clickmask.masks.regions import mask_iou
 from clickmask.segmenters import sam
 from clickmask.segmenters._sam import onnx_export
 from clickmask.segmenters._sam.frame import logits_to_mask, resized_size
+from clickmask.segmenters._sam.segmenter import Sam
 from clickmask.segmenters._sam.torch_networks import TorchSam
 from clickmask.types import Image, Prompt, Size
 from clickmask_adapters.tools.cvat.mask_points import mask_to_dense_reply
@@ -87,10 +88,10 @@ class Clock:
         return statistics.median(self._times[name])
 
 
-def networks(weights: WeightsFolder, folder: Path) -> dict[str, sam.Sam]:
+def networks(weights: WeightsFolder, folder: Path) -> dict[str, Sam]:
     """On one thread each: threads that wait for one another spend the processor's time as well."""
     torch.set_num_threads(1)
-    found = {"torch f32": sam.Sam("sam:vit_b", TorchSam(weights.verify("sam:vit_b"), torch.device("cpu")))}
+    found = {"torch f32": Sam("sam:vit_b", TorchSam(weights.verify("sam:vit_b"), torch.device("cpu")))}
     for runtime in installed_runtimes():
         runtimes = Runtimes(runtime, exact=True, threads=1, folder=folder)
         found[f"{runtime} f32"] = sam.load("vit_b", host_of(weights, runtimes))
@@ -107,7 +108,7 @@ def matrix_products() -> dict[str, Work]:
     return {"torch": lambda: left @ right, "numpy": lambda: left.numpy() @ right.numpy()}
 
 
-def encoders(all_of_them: dict[str, sam.Sam], clock: Clock) -> tuple[list[str], list[Goal]]:
+def encoders(all_of_them: dict[str, Sam], clock: Clock) -> tuple[list[str], list[Goal]]:
     image, box = photograph(IMAGES["1 Mpx"]), Prompt(box=(256.0, 256.0, 768.0, 768.0))
     products = matrix_products()
     embeddings = {name: each.encode(image) for name, each in all_of_them.items()}  # not timed: it warms up
@@ -218,7 +219,7 @@ def layers(encoder: Path) -> list[str]:
     ]
 
 
-def stages(ours: sam.Sam, clock: Clock) -> tuple[list[str], list[Goal]]:
+def stages(ours: Sam, clock: Clock) -> tuple[list[str], list[Goal]]:
     lines = [
         "Milliseconds of processor time, of one thread but for the encoder; in brackets how others do it:",
         "Pillow, torch's `interpolate` of one mask, label-studio-sdk's RLE, json.",
@@ -250,7 +251,7 @@ def stages(ours: sam.Sam, clock: Clock) -> tuple[list[str], list[Goal]]:
     ]
 
 
-def stages_of(ours: sam.Sam, raw: bytes, size: Size) -> dict[str, tuple[Work, Work | None]]:
+def stages_of(ours: Sam, raw: bytes, size: Size) -> dict[str, tuple[Work, Work | None]]:
     """Each stage of a click on this image, as it is done here and elsewhere."""
     image, resized = decode_image(raw), resized_size(size, 1024)
     box = Prompt(box=(0.25 * size[1], 0.25 * size[0], 0.75 * size[1], 0.75 * size[0]))
@@ -290,7 +291,7 @@ def torch_upscale(logits: Any, resized: Size, size: Size) -> Any:
     return (interpolate(padded[..., : resized[0], : resized[1]], size) > 0).numpy()
 
 
-def side_by_side(ours: sam.Sam) -> str:
+def side_by_side(ours: Sam) -> str:
     """Decodes a second by 1 and by several threads: each has one core."""
     image = photograph(IMAGES["1 Mpx"])
     embedding, box = ours.encode(image), Prompt(box=(256.0, 256.0, 768.0, 768.0))

@@ -22,7 +22,7 @@ from PIL import Image as PillowImage
 
 from clickmask.images.decode import decode_image
 from clickmask.masks.regions import mask_iou
-from clickmask.segmenters import sam
+from clickmask.segmenters._sam.segmenter import Sam
 from clickmask.segmenters._sam.torch_networks import TorchSam, import_segment_anything
 from clickmask.types import Prompt, Size
 from support.checkpoints import TINY, VIT_B, write_checkpoint
@@ -60,8 +60,8 @@ def prompts(size: Size) -> list[Prompt]:
     ]
 
 
-def parity(name: str, checkpoint: Path, sizes: Sequence[Size]) -> sam.Sam:
-    on_cpu, on_gpu = (sam.Sam("sam:vit_b", TorchSam(checkpoint, device)) for device in (CPU, GPU))
+def parity(name: str, checkpoint: Path, sizes: Sequence[Size]) -> Sam:
+    on_cpu, on_gpu = (Sam("sam:vit_b", TorchSam(checkpoint, device)) for device in (CPU, GPU))
     ious: list[float] = []
     shares: list[float] = []
     off = 0.0
@@ -82,7 +82,7 @@ def parity(name: str, checkpoint: Path, sizes: Sequence[Size]) -> sam.Sam:
     return on_gpu
 
 
-def stages(ours: sam.Sam, size: Size) -> None:
+def stages(ours: Sam, size: Size) -> None:
     file = io.BytesIO()
     PillowImage.fromarray(scene_image(size, 7).pixels).save(file, "JPEG", quality=90)
     raw, box = file.getvalue(), prompts(size)[4]
@@ -102,7 +102,7 @@ def stages(ours: sam.Sam, size: Size) -> None:
     print(f"| {size[1]}x{size[0]} | {' | '.join(cells)} |")
 
 
-def encoders(ours: sam.Sam) -> None:
+def encoders(ours: Sam) -> None:
     print("\n| encoder | batch | f32, ms an image | bf16, ms an image | bf16, images/s |")
     print("|---|---:|---:|---:|---:|")
     networks: Any = ours._networks

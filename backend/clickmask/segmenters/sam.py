@@ -1,34 +1,14 @@
-"""Segment Anything, from the official checkpoints. Kirillov et al., "Segment Anything", arXiv 2304.02643,
-with the networks of segment-anything 1.0. Its SamPredictor stores the image on itself, so threads cannot
-share it; here both halves are functions. The answers are SamPredictor's, to the pixel."""
+"""Segment Anything, from the official checkpoints. Kirillov et al., "Segment Anything", arXiv 2304.02643."""
 
-import importlib.util
-import logging
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image as PillowImage
-
-from clickmask.errors import NotReady
 from clickmask.inference.catalogue import Host
-from clickmask.inference.onnx_exports import Exporter, Progress
-from clickmask.inference.refinement import replay
-from clickmask.inference.sessions import usable_cores
+from clickmask.inference.onnx_exports import Progress
 from clickmask.plugins import Checkpoint, Variant
-from clickmask.segmenters._sam import frame
-from clickmask.segmenters._sam.frame import Floats, SamPrompt
-from clickmask.segmenters._sam.onnx_networks import OnnxSam
-from clickmask.types import Image, Logits, Mask, Pixels, Prediction, Prompt, Size
-
-log = logging.getLogger(__name__)
-
+from clickmask.segmenters._sam import loading
+from clickmask.segmenters._sam.segmenter import Sam
 
 _OFFICIAL = (  # published by the authors of the paper: variant, end of the file's name, bytes, SHA-256
     ("vit_b", "01ec64", 375_042_383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
@@ -44,194 +24,15 @@ def _variant(name: str, suffix: str, size: int, sha256: str) -> Variant:
 
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType({row[0]: _variant(*row) for row in _OFFICIAL})
-PACKAGES = {"torch": "torch", "segment_anything": "segment-anything"}  # as imported, as installed
-EXPORTER = Exporter("clickmask.segmenters._sam.onnx_export", version=1)
-
-
-@dataclass(frozen=True, eq=False)
-class SamEmbedding:
-    """The image encoder's features of an image of `size`, padding included."""
-
-    features: Floats  # (256, 64, 64), read-only
-    size: Size
-    placed: Any  # the features as the networks take them: the same memory, or a copy on the GPU
-
-    @property
-    def nbytes(self) -> int:
-        return self.features.nbytes
-
-    def arrays(self) -> Mapping[str, NDArray[np.generic]]:
-        """Everything, to be stored; `Sam.restore` reverses it."""
-        return {"features": self.features, "size": np.asarray(self.size, np.int64)}
-
-
-class Networks(Protocol):
-    """SAM's networks on some runtime. They never change; callable from any thread. Coordinates are in SAM's
-    frame: pixels of the image resized to a long side of `side`, with pixel centres at whole numbers."""
-
-    @property
-    def side(self) -> int: ...  # pixels of the padded input: 1024
-
-    @property
-    def precision(self) -> str: ...  # of the image encoder
-
-    @property
-    def runs_on(self) -> str: ...  # its runtime, device and precision, for people
-
-    def encode(self, pixels: Pixels) -> Floats:
-        """(256, side / 16, side / 16) features of an image whose long side is `side`."""
-        ...
-
-    def place(self, features: Floats) -> Any:
-        """`features`, still writeable, in the form that `decode` takes; at most copied to a GPU."""
-        ...
-
-    def decode(self, placed: Any, prompt: SamPrompt, multimask: bool) -> tuple[Logits, Floats]:
-        """(n, side / 4, side / 4) masks before thresholding, and the network's estimates of their IoUs. Three
-        masks if `multimask`, else one, in the decoder's order."""
-        ...
-
-
-@runtime_checkable
-class BatchNetworks(Networks, Protocol):
-    """Networks that answer many clicks together faster than one by one."""
-
-    def decode_clicks(self, placed: Any, points: Floats) -> tuple[Logits, Floats]:
-        """`decode` with `multimask` for each of N foreground points (N, 2): (N, 3, h, w) and (N, 3)."""
-        ...
-
-
-class Sam:
-    """A SAM: its networks, which never change, and nothing of any image."""
-
-    def __init__(self, name: str, networks: Networks) -> None:
-        self.name = name
-        self._networks = networks
-
-    @property
-    def precision(self) -> str:
-        return self._networks.precision
-
-    @property
-    def runs_on(self) -> str:
-        return self._networks.runs_on
-
-    def encode(self, image: Image) -> SamEmbedding:
-        height, width = frame.resized_size(image.size, self._networks.side)
-        # Pillow's antialiased filter, like the reference: OpenCV's filters give other pixels.
-        small = PillowImage.fromarray(image.pixels).resize((width, height), PillowImage.Resampling.BILINEAR)
-        return self._embedding(self._networks.encode(np.asarray(small)), image.size)
-
-    def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> SamEmbedding:
-        """The embedding that `arrays` were stored from; they may be rounded to half precision. Raises
-        ValueError if they are not this SAM's."""
-        features, side = arrays["features"], self._networks.side // 16
-        height, width = (int(length) for length in arrays["size"])
-        if features.ndim != 3 or features.shape[1:] != (side, side):
-            raise ValueError(f"features of shape {features.shape} are not of {self.name}")
-        return self._embedding(features.astype(np.float32), (height, width))
-
-    def decode(self, embedding: SamEmbedding, prompt: Prompt) -> list[Prediction]:
-        """Three predictions for a single click, which is ambiguous, else one."""
-        return replay(self, embedding, prompt)
-
-    def decode_from(
-        self, embedding: SamEmbedding, prompt: Prompt, logits: Logits | None
-    ) -> tuple[list[Prediction], Logits]:
-        """`logits` override `prompt.mask` if both are given, since they were made from it."""
-        side, size = self._networks.side, embedding.size
-
-        # The prompt in SAM's frame. A single click may mean a part or the whole: SAM gives three masks.
-        points = frame.to_sam(prompt.foreground + prompt.background, size, side)
-        labels = np.repeat(np.array([1, 0], np.int32), (len(prompt.foreground), len(prompt.background)))
-        box = frame.to_sam([prompt.box[:2], prompt.box[2:]], size, side) if prompt.box else None
-        if logits is None and prompt.mask is not None:
-            logits = frame.mask_to_logits(prompt.mask, side)
-        ambiguous = len(points) == 1 and box is None and logits is None
-
-        # Low-resolution masks and the network's estimates of their IoUs, best first.
-        given = SamPrompt(points, labels, box, logits)
-        masks, scores = self._networks.decode(embedding.placed, given, ambiguous)
-        order = np.argsort(-scores, kind="stable")
-        masks, scores = masks[order], scores[order].clip(0.0, 1.0)
-
-        # Masks of the whole image, each enlarged when first read.
-        resized = frame.resized_size(size, side)
-        predictions = [
-            Prediction(partial(frame.logits_to_mask, mask, side, resized, size), float(score), self.name)
-            for mask, score in zip(masks, scores, strict=True)
-        ]
-        return predictions, masks
-
-    def decode_clicks(self, embedding: SamEmbedding, points: NDArray[np.float64]) -> tuple[Logits, Floats]:
-        """Three candidates (N, 3, side / 4, side / 4) for each point, in the decoder's order."""
-        clicks = frame.to_sam(points, embedding.size, self._networks.side)
-        if isinstance(self._networks, BatchNetworks):
-            return self._networks.decode_clicks(embedding.placed, clicks)
-        prompts = [SamPrompt(click[None], np.ones(1, np.int32)) for click in clicks]
-        decode = partial(self._networks.decode, embedding.placed, multimask=True)
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            answers = list(pool.map(decode, prompts))
-        return np.stack([masks for masks, _ in answers]), np.stack([scores for _, scores in answers])
-
-    def enlarge(self, embedding: SamEmbedding, logits: Logits, size: Size, threshold: float = 0.0) -> Mask:
-        side = self._networks.side
-        resized = frame.resized_size(embedding.size, side)
-        return frame.logits_to_mask(logits[0] - threshold, side, resized, size)
-
-    def _embedding(self, features: Floats, size: Size) -> SamEmbedding:
-        placed = self._networks.place(features)
-        features.flags.writeable = False
-        return SamEmbedding(features, size, placed)
 
 
 def missing(variant: str, host: Host) -> str:
-    """The reason that this variant cannot be loaded; empty if it can. Imports nothing."""
-    if _exported(variant, host):
-        return ""
-    exports = host.runtimes.exports and not host.runtimes.wants_torch
-    for module, package in PACKAGES.items():
-        if importlib.util.find_spec(module) is None:
-            return f"it needs the package {package}" + (" to export its weights, once" if exports else "")
-    return host.weights.missing(f"sam:{variant}")
+    return loading.missing(f"sam:{variant}", host)
 
 
 def load(variant: str, host: Host) -> Sam:
-    """Load SAM, after exporting the checkpoint if needed, which takes minutes. Raises NotReady. torch is
-    imported only if SAM runs in it: on request, on a GPU, or after a failed export."""
-    name = f"sam:{variant}"
-    if reason := missing(variant, host):
-        raise NotReady(f"{name} cannot run: {reason}")
-    try:
-        folder = export(variant, host)
-    except NotReady as error:
-        log.warning("%s; it runs in torch instead", error)
-        folder = None
-    if folder:
-        return Sam(name, OnnxSam(folder, host.runtimes))
-    from clickmask.segmenters._sam.torch_networks import TorchSam
-
-    return Sam(name, TorchSam(host.weights.verify(name)))
+    return loading.load(f"sam:{variant}", host)
 
 
 def export(variant: str, host: Host, progress: Progress = lambda share, what: None) -> Path | None:
-    """The folder of the exported networks, made if needed; None if checkpoints run in torch. Each runtime
-    runs a new export once, so that the fastest is known before the first click. Raises NotReady."""
-    name, runtimes = f"sam:{variant}", host.runtimes
-    if runtimes.exports is None or runtimes.wants_torch:
-        return None
-    if folder := _exported(variant, host):
-        return folder
-    log.info("exporting %s, once", name)
-    sha256 = host.weights.checkpoint(name).sha256
-    folder = runtimes.exports.make(name, sha256, EXPORTER, host.weights.verify(name), progress)
-    OnnxSam(folder, runtimes)
-    return folder
-
-
-def _exported(variant: str, host: Host) -> Path | None:
-    """The folder that `export` made. The official SHA-256 names it, so the checkpoint may be gone."""
-    name, runtimes = f"sam:{variant}", host.runtimes
-    if runtimes.exports is None or runtimes.wants_torch or name not in host.weights.checkpoints:
-        return None
-    return runtimes.exports.find(name, host.weights.checkpoint(name).sha256, EXPORTER)
+    return loading.export(f"sam:{variant}", host, progress)

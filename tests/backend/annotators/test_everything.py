@@ -27,6 +27,7 @@ from clickmask.inference.weights import WeightsFolder
 from clickmask.masks.regions import mask_iou
 from clickmask.plugins import Variant
 from clickmask.segmenters import sam
+from clickmask.segmenters._sam.segmenter import Sam
 from clickmask.segmenters._sam.torch_networks import batched_nms, import_segment_anything
 from clickmask.types import Image, Mask, Size
 from support.checkpoints import TINY, random_sam, weights_of, write_checkpoint
@@ -52,7 +53,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def segmenter(checkpoint: Path) -> sam.Sam:
+def segmenter(checkpoint: Path) -> Sam:
     return sam.load("vit_b", host_of(weights_of(checkpoint)))
 
 
@@ -76,7 +77,7 @@ def picture(size: Size, seed: int = 2) -> Image:
     return Image(pixels, f"scene {seed} of {size}")
 
 
-def believed(segmenter: sam.Sam, image: Image, sweep: Grid) -> Grid:
+def believed(segmenter: Sam, image: Image, sweep: Grid) -> Grid:
     """`sweep` with its threshold in a gap between this network's scores, so that no rounding decides."""
     _, scores = segmenter.decode_clicks(
         segmenter.encode(image), grid(sweep.points_per_side) * image.size[::-1]
@@ -117,7 +118,7 @@ def generate(network: Any, image: Image, sweep: Grid) -> list[tuple[Mask, float]
     ids=["landscape", "portrait", "small regions"],
 )
 def test_masks_are_those_of_the_reference(
-    segmenter: sam.Sam, reference: Any, embeddings: EmbeddingCache, size: Size, sweep: Grid
+    segmenter: Sam, reference: Any, embeddings: EmbeddingCache, size: Size, sweep: Grid
 ) -> None:
     image = picture(size)
     sweep = believed(segmenter, image, sweep)
@@ -131,7 +132,7 @@ def test_masks_are_those_of_the_reference(
 
 
 def test_large_images_are_judged_at_the_networks_size_and_cut_out_at_their_own(
-    segmenter: sam.Sam, reference: Any, embeddings: EmbeddingCache
+    segmenter: Sam, reference: Any, embeddings: EmbeddingCache
 ) -> None:
     image = picture((900, 1400))
     sweep = believed(segmenter, image, replace(LENIENT, points_per_side=3))
@@ -142,7 +143,7 @@ def test_large_images_are_judged_at_the_networks_size_and_cut_out_at_their_own(
         assert mask_iou(ours.mask, mask) > 0.999
 
 
-def test_networks_that_take_one_click_at_a_time_give_the_same(segmenter: sam.Sam) -> None:
+def test_networks_that_take_one_click_at_a_time_give_the_same(segmenter: Sam) -> None:
     class OneAtATime:
         """Without `decode_clicks`."""
 
@@ -152,7 +153,7 @@ def test_networks_that_take_one_click_at_a_time_give_the_same(segmenter: sam.Sam
 
     image = picture((97, 131))
     points = grid(3) * image.size[::-1]
-    alone = sam.Sam(segmenter.name, OneAtATime(segmenter._networks))
+    alone = Sam(segmenter.name, OneAtATime(segmenter._networks))
     embedding = segmenter.encode(image)
     for one, many in zip(
         alone.decode_clicks(embedding, points), segmenter.decode_clicks(embedding, points), strict=True
@@ -161,7 +162,7 @@ def test_networks_that_take_one_click_at_a_time_give_the_same(segmenter: sam.Sam
 
 
 def test_the_image_is_encoded_once_for_clicks_and_for_everything(
-    segmenter: sam.Sam, embeddings: EmbeddingCache, monkeypatch: pytest.MonkeyPatch
+    segmenter: Sam, embeddings: EmbeddingCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = picture((97, 131))
     embeddings.get(EmbeddingKey(segmenter.name, image.digest), lambda: segmenter.encode(image))

@@ -29,7 +29,9 @@ from clickmask.inference.refinement import Refinement
 from clickmask.inference.weights import WeightsFolder
 from clickmask.masks.regions import mask_iou
 from clickmask.segmenters import sam
+from clickmask.segmenters._sam import frame
 from clickmask.segmenters._sam.frame import MASK_PROMPT_LOGIT, logits_to_mask, mask_to_logits, resized_size
+from clickmask.segmenters._sam.segmenter import Sam, SamEmbedding
 from clickmask.segmenters._sam.torch_networks import batched_nms, box_area, import_segment_anything
 from clickmask.types import Box, Image, Point, Prediction, Prompt, Refinable, Size
 from support.checkpoints import TINY, VIT_B, Architecture, random_sam, weights_of, write_checkpoint
@@ -44,7 +46,7 @@ SHAPES: dict[str, Size] = {"landscape": (240, 320), "portrait": (701, 467), "sma
 class Pair:
     """The same checkpoint file in clickmask and in the reference."""
 
-    ours: sam.Sam
+    ours: Sam
     reference: Any
 
 
@@ -52,7 +54,7 @@ class Pair:
 class Encoded:
     pair: Pair
     image: Image
-    embedding: sam.SamEmbedding
+    embedding: SamEmbedding
 
 
 def pair_of(checkpoint: Path, architecture: Architecture) -> Pair:
@@ -78,7 +80,7 @@ def pair(checkpoint: Path) -> Pair:
 
 
 @pytest.fixture(scope="module")
-def tiny(pair: Pair) -> sam.Sam:
+def tiny(pair: Pair) -> Sam:
     return pair.ours
 
 
@@ -203,7 +205,7 @@ def test_a_conversation_is_that_of_the_reference_fed_with_its_own_logits(encoded
 
 
 def test_only_masks_that_are_looked_at_are_made_at_full_size(
-    tiny: sam.Sam, monkeypatch: pytest.MonkeyPatch
+    tiny: Sam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Size] = []
 
@@ -211,7 +213,7 @@ def test_only_masks_that_are_looked_at_are_made_at_full_size(
         made.append(size)
         return logits_to_mask(logits, side, resized, size)
 
-    monkeypatch.setattr(sam.frame, "logits_to_mask", counted)
+    monkeypatch.setattr(frame, "logits_to_mask", counted)
     image = scene_image((240, 320), 2)
     embedding = tiny.encode(image)
     first, second, third = relative(image.size, (0.5, 0.4), (0.21, 0.65), (0.9, 0.9))
@@ -250,12 +252,12 @@ def test_two_threads_on_two_images_get_the_reference_answers(pair: Pair) -> None
     assert not np.array_equal(expected[0]["a box"], expected[1]["a box"])
 
 
-def test_sam_refines_and_is_named_as_users_write_it(tiny: sam.Sam) -> None:
+def test_sam_refines_and_is_named_as_users_write_it(tiny: Sam) -> None:
     assert isinstance(tiny, Refinable)
     assert tiny.name == "sam:vit_b"
 
 
-def test_a_stored_embedding_gives_the_same_masks(tiny: sam.Sam) -> None:
+def test_a_stored_embedding_gives_the_same_masks(tiny: Sam) -> None:
     image = scene_image((240, 320), 2)
     embedding = tiny.encode(image)
     arrays = {name: array.copy() for name, array in embedding.arrays().items()}
@@ -269,13 +271,13 @@ def test_a_stored_embedding_gives_the_same_masks(tiny: sam.Sam) -> None:
         assert mask_iou(exact, rounded) > 0.98
 
 
-def test_features_of_another_size_are_not_restored(tiny: sam.Sam) -> None:
+def test_features_of_another_size_are_not_restored(tiny: Sam) -> None:
     with pytest.raises(ValueError, match="are not of sam:vit_b"):
         tiny.restore({"features": np.zeros((256, 64, 64), np.float32), "size": np.array([240, 320])})
 
 
 @pytest.mark.parametrize("size", [(240, 320), (701, 467), (97, 1300), (2000, 3000), (1024, 1024), (30, 20)])
-def test_a_mask_and_its_logits_have_the_same_outline(tiny: sam.Sam, size: Size) -> None:
+def test_a_mask_and_its_logits_have_the_same_outline(tiny: Sam, size: Size) -> None:
     """To less than a pixel of SAM's grid of 256; half a pixel of it off, the IoU is below 0.96."""
     mask = disc(size, (size[1] * 0.6, size[0] * 0.5), min(size) * 0.45)
     logits = mask_to_logits(mask, 1024)
@@ -393,7 +395,7 @@ TORCHVISION_IS_THERE = find_spec("torchvision") is not None
 
 
 @pytest.mark.skipif(TORCHVISION_IS_THERE, reason="torchvision is installed, so nothing stands in for it")
-def test_the_stand_in_for_torchvision_is_gone_after_the_import(tiny: sam.Sam) -> None:
+def test_the_stand_in_for_torchvision_is_gone_after_the_import(tiny: Sam) -> None:
     assert find_spec("torchvision") is None
     assert not any(name.split(".")[0] == "torchvision" for name in sys.modules)
     transforms = sys.modules["segment_anything.utils.transforms"]

@@ -20,6 +20,7 @@ from clickmask.reports.clicks import central_point
 from clickmask.segmenters import sam
 from clickmask.segmenters._sam import onnx_export
 from clickmask.segmenters._sam.onnx_networks import OnnxSam
+from clickmask.segmenters._sam.segmenter import Sam, SamEmbedding
 from clickmask.segmenters._sam.torch_networks import TorchSam
 from clickmask.types import Image, Point, Prompt, Size
 from support.checkpoints import LIKE_TINY_VIT, TINY, VIT_B, Architecture, weights_of, write_checkpoint
@@ -50,7 +51,7 @@ def prompts(size: Size) -> list[Prompt]:
     ]
 
 
-def compare(ours: sam.Sam, reference: sam.Sam, sizes: list[Size] = SIZES) -> tuple[list[float], float]:
+def compare(ours: Sam, reference: Sam, sizes: list[Size] = SIZES) -> tuple[list[float], float]:
     """IoUs of the masks of both, where torch's covers 5 to 95 % of the image, each with its own embedding;
     and by how much embeddings differ, of their largest number."""
     found: list[float] = []
@@ -82,13 +83,13 @@ def home(weights: WeightsFolder, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def in_torch(weights: WeightsFolder) -> sam.Sam:
+def in_torch(weights: WeightsFolder) -> Sam:
     return sam.load("vit_b", host_of(weights))
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_every_runtime_answers_as_torch_does(
-    runtime: str, weights: WeightsFolder, home: Path, in_torch: sam.Sam
+    runtime: str, weights: WeightsFolder, home: Path, in_torch: Sam
 ) -> None:
     ours = sam.load("vit_b", host_of(weights, Runtimes(runtime, exact=True, folder=home)))
     assert ours.precision == "f32"
@@ -106,9 +107,7 @@ needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="this processor has no bf
 
 
 @needs_bf16
-def test_an_encoder_in_bf16_changes_masks_little(
-    weights: WeightsFolder, home: Path, in_torch: sam.Sam
-) -> None:
+def test_an_encoder_in_bf16_changes_masks_little(weights: WeightsFolder, home: Path, in_torch: Sam) -> None:
     """Random weights promise a mean alone: some of their masks hang on the threshold (the least has .954)."""
     ours = sam.load("vit_b", host_of(weights, Runtimes("openvino", folder=home)))
     assert ours.precision == "bf16"
@@ -127,7 +126,7 @@ def test_the_fastest_of_both_is_found_by_itself(weights: WeightsFolder, home: Pa
 
 
 def test_an_embedding_of_one_runtime_serves_the_other(
-    weights: WeightsFolder, home: Path, in_torch: sam.Sam
+    weights: WeightsFolder, home: Path, in_torch: Sam
 ) -> None:
     image = scene_image((240, 320), 2)
     ours = sam.load("vit_b", host_of(weights, Runtimes("onnxruntime", folder=home)))
@@ -189,7 +188,7 @@ def test_torch_runs_it_where_the_export_failed(
 def test_what_is_exported_needs_neither_torch_nor_its_checkpoint(
     weights: WeightsFolder, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clickmask.segmenters.sam.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("clickmask.segmenters._sam.loading.importlib.util.find_spec", lambda name: None)
     bare = WeightsFolder(tmp_path, checkpoints=weights.checkpoints)
     assert sam.missing("vit_b", host_of(bare, Runtimes(folder=home))) == ""
     assert sam.missing("vit_b", host_of(bare, Runtimes(folder=tmp_path))) == (
@@ -232,11 +231,11 @@ def test_an_encoder_in_bf16_serves_real_photographs_as_well_as_one_in_f32(tmp_pa
     """
     folder = export_real_sam(require_real_weights(), tmp_path)
     exact, rough = (
-        sam.Sam("sam:vit_b", OnnxSam(folder, Runtimes("openvino", exact=exact))) for exact in (True, False)
+        Sam("sam:vit_b", OnnxSam(folder, Runtimes("openvino", exact=exact))) for exact in (True, False)
     )
     assert (exact.precision, rough.precision) == ("f32", "bf16")
     rows: list[tuple[float, float, float]] = []
-    embedded: dict[str, tuple[sam.SamEmbedding, sam.SamEmbedding]] = {}
+    embedded: dict[str, tuple[SamEmbedding, SamEmbedding]] = {}
     for thing in outlined_objects():
         if thing.photograph not in embedded:
             image = Image(thing.pixels, thing.photograph)

@@ -14,7 +14,7 @@ FOREGROUND, CORNERS, NO_POINT = 1, (2, 3), -1  # labels of SAM's prompt encoder
 
 
 class OnnxSam:
-    """`clickmask.segmenters.sam.Networks` from a folder that `onnx_export` has filled."""
+    """`Networks` from a folder that `onnx_export` has filled."""
 
     def __init__(self, folder: Path, runtimes: Runtimes) -> None:
         described = json.loads((folder / "export.json").read_text())

@@ -31,7 +31,7 @@ State = Mapping[str, torch.Tensor]
 
 
 class TorchSam:
-    """`clickmask.segmenters.sam.Networks` in float32 on the best device that torch finds."""
+    """`Networks` in float32 on the best device that torch finds."""
 
     precision = "f32"
 

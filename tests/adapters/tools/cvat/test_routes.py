@@ -30,6 +30,7 @@ from clickmask.ingest.inbox import Inbox
 from clickmask.masks.polygons import polygons_to_mask
 from clickmask.masks.regions import mask_iou
 from clickmask.segmenters import sam
+from clickmask.segmenters._sam.segmenter import SamEmbedding
 from clickmask.store import Store
 from clickmask.types import Image, Pixels, Prediction, Prompt, SamFeatures
 from clickmask.workbench import Workbench
@@ -684,7 +685,7 @@ def test_trap_20_of_our_own_sams_vit_h_alone_says_so_and_has_such_embeddings() -
     decoders = {name: variant.sam_decoder for name, variant in sam.VARIANTS.items()}
     assert decoders == {"vit_b": "", "vit_l": "", "vit_h": VIT_H}
     features = np.zeros((256, 64, 64), np.float32)
-    assert isinstance(sam.SamEmbedding(features, (3, 4), None), SamFeatures)
+    assert isinstance(SamEmbedding(features, (3, 4), None), SamFeatures)
 
 
 def test_the_pages_plugin_is_sent_the_embedding_as_float32(workbench: Workbench, tmp_path: Path) -> None:
