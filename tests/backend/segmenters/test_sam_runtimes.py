@@ -23,11 +23,19 @@ from clickmask.segmenters._sam.onnx_networks import OnnxSam
 from clickmask.segmenters._sam.segmenter import Sam, SamEmbedding
 from clickmask.segmenters._sam.torch_networks import TorchSam
 from clickmask.types import Image, Point, Prompt, Size
-from support.checkpoints import LIKE_TINY_VIT, TINY, VIT_B, Architecture, weights_of, write_checkpoint
+from support.checkpoints import (
+    MOBILE_SAM,
+    TINY,
+    VIT_B,
+    Architecture,
+    TinyArchitecture,
+    weights_of,
+    write_checkpoint,
+)
 from support.drawn import disc
 from support.hosts import host_of
 from support.photographs import outlined_objects, tight_box
-from support.real_weights import export_real_sam, require_real_weights
+from support.real_weights import load_mobile_sam
 from support.scenes import scene_image
 
 SIZES: list[Size] = [(240, 320), (701, 467), (97, 131)]
@@ -229,10 +237,7 @@ def test_an_encoder_in_bf16_serves_real_photographs_as_well_as_one_in_f32(tmp_pa
 
     Measured here (46 masks): mean .9974, all above .97, IoU with the truth -.0006 (standard error .0005).
     """
-    folder = export_real_sam(require_real_weights(), tmp_path)
-    exact, rough = (
-        Sam("sam:vit_b", OnnxSam(folder, Runtimes("openvino", exact=exact))) for exact in (True, False)
-    )
+    exact, rough = (load_mobile_sam(tmp_path, "openvino", exact) for exact in (True, False))
     assert (exact.precision, rough.precision) == ("f32", "bf16")
     rows: list[tuple[float, float, float]] = []
     embedded: dict[str, tuple[SamEmbedding, SamEmbedding]] = {}
@@ -260,9 +265,9 @@ def test_an_encoder_in_bf16_serves_real_photographs_as_well_as_one_in_f32(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [VIT_B, LIKE_TINY_VIT], ids=["vit_b", "like_tiny_vit"])
+@pytest.mark.parametrize("architecture", [VIT_B, MOBILE_SAM], ids=["vit_b", "mobile_sam"])
 def test_networks_of_real_sizes_answer_as_torch_does_in_every_runtime(
-    architecture: Architecture, tmp_path: Path
+    architecture: Architecture | TinyArchitecture, tmp_path: Path
 ) -> None:
     """In bf16, features are off by .012 of the largest; masks of random weights have a mean IoU of .982."""
     weights = weights_of(write_checkpoint(tmp_path / "sam.pth", architecture))

@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import pickle
 import sys
-from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -23,11 +22,11 @@ from PIL import Image as PillowImage
 from clickmask.errors import NotReady
 from clickmask.segmenters._sam.frame import Floats, SamPrompt
 from clickmask.segmenters._sam.onnx_networks import DEVIATION, MEAN
+from clickmask.segmenters._sam.tiny_vit import CLASSIFIER, State, tiny_vit_like
 from clickmask.types import Logits, Pixels
 
 DECODER_HEADS, PROMPT_DIM = 8, 256  # the same in every published SAM; a file does not show them
-
-State = Mapping[str, torch.Tensor]
+STRIDE = 16  # pixels of the input to one of the features
 
 
 class TorchSam:
@@ -118,53 +117,64 @@ def _read(checkpoint: Path) -> State:
 def _networks(state: State) -> tuple[Any, Any, Any]:
     """Image encoder, prompt encoder and mask decoder with the weights and the sizes of `state`."""
     modeling = import_segment_anything().modeling
+    names = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
     try:
-        dim, _, patch, _ = state["image_encoder.patch_embed.proj.weight"].shape
-        grid = state["image_encoder.pos_embed"].shape[1]
-        # A block has one relative position for each offset in its window: 2 * window - 1.
-        depth = _count(state, "image_encoder.blocks.")
-        tables = [state[f"image_encoder.blocks.{block}.attn.rel_pos_h"] for block in range(depth)]
-        windows = [(table.shape[0] + 1) // 2 for table in tables]
+        images, prompts, masks = (
+            {key.removeprefix(name): state[key] for key in state if key.startswith(name)} for name in names
+        )
         with torch.device("meta"):  # uses no memory or random numbers: each tensor is replaced
-            image_encoder = modeling.ImageEncoderViT(
-                img_size=grid * patch,
-                patch_size=patch,
-                embed_dim=dim,
-                depth=depth,
-                num_heads=dim // tables[0].shape[1],
-                mlp_ratio=state["image_encoder.blocks.0.mlp.lin1.weight"].shape[0] / dim,
-                out_chans=state["image_encoder.neck.0.weight"].shape[0],
-                norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
-                use_rel_pos=True,
-                window_size=min(windows),
-                global_attn_indexes=[block for block, window in enumerate(windows) if window == grid],
-            )
+            if "patch_embed.seq.0.c.weight" in images:
+                images = {key: images[key] for key in images if not key.startswith(CLASSIFIER)}
+                image_encoder: Any = tiny_vit_like(images)
+            else:
+                image_encoder = _vit_like(images, modeling)
+            side = image_encoder.img_size
             prompt_encoder = modeling.PromptEncoder(
                 embed_dim=PROMPT_DIM,
-                image_embedding_size=(grid, grid),
-                input_image_size=(grid * patch, grid * patch),
-                mask_in_chans=state["prompt_encoder.mask_downscaling.3.weight"].shape[0],
+                image_embedding_size=(side // STRIDE, side // STRIDE),
+                input_image_size=(side, side),
+                mask_in_chans=prompts["mask_downscaling.3.weight"].shape[0],
             )
             mask_decoder = modeling.MaskDecoder(
                 transformer_dim=PROMPT_DIM,
                 transformer=modeling.TwoWayTransformer(
-                    depth=_count(state, "mask_decoder.transformer.layers."),
+                    depth=_count(masks, "transformer.layers."),
                     embedding_dim=PROMPT_DIM,
                     num_heads=DECODER_HEADS,
-                    mlp_dim=state["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
+                    mlp_dim=masks["transformer.layers.0.mlp.lin1.weight"].shape[0],
                 ),
-                num_multimask_outputs=state["mask_decoder.mask_tokens.weight"].shape[0] - 1,
-                iou_head_depth=_count(state, "mask_decoder.iou_prediction_head.layers."),
-                iou_head_hidden_dim=state["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
+                num_multimask_outputs=masks["mask_tokens.weight"].shape[0] - 1,
+                iou_head_depth=_count(masks, "iou_prediction_head.layers."),
+                iou_head_hidden_dim=masks["iou_prediction_head.layers.0.weight"].shape[0],
             )
         networks = image_encoder, prompt_encoder, mask_decoder
-        names = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
-        for name, network in zip(names, networks, strict=True):
-            own = {key.removeprefix(name): state[key] for key in state if key.startswith(name)}
+        for network, own in zip(networks, (images, prompts, masks), strict=True):
             network.load_state_dict(own, assign=True)
     except (KeyError, RuntimeError) as error:
         raise NotReady("the checkpoint is not a SAM: its tensors have other names or shapes") from error
     return networks
+
+
+def _vit_like(state: State, modeling: Any) -> Any:
+    """SAM's own image encoder, of the sizes of the tensors in `state`. Raises KeyError."""
+    dim, _, patch, _ = state["patch_embed.proj.weight"].shape
+    grid = state["pos_embed"].shape[1]
+    # A block has one relative position for each offset in its window: 2 * window - 1.
+    tables = [state[f"blocks.{block}.attn.rel_pos_h"] for block in range(_count(state, "blocks."))]
+    windows = [(table.shape[0] + 1) // 2 for table in tables]
+    return modeling.ImageEncoderViT(
+        img_size=grid * patch,
+        patch_size=patch,
+        embed_dim=dim,
+        depth=len(tables),
+        num_heads=dim // tables[0].shape[1],
+        mlp_ratio=state["blocks.0.mlp.lin1.weight"].shape[0] / dim,
+        out_chans=state["neck.0.weight"].shape[0],
+        norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=min(windows),
+        global_attn_indexes=[block for block, window in enumerate(windows) if window == grid],
+    )
 
 
 def _count(state: State, prefix: str) -> int:
