@@ -1,6 +1,5 @@
 """`clickmask segmenters` and `clickmask weights list|fetch|path`."""
 
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -44,16 +43,17 @@ def fetch_weights(name: WeightsName) -> None:
     """Download a file, or go on with it, verify it, and export it for the runtimes of this machine.
 
     CLICKMASK_WEIGHTS_MIRROR names another source. Exporting takes minutes and needs the package torch, both
-    only once; without torch here, copy the folder `runtimes` from another machine.
+    only once: nothing is downloaded where torch is missing. Without it, copy the folder `runtimes` from
+    another machine.
     """
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with open_home() as home:
+        home.weights.checkpoint(name)  # a name without weights has a sentence of its own
+        home.segmenters.require_all_but_weights(name)
         with Progress(*columns, console=errors, transient=True) as bar:
             task = bar.add_task(name, total=None)
             path = home.weights.fetch(name, lambda done, total: bar.update(task, completed=done, total=total))
         console.print(str(path), markup=False)
-        if find_spec("torch") is None:
-            return
         with Progress(BarColumn(), "{task.description}", console=errors, transient=True) as bar:
             task = bar.add_task("exporting", total=1.0)
             exported = home.segmenters.export(

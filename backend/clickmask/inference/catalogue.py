@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+from clickmask.errors import NotReady
 from clickmask.inference.onnx_exports import Progress
 from clickmask.inference.sessions import Runtimes
 from clickmask.inference.weights import WeightsFolder
@@ -46,6 +47,13 @@ class Catalogue(Families[Host, Segmenter[Any]]):
         family, variant = self._find(name)
         export: Any = getattr(family, "export", None)
         return export is not None and export(variant, self._host, progress) is not None
+
+    def require_all_but_weights(self, name: str) -> None:
+        """Raise NotReady if more than its weights is missing, which should be known before a download. Raises
+        NotFound."""
+        reason = self._missing(*self._find(name))
+        if reason and reason != self._host.weights.missing(name):
+            raise NotReady(f"{name} cannot run: {reason}")
 
     def statuses(self) -> list[SegmenterStatus]:
         """Every segmenter, sorted by family. Loads no model."""

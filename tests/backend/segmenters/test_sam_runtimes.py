@@ -200,7 +200,8 @@ def test_what_is_exported_needs_neither_torch_nor_its_checkpoint(
     bare = WeightsFolder(tmp_path, checkpoints=weights.checkpoints)
     assert sam.missing("vit_b", host_of(bare, Runtimes(folder=home))) == ""
     assert sam.missing("vit_b", host_of(bare, Runtimes(folder=tmp_path))) == (
-        "it needs the package torch to export its weights, once"
+        "it needs the package torch to export its weights, once: "
+        "make install, or pip install 'clickmask[torch]'"
     )
     monkeypatch.undo()
     assert isinstance(sam.load("vit_b", host_of(bare, Runtimes(folder=home)))._networks, OnnxSam)

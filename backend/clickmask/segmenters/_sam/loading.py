@@ -21,9 +21,10 @@ def missing(name: str, host: Host) -> str:
     if _exported(name, host):
         return ""
     exports = host.runtimes.exports and not host.runtimes.wants_torch
+    purpose = " to export its weights, once" if exports else ""
     for module, package in PACKAGES.items():
         if importlib.util.find_spec(module) is None:
-            return f"it needs the package {package}" + (" to export its weights, once" if exports else "")
+            return f"it needs the package {package}{purpose}: make install, or pip install 'clickmask[torch]'"
     return host.weights.missing(name)
 
 
