@@ -11,7 +11,7 @@ from clickmask.training.supervisor import Triggers
 from clickmask_adapters import web
 from clickmask_adapters.api import datasets, projects, proposals, status
 from clickmask_adapters.home import Home
-from clickmask_adapters.server import failures
+from clickmask_adapters.server import failures, openapi
 from clickmask_adapters.server.gate import Gate
 
 COMPUTE_THREADS = 16
@@ -43,15 +43,20 @@ def create_app(home: Home) -> FastAPI:
     app = FastAPI(
         title="clickmask",
         version=clickmask.__version__,
-        description="Clicks and boxes become masks.",
-        openapi_url="/v1/openapi.json",
+        description=openapi.ABOUT,
+        license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
+        servers=[{"url": "/", "description": "This server"}],
+        openapi_tags=[*openapi.TAGS, *map(openapi.tag, tools)],
+        openapi_url=None,  # see `openapi.install`
         docs_url=None,  # it would load scripts from outside
         redoc_url=None,
         lifespan=lifespan,
     )
     failures.install(app, recent)
+    openapi.install(app)
+    for tool in tools:  # first: routes are tried in order
+        app.include_router(tool.router(workbench), tags=[tool.name])
     for router in (
-        *(tool.router(workbench) for tool in tools),  # first: routes are tried in order
         proposals.router(workbench, settings),
         status.router(workbench, recent),
         projects.router(workbench, home.models),

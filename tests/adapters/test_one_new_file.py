@@ -31,6 +31,7 @@ from clickmask.store import Store
 from clickmask_adapters import cli, exports, tools
 from clickmask_adapters.app import create_app
 from clickmask_adapters.home import Home
+from clickmask_adapters.server.failures import STATUS
 from clickmask_adapters.settings import Settings
 from support.drawn import disc
 from support.drawn_projects import accept_drawings, drawn_picture
@@ -187,8 +188,15 @@ def test_a_tool_is_one_file(add: Adds, serve: Callable[[str], TestClient]) -> No
     add(segmenters, "boxes", SEGMENTER)
     add(tools, "plain", TOOL)
     uri = f"data:image/png;base64,{png_base64(7)}"
-    answer = serve("boxes").get("/plain", params={"uri": uri, "x": 40, "y": 30})
+    client = serve("boxes")
+    answer = client.get("/plain", params={"uri": uri, "x": 40, "y": 30})
     assert (answer.status_code, answer.json()) == (200, 16)
+    described = client.get("/v1/openapi.json").json()
+    assert {"name": "plain", "description": "Hears of clicks in plain text."} in described["tags"]
+    operation = described["paths"]["/plain"]["get"]
+    assert operation["tags"] == ["plain"]
+    errors = {int(status) for status in operation["responses"]} - {200}
+    assert errors >= {401, 421, *STATUS.values()}
 
 
 def test_an_export_is_one_file(add: Adds, serve: Callable[[str], TestClient], tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
 """clickmask's own HTTP API, under /v1/."""
 
 from http import HTTPStatus
+from typing import Annotated
 
 import orjson
-from fastapi import Response
+from fastapi import Path, Response
+
+ToolName = Annotated[str, Path(description="A labeling tool, by its package", examples=["label_studio"])]
+ProjectName = Annotated[str, Path(description="The project's number in that tool", examples=["1"])]
 
 
 def json_response(content: object, status: HTTPStatus = HTTPStatus.OK) -> Response:

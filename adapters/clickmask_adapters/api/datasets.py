@@ -9,25 +9,30 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Generator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Query, Response
+from fastapi import Path as UrlPath
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
 
 from clickmask import plugins
 from clickmask.datasets.snapshot import Dataset, Pictures
-from clickmask.errors import Busy, Failed, InvalidRequest, TooLarge
+from clickmask.errors import Busy, Failed, InvalidRequest, NotFound, StoreUnavailable, TooLarge
 from clickmask.images.decode import ImageLimits
+from clickmask.labels.submissions import Unlabelled
 from clickmask.metrics.report import report_to_json
-from clickmask.reports.assistance import Axis, measure_segmenters, read, summarise
-from clickmask.reports.statistics import count
+from clickmask.reports.assistance import Axis, Summary, measure_segmenters, read, summarise
+from clickmask.reports.statistics import Statistics, count
 from clickmask.store import Store
 from clickmask.workbench import Workbench
 from clickmask_adapters import exports
-from clickmask_adapters.api import json_response
+from clickmask_adapters.api import ProjectName, ToolName, json_response
+from clickmask_adapters.api.projects import MeasuresOut
 from clickmask_adapters.exports import _folder
+from clickmask_adapters.server.openapi import raises
 from clickmask_adapters.settings import Settings
 
 MAX_EXPORTS = 2  # written at one time
@@ -40,8 +45,43 @@ Polygons = Literal["source", "exact", "simplified"]  # as in exports/coco.py, wh
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # time of every member, so that the same dataset gives the same zip
 
 
+class ZipResponse(StreamingResponse):
+    media_type = "application/zip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsOut(Statistics):
+    """What a dataset has. At most 1000 flaws are listed."""
+
+    digest: str
+    unlabelled: Unlabelled
+    flaw_count: int
+
+
+class AssistanceOut(BaseModel):
+    """`all` in one line, and the same by category, segmenter and ISO 8601 week."""
+
+    all: Summary
+    category: list[Summary]
+    segmenter: list[Summary]
+    week: list[Summary]
+
+
+class SegmenterReportOut(BaseModel):
+    name: str
+    objects: Annotated[int, Field(description="Accepted ones it was asked for; of an annotator, drawn ones")]
+    first: Annotated[MeasuresOut, Field(description="On the answers to the first prompts")]
+    last: Annotated[MeasuresOut | None, Field(description="On the accepted answers; null for an annotator")]
+
+
+class SegmenterReportsOut(BaseModel):
+    segmenters: list[SegmenterReportOut]
+
+
 def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIRouter:
-    routes = APIRouter(prefix="/v1/projects/{tool}/{project}")
+    routes = APIRouter(prefix="/v1/projects/{tool}/{project}", tags=["labels"])
+    reads = raises(NotFound, StoreUnavailable)
+    reads_dataset = raises(NotFound, StoreUnavailable, InvalidRequest)
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     writers, readers = threading.BoundedSemaphore(MAX_EXPORTS), threading.BoundedSemaphore(MAX_ZIPS)
 
@@ -63,27 +103,51 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
     def dataset(tool: str, project: str) -> Dataset:
         return workbench.dataset(tool, project, pictures, limits)
 
-    @routes.get("/stats", summary="What is in the dataset, counted, and what looks wrong in it")
-    def stats(tool: str, project: str) -> Response:
+    @routes.get(
+        "/stats",
+        response_model=StatisticsOut,
+        summary="What is in the dataset, counted, and what looks wrong in it",
+        responses=reads_dataset,
+    )
+    def stats(tool: ToolName, project: ProjectName) -> Response:
+        """Images, labels and areas by category, sides of the split, and labels that somebody should check."""
         return json_response(describe(dataset(tool, project)))
 
-    @routes.get("/assist", summary="What the assistance was worth")
-    def assist(tool: str, project: str) -> Response:
+    @routes.get(
+        "/assist", response_model=AssistanceOut, summary="What the assistance was worth", responses=reads
+    )
+    def assist(tool: ToolName, project: ProjectName) -> Response:
+        """How many accepted objects came from proposals, untouched or edited, with how many clicks and in how
+        many seconds."""
         return json_response(workbench.report(assistance, tool, project))
 
-    @routes.get("/segmenters", summary="What was proposed, measured against what was accepted")
-    def segmenters(tool: str, project: str) -> Response:
+    @routes.get(
+        "/segmenters",
+        response_model=SegmenterReportsOut,
+        summary="What was proposed, measured against what was accepted",
+        responses=reads,
+    )
+    def segmenters(tool: ToolName, project: ProjectName) -> Response:
+        """One report for each segmenter and annotator of which an object was accepted."""
         return json_response(workbench.report(proposal_reports, tool, project))
 
-    @routes.get("/export/{name}", summary="The dataset as a zip", response_class=StreamingResponse)
+    @routes.get(
+        "/export/{name}",
+        summary="The dataset as a zip",
+        response_class=ZipResponse,
+        responses=raises(NotFound, StoreUnavailable, InvalidRequest, TooLarge, Busy)
+        | {200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}},
+    )
     def export(
-        tool: str,
-        project: str,
-        name: str,
+        tool: ToolName,
+        project: ProjectName,
+        name: Annotated[str, UrlPath(description="The format: coco, yolo, voc, png", examples=["coco"])],
         polygons: Annotated[Polygons | None, Query(description="COCO: which polygons are written")] = None,
         for_cvat: Annotated[bool | None, Query(description="COCO: as CVAT imports it")] = None,
         by_side: Annotated[bool | None, Query(description="COCO: a file for each side")] = None,
     ) -> Response:
+        """Pictures and labels, as `clickmask export` writes them to a folder. The zip must be read within an
+        hour. Datasets larger than CLICKMASK_EXPORT_BYTES are refused: the command exports them."""
         if name not in (known := plugins.names(exports)):
             raise InvalidRequest(f"there is no export to {name[:40]!r}; there is: {', '.join(known)}")
         write = plugins.load(exports, name).write
@@ -107,7 +171,7 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
         headers = {"Content-Disposition": attached, "Content-Length": str(path.stat().st_size)}
         chunks = _read(path, readers.release)
         whole = itertools.chain([next(chunks)], chunks)  # from here on, the zip is removed in any case
-        return StreamingResponse(whole, headers=headers, media_type="application/zip")
+        return ZipResponse(whole, headers=headers)
 
     return routes
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, cast
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from clickmask.errors import InvalidRequest
+from clickmask.errors import InvalidRequest, NotFound, NotReady
 from clickmask.masks.controls import MAX_SMOOTH, Controls
 from clickmask.masks.polygons import group_rings
 from clickmask.masks.regions import mask_area, mask_box
@@ -15,17 +15,22 @@ from clickmask.masks.simplify import simplify_mask
 from clickmask.types import ImageRef, Prediction, Prompt
 from clickmask.workbench import Workbench
 from clickmask_adapters.api import json_response
+from clickmask_adapters.server.openapi import EXAMPLE_PNG, IMAGE_ERRORS, raises
 from clickmask_adapters.settings import Settings
 
-XY = tuple[float, float]
 # Each wrong one of more would become an error, by the thread that answers everybody: 330,000 took 11 s.
 MAX_POINTS = 10_000
 MAX_MEMBERS = 100
 FRAME = "Pixels of the upright image from its top-left corner, x right, y down."
+Number = Annotated[float, Field(strict=True)]  # no text, no truth value
+Count = Annotated[int, Field(strict=True)]
+XY = tuple[Number, Number]
+Box = tuple[Number, Number, Number, Number]
+FORMATS = "JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC"
 
 
-def _example(body: dict[str, Any]) -> ConfigDict:
-    return ConfigDict(json_schema_extra={"examples": [body]})
+def _example(*bodies: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [*bodies]})
 
 
 class Strict(BaseModel):
@@ -43,8 +48,16 @@ class Strict(BaseModel):
 class ImageIn(Strict):
     """An image: exactly one of its bytes, its address, or the digest that an earlier answer named."""
 
-    data: str | None = Field(
-        None, description="The file, base64 (JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC)"
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [name], "properties": {name: {"type": "string"}}}
+                for name in ("data", "url", "digest")
+            ]
+        }
+    )
+    data: Annotated[str, Field(json_schema_extra={"format": "byte"})] | None = Field(
+        None, description=f"The file, base64 ({FORMATS})"
     )
     url: str | None = Field(
         None, description="http(s):// or file:// under a configured folder", max_length=4096
@@ -60,44 +73,47 @@ class ImageIn(Strict):
 
 
 class PromptIn(Strict):
+    """At least one foreground point or a box, all of it inside the image."""
+
     foreground: list[XY] = Field([], max_length=MAX_POINTS, description=f"Points on the object. {FRAME}")
     background: list[XY] = Field([], max_length=MAX_POINTS, description="Points that are not on it.")
-    box: tuple[float, float, float, float] | None = Field(None, description="x0, y0, x1, y1")
+    box: Box | None = Field(None, description="x0, y0, x1, y1")
 
 
 class WantedIn(Strict):
     want: list[Literal["rle", "polygons"]] = Field(["rle", "polygons"], max_length=MAX_MEMBERS)
-    min_iou: float | None = Field(
+    min_iou: Number | None = Field(
         None,
         gt=0,
         le=1,
         description="The IoU with the mask that polygons must reach; 1: exact. Null: the server's",
     )
-    max_points: int | None = Field(None, ge=3, description="At most so many points, whatever the IoU")
+    max_points: Count | None = Field(None, ge=3, description="At most so many points, whatever the IoU")
 
 
 class ControlsIn(Strict):
     """Wishes about the masks; without any they are the segmenter's own."""
 
-    smooth: float = Field(
+    smooth: Number = Field(
         0, ge=0, le=MAX_SMOOTH, description="Radius in pixels of the disc whose majority decides on a pixel"
     )
-    fill_holes: int = Field(0, ge=0, description="Holes of at most so many pixels are filled")
-    min_part_share: float = Field(
+    fill_holes: Count = Field(0, ge=0, description="Holes of at most so many pixels are filled")
+    min_part_share: Number = Field(
         0, ge=0, le=1, description="Parts of a smaller share of the mask's area are left out"
     )
-    max_parts: int | None = Field(None, ge=1, description="At most so many parts, the largest")
+    max_parts: Count | None = Field(None, ge=1, description="At most so many parts, the largest")
 
 
 class ProposalsIn(WantedIn):
     model_config = _example(
+        {"image": {"data": EXAMPLE_PNG}, "prompt": {"foreground": [[32, 24]], "background": [[5, 5]]}},
         {
-            "image": {"url": "https://example.com/cat.jpg"},
-            "prompt": {"foreground": [[310.5, 220]], "background": [[20, 30]], "box": None},
-            "segmenter": None,
-            "want": ["rle", "polygons"],
-            "min_iou": 0.98,
-        }
+            "image": {"data": EXAMPLE_PNG},
+            "prompt": {"box": [19, 11, 45, 37]},
+            "want": ["polygons"],
+            "min_iou": 0.95,
+            "max_points": 100,
+        },
     )
     image: ImageIn
     prompt: PromptIn
@@ -106,24 +122,28 @@ class ProposalsIn(WantedIn):
 
 
 class AnnotationsIn(WantedIn):
+    model_config = _example(
+        {"image": {"data": EXAMPLE_PNG}, "annotator": "everything:sam:vit_b", "min_score": 0.5}
+    )
     image: ImageIn
     annotator: str = Field(description="A name from /v1/annotators")
-    min_score: float = Field(0, ge=0, le=1, description="Objects of a lower score are left out")
+    min_score: Number = Field(0, ge=0, le=1, description="Objects of a lower score are left out")
 
 
 class ImagesIn(Strict):
+    model_config = _example({"image": {"data": EXAMPLE_PNG}})
     image: ImageIn
-    segmenter: str | None = None
+    segmenter: str | None = Field(None, description="A name from /v1/segmenters; null: the default")
 
 
 class ImageOut(BaseModel):
-    digest: str
+    digest: Annotated[str, Field(description="Names the image in later requests, while it is kept")]
     width: int
     height: int
 
 
 class RleOut(BaseModel):
-    size: Annotated[list[int], Field(description="height, width")]
+    size: Annotated[tuple[int, int], Field(description="height, width")]
     counts: Annotated[str, Field(description="COCO's compressed run lengths, column by column")]
 
 
@@ -133,9 +153,9 @@ class PolygonOut(BaseModel):
 
 
 class MaskOut(BaseModel):
-    score: Annotated[float, Field(description="The segmenter's own estimate of the IoU, 0 to 1")]
+    score: Annotated[float, Field(ge=0, le=1, description="The segmenter's own estimate of the IoU")]
     area: Annotated[int, Field(description="Pixels")]
-    box: Annotated[tuple[float, float, float, float] | None, Field(description="Null: nothing was found")]
+    box: Annotated[Box | None, Field(description="Null: nothing was found")]
     rle: RleOut | None = None
     polygons: list[PolygonOut] | None = None
     iou: Annotated[float | None, Field(description="Of the polygons with the mask")] = None
@@ -167,7 +187,7 @@ class ProposalsOut(BaseModel):
     )
     image: ImageOut
     segmenter: str
-    proposals: list[ProposalOut]
+    proposals: Annotated[list[ProposalOut], Field(min_length=1, description="Best first")]
 
 
 class ObjectOut(MaskOut):
@@ -177,7 +197,7 @@ class ObjectOut(MaskOut):
 class AnnotationsOut(BaseModel):
     image: ImageOut
     annotator: str
-    objects: list[ObjectOut]
+    objects: Annotated[list[ObjectOut], Field(description="Best first; maybe none")]
 
 
 class SegmenterOut(BaseModel):
@@ -199,29 +219,20 @@ class AnnotatorsOut(BaseModel):
     annotators: list[AnnotatorOut]
 
 
-class ErrorOut(BaseModel):
-    error: Annotated[str, Field(description="One sentence for people")]
-
-
-ERRORS = {
-    400: "The request is not what is expected",
-    401: "The secret is missing",
-    403: "The image must not be read, or the caller may not ask",
-    404: "No such segmenter or annotator",
-    410: "The digest is not known any more: send the image again",
-    413: "Too large",
-    422: "The prompt or the image cannot be",
-    502: "The image could not be fetched",
-    503: "Busy: try again after Retry-After seconds",
-}
-
-
 def router(workbench: Workbench, settings: Settings) -> APIRouter:
-    errors = {status: {"model": ErrorOut, "description": text} for status, text in ERRORS.items()}
-    routes = APIRouter(prefix="/v1", responses={**errors})
+    routes = APIRouter(prefix="/v1", tags=["masks"])
+    models_run = raises(*IMAGE_ERRORS, NotFound, NotReady)
 
-    @routes.post("/proposals", response_model=ProposalsOut, summary="A prompt becomes masks, best first")
+    @routes.post(
+        "/proposals",
+        response_model=ProposalsOut,
+        summary="A prompt becomes masks, best first",
+        responses=models_run,
+    )
     def proposals(asked: ProposalsIn) -> Response:
+        """Points and a box on one image become at least one mask. The first request with an image encodes it,
+        later ones are fast. Repeating the last foreground point asks for the next candidate. An empty mask
+        means that nothing was found."""
         given = asked.prompt
         prompt = Prompt(tuple(given.foreground), tuple(given.background), given.box)
         controls = Controls(**asked.controls.model_dump())
@@ -232,9 +243,13 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         return json_response({"image": image, "segmenter": first.segmenter, "proposals": found})
 
     @routes.post(
-        "/annotations", response_model=AnnotationsOut, summary="Every object in an image, without a prompt"
+        "/annotations",
+        response_model=AnnotationsOut,
+        summary="Every object in an image, without a prompt",
+        responses=models_run,
     )
     def annotations(asked: AnnotationsIn) -> Response:
+        """Takes seconds to minutes. A few images are annotated at a time; others are refused with 503."""
         ref = asked.image.ref()
         identity = workbench.identify(ref)
         image = _image(identity.digest, identity.size)
@@ -245,21 +260,38 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         ]
         return json_response({"image": image, "annotator": asked.annotator, "objects": objects})
 
-    @routes.get("/annotators", response_model=AnnotatorsOut, summary="What annotates whole images")
+    @routes.get(
+        "/annotators",
+        response_model=AnnotatorsOut,
+        summary="What annotates whole images",
+        responses=raises(),
+    )
     def annotators() -> Response:
+        """The annotators that are installed and the models of projects, which of them are ready, and the
+        labels that each gives."""
         return json_response({"annotators": [asdict(status) for status in workbench.annotators()]})
 
     @routes.post(
-        "/images", response_model=ImageOut, summary="Make an image known, and encode it ahead of the clicks"
+        "/images",
+        response_model=ImageOut,
+        summary="Make an image known, and encode it ahead of the clicks",
+        responses=models_run,
     )
     def images(asked: ImagesIn) -> Response:
+        """The answer comes before the image is encoded. Later requests may name the image by its digest."""
         ref = asked.image.ref()
         identity = workbench.identify(ref)
         workbench.prepare(ref, asked.segmenter)
         return json_response(_image(identity.digest, identity.size))
 
-    @routes.get("/segmenters", response_model=SegmentersOut, summary="What is installed, and what is ready")
+    @routes.get(
+        "/segmenters",
+        response_model=SegmentersOut,
+        summary="What is installed, and what is ready",
+        responses=raises(),
+    )
     def segmenters() -> Response:
+        """The segmenters that answer prompts, and the one that answers if a request names none."""
         all_of_them = workbench.segmenters()
         found = [{"name": each.name, "ready": each.ready, "reason": each.reason} for each in all_of_them]
         return json_response({"default": workbench.default_segmenter, "segmenters": found})

@@ -2,21 +2,87 @@
 
 import time
 from dataclasses import asdict
+from typing import Annotated
 
 from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
 
 import clickmask
+from clickmask.errors import StoreUnavailable
+from clickmask.images.archive import ArchiveStatus
+from clickmask.inference.disk_cache import DiskStatus
+from clickmask.store import WriteTimes
+from clickmask.store.jobs import Job
 from clickmask.workbench import Workbench
 from clickmask_adapters.api import json_response
-from clickmask_adapters.server.failures import RecentFailures
+from clickmask_adapters.server.failures import Failure, RecentFailures
+from clickmask_adapters.server.openapi import raises
+
+
+class CacheOut(BaseModel):
+    """Embeddings in memory, and on the disk if they are kept there."""
+
+    bytes: int
+    capacity: Annotated[int, Field(description="Bytes")]
+    entries: int
+    hits: int
+    misses: int
+    hit_rate: Annotated[float | None, Field(description="Null before the first click")]
+    disk: DiskStatus | None
+
+
+class QueueOut(BaseModel):
+    """Images that wait to be encoded."""
+
+    waiting: int
+    capacity: int
+
+
+class FailedEventOut(BaseModel):
+    event: int
+    tool: str
+    reason: str
+    at: Annotated[float, Field(description="Seconds since 1970")]
+    attempts: int
+    retry_at: Annotated[float | None, Field(description="Seconds since 1970; null: not again")]
+
+
+class IntakeOut(BaseModel):
+    waiting: Annotated[int, Field(description="Events that are not read yet")]
+    set_aside: Annotated[int, Field(description="Events of which no labels could be made")]
+    newest_set_aside: list[FailedEventOut]
+    kept_images: ArchiveStatus
+
+
+class StatusOut(BaseModel):
+    version: str
+    segmenter: Annotated[str, Field(description="The default one")]
+    uptime_s: float
+    cache: CacheOut
+    queue: QueueOut
+    inbox: Annotated[int, Field(description="Events that are kept, read or not")]
+    intake: Annotated[IntakeOut | None, Field(description="Null: nothing reads the events")]
+    left_out: Annotated[
+        dict[str, int], Field(description="Regions of which no label can be made, by a word for them")
+    ]
+    writes: WriteTimes
+    trainings: Annotated[list[Job], Field(description="Under way")]
+    errors: Annotated[list[Failure], Field(description="Newest first")]
 
 
 def router(workbench: Workbench, recent: RecentFailures) -> APIRouter:
-    routes = APIRouter(prefix="/v1")
+    routes = APIRouter(prefix="/v1", tags=["server"])
     started = time.monotonic()
 
-    @routes.get("/status", summary="How the server is doing, with its last 50 errors")
+    @routes.get(
+        "/status",
+        response_model=StatusOut,
+        summary="How the server is doing, with its last 50 errors",
+        responses=raises(StoreUnavailable),
+    )
     async def status() -> Response:
+        """Caches, queues, the labels that wait to be read or could not be, trainings under way, and the
+        requests that failed last."""
         cache = asdict(workbench.cache_status())
         queue = {"waiting": cache.pop("waiting"), "capacity": cache.pop("queue_length")}
         intake = workbench.intake_status()

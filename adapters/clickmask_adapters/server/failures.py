@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from clickmask import errors
 from clickmask_adapters.server.uvicorn import HEADER, reason
@@ -37,6 +38,7 @@ STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = {
     errors.NotStored: HTTPStatus.INSUFFICIENT_STORAGE,
 }
 DOOR = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.MISDIRECTED_REQUEST})
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 UNEXPECTED = "something went wrong inside clickmask; its log has the details"
 
 
@@ -107,6 +109,8 @@ def install(app: FastAPI, failures: RecentFailures) -> None:
                 sentence = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
             case HTTPException():
                 status, sentence, headers = error.status_code, str(error.detail), error.headers
+                if status == HTTPStatus.METHOD_NOT_ALLOWED:
+                    headers = {"Allow": _allowed(app, request)}
                 admitted = False  # a wrong signature is the only such error with a status in DOOR
             case _:
                 status, sentence = HTTPStatus.INTERNAL_SERVER_ERROR, UNEXPECTED
@@ -115,3 +119,13 @@ def install(app: FastAPI, failures: RecentFailures) -> None:
 
     for kind in (errors.ClickmaskError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, failed)
+
+
+def _allowed(app: FastAPI, request: Request) -> str:
+    """The methods of all routes at this path; Starlette's own answer names those of the first route alone."""
+
+    def is_allowed(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
+
+    return ", ".join(filter(is_allowed, METHODS))

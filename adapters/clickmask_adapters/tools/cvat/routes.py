@@ -8,6 +8,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import inspect
 import logging
 import math
 import re
@@ -17,19 +18,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, FastAPI, Header, HTTPException, Path, Request, Response, Security
+from fastapi.security import APIKeyHeader
 from starlette.concurrency import run_in_threadpool
 
 from clickmask.caches import Lru
-from clickmask.errors import Busy, ClickmaskError, Failed, Gone, NotReady
+from clickmask.errors import Busy, ClickmaskError, Failed, Gone, InvalidRequest, NotReady, StoreUnavailable
 from clickmask.types import ImageRef, Prediction, SamFeatures
 from clickmask.workbench import Workbench
 from clickmask_adapters.api import json_response
+from clickmask_adapters.server.openapi import IMAGE_ERRORS, body_of, raises
 from clickmask_adapters.tools._json import as_coordinate, as_text, parse_object
-from clickmask_adapters.tools.cvat import WEBHOOK, CvatSettings, answers, prompts
+from clickmask_adapters.tools.cvat import WEBHOOK, CvatSettings, answers, bodies, prompts
 from clickmask_adapters.tools.cvat.functions import Function, functions
 from clickmask_adapters.tools.cvat.labels import TOOL
 
@@ -43,6 +46,19 @@ MAX_RESULTS = 4  # each may have many megabytes
 RESULT_TTL_S = 900.0  # a model trained since would answer differently
 FEATURES = (256, 64, 64)  # shape of the embeddings that SAM's decoder reads
 SECRET_VARIABLE = "CVAT_WEBHOOK_SECRET"  # noqa: S105  # its name, not its value
+SIGNATURE = APIKeyHeader(
+    name="X-Signature-256",
+    scheme_name="signature",
+    description=f"`sha256=` and the HMAC-SHA256 of the body, in hexadecimal, with {SECRET_VARIABLE} as key",
+    auto_error=False,
+)
+NO_FUNCTION = "clickmask offers no function of this name."
+# CVAT ends a batch at a 503, and shows no sentence of a 500.
+INVOCATION_ERRORS = raises(*IMAGE_ERRORS, StoreUnavailable) | {
+    HTTPStatus.NOT_FOUND: {"description": NO_FUNCTION},
+    HTTPStatus.CONFLICT: {"description": inspect.getdoc(NotReady)},
+    HTTPStatus.TOO_MANY_REQUESTS: {"description": inspect.getdoc(Busy)},
+}
 
 
 def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIRouter:
@@ -58,7 +74,7 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
         yield
         listing.shutdown()
 
-    routes = APIRouter(include_in_schema=False, lifespan=lifespan)
+    routes = APIRouter(lifespan=lifespan)
 
     async def current() -> Mapping[str, Function]:
         return await asyncio.get_running_loop().run_in_executor(listing, offered.now)
@@ -104,33 +120,87 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
                 sentence = f"{function.runs} failed on this image; clickmask's log has the details"
                 raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, sentence) from error
 
-    @routes.get("/api/functions")
+    @routes.get(
+        "/api/functions",
+        response_model=dict[str, bodies.FunctionOut],
+        summary="The AI tools of CVAT's page",
+        responses=raises(),
+    )
     async def list_functions(request: Request) -> Response:
+        """Every segmenter and annotator that is ready, by id, as nuclio's dashboard lists its functions."""
         port = _port(request)
         return json_response({name: each.described(port) for name, each in (await current()).items()})
 
-    @routes.get("/api/functions/{name}")
-    async def describe_function(name: str, request: Request) -> Response:
+    @routes.get(
+        "/api/functions/{name}",
+        response_model=bodies.FunctionOut,
+        summary="One of the AI tools",
+        responses=raises() | {HTTPStatus.NOT_FOUND: {"description": NO_FUNCTION}},
+    )
+    async def describe_function(
+        name: Annotated[str, Path(description="Its id", examples=["clickmask-builtin"])], request: Request
+    ) -> Response:
+        """CVAT asks for this before each call, so it never waits for a segmenter."""
         return json_response((await required(name)).described(_port(request)))
 
-    @routes.post("/api/function_invocations")
-    async def invoke_function(request: Request) -> Response:
-        return await invoke(request, request.headers.get("x-nuclio-function-name", ""))
+    @routes.post(
+        "/api/function_invocations",
+        response_model=bodies.InvocationOut,
+        summary="Call one of the AI tools",
+        responses=INVOCATION_ERRORS,
+        openapi_extra=body_of(bodies.InvocationIn, bodies.CLICKED, bodies.BOXED),
+    )
+    async def invoke_function(
+        request: Request,
+        name: Annotated[
+            str,
+            Header(
+                alias="X-Nuclio-Function-Name",
+                description="The id of one of /api/functions",
+                examples=["clickmask-builtin"],
+            ),
+        ],
+    ) -> Response:
+        """An interactor turns points and boxes into masks, a detector finds everything that it knows. The
+        body carries the whole image each time; the same image is encoded once. A detector that is asked again
+        for an image it still works on gives the same answer later."""
+        return await invoke(request, name)
 
     if direct := settings.cvat_direct_function:
         if direct not in offered.last:
             known = ", ".join(offered.last)
             log.warning("cvat: CLICKMASK_CVAT_DIRECT_FUNCTION names no function; there is: %s", known)
 
-        @routes.post("/")
+        @routes.post(
+            "/",
+            response_model=bodies.InvocationOut,
+            summary=f"Call {direct}",
+            responses=INVOCATION_ERRORS,
+            openapi_extra=body_of(bodies.InvocationIn, bodies.CLICKED, bodies.BOXED),
+        )
         async def invoke_directly(request: Request) -> Response:
+            """The function of CLICKMASK_CVAT_DIRECT_FUNCTION, as nuclio's method `direct` calls it."""
             return await invoke(request, direct)
 
-    @routes.post(WEBHOOK)
-    async def webhook(request: Request) -> Response:
+    @routes.post(
+        WEBHOOK,
+        status_code=HTTPStatus.ACCEPTED,
+        response_model=bodies.KeptOut,
+        summary="An event of CVAT",
+        responses=raises(InvalidRequest, StoreUnavailable)
+        | {
+            HTTPStatus.OK: {"model": bodies.HeardOut, "description": "A ping was heard"},
+            HTTPStatus.UNAUTHORIZED: {"description": "The signature is missing or wrong."},
+            HTTPStatus.FORBIDDEN: {"description": f"{SECRET_VARIABLE} is not set."},
+        },
+        openapi_extra=body_of(bodies.EventIn, bodies.EVENT, {"event": "ping"}),
+    )
+    async def webhook(request: Request, given: Annotated[str | None, Security(SIGNATURE)]) -> Response:
+        """The event is on the disk when it is answered. Its labels are read a moment later; /v1/status says
+        whether that succeeded."""
         body = await request.body()
         plain = secret.get_secret_value().encode() if secret else None
-        require_signature(plain, body, request.headers.get("X-Signature-256", ""))
+        require_signature(plain, body, given or "")
         event = parse_object(body, "the event")
         if as_text(event.get("event"), "the name of the event") == "ping":
             return json_response({"status": "clickmask hears CVAT"})

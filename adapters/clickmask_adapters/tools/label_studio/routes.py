@@ -16,11 +16,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
 from clickmask.caches import Lru
-from clickmask.errors import ClickmaskError, InvalidRequest
+from clickmask.errors import (
+    ClickmaskError,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    StoreUnavailable,
+    ToolUnavailable,
+)
 from clickmask.workbench import Workbench
 from clickmask_adapters.api import json_response
+from clickmask_adapters.server.openapi import IMAGE_ERRORS, body_of, raises
 from clickmask_adapters.tools._json import Json, as_id, as_list, as_object, parse_object, project_number
-from clickmask_adapters.tools.label_studio import TOOL, clicks, label_config
+from clickmask_adapters.tools.label_studio import TOOL, bodies, clicks, label_config
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.prelabel import Prelabeller
 
@@ -195,23 +203,49 @@ def router(workbench: Workbench, client: LabelStudioClient, min_iou: float) -> A
         if waiting.acquire(blocking=False):  # if too many wait, the click itself fetches its image
             preparing.submit(call, *arguments).add_done_callback(lambda _: waiting.release())
 
-    routes = APIRouter(include_in_schema=False, lifespan=lifespan)
+    routes = APIRouter(lifespan=lifespan)
 
-    @routes.api_route("/health", methods=["GET", "HEAD"])
+    @routes.get(
+        "/health", response_model=bodies.HealthOut, summary="Whether the server is up", responses=raises()
+    )
+    @routes.head(
+        "/health", operation_id="health_head", summary="Whether the server is up", responses=raises()
+    )
     async def health() -> Response:
+        """Says no more than that. Needs no secret, so that load balancers may ask."""
         return json_response({"status": "UP", "model_class": "clickmask"})
 
-    @routes.post("/setup")
+    @routes.post(
+        "/setup",
+        response_model=bodies.SetupOut,
+        summary="Label Studio introduces a project",
+        responses=raises(InvalidRequest, NotFound, StoreUnavailable),
+        openapi_extra=body_of(bodies.SetupIn, bodies.SETUP),
+    )
     async def setup(body: Body) -> Response:
+        """Label Studio calls this before it asks for predictions. The backend's extra parameters may name the
+        segmenter that answers the project's clicks."""
         version = await shortly(backend.set_up, parse_object(body, "the request"))
         return json_response({"model_version": version})
 
-    @routes.get("/versions")
+    @routes.get(
+        "/versions", response_model=bodies.VersionsOut, summary="What can answer clicks", responses=raises()
+    )
     async def versions() -> Response:
+        """The segmenters that are ready, by the names that `extra_params` of /setup takes."""
         return json_response({"versions": await shortly(backend.versions)})
 
-    @routes.post("/predict")
+    @routes.post(
+        "/predict",
+        response_model=bodies.PredictOut,
+        summary="A smart click becomes regions, or tasks get predictions",
+        responses=raises(*IMAGE_ERRORS, NotFound, NotReady, StoreUnavailable, ToolUnavailable),
+        openapi_extra=body_of(bodies.PredictIn, bodies.CLICKED, bodies.OPENED),
+    )
     def predict(body: Body) -> Response:
+        """With a context, its points and rectangles become the regions that the label config can hold.
+        Without one, the project's model draws in all tasks; as long as there is none, the answer is empty and
+        the tasks' images are encoded ahead of the clicks."""
         asked = parse_object(body, "the request")
         context = as_object(asked.get("params"), "params", empty=True).get("context")
         if context is None:
@@ -223,8 +257,17 @@ def router(workbench: Workbench, client: LabelStudioClient, min_iou: float) -> A
             prepare_soon(backend.prepare_next, asked)
         return json_response({"results": [answer]})
 
-    @routes.post("/webhook")
+    @routes.post(
+        "/webhook",
+        response_model=bodies.KeptOut,
+        summary="An event of Label Studio",
+        responses=raises(InvalidRequest, StoreUnavailable, NotReady)
+        | {202: {"model": bodies.TrainingOut, "description": "A training was asked for"}},
+        openapi_extra=body_of(bodies.EventIn, bodies.EVENT),
+    )
     async def webhook(body: Body) -> Response:
+        """The event is on the disk when it is answered. Its labels are read a moment later; /v1/status says
+        whether that succeeded. START_TRAINING also starts a training."""
         if not body.lstrip().startswith(b"{"):
             raise InvalidRequest("an event is a JSON object")
         await asyncio.wrap_future(workbench.keep_event(TOOL, body))
