@@ -30,7 +30,7 @@ from clickmask.labels.submissions import (
     Unsized,
     submission_of,
 )
-from clickmask.masks.rle import Rle, rle_area, rle_overlap
+from clickmask.masks.rle import Rle, rle_area, rle_overlap, unite
 from clickmask.store import Store
 from clickmask.types import ImageRef, Pixels
 
@@ -158,20 +158,34 @@ class Ingester:
     def _without_repeats(self, drawn: Sequence[tuple[Region, Rle]], digest: str) -> list[tuple[Region, Rle]]:
         """`drawn` with only the brush of a proposal that was accepted as a brush and as polygons.
 
-        A tool's region names a proposal by its form alone. One that the store does not know, such as another
-        server's, counts as a repeat only if it lies in the brush, and is kept without its proposal. One that
-        the annotator moved out of the brush is a label of its own.
+        A tool's region names a proposal by its form alone. Polygons of one that the store does not know, such
+        as another server's, are repeats only if they lie in the brush and together fill it; its regions are
+        kept without it. What the annotator moved out of the brush or labelled otherwise is a label as well.
         """
         known = self._store.proposed(digest, {region.proposal for region, _ in drawn if region.proposal})
-        brushes = {region.proposal: rle for region, rle in drawn if isinstance(region.geometry, Brush)}
-        found: list[tuple[Region, Rle]] = []
+        outlines: dict[tuple[str, str], list[int]] = {}  # places in `drawn`, by proposal and category
+        for place, (region, _) in enumerate(drawn):
+            if region.proposal and not isinstance(region.geometry, Brush):
+                outlines.setdefault((region.proposal, region.category), []).append(place)
+        repeats = set[int]()
         for region, rle in drawn:
-            brush = None if isinstance(region.geometry, Brush) else brushes.get(region.proposal)
-            share = REPEATED / 2 if region.proposal in known else REPEATED
-            if region.proposal and brush and rle_overlap(rle, brush) > share * rle_area(rle):
+            others = outlines.get((region.proposal or "", region.category))
+            if not others or not isinstance(region.geometry, Brush):
                 continue
-            found.append((region if region.proposal in known else replace(region, proposal=None), rle))
-        return found
+            least = REPEATED / 2 if region.proposal in known else REPEATED
+            inside = [
+                place
+                for place in others
+                if rle_overlap(drawn[place][1], rle) > least * rle_area(drawn[place][1])
+            ]
+            filled = rle_area(unite([drawn[place][1] for place in inside])) if inside else 0
+            if region.proposal in known or filled >= REPEATED * rle_area(rle):
+                repeats.update(inside)
+        return [
+            (region if region.proposal in known else replace(region, proposal=None), rle)
+            for place, (region, rle) in enumerate(drawn)
+            if place not in repeats
+        ]
 
     def _pixels(self, digest: str) -> Pixels:
         try:

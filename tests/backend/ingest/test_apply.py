@@ -28,6 +28,7 @@ from clickmask.labels.submissions import (
     Unreadable,
     Unsized,
 )
+from clickmask.masks.polygons import mask_to_polygons
 from clickmask.masks.rle import mask_to_rle, rle_to_mask
 from clickmask.store import Store
 from clickmask.types import Prediction, Prompt, Size
@@ -249,9 +250,10 @@ def test_brush_and_polygon_of_one_proposal_are_one_label(
     within = Region("p-1", "cat", Polygon((tuple(corners),)), "p")
     ingester.apply(submitted(within, brush, box(region="other")), tool)
     assert regions_of(store) == ["p-0", "other"]
-    moved = Region("p-1", "dog", Rectangle((0, 0, 4, 4)), "p")
-    ingester.apply(submitted(moved, brush, at=5.0), tool)
-    assert sorted(regions_of(store)) == ["p-0", "p-1"]
+    moved = Region("p-1", "cat", Rectangle((0, 0, 4, 4)), "p")
+    for at, changed in enumerate((moved, replace(within, category="dog")), 4):
+        ingester.apply(submitted(changed, brush, at=at), tool)
+        assert sorted(regions_of(store)) == ["p-0", "p-1"]
     ingester.apply(submitted(within, brush, box(region="other"), at=6.0), tool)
     (label, _) = store.labels(TOOL, "1")
     assert label.proposal == "p"
@@ -259,7 +261,7 @@ def test_brush_and_polygon_of_one_proposal_are_one_label(
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["unknown", "of another image"])
-def test_a_region_that_only_looks_like_a_proposals_is_dropped_only_if_it_lies_in_the_brush(
+def test_regions_that_only_look_like_a_proposals_are_dropped_only_if_they_fill_the_brush(
     store: Store, ingester: Ingester, tool: FakeTool, elsewhere: bool
 ) -> None:
     painted = disc(SIZE)
@@ -267,16 +269,16 @@ def test_a_region_that_only_looks_like_a_proposals_is_dropped_only_if_it_lies_in
         store.remember_proposal(
             "p", digest_of("another"), Prompt(((1, 1),)), Prediction(painted, 0.5, "drawn")
         )
-    middle = np.argwhere(painted).mean(axis=0)
-    within = Polygon((tuple((middle[1] + dx, middle[0] + dy) for dx, dy in ((-3, -3), (3, -3), (3, 3))),))
-    regions = [
-        Region("p-0", "cat", Brush(mask_to_rle(painted)), "p"),
-        Region("p-1", "cat", within, "p"),
-        Region("p-2", "cat", Rectangle((0, 0, 4, 4)), "p"),
-        Region("q-0", "cat", within, "q"),
-    ]
-    ingester.apply(submitted(*regions), tool)
+    brush = Region("p-0", "cat", Brush(mask_to_rle(painted)), "p")
+    x, y = np.argwhere(painted).mean(axis=0)[::-1]
+    within = Polygon((tuple((x + dx, y + dy) for dx, dy in ((-3, -3), (3, -3), (3, 3))),))
+    (around,) = (Polygon((tuple(map(tuple, ring)),)) for ring in mask_to_polygons(painted))
+    beside = [Region("p-2", "cat", Rectangle((0, 0, 4, 4)), "p"), Region("q-0", "cat", within, "q")]
+    ingester.apply(submitted(brush, Region("p-1", "cat", around, "p"), *beside), tool)
     assert regions_of(store) == ["p-0", "p-2", "q-0"]
+    for at, (shape, category) in enumerate([(within, "cat"), (around, "dog")], 2):
+        ingester.apply(submitted(brush, Region("p-1", category, shape, "p"), *beside, at=at), tool)
+        assert regions_of(store) == ["p-0", "p-1", "p-2", "q-0"]
     assert {label.proposal for label in store.labels(TOOL, "1")} == {None}
 
 
