@@ -20,8 +20,9 @@ COMPUTE_THREADS = 16
 def create_app(home: Home) -> FastAPI:
     """All surfaces on one application: the tools' paths at the root, the API under /v1/, the pages at /.
 
-    Shutting it down closes the home. Raises Conflict if that holds labels of another Label Studio or CVAT.
-    """
+    What is damaged in the home is set aside first. Shutting it down closes the home. Raises Conflict if that
+    holds labels of another Label Studio or CVAT."""
+    home.mend()
     settings, workbench, tools = home.settings, home.workbench, home.tools.values()
     for tool in tools:
         if tool.origin:
@@ -58,7 +59,7 @@ def create_app(home: Home) -> FastAPI:
         app.include_router(tool.router(workbench), tags=[tool.name])
     for router in (
         proposals.router(workbench, settings),
-        status.router(workbench, recent),
+        status.router(workbench, recent, home.damaged),
         projects.router(workbench, home.models),
         datasets.router(workbench, settings, home.archive),
         web.router(),

@@ -12,21 +12,25 @@ import cv2
 
 from clickmask import annotators, plugins, segmenters
 from clickmask.annotators._catalogue import AnnotatorCatalogue
+from clickmask.caches import CacheFolder
 from clickmask.errors import ClickmaskError, StoreUnavailable
+from clickmask.files import DamagedFiles
 from clickmask.images.archive import ImageArchive
 from clickmask.images.decode import ImageLimits
 from clickmask.images.fetch import Fetcher
 from clickmask.images.source import ImageSource
 from clickmask.inference.catalogue import Catalogue
-from clickmask.inference.disk_cache import DiskEmbeddings
+from clickmask.inference.disk_cache import SUFFIX, DiskEmbeddings
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.inference.sessions import Runtimes
 from clickmask.inference.weights import WeightsFolder
 from clickmask.ingest.apply import Ingester, LabelSource
-from clickmask.ingest.inbox import Inbox
+from clickmask.ingest.inbox import Inbox, mend_inbox
+from clickmask.models.recovery import mend_models
 from clickmask.models.versions import ProjectModels
 from clickmask.store import Store
 from clickmask.store.jobs import Jobs
+from clickmask.store.recovery import mend_store
 from clickmask.training.supervisor import Supervisor, Triggers, WorkerConfig
 from clickmask.workbench import Workbench
 from clickmask_adapters import tools
@@ -35,6 +39,8 @@ from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools import Tool
 
 log = logging.getLogger(__name__)
+STORE, INBOX = "store.sqlite", "inbox.sqlite"
+FOLDERS = ("images", "models", "embeddings", "logs", "weights", "runtimes", "jobs")
 PartT = TypeVar("PartT")
 
 
@@ -65,20 +71,47 @@ class Home:
             self.workbench, self.store, self.inbox = workbench, workbench.store, workbench.inbox
             self.images = workbench.images
 
+    def mend(self) -> None:
+        """Set damaged files aside, say so, and put in their place what can be read of them, before a server
+        opens them; no other may run on this home. Raises StoreUnavailable if the labels are whole, but cannot
+        be used."""
+        self._make_folder()
+        home, damaged = self.settings.home, self.damaged
+        try:
+            damaged.find_earlier(home)
+            for name in FOLDERS:
+                if os.path.lexists(home / name) and not (home / name).is_dir():
+                    damaged.set_aside(home / name, "is no folder that can be read")
+                elif os.path.lexists(home / name) and not os.access(home / name, os.R_OK | os.W_OK | os.X_OK):
+                    said = "may not be read and written by this user: give it back with chown or chmod"
+                    damaged.add_trouble(f"{name} in CLICKMASK_HOME {said}")
+            if not self.settings.database:
+                mend_store(home / STORE, damaged)
+            mend_inbox(home / INBOX, damaged)
+            mend_models(home / "models", damaged)
+        except OSError as error:
+            raise StoreUnavailable(f"CLICKMASK_HOME cannot be mended: {error.strerror}") from error
+
+    @part
+    def damaged(self) -> DamagedFiles:
+        """What was set aside since the start, or before it."""
+        return DamagedFiles(self.settings.home)
+
     @part
     def store(self) -> Store:
         """The database. Raises StoreUnavailable."""
         self._make_folder()
-        return Store(self._database)
+        return Store(self._database, make_room=self._make_room)
 
     @part
     def inbox(self) -> Inbox:
         self._make_folder()
-        return Inbox(self.settings.home / "inbox.sqlite")
+        return Inbox(self.settings.home / INBOX, make_room=self._make_room)
 
     @part
     def archive(self) -> ImageArchive:
-        return ImageArchive(self.settings.home / "images", self.settings.kept_bytes, self.store.is_labelled)
+        folder, room = self.settings.home / "images", self.settings.kept_bytes
+        return ImageArchive(folder, room, self.store.is_labelled, self._make_room)
 
     @part
     def limits(self) -> ImageLimits:
@@ -115,9 +148,14 @@ class Home:
         return Catalogue(segmenters, self.weights, self.runtimes)
 
     @part
+    def embedding_files(self) -> CacheFolder:
+        """They make room on the disk for all that cannot be made again."""
+        return CacheFolder(self.settings.home / "embeddings", SUFFIX, self.settings.disk_bytes)
+
+    @part
     def embeddings(self) -> EmbeddingCache:
-        folder, room = self.settings.home / "embeddings", self.settings.disk_bytes
-        disk = DiskEmbeddings(folder, room, self.segmenters.get, self.weights) if room else None
+        room = self.settings.disk_bytes
+        disk = DiskEmbeddings(self.embedding_files, self.segmenters.get, self.weights) if room else None
         return EmbeddingCache(self.settings.embedding_bytes, self.settings.queue_length, disk=disk)
 
     @part
@@ -170,7 +208,9 @@ class Home:
     @part
     def jobs(self) -> Jobs:
         """Training jobs. Those that an earlier version kept in a folder are imported first."""
-        self.store.jobs.import_folder(self.settings.home / "jobs")
+        for name in self.store.jobs.import_folder(self.settings.home / "jobs"):
+            said = f"the job {name} of an earlier version cannot be read"
+            self.damaged.add_trouble(f"{said}; it stays in its folder, jobs-imported-…")
         return self.store.jobs
 
     def supervisor(self, waiting: Callable[[], int], triggers: Triggers | None = None) -> Supervisor:
@@ -206,7 +246,10 @@ class Home:
     @property
     def _database(self) -> str | Path:
         database = self.settings.database
-        return database.get_secret_value() if database else self.settings.home / "store.sqlite"
+        return database.get_secret_value() if database else self.settings.home / STORE
+
+    def _make_room(self) -> bool:
+        return self.embedding_files.make_room()
 
     def _make_folder(self) -> None:
         """Make the home. Raises StoreUnavailable if it cannot be made or written."""

@@ -1,12 +1,25 @@
 """Bounded caches and shared computations, for any thread."""
 
+import logging
 import math
+import os
+import shutil
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
 from typing import Generic, TypeVar
 
+from clickmask import files
+
+log = logging.getLogger(__name__)
+
+RESERVE_BYTES = 2**30  # left free on a cache's disk for what cannot be made again
+RESERVE_SHARE = 0.1  # of the disk, if that is less
+STALE_DRAFT_S = 3600.0  # an older draft belongs to a killed process
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -99,3 +112,68 @@ class SingleFlight(Generic[V]):
             with self._lock:
                 del self._flights[key]
         return flight.result()
+
+
+class CacheFolder:
+    """Files named `*SUFFIX` in a folder, at most `capacity` bytes; the least recently used go first. For any
+    thread, and several processes may share it.
+
+    They can be made again, so they leave a reserve of the disk for what cannot, such as labels: `sweep`
+    removes files until it is free. `evicted` counts those that went for its sake."""
+
+    def __init__(self, path: Path, suffix: str, capacity: int) -> None:
+        self.path, self._suffix, self.capacity = path, suffix, capacity
+        self.bytes = self.entries = self.evicted = 0  # as this process knows the folder
+        self._lock = threading.Lock()
+
+    def room(self) -> int:
+        """Bytes that may be written without touching the reserve; negative if it is touched already."""
+        disk = shutil.disk_usage(next(each for each in (self.path, *self.path.parents) if each.is_dir()))
+        return disk.free - _reserve(disk.total)
+
+    def make_room(self) -> bool:
+        """Remove files for a write that met a full disk, at least a quarter of them, since a quota does not
+        show in the disk's room. Returns whether any went."""
+        before = self.evicted
+        self.sweep(0.25)
+        return self.evicted > before
+
+    def added(self, size: int) -> None:
+        """Count a file that was written."""
+        with self._lock:
+            self.bytes += size
+            self.entries += 1
+
+    def sweep(self, share: float = 0.0) -> None:
+        """Remove stale drafts, and files until the rest fits and the reserve is free; at least a `share` of
+        their bytes."""
+        found: list[tuple[int, int, str]] = []
+        with suppress(OSError), os.scandir(self.path) as entries:
+            for entry in entries:
+                with suppress(OSError):  # another process removed it first, or it is a link to nowhere
+                    status = entry.stat()
+                    if entry.name.endswith(self._suffix):
+                        found.append((status.st_mtime_ns, status.st_size, entry.path))
+                    elif entry.name.endswith(files.DRAFT) and time.time() - status.st_mtime > STALE_DRAFT_S:
+                        files.remove(Path(entry.path))
+        found.sort(reverse=True)
+        total = sum(size for _, size, _ in found)
+        wanted = total * (1 - share)
+        with suppress(OSError):
+            if (room := self.room()) < 0:  # and an eighth more, so that the next files need no sweep each
+                wanted = min(wanted, total + room - _reserve(shutil.disk_usage(self.path).total) // 8)
+        went = 0
+        while found and total > min(self.capacity, wanted):
+            _, size, path = found.pop()
+            went += total <= self.capacity
+            total -= size
+            files.remove(Path(path))
+        if went:
+            log.warning("%d files of %s went to leave room on the disk", went, self.path.name)
+        with self._lock:
+            self.bytes, self.entries, self.evicted = total, len(found), self.evicted + went
+
+
+def _reserve(total: int) -> int:
+    """Bytes of a disk of `total` bytes that a cache leaves free."""
+    return min(RESERVE_BYTES, int(RESERVE_SHARE * total))

@@ -1,14 +1,20 @@
-"""Atomic writes of files and folders, and locks between processes, on every system. Content goes into a draft
-(`NAME.<8 hex digits>.draft`) that is flushed and renamed into place, so a reader finds the old or the new
-content even after a kill. The folder's owner removes abandoned drafts."""
+"""Atomic writes of files and folders, locks between processes, and damaged files, on every system. Content
+goes into a draft (`NAME.<8 hex digits>.draft`) that is flushed and renamed into place, so a reader finds the
+old or the new content even after a kill. The folder's owner removes abandoned drafts."""
 
 import ctypes
 import errno
+import logging
 import os
 import secrets
+import shutil
+import stat
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 try:
@@ -17,7 +23,18 @@ except ImportError:  # Windows
     fcntl = None
 
 DRAFT = ".draft"
+ASIDE = ".damaged-"  # in the names of what was set aside
 _AT_FDCWD, _EXCHANGE = -100, 2  # constants of Linux's renameat2
+
+log = logging.getLogger(__name__)
+
+
+def read(path: Path) -> bytes:
+    """The content of a file. Raises OSError, also for whatever else has its name: a pipe would be waited
+    for."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return path.read_bytes()
 
 
 def write(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
@@ -52,6 +69,23 @@ def flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make the folder and its parents, durably. Raises OSError."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(mode, exist_ok=True)
+        flush(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it, as far as that is possible."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def flush_tree(folder: Path) -> None:
@@ -104,3 +138,80 @@ def lock(path: Path, *, shared: bool = False, blocking: bool = True) -> Generato
     with path.open("ab") as file:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if blocking else fcntl.LOCK_NB))
         yield
+
+
+def make_way(path: Path) -> Path:
+    """Rename something damaged to `NAME.damaged-TIME`, an SQLite file with its logs. Returns the new path.
+    Raises OSError."""
+    name = f"{path.name}{ASIDE}{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+    while os.path.lexists(path.with_name(name)):
+        name += "-again"
+    for suffix in ("", "-wal", "-shm"):
+        beside = path.with_name(path.name + suffix)
+        if os.path.lexists(beside):
+            beside.rename(path.with_name(name + suffix))
+    flush(path.parent)
+    return path.with_name(name)
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """Something that could not be used, and was renamed so that nothing is lost."""
+
+    name: str  # relative to the home
+    kept_as: str  # its name now
+    at: float  # seconds since 1970
+    sentence: str
+
+
+class DamagedFiles:
+    """Damaged files and folders of `home`, renamed to `NAME.damaged-TIME` in their folders. For any
+    thread."""
+
+    def __init__(self, home: Path) -> None:
+        self._home, self._lock = home, threading.Lock()
+        self._found: list[Damaged] = []
+        self._troubles: list[str] = []
+
+    def set_aside(self, path: Path, reason: str, then: Callable[[Path], str] = lambda kept_as: "") -> None:
+        """Rename `path`, and say so. `then` puts something in its place, and says what. Raises OSError."""
+        with self._lock:
+            kept_as = make_way(path)
+        named, renamed = (os.path.relpath(each, self._home) for each in (path, kept_as))
+        done = ""
+        try:
+            done = then(kept_as)
+        finally:
+            sentence = f"{named} {reason}: it was set aside as {renamed}" + f". {done}" * bool(done)
+            log.error("%s", sentence)
+            with self._lock:
+                self._found.append(Damaged(named, renamed, time.time(), sentence))
+
+    def find_earlier(self, folder: Path) -> None:
+        """Remember what an earlier process set aside in `folder` and nobody has looked at since."""
+        for path in sorted(folder.glob(f"*{ASIDE}*")):
+            if path.name.endswith(("-wal", "-shm")):
+                continue
+            named, renamed = (
+                os.path.relpath(path.with_name(name), self._home)
+                for name in (path.name.partition(ASIDE)[0], path.name)
+            )
+            said = f"{named} was damaged, and was set aside earlier as {renamed}"
+            sentence = f"{said}: move that away once it is dealt with"
+            with self._lock:
+                self._found.append(Damaged(named, renamed, path.lstat().st_mtime, sentence))
+
+    def add_trouble(self, sentence: str) -> None:
+        """Say what cannot be used, and was left as it is."""
+        log.error("%s", sentence)
+        with self._lock:
+            self._troubles.append(sentence)
+
+    def troubles(self) -> list[str]:
+        with self._lock:
+            return list(self._troubles)
+
+    def all(self) -> list[Damaged]:
+        """What was set aside, oldest first."""
+        with self._lock:
+            return list(self._found)

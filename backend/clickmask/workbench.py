@@ -12,7 +12,16 @@ from typing import Any, TypeVar
 
 from clickmask.annotators._catalogue import AnnotatorCatalogue, AnnotatorStatus
 from clickmask.datasets.snapshot import Dataset, Pictures, snapshot
-from clickmask.errors import Busy, ClickmaskError, Failed, ImageUnavailable, InvalidInput, NotFound, NotReady
+from clickmask.errors import (
+    Busy,
+    ClickmaskError,
+    Failed,
+    ImageUnavailable,
+    InvalidInput,
+    NotFound,
+    NotReady,
+    StoreUnavailable,
+)
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits
 from clickmask.images.source import ImageIdentity, ImageSource
 from clickmask.inference import driver
@@ -248,7 +257,10 @@ class Workbench:
         return make(self.store, tool, project)
 
     def keep_event(self, source: str, body: bytes) -> Future[int]:
-        """Store a tool's raw event, durably once the future is done. Raises StoreUnavailable."""
+        """Store a tool's raw event, durably once the future is done. Raises StoreUnavailable, also if it
+        would not be read."""
+        if self._reader and (reason := self._reader.refuses()):
+            raise StoreUnavailable(reason)
         return self.inbox.keep_soon(source, body)
 
     def read_events(self, ingester: Ingester, sources: Mapping[str, LabelSource]) -> None:
@@ -266,6 +278,10 @@ class Workbench:
     def intake_status(self) -> IngestStatus | None:
         """The reader's status; None if nothing reads the events. Raises StoreUnavailable."""
         return self._reader.status() if self._reader else None
+
+    def reading_trouble(self) -> tuple[str, int]:
+        """Why events wait, empty if they are read; and how often reading failed since the start."""
+        return (self._reader.trouble, self._reader.failures) if self._reader else ("", 0)
 
     def left_out(self) -> dict[str, int]:
         """Numbers of regions, in all projects, of which no label can be made, by a word for them."""

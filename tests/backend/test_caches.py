@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clickmask.caches import Lru, SingleFlight
+from clickmask import caches
+from clickmask.caches import CacheFolder, Lru, SingleFlight
+from support import damage
 
 
 def kept(cache: Lru[str, bytes]) -> list[str]:
@@ -170,3 +177,75 @@ def test_calls_for_other_keys_do_not_wait() -> None:
         assert flights.run("other", lambda: "fast") == "fast"
         released.set()
         assert waiting.result() == "slow"
+
+
+def cached(folder: Path, count: int) -> CacheFolder:
+    """Files of 100 bytes, the first of them the longest unused, on a disk of 10,000 bytes."""
+    for number in range(count):
+        path = folder / f"{number}.cached"
+        path.write_bytes(bytes(100))
+        os.utime(path, (number, number))
+    return CacheFolder(folder, ".cached", 5000)
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets how many bytes of other files there are."""
+    others = 0
+
+    def usage(path: Path) -> SimpleNamespace:
+        ours = sum(each.stat().st_size for each in tmp_path.iterdir())
+        return SimpleNamespace(total=10_000, free=10_000 - others - ours)
+
+    def set_others(size: int) -> None:
+        nonlocal others
+        others = size
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    return set_others
+
+
+def names_in(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in folder.glob("*.cached"))
+
+
+def test_files_that_can_be_made_again_leave_a_tenth_of_the_disk(
+    tmp_path: Path, disk: Callable[[int], None]
+) -> None:
+    folder = cached(tmp_path, 20)
+    disk(6900)
+    folder.sweep()
+    assert (names_in(tmp_path), folder.evicted, folder.room()) == (list(range(20)), 0, 100)
+    disk(7500)  # 500 bytes of the reserve are taken
+    folder.sweep()
+    assert names_in(tmp_path) == list(range(7, 20)), (
+        "the longest unused go, for an eighth of the reserve more"
+    )
+    assert (folder.evicted, folder.entries, folder.bytes) == (7, 13, 1300)
+    assert folder.room() >= 0
+
+
+def test_the_reserve_of_a_large_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=2**40, free=2**31))
+    assert CacheFolder(tmp_path / "not" / "there", "", 1).room() == 2**31 - caches.RESERVE_BYTES
+
+
+def test_a_write_that_met_a_full_disk_gets_room_as_long_as_there_are_files(
+    tmp_path: Path, disk: Callable[[int], None]
+) -> None:
+    folder = cached(tmp_path, 8)
+    assert folder.make_room(), "a quota does not show in the room of the disk"
+    assert names_in(tmp_path) == list(range(2, 8))
+    disk(9_400)
+    assert folder.make_room()
+    assert names_in(tmp_path) == []
+    assert not folder.make_room()
+
+
+def test_leftovers_of_any_kind_keep_no_sweep_from_its_work(tmp_path: Path) -> None:
+    folder = cached(tmp_path, 3)
+    damage.leftovers(tmp_path / "0.cached")
+    (tmp_path / "loop.cached").symlink_to("loop.cached")
+    folder.sweep()
+    assert (folder.entries, folder.bytes) == (3, 300)
+    assert [path.name for path in tmp_path.glob("*.draft")] == ["0.cached.00000000.draft"]

@@ -6,7 +6,7 @@ import os
 import signal
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from clickmask import files
+from support import damage
 from support.waiting import until
 
 
@@ -71,6 +72,43 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_draft(
         files.write(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"old"
     assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("act", [damage.folder, damage.loop, damage.dangling, damage.fifo])
+def test_only_a_file_is_read(tmp_path: Path, act: Callable[[Path], None]) -> None:
+    """A pipe would be waited for, for ever."""
+    path = tmp_path / "a"
+    path.write_bytes(b"1")
+    assert files.read(path) == b"1"
+    act(path)
+    with pytest.raises(OSError):
+        files.read(path)
+
+
+def test_a_folder_and_its_parents_are_made_durably(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = list[Path]()
+    monkeypatch.setattr(files, "flush", flushed.append)
+    files.make_folder(tmp_path / "a" / "b")
+    files.make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert flushed == [tmp_path, tmp_path / "a"]
+
+
+def test_what_is_damaged_makes_way_with_its_logs_and_keeps_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.sqlite"
+    damaged = files.DamagedFiles(tmp_path)
+    for content in (b"1", b"2"):
+        for suffix in ("", "-wal"):
+            path.with_name(path.name + suffix).write_bytes(content)
+        damaged.set_aside(path, "is damaged", lambda kept_as: f"It was read: {kept_as.read_bytes()!r}")
+    first, second = damaged.all()
+    assert "a.sqlite is damaged: it was set aside as a.sqlite.damaged-" in first.sentence
+    assert first.sentence.endswith("It was read: b'1'")
+    assert first.kept_as != second.kept_as
+    for each, content in ((first, b"1"), (second, b"2")):
+        assert (tmp_path / each.kept_as).read_bytes() == content
+        assert (tmp_path / f"{each.kept_as}-wal").read_bytes() == content
+    assert not path.exists()
 
 
 def test_a_file_may_be_for_its_owner_alone(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 import clickmask
 from clickmask.errors import StoreUnavailable
+from clickmask.files import Damaged, DamagedFiles
 from clickmask.images.archive import ArchiveStatus
 from clickmask.inference.disk_cache import DiskStatus
 from clickmask.store import WriteTimes
@@ -54,23 +55,32 @@ class IntakeOut(BaseModel):
     kept_images: ArchiveStatus
 
 
+class TroublesOut(BaseModel):
+    now: Annotated[list[str], Field(description="Sentences about what needs a person")]
+    damaged: Annotated[list[Damaged], Field(description="Files set aside when the server started")]
+    reader_failures: Annotated[int, Field(description="Errors after which reading of events began again")]
+
+
 class StatusOut(BaseModel):
     version: str
     segmenter: Annotated[str, Field(description="The default one")]
     uptime_s: float
     cache: CacheOut
     queue: QueueOut
-    inbox: Annotated[int, Field(description="Events that are kept, read or not")]
-    intake: Annotated[IntakeOut | None, Field(description="Null: nothing reads the events")]
+    inbox: Annotated[
+        int | None, Field(description="Events that are kept, read or not; null: they cannot be counted")
+    ]
+    intake: Annotated[IntakeOut | None, Field(description="Null: nothing reads the events just now")]
     left_out: Annotated[
         dict[str, int], Field(description="Regions of which no label can be made, by a word for them")
     ]
     writes: WriteTimes
     trainings: Annotated[list[Job], Field(description="Under way")]
+    troubles: TroublesOut
     errors: Annotated[list[Failure], Field(description="Newest first")]
 
 
-def router(workbench: Workbench, recent: RecentFailures) -> APIRouter:
+def router(workbench: Workbench, recent: RecentFailures, damaged: DamagedFiles) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["server"])
     started = time.monotonic()
 
@@ -85,7 +95,15 @@ def router(workbench: Workbench, recent: RecentFailures) -> APIRouter:
         requests that failed last."""
         cache = asdict(workbench.cache_status())
         queue = {"waiting": cache.pop("waiting"), "capacity": cache.pop("queue_length")}
-        intake = workbench.intake_status()
+        trouble, reader_failures = workbench.reading_trouble()
+        troubles = [*damaged.troubles(), *filter(None, [trouble])]
+        intake, kept, left_out, trainings = None, None, dict[str, int](), list[Job]()
+        try:
+            kept = workbench.kept_events()
+            intake = workbench.intake_status()
+            left_out, trainings = workbench.left_out(), workbench.jobs_under_way()
+        except StoreUnavailable as error:  # the rest is all the more worth knowing
+            troubles.append(str(error))
         failed = [each._asdict() for each in intake.newest_set_aside] if intake else []
         return json_response(
             {
@@ -94,11 +112,16 @@ def router(workbench: Workbench, recent: RecentFailures) -> APIRouter:
                 "uptime_s": round(time.monotonic() - started, 1),
                 "cache": cache,
                 "queue": queue,
-                "inbox": workbench.kept_events(),
+                "inbox": kept,
                 "intake": asdict(intake) | {"newest_set_aside": failed} if intake else None,
-                "left_out": workbench.left_out(),
+                "left_out": left_out,
                 "writes": asdict(workbench.write_times()),
-                "trainings": [asdict(job) for job in workbench.jobs_under_way()],
+                "trainings": [asdict(job) for job in trainings],
+                "troubles": {
+                    "now": troubles,
+                    "damaged": [asdict(each) for each in damaged.all()],
+                    "reader_failures": reader_failures,
+                },
                 "errors": [asdict(failure) for failure in recent.all()],
             }
         )

@@ -1,11 +1,13 @@
 """Original bytes of labelled images, kept so that later work needs no labeling tool."""
 
+import errno
 import logging
 import os
 import re
+import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +31,17 @@ class ArchiveStatus:
 
 class ImageArchive:
     """Files named by pixel digest, at most `capacity` bytes. For any thread and several processes. If full,
-    images without labels (by `is_labelled`) go, longest unused first, or the new one is not kept."""
+    images without labels (by `is_labelled`) go, longest unused first, or the new one is not kept. `make_room`
+    is asked once if the disk is full, and says whether it freed anything."""
 
-    def __init__(self, folder: Path, capacity: int, is_labelled: Callable[[str], bool]) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        capacity: int,
+        is_labelled: Callable[[str], bool],
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._folder, self._make_room = folder, make_room
         self._capacity = capacity
         self._is_labelled = is_labelled
         self._lock = threading.Lock()
@@ -40,33 +49,33 @@ class ImageArchive:
         self._count()
 
     def holds(self, digest: str) -> bool:
-        return self._path(digest).exists()
+        """Whether there is such a file with something in it: a power cut may have left an empty one."""
+        return self.size_of(digest) > 0
 
     def keep(self, digest: str, raw: bytes) -> bool:
         """Store the original bytes durably. False if there is no room. Raises StoreUnavailable."""
         path = self._path(digest)
         with self._lock:
-            if path.exists():
-                path.touch()
+            if self.holds(digest):
+                with suppress(OSError):
+                    path.touch()
                 return True
             if self._bytes + len(raw) > self._capacity:
                 # Count again, since other processes also keep and remove images, then remove what may go.
-                for stat, stored in sorted(self._count(), key=lambda each: each[0].st_mtime):
+                for status, stored in sorted(self._count(), key=lambda each: each[0].st_mtime):
                     is_enough = self._bytes + len(raw) <= self._capacity
-                    if is_enough or stat.st_mtime > time.time() - MIN_AGE_S:
+                    if is_enough or status.st_mtime > time.time() - MIN_AGE_S:
                         break
                     if not self._is_labelled(stored.name):
                         stored.unlink(missing_ok=True)
-                        self._bytes -= stat.st_size
+                        self._bytes -= status.st_size
                         self._images -= 1
             if self._bytes + len(raw) > self._capacity:
                 self._refused += 1
                 log.warning("image %s is not kept: %d bytes are full", digest[:8], self._capacity)
                 return False
             try:
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                files.write(path, raw)
-                files.flush(self._folder)  # path.parent may be new
+                self._write(path, raw)
             except OSError as error:
                 reason = error.strerror or "the disk refuses them"
                 raise StoreUnavailable(f"images cannot be kept in CLICKMASK_HOME: {reason}") from error
@@ -75,22 +84,40 @@ class ImageArchive:
         return True
 
     def read(self, digest: str) -> bytes:
-        """The original bytes. Raises Gone if they are not kept."""
+        """The original bytes. Raises Gone if they are not kept, or cannot be read."""
         try:
-            return self._path(digest).read_bytes()
+            return files.read(self._path(digest))
         except FileNotFoundError:
             raise Gone(f"image {digest[:8]} is not kept: CLICKMASK_KEPT_BYTES was full") from None
+        except OSError as error:
+            raise Gone(f"image {digest[:8]} cannot be read: {error.strerror}") from error
 
     def size_of(self, digest: str) -> int:
         """Bytes of the file, or 0 if it is not kept."""
         try:
-            return self._path(digest).stat().st_size
-        except FileNotFoundError:
+            status = self._path(digest).stat()
+        except OSError:
             return 0
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
     def status(self) -> ArchiveStatus:
         with self._lock:
             return ArchiveStatus(self._images, self._bytes, self._capacity, self._refused)
+
+    def _write(self, path: Path, raw: bytes) -> None:
+        """Write durably, once more if the disk was full and could be given room. Whatever else has the name
+        or the folder's, such as a pipe, makes way. Raises OSError."""
+        if os.path.lexists(path.parent) and not path.parent.is_dir():
+            files.make_way(path.parent)
+        if os.path.lexists(path):
+            files.make_way(path)
+        files.make_folder(path.parent, 0o700)
+        try:
+            files.write(path, raw)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._make_room():
+                raise
+            files.write(path, raw)
 
     def _path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
@@ -100,12 +127,20 @@ class ImageArchive:
     def _count(self) -> list[tuple[os.stat_result, Path]]:
         """Set the numbers of images and bytes from the folder, and remove stale drafts."""
         found: list[tuple[os.stat_result, Path]] = []
-        for path in self._folder.glob("??/*"):
-            with suppress(FileNotFoundError):  # another process removed it
-                stat = path.stat()
-                if _DIGEST.fullmatch(path.name):
-                    found.append((stat, path))
-                elif stat.st_mtime < time.time() - MIN_AGE_S:  # the draft of a killed process
-                    path.unlink()
-        self._images, self._bytes = len(found), sum(stat.st_size for stat, _ in found)
+        for path in self._paths():
+            with suppress(OSError):  # another process removed it, or it is a link to nowhere
+                status = path.stat()
+                if _DIGEST.fullmatch(path.name) and stat.S_ISREG(status.st_mode):
+                    found.append((status, path))
+                elif status.st_mtime < time.time() - MIN_AGE_S and files.ASIDE not in path.name:
+                    files.remove(path)  # the draft of a killed process
+        self._images, self._bytes = len(found), sum(status.st_size for status, _ in found)
         return found
+
+    def _paths(self) -> Iterator[Path]:
+        """Everything in the folders of images, without those folders that this user may not read."""
+        with suppress(OSError):
+            for folder in self._folder.iterdir():
+                with suppress(OSError):
+                    if len(folder.name) == 2:
+                        yield from folder.iterdir()

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask import files
-from clickmask.caches import Lru
+from clickmask.caches import CacheFolder, Lru
 from clickmask.inference.sessions import Arrays
 from clickmask.inference.weights import WeightsFolder
 from clickmask.types import Embedding, Segmenter
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1  # raise it when the layout changes or a built-in segmenter encodes differently
 SUFFIX = ".embedding"
-STALE_DRAFT_S = 3600.0  # an older draft belongs to a killed process
 SWEEP_SHARE = 0.01  # share of the capacity written between sweeps: scanning thousands of files takes 0.1 s
 MAX_QUEUE = 32  # embeddings that wait to be written
 TOUCH_INTERVAL_S = 3600.0  # between two updates of an embedding's time of use
@@ -86,28 +85,27 @@ class DiskStatus:
     bytes: int  # as this process knows the folder; other processes may write to it
     capacity: int
     entries: int
+    evicted: int  # since the start, to leave room on the disk for what cannot be made again
     hits: int
     hit_rate: float | None  # share of lookups that found an embedding; None before the first
 
 
 class DiskEmbeddings:
-    """A folder of embeddings, at most `capacity` bytes; the least recently used go first. For any thread.
+    """A folder of embeddings. For any thread.
 
     Several processes may share it: files appear by renaming, and their mtime is the time of last use. Each
-    may write a hundredth of the capacity before it adds up the sizes again. Nothing here fails a click: what
-    cannot be written is not stored, what cannot be trusted is computed again. `segmenters` gives a loaded
-    segmenter.
-    """
+    may write a hundredth of the capacity before it adds up the sizes again. What the disk needs for other
+    files is left free; see `CacheFolder`. Nothing here fails a click: what cannot be written is not stored,
+    what cannot be trusted is computed again. `segmenters` gives a loaded segmenter."""
 
     def __init__(
-        self, folder: Path, capacity: int, segmenters: Callable[[str], Segmenter[Any]], weights: WeightsFolder
+        self, folder: CacheFolder, segmenters: Callable[[str], Segmenter[Any]], weights: WeightsFolder
     ) -> None:
         self._folder = folder
-        self._capacity = capacity
         self._segmenters = segmenters
         self._weights = weights
         self._lock = threading.Lock()
-        self._bytes = self._entries = self._asked = self._hits = 0
+        self._asked = self._hits = 0
         self._unswept = 0  # bytes written since the last sweep
         self._queue: queue.Queue[_Job | None] = queue.Queue(MAX_QUEUE)
         self._pending: dict[EmbeddingKey, _Job] = {}
@@ -125,7 +123,7 @@ class DiskEmbeddings:
         identity = self._identity(key)
         path = self._path(identity)
         try:
-            embedding = segmenter.restore(unpack(path.read_bytes(), identity))
+            embedding = segmenter.restore(unpack(files.read(path), identity))
             os.utime(path)
         except FileNotFoundError:
             return None
@@ -184,7 +182,10 @@ class DiskEmbeddings:
     def status(self) -> DiskStatus:
         with self._lock:
             rate = self._hits / self._asked if self._asked else None
-            return DiskStatus(self._bytes, self._capacity, self._entries, self._hits, rate)
+            folder = self._folder
+            return DiskStatus(
+                folder.bytes, self._folder.capacity, folder.entries, folder.evicted, self._hits, rate
+            )
 
     def close(self) -> None:
         """Write what waits in the queue, then stop."""
@@ -206,7 +207,7 @@ class DiskEmbeddings:
         parts = identity["segmenter"], identity["digest"]
         readable = "-".join(re.sub(r"[^A-Za-z0-9]+", "_", part)[:32] for part in parts)
         unique = hashlib.sha256(json.dumps([FORMAT, *identity.values()]).encode()).hexdigest()[:16]
-        return self._folder / f"{readable}-{unique}{SUFFIX}"
+        return self._folder.path / f"{readable}-{unique}{SUFFIX}"
 
     def _submit(self, job: _Job, timeout: float) -> bool:
         """Whether there was room in the queue within `timeout` seconds."""
@@ -227,46 +228,32 @@ class DiskEmbeddings:
 
     def _write_all(self) -> None:
         """Run the writer's thread until `close`."""
-        self._sweep()
+        self._folder.sweep()
         while (job := self._queue.get()) is not None:
             written = False
             try:
-                raw = pack(job.arrays, job.identity)
-                if len(raw) <= self._capacity:
-                    self._folder.mkdir(parents=True, exist_ok=True)
-                    files.write(self._path(job.identity), raw, durable=False, mode=0o600)
-                    self._unswept += len(raw)
-                    with self._lock:
-                        self._bytes += len(raw)
-                        self._entries += 1
-                    written = True
-            except (OSError, ValueError) as error:  # the disk, or an array of Python objects
+                written = self._write(pack(job.arrays, job.identity), self._path(job.identity))
+            except Exception as error:  # noqa: BLE001 - the disk, memory, or an array of Python objects
                 log.warning("an embedding is not stored: %s", error)
             self._finish(job, written)
-            if self._unswept > self._capacity * SWEEP_SHARE:
-                self._sweep()
+            if self._unswept > self._folder.capacity * SWEEP_SHARE:
+                self._unswept = 0
+                self._folder.sweep()
 
-    def _sweep(self) -> None:
-        """Remove stale drafts, and the least recently used files until the rest fits."""
-        found: list[tuple[int, int, str]] = []
-        with suppress(OSError), os.scandir(self._folder) as entries:
-            for entry in entries:
-                with suppress(FileNotFoundError):  # another process removed it first
-                    status = entry.stat()
-                    if entry.name.endswith(SUFFIX):
-                        found.append((status.st_mtime_ns, status.st_size, entry.path))
-                    elif entry.name.endswith(files.DRAFT) and time.time() - status.st_mtime > STALE_DRAFT_S:
-                        Path(entry.path).unlink()
-        found.sort(reverse=True)
-        total = sum(size for _, size, _ in found)
-        while total > self._capacity:
-            _, size, path = found.pop()
-            total -= size
-            with suppress(OSError):
-                Path(path).unlink()
-        self._unswept = 0
-        with self._lock:
-            self._bytes, self._entries = total, len(found)
+    def _write(self, raw: bytes, path: Path) -> bool:
+        """Write a file if there is room for it. Raises OSError."""
+        if len(raw) > self._folder.capacity:
+            return False
+        if self._folder.room() < len(raw):
+            self._folder.sweep()
+            if self._folder.room() < len(raw):
+                log.info("an embedding is not stored: the disk needs its room for other files")
+                return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(path, raw, durable=False, mode=0o600)
+        self._unswept += len(raw)
+        self._folder.added(len(raw))
+        return True
 
 
 def half_precision(arrays: Arrays) -> dict[str, NDArray[Any]]:

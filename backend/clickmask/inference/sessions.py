@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -278,6 +278,7 @@ def _fingerprint(model: Model, installed: list[str], *how: object) -> str:
 def _notes(memory: Path) -> dict[str, str]:
     """The fastest runtime by fingerprint, from earlier measurements."""
     try:
-        return json.loads(memory.read_text())
+        found: Any = json.loads(files.read(memory))
     except (OSError, ValueError):
         return {}
+    return cast("dict[str, str]", found) if isinstance(found, dict) else {}

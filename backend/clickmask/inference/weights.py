@@ -133,7 +133,7 @@ class WeightsFolder:
             with self._lock:
                 if seen := self._seen.get((path, size, time)):
                     return seen
-            memo = json.loads(_memo(path).read_text())
+            memo = json.loads(files.read(_memo(path)))
             return memo["sha256"] if (memo["bytes"], memo["mtime_ns"]) == (size, time) else None
         except (OSError, ValueError, TypeError, LookupError):
             return None

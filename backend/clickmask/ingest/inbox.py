@@ -6,19 +6,24 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from clickmask.errors import StoreUnavailable
+from clickmask.files import DamagedFiles
+from clickmask.store.damage import is_full, mend_database, open_old, told
 
 # Values that SQLite must confirm. FULL: a commit returns once the event is on the disk.
 PRAGMAS: Mapping[str, str | int] = MappingProxyType(
     {"journal_mode": "wal", "synchronous": 2, "busy_timeout": 500}
 )
 MAX_BATCH = 256
+MAX_MISSES = 1000  # ids that are tried one by one after a damaged page; then ever larger steps are taken
+MAX_ID = 2**40
 EVENT_TTL_S = 30 * 24 * 3600.0  # time an event stays after it was read, for looking back
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -52,12 +57,14 @@ class Inbox:
     """Raw webhook bodies in their own SQLite file, in order of arrival. For any thread.
 
     One thread writes. Each transaction stores all that arrived during the previous one, so callers share
-    fsyncs. Nothing is parsed, so nothing is refused. Raises StoreUnavailable if SQLite cannot use the file or
-    rejects its settings.
+    fsyncs. Nothing is parsed, so nothing is refused. `make_room` is asked once if the disk is full, and says
+    whether it freed anything. Raises StoreUnavailable if SQLite cannot use the file or rejects its settings.
     """
 
-    def __init__(self, path: Path, kept_for: float = EVENT_TTL_S) -> None:
-        self._kept_for = kept_for
+    def __init__(
+        self, path: Path, kept_for: float = EVENT_TTL_S, make_room: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._kept_for, self._make_room = kept_for, make_room
         self._reading = threading.Lock()
         opened: list[sqlite3.Connection] = []
         try:
@@ -74,11 +81,13 @@ class Inbox:
                 connection.close()
             if isinstance(error, StoreUnavailable):
                 raise
-            raise StoreUnavailable(f"{path.name} in CLICKMASK_HOME cannot be used: {error}") from error
+            raise StoreUnavailable(f"{path.name} in CLICKMASK_HOME cannot be used: {told(error)}") from error
         self.id: str = id
         """Names this file for good: in another file the ids of events start again."""
         self.arrived = threading.Event()
         """Set when an event was kept; whoever waits for it has to clear it before looking."""
+        self.unreadable = ""
+        """Why no event can be read, as a sentence; empty if the last try succeeded."""
         self._last = time.monotonic()
         self._closed = False
         self._forget_to = 0
@@ -135,8 +144,14 @@ class Inbox:
             self._reader.close()
 
     def _read(self, sql: str, values: Sequence[int] = ()) -> list[tuple[Any, ...]]:
-        with self._reading:
-            return self._reader.execute(sql, values).fetchall()
+        try:
+            with self._reading:
+                rows = self._reader.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            self.unreadable = f"the inbox cannot be read: {told(error)}"
+            raise StoreUnavailable(self.unreadable) from error
+        self.unreadable = ""
+        return rows
 
     def _write(self) -> None:
         closed = False
@@ -149,19 +164,30 @@ class Inbox:
                     break
                 closed = arrival is None
                 together += [arrival] if arrival else []
-            if not together:
-                continue
-            try:
-                ids = self._insert(together)
-            except sqlite3.Error as error:
-                log.error("events could not be kept: %s", error)
-                sentence = "the event could not be kept: is there room in CLICKMASK_HOME?"
-                for arrival in together:
-                    arrival.kept.set_exception(StoreUnavailable(sentence))
-            else:
-                self.arrived.set()
-                for arrival, number in zip(together, ids, strict=True):
-                    arrival.kept.set_result(number)
+            batches = [together] if together else []
+            while batches:
+                batch = batches.pop()
+                try:
+                    self._keep(batch)
+                except BaseException as error:  # noqa: BLE001 - whatever it is: senders wait, and more will come
+                    if len(batch) > 1:  # one that is too large must not refuse the others
+                        batches += [[each] for each in reversed(batch)]
+                        continue
+                    log.error("an event could not be kept: %s", error)
+                    reason = told(error) if isinstance(error, sqlite3.Error) else type(error).__name__
+                    batch[0].kept.set_exception(StoreUnavailable(f"the event could not be kept: {reason}"))
+
+    def _keep(self, together: Sequence[_Arrival]) -> None:
+        """Store these events, then tell their senders. A full disk is tried once more if it gives room."""
+        try:
+            ids = self._insert(together)
+        except sqlite3.Error as error:
+            if not (is_full(error) and self._make_room()):
+                raise
+            ids = self._insert(together)
+        self.arrived.set()
+        for arrival, number in zip(together, ids, strict=True):
+            arrival.kept.set_result(number)
 
     def _insert(self, together: Sequence[_Arrival]) -> list[int]:
         insert = "INSERT INTO events (source, received_at, body) VALUES (?, ?, ?)"
@@ -189,3 +215,46 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def mend_inbox(path: Path, damaged: DamagedFiles) -> None:
+    """Set a damaged inbox aside and make a new one of the events that can be read, which are then read again.
+    Nobody else may use it meanwhile. Raises StoreUnavailable if it is whole, but cannot be used."""
+
+    def is_ours(connection: sqlite3.Connection) -> None:
+        connection.execute(f"{_SELECT} LIMIT 0")
+        connection.execute("SELECT id FROM inbox")
+
+    def read_back(old: Path) -> str:
+        kept, last = 0, 0
+        with closing(open_old(old)) as source:
+            Inbox(path).close()
+            with closing(_connect(path)) as new:
+                new.execute("BEGIN")
+                for event in _readable(source):
+                    new.execute("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?)", event)
+                    kept, last = kept + 1, event.id
+                new.execute("COMMIT")
+        lost = "" if kept == last else f", {last - kept} or more before them are lost or were forgotten"
+        return (
+            f"{kept} events were read back from it{lost}; what others announced, "
+            "`clickmask pull TOOL PROJECT` takes in"
+        )
+
+    mend_database(path, damaged, is_ours, read_back)
+
+
+def _readable(connection: sqlite3.Connection) -> Iterator[Event]:
+    """Events that can be read, oldest first. A damaged page hides those between two ids."""
+    after, failures = 0, 0
+    while after < MAX_ID:
+        try:
+            row = connection.execute(f"{_SELECT} WHERE id > ? ORDER BY id LIMIT 1", (after,)).fetchone()
+        except sqlite3.Error:
+            failures += 1
+            after += 2 ** max(0, failures - MAX_MISSES)
+            continue
+        if row is None:
+            return
+        failures, after = 0, int(row[0])
+        yield Event(*row)

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from clickmask.errors import Busy, ClickmaskError, ImageUnavailable, StoreUnavailable, ToolUnavailable
@@ -15,13 +16,16 @@ from clickmask.store import FailedEvent, Store
 
 log = logging.getLogger(__name__)
 
-RETRYABLE = (Busy, ImageUnavailable, ToolUnavailable)  # errors after which an event is tried again
+# Errors after which an event is tried again: short memory and a full disk pass too.
+RETRYABLE = (Busy, ImageUnavailable, ToolUnavailable, MemoryError, OSError)
 MIN_RETRY_S = 10.0  # before the second attempt; each further wait doubles, up to MAX_RETRY_S
 MAX_RETRY_S = 3600.0
 MAX_ATTEMPTS = 32  # about a day
 QUIET_S = 0.05  # time without arrivals before an event is read
 MAX_YIELD_S = 1.0  # the longest wait for such a quiet time
 MAX_IMAGE_WAIT_S = 60.0  # spent on one event's unreadable images before it waits for its next attempt
+MIN_PAUSE_S = 0.5  # after the reader itself failed; each further pause doubles, up to MAX_PAUSE_S
+MAX_PAUSE_S = 60.0
 _MAX_BATCH = 50
 _IDLE_S = 5.0  # between checks for due events
 
@@ -38,8 +42,9 @@ class InboxReader:
     """Stores labels from the inbox and resumes where it stopped. Close it before inbox and store.
 
     An event that fails is set aside, and the others go on. If the reason may pass, it is retried for a day;
-    otherwise once after a restart, when settings may be corrected. Without the store, everything waits.
-    """
+    otherwise once after a restart, when settings may be corrected. If the reader itself fails, such as
+    without the store, everything waits: `trouble` says why, `failures` counts, and it tries again ever more
+    rarely."""
 
     def __init__(
         self,
@@ -54,7 +59,11 @@ class InboxReader:
         self._ingester = ingester
         self._tools = tools
         self._clock = clock
-        self._closing = False
+        self.trouble = ""
+        """Why events wait, as a sentence; empty while they are read."""
+        self.failures = 0
+        """How often reading failed since the start."""
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="inbox-reader", daemon=True)
 
     def start(self) -> None:
@@ -62,7 +71,7 @@ class InboxReader:
 
     def close(self) -> None:
         """Stop after the current event."""
-        self._closing = True
+        self._closing.set()
         self._inbox.arrived.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -73,33 +82,56 @@ class InboxReader:
         waiting, archive = self._inbox.count(after=store.read_to(inbox)), self._ingester.archive.status()
         return IngestStatus(waiting, store.count_set_aside(inbox), store.set_aside(inbox), archive)
 
+    def refuses(self) -> str:
+        """Why a new event should be refused, since it would not be read; empty if it would."""
+        if self._thread.ident is not None and not self._thread.is_alive() and not self._closing.is_set():
+            return "events are no longer read: restart clickmask"
+        return self._inbox.unreadable
+
     def _run(self) -> None:
-        started = True
-        while not self._closing:
-            self._inbox.arrived.clear()
+        pause, restarted = MIN_PAUSE_S, True
+        while not self._closing.is_set():
             try:
-                if started:
+                if restarted:
                     self._store.retry_set_aside(self._inbox.id, self._clock())
-                    started = False
-                events = self._inbox.events(after=self._store.read_to(self._inbox.id), limit=_MAX_BATCH)
-                for event in events:
-                    # Wait for a quiet moment: parsing holds the GIL and would delay answers.
-                    until = time.monotonic() + MAX_YIELD_S
-                    while (rest := QUIET_S - self._inbox.quiet_for()) > 0 and time.monotonic() < until:
-                        if self._closing:
-                            return
-                        time.sleep(rest)
-                    if self._closing:
-                        return
-                    self._store.mark_read(self._inbox.id, event.id, self._apply(event, 0))
-                    self._inbox.forget_to(event.id)
-                    if len(events) == _MAX_BATCH:
-                        self._retry_one()  # a flood of new events must not starve old ones
-                if not events and not self._retry_one():
-                    self._inbox.arrived.wait(_IDLE_S)
-            except StoreUnavailable as error:
-                log.error("events wait in the inbox: %s", error)
-                self._inbox.arrived.wait(_IDLE_S)
+                    restarted = False
+                self._read_some()
+                pause, self.trouble = MIN_PAUSE_S, ""
+            except BaseException as error:  # noqa: BLE001 - whatever it is: events wait, and webhooks are answered "kept"
+                with suppress(BaseException):  # memory may be too short to say so
+                    self._note(error, pause)
+                self._closing.wait(pause)
+                pause = min(2 * pause, MAX_PAUSE_S)
+
+    def _note(self, error: BaseException, pause: float) -> None:
+        self.failures += 1
+        reason, unexpected = str(error), not isinstance(error, ClickmaskError)
+        if unexpected:  # its own text may contain paths
+            reason = (
+                f"something went wrong inside clickmask ({type(error).__name__}); its log has the details"
+            )
+        self.trouble = f"events wait in the inbox: {reason}"
+        log.error("%s; the next try is in %g s", self.trouble, pause, exc_info=error if unexpected else None)
+
+    def _read_some(self) -> None:
+        """Read what has arrived, or retry an event that is due, or wait for either."""
+        self._inbox.arrived.clear()
+        events = self._inbox.events(after=self._store.read_to(self._inbox.id), limit=_MAX_BATCH)
+        for event in events:
+            # Wait for a quiet moment: parsing holds the GIL and would delay answers.
+            until = time.monotonic() + MAX_YIELD_S
+            while (rest := QUIET_S - self._inbox.quiet_for()) > 0 and time.monotonic() < until:
+                if self._closing.wait(rest):
+                    return
+            if self._closing.is_set():
+                return
+            self._store.mark_read(self._inbox.id, event.id, self._apply(event, 0))
+            self._inbox.forget_to(event.id)
+            if len(events) == _MAX_BATCH:
+                self._retry_one()  # a flood of new events must not starve old ones
+        if not events and not self._retry_one():
+            self.trouble = ""
+            self._inbox.arrived.wait(_IDLE_S)
 
     def _retry_one(self) -> bool:
         """Retry the failed event that is due. Returns False if none is."""
@@ -118,7 +150,7 @@ class InboxReader:
         tool = self._tools.get(event.source)
         if tool is None:
             return None  # the tool has no labels to give
-        taken, lost, failed = 0, 0.0, list[Exception]()
+        taken, lost, failed = 0, 0.0, list[BaseException]()
         # A failed submission does not keep the others out, unless it took long or would fail them too.
         try:
             for change in tool.changes(event.body, attempts > 0):
@@ -128,14 +160,14 @@ class InboxReader:
                     taken += submission_of(change) is not None
                 except (Busy, StoreUnavailable, ToolUnavailable):
                     raise
-                except Exception as error:  # noqa: BLE001  # submissions beside it must be read in any case
+                except BaseException as error:  # noqa: BLE001  # submissions beside it must be read in any case
                     failed.append(error)
                     lost += time.monotonic() - began
                     if lost > MAX_IMAGE_WAIT_S:
                         break
         except StoreUnavailable:
             raise
-        except Exception as error:  # noqa: BLE001  # events behind it must be read in any case
+        except BaseException as error:  # noqa: BLE001  # events behind it must be read in any case
             failed.append(error)
         if not failed:
             return None
@@ -152,5 +184,7 @@ class InboxReader:
             reason = f"something went wrong inside clickmask ({kind}); its log has the details"
         if taken:
             reason += f" (of the event's submissions {taken} were taken in, {len(failed)} not)"
+        # A database refuses half a character and, if it is PostgreSQL, a NUL: the event would never be read.
+        reason = reason.encode(errors="replace").decode().replace("\0", "?")
         log.warning("event %d of %s is set aside: %s", event.id, event.source, reason)
         return FailedEvent(event.id, event.source, reason, self._clock(), attempts + 1, retry_at)

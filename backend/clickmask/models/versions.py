@@ -13,6 +13,7 @@ import importlib
 import io
 import json
 import logging
+import re
 import shutil
 import threading
 from collections.abc import Generator, Mapping, Sequence
@@ -37,7 +38,9 @@ MANIFEST, WEIGHTS, NETWORK, GOLDEN = "manifest.json", "weights.safetensors", "ne
 PACKAGES = ("clickmask", "numpy", "onnx", "onnxruntime", "safetensors", "torch")
 MAX_VERSIONS = 5  # newest versions that pruning keeps
 TOLERANCE = 1e-3  # in logits: runtimes differ by a hundredth of it, a wrong weight by more
+VERSIONS, SERVED = "versions", "served.json"
 _ASIDE = ".aside-"
+_VERSION = re.compile(r"\d{4,}-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Models:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._versions, self._pointer = folder / "versions", folder / "served.json"
+        self._versions, self._pointer = folder / VERSIONS, folder / SERVED
         self._lock = folder / ".lock"  # of writers
 
     def save(self, model: UnsavedModel) -> ModelVersion:
@@ -95,7 +98,7 @@ class Models:
         named |= {f"output:{name}": each for name, each in model.golden_outputs.items()}
         np.savez_compressed(golden, **named)  # pyright: ignore[reportArgumentType] - arrays only
         contents = {WEIGHTS: safetensors.save(weights), NETWORK: model.network, GOLDEN: golden.getvalue()}
-        self._versions.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self._versions)
         with files.lock(self._lock):
             self._remove_leftovers()
             number = 1 + max((int(each.name[:4]) for each in self._folders()), default=0)
@@ -214,26 +217,30 @@ class Models:
         return self.folder / f".{name}.lock"
 
     def _history(self) -> list[str]:
-        """Ids of the versions served so far, the current one last."""
+        """Ids of the versions served so far, the current one last. Raises Failed."""
         try:
-            pointer = json.loads(self._pointer.read_bytes())
+            pointer = json.loads(files.read(self._pointer))
+            history = [*pointer["before"], pointer["served"]]
+            if not all(isinstance(each, str) for each in history):
+                raise TypeError
         except FileNotFoundError:
             return []
-        return [*pointer["before"], pointer["served"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            said = "restart clickmask, which sets it aside"
+            raise Failed(f"{SERVED} of {self.folder.name} cannot be read: {said}") from error
+        return history
 
     def _serve(self, history: list[str]) -> None:
         pointer = {"served": history[-1], "before": history[:-1]}
         files.write(self._pointer, json.dumps(pointer).encode())
 
     def _folders(self) -> list[Path]:
-        return [each for each in self._versions.glob("*") if not each.name.startswith(_ASIDE)]
+        return [each for each in self._versions.glob("*") if _VERSION.fullmatch(each.name)]
 
     def _remove_leftovers(self) -> None:
         """Remove what killed writers left. Nobody else writes while this one holds the lock."""
-        for each in self._versions.glob(_ASIDE + "*"):
-            shutil.rmtree(each)
-        for each in self.folder.glob("*" + files.DRAFT):
-            each.unlink()
+        for each in (*self._versions.glob(_ASIDE + "*"), *self.folder.glob("*" + files.DRAFT)):
+            files.remove(each)
 
 
 class ProjectModels:
@@ -252,7 +259,7 @@ class ProjectModels:
 
     def names(self) -> list[str]:
         """Folder names of the projects with a served version, even a damaged one, sorted."""
-        return sorted(pointer.parent.name for pointer in self._folder.glob("*/served.json"))
+        return sorted(pointer.parent.name for pointer in self._folder.glob(f"*/{SERVED}"))
 
     def served(self, name: str) -> tuple[ModelVersion, Labeller]:
         """The served version and its open network. Raises NotReady, also if none is served, and Failed."""
@@ -275,7 +282,7 @@ def verify(model: ModelVersion) -> None:
     """Raise Failed unless every file is as written and the network gives its golden answers."""
     for name, expected in model.files.items():
         try:
-            found = hashlib.sha256((model.path / name).read_bytes()).hexdigest()
+            found = hashlib.sha256(files.read(model.path / name)).hexdigest()
         except OSError as error:
             raise Failed(f"the model {model.id} lacks {name}") from error
         if found != expected:
@@ -301,8 +308,11 @@ def verify(model: ModelVersion) -> None:
 def _read_version(folder: Path) -> ModelVersion:
     identifier = folder.name.removeprefix(_ASIDE)
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads(files.read(folder / MANIFEST))
         stored = manifest["provenance"]
+        for name, kind in (("provenance", dict), ("packages", dict), ("made_at", str), ("files", dict)):
+            if not isinstance(manifest[name], kind):
+                raise TypeError
         provenance = Provenance(**stored | {"categories": tuple(stored["categories"])})
         others = {name: manifest[name] for name in ("parent", "packages", "made_at", "files")}
         return ModelVersion(identifier, folder, provenance, **others)

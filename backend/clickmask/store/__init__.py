@@ -1,5 +1,6 @@
 """The database that keeps what clickmask remembers across restarts."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from clickmask.store.accepted import Accepted, FailedEvent, Progress
@@ -15,11 +16,17 @@ class Store(Proposals, Projects, Accepted, Splits, Progress):
     """Proposals, prelabels, projects, accepted labels, split sides, reading progress, and jobs.
 
     `where` is the path of an SQLite file or an SQLAlchemy URL (`postgresql+psycopg://…`). Safe for several
-    threads and processes. Opening it migrates it. Every method raises StoreUnavailable if the database fails.
+    threads and processes. Opening it migrates it. Every method raises StoreUnavailable if the database fails,
+    and calls `make_room` first if the disk is full.
     """
 
-    def __init__(self, where: Path | str, max_proposals: int = MAX_PROPOSALS) -> None:
-        super().__init__(Database(where))
+    def __init__(
+        self,
+        where: Path | str,
+        max_proposals: int = MAX_PROPOSALS,
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__(Database(where, make_room))
         self.jobs = Jobs(self._database)
         self._max_proposals = max_proposals
         self.forget_unfinished()

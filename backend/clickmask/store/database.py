@@ -21,6 +21,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 
 from clickmask.errors import StoreUnavailable
+from clickmask.store.damage import is_damaged, is_full, told
 from clickmask.store.schema import jobs, metadata, prelabels, unfinished
 
 log = logging.getLogger(__name__)
@@ -64,9 +65,11 @@ class WriteTimes:
 
 
 class Database:
-    """Transactions on `where`, the path of an SQLite file or a URL. For any thread."""
+    """Transactions on `where`, the path of an SQLite file or a URL. For any thread. `make_room` is called if
+    the disk is full, so that the next try of what failed succeeds."""
 
-    def __init__(self, where: Path | str) -> None:
+    def __init__(self, where: Path | str, make_room: Callable[[], bool] = lambda: False) -> None:
+        self._make_room = make_room
         self._write_lock = threading.Lock()  # SQLite itself would wait by sleeping, which delays clicks
         url = where if isinstance(where, str) else sa.URL.create("sqlite", database=str(where))
         try:
@@ -97,13 +100,13 @@ class Database:
     @contextmanager
     def reading(self) -> Generator[sa.Connection]:
         """A transaction that sees a single state of the database. Raises StoreUnavailable."""
-        with _sentence(), self.engine.connect() as connection:
+        with self._sentence(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Generator[sa.Connection]:
         """A short transaction: committed at its end, undone by an exception. Raises StoreUnavailable."""
-        with _sentence():
+        with self._sentence():
             with self._write_lock:
                 with self._writer.begin() as connection:
                     began = time.perf_counter()
@@ -131,6 +134,19 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+    @contextmanager
+    def _sentence(self) -> Generator[None]:
+        """Replace the driver's errors with StoreUnavailable, because their text names paths and passwords."""
+        try:
+            yield
+        except DatabaseError as error:
+            if not isinstance(error, OperationalError) and type(error) is not DatabaseError:
+                raise  # our own mistake; a damaged file raises DatabaseError itself
+            if is_full(error.orig):
+                self._make_room()
+            reason = told(error.orig) if is_damaged(error.orig) else "is it there, and is there room?"
+            raise StoreUnavailable(f"the database cannot be used just now: {reason}") from error
 
     def _empty_log(self) -> None:
         """Empty the log between transactions. SQLite would do it inside one and make others wait."""
@@ -259,18 +275,6 @@ STEPS: Mapping[str, Callable[[sa.Connection], object]] = MappingProxyType(
     }
 )
 HEAD = max(STEPS)
-
-
-@contextmanager
-def _sentence() -> Generator[None]:
-    """Replace the driver's errors with StoreUnavailable, because their text names paths and passwords."""
-    try:
-        yield
-    except DatabaseError as error:
-        if not isinstance(error, OperationalError) and type(error) is not DatabaseError:
-            raise  # our own mistake; a damaged file raises DatabaseError itself
-        sentence = "the database cannot be used just now: is it there, and is there room?"
-        raise StoreUnavailable(sentence) from error
 
 
 def _set_up(connection: Any, record: object) -> None:

@@ -16,10 +16,12 @@ from collections.abc import Collection, Generator, Hashable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from types import UnionType
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import sqlalchemy as sa
 
+from clickmask import files
 from clickmask.errors import NotFound, StoreUnavailable
 from clickmask.store.database import Database, Part
 from clickmask.store.schema import jobs
@@ -208,14 +210,21 @@ class Jobs(Part):
         with self._counting("trainer", jobs.c.id == job.id, jobs.c.trainer == trainer):
             yield
 
-    def import_folder(self, folder: Path) -> None:
-        """Import the jobs that an earlier version kept as files in `folder`, then rename the folder."""
+    def import_folder(self, folder: Path) -> list[str]:
+        """Import the jobs that an earlier version kept as files in `folder`, then rename the folder. Returns
+        the names of files that cannot be read. They stay in it."""
         if not folder.is_dir():
-            return
-        rows: list[dict[str, Any]] = []
+            return []
+        rows, damaged = list[dict[str, Any]](), list[str]()
         try:
             for path in sorted(folder.glob("*.json")):
-                job = Job(**json.loads(path.read_bytes()))
+                try:
+                    job = _job(json.loads(files.read(path)))
+                except FileNotFoundError:
+                    raise
+                except (OSError, ValueError, TypeError):
+                    damaged.append(path.name)
+                    continue
                 state: State = "queued" if job.state in UNDER_WAY else job.state
                 cancelled = path.with_suffix(".cancel").exists()
                 rows.append({**asdict(replace(job, owner="", state=state)), "cancelled": cancelled})
@@ -225,7 +234,8 @@ class Jobs(Part):
                     connection.execute(jobs.insert(), new)
             folder.rename(folder.with_name(f"{folder.name}-imported-{time.time_ns()}"))
         except FileNotFoundError:  # another process has just imported them
-            return
+            return []
+        return damaged
 
     @contextmanager
     def _counting(self, role: str, *mine: sa.ColumnElement[bool]) -> Generator[None]:
@@ -238,7 +248,7 @@ class Jobs(Part):
                     # Most owners have no job, so nothing to write.
                     if self._scalar(sa.select(sa.literal(1)).where(*mine).limit(1)):
                         self._execute(jobs.update().where(*mine).values({number: number + 1}))
-                except StoreUnavailable as error:
+                except Exception as error:  # noqa: BLE001 - a heart that stops would lose the job
                     log.warning("a sign of life was not written: %s", error)
 
         counter = threading.Thread(target=count, name="heartbeat", daemon=True)
@@ -250,3 +260,20 @@ class Jobs(Part):
             counter.join()
             with suppress(StoreUnavailable):
                 self._execute(jobs.update().where(*mine).values({role: ""}))
+
+
+def _job(found: Any) -> Job:
+    """The job of a file. Raises TypeError if it is none."""
+    job = Job(**found)
+    kinds: dict[type | UnionType, tuple[Any, ...]] = {
+        str: (job.id, job.tool, job.project, job.message),
+        int | float: (job.made_at, job.images, job.beat_at, job.step, job.steps, job.seconds),
+        int | float | None: (job.loss, job.validation_miou, job.seconds_left),
+        str | None: (job.version,),
+        bool | None: (job.promoted,),
+    }
+    if not all(isinstance(value, kind) for kind, values in kinds.items() for value in values):
+        raise TypeError
+    if not _ID.fullmatch(job.id) or job.state not in get_args(State):
+        raise TypeError
+    return job

@@ -6,7 +6,6 @@ import copy
 import io
 import logging
 import math
-import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -176,11 +175,12 @@ class TrainingLoop:
     def resume(self) -> None:
         """Resume from the checkpoint, if there is one with the same identity."""
         name = self._checkpoint.name
-        try:  # weights_only: nothing in the file is executed
-            content: Any = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
-        except FileNotFoundError:
+        if not self._checkpoint.exists():
             return
-        except (OSError, pickle.UnpicklingError, RuntimeError, EOFError):
+        try:  # weights_only: nothing in the file is executed
+            raw = io.BytesIO(files.read(self._checkpoint))
+            content: Any = torch.load(raw, map_location=self.device, weights_only=True)
+        except Exception:  # noqa: BLE001 - torch raises anything for a damaged file
             log.warning("%s is not a checkpoint: training starts at the first step", name)
             return
         kept: dict[str, Any] = cast("Any", content) if isinstance(content, dict) else {}

@@ -119,6 +119,8 @@ class Supervisor:
                 self._look_for_new()
             except StoreUnavailable as error:
                 log.warning("trainings wait: %s", error)
+            except Exception:  # whatever it is, other trainings wait for this thread
+                log.exception("trainings wait: something went wrong inside clickmask")
             self._requested.wait(_TICK_S)
 
     def _look_for_new(self) -> None:
@@ -147,7 +149,10 @@ class Supervisor:
             log.warning("missing images of %s %s are not fetched: %s", job.tool, job.project, error)
         if self._closing.is_set() or not self.jobs.start(job):
             return
-        reason = self._train(job)
+        try:
+            reason = self._train(job)
+        except OSError as error:  # no process, or no log: the disk, or memory
+            reason = f"the training could not be started: {error.strerror or type(error).__name__}"
         while True:
             try:
                 ended = self.jobs.settle(job, "" if self._closing.is_set() else reason)

@@ -19,9 +19,10 @@ from typer.testing import CliRunner, Result
 
 from clickmask import annotators
 from clickmask.annotators._catalogue import AnnotatorCatalogue
+from clickmask.caches import CacheFolder
 from clickmask.images.fetch import Fetcher
 from clickmask.images.source import ImageSource
-from clickmask.inference.disk_cache import DiskEmbeddings
+from clickmask.inference.disk_cache import SUFFIX, DiskEmbeddings
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.inference.weights import WeightsFolder
 from clickmask.ingest.inbox import Inbox
@@ -107,7 +108,8 @@ def open_bench(tmp_path: Path, photos: Path) -> Callable[..., Workbench]:
     def open_it(segmenter: Segmenter[Any], capacity: int = 2**20) -> Workbench:
         catalogue = OneSegmenter(segmenter)
         weights = WeightsFolder(tmp_path / "weights")
-        disk = DiskEmbeddings(tmp_path / "embeddings", capacity, catalogue.get, weights)
+        folder = CacheFolder(tmp_path / "embeddings", SUFFIX, capacity)
+        disk = DiskEmbeddings(folder, catalogue.get, weights)
         embeddings = EmbeddingCache(2**20, queue_length=4, patience=0.2, disk=disk)
         return Workbench(
             catalogue,

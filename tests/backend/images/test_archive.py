@@ -99,7 +99,7 @@ def test_the_files_entry_is_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "fsync", noting)
     assert kept(tmp_path).keep(A, b"1")
     file = tmp_path / A[:2] / A
-    assert flushed == [path.stat().st_ino for path in (file, file.parent, tmp_path)]
+    assert flushed == [path.stat().st_ino for path in (tmp_path, file, file.parent)]
 
 
 def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:

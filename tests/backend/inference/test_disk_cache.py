@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from numpy.typing import NDArray
 
-from clickmask.inference.disk_cache import DiskEmbeddings, EmbeddingKey, half_precision, pack, unpack
+from clickmask.caches import CacheFolder
+from clickmask.inference.disk_cache import SUFFIX, DiskEmbeddings, EmbeddingKey, half_precision, pack, unpack
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.inference.weights import WeightsFolder
 from clickmask.plugins import Checkpoint
@@ -73,7 +74,7 @@ def disk_in(folder: Path, segmenter: object, capacity: int = 100 * MIB, weights:
     def loaded(name: str) -> Any:
         return segmenter
 
-    return DiskEmbeddings(folder, capacity, loaded, weights_with(weights))
+    return DiskEmbeddings(CacheFolder(folder, SUFFIX, capacity), loaded, weights_with(weights))
 
 
 def key(digest: str) -> EmbeddingKey:

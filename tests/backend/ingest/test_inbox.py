@@ -7,16 +7,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clickmask.errors import StoreUnavailable
+from clickmask.files import DamagedFiles
 from clickmask.ingest import inbox as inbox_module
-from clickmask.ingest.inbox import PRAGMAS, Inbox
+from clickmask.ingest.inbox import PRAGMAS, Inbox, mend_inbox
+from support import damage
 
 # Each of 20 threads prints what it was told is kept: a line is written in one call, so it is whole.
 POSTERS = """
@@ -155,6 +158,90 @@ def test_what_cannot_be_kept_is_said_and_later_events_are_kept(tmp_path: Path) -
     inbox.keep("test", b"kept")
     assert [event.body for event in inbox.events()] == [b"kept"]
     inbox.close()
+
+
+def test_a_full_disk_is_tried_once_more_if_it_can_be_given_room(tmp_path: Path) -> None:
+    asked = list[bool]()
+
+    def make_room() -> bool:
+        asked.append(True)
+        inbox._writer.execute("PRAGMA max_page_count = 1000")
+        return len(asked) == 1
+
+    inbox = Inbox(tmp_path / "inbox.sqlite", make_room=make_room)
+    inbox._writer.execute("PRAGMA max_page_count = 1")  # SQLite then says that the disk is full
+    assert inbox.keep("test", bytes(10_000)) == 1
+    assert asked == [True]
+    with pytest.raises(StoreUnavailable, match="room"):
+        inbox.keep("test", bytes(5_000_000))
+    assert inbox.keep("test", bytes(10_000)) == 2
+    assert asked == [True, True]
+    inbox.close()
+
+
+def test_an_event_that_is_too_large_refuses_none_that_came_with_it(tmp_path: Path) -> None:
+    inbox = CountingInbox(tmp_path / "inbox.sqlite")
+    inbox._writer.execute("PRAGMA max_page_count = 100")
+    kept = [inbox.keep_soon("test", bytes(size)) for size in (1, 2, 5_000_000, 3)]
+    inbox.go.set()
+    wait(kept)
+    assert [each.exception() is None for each in kept] == [True, True, False, True]
+    assert [len(event.body) for event in inbox.events()] == [1, 2, 3]
+    inbox.close()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), SystemExit(1), KeyError("a mistake of ours")])
+def test_no_error_ends_the_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def broken(together: object) -> list[int]:
+        raise error
+
+    inbox = Inbox(tmp_path / "inbox.sqlite")
+    with monkeypatch.context() as patched:
+        patched.setattr(inbox, "_insert", broken)
+        with pytest.raises(StoreUnavailable, match=f"could not be kept: {type(error).__name__}"):
+            inbox.keep("test", b"1")
+    assert inbox.keep("test", b"2") == 1
+    inbox.close()
+
+
+def test_events_of_a_damaged_inbox_are_read_back_into_a_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "inbox.sqlite"
+    with closing(Inbox(path)) as inbox:
+        for number in range(40):
+            inbox.keep("test", b"%d " % number * 500)
+        earlier = inbox.id
+    damage.flipped(path.stat().st_size // damage.PAGE // 2)(path)
+    damaged = DamagedFiles(tmp_path)
+    mend_inbox(path, damaged)
+    with closing(Inbox(path)) as inbox:
+        numbers = [int(event.body.split()[0]) for event in inbox.events()]
+        assert inbox.id != earlier, "the store must not believe that all of them were read"
+        assert inbox.keep("test", b"new") > numbers[-1]
+    assert 30 <= len(numbers) < 40
+    assert numbers == sorted(numbers)
+    (said,) = (each.sentence for each in damaged.all())
+    assert f"{len(numbers)} events were read back from it, {40 - len(numbers)} or more" in said
+    mend_inbox(path, damaged)
+    assert len(damaged.all()) == 1
+
+
+@pytest.mark.parametrize(
+    "act", [damage.empty, damage.garbage, damage.folder, damage.loop, damage.other_schema]
+)
+def test_an_inbox_of_which_nothing_can_be_read_is_set_aside(
+    tmp_path: Path, act: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "inbox.sqlite"
+    with closing(Inbox(path)) as inbox:
+        inbox.keep("test", b"1")
+    act(path)
+    damaged = DamagedFiles(tmp_path)
+    mend_inbox(path, damaged)
+    with closing(Inbox(path)) as inbox:
+        assert inbox.count() == 0
+    assert "0 events were read back" in damaged.all()[0].sentence
 
 
 def test_events_that_were_read_are_forgotten_when_they_are_old(tmp_path: Path) -> None:

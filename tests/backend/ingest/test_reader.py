@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import random
 import sqlite3
@@ -298,6 +299,122 @@ def test_while_the_store_is_away_everything_waits(
     inbox.arrived.set()
     read_all(reader, inbox, store)
     assert tasks_of(store) == ["1"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StoreUnavailable("the database cannot be used just now"),
+        sqlite3.DatabaseError("database disk image is malformed"),
+        MemoryError(),
+        OSError(errno.EIO, "Input/output error", "/secret/path"),
+        KeyError("a mistake of ours"),
+        SystemExit(1),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_no_error_ends_the_reader(
+    open_reader: Open,
+    store: Store,
+    inbox: Inbox,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException,
+) -> None:
+    read_to, failed = store.read_to, threading.Event()
+
+    def broken(inbox: str) -> int:
+        if threading.current_thread().name != "inbox-reader" or failed.is_set():
+            return read_to(inbox)
+        failed.set()
+        raise error
+
+    monkeypatch.setattr(inbox_reader, "MIN_PAUSE_S", 0.01)
+    monkeypatch.setattr(store, "read_to", broken)
+    inbox.keep(TOOL, event(submitted(box())))
+    reader = open_reader()
+    read_all(reader, inbox, store)
+    until(lambda: not reader.trouble)
+    assert (tasks_of(store), reader.failures, reader.refuses()) == (["1"], 1, "")
+    (said,) = (each.getMessage() for each in caplog.records if each.levelname == "ERROR")
+    assert said.startswith("events wait in the inbox: ")
+    assert said.endswith("the next try is in 0.01 s")
+    assert "secret" not in said
+
+
+def test_while_reading_fails_it_is_said_and_tried_ever_more_rarely(
+    open_reader: Open, store: Store, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = list[float]()
+    monkeypatch.setattr(inbox_reader, "MIN_PAUSE_S", 0.001)
+    monkeypatch.setattr(inbox_reader, "MAX_PAUSE_S", 0.004)
+    monkeypatch.setattr(store, "due", lambda *given: 1 / 0)
+    note = InboxReader._note
+    monkeypatch.setattr(
+        InboxReader, "_note", lambda self, error, pause: (pauses.append(pause), note(self, error, pause))
+    )
+    reader = open_reader()
+    until(lambda: reader.failures >= 5)
+    assert "something went wrong inside clickmask (ZeroDivisionError)" in reader.trouble
+    assert pauses[:5] == [0.001, 0.002, 0.004, 0.004, 0.004]
+
+
+def test_an_inbox_that_cannot_be_read_refuses_new_events(
+    open_reader: Open, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_reader, "MIN_PAUSE_S", 0.01)
+    reader = open_reader()
+    assert reader.refuses() == ""
+    inbox._writer.execute("ALTER TABLE events RENAME TO elsewhere")
+    until(lambda: bool(reader.refuses()))
+    assert reader.refuses().startswith("the inbox cannot be read: ")
+    assert reader.trouble == f"events wait in the inbox: {reader.refuses()}"
+    inbox._writer.execute("ALTER TABLE elsewhere RENAME TO events")
+    until(lambda: not reader.trouble and not reader.refuses())
+
+
+def test_a_reader_whose_thread_is_gone_refuses_new_events(
+    open_reader: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InboxReader, "_run", lambda self: None)
+    reader = open_reader()
+    until(lambda: bool(reader.refuses()))
+    assert reader.refuses() == "events are no longer read: restart clickmask"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOSPC, "No space left"), SystemExit(1)])
+def test_an_event_that_fails_in_any_way_keeps_out_no_other(
+    open_reader: Open, store: Store, inbox: Inbox, tool: FakeTool, clock: Clock, error: BaseException
+) -> None:
+    changes = tool.changes
+
+    def failing(event: bytes, retry: bool = False) -> Any:
+        if b"poison" in event:
+            raise error
+        return changes(event, retry)
+
+    tool.changes = failing  # type: ignore[method-assign]
+    inbox.keep(TOOL, b"poison")
+    inbox.keep(TOOL, event(submitted(box())))
+    reader = open_reader()
+    read_all(reader, inbox, store)
+    assert tasks_of(store) == ["1"]
+    (aside,) = reader.status().newest_set_aside
+    assert type(error).__name__ in aside.reason
+    passes = not isinstance(error, SystemExit)
+    assert aside.retry_at == (clock.now + MIN_RETRY_S if passes else None)
+
+
+def test_a_reason_that_no_database_takes_is_stored_all_the_same(
+    open_reader: Open, store: Store, inbox: Inbox
+) -> None:
+    """A lone surrogate in a label's name stopped the reader at this event for good."""
+    inbox.keep(TOOL, event(InvalidRequest("no label \ud800 or \0")))
+    inbox.keep(TOOL, event(submitted(box())))
+    reader = open_reader()
+    read_all(reader, inbox, store)
+    assert tasks_of(store) == ["1"]
+    assert [each.reason for each in reader.status().newest_set_aside] == ["no label ? or ?"]
 
 
 def test_reading_gives_way_to_what_arrives(

@@ -1,0 +1,64 @@
+"""Damaged models: set aside, so that the others are served and the next training can save its own."""
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from clickmask import files
+from clickmask.errors import Failed, NotFound
+from clickmask.models.versions import NETWORK, SERVED, VERSIONS, Models
+
+TRAIN = "`clickmask train` makes a new one"
+
+
+def mend_models(folder: Path, damaged: files.DamagedFiles) -> None:
+    """Set aside what cannot be read in the folder of each project. Instead of a version that is gone, the
+    newest that was promoted and is whole is served. Nobody else may use the models meanwhile. Raises
+    OSError."""
+    for project in sorted(folder.glob("*")):
+        if project.is_dir():
+            damaged.find_earlier(project)
+            _mend(project, damaged)
+        elif files.ASIDE not in project.name:
+            damaged.set_aside(project, "is no folder that can be read")
+
+
+def _mend(project: Path, damaged: files.DamagedFiles) -> None:
+    models, versions, pointer = Models(project), project / VERSIONS, project / SERVED
+    if os.path.lexists(versions) and not versions.is_dir():
+        damaged.set_aside(versions, "is no folder that can be read")
+    for lock in project.glob(".*lock"):
+        if not lock.is_file():
+            damaged.set_aside(lock, "is no file that can be read")
+    served, reason = "", ""
+    try:
+        version = models.served()
+        if version:
+            served = version.id
+            expected = version.files[NETWORK]
+            if hashlib.sha256(files.read(version.network)).hexdigest() != expected:
+                reason = "is not what was saved"
+    except NotFound:
+        reason = "is not there"
+    except (Failed, OSError, LookupError):
+        reason = "cannot be read"
+    if not reason:
+        return
+    if broken := next((each for each in versions.glob("*") if each.name == served), None):
+        damaged.set_aside(broken / NETWORK, reason)
+    damaged.set_aside(
+        pointer, f"names a model that {reason}" if served else reason, lambda _: _serve_another(models)
+    )
+
+
+def _serve_another(models: Models) -> str:
+    """Serve what was promoted before. Returns a sentence about it."""
+    promoted: list[str] = []
+    for version in models.versions():
+        if version.provenance.report.get("promoted"):
+            with suppress(Failed):
+                promoted.append(models.promote(version.id).id)
+    if not promoted:
+        return f"No model of this project is served now; {TRAIN}"
+    return f"{promoted[-1]}, the newest that was ever promoted, is served now"

@@ -1,0 +1,131 @@
+"""A damaged store is set aside, and a new one holds what could be read."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from clickmask.errors import StoreUnavailable
+from clickmask.files import DamagedFiles
+from clickmask.images.source import ImageIdentity
+from clickmask.labels.geometry import geometry_to_rle
+from clickmask.store import Store
+from clickmask.store.recovery import mend_store
+from support import damage
+from support.accepting import TOOL, box, submitted
+from support.pictures import SIZE
+
+DIGEST = "d" * 64
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A store with a setting of a project, and 60 labels."""
+    found = tmp_path / "store.sqlite"
+    with closing(Store(found)) as store:
+        store.set_project_segmenter(TOOL, "1", "contours")
+        for number in range(60):
+            change = submitted(box(), task=str(number), annotation=str(number))
+            drawn = [(region, geometry_to_rle(region.geometry, SIZE)) for region in change.regions]
+            assert store.accept(change, ImageIdentity(DIGEST, SIZE), drawn)
+        store.mark_read("an inbox", 7)
+    return found
+
+
+def mended(path: Path) -> tuple[int, str | None, str]:
+    """After mending: how many labels there are, the project's segmenter, and what was said."""
+    damaged = DamagedFiles(path.parent)
+    mend_store(path, damaged)
+    with closing(Store(path)) as store:
+        found = len(store.labels(TOOL, "1", all_annotations=True)), store.project_segmenter(TOOL, "1")
+        assert store.read_to("an inbox") == (7 if found[0] else 0), "labels and reading go together"
+    return *found, " ".join(each.sentence for each in damaged.all())
+
+
+def pages_of(path: Path, name: str) -> list[int]:
+    """Numbers of the leaf pages of a table or an index."""
+    with closing(sqlite3.connect(path)) as connection:
+        try:
+            rows = connection.execute(
+                "SELECT pageno FROM dbstat WHERE name = ? AND pagetype = 'leaf'", [name]
+            )
+            return [number - 1 for (number,) in rows]
+        except sqlite3.OperationalError:
+            pytest.skip("this SQLite does not say which page is whose")
+
+
+def test_a_store_that_is_whole_stays_as_it_is(path: Path) -> None:
+    before = path.read_bytes()
+    assert mended(path) == (60, "contours", "")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("act", [damage.empty, damage.garbage, damage.zeros, damage.folder, damage.loop])
+def test_a_store_of_which_nothing_can_be_read_is_set_aside(path: Path, act: Callable[[Path], None]) -> None:
+    act(path)
+    labels, segmenter, said = mended(path)
+    assert (labels, segmenter) == (0, None)
+    assert said.startswith("store.sqlite ")
+    assert "set aside as store.sqlite.damaged-" in said
+    assert "`clickmask pull TOOL PROJECT`" in said
+    (aside,) = path.parent.glob("store.sqlite.damaged-*")
+    assert os.path.lexists(aside)
+
+
+def test_labels_with_a_damaged_page_go_together_and_all_else_is_read_back(path: Path) -> None:
+    """Half of an annotation's labels would count as all of them, and no pull would mend that."""
+    damage.flipped(pages_of(path, "labels")[0])(path)
+    labels, segmenter, said = mended(path)
+    assert (labels, segmenter) == (0, "contours")
+    assert "could not be read back: accepted labels; " in said
+
+
+def test_a_damaged_index_costs_no_label(path: Path) -> None:
+    damage.flipped(pages_of(path, "annotations_of_task")[0])(path)
+    labels, segmenter, said = mended(path)
+    assert (labels, segmenter) == (60, "contours")
+    assert "Everything could be read back" in said
+
+
+def test_a_damaged_write_ahead_log_is_set_aside_alone(path: Path) -> None:
+    damage.garbage_log(path)
+    labels, _, said = mended(path)
+    assert labels == 60
+    assert "store.sqlite-wal is damaged" in said
+    assert "last changes may be lost" in said
+
+
+def test_another_programs_database_is_set_aside(path: Path) -> None:
+    damage.other_schema(path)
+    assert "holds the tables of another program" in mended(path)[2]
+
+
+def test_a_newer_clickmasks_store_is_left_alone(path: Path) -> None:
+    damage.newer_schema(path)
+    with pytest.raises(StoreUnavailable, match="newer clickmask .* CLICKMASK_HOME"):
+        mend_store(path, DamagedFiles(path.parent))
+    assert [each.name for each in path.parent.iterdir()] == ["store.sqlite"]
+
+
+def test_a_store_that_this_user_may_not_read_is_left_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *given: False)
+    with pytest.raises(StoreUnavailable, match="chown or chmod"):
+        mend_store(path, DamagedFiles(path.parent))
+    assert [each.name for each in path.parent.iterdir()] == ["store.sqlite"]
+
+
+def test_what_was_set_aside_is_remembered_until_it_is_moved_away(path: Path) -> None:
+    damage.garbage(path)
+    mended(path)
+    again = DamagedFiles(path.parent)
+    again.find_earlier(path.parent)
+    (found,) = again.all()
+    assert found.name == "store.sqlite"
+    assert "set aside earlier" in found.sentence
