@@ -95,13 +95,16 @@ class ControlsIn(Strict):
     """Wishes about the masks; without any they are the segmenter's own."""
 
     smooth: Number = Field(
-        0, ge=0, le=MAX_SMOOTH, description="Radius in pixels of the disc whose majority decides on a pixel"
+        default=0,
+        ge=0,
+        le=MAX_SMOOTH,
+        description="Radius in pixels of the disc whose majority decides on a pixel",
     )
-    fill_holes: Count = Field(0, ge=0, description="Holes of at most so many pixels are filled")
+    fill_holes: Count = Field(default=0, ge=0, description="Holes of at most so many pixels are filled")
     min_part_share: Number = Field(
-        0, ge=0, le=1, description="Parts of a smaller share of the mask's area are left out"
+        default=0, ge=0, le=1, description="Parts of a smaller share of the mask's area are left out"
     )
-    max_parts: Count | None = Field(None, ge=1, description="At most so many parts, the largest")
+    max_parts: Count | None = Field(default=None, ge=1, description="At most so many parts, the largest")
 
 
 class ProposalsIn(WantedIn):

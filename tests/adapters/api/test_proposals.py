@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from clickmask.files import DamagedFiles
 from clickmask.masks.polygons import polygons_to_mask
 from clickmask.masks.regions import keep_parts, mask_iou
 from clickmask.masks.rle import rle_to_mask
@@ -36,7 +37,7 @@ def client(workbench: Workbench, tmp_path: Path) -> Iterator[TestClient]:
     app, recent = FastAPI(), RecentFailures()
     install(app, recent)
     app.include_router(proposals.router(workbench, Settings(home=tmp_path)))
-    app.include_router(status.router(workbench, recent))
+    app.include_router(status.router(workbench, recent, DamagedFiles(tmp_path)))
     yield TestClient(app, raise_server_exceptions=False)
 
 
