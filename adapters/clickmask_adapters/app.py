@@ -14,20 +14,22 @@ from clickmask_adapters.home import Home
 from clickmask_adapters.server import failures, openapi
 from clickmask_adapters.server.gate import Gate
 
-COMPUTE_THREADS = 16
+COMPUTE_THREADS = 64  # more than `places.MAX_ELSEWHERE`
 
 
-def create_app(home: Home) -> FastAPI:
+def create_app(home: Home, recent: failures.RecentFailures | None = None) -> FastAPI:
     """All surfaces on one application: the tools' paths at the root, the API under /v1/, the pages at /.
 
-    What is damaged in the home is set aside first. Shutting it down closes the home. Raises Conflict if that
-    holds labels of another Label Studio or CVAT."""
+    `recent` is what /v1/status shows of failures. What is damaged in the home is set aside first. Shutting
+    the application down closes the home. Raises Conflict if that holds labels of another Label Studio or
+    CVAT.
+    """
     home.mend()
     settings, workbench, tools = home.settings, home.workbench, home.tools.values()
     for tool in tools:
         if tool.origin:
             workbench.require_origin(tool.name, tool.origin)
-    recent = failures.RecentFailures()
+    recent = recent or failures.RecentFailures()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:

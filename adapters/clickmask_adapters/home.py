@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
@@ -10,10 +11,10 @@ from typing import Any, Self, TypeVar, overload
 
 import cv2
 
-from clickmask import annotators, plugins, segmenters
+from clickmask import annotators, files, plugins, segmenters
 from clickmask.annotators._catalogue import AnnotatorCatalogue
 from clickmask.caches import CacheFolder
-from clickmask.errors import ClickmaskError, StoreUnavailable
+from clickmask.errors import ClickmaskError, Conflict, StoreUnavailable
 from clickmask.files import DamagedFiles
 from clickmask.images.archive import ImageArchive
 from clickmask.images.decode import ImageLimits
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 STORE, INBOX = "store.sqlite", "inbox.sqlite"
 FOLDERS = ("images", "models", "embeddings", "logs", "weights", "runtimes", "jobs")
 PartT = TypeVar("PartT")
+LOCK = ".server"
 
 
 class part(cached_property[PartT]):  # noqa: N801 - used as `property` is
@@ -235,6 +237,22 @@ class Home:
         return Supervisor(
             self.jobs, self.store, config, home / "logs", waiting=waiting, fetch=fetch, triggers=triggers
         )
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Hold the home for one server: two would train twice, read one inbox and compete for its disk.
+        Commands may work beside it. Raises Conflict if another server holds it. A crash frees it; on file
+        systems that know no locks, it is not held at all."""
+        self._make_folder()
+        with ExitStack() as context:
+            try:
+                context.enter_context(files.lock(self.settings.home / LOCK, blocking=False))
+            except BlockingIOError:
+                said = "stop it, or set CLICKMASK_HOME to another folder"
+                raise Conflict(f"another server works in {self.settings.home}: {said}") from None
+            except OSError as error:
+                log.info("%s is not locked against a second server: %s", self.settings.home, error.strerror)
+            yield
 
     def close(self) -> None:
         """Stop what was made. A workbench closes its own parts, in the right order."""

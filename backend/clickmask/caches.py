@@ -9,7 +9,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -22,6 +23,17 @@ RESERVE_SHARE = 0.1  # of the disk, if that is less
 STALE_DRAFT_S = 3600.0  # an older draft belongs to a killed process
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+
+
+# What a caller does around a wait: a server may let others compute meanwhile.
+ELSEWHERE: ContextVar[Callable[[], AbstractContextManager[None]]] = ContextVar(
+    "elsewhere", default=nullcontext
+)
+
+
+def waiting_elsewhere() -> AbstractContextManager[None]:
+    """A context for code that only waits: for another thread, or for another server."""
+    return ELSEWHERE.get()()
 
 
 class Lru(Generic[K, V]):
@@ -102,7 +114,8 @@ class SingleFlight(Generic[V]):
         with self._lock:
             flight = self._flights.setdefault(key, own)
         if flight is not own:
-            return flight.result()
+            with waiting_elsewhere():
+                return flight.result()
         try:
             flight.set_result(compute())
         except BaseException as error:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from clickmask.annotators._catalogue import AnnotatorCatalogue, AnnotatorStatus
+from clickmask.caches import waiting_elsewhere
 from clickmask.datasets.snapshot import Dataset, Pictures, snapshot
 from clickmask.errors import (
     Busy,
@@ -138,7 +139,8 @@ class Workbench:
             chosen = self._annotators.get(annotator)
             image = self.images.load(ref)
             started = time.perf_counter()
-            found = driver.annotate(chosen, image)
+            with waiting_elsewhere():  # it is one of few, and takes no click's place
+                found = driver.annotate(chosen, image)
         finally:
             self._annotations.release()
         seconds, number = time.perf_counter() - started, len(found)

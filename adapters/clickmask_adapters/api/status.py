@@ -77,6 +77,10 @@ class StatusOut(BaseModel):
     writes: WriteTimes
     trainings: Annotated[list[Job], Field(description="Under way")]
     troubles: TroublesOut
+    turned_away: Annotated[
+        dict[str, int],
+        Field(description="Requests and connections refused or slowed, by a word for why"),
+    ]
     errors: Annotated[list[Failure], Field(description="Newest first")]
 
 
@@ -122,6 +126,7 @@ def router(workbench: Workbench, recent: RecentFailures, damaged: DamagedFiles) 
                     "damaged": [asdict(each) for each in damaged.all()],
                     "reader_failures": reader_failures,
                 },
+                "turned_away": recent.counts(),
                 "errors": [asdict(failure) for failure in recent.all()],
             }
         )

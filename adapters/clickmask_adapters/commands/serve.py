@@ -3,13 +3,18 @@
 import asyncio
 import errno
 import logging
+import signal
 import socket
 import sys
-from typing import Annotated, Literal
+from contextlib import ExitStack, suppress
+from functools import partial
+from types import FrameType
+from typing import Annotated, Any, Literal, cast
 from urllib.parse import urlsplit
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 
 import clickmask
 import clickmask_adapters
@@ -25,8 +30,11 @@ from clickmask_adapters.commands._console import (
     working_tool,
 )
 from clickmask_adapters.home import Home
+from clickmask_adapters.server.connections import BoundedConnection, Connections, raise_file_limit
+from clickmask_adapters.server.failures import RecentFailures
+from clickmask_adapters.server.log_budget import LogBudget
 from clickmask_adapters.server.memory import freeze_gc
-from clickmask_adapters.server.uvicorn import ReadTimeouts
+from clickmask_adapters.server.shutdown import ANSWERS_S, end_in_time
 from clickmask_adapters.settings import read_settings
 
 cli = typer.Typer()
@@ -34,14 +42,42 @@ cli = typer.Typer()
 log = logging.getLogger(__name__)
 
 
-class AnnouncingServer(uvicorn.Server):
-    """A server that says what it is once it answers; its address comes first, for those who wait for it."""
+class HomeServer(uvicorn.Server):
+    """A server that says what it is once it answers; its address comes first, for those who wait for it. A
+    signal ends it in time, with status 0."""
 
-    def __init__(self, config: uvicorn.Config, home: Home) -> None:
+    def __init__(self, application: FastAPI, host: str, home: Home, recent: RecentFailures) -> None:
+        connections = Connections(raise_file_limit(), recent.count)
+        # No proxy_headers: anybody could claim to be this machine by setting X-Forwarded-For.
+        config = uvicorn.Config(
+            application,
+            host,
+            home.settings.port,
+            log_level="warning",
+            access_log=False,
+            http=cast("Any", partial(BoundedConnection, connections=connections)),
+            backlog=connections.backlog,
+            timeout_graceful_shutdown=ANSWERS_S,
+            proxy_headers=False,
+            server_header=False,
+        )
         super().__init__(config)
-        self._home = home
+        self._home, self._connections = home, connections
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end. uvicorn's own would raise the signal again at the end, and so change the status."""
+        if not self.should_exit:
+            end_in_time()
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        with suppress(NotReady):  # a training has time to save its checkpoint while others get their answers
+            self._home.workbench.supervisor.begin_to_close()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._connections.failed)
         await super().startup(sockets)
         freeze_gc()
         addresses = [
@@ -120,38 +156,33 @@ def serve(
     with sentence_on_failure():
         settings = read_settings(**{name: each for name, each in options.items() if each is not None})
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    handler = logging.StreamHandler()
+    handler.addFilter(LogBudget())
     # Debugging lines of other packages hold the signed addresses of images.
     logging.basicConfig(
-        level=max(level, logging.INFO), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=max(level, logging.INFO),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=[handler],
     )
     for package in (clickmask.__name__, clickmask_adapters.__name__):
         logging.getLogger(package).setLevel(level)
     if len(both := packages_of("onnxruntime")) > 1:
         said = "%s overwrite each other: uninstall both, then install the one that you want"
         log.warning(said, " and ".join(both))
-    home = Home(settings)
-    with sentence_on_failure():
-        try:
-            application = create_app(home)
-            require_free(host, settings.port)
-        except ClickmaskError as error:
-            home.close()
-            if isinstance(error, NotFound | NotReady):
-                raise typer.BadParameter(str(error)) from error
-            raise
-    # No proxy_headers: anybody could claim to be this machine by setting X-Forwarded-For.
-    config = uvicorn.Config(
-        application,
-        host,
-        settings.port,
-        log_level="warning",
-        access_log=False,
-        http=ReadTimeouts,
-        proxy_headers=False,
-        server_header=False,
-    )
-    server = AnnouncingServer(config, home)
-    server.run()
+    home, recent = Home(settings), RecentFailures()
+    with ExitStack() as context:
+        with sentence_on_failure():
+            try:
+                context.enter_context(home.held())
+                application = create_app(home, recent)
+                require_free(host, settings.port)
+            except ClickmaskError as error:
+                home.close()
+                if isinstance(error, NotFound | NotReady):
+                    raise typer.BadParameter(str(error)) from error
+                raise
+        server = HomeServer(application, host, home, recent)
+        server.run()
     sys.exit(0 if server.started else 1)
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,7 +39,24 @@ STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = {
 }
 DOOR = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.MISDIRECTED_REQUEST})
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+SLOWED_DOWN = "slowed_down"
+# Errors of routes that are counted for administrators, by the same words as `Refusal.kind`.
+COUNTED: Mapping[type[errors.ClickmaskError], str] = {
+    errors.Busy: "busy",
+    errors.Refused: "image_refused",
+    errors.TooLarge: "too_large",
+}
 UNEXPECTED = "something went wrong inside clickmask; its log has the details"
+
+
+class Refusal(Exception):
+    """A request that is refused before a route sees it. `kind` is the word by which it is counted."""
+
+    def __init__(
+        self, status: HTTPStatus, error: str, headers: Mapping[str, str] | None = None, *, kind: str
+    ) -> None:
+        super().__init__(error)
+        self.status, self.headers, self.kind = status, headers, kind
 
 
 @dataclass(frozen=True)
@@ -61,14 +78,29 @@ class RecentFailures:
         self._lock = threading.Lock()
         self._failures: deque[Failure] = deque(maxlen=kept)
         self._at_the_door: deque[Failure] = deque(maxlen=at_the_door)
+        self._counts = Counter[str]()
 
-    def add(self, method: str, path: str, status: int, error: str, admitted: bool = False) -> None:
-        """Keep a failure, and log a line. If `admitted`, a route raised it: a 403 is about an image, not the
-        caller."""
+    def count(self, kind: str) -> None:
+        """Count something that was refused, slowed down or closed, by a word for it."""
+        with self._lock:
+            self._counts[kind] += 1
+
+    def counts(self) -> dict[str, int]:
+        """Numbers since the start, by those words."""
+        with self._lock:
+            return dict(sorted(self._counts.items()))
+
+    def add(
+        self, method: str, path: str, status: int, error: str, admitted: bool = False, kind: str = ""
+    ) -> None:
+        """Keep a failure, log a line, and count it by `kind`, if that is given. If `admitted`, a route raised
+        it: a 403 is about an image, not the caller."""
+        if kind:
+            self.count(kind)
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         # Posts to signed paths pass the door, so strangers can send them until the signature is checked.
         unsigned = path.startswith("/webhooks/") and status < HTTPStatus.INTERNAL_SERVER_ERROR
-        stranger = not admitted and (status in DOOR or unsigned)
+        stranger = not admitted and (status in DOOR or unsigned or kind == SLOWED_DOWN)
         line = f"{method} {path[:200]}: {status}, {error[:500]}"
         line = "".join(
             letter if letter.isprintable() else "?" for letter in line
@@ -97,10 +129,10 @@ def install(app: FastAPI, failures: RecentFailures) -> None:
     """Turn every route's error into a status and a sentence: never a traceback, path or token."""
 
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        headers, admitted = None, True
+        headers, admitted, kind = None, True, ""
         match error:
             case errors.ClickmaskError():
-                status, sentence = status_of(error), str(error)
+                status, sentence, kind = status_of(error), str(error), COUNTED.get(type(error), "")
                 if isinstance(error, errors.Busy):
                     headers = {"Retry-After": str(math.ceil(error.retry_after))}
             case RequestValidationError():
@@ -112,9 +144,10 @@ def install(app: FastAPI, failures: RecentFailures) -> None:
                 if status == HTTPStatus.METHOD_NOT_ALLOWED:
                     headers = {"Allow": _allowed(app, request)}
                 admitted = False  # a wrong signature is the only such error with a status in DOOR
+                kind = "wrong_signature" if status in DOOR else ""
             case _:
                 status, sentence = HTTPStatus.INTERNAL_SERVER_ERROR, UNEXPECTED
-        failures.add(request.method, request.url.path, status, sentence, admitted)
+        failures.add(request.method, request.url.path, status, sentence, admitted, kind)
         return answer(status, sentence, headers)
 
     for kind in (errors.ClickmaskError, RequestValidationError, HTTPException, Exception):

@@ -7,10 +7,7 @@ this server or posting to it. Signed requests (`Tool.signed_paths`) reach only t
 """
 
 import asyncio
-import base64
-import binascii
-import hmac
-import ipaddress
+import re
 from collections.abc import Collection
 from http import HTTPStatus
 
@@ -19,29 +16,21 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clickmask_adapters.server import failures
+from clickmask_adapters.server.addresses import parse_address
+from clickmask_adapters.server.authentication import ADDRESS, SIGNATURE, Authentication
+from clickmask_adapters.server.failures import Refusal
+from clickmask_adapters.server.places import InPlace, Places, ShortLine
 from clickmask_adapters.settings import Settings
 
 UNCOUNTED = frozenset({"/setup", "/webhook"})  # answered without computing: never turned away for load
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 LOOPBACK_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
-FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
-MAX_REQUESTS = 128
+HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]*))(?::\d*)?")  # RFC 9110, 7.2; IPv6 in brackets
 MAX_COMPUTE_BODIES = 2  # of the largest size, held in memory by all computing requests
-READ_TIMEOUT_S = 120.0  # a request that is still arriving holds its place so long
+READ_TIMEOUT_S = 120.0  # from the head of a request to its end
 MAX_SIGNED_BODIES = 64 * 2**20  # bytes of all signed bodies together
 MAX_SIGNED_BODY = 2**20  # bytes that a stranger may send before the signature is checked
-HEALTH = "/health"  # says that the server is up, and no more: load balancers have no secret
-# scope["auth"]: why a request was let in
-SIGNATURE, SECRET, ADDRESS, PUBLIC = "signature", "secret", "address", "public"
 VERIFY, KEEP, COMPUTE = "verify", "keep", "compute"
-
-
-class Refusal(Exception):
-    """A refused request: any middleware of the gate raises it, and `Refusals` answers it."""
-
-    def __init__(self, status: HTTPStatus, error: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(error)
-        self.status, self.headers = status, headers
 
 
 class Gate:
@@ -52,10 +41,11 @@ class Gate:
         app: ASGIApp,
         settings: Settings,
         recent: failures.RecentFailures,
-        max_requests: int = MAX_REQUESTS,
         open_paths: Collection[str] = (),
         signed_paths: Collection[str] = (),
+        places: Places | None = None,
     ) -> None:
+        places = places or Places()
         self._app = self._stack = app
         for middleware, arguments, options in reversed(
             [
@@ -64,10 +54,11 @@ class Gate:
                 Middleware(KnownHost, settings.allowed_hosts),
                 Middleware(SafeMethods, app),  # leave the stack here: the rest is about posting
                 Middleware(SameOrigin),
-                Middleware(RequestLimit, max_requests),
+                Middleware(ShortLine, places, _computes),
                 Middleware(BodySize, settings.max_body_bytes),
                 Middleware(BodyMemory, settings.max_body_bytes),
                 Middleware(JsonBody),
+                Middleware(InPlace, places, _computes),
             ]
         ):
             self._stack = middleware(self._stack, *arguments, **options)
@@ -90,74 +81,8 @@ class Refusals:
         try:
             await self._app(scope, receive, send)
         except Refusal as refusal:
-            self._recent.add(scope["method"], scope["path"], refusal.status, str(refusal))
+            self._recent.add(scope["method"], scope["path"], refusal.status, str(refusal), kind=refusal.kind)
             await failures.answer(refusal.status, str(refusal), refusal.headers)(scope, receive, send)
-
-
-class Authentication:
-    """Admit signed requests, the secret, and trusted addresses; `scope["auth"]` says which."""
-
-    def __init__(
-        self, app: ASGIApp, settings: Settings, open_paths: Collection[str], signed_paths: Collection[str]
-    ) -> None:
-        self._app = app
-        self._secret = settings.token.get_secret_value().encode() if settings.token else None
-        self._username = settings.username.encode()
-        self._networks = settings.trusted_networks
-        self._open_paths = frozenset(open_paths)
-        self._open_prefixes = tuple(path for path in open_paths if path.endswith("/") and path != "/")
-        self._signed_paths = frozenset(signed_paths)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        if scope["method"] == "POST" and scope["path"] in self._signed_paths:
-            scope["auth"] = SIGNATURE
-        elif self._carries_secret(headers.get("authorization", "")):
-            scope["auth"] = SECRET
-        elif scope["method"] in ("GET", "HEAD") and scope["path"] == HEALTH and self._secret is not None:
-            scope["auth"] = PUBLIC
-        else:
-            self._require_trusted_client(scope, headers)
-            scope["auth"] = ADDRESS
-        await self._app(scope, receive, send)
-
-    def _carries_secret(self, authorization: str) -> bool:
-        """Whether Token, Bearer or Basic gives the secret; compared as bytes in constant time."""
-        if self._secret is None:
-            return False
-        scheme, _, credentials = authorization.partition(" ")
-        given = credentials.strip().encode("latin-1")  # undoes Starlette's decoding
-        if scheme.lower() in {"token", "bearer"}:
-            return hmac.compare_digest(given, self._secret)
-        if scheme.lower() != "basic":
-            return False
-        try:
-            user, _, password = base64.b64decode(given, validate=True).partition(b":")
-        except binascii.Error:
-            return False
-        return hmac.compare_digest(user, self._username) & hmac.compare_digest(password, self._secret)
-
-    def _require_trusted_client(self, scope: Scope, headers: Headers) -> None:
-        address = _address((scope["client"] or ("",))[0])
-        path = scope["path"]
-        # "/" is not a prefix, and is open only to POST: the page there is for people.
-        is_open = path.startswith(self._open_prefixes) or (
-            path in self._open_paths and (path != "/" or scope["method"] == "POST")
-        )
-        if is_open and address and any(address in network for network in self._networks):
-            return
-        if self._secret is not None:
-            raise Refusal(
-                HTTPStatus.UNAUTHORIZED,
-                "this server has a secret: send it as the token, or as the password of basic auth",
-                {"WWW-Authenticate": 'Basic realm="user clickmask, password the secret", charset="UTF-8"'},
-            )
-        if address is None or not address.is_loopback or any(name in headers for name in FORWARDED):
-            raise Refusal(
-                HTTPStatus.FORBIDDEN,
-                "without a secret only this machine is served: set CLICKMASK_TOKEN, or for labeling tools "
-                "CLICKMASK_TRUSTED_NETWORKS",
-            )
 
 
 class KnownHost:
@@ -170,12 +95,13 @@ class KnownHost:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["auth"] == ADDRESS:
             host = Headers(scope=scope).get("host", "").lower()
-            bracketed = host.startswith("[")  # IPv6
-            name = host[1:].partition("]")[0] if bracketed else host.partition(":")[0].rstrip(".")
-            if name not in self._hosts and not _address(name):
+            written = HOST.fullmatch(host)
+            name = (written[1] or written[2].rstrip(".")) if written else host
+            if not written or (name not in self._hosts and not parse_address(name)):
                 raise Refusal(
                     HTTPStatus.MISDIRECTED_REQUEST,
                     f"this server is not known as {name[:80]!r}: add the name to CLICKMASK_ALLOWED_HOSTS",
+                    kind="unknown_host",
                 )
         await self._app(scope, receive, send)
 
@@ -202,33 +128,12 @@ class SameOrigin:
         origin = headers.get("origin")
         foreign = origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower()
         if foreign or headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
-            raise Refusal(HTTPStatus.FORBIDDEN, "a page of another origin may not post to this server")
-        await self._app(scope, receive, send)
-
-
-class RequestLimit:
-    """Limit on requests that compute at one time, counted before their bodies are read."""
-
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self._app = app
-        self._most = most
-        self._at_work = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if _purpose(scope) != COMPUTE:
-            await self._app(scope, receive, send)
-            return
-        if self._at_work >= self._most:
             raise Refusal(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                f"{self._at_work} requests are at work already; try again in a moment",
-                {"Retry-After": "2"},
+                HTTPStatus.FORBIDDEN,
+                "a page of another origin may not post to this server",
+                kind="foreign_origin",
             )
-        self._at_work += 1
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._at_work -= 1
+        await self._app(scope, receive, send)
 
 
 class BodySize:
@@ -241,7 +146,7 @@ class BodySize:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         most = MAX_SIGNED_BODY if scope["auth"] == SIGNATURE else self._max_body
         said = f"at most {most / 2**20:.0f} MiB here (CLICKMASK_MAX_BODY_BYTES, except for webhooks)"
-        too_large = Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has {said}")
+        too_large = Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has {said}", kind="too_large")
         length = Headers(scope=scope).get("content-length", "0")
         size = 0
 
@@ -279,6 +184,7 @@ class BodyMemory:
                     f"{self._held[purpose] / 2**20:.0f} MiB of requests are at work already; try again in a "
                     "moment",
                     {"Retry-After": "2"},
+                    kind="overloaded",
                 )
             self._held[purpose] += size
             taken += size
@@ -304,15 +210,21 @@ class JsonBody:
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise Refusal(HTTPStatus.BAD_REQUEST, "the request broke off")
+                        raise Refusal(HTTPStatus.BAD_REQUEST, "the request broke off", kind="unfinished")
                     chunks.append(message.get("body", b""))
                     more = message.get("more_body", False)
         except TimeoutError:
-            raise Refusal(HTTPStatus.REQUEST_TIMEOUT, "the request did not come to its end") from None
+            raise Refusal(
+                HTTPStatus.REQUEST_TIMEOUT, "the request did not come to its end", kind="unfinished"
+            ) from None
         body = b"".join(chunks)
         kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
         if body and kind != "application/json":
-            raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send JSON, with Content-Type: application/json")
+            raise Refusal(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                "send JSON, with Content-Type: application/json",
+                kind="not_json",
+            )
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replayed() -> Message:
@@ -328,11 +240,5 @@ def _purpose(scope: Scope) -> str:
     return KEEP if scope["path"] in UNCOUNTED else COMPUTE
 
 
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The IP address in `text`, or None for a name. IPv4 that is written as IPv6 becomes IPv4."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
+def _computes(scope: Scope) -> bool:
+    return _purpose(scope) == COMPUTE

@@ -68,4 +68,8 @@ class ReadTimeouts(ErrorInReasonPhrase):
         """Hang up after `seconds` without data; never if None."""
         if self._hanging_up:
             self._hanging_up.cancel()
-        self._hanging_up = None if seconds is None else self.loop.call_later(seconds, self.transport.close)
+        self._hanging_up = None if seconds is None else self.loop.call_later(seconds, self.hang_up)
+
+    def hang_up(self) -> None:
+        """The client was silent for too long."""
+        self.transport.close()

@@ -15,6 +15,7 @@ from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.response import BaseHTTPResponse, HTTPResponse
 from urllib3.util import Retry, Timeout
 
+from clickmask.caches import waiting_elsewhere
 from clickmask.errors import ToolUnavailable
 from clickmask.images.fetch import origin_of
 
@@ -161,9 +162,12 @@ class RestClient:
         )
         content = bytearray()
         try:
-            with self._pool.request(
-                method, url, body, headers=headers, retries=retries, redirect=False, preload_content=False
-            ) as answer:
+            with (
+                waiting_elsewhere(),
+                self._pool.request(
+                    method, url, body, headers=headers, retries=retries, redirect=False, preload_content=False
+                ) as answer,
+            ):
                 # Not in full chunks: a server that sends in drips must not hold a thread forever.
                 while chunk := answer.read1(2**16, decode_content=True):
                     content += chunk

@@ -2,12 +2,14 @@
 
 import itertools
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from clickmask.caches import Lru
+from clickmask.caches import Lru, waiting_elsewhere
 from clickmask.errors import Busy, ClickmaskError, NotStored
 from clickmask.inference.disk_cache import DiskEmbeddings, DiskStatus, EmbeddingKey
 from clickmask.types import Embedding
@@ -15,6 +17,10 @@ from clickmask.types import Embedding
 log = logging.getLogger(__name__)
 
 CLICK, PREPARATION, BATCH = 0, 1, 2  # priorities in the queue: a waiting annotator comes first
+MAX_CLICK_WAIT_S = 3.0  # that a click on a new image may expect to wait for the images before it
+MIN_CLICKS = 2  # new images that may wait in any case, however slow the segmenter is
+FIRST_ENCODE_S = 0.5  # what an encode is taken to last until one was measured
+SMOOTHING = 0.3  # weight of the newest encode
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,10 @@ class EmbeddingCache:
     """Embeddings by segmenter and image digest, at most `capacity` bytes; the least recently used go first.
 
     One worker computes missing ones, clicks before preparations before batches, so that encodes never compete
-    for cores. At most `queue_length` images wait; an urgent one may displace a less urgent one. An embedding
-    larger than the capacity is not kept. The caller's thread reads the disk, which takes milliseconds and no
-    place in the queue. `get` waits `patience` seconds; the tools give up after 100. The cache closes its
-    `disk`.
+    for cores. At most `queue_length` images wait; an urgent one may displace a less urgent one. A click that
+    would wait longer than MAX_CLICK_WAIT_S, as encodes lasted so far, is refused at once. An embedding larger
+    than the capacity is not kept. The caller's thread reads the disk, which takes milliseconds, no place in
+    the queue. `get` waits `patience` seconds; the tools give up after 100. The cache closes its `disk`.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class EmbeddingCache:
         self._waiting: dict[EmbeddingKey, _Encoding] = {}
         self._ticket = itertools.count()
         self._closed = False
+        self._encode_s = FIRST_ENCODE_S  # an average
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._work, name="encoder", daemon=True)
         self._worker.start()
@@ -92,7 +99,8 @@ class EmbeddingCache:
                 return kept, True
             future = self._enqueue(key, compute, priority).future
         try:
-            return future.result(self._patience), False
+            with waiting_elsewhere():
+                return future.result(self._patience), False
         except TimeoutError:
             raise Busy("the image is still being encoded; click again in a moment") from None
 
@@ -151,6 +159,8 @@ class EmbeddingCache:
         if encoding is None:
             if self._closed:
                 raise Busy("the server is shutting down")
+            if priority == CLICK:
+                self._require_short_wait()
             if len(self._waiting) >= self._queue_length:  # drop the newest less urgent one
                 newest_first = reversed(self._waiting.values())
                 victim = next((waiting for waiting in newest_first if waiting.priority > priority), None)
@@ -165,6 +175,14 @@ class EmbeddingCache:
             encoding.priority, encoding.ticket = priority, next(self._ticket)
         return encoding
 
+    def _require_short_wait(self) -> None:
+        """Raise Busy if a click on one more image would wait too long."""
+        before = sum(each.priority == CLICK for each in self._waiting.values())
+        wait = before * self._encode_s
+        if before >= MIN_CLICKS and wait > MAX_CLICK_WAIT_S:
+            said = f"{before} images wait to be encoded already, which takes {wait:.0f} s; try again then"
+            raise Busy(said, retry_after=math.ceil(wait))
+
     def _work(self) -> None:
         while True:
             with self._changed:
@@ -173,6 +191,7 @@ class EmbeddingCache:
                     return
                 encoding = min(self._waiting.values(), key=lambda each: (each.priority, each.ticket))
                 self._under_way[encoding.key] = self._waiting.pop(encoding.key)
+            began = time.monotonic()
             try:
                 embedding = encoding.compute()
                 if self._disk:
@@ -188,4 +207,5 @@ class EmbeddingCache:
                 with self._changed:
                     del self._under_way[encoding.key]
                     self._kept.put(encoding.key, embedding)
+                    self._encode_s += SMOOTHING * (time.monotonic() - began - self._encode_s)
                 encoding.future.set_result(embedding)

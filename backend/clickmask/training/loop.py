@@ -147,7 +147,9 @@ class TrainingLoop:
             if checking:
                 report(self._progress(losses))
                 losses.clear()
-        if losses:  # steps without a validation; not saved, because a resumed training repeats them
+        if losses and reason == "cancelled":
+            self.save()  # at once: the process may be about to end, and a validation can take minutes
+        elif losses:  # steps without a validation; not saved, because a resumed training repeats them
             self._check()
             report(self._progress(losses))
         log.info("training ended at step %d: %s", self.step, reason)

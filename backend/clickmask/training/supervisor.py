@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 WORKER = (sys.executable, "-m", "clickmask.training.worker")
 NEEDED = ("torch", "onnx", "safetensors")
 HEARTBEAT_TIMEOUT_S = 900.0  # seconds without a sign of life; validating large pictures takes minutes
-SHUTDOWN_GRACE_S = 20.0  # seconds in which a process may end by itself
+CANCEL_GRACE_S = 20.0  # seconds in which a cancelled process may end by itself
+CLOSE_GRACE_S = 5.0  # the same if this process ends too, which Docker kills after 10
 MAX_DRAIN_S = 300.0  # seconds that a training waits for unread events
 MAX_LOGS = 200
 _POLL_S = 0.2  # seconds between checks of a process
@@ -68,7 +69,7 @@ class Supervisor:
         triggers: Triggers | None = None,
         worker: Sequence[str] = WORKER,
         hung_after: float = HEARTBEAT_TIMEOUT_S,
-        grace: float = SHUTDOWN_GRACE_S,
+        grace: float = CANCEL_GRACE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.jobs = jobs
@@ -101,10 +102,14 @@ class Supervisor:
             self._requested.set()
         return job
 
-    def close(self) -> None:
-        """Stop. The next process resumes a running training."""
+    def begin_to_close(self) -> None:
+        """Tell the thread to stop, and a running training to save its checkpoint and to end."""
         self._closing.set()
         self._requested.set()
+
+    def close(self) -> None:
+        """Stop. The next process resumes a running training."""
+        self.begin_to_close()
         if self._thread.ident is not None:
             self._thread.join()
         self._context.close()
@@ -183,17 +188,18 @@ class Supervisor:
             with suppress(BrokenPipeError), process.stdin:  # it has ended: its exit status says more
                 process.stdin.write(json.dumps({"job": job.id, **asdict(self._config)}).encode())
         told_at: float | None = None
+        grace, terminated = self._grace, False
         while process.poll() is None:
             now, hung = time.monotonic(), False
-            if self._closing.is_set() and told_at is None:
-                process.terminate()
-                told_at = now
+            if self._closing.is_set() and not terminated:
+                process.terminate()  # it saves its checkpoint
+                told_at, grace, terminated = now, min(grace, CLOSE_GRACE_S), True
             with suppress(StoreUnavailable):  # the training goes on, and so does polling
                 found = self.jobs.get(job.id)
                 if told_at is None and (found.owner != self._owner or self.jobs.is_cancelled(job.id)):
                     told_at = now  # the process checks for that itself
                 hung = time.time() - found.beat_at > self._hung_after
-            if hung or (told_at is not None and now - told_at > self._grace):
+            if hung or (told_at is not None and now - told_at > grace):
                 process.kill()
                 process.wait()
                 if hung:

@@ -10,9 +10,10 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
-from clickmask_adapters.server import gate
+from clickmask_adapters.server import gate, places
 from clickmask_adapters.server.failures import RecentFailures
 from clickmask_adapters.server.gate import Gate
+from clickmask_adapters.server.places import Places
 from clickmask_adapters.settings import Settings
 
 SECRET = "sécret-with-ümlauts"
@@ -146,7 +147,18 @@ def test_a_secret_makes_a_host_name_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "localhost.evil.example:9090", "127.0.0.1.evil.example", ""]
+    "host",
+    [
+        *("evil.example", "localhost.evil.example:9090", "127.0.0.1.evil.example", ""),
+        *(
+            "[::1].evil.example",
+            "[::1]evil",
+            "[::1]:9090.evil.example",
+            "127.0.0.1:9090@evil",
+            "[evil.example]",
+        ),
+        *("localhost:evil.example", "[::1", "::1]", "[]", "[::1]:90:90"),
+    ],
 )
 def test_a_name_that_was_rebound_to_this_machine_is_refused(host: str) -> None:
     for method in ("GET", "POST"):
@@ -222,13 +234,12 @@ def test_refusals_are_kept_for_the_status_page() -> None:
 class Asked:
     """Requests that are made byte by byte, so that many can be under way at once."""
 
-    def __init__(self, max_requests: int = 128, **settings: Any) -> None:
+    def __init__(self, places: int = 128, **settings: Any) -> None:
         self.at_work = 0
+        self.places = Places(places)
         self.go_on = asyncio.Event()
         configured, recent = Settings(**settings), RecentFailures()
-        self._gate = Gate(
-            self._serve, configured, recent, max_requests, OPEN_PATHS, signed_paths=["/webhooks/cvat"]
-        )
+        self._gate = Gate(self._serve, configured, recent, OPEN_PATHS, ["/webhooks/cvat"], self.places)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         while (await receive())["more_body"]:
@@ -273,9 +284,10 @@ async def settled(asked: Asked, at_work: int) -> None:
         await asyncio.sleep(0)
 
 
-def test_one_request_too_many_is_turned_away_before_its_body_is_read() -> None:
+def test_one_request_too_many_is_turned_away_before_its_body_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     async def ask() -> None:
-        asked = Asked(max_requests=2)
+        monkeypatch.setattr(places, "MAX_WAIT_S", 0.0)
+        asked = Asked(places=2)
         under_way = [asyncio.create_task(asked.post("/v1/proposals", slowly(b"{}"))) for _ in range(2)]
         await settled(asked, 2)
         read: list[bytes] = []
@@ -320,15 +332,29 @@ def test_the_bytes_of_all_requests_at_work_are_bounded(
     asyncio.run(ask())
 
 
-def test_a_request_that_never_ends_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def never_ending() -> AsyncIterator[bytes]:
+    yield b" "
+    await asyncio.Event().wait()
+
+
+def test_requests_that_are_not_all_there_take_no_place() -> None:
+    async def ask() -> None:
+        asked = Asked(places=1)
+        asked.go_on.set()
+        slow = [asyncio.create_task(asked.post("/v1/proposals", never_ending())) for _ in range(130)]
+        await asyncio.sleep(0)
+        assert await asked.post("/v1/proposals", slowly(b"{}")) == 200
+        for each in slow:
+            each.cancel()
+
+    asyncio.run(ask())
+
+
+def test_a_request_that_never_ends_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "READ_TIMEOUT_S", 0.01)
 
-    async def never_ending() -> AsyncIterator[bytes]:
-        yield b" "
-        await asyncio.Event().wait()
-
     async def ask() -> None:
-        asked = Asked(max_requests=1)
+        asked = Asked(places=1)
         assert await asked.post("/v1/proposals", never_ending()) == 408
         monkeypatch.setattr(gate, "READ_TIMEOUT_S", 60.0)
         asked.go_on.set()

@@ -99,10 +99,10 @@ def test_a_network_learns_drawn_shapes_it_has_not_seen(tmp_path: Path) -> None:
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
     whole = fit(CONFIG, tmp_path / "whole.pt").run()
     stopped = fit(CONFIG, tmp_path / "stopped.pt")
-    answer = stopped.run(cancelled=lambda: stopped.step == 6)  # two steps after the checkpoint
+    answer = stopped.run(cancelled=lambda: stopped.step == 6)  # two steps after a validation
     assert answer.reason == "cancelled"
     resumed = fit(CONFIG, tmp_path / "stopped.pt")
-    assert resumed.step == 4
+    assert resumed.step == 6
     assert resumed.seconds > 0
     again = resumed.run()
     assert again.validation_miou == whole.validation_miou

@@ -25,7 +25,7 @@ from fastapi import APIRouter, FastAPI, Header, HTTPException, Path, Request, Re
 from fastapi.security import APIKeyHeader
 from starlette.concurrency import run_in_threadpool
 
-from clickmask.caches import Lru
+from clickmask.caches import Lru, waiting_elsewhere
 from clickmask.errors import Busy, ClickmaskError, Failed, Gone, InvalidRequest, NotReady, StoreUnavailable
 from clickmask.types import ImageRef, Prediction, SamFeatures
 from clickmask.workbench import Workbench
@@ -101,14 +101,16 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
         while True:
             try:
                 if function.kind == "detector":
-                    return await results.wait(until, key, begin)
+                    with waiting_elsewhere():
+                        return await results.wait(until, key, begin)
                 return await wait(until, asyncio.ensure_future(begin()))
             except Busy as error:
                 # CVAT ends a batch at the first failed frame, so a detector waits its turn.
                 if function.kind != "detector" or time.monotonic() + error.retry_after >= until:
                     retry = {"Retry-After": f"{error.retry_after:.0f}"}
                     raise HTTPException(HTTPStatus.TOO_MANY_REQUESTS, str(error), retry) from error
-                await asyncio.sleep(error.retry_after)
+                with waiting_elsewhere():
+                    await asyncio.sleep(error.retry_after)
             except NotReady as error:
                 raise HTTPException(HTTPStatus.CONFLICT, str(error)) from error
             except Failed as error:  # CVAT would show its users a bare 500
