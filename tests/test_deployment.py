@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import json
+import os
 import re
+import socket
+import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ from clickmask_adapters.server.failures import RecentFailures
 from clickmask_adapters.server.gate import Gate
 from clickmask_adapters.settings import CoreSettings, Settings, variables
 from clickmask_adapters.tools import cvat
+from support.served import serving
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,6 +74,21 @@ def test_the_image_serves_as_an_ordinary_user_and_copies_only_what_is_there() ->
             for source in arguments.split()[:-1]:
                 assert (ROOT / source).exists()
                 assert f"!{source}" in ignored
+
+
+def test_the_health_check_needs_no_secret_and_notices_a_server_that_does_not_answer(tmp_path: Path) -> None:
+    (check,) = re.findall(r"HEALTHCHECK .*\\\n +CMD (\[(?:.*\\\n)*.*\])", (ROOT / "Dockerfile").read_text())
+    _, *arguments = json.loads(check.replace("\\\n", ""))
+
+    def status(port: int) -> int:
+        environment = {**os.environ, "CLICKMASK_PORT": str(port)}
+        environment.pop("CLICKMASK_TOKEN", None)
+        return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True).returncode
+
+    with serving(tmp_path / "home", CLICKMASK_TOKEN="secret") as server:
+        assert status(urlsplit(server.url).port or 0) == 0
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert status(silent.getsockname()[1]) != 0
 
 
 # --- beside CVAT's own docker-compose.yml, whose services these names are (2.73.0)

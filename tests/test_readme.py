@@ -122,3 +122,10 @@ def test_every_page_of_the_guide_is_linked_from_the_readme() -> None:
 
 def test_the_readme_is_read_in_one_sitting() -> None:
     assert len(README.split()) <= 1500
+
+
+def test_every_test_that_the_page_on_security_names_is_there() -> None:
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(named) > 20
+    for file, test in named:
+        assert re.search(rf"^(async )?def {test}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), test

@@ -15,6 +15,7 @@ from clickmask.ingest.inbox import Inbox
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_app
 from clickmask_adapters.home import Home
+from clickmask_adapters.server import places
 from clickmask_adapters.settings import Settings
 from support.fakes import DiscSegmenter
 from support.pictures import png_base64
@@ -44,8 +45,10 @@ def click(client: TestClient, shade: int) -> Any:
 
 
 def test_health_and_webhooks_wait_for_no_encode(
-    client: TestClient, disc: DiscSegmenter, inbox: Inbox
+    client: TestClient, disc: DiscSegmenter, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for patience in ("MAX_WAIT_S", "PATIENCE_S"):  # on a busy machine, too
+        monkeypatch.setattr(places, patience, 60.0)
     disc.hold = threading.Event()
     with ThreadPoolExecutor(CROWD) as pool:
         clicks = [pool.submit(click, client, 7) for _ in range(CROWD)]

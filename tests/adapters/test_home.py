@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from fastapi import APIRouter
 from fastapi.testclient import TestClient
 
-from clickmask.errors import ImageUnavailable, NotReady, Refused
+from clickmask.errors import Conflict, ImageUnavailable, NotReady, Refused
 from clickmask.images.archive import ImageArchive
 from clickmask.images.source import ImageSource
 from clickmask.ingest.apply import LabelSource, Page
@@ -171,3 +172,23 @@ def test_a_server_that_cannot_start_leaves_nothing_running(tmp_path: Path) -> No
         create_app(home)
     home.close()
     assert set(threading.enumerate()) <= before
+
+
+def test_a_home_is_held_by_one_server(tmp_path: Path) -> None:
+    home = Home(Settings(home=tmp_path / "home"))
+    with home.held(), pytest.raises(Conflict, match="another server works in"), home.held():
+        pass
+    with home.held():
+        pass
+
+
+def test_a_home_whose_file_system_has_no_locks_is_served_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("clickmask_adapters.home.files.lock", no_locks)
+    caplog.set_level("INFO")
+    with Home(Settings(home=tmp_path / "home")).held():
+        assert "not locked against a second server: No locks available" in caplog.text

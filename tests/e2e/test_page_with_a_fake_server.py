@@ -136,6 +136,7 @@ class FakeServer:
             "queue": {"waiting": 0, "capacity": 64},
             "intake": intake,
             "inbox": 7,
+            "turned_away": {"wrong_secret": 1200, "<i>new</i>": 1},
             "errors": [error | {"error": "<b>the image</b> could not be fetched"}],
         }
 
@@ -353,6 +354,12 @@ def test_status_shows_the_last_errors_as_text(page: Page, origin: str) -> None:
     assert "No weights." in page.inner_text("#segmenters")
     assert page.inner_text("#cache") == "3 MiB of 1 GiB"
     assert page.inner_text("#cache-note").endswith("On disk: 7 photos, 2 MiB of 10 GiB")
+
+
+def test_status_counts_what_was_turned_away(page: Page, origin: str) -> None:
+    page.goto(f"{origin}/status")
+    lines = page.locator("#turned-away li")
+    expect(lines).to_have_text(["1,200 requests with a wrong secret", "1 <i>new</i>"])
 
 
 def test_status_shows_the_labels_that_could_not_be_taken_in(page: Page, origin: str) -> None:

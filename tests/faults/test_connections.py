@@ -18,6 +18,7 @@ pytestmark = pytest.mark.faults
 MINUTE_OF_LOG = 2**20  # bytes
 HEALTH_S = 1.0
 WAIT = 15.0  # seconds of an attack
+ANSWERS = 64
 
 
 def written(server: Server) -> int:
@@ -77,7 +78,7 @@ def test_answers_that_nobody_reads_are_given_up_and_their_memory_is_bounded(tmp_
         sent = posted("/v1/proposals", asked)
         idle, highest, began = rss(server), 0, time.monotonic()
         with Probe(server).asking() as probe, many(server, 0) as clients:
-            for _ in range(136):
+            for _ in range(ANSWERS):
                 clients.append(connect(server, sent, receive_buffer=4096))
                 with contextlib.suppress(OSError):
                     clients[-1].recv(1)  # from then on, nothing
@@ -87,7 +88,7 @@ def test_answers_that_nobody_reads_are_given_up_and_their_memory_is_bounded(tmp_
                 time.sleep(1)
             took = time.monotonic() - began
         print(
-            f"136 unread answers of {size / 2**20:.1f} MiB: {held[0] / 2**20:.0f} MiB, {held[1]} kept; "
+            f"{ANSWERS} unread answers of {size / 2**20:.1f} MiB: {held[0] / 2**20:.0f} MiB, {held[1]} kept; "
             f"{connections_of(server)} left after {took:.0f} s; {probe}"
         )
         assert held[0] < 2**29 and took < 100 and not probe.failed

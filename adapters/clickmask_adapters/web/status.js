@@ -54,7 +54,30 @@ function sentence(text) {
   return /[.!?]$/.test(start) ? start : `${start}.`;
 }
 
-function show({ version, segmenter, uptime_s, cache, queue, inbox, intake, errors }, segmenters) {
+/** What the server counts, in words for people. */
+const TURNED_AWAY = {
+  busy: "requests for which a queue was full",
+  foreign_origin: "posts from pages of another origin",
+  idle_closed: "connections without a request, closed for new ones",
+  image_refused: "images that may not be read",
+  no_secret: "requests without the secret",
+  not_accepted: "times that the system had no file descriptor for a connection",
+  not_json: "requests that were not JSON",
+  not_this_machine: "requests from other machines, while there is no secret",
+  overloaded: "requests that would have waited too long",
+  silent_closed: "connections that said nothing more",
+  slowed_down: "wrong secrets, too many at a time",
+  too_large: "requests or images that were too large",
+  turned_away: "connections, while a request was at work on each of the others",
+  unfinished: "requests that did not come to their end",
+  unfinished_closed: "connections with half a request, closed for new ones",
+  unknown_host: "requests to a host name that is not this server’s",
+  unread_closed: "answers that nobody read",
+  wrong_secret: "requests with a wrong secret",
+  wrong_signature: "webhooks with a wrong signature",
+};
+
+function show({ version, segmenter, uptime_s, cache, queue, inbox, intake, turned_away, errors }, segmenters) {
   part("version").textContent = `clickmask ${version}`;
   part("uptime").textContent = `${segmenter} by default, up for ${duration(uptime_s)}`;
   const asks = cache.hits + cache.misses;
@@ -101,6 +124,11 @@ function show({ version, segmenter, uptime_s, cache, queue, inbox, intake, error
       ),
     ),
   );
+  const turnedAway = Object.entries(turned_away ?? {});
+  part("turned-away").replaceChildren(
+    ...turnedAway.map(([kind, times]) => item(`${number.format(times)} ${TURNED_AWAY[kind] ?? kind.replaceAll("_", " ")}`, "")),
+  );
+  part("turned-away-part").hidden = !turnedAway.length;
   const failures = errors.map((failure) =>
     item(
       sentence(failure.error),

@@ -299,8 +299,22 @@ def test_the_log_level_is_that_of_our_lines_alone(level: str, logged: str, tmp_p
 
 def test_an_interrupt_ends_the_server_without_a_traceback(tmp_path: Path) -> None:
     with serving(tmp_path / "home") as server:
-        server.stop(signal.SIGINT)
+        assert server.stop(signal.SIGINT) == 0
         assert "Traceback" not in server.output
+
+
+def test_a_second_server_on_one_home_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with serving(home) as server:
+        second = CliRunner().invoke(app, ["serve", "--port", "0"], env={"CLICKMASK_HOME": str(home)})
+        assert second.exit_code == 1
+        assert "".join(second.stderr.split()).startswith(
+            f"anotherserverworksin{home}:stopit".replace(" ", "")
+        )
+        assert CliRunner().invoke(app, ["segmenters"], env={"CLICKMASK_HOME": str(home)}).exit_code == 0
+        assert server.stop(signal.SIGKILL) == -signal.SIGKILL  # leaves nothing behind
+    with serving(home) as server:
+        assert server.stop() == 0
 
 
 def test_a_segmenter_that_is_not_installed_is_refused_with_those_that_are(tmp_path: Path) -> None:
