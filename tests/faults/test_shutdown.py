@@ -15,10 +15,9 @@ import requests
 
 from clickmask.images.archive import ImageArchive
 from clickmask.store import Store
-from support.attacked import attacked, click, connect, many, picture, posted
+from support.attacked import GET_LARGE, attacked, click, connect, many, picture, posted
 from support.drawn_projects import accept_drawings
 from support.labelled import PROJECT, TOOL
-from support.pictures import png_base64
 from support.served import Server
 from support.waiting import until
 
@@ -37,12 +36,7 @@ def idle_connections(server: Server, context: ExitStack) -> None:
 
 
 def an_unread_answer(server: Server, context: ExitStack) -> None:
-    asked = {
-        "image": {"data": png_base64(size=(2000, 3000))},
-        "prompt": {"box": [0, 0, 9, 9]},
-        "want": ["rle"],
-    }
-    client = context.enter_context(connect(server, posted("/v1/proposals", asked), receive_buffer=4096))
+    client = context.enter_context(connect(server, GET_LARGE, receive_buffer=4096))
     assert client.recv(1)
 
 

@@ -30,14 +30,22 @@ if {nofile}:
     resource.setrlimit(resource.RLIMIT_NOFILE, ({nofile}, {nofile}))
 import clickmask.segmenters
 clickmask.segmenters.__path__.append({plugins!r})
+from clickmask_adapters.commands import serve
+from fastapi import Response
+
+def with_large_answers(*given):
+    made = create_app(*given)
+    made.add_api_route("/large", lambda: Response(bytes({large})))
+    return made
+
+create_app, serve.create_app = serve.create_app, with_large_answers
 from clickmask_adapters.cli import app
 app()
 """
+LARGE = 8 * 2**20  # bytes of an answer to GET /large, more than the system itself keeps for a client
+GET_LARGE = b"GET /large HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 SLOW = """
 import time
-
-import numpy as np
-from clickmask.types import Prediction
 from support.fakes import DiscSegmenter
 
 class Slow(DiscSegmenter):
@@ -46,12 +54,6 @@ class Slow(DiscSegmenter):
     def encode(self, image):
         time.sleep({seconds})
         return super().encode(image)
-
-    def decode(self, embedding, prompt):
-        if not prompt.box:
-            return super().decode(embedding, prompt)
-        height, width = embedding.shape  # as many run lengths as pixels
-        return [Prediction(np.tile(np.eye(2, dtype=bool), (height // 2, width // 2)), 0.5, self.name)]
 
 def load(variant, host):
     return Slow()
@@ -63,14 +65,13 @@ def attacked(
     folder: Path, nofile: int = 0, encode_s: float | None = None, **environment: str
 ) -> Iterator[Server]:
     """A server with its home in `folder`, which may have `nofile` files open, if that is not 0. `encode_s`:
-    seconds in which its segmenter encodes an image and answers a box with a huge mask; if None, it is the
-    built-in one."""
+    seconds in which its segmenter encodes an image; if None, it is the built-in one."""
     plugins = folder / "plugins"
     plugins.mkdir()
     if encode_s is not None:
         (plugins / "slow.py").write_text(SLOW.format(seconds=encode_s))
         environment["CLICKMASK_SEGMENTER"] = "slow"
-    program = SERVE.format(tests=str(TESTS), nofile=nofile, plugins=str(plugins))
+    program = SERVE.format(tests=str(TESTS), nofile=nofile, plugins=str(plugins), large=LARGE)
     server = Server(folder / "home", environment, [], ["-c", program, "serve"])
     try:
         yield server

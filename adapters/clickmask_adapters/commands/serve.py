@@ -72,6 +72,7 @@ class HomeServer(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._connections.close_idle()
         with suppress(NotReady):  # a training has time to save its checkpoint while others get their answers
             self._home.workbench.supervisor.begin_to_close()
         await super().shutdown(sockets)

@@ -32,7 +32,7 @@ WANTED_FILES = 4096  # descriptors: connections, databases, image files, connect
 BACKLOG = 128  # connections that the system keeps for us, and that are accepted in one go
 UNREAD_TIMEOUT_S = 20.0  # in which MIN_READ bytes of an answer must be read, or all the rest
 MIN_READ = 256 * 2**10
-MAX_UNREAD = 256 * 2**20  # bytes of all unread answers together
+MAX_UNREAD = 128 * 2**20  # bytes of all unread answers together
 CLOSED_WITHOUT_FILES = 16  # idle connections, if the system has no descriptor for a new one
 REPEAT_S = 60.0  # between two lines about one state
 NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -126,6 +126,12 @@ class Connections:
                 break
             total -= one.unread
             self.give_up(one)
+
+    def close_idle(self) -> None:
+        """Close all connections without a whole request, because the server ends."""
+        for one in [*self._by_state[IDLE], *self._by_state[RECEIVING]]:
+            self.remove(one)
+            one.transport.abort()
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An event loop's exception handler. If there is no descriptor left for a new connection, idle

@@ -30,6 +30,7 @@ MAX_COMPUTE_BODIES = 2  # of the largest size, held in memory by all computing r
 READ_TIMEOUT_S = 120.0  # from the head of a request to its end
 MAX_SIGNED_BODIES = 64 * 2**20  # bytes of all signed bodies together
 MAX_SIGNED_BODY = 2**20  # bytes that a stranger may send before the signature is checked
+ENDING = "the server is ending; try again in a moment"
 VERIFY, KEEP, COMPUTE = "verify", "keep", "compute"
 
 
@@ -78,8 +79,20 @@ class Refusals:
         self._recent = recent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def answer(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, answer)
+        except asyncio.CancelledError:  # the server ends, and waits for this request no longer
+            if has_begun:
+                raise
+            retry = {"Retry-After": "10"}
+            await failures.answer(HTTPStatus.SERVICE_UNAVAILABLE, ENDING, retry)(scope, receive, send)
         except Refusal as refusal:
             self._recent.add(scope["method"], scope["path"], refusal.status, str(refusal), kind=refusal.kind)
             await failures.answer(refusal.status, str(refusal), refusal.headers)(scope, receive, send)
