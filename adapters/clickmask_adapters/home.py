@@ -113,7 +113,7 @@ class Home:
     @part
     def archive(self) -> ImageArchive:
         folder, room = self.settings.home / "images", self.settings.kept_bytes
-        return ImageArchive(folder, room, self.store.is_labelled, self._make_room)
+        return ImageArchive(folder, room, self.store.is_labelled, self._make_room, self.damaged)
 
     @part
     def limits(self) -> ImageLimits:

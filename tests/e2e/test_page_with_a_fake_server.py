@@ -132,11 +132,16 @@ class FakeServer:
             "segmenter": "fake",
             "uptime_s": 4000,
             "cache": {"bytes": 3 << 20, "capacity": 1 << 30, "entries": 1, "hits": 3, "misses": 1}
-            | {"disk": {"bytes": 2 << 20, "capacity": 10 << 30, "entries": 7, "hits": 0}},
+            | {"disk": {"bytes": 2 << 20, "capacity": 10 << 30, "entries": 7, "hits": 0, "evicted": 3}},
             "queue": {"waiting": 0, "capacity": 64},
             "intake": intake,
             "inbox": 7,
             "turned_away": {"wrong_secret": 1200, "<i>new</i>": 1},
+            "troubles": {
+                "now": ["events wait in the inbox: <i>no room</i>"],
+                "damaged": [{"name": "a", "kept_as": "b", "at": 1.0, "sentence": "a was set aside as b"}],
+                "reader_failures": 1,
+            },
             "errors": [error | {"error": "<b>the image</b> could not be fetched"}],
         }
 
@@ -365,6 +370,9 @@ def test_status_counts_what_was_turned_away(page: Page, origin: str) -> None:
 def test_status_shows_the_labels_that_could_not_be_taken_in(page: Page, origin: str) -> None:
     page.goto(f"{origin}/status")
     page.wait_for_selector("#aside li")
+    now, damaged = page.locator("#troubles li").all_inner_texts()
+    assert now.startswith("Events wait in the inbox: <i>no room</i>.")
+    assert damaged.startswith("A was set aside as b.")
     first, second = page.locator("#aside li").all_inner_texts()
     assert first.startswith("<i>task 7</i> shows no image.")
     assert "event 12 of label studio" in first

@@ -62,7 +62,7 @@ def unreadable(path: Path) -> None:
 def wrong_types(path: Path) -> None:
     """JSON with the same members, each of another type."""
     found = json.loads(path.read_bytes())
-    path.write_text(json.dumps(dict.fromkeys(found, {"a": [1]})))
+    path.write_text(json.dumps({name: {"a": [1]} for name in found}))
 
 
 def no_object(path: Path) -> None:

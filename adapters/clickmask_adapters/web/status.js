@@ -77,7 +77,8 @@ const TURNED_AWAY = {
   wrong_signature: "webhooks with a wrong signature",
 };
 
-function show({ version, segmenter, uptime_s, cache, queue, inbox, intake, turned_away, errors }, segmenters) {
+function show(status, segmenters) {
+  const { version, segmenter, uptime_s, cache, queue, inbox, intake, troubles, turned_away, errors } = status;
   part("version").textContent = `clickmask ${version}`;
   part("uptime").textContent = `${segmenter} by default, up for ${duration(uptime_s)}`;
   const asks = cache.hits + cache.misses;
@@ -89,13 +90,20 @@ function show({ version, segmenter, uptime_s, cache, queue, inbox, intake, turne
     (asks ? `; ${number.format(cache.hits)} of ${count(asks, "request", "requests")} found theirs there` : "") +
     (cache.disk
       ? `. On disk: ${count(cache.disk.entries, "photo", "photos")}, ` +
-        `${size(cache.disk.bytes)} of ${size(cache.disk.capacity)}`
+        `${size(cache.disk.bytes)} of ${size(cache.disk.capacity)}` +
+        (cache.disk.evicted ? `, ${number.format(cache.disk.evicted)} went to leave room on it` : "")
       : "");
   part("queue").textContent = queue.waiting ? count(queue.waiting, "photo", "photos") : "none";
   part("queue-meter").max = queue.capacity;
   part("queue-meter").value = queue.waiting;
   part("queue-note").textContent = `${count(queue.capacity, "place", "places")}; when all are taken, requests are answered “busy”`;
-  part("inbox").textContent = number.format(inbox);
+  const needed = [
+    ...troubles.now.map((text) => item(sentence(text), "now", "trouble")),
+    ...troubles.damaged.map((each) => item(sentence(each.sentence), moment(each.at), "trouble")),
+  ];
+  part("troubles").replaceChildren(...needed);
+  part("troubles-part").hidden = !needed.length;
+  part("inbox").textContent = inbox === null ? "unknown" : number.format(inbox);
   part("inbox-note").textContent = intake
     ? `${intake.waiting ? number.format(intake.waiting) : "none"} still to be read, ` +
       `${intake.set_aside ? number.format(intake.set_aside) : "none"} set aside; ` +

@@ -40,17 +40,19 @@ class ImageArchive:
         capacity: int,
         is_labelled: Callable[[str], bool],
         make_room: Callable[[], bool] = lambda: False,
+        damaged: files.DamagedFiles | None = None,
     ) -> None:
         self._folder, self._make_room = folder, make_room
         self._capacity = capacity
         self._is_labelled = is_labelled
         self._lock = threading.Lock()
         self._refused = 0
+        for path in self._unusable() if damaged else ():
+            damaged.set_aside(path, "cannot be read", lambda _: "The next training fetches images again")
         self._count()
 
     def holds(self, digest: str) -> bool:
-        """Whether there is such a file with something in it: a power cut may have left an empty one."""
-        return self.size_of(digest) > 0
+        return _is_file(self._path(digest))
 
     def keep(self, digest: str, raw: bytes) -> bool:
         """Store the original bytes durably. False if there is no room. Raises StoreUnavailable."""
@@ -94,11 +96,8 @@ class ImageArchive:
 
     def size_of(self, digest: str) -> int:
         """Bytes of the file, or 0 if it is not kept."""
-        try:
-            status = self._path(digest).stat()
-        except OSError:
-            return 0
-        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+        path = self._path(digest)
+        return path.stat().st_size if _is_file(path) else 0
 
     def status(self) -> ArchiveStatus:
         with self._lock:
@@ -139,8 +138,28 @@ class ImageArchive:
 
     def _paths(self) -> Iterator[Path]:
         """Everything in the folders of images, without those folders that this user may not read."""
-        with suppress(OSError):
-            for folder in self._folder.iterdir():
-                with suppress(OSError):
-                    if len(folder.name) == 2:
-                        yield from folder.iterdir()
+        for folder in _inside(self._folder):
+            if len(folder.name) == 2:
+                yield from _inside(folder)
+
+    def _unusable(self) -> list[Path]:
+        """What has the name of an image, or of a folder of images, and is none: a power cut leaves empty
+        files."""
+        folders = [each for each in _inside(self._folder) if len(each.name) == 2 and not each.is_dir()]
+        return folders + [
+            each for each in self._paths() if _DIGEST.fullmatch(each.name) and not _is_file(each)
+        ]
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _is_file(path: Path) -> bool:
+    with suppress(OSError):
+        status = path.stat()
+        return stat.S_ISREG(status.st_mode) and status.st_size > 0
+    return False

@@ -107,7 +107,7 @@ def test_another_programs_database_is_set_aside(path: Path) -> None:
 
 def test_a_newer_clickmasks_store_is_left_alone(path: Path) -> None:
     damage.newer_schema(path)
-    with pytest.raises(StoreUnavailable, match="newer clickmask .* CLICKMASK_HOME"):
+    with pytest.raises(StoreUnavailable, match=r"newer clickmask .* CLICKMASK_HOME"):
         mend_store(path, DamagedFiles(path.parent))
     assert [each.name for each in path.parent.iterdir()] == ["store.sqlite"]
 
