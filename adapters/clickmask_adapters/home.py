@@ -129,7 +129,8 @@ class Home:
             trusted_origins=[tool.origin for tool in self.tools.values() if tool.origin],
             ca_bundle=self.settings.ca_bundle,
         )
-        return ImageSource(fetcher, self.settings.image_bytes, self.limits)
+        settings = self.settings
+        return ImageSource(fetcher, settings.image_bytes, self.limits, decode_bytes=settings.decode_bytes)
 
     @part
     def models(self) -> ProjectModels:

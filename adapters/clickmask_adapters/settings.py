@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from clickmask import plugins
 from clickmask.errors import InvalidRequest
+from clickmask.images.source import DECODE_BYTES
 from clickmask_adapters import tools
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -102,6 +103,8 @@ class CoreSettings(BaseSettings):
     """The most bytes of pictures in one export over HTTP; `clickmask export` has no such limit."""
     image_bytes: int = Field(default=256 * 2**20, ge=0)
     """Memory for decoded images."""
+    decode_bytes: int = Field(default=DECODE_BYTES, ge=1)
+    """Memory for everything that is decoded at a time, decoded images included; what does not fit waits."""
     queue_length: int = Field(default=64, ge=1)
     """Images that may wait to be encoded; one more is answered 503."""
     min_iou: float = Field(default=0.98, gt=0, le=1)

@@ -85,6 +85,14 @@ class Lru(Generic[K, V]):
         with self._lock:
             return self._remove(key)
 
+    def drop_oldest(self) -> bool:
+        """Drop the least recently used entry, the newest too. False if there is none."""
+        with self._lock:
+            if not self._entries:
+                return False
+            self._remove(next(iter(self._entries)))
+            return True
+
     @property
     def bytes(self) -> int:
         return self._bytes

@@ -3,16 +3,17 @@
 import hashlib
 import importlib
 import io
-import re
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePath
 from typing import Any, cast
 
+import cv2
 import numpy as np
 import PIL.features
 import PIL.Image
@@ -20,7 +21,17 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from clickmask.errors import InvalidInput, TooLarge
-from clickmask.types import Image, Pixels
+from clickmask.images.headers import (
+    MAX_SCANS,
+    STRIP_PIXELS,
+    WINDOW_PIXELS,
+    bytes_to_decode,
+    canvas_of,
+    is_deep,
+    is_interleaved,
+    scans_of,
+)
+from clickmask.types import Image, Pixels, Size
 
 # Pillow's own cap only warns up to twice its value, through filters that all threads share. `decode_image`
 # has a stricter one.
@@ -68,14 +79,7 @@ _SAVE_OPTIONS = {
 }
 _DAMAGED = "the image is damaged, cut short, or of a kind that clickmask does not read"
 
-# Each scan of a progressive JPEG is a pass over all pixels: 100 kB of scans took a minute. Encoders write
-# about ten.
-_MAX_SCANS = 100
-_SCAN = b"\xff\xda"  # the start-of-scan marker, ITU-T T.81 table B.1
-_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # any marker except restart markers
-
 _WINDOW = (0.5, 99.5)  # percentiles of the pixels
-_WINDOW_PIXELS = 4_000_000  # in larger images, evenly spaced rows and columns give the window
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,12 @@ class ImageLimits:
         """Raise TooLarge for a file of more than `max_bytes`."""
         if count > self.max_bytes:
             raise TooLarge(f"the image has more bytes than {self.max_bytes}, the most that is read")
+
+    def require_pixels(self, width: int, height: int) -> None:
+        """Raise TooLarge for an image of more than `max_pixels`."""
+        if width * height > self.max_pixels:
+            most = self.max_pixels
+            raise TooLarge(f"the image has {width}x{height} pixels; the most that is read is {most}")
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -104,22 +114,26 @@ def readable_formats() -> tuple[str, ...]:
     return (*FORMATS, *avif)
 
 
-def decode_image(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
+def decode_image(
+    raw: bytes, limits: ImageLimits = DEFAULT_LIMITS, require: Callable[[int], None] = lambda count: None
+) -> Image:
     """The upright RGB pixels of a file of `readable_formats` (the first frame or page).
 
     EXIF orientation is applied. Transparent pixels are blended over white, as in viewers. CMYK is converted
     without its profile. Grey of more than 8 bits (integer or float) is stretched so that its 0.5th to 99.5th
-    percentile becomes 0 to 255. The pixels can never be made writeable. Raises TooLarge over `limits`,
-    InvalidInput for anything that is not a whole image.
+    percentile becomes 0 to 255. The pixels can never be made writeable. `require` is told how many bytes of
+    memory this will take, the file included, before any pixel is decoded, and may raise. Raises TooLarge over
+    `limits`, InvalidInput for anything that is not a whole image.
     """
     limits.require_bytes(len(raw))
     try:
+        limits.require_pixels(*canvas_of(raw))
         with PIL.Image.open(io.BytesIO(raw), formats=_formats(raw)) as opened:
-            width, height = opened.size
-            if width * height > (most := limits.max_pixels):
-                raise TooLarge(f"the image has {width}x{height} pixels; the most that is read is {most}")
-            if opened.format in ("JPEG", "MPO") and _scans(raw) > _MAX_SCANS:
-                raise InvalidInput(f"the image is a JPEG of more than {_MAX_SCANS} scans")
+            limits.require_pixels(*opened.size)
+            is_jpeg = opened.format in ("JPEG", "MPO")
+            if is_jpeg and scans_of(raw) > MAX_SCANS:
+                raise InvalidInput(f"the image is a JPEG of more than {MAX_SCANS} scans")
+            require(len(raw) + bytes_to_decode(opened, not is_jpeg or is_interleaved(raw, opened)))
             pixels = _jpeg_pixels(raw, opened)
             return opened_image(opened) if pixels is None else Image(pixels, pixels_digest(pixels))
     except PIL.UnidentifiedImageError:
@@ -136,17 +150,21 @@ def opened_image(opened: PIL.Image.Image) -> Image:
     try:
         opened.load()
         orientation = _orientation(opened)
-        if opened.mode.startswith("I") or opened.mode == "F":
-            rgb = PIL.Image.fromarray(_windowed(np.asarray(opened))).convert("RGB")
-        elif opened.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in opened.info:
-            rgba = opened.convert("RGBA")
-            rgb = PIL.Image.new("RGB", rgba.size, "white")
-            rgb.paste(rgba, mask=rgba)
-        else:
-            rgb = opened if opened.mode == "RGB" else opened.convert("RGB")
-        if orientation in _UPRIGHT:
-            rgb = rgb.transpose(_UPRIGHT[orientation])
-        pixels = _read_only(rgb)
+        deep = is_deep(opened)
+        low, high = _window(opened) if deep else (0.0, 0.0)
+
+        def rgb(top: int, bottom: int) -> NDArray[np.uint8]:
+            rows = opened.crop((0, top, opened.width, bottom))
+            if deep:
+                grey = _stretched(np.asarray(rows), low, high)
+                return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
+            if rows.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in rows.info:
+                rgba = rows.convert("RGBA")
+                rows = PIL.Image.new("RGB", rgba.size, "white")
+                rows.paste(rgba, mask=rgba)
+            return np.asarray(rows.convert("RGB"))
+
+        pixels = _upright((opened.height, opened.width), orientation, rgb)
     except _CORRUPT as error:
         raise InvalidInput(_DAMAGED) from error
     return Image(pixels, pixels_digest(pixels))
@@ -219,26 +237,6 @@ def _formats(raw: bytes) -> tuple[str, ...]:
     return FORMATS
 
 
-def _scans(raw: bytes) -> int:
-    """The scans of a JPEG's first image; 0 if there cannot be too many. A film may follow the image."""
-    if raw.count(_SCAN) <= _MAX_SCANS:
-        return 0
-    place, scans = 2, 0
-    while place + 4 <= len(raw) and raw[place] == 0xFF:
-        if raw[place + 1] == 0xFF:  # a fill byte
-            place += 1
-            continue
-        marker = raw[place : place + 2]
-        if marker == b"\xff\xd9":  # the end
-            break
-        place += 2 + int.from_bytes(raw[place + 2 : place + 4])
-        if marker == _SCAN:
-            scans += 1
-            end = _END_OF_SCAN.search(raw, place)
-            place = end.start() if end else len(raw)
-    return scans
-
-
 def _jpeg_pixels(raw: bytes, opened: PIL.Image.Image) -> Pixels | None:
     """Pixels of an ordinary JPEG, bit-identical to Pillow's in a third of the time: libjpeg-turbo too, but
     written into the array. None for other files, and for files it rejects, which Pillow then judges."""
@@ -251,14 +249,37 @@ def _jpeg_pixels(raw: bytes, opened: PIL.Image.Image) -> Pixels | None:
     if decoded.shape != (opened.height, opened.width, 3):
         return None
     if (orientation := _orientation(opened)) in _UPRIGHT:
-        return _read_only(PIL.Image.fromarray(decoded).transpose(_UPRIGHT[orientation]))
-    # A view that nobody can make writeable again.
-    return np.frombuffer(memoryview(decoded).toreadonly().cast("B"), np.uint8).reshape(decoded.shape)
+        return _upright(decoded.shape[:2], orientation, lambda top, bottom: decoded[top:bottom])
+    return _read_only(decoded)
 
 
-def _read_only(rgb: PIL.Image.Image) -> Pixels:
-    """(H, W, 3) over immutable bytes, so that nobody can make it writeable again."""
-    return np.frombuffer(rgb.tobytes(), np.uint8).reshape(rgb.height, rgb.width, 3)
+def _upright(size: Size, orientation: int, rows: Callable[[int, int], NDArray[np.uint8]]) -> Pixels:
+    """The read-only pixels of an image of `size`, made upright strip by strip: `rows` gives (n, W, 3), from
+    one of the stored rows to another."""
+    height, width = size
+    sideways = orientation in (5, 6, 7, 8)
+    pixels = np.empty((width, height, 3) if sideways else (height, width, 3), np.uint8)
+    # From here on the stored rows are columns if the image lies sideways.
+    upside_down, mirrored = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    step = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, step):
+        strip = rows(top, min(top + step, height))
+        if sideways:
+            strip = cv2.transpose(strip)
+        if mirrored:  # slices with a negative step are copied pixel by pixel
+            strip = cv2.flip(strip, 1)
+        if upside_down:
+            strip = strip[::-1]
+        backwards = mirrored if sideways else upside_down
+        start = max(0, height - top - step) if backwards else top
+        part = slice(start, start + strip.shape[1 if sideways else 0])
+        pixels[(slice(None), part) if sideways else part] = strip
+    return _read_only(pixels)
+
+
+def _read_only(pixels: Pixels) -> Pixels:
+    """A view of `pixels`, which nobody else has, that nobody can make writeable again."""
+    return np.frombuffer(memoryview(pixels.data).toreadonly().cast("B"), np.uint8).reshape(pixels.shape)
 
 
 def _orientation(loaded: PIL.Image.Image) -> int:
@@ -273,17 +294,26 @@ def _orientation(loaded: PIL.Image.Image) -> int:
         return 1
 
 
-def _windowed(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """(H, W) grey values of any type as uint8, with `_WINDOW` stretched over 0 to 255. A constant image is
-    black. Values that are not finite are black and do not count."""
-    step = max(1, int(np.ceil((values.size / _WINDOW_PIXELS) ** 0.5)))
-    sample = values[::step, ::step]
+def _window(deep: PIL.Image.Image) -> tuple[float, float]:
+    """The values of a deep grey image that become black and white; equal if it is to be all black. Values
+    that are not finite do not count."""
+    step = max(1, int(np.ceil((deep.width * deep.height / WINDOW_PIXELS) ** 0.5)))
+    tops = range(0, deep.height, step)
+    sample = np.stack(
+        [np.asarray(deep.crop((0, top, deep.width, top + 1)))[0, ::step].copy() for top in tops]
+    )
     sample = sample[np.isfinite(sample)]
     if sample.size == 0:
-        return np.zeros(values.shape, np.uint8)
+        return 0.0, 0.0
     low, high = (float(value) for value in np.percentile(sample, _WINDOW))
     if low == high:  # nearly everything is background: keep the rest visible
         low, high = float(sample.min()), float(sample.max())
+    return low, high
+
+
+def _stretched(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """(n, W) grey values of any type as uint8, `low` as 0 and `high` as 255. Values that are not finite are
+    black, and so is everything if there is nothing between the two."""
     if low == high:
         return np.zeros(values.shape, np.uint8)
     stretched = (values.astype(np.float64) - low) / (high - low)

@@ -6,10 +6,11 @@ origins get credentials. Errors name no paths, queries or tokens.
 """
 
 import binascii
+import io
 import os
 import stat
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,8 @@ from clickmask.types import ImageRef
 
 _CHUNK = 2**16
 _MAX_REDIRECTS = 3
+_FIRST_ROOM = 2**20  # bytes that a body may take at first; then twice what there is
+Require = Callable[[int], None]
 # The path was already resolved, so a link there now is a trick. A pipe must not block.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # Windows has neither
 _PORTS = {"http": 80, "https": 443}
@@ -101,19 +104,23 @@ class Fetcher:
         self._trust_etag_for = trust_etag_for
         self._trust_url_for = trust_url_for
 
-    def fetch(self, ref: ImageRef, known: Validator | None = None) -> Fetched | NotModified:
-        """The bytes behind `ref`, or NotModified if they are still those of `known`. Raises Refused,
+    def fetch(
+        self, ref: ImageRef, known: Validator | None = None, require: Require = lambda count: None
+    ) -> Fetched | NotModified:
+        """The bytes behind `ref`, or NotModified if they are still those of `known`. `require` is told how
+        many bytes there will be in memory, more and more of them, and may raise. Raises Refused,
         ImageUnavailable, TooLarge, and InvalidInput for a damaged data: URI."""
         scheme = ref.uri.partition(":")[0].lower()
         if scheme == "data":
+            require(min(len(ref.uri), self._limits.max_bytes))
             return Fetched(read_data_uri(ref.uri, self._limits), 0.0, None)
         if scheme == "file":
-            return self._read_file(ref.uri, known)
+            return self._read_file(ref.uri, known, require)
         if scheme in _PORTS:
-            return self._follow(ref, known)
+            return self._follow(ref, known, require)
         raise Refused("an image's address starts with https://, http://, file:// or data:")
 
-    def _read_file(self, uri: str, known: Validator | None) -> Fetched | NotModified:
+    def _read_file(self, uri: str, known: Validator | None, require: Require) -> Fetched | NotModified:
         parts = urlsplit(uri)
         path = unquote(parts.path)
         if os.name == "nt":  # file:///C:/images
@@ -140,6 +147,7 @@ class Fetcher:
             validator = Validator(f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}", "file")
             if validator == known:
                 return NotModified(0.0)
+            require(status.st_size)
             with open(handle, "rb", closefd=False) as file:
                 raw = file.read(self._limits.max_bytes + 1)
         finally:
@@ -147,7 +155,7 @@ class Fetcher:
         self._limits.require_bytes(len(raw))
         return Fetched(raw, 0.0, validator)  # asking the file system again costs nothing
 
-    def _follow(self, ref: ImageRef, known: Validator | None) -> Fetched | NotModified:
+    def _follow(self, ref: ImageRef, known: Validator | None, require: Require) -> Fetched | NotModified:
         url = _prepared(ref.uri, {}).url or ""
         # The first redirect to another origin drops them for good: the rest of the chain is foreign.
         credentials = dict(ref.headers) if origin_of(url) in self._trusted else {}
@@ -158,7 +166,7 @@ class Fetcher:
                     with self._hop(request, deadline) as response:
                         location = response.headers.get("Location", "")
                         if not (location and response.is_redirect):
-                            return self._answer(response, url, known, deadline)
+                            return self._answer(response, url, known, deadline, require)
                 except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                     raise _unavailable(url, error, deadline) from error
                 target = _prepared(urljoin(url, location), {}).url or ""
@@ -185,7 +193,12 @@ class Fetcher:
             yield response
 
     def _answer(
-        self, response: requests.Response, url: str, known: Validator | None, deadline: Deadline
+        self,
+        response: requests.Response,
+        url: str,
+        known: Validator | None,
+        deadline: Deadline,
+        require: Require,
     ) -> Fetched | NotModified:
         host, status = origin_of(url)[1], response.status_code
         if status == 304 and _conditions(url, known):
@@ -199,16 +212,20 @@ class Fetcher:
         length = response.headers.get("Content-Length", "")
         if length.isascii() and length.isdigit():
             self._limits.require_bytes(int(length[:20]))
-        raw = bytearray()
+        raw, held = io.BytesIO(), 0  # unlike a bytearray, it gives its bytes away without a copy
         for chunk in _decoded(response, self._limits.max_bytes + 1):
-            raw += chunk
-            self._limits.require_bytes(len(raw))
+            size = raw.tell() + len(chunk)
+            self._limits.require_bytes(size)
+            if size > held:
+                held = min(max(_FIRST_ROOM, 2 * size), self._limits.max_bytes)
+                require(held)
+            raw.write(chunk)
         if deadline.passed:  # a cut connection looks like the end of the body
             raise TimeoutError
         etag = response.headers.get("ETag", "")
         if not etag or len(etag) > 256 or not (etag.isascii() and etag.isprintable()):
-            return Fetched(bytes(raw), self._trust_url_for, None)
-        return Fetched(bytes(raw), self._trust_etag_for, Validator(etag, url.partition("?")[0]))
+            return Fetched(raw.getvalue(), self._trust_url_for, None)
+        return Fetched(raw.getvalue(), self._trust_etag_for, Validator(etag, url.partition("?")[0]))
 
 
 def read_data_uri(uri: str, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:

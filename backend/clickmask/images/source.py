@@ -1,7 +1,6 @@
 """Images by reference. Each is fetched and decoded once, and kept while there is room."""
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +9,14 @@ from clickmask.caches import Lru, SingleFlight
 from clickmask.errors import Gone, ImageUnavailable
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
 from clickmask.images.fetch import Fetched, Fetcher, Validator, decode_base64
+from clickmask.images.memory import MemoryBudget, Room
 from clickmask.types import Image, ImageRef, Size
 
 MAX_KNOWN_IMAGES = 20_000  # entries in each map from a key to an identity; about 300 bytes each
-MAX_DECODES = 4  # at once; decoding the largest accepted image takes 0.7 GB
+MAX_DECODES = 4  # at once
+DECODE_BYTES = 1000 * 2**20  # of pixels, and of what decoding them takes
+ENCODED_BYTES = 256 * 2**20  # of files that are being read or decoded, or more if one may be larger
+MAX_ENCODED = 256  # such files at once
 _GONE = "the image is not known here any more: send the image again"
 
 
@@ -38,7 +41,9 @@ class ImageSource:
     """Identities and pixels of images. One per process; callable from any thread. `identify` neither
     downloads nor decodes an image it knows by the hash of its bytes or base64 text. At a known address and
     credentials, it trusts its last answer for as long as the fetcher allows, then asks conditionally.
-    `image_bytes` of pixels are kept; the least recently used go first, the newest always stays."""
+    `image_bytes` of pixels are kept; the least recently used go first, the newest stays. All pixels that
+    anybody has, and the decodings under way, take at most `decode_bytes`: for more an image is TooLarge, or
+    waits, or is Busy."""
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class ImageSource:
         image_bytes: int = 256 * 2**20,
         limits: ImageLimits = DEFAULT_LIMITS,
         clock: Callable[[], float] = time.monotonic,
+        decode_bytes: int = DECODE_BYTES,
     ) -> None:
         self._fetcher = fetcher
         self._limits = limits
@@ -60,7 +66,8 @@ class ImageSource:
         self._identifying = SingleFlight[ImageIdentity]()
         self._loading = SingleFlight[Image]()
         self._decoding = SingleFlight[Image]()
-        self._decoders = threading.BoundedSemaphore(MAX_DECODES)
+        self._decoded = MemoryBudget(decode_bytes, MAX_DECODES, self._images.drop_oldest)
+        self._encoded = MemoryBudget(max(ENCODED_BYTES, limits.max_bytes * 5 // 4), MAX_ENCODED)
 
     def identify(self, ref: ImageRef) -> ImageIdentity:
         """Digest and size of what `ref` shows now. Raises what fetching and decoding raise."""
@@ -70,7 +77,8 @@ class ImageSource:
                 raise Gone(_GONE)
             return identity
         if _is_data(ref):
-            return self.identify_bytes(self._fetch(ref).raw)
+            with self._encoded.room() as room:
+                return self.identify_bytes(self._fetch(ref, room).raw)
         key = _key(ref)
         return self._unexpired(key) or self._identifying.run(key, lambda: self._ask(ref, key))
 
@@ -85,7 +93,9 @@ class ImageSource:
         key = hashlib.sha256(text).hexdigest()
         identity = self._by_text.get(key)
         if identity is None:
-            identity = self.identify_bytes(decode_base64(text, self._limits))
+            with self._encoded.room() as room:
+                room.require(min(len(text), self._limits.max_bytes))
+                identity = self.identify_bytes(decode_base64(text, self._limits))
             self._by_text.put(key, identity)
         return identity
 
@@ -99,7 +109,8 @@ class ImageSource:
         if ref.uri.startswith("digest:"):
             return self.load_digest(ref.uri.removeprefix("digest:"))
         if _is_data(ref):
-            return self.load_bytes(self._fetch(ref).raw)
+            with self._encoded.room() as room:
+                return self.load_bytes(self._fetch(ref, room).raw)
         image = self._images.get(self.identify(ref).digest)
         key = _key(ref)
         return image or self._loading.run(key, lambda: self._load_again(ref, key))
@@ -111,8 +122,9 @@ class ImageSource:
         def decode() -> Image:
             if image := self._kept(key):  # another call has just finished
                 return image
-            with self._decoders:
-                image = decode_image(raw, self._limits)
+            with self._decoded.room() as room:
+                image = decode_image(raw, self._limits, room.require)
+                room.keep(image.pixels)
             self._images.put(image.digest, image)
             self._by_bytes.put(key, _identity(image))
             self._by_digest.put(image.digest, _identity(image))
@@ -130,8 +142,9 @@ class ImageSource:
     def read(self, ref: ImageRef) -> tuple[ImageIdentity, bytes]:
         """Fetch the image that `ref` shows now and its original bytes. Raises what `identify` raises."""
         asked_at = self._clock()
-        answer = self._fetch(ref)
-        identity = self.identify_bytes(answer.raw)
+        with self._encoded.room() as room:
+            answer = self._fetch(ref, room)
+            identity = self.identify_bytes(answer.raw)
         if not _is_data(ref):
             expires_at = asked_at + answer.trusted_for
             self._by_address.put(_key(ref), _Answer(identity, expires_at, answer.validator))
@@ -143,9 +156,11 @@ class ImageSource:
             return identity
         last = self._by_address.get(key)
         asked_at = self._clock()
-        answer = self._fetcher.fetch(ref, last.validator if last else None)
-        if isinstance(answer, Fetched):
-            identity, validator = self.identify_bytes(answer.raw), answer.validator
+        with self._encoded.room() as room:
+            answer = self._fetcher.fetch(ref, last.validator if last else None, room.require)
+            identity = self.identify_bytes(answer.raw) if isinstance(answer, Fetched) else None
+        if isinstance(answer, Fetched) and identity:
+            validator = answer.validator
         elif last:
             identity, validator = last.identity, last.validator
         else:
@@ -159,8 +174,8 @@ class ImageSource:
             return image
         return self.load_bytes(self.read(ref)[1])
 
-    def _fetch(self, ref: ImageRef) -> Fetched:
-        answer = self._fetcher.fetch(ref)
+    def _fetch(self, ref: ImageRef, room: Room) -> Fetched:
+        answer = self._fetcher.fetch(ref, require=room.require)
         if not isinstance(answer, Fetched):
             raise ImageUnavailable(_GONE)
         return answer

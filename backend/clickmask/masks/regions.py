@@ -1,4 +1,4 @@
-"""Pixel regions of a mask: area, box, IoU, parts, specks and pinholes. See `polygons` for connectivity."""
+"""Pixel regions of a mask: area, box, IoU, size, parts, specks, pinholes. See `polygons` for connectivity."""
 
 from typing import Any, cast
 
@@ -6,10 +6,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.types import Box, Mask
+from clickmask.types import Box, Mask, Size
 
 Bytes = NDArray[np.uint8]
 Indices = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+PIXELS_AT_ONCE = 2**22  # of a large mask, so that it takes little more memory than its own
 
 
 def mask_area(mask: Mask) -> int:
@@ -29,6 +32,31 @@ def mask_iou(a: Mask, b: Mask) -> float:
         raise ValueError(f"masks of shapes {a.shape} and {b.shape} have no IoU")
     union = cv2.countNonZero(cv2.bitwise_or(as_bytes(a), as_bytes(b)))
     return cv2.countNonZero(cv2.bitwise_and(as_bytes(a), as_bytes(b))) / union if union else 1.0
+
+
+def draw_above(values: Floats, threshold: float, mask: Mask) -> None:
+    """Set `mask` (H, W), a view perhaps, where `values` (h, w), brought to its size, are above `threshold`:
+    bilinear, pixel centres on pixel centres."""
+    height, width = mask.shape
+    step = max(1, PIXELS_AT_ONCE // height)
+    if step < width:  # along the rows first, then a few columns at a time
+        wide = cv2.resize(values, (width, values.shape[0]), interpolation=cv2.INTER_LINEAR)
+        values = np.asarray(wide, np.float32)
+    for left in range(0, width, step):
+        part = mask[:, left : left + step]
+        some = values[:, left : left + step] if step < width else values
+        resized = cv2.resize(some, (part.shape[1], height), interpolation=cv2.INTER_LINEAR)
+        np.greater(resized, threshold, out=part)
+
+
+def mask_coverage(mask: Mask, size: Size) -> Floats:
+    """The share of each pixel of a smaller image of `size` that `mask` covers."""
+    height, width = mask.shape
+    step = max(1, PIXELS_AT_ONCE // width)
+    if step >= height:
+        return _shrunk(mask, size)
+    rows = [_shrunk(each, (len(each), size[1])) for each in np.split(mask, range(step, height, step))]
+    return _shrunk(np.concatenate(rows), size)
 
 
 def keep_parts(mask: Mask, min_share: float = 0.0, most: int | None = None) -> Mask:
@@ -67,6 +95,11 @@ def box_slices(mask: Mask) -> tuple[slice, slice]:
     """The rows and columns of the mask's box, empty slices for an empty mask."""
     x0, y0, x1, y1 = mask_box(mask) or (0, 0, 0, 0)
     return slice(int(y0), int(y1)), slice(int(x0), int(x1))
+
+
+def _shrunk(values: NDArray[Any], size: Size) -> Floats:
+    floats = values.astype(np.float32, copy=False)
+    return np.asarray(cv2.resize(floats, size[::-1], interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _label(mask: Bytes, connectivity: int) -> tuple[Indices, Indices]:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.masks.regions import mask_iou
+from clickmask.masks.regions import draw_above, mask_coverage, mask_iou
 from clickmask.types import Box, Mask, Pixels, Point, Prompt, Size
 
 Floats = NDArray[np.float32]
@@ -123,8 +123,7 @@ def coverage(mask: Mask, crop: Crop) -> Floats:
     """(H / 2, W / 2) share of each of the crop's cells that `mask` covers."""
     height, width = (side // 2 for side in crop.size)
     padded = np.zeros([side // 2 for side in crop.padded], np.float32)
-    covered = mask.astype(np.float32)
-    padded[:height, :width] = cv2.resize(covered, (width, height), interpolation=cv2.INTER_AREA)
+    padded[:height, :width] = mask_coverage(mask, (height, width))
     return padded
 
 
@@ -241,20 +240,27 @@ def whole_mask(seen: Pass, prompt: Prompt, size: Size) -> Mask:
     height, width = (side // 2 for side in seen.crop.size)
     x0, y0, x1, y1 = (round(edge) for edge in seen.crop.extent)
     mask = np.zeros(size, np.bool_)
-    part = cv2.resize(seen.logits[:height, :width], (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
-    mask[y0:y1, x0:x1] = part > 0
+    draw_above(seen.logits[:height, :width], 0.0, mask[y0:y1, x0:x1])
     if mask.any():
         return mask
     # Nothing was found: the prompt itself is the mask, as its mask, the box's ellipse, or discs.
     if prompt.mask is not None and prompt.mask.any():
         return prompt.mask.copy()
-    y, x = np.ogrid[0.5 : size[0], 0.5 : size[1]]
     radius = EMPTY_MASK_RADIUS * max(size)
     discs = [(point, radius, radius) for point in prompt.foreground]
     if prompt.box is not None:
         x0, y0, x1, y1 = prompt.box
         discs = [(((x0 + x1) / 2, (y0 + y1) / 2), (x1 - x0) / 2, (y1 - y0) / 2)]
     for (column, row), across, down in discs or [((size[1] / 2, size[0] / 2), size[1] / 2, size[0] / 2)]:
-        mask |= ((x - column) / max(across, 0.5)) ** 2 + ((y - row) / max(down, 0.5)) ** 2 <= 1
+        _draw_ellipse(mask, (column, row), max(across, 0.5), max(down, 0.5))
         mask[min(int(row), size[0] - 1), min(int(column), size[1] - 1)] = True
     return mask
+
+
+def _draw_ellipse(mask: Mask, centre: Point, across: float, down: float) -> None:
+    """Set the pixels of `mask` whose centre is in the ellipse with these half axes, row by row: all rows at
+    once would take eight times the memory of the mask."""
+    x = (np.arange(mask.shape[1], dtype=np.float64) + 0.5 - centre[0]) / across
+    first, last = math.floor(centre[1] - down), math.ceil(centre[1] + down)
+    for row in range(max(0, first), min(mask.shape[0], last + 1)):
+        mask[row] |= x**2 + ((row + 0.5 - centre[1]) / down) ** 2 <= 1

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from clickmask.masks.regions import draw_above
 from clickmask.types import Box, Image, Mask, Pixels, Point, Prediction, Prompt, Size
 
 RUNS_ON = "OpenCV on the CPU"
@@ -128,12 +129,13 @@ def resized(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def enlarged(mask: Mask, size: Size) -> Mask:
-    """A new mask of `size` from the smaller `mask`, with a smooth outline."""
-    if mask.shape == size:
-        return mask.copy()
+def enlarge(mask: Mask, whole: Mask) -> None:
+    """Draw the smaller `mask` at the size of `whole`, which may be a view, with a smooth outline."""
+    if mask.shape == whole.shape:
+        whole[:] = mask
+        return
     soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), SMOOTHING)
-    return np.asarray(cv2.resize(soft, size[::-1], interpolation=cv2.INTER_LINEAR) > 0.5)
+    draw_above(np.asarray(soft, np.float32), 0.5, whole)
 
 
 def best_prediction(
@@ -145,7 +147,9 @@ def best_prediction(
     scored = ((found, predicted_iou(pixels, found)) for found in kept)
     nothing = np.zeros(pixels.shape[:2], np.bool_), 0.0
     best, score = max(scored, key=lambda each: each[1], default=nothing)
-    return [Prediction(enlarged(best, size), min(max(score, 0.0), 1.0), segmenter)]
+    mask = np.empty(size, np.bool_)
+    enlarge(best, mask)
+    return [Prediction(mask, min(max(score, 0.0), 1.0), segmenter)]
 
 
 def predicted_iou(pixels: Pixels, found: Mask) -> float:

@@ -69,10 +69,13 @@ class Builtin:
 
     def encode(self, image: Image) -> BuiltinEmbedding:
         features = self._encoder.run({"image": crops.network_input(image.pixels, _whole(image.size))})
-        kept, scale = image.pixels.copy(), crops.MAX_KEPT_PX / max(image.size)
+        scale = crops.MAX_KEPT_PX / max(image.size)
         if scale < 1:
-            height, width = (max(1, round(length * scale)) for length in image.size)
-            kept = np.asarray(cv2.resize(kept, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+            width, height = (max(1, round(length * scale)) for length in reversed(image.size))
+            resized = cv2.resize(image.pixels, (width, height), interpolation=cv2.INTER_AREA)
+            kept = np.asarray(resized, np.uint8)
+        else:
+            kept = image.pixels.copy()
         return _embedding(features, kept, image.size)
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> BuiltinEmbedding:

@@ -203,5 +203,5 @@ def whole_mask(found: Mask, window: Window, size: Size) -> Mask:
     """`found` as a mask of the whole image, enlarged with a smooth outline."""
     x0, y0, x1, y1 = window.extent
     mask = np.zeros(size, np.bool_)
-    mask[y0:y1, x0:x1] = classic.enlarged(found, (y1 - y0, x1 - x0))
+    classic.enlarge(found, mask[y0:y1, x0:x1])
     return mask

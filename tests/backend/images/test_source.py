@@ -15,7 +15,7 @@ import pytest
 import clickmask.images.source
 from clickmask.errors import Gone, ImageUnavailable, InvalidInput, TooLarge
 from clickmask.images.decode import ImageLimits, decode_image
-from clickmask.images.fetch import Fetched, Fetcher, NotModified, Validator, decode_base64
+from clickmask.images.fetch import Fetched, Fetcher, NotModified, Require, Validator, decode_base64
 from clickmask.images.source import ImageIdentity, ImageSource
 from clickmask.types import Image, ImageRef
 from support.waiting import until
@@ -40,7 +40,9 @@ class FakeFetcher(Fetcher):
         self.gate = threading.Event()
         self.gate.set()
 
-    def fetch(self, ref: ImageRef, known: Validator | None = None) -> Fetched | NotModified:
+    def fetch(
+        self, ref: ImageRef, known: Validator | None = None, require: Require = lambda count: None
+    ) -> Fetched | NotModified:
         if ref.uri.startswith("data:"):
             return super().fetch(ref)
         assert self.gate.wait(5)
@@ -68,9 +70,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What was really decoded, in order."""
     done: list[bytes] = []
 
-    def decode(raw: bytes, limits: ImageLimits) -> Image:
+    def decode(raw: bytes, limits: ImageLimits, require: Require) -> Image:
         done.append(raw)
-        return decode_image(raw, limits)
+        return decode_image(raw, limits, require)
 
     monkeypatch.setattr(clickmask.images.source, "decode_image", decode)
     return done
@@ -246,7 +248,8 @@ def test_only_a_few_images_are_decoded_at_once(monkeypatch: pytest.MonkeyPatch) 
     lock, hold = threading.Lock(), threading.Event()
     running: list[bytes] = []
 
-    def decode(raw: bytes, limits: ImageLimits) -> Image:
+    def decode(raw: bytes, limits: ImageLimits, require: Require) -> Image:
+        require(len(raw))
         with lock:
             running.append(raw)
         hold.wait(60)

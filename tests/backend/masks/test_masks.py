@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from clickmask.masks.polygons import clip_ring, group_rings, mask_to_polygons, polygons_to_mask, ring_area
-from clickmask.masks.regions import fill_pinholes, keep_parts, mask_area, mask_box, mask_iou
+from clickmask.masks.regions import (
+    draw_above,
+    fill_pinholes,
+    keep_parts,
+    mask_area,
+    mask_box,
+    mask_coverage,
+    mask_iou,
+)
 from clickmask.masks.rle import Rle, mask_to_rle, polygons_to_rle, rings_to_rles, rle_overlap, rle_to_mask
 from clickmask.types import Mask, Ring, Size
 from support import drawn
@@ -313,3 +321,14 @@ def test_what_two_run_lengths_share_is_counted_without_drawing(one: str, other: 
     a, b = drawn.MASKS[one](), drawn.MASKS[other]()
     if a.shape == b.shape:
         assert rle_overlap(mask_to_rle(a), mask_to_rle(b)) == (a & b).sum()
+
+
+def test_a_large_mask_is_drawn_and_shrunk_in_parts_like_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).standard_normal((17, 23)).astype(np.float32)
+    whole, parts = np.zeros((2, 150, 200), np.bool_)
+    draw_above(values, 0.0, whole)
+    coverage = mask_coverage(whole, (31, 22))
+    monkeypatch.setattr("clickmask.masks.regions.PIXELS_AT_ONCE", 1000)
+    draw_above(values, 0.0, parts)
+    assert (whole == parts).all() and whole.any()
+    np.testing.assert_allclose(mask_coverage(whole, (31, 22)), coverage, atol=1e-5)

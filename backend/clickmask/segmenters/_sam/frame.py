@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from clickmask.masks.regions import mask_coverage
 from clickmask.types import Logits, Mask, Point, Size
 
 Floats = NDArray[np.float32]
@@ -39,9 +40,8 @@ def mask_to_logits(mask: Mask, side: int) -> Logits:
     """(1, side / 4, side / 4) logits of `mask`, padded like the image: MASK_PROMPT_LOGIT inside, its negative
     outside, and in between if partly covered, so that the outline stays in place."""
     height, width = resized_size((mask.shape[0], mask.shape[1]), side)
-    coverage = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     padded = np.zeros((side, side), np.float32)
-    padded[:height, :width] = coverage
+    padded[:height, :width] = mask_coverage(mask, (height, width))
     quarter = padded.reshape(side // 4, 4, side // 4, 4).mean(axis=(1, 3))
     return ((2 * quarter - 1) * MASK_PROMPT_LOGIT)[None]
 
