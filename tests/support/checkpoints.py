@@ -20,6 +20,7 @@ from PIL import Image as PillowImage
 
 from clickmask.inference.weights import WeightsFolder
 from clickmask.plugins import Checkpoint
+from clickmask.segmenters._sam.high_quality import HqMaskDecoder
 from clickmask.segmenters._sam.tiny_vit import TinyViT
 from clickmask.segmenters._sam.torch_networks import import_segment_anything
 from support.scenes import drawn_scene
@@ -66,6 +67,22 @@ def random_sam(architecture: Architecture | TinyArchitecture, seed: int = 0) -> 
         ).eval()
         with torch.no_grad():
             _damp(sam, seed)
+    return sam
+
+
+def random_sam_hq(architecture: Architecture | TinyArchitecture, seed: int = 0) -> Any:
+    """The same with SAM-HQ's mask decoder."""
+    sam = random_sam(architecture, seed)
+    tiny = isinstance(architecture, TinyArchitecture)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        decoder = HqMaskDecoder(
+            architecture.widths[2] if tiny else architecture.dim,
+            transformer_dim=256,
+            transformer=sam.mask_decoder.transformer,
+        )
+    decoder.load_state_dict(sam.mask_decoder.state_dict(), strict=False)
+    sam.mask_decoder = decoder.eval()
     return sam
 
 

@@ -2,7 +2,7 @@
 Prompts go into it. The mask of the image comes out of it from a decoder's coarse logits, in two steps, like
 SAM's reference."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import cv2
@@ -13,6 +13,7 @@ from clickmask.masks.regions import mask_coverage
 from clickmask.types import Logits, Mask, Point, Size
 
 Floats = NDArray[np.float32]
+Maps = Mapping[str, Floats]  # what an image encoder gives: (C, h, w) by name
 Indices = NDArray[np.int64]
 
 MASK_PROMPT_LOGIT = 8.0  # logit inside a given mask, its negative outside; SAM's own reach this

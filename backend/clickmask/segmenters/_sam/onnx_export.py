@@ -17,9 +17,9 @@ import onnx
 import torch
 
 from clickmask.inference.sessions import Runtimes, installed_runtimes
-from clickmask.segmenters._sam.frame import Floats, SamPrompt
-from clickmask.segmenters._sam.onnx_networks import NO_POINT, OnnxSam
-from clickmask.segmenters._sam.torch_networks import TorchSam
+from clickmask.segmenters._sam.frame import Floats, Maps, SamPrompt
+from clickmask.segmenters._sam.onnx_networks import FINE, NO_POINT, OnnxSam
+from clickmask.segmenters._sam.torch_networks import TorchSam, predict_masks
 from clickmask.types import Pixels
 
 Tensors = tuple[torch.Tensor, ...]
@@ -37,15 +37,15 @@ class Decoder(torch.nn.Module):
         super().__init__()
         self.prompt_encoder, self.mask_decoder = sam.prompt_encoder, sam.mask_decoder
         self.register_buffer("positions", sam.positions.clone())
-        self.side = sam.side
+        self.side, self.maps = sam.side, sam.maps
 
     def forward(
         self,
-        features: torch.Tensor,  # (1, 256, side / 16, side / 16)
         points: torch.Tensor,  # (1, N, 2)
         labels: torch.Tensor,  # (1, N)
         mask: torch.Tensor,  # (1, 1, side / 4, side / 4)
         has_mask: torch.Tensor,  # (1,): 1 or 0
+        *maps: torch.Tensor,  # what the image encoder gives: (1, 256, side / 16, side / 16), and what follows
     ) -> tuple[torch.Tensor, torch.Tensor]:
         encoder = self.prompt_encoder
         sparse = encoder.pe_layer._pe_encoding((points + 0.5) / self.side)  # like SamOnnxModel
@@ -55,12 +55,8 @@ class Decoder(torch.nn.Module):
             sparse = sparse + embedding.weight * (kind == label)
         without = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
         dense = has_mask * encoder.mask_downscaling(mask) + (1 - has_mask) * without
-        return self.mask_decoder.predict_masks(
-            image_embeddings=features,
-            image_pe=self.positions,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-        )
+        named = dict(zip(self.maps, maps, strict=True))
+        return predict_masks(self.mask_decoder, named, cast("Any", self.positions), sparse, dense)
 
 
 def export(checkpoint: Path, folder: Path) -> None:
@@ -70,22 +66,28 @@ def export(checkpoint: Path, folder: Path) -> None:
     export_encoder(sam, folder)
     _say(0.5, "exporting the mask decoder")
     export_decoder(sam, folder)
-    described = {"side": sam.side, "torch": torch.__version__, "onnx": onnx.__version__, "opset": OPSET}
+    described = {
+        "side": sam.side,
+        "high_quality": "fine" in sam.maps,
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "opset": OPSET,
+    }
     (folder / "export.json").write_text(json.dumps(described))
     _say(0.6, "asking torch for an answer")
     pixels = golden_image(sam.side)
-    features = sam.encode(pixels)
+    maps = sam.encode(pixels)
     runtimes = installed_runtimes()
     for number, runtime in enumerate(runtimes):
         _say(0.7 + 0.3 * number / len(runtimes), f"comparing {runtime}'s with it")
-        verify(sam, features, OnnxSam(folder, Runtimes(runtime, exact=True)), pixels)
+        verify(sam, maps, OnnxSam(folder, Runtimes(runtime, exact=True)), pixels)
     _say(1.0, "done")
 
 
 def export_encoder(sam: TorchSam, folder: Path) -> None:
     blank = torch.zeros(1, 3, sam.side, sam.side)
     with tempfile.TemporaryDirectory(dir=folder) as scattered:  # above 2 GB, torch writes a file per tensor
-        _export(sam.image_encoder, (blank,), Path(scattered) / "encoder.onnx", ["pixels"], ["features"])
+        _export(sam.image_encoder, (blank,), Path(scattered) / "encoder.onnx", ["pixels"], list(sam.maps))
         network = cast("Any", onnx).load(Path(scattered) / "encoder.onnx")
     beside = {"all_tensors_to_one_file": True, "location": "encoder.weights"}
     cast("Any", onnx).save_model(network, folder / "encoder.onnx", save_as_external_data=True, **beside)
@@ -93,14 +95,15 @@ def export_encoder(sam: TorchSam, folder: Path) -> None:
 
 def export_decoder(sam: TorchSam, folder: Path) -> None:
     side = sam.side
+    shapes = {"features": (256, side // 16, side // 16), "fine": (FINE, side // 4, side // 4)}
     example = (
-        torch.zeros(1, 256, side // 16, side // 16),
         torch.full((1, 2, 2), side / 2),
         torch.tensor([[1.0, NO_POINT]]),
         torch.zeros(1, 1, side // 4, side // 4),
         torch.ones(1),
+        *(torch.zeros(1, *shapes[name]) for name in sam.maps),
     )
-    names = ["features", "points", "labels", "mask", "has_mask"]
+    names = ["points", "labels", "mask", "has_mask", *sam.maps]
     _export(Decoder(sam).eval(), example, folder / "decoder.onnx", names, ["masks", "scores"])
 
 
@@ -113,10 +116,12 @@ def golden_image(side: int) -> Pixels:
     return (255 * ramp).astype(np.uint8)
 
 
-def verify(sam: TorchSam, features: Floats, exported: OnnxSam, pixels: Pixels) -> None:
-    """Raise ValueError unless the exported networks give the same features and masks as torch."""
-    _require_close("features", features, exported.encode(pixels))
-    side, placed = sam.side, sam.place(features)
+def verify(sam: TorchSam, maps: Maps, exported: OnnxSam, pixels: Pixels) -> None:
+    """Raise ValueError unless the exported networks give the same maps and masks as torch."""
+    own = exported.encode(pixels)
+    for name, expected in maps.items():
+        _require_close(name, expected, own[name])
+    side, placed = sam.side, sam.place(maps)
     click = SamPrompt(np.full((1, 2), 0.3 * side, np.float32), np.ones(1, np.int32))
     nowhere = SamPrompt(np.zeros((0, 2), np.float32), np.zeros(0, np.int32))
     box = np.array([[0.45, 0.15], [0.8, 0.35]], np.float32) * side
@@ -125,7 +130,7 @@ def verify(sam: TorchSam, features: Floats, exported: OnnxSam, pixels: Pixels) -
     for prompt in (click, nowhere._replace(box=box), both, nowhere._replace(logits=coarse)):
         for multimask in (False, True):
             expected, scores = sam.decode(placed, prompt, multimask)
-            masks, own_scores = exported.decode(exported.place(features), prompt, multimask)
+            masks, own_scores = exported.decode(exported.place(maps), prompt, multimask)
             _require_close("scores", scores, own_scores)
             _require_close("masks", expected, masks)
             shared, either = ((expected > 0) & (masks > 0)).sum(), ((expected > 0) | (masks > 0)).sum()

@@ -15,25 +15,29 @@ from PIL import Image as PillowImage
 from clickmask.inference.refinement import replay
 from clickmask.inference.sessions import usable_cores
 from clickmask.segmenters._sam import frame
-from clickmask.segmenters._sam.frame import Floats, SamPrompt
+from clickmask.segmenters._sam.frame import Floats, Maps, SamPrompt
 from clickmask.types import Image, Logits, Mask, Pixels, Prediction, Prompt, Size
 
 
 @dataclass(frozen=True, eq=False)
 class SamEmbedding:
-    """The image encoder's features of an image of `size`, padding included."""
+    """The image encoder's maps of an image of `size`, padding included."""
 
-    features: Floats  # (256, 64, 64), read-only
+    maps: Maps  # read-only; "features" (256, 64, 64), and what else a decoder of the family reads
     size: Size
-    placed: Any  # the features as the networks take them: the same memory, or a copy on the GPU
+    placed: Any  # the maps as the networks take them: the same memory, or a copy on the GPU
+
+    @property
+    def features(self) -> Floats:
+        return self.maps["features"]
 
     @property
     def nbytes(self) -> int:
-        return self.features.nbytes
+        return sum(each.nbytes for each in self.maps.values())
 
     def arrays(self) -> Mapping[str, NDArray[np.generic]]:
         """Everything, to be stored; `Sam.restore` reverses it."""
-        return {"features": self.features, "size": np.asarray(self.size, np.int64)}
+        return {**self.maps, "size": np.asarray(self.size, np.int64)}
 
 
 class Networks(Protocol):
@@ -49,12 +53,12 @@ class Networks(Protocol):
     @property
     def runs_on(self) -> str: ...  # its runtime, device and precision, for people
 
-    def encode(self, pixels: Pixels) -> Floats:
-        """(256, side / 16, side / 16) features of an image whose long side is `side`."""
+    def encode(self, pixels: Pixels) -> Maps:
+        """The maps of an image whose long side is `side`; "features" are (256, side / 16, side / 16)."""
         ...
 
-    def place(self, features: Floats) -> Any:
-        """`features`, still writeable, in the form that `decode` takes; at most copied to a GPU."""
+    def place(self, maps: Maps) -> Any:
+        """`maps`, still writeable, in the form that `decode` takes; at most copied to a GPU."""
         ...
 
     def decode(self, placed: Any, prompt: SamPrompt, multimask: bool) -> tuple[Logits, Floats]:
@@ -100,7 +104,8 @@ class Sam:
         height, width = (int(length) for length in arrays["size"])
         if features.ndim != 3 or features.shape[1:] != (side, side):
             raise ValueError(f"features of shape {features.shape} are not of {self.name}")
-        return self._embedding(features.astype(np.float32), (height, width))
+        maps = {name: array.astype(np.float32) for name, array in arrays.items() if name != "size"}
+        return self._embedding(maps, (height, width))
 
     def decode(self, embedding: SamEmbedding, prompt: Prompt) -> list[Prediction]:
         """Three predictions for a single click, which is ambiguous, else one."""
@@ -150,7 +155,8 @@ class Sam:
         resized = frame.resized_size(embedding.size, side)
         return frame.logits_to_mask(logits[0] - threshold, side, resized, size)
 
-    def _embedding(self, features: Floats, size: Size) -> SamEmbedding:
-        placed = self._networks.place(features)
-        features.flags.writeable = False
-        return SamEmbedding(features, size, placed)
+    def _embedding(self, maps: Maps, size: Size) -> SamEmbedding:
+        placed = self._networks.place(maps)
+        for each in maps.values():
+            each.flags.writeable = False
+        return SamEmbedding(maps, size, placed)

@@ -161,10 +161,14 @@ class TinyViT(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.patch_embed(x)
-        for stage in self.layers:
-            x = stage(x)
-        return self.neck(x)
+        return self.neck(self.stages(x)[-1])
+
+    def stages(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """What each stage gives; from the second on, (1, C, side / 16, side / 16)."""
+        found = [self.layers[0](self.patch_embed(x))]
+        for stage in self.layers[1:]:
+            found.append(stage(found[-1]))
+        return found
 
 
 def tiny_vit_like(state: State) -> TinyViT:

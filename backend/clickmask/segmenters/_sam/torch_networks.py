@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from clickmask.errors import NotReady
-from clickmask.segmenters._sam.frame import Floats, SamPrompt
+from clickmask.segmenters._sam.frame import Floats, Maps, SamPrompt
 from clickmask.segmenters._sam.onnx_networks import DEVIATION, MEAN
 from clickmask.segmenters._sam.tiny_vit import CLASSIFIER, State, tiny_vit_like
 from clickmask.types import Logits, Pixels
@@ -56,18 +56,27 @@ class TorchSam:
     def runs_on(self) -> str:
         return f"torch on {self.device}, {self.precision}"
 
-    def encode(self, pixels: Pixels) -> Floats:
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Names of the image encoder's outputs."""
+        return ("features", "fine") if hasattr(self.mask_decoder, "hf_token") else ("features",)
+
+    def encode(self, pixels: Pixels) -> Maps:
         with torch.inference_mode():
             chw = torch.tensor(pixels, device=self.device).permute(2, 0, 1).contiguous()[None]
             normal = (chw - self._mean) / self._deviation
             height, width = pixels.shape[:2]
             padded = torch.nn.functional.pad(normal, (0, self.side - width, 0, self.side - height))
-            return _array(self.image_encoder(padded)[0])
+            found: Any = self.image_encoder(padded)  # a tensor, or one for each map
+            outputs: Any = (found,) if len(self.maps) == 1 else found
+            return {name: _array(each[0]) for name, each in zip(self.maps, outputs, strict=True)}
 
-    def place(self, features: Floats) -> torch.Tensor:
-        return cast("Any", torch).from_numpy(features)[None].to(self.device)
+    def place(self, maps: Maps) -> State:
+        return {
+            name: cast("Any", torch).from_numpy(each)[None].to(self.device) for name, each in maps.items()
+        }
 
-    def decode(self, placed: torch.Tensor, prompt: SamPrompt, multimask: bool) -> tuple[Logits, Floats]:
+    def decode(self, placed: State, prompt: SamPrompt, multimask: bool) -> tuple[Logits, Floats]:
         points, labels, box, logits = prompt
         clicks = (self._tensor(points)[None], self._tensor(labels)[None]) if len(points) else None
         corners = None if box is None else self._tensor(box.reshape(1, 4))
@@ -75,27 +84,36 @@ class TorchSam:
         masks, scores = self._decode(placed, clicks, corners, dense, multimask)
         return masks[0], scores[0]
 
-    def decode_clicks(self, placed: torch.Tensor, points: Floats) -> tuple[Logits, Floats]:
+    def decode_clicks(self, placed: State, points: Floats) -> tuple[Logits, Floats]:
         foreground = torch.ones((len(points), 1), dtype=torch.int32, device=self.device)
         clicks = self._tensor(points)[:, None], foreground  # (N, 1, 2), (N, 1)
         return self._decode(placed, clicks, None, None, multimask=True)
 
     def _decode(
-        self, placed: torch.Tensor, clicks: Any, corners: Any, dense: Any, multimask: bool
+        self, placed: State, clicks: Any, corners: Any, dense: Any, multimask: bool
     ) -> tuple[Logits, Floats]:
         with torch.inference_mode():
             sparse_prompt, dense_prompt = self.prompt_encoder(clicks, corners, dense)
-            masks, scores = self.mask_decoder(
-                image_embeddings=placed,
-                image_pe=self.positions,
-                sparse_prompt_embeddings=sparse_prompt,
-                dense_prompt_embeddings=dense_prompt,
-                multimask_output=multimask,
+            masks, scores = predict_masks(
+                self.mask_decoder, placed, self.positions, sparse_prompt, dense_prompt
             )
-            return _array(masks), _array(scores)
+            wanted = slice(1, None) if multimask else slice(0, 1)  # the first is for unambiguous prompts
+            return _array(masks[:, wanted]), _array(scores[:, wanted])
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.tensor(array, device=self.device)  # a copy: arrays may be read-only
+
+
+def predict_masks(decoder: Any, maps: State, positions: torch.Tensor, sparse: Any, dense: Any) -> Any:
+    """Four masks, the first for unambiguous prompts, and the network's estimates of their IoUs."""
+    more = {name: each for name, each in maps.items() if name != "features"}
+    return decoder.predict_masks(
+        image_embeddings=maps["features"],
+        image_pe=positions,
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        **more,
+    )
 
 
 def _array(tensor: torch.Tensor) -> NDArray[Any]:
@@ -135,21 +153,29 @@ def _networks(state: State) -> tuple[Any, Any, Any]:
                 input_image_size=(side, side),
                 mask_in_chans=prompts["mask_downscaling.3.weight"].shape[0],
             )
-            mask_decoder = modeling.MaskDecoder(
-                transformer_dim=PROMPT_DIM,
-                transformer=modeling.TwoWayTransformer(
+            sizes = {
+                "transformer_dim": PROMPT_DIM,
+                "transformer": modeling.TwoWayTransformer(
                     depth=_count(masks, "transformer.layers."),
                     embedding_dim=PROMPT_DIM,
                     num_heads=DECODER_HEADS,
                     mlp_dim=masks["transformer.layers.0.mlp.lin1.weight"].shape[0],
                 ),
-                num_multimask_outputs=masks["mask_tokens.weight"].shape[0] - 1,
-                iou_head_depth=_count(masks, "iou_prediction_head.layers."),
-                iou_head_hidden_dim=masks["iou_prediction_head.layers.0.weight"].shape[0],
-            )
+                "num_multimask_outputs": masks["mask_tokens.weight"].shape[0] - 1,
+                "iou_head_depth": _count(masks, "iou_prediction_head.layers."),
+                "iou_head_hidden_dim": masks["iou_prediction_head.layers.0.weight"].shape[0],
+            }
+            if "hf_token.weight" in masks:
+                from clickmask.segmenters._sam.high_quality import HqMaskDecoder
+
+                mask_decoder: Any = HqMaskDecoder(masks["compress_vit_feat.0.weight"].shape[0], **sizes)
+            else:
+                mask_decoder = modeling.MaskDecoder(**sizes)
         networks = image_encoder, prompt_encoder, mask_decoder
         for network, own in zip(networks, (images, prompts, masks), strict=True):
             network.load_state_dict(own, assign=True)
+        if "hf_token.weight" in masks:
+            networks = mask_decoder.after(image_encoder), prompt_encoder, mask_decoder
     except (KeyError, RuntimeError) as error:
         raise NotReady("the checkpoint is not a SAM: its tensors have other names or shapes") from error
     return networks

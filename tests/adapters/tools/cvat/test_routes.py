@@ -685,7 +685,7 @@ def test_trap_20_of_our_own_sams_vit_h_alone_says_so_and_has_such_embeddings() -
     decoders = {name: variant.sam_decoder for name, variant in sam.VARIANTS.items()}
     assert decoders == {"vit_b": "", "vit_l": "", "vit_h": VIT_H}
     features = np.zeros((256, 64, 64), np.float32)
-    assert isinstance(SamEmbedding(features, (3, 4), None), SamFeatures)
+    assert isinstance(SamEmbedding({"features": features}, (3, 4), None), SamFeatures)
 
 
 def test_the_pages_plugin_is_sent_the_embedding_as_float32(workbench: Workbench, tmp_path: Path) -> None:
