@@ -30,16 +30,23 @@ PluginT_co = TypeVar("PluginT_co", covariant=True)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published file of weights. Its SHA-256 identifies it, wherever a copy came from."""
+    """A published file of weights, and those that belong to it. Its SHA-256 identifies it, wherever a copy
+    came from."""
 
     address: str
     bytes: int
     sha256: str
     licence: str
+    beside: tuple["Checkpoint", ...] = ()  # fetched into the same folder
 
     @property
     def file(self) -> str:
         return self.address.rpartition("/")[2]
+
+    @property
+    def files(self) -> tuple["Checkpoint", ...]:
+        """Itself, and the files beside it."""
+        return (self, *self.beside)
 
 
 @dataclass(frozen=True)

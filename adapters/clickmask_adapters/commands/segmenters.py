@@ -33,9 +33,10 @@ def list_weights() -> None:
         console.print(f"folder: {home.weights.folder}", markup=False)
         for name, checkpoint in home.weights.checkpoints.items():
             console.print(f"\n{name}: {home.weights.missing(name) or 'here'}", markup=False)
-            console.print(f"  {checkpoint.address}", markup=False)
-            console.print(f"  {checkpoint.bytes:,} bytes, licence {checkpoint.licence}", markup=False)
-            console.print(f"  sha256 {checkpoint.sha256}", markup=False)
+            for file in checkpoint.files:
+                console.print(f"  {file.address}", markup=False)
+                console.print(f"  {file.bytes:,} bytes, licence {file.licence}", markup=False)
+                console.print(f"  sha256 {file.sha256}", markup=False)
 
 
 @weights.command("fetch")

@@ -50,39 +50,39 @@ class WeightsFolder:
         return self.checkpoints[name]
 
     def find(self, name: str) -> Path | None:
-        """The file if it is complete and verified. Neither hashes nor downloads."""
-        return None if self.missing(name) else self._path(name)
+        """The file if it and those beside it are complete and verified. Neither hashes nor downloads."""
+        return None if self.missing(name) else self._path(self.checkpoint(name))
 
     def missing(self, name: str) -> str:
         """The reason that `find` gives no file, as a sentence with its remedy; empty if it gives one."""
         if name not in self.checkpoints:
             return "no weights are known for it"
-        path = self._path(name)
-        if not path.is_file():
-            return f"its weights are not here: clickmask weights fetch {name}"
-        found = self._digest_seen(path)
-        if found is None:
-            return f"its weights were not verified yet: clickmask weights path {name}"
-        if found == self.checkpoint(name).sha256:
-            return ""
-        other = f"its {path.name} is not the official file (its SHA-256 begins with {found[:12]})"
-        return f"{other}: move it away and fetch it"
+        for official in self.checkpoint(name).files:
+            path = self._path(official)
+            if not path.is_file():
+                return f"its weights are not here: clickmask weights fetch {name}"
+            found = self._digest_seen(path)
+            if found is None:
+                return f"its weights were not verified yet: clickmask weights path {name}"
+            if found != official.sha256:
+                other = f"its {path.name} is not the official file (its SHA-256 begins with {found[:12]})"
+                return f"{other}: move it away and fetch it"
+        return ""
 
     def verify(self, name: str) -> Path:
-        """The complete file, hashed if it is new or changed. Raises NotReady."""
-        path = self._path(name)
-        if path.is_file() and self._digest_seen(path) is None:
+        """The complete file, with those beside it, hashed if they are new or changed. Raises NotReady."""
+        for path in self._unverified(name):
             with _explained(f"{path.name} cannot be read"):
                 before = path.stat()  # a file that changes during hashing is hashed again
                 self._remember(path, before, _sha256(path))
         if reason := self.missing(name):
             raise NotReady(f"{name}: {reason}")
-        return path
+        return self._path(self.checkpoint(name))
 
     def verify_new(self) -> None:
         """Verify new and changed files, before a server takes requests."""
         for name in self.checkpoints:
-            if self._path(name).is_file() and self._digest_seen(self._path(name)) is None:
+            if self._unverified(name):
                 log.info("verifying the weights of %s", name)
                 try:
                     self.verify(name)
@@ -90,22 +90,29 @@ class WeightsFolder:
                     log.warning("%s", error)
 
     def fetch(self, name: str, progress: Progress = lambda done, total: None) -> Path:
-        """The file, downloaded if it is not here: resumed, verified, then renamed into place. Raises
-        NotReady; the next fetch continues the .part file, unless it turns out not to be the official file."""
-        checkpoint, path = self.checkpoint(name), self._path(name)
-        if not path.exists():
-            with _explained(f"{checkpoint.file} cannot be written"):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                try:
-                    with files.lock(self.folder / ".lock", blocking=False):
-                        if not path.exists():
-                            self._download(checkpoint, path, progress)
-                except BlockingIOError:
-                    raise NotReady("another process is fetching weights into this folder") from None
+        """The file and those beside it, downloaded if they are not here: resumed, verified, then renamed into
+        place. Raises NotReady; the next fetch continues the .part file, unless it turns out not to be the
+        official file."""
+        for checkpoint in self.checkpoint(name).files:
+            path = self._path(checkpoint)
+            if not path.exists():
+                with _explained(f"{checkpoint.file} cannot be written"):
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    try:
+                        with files.lock(self.folder / ".lock", blocking=False):
+                            if not path.exists():
+                                self._download(checkpoint, path, progress)
+                    except BlockingIOError:
+                        raise NotReady("another process is fetching weights into this folder") from None
         return self.verify(name)
 
-    def _path(self, name: str) -> Path:
-        return self.folder / self.checkpoint(name).file
+    def _path(self, checkpoint: Checkpoint) -> Path:
+        return self.folder / checkpoint.file
+
+    def _unverified(self, name: str) -> list[Path]:
+        """The files that are here, and new or changed since they were hashed."""
+        here = [self._path(each) for each in self.checkpoint(name).files]
+        return [path for path in here if path.is_file() and self._digest_seen(path) is None]
 
     def _download(self, checkpoint: Checkpoint, path: Path, progress: Progress) -> None:
         part = PartialFile(path, checkpoint.bytes)

@@ -361,8 +361,9 @@ def test_weights_are_listed_with_address_size_hash_and_licence(tmp_path: Path) -
     for name, checkpoint in plugins.checkpoints(segmenters).items():
         entry = result.output.partition(f"\n{name}: ")[2].partition("\n\n")[0]
         assert "its weights are not here" in entry
-        for fact in (checkpoint.address, f"{checkpoint.bytes:,} bytes", checkpoint.sha256, "Apache-2.0"):
-            assert fact in entry
+        for file in checkpoint.files:
+            for fact in (file.address, f"{file.bytes:,} bytes", file.sha256, "Apache-2.0"):
+                assert fact in entry
     assert not (tmp_path / "weights").exists()
 
 

@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -121,12 +122,30 @@ def left_over(weights: WeightsFolder) -> set[str]:
 
 def test_the_official_files_are_named_in_full() -> None:
     known = plugins.checkpoints(segmenters)
-    for official in known.values():
-        assert re.fullmatch(r"https://[^?]+/[\w.]+\.pth", official.address)
-        assert re.fullmatch(r"[0-9a-f]{64}", official.sha256)
-        assert official.bytes > 10**8
-        assert official.licence
-    assert {"sam:vit_b", "sam:vit_l", "sam:vit_h"} <= set(known)
+    files = [file for official in known.values() for file in official.files]
+    for file in files:
+        assert re.fullmatch(r"https://[^?]+/[\w.]+\.(pth|pt|onnx)", file.address)
+        assert re.fullmatch(r"[0-9a-f]{64}", file.sha256)
+        assert file.bytes > 10**7
+        assert file.licence
+    assert len({file.file for file in files}) == len(files)  # they share a folder
+    assert {"sam:vit_b", "mobile_sam:vit_t", "sam_hq:vit_tiny", "efficient_sam:vit_s"} <= set(known)
+
+
+def test_weights_of_two_files_are_fetched_and_verified_together(tmp_path: Path, server: FileServer) -> None:
+    first, second = checkpoint(server.url), replace(checkpoint(server.url), address=f"{server.url}/other.pth")
+    weights = WeightsFolder(tmp_path, None, {"fake:small": replace(first, beside=(second,))})
+    assert weights.fetch("fake:small") == tmp_path / FILE
+    assert (tmp_path / "other.pth").read_bytes() == CONTENT
+    assert weights.missing("fake:small") == ""
+    (tmp_path / "other.pth").write_bytes(OTHER)
+    assert "clickmask weights path fake:small" in weights.missing("fake:small")
+    with pytest.raises(NotReady, match=r"its other\.pth is not the official file"):
+        weights.verify("fake:small")
+    (tmp_path / "other.pth").unlink()
+    assert "clickmask weights fetch fake:small" in weights.missing("fake:small")
+    assert weights.fetch("fake:small") == tmp_path / FILE
+    assert [path for path, *_ in server.asked] == [f"/{FILE}", "/other.pth", "/other.pth"]
 
 
 def test_a_fetched_file_is_found_without_asking_again(weights: WeightsFolder, server: FileServer) -> None:

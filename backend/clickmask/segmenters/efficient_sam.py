@@ -1,0 +1,162 @@
+"""EfficientSAM. Xiong et al., "EfficientSAM", arXiv 2312.00863, from the ONNX files that Kentaro Wada
+exported of the official weights. It was not trained with background points, as its authors say in
+https://github.com/yformer/EfficientSAM/issues/64: here they choose among its three candidates. It reads six
+points at most, and no masks: a mask without clicks is its box."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from clickmask.inference.catalogue import Host
+from clickmask.inference.sessions import Session
+from clickmask.masks.regions import mask_box
+from clickmask.plugins import Checkpoint, Variant
+from clickmask.types import Image, Logits, Mask, Point, Prediction, Prompt, Size
+
+_RELEASE = "https://github.com/labelmeai/efficient-sam/releases/download/onnx-models-20231225/"
+_PUBLISHED = {  # by variant, of the encoder and of the decoder: bytes, SHA-256
+    "vit_t": (
+        (24_799_761, "7a73ee65aa2c37237c89b4b18e73082f757ffb173899609c5d97a2bbd4ebb02d"),
+        (16_565_728, "e1afe46232c3bfa3470a6a81c7d3181836a94ea89528aff4e0f2d2c611989efd"),
+    ),
+    "vit_s": (
+        (89_558_337, "4cacbb23c6903b1acf87f1d77ed806b840800c5fcd4ac8f650cbffed474b8896"),
+        (16_565_728, "4727baf23dacfb51d4c16795b2ac382c403505556d0284e84c6ff3d4e8e36f22"),
+    ),
+}
+SIDE = 1024  # pixels of the square that the image is stretched to
+LOW_SIDE = 256  # of the decoder's logits
+MAX_POINTS = 6
+FOREGROUND, CORNERS = 1, (2, 3)  # labels of the decoder's points
+
+
+def _variant(name: str, encoder: tuple[int, str], decoder: tuple[int, str]) -> Variant:
+    address = f"{_RELEASE}efficient_sam_{name.replace('_', '')}"
+    beside = Checkpoint(f"{address}_decoder.onnx", *decoder, "Apache-2.0")
+    return Variant(Checkpoint(f"{address}_encoder.onnx", *encoder, "Apache-2.0", (beside,)))
+
+
+VARIANTS: Mapping[str, Variant] = MappingProxyType(
+    {name: _variant(name, *files) for name, files in _PUBLISHED.items()}
+)
+
+
+@dataclass(frozen=True, eq=False)
+class EfficientSamEmbedding:
+    """The image encoder's features of an image of `size`."""
+
+    features: NDArray[np.float32]  # (1, 256, 64, 64), read-only
+    size: Size
+
+    @property
+    def nbytes(self) -> int:
+        return self.features.nbytes
+
+    def arrays(self) -> Mapping[str, NDArray[np.generic]]:
+        """Everything, to be stored; `EfficientSam.restore` reverses it."""
+        return {"features": self.features, "size": np.asarray(self.size, np.int64)}
+
+
+class EfficientSam:
+    """Both networks, which never change, and nothing of any image."""
+
+    def __init__(self, name: str, encoder: Session, decoder: Session) -> None:
+        self.name = name
+        self._encoder, self._decoder = encoder, decoder
+
+    @property
+    def precision(self) -> str:
+        return self._encoder.precision
+
+    @property
+    def runs_on(self) -> str:
+        return f"{self._encoder.runtime} on the CPU, {self.precision}"
+
+    def encode(self, image: Image) -> EfficientSamEmbedding:
+        # As its preprocessing: in float, bilinear, and without antialiasing.
+        pixels = image.pixels.astype(np.float32) / 255
+        square = np.asarray(cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR), np.float32)
+        chw = np.ascontiguousarray(square.transpose(2, 0, 1)[None])
+        (features,) = self._encoder.run({"batched_images": chw}).values()
+        return _embedding(features, image.size)
+
+    def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> EfficientSamEmbedding:
+        """The embedding that `arrays` were stored from; they may be rounded to half precision. Raises
+        ValueError if they are not of this network."""
+        features, (height, width) = arrays["features"], arrays["size"]
+        if features.shape != (1, 256, SIDE // 16, SIDE // 16):
+            raise ValueError(f"features of shape {features.shape} are not of {self.name}")
+        return _embedding(features.astype(np.float32), (int(height), int(width)))
+
+    def decode(self, embedding: EfficientSamEmbedding, prompt: Prompt) -> list[Prediction]:
+        """Three predictions; those that cover fewer background points first, then by the network's scores."""
+        size, box = embedding.size, prompt.box
+        if prompt.mask is not None and not (box or prompt.foreground):
+            box = mask_box(prompt.mask)
+            if box is None:
+                return [Prediction(np.zeros(size, np.bool_), 0.0, self.name)]
+        corners = [box[:2], box[2:]] if box else []
+        clicks = prompt.foreground[-(MAX_POINTS - len(corners)) :]  # the last ones correct those before
+        labels = [*CORNERS][: len(corners)] + [FOREGROUND] * len(clicks)
+        found = self._decoder.run(
+            {
+                "image_embeddings": embedding.features,
+                "batched_point_coords": _to_low([*corners, *clicks], size)[None, None],
+                "batched_point_labels": np.array(labels, np.float32)[None, None],
+                # Masks of this size are the network's own logits: not enlarged by it, all three each time.
+                "orig_im_size": np.full(2, LOW_SIDE, np.int64),
+            }
+        )
+        masks, scores, *_ = (each[0, 0] for each in found.values())  # (3, 256, 256), (3,)
+        predictions = [
+            Prediction(partial(_enlarge, mask, size), float(score), self.name)
+            for mask, score in zip(masks, scores.clip(0.0, 1.0), strict=True)
+        ]
+        down, across, last = LOW_SIDE / size[0], LOW_SIDE / size[1], LOW_SIDE - 1
+        cells = [(min(int(y * down), last), min(int(x * across), last)) for x, y in prompt.background]
+        wrong = [sum(bool(mask[cell] > 0) for cell in cells) for mask in masks]
+        order = sorted(range(len(predictions)), key=lambda at: (wrong[at], -predictions[at].score))
+        return [predictions[at] for at in order]
+
+
+def missing(variant: str, host: Host) -> str:
+    return host.weights.missing(f"efficient_sam:{variant}")
+
+
+def load(variant: str, host: Host) -> EfficientSam:
+    """Load both networks. Raises NotReady."""
+    name = f"efficient_sam:{variant}"
+    file = host.weights.verify(name)
+    (beside,) = host.weights.checkpoint(name).beside
+    blank = {"batched_images": np.zeros((1, 3, SIDE, SIDE), np.float32)}
+    click = {
+        "image_embeddings": np.zeros((1, 256, SIDE // 16, SIDE // 16), np.float32),
+        "batched_point_coords": np.full((1, 1, 1, 2), LOW_SIDE / 2, np.float32),
+        "batched_point_labels": np.ones((1, 1, 1), np.float32),
+        "orig_im_size": np.full(2, LOW_SIDE, np.int64),
+    }
+    decoder = host.runtimes.decoder(file.with_name(beside.file), click)
+    return EfficientSam(name, host.runtimes.encoder(file, blank), decoder)
+
+
+def _embedding(features: NDArray[np.float32], size: Size) -> EfficientSamEmbedding:
+    features.flags.writeable = False
+    return EfficientSamEmbedding(features, size)
+
+
+def _to_low(points: list[Point] | tuple[Point, ...], size: Size) -> NDArray[np.float32]:
+    """(N, 2) points of an image of `size` in pixels of the decoder's logits, as the decoder takes them: it
+    scales them to SIDE and adds half a pixel."""
+    scale = np.array([SIDE / size[1], SIDE / size[0]])
+    at_full = np.asarray(points, np.float64).reshape(-1, 2) * scale - 0.5
+    return (at_full * (LOW_SIDE / SIDE)).astype(np.float32)
+
+
+def _enlarge(logits: Logits, size: Size) -> Mask:
+    """Where (h, w) logits, stretched to `size`, are positive."""
+    return np.asarray(cv2.resize(logits, size[::-1], interpolation=cv2.INTER_LINEAR)) > 0
