@@ -1,6 +1,6 @@
 # make serve      install and serve at http://127.0.0.1:9090, or at PORT=…
 # make test       the quick tests: no network, no browser
-# make test-slow  the real Label Studio, Chromium, SDK oracles, published weights
+# make test-slow  the real Label Studio, Chromium, SDK oracles, published weights, schemathesis
 # make test-faults  long attacks: floods, hostile inputs, damaged files, a million inputs to the decoders
 # make test-processors  the trainings' tests, as on a processor with AVX2 alone
 # make check      ruff, pyright, the Docker files' linters

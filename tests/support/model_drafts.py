@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
 
+from clickmask.metrics.report import measure, report_to_json
 from clickmask.models.versions import Models, Provenance, UnsavedModel
+from support.drawn import disc
 
 PIXELS = np.random.default_rng(0).random((1, 3, 4, 5), np.float32)
 
@@ -44,6 +47,15 @@ def draft(weight: float = 2.0) -> UnsavedModel:
         {"pixels": PIXELS},
         {"logits": PIXELS * np.float32(weight)},
     )
+
+
+def measured_draft(weight: float) -> UnsavedModel:
+    """With the report that a training writes."""
+    classes = disc().astype(np.uint8)
+    report = report_to_json(measure([(classes, classes)], ["disc", "absent"]).report)
+    about = {"split": "test", **report, "validation": report, "decision": "promoted: good", "promoted": True}
+    made = draft(weight)
+    return replace(made, provenance=replace(made.provenance, report=about))
 
 
 def save_and_promote(folder: Path, weight: float, death: int | None = None) -> None:

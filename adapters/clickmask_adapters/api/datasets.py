@@ -149,7 +149,7 @@ def router(workbench: Workbench, settings: Settings, pictures: Pictures) -> APIR
         """Pictures and labels, as `clickmask export` writes them to a folder. The zip must be read within an
         hour. Datasets larger than CLICKMASK_EXPORT_BYTES are refused: the command exports them."""
         if name not in (known := plugins.names(exports)):
-            raise InvalidRequest(f"there is no export to {name[:40]!r}; there is: {', '.join(known)}")
+            raise NotFound(f"there is no export to {name[:40]!r}; there is: {', '.join(known)}")
         write = plugins.load(exports, name).write
         given = {"polygons": polygons, "for_cvat": for_cvat, "by_side": by_side}
         options = {option: value for option, value in given.items() if value is not None}

@@ -21,7 +21,12 @@ from clickmask_adapters.api.proposals import Box, RleOut
 from clickmask_adapters.server.openapi import raises
 
 MAX_LABELS = 10_000
+MAX_OFFSET = 2**53  # beyond any number of labels, and within what JSON can write
 PROJECT = "/projects/{tool}/{project}"
+# From the answer of a training's start to the operations on its job, by their ids.
+JOB_LINKS = {
+    name: {"operationId": name, "parameters": {"id": "$response.body#/job"}} for name in ("job", "cancel_job")
+}
 Point = tuple[float, float]
 JobId = Annotated[str, Path(description="As the answer of a training's start names it")]
 
@@ -181,7 +186,7 @@ def router(workbench: Workbench, models: ProjectModels) -> APIRouter:
         all_annotations: Annotated[
             bool, Query(description="Every annotator's; else the ground truth's, or the newest one's.")
         ] = False,
-        offset: Annotated[int, Query(ge=0, description="Labels to leave out at the beginning")] = 0,
+        offset: Annotated[int, Query(ge=0, le=MAX_OFFSET, description="Labels to leave out")] = 0,
         limit: Annotated[int, Query(ge=1, le=MAX_LABELS, description="At most so many")] = 1000,
     ) -> Response:
         """A page of the labels, each as it was drawn and as pixels. An image that several annotators have
@@ -200,7 +205,7 @@ def router(workbench: Workbench, models: ProjectModels) -> APIRouter:
         response_model=TrainingOut,
         tags=["training"],
         summary="Train a model on the accepted labels",
-        responses=raises(NotFound, NotReady, StoreUnavailable),
+        responses=raises(NotFound, NotReady, StoreUnavailable) | {202: {"links": JOB_LINKS}},
     )
     def train(tool: ToolName, project: ProjectName) -> Response:
         """The answer comes at once, with the id of the job: a new one, or the one that is under way already.
@@ -244,14 +249,24 @@ def router(workbench: Workbench, models: ProjectModels) -> APIRouter:
         return json_response({"served": of(tool, project).roll_back().id})
 
     @routes.get(
-        "/jobs/{id}", response_model=Job, tags=["training"], summary="How far a training is", responses=reads
+        "/jobs/{id}",
+        response_model=Job,
+        tags=["training"],
+        summary="How far a training is",
+        responses=reads,
+        operation_id="job",
     )
     def job(id: JobId) -> Response:  # noqa: A002 - the path's word
         """State, step, loss and the time that is left. Old jobs that ended are forgotten."""
         return json_response(asdict(workbench.supervisor.jobs.get(id)))
 
     @routes.delete(
-        "/jobs/{id}", response_model=Job, tags=["training"], summary="Cancel a training", responses=reads
+        "/jobs/{id}",
+        response_model=Job,
+        tags=["training"],
+        summary="Cancel a training",
+        responses=reads,
+        operation_id="cancel_job",
     )
     def cancel(id: JobId) -> Response:  # noqa: A002 - the path's
         """The answer is the job as it is now; one that is running ends a moment later. A job that ended

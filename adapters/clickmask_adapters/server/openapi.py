@@ -34,6 +34,7 @@ TAGS: tuple[Json, ...] = (
     {"name": "labels", "description": "What annotators accepted, counted, measured and exported."},
     {"name": "training", "description": "Models of projects: trained, measured, served, rolled back."},
     {"name": "server", "description": "How the server is doing."},
+    {"name": "pages", "description": "For people with a browser."},
 )
 PATH = "/v1/openapi.json"
 REF = "#/components/schemas/{model}"
@@ -190,7 +191,10 @@ def _complete_answers(method: str, operation: Json) -> None:
     if may_be_invalid:
         told.append({HTTPStatus.UNPROCESSABLE_ENTITY: INVALID})
     told += [AT_THE_DOOR] if method in ("get", "head") else [WITH_A_BODY, AT_THE_DOOR]
-    for status in sorted({int(status) for each in told for status in each}):
+    statuses = {int(status) for each in told for status in each}
+    if operation.get("security") == []:
+        statuses.remove(HTTPStatus.UNAUTHORIZED)
+    for status in sorted(statuses):
         sentences = dict.fromkeys(each[status] for each in told if status in each)
         answer = {"headers": HEADERS[status]} if status in HEADERS else {}
         if method != "head":

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import Path as UrlPath
+
+from clickmask.errors import NotFound
+from clickmask_adapters.server.openapi import raises
 
 FOLDER = Path(__file__).parent
 MEDIA_TYPES = {
@@ -26,6 +32,10 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
+
+
+Serving = Callable[..., Coroutine[Any, Any, Response]]
+PageName = Annotated[str, UrlPath(description="A file of the pages", examples=["playground.js"])]
 
 
 @dataclass(frozen=True)
@@ -63,20 +73,37 @@ def router() -> APIRouter:
         for path in sorted(FOLDER.rglob("*"))
         if path.suffix in MEDIA_TYPES
     }
-    routes = APIRouter(include_in_schema=False)
+    routes = APIRouter(tags=["pages"])
 
-    @routes.api_route("/", methods=["GET", "HEAD"])
+    def page(path: str, summary: str, *media_types: str) -> Callable[[Serving], Serving]:
+        """Serve GET and HEAD of `path`, described as a page of one of these types."""
+        unchanged = {"description": "It is still the page that If-None-Match names"}
+        errors = raises(NotFound) if "{" in path else raises()
+        content = {media_type: {"schema": {"type": "string"}} for media_type in media_types}
+
+        def add(serve: Serving) -> Serving:
+            told = {**errors, 200: {"content": content}, 304: unchanged}
+            for to, name in ((routes.get, serve.__name__), (routes.head, f"{serve.__name__}_head")):
+                to(path, summary=summary, responses=told, response_class=Response, operation_id=name)(serve)
+            return serve
+
+        return add
+
+    @page("/", "A photo to click on", MEDIA_TYPES[".html"])
     async def playground(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """Clicks and boxes on a photo of one's own, and the outline at the quality that is chosen."""
         return pages["index.html"].response(request)
 
-    @routes.api_route("/status", methods=["GET", "HEAD"])
+    @page("/status", "How the server is, for people", MEDIA_TYPES[".html"])
     async def status(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """What /v1/status says, as a page."""
         return pages["status.html"].response(request)
 
-    @routes.api_route("/static/{name:path}", methods=["GET", "HEAD"])
-    async def static(name: str, request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    @page("/static/{name:path}", "What the pages load", *MEDIA_TYPES.values())
+    async def static(name: PageName, request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """Scripts, styles and pictures. Nothing is loaded from elsewhere."""
         if name not in pages:
-            raise HTTPException(404, f"there is no page {name!r}")
+            raise HTTPException(404, f"there is no page {name[:80]!r}")
         return pages[name].response(request)
 
     return routes

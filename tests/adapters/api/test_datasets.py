@@ -108,8 +108,8 @@ def test_the_options_of_an_export_are_query_parameters(client: TestClient, tmp_p
 @pytest.mark.parametrize(
     ("path", "status", "says"),
     [
-        (f"{AT}/export/nothing", 400, "there is no export to 'nothing'; there is: coco"),
-        (f"{AT}/export/_folder", 400, "there is no export"),
+        (f"{AT}/export/nothing", 404, "there is no export to 'nothing'; there is: coco"),
+        (f"{AT}/export/_folder", 404, "there is no export"),
         (f"{AT}/export/..%2Fcoco", 404, ""),
         (f"{AT}/export/coco?polygons=round", 422, "polygons"),
         (f"{AT}/export/png?polygons=exact", 400, "an export to png has no option polygons"),

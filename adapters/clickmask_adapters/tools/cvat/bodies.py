@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from clickmask_adapters.server.openapi import EXAMPLE_PNG
+from clickmask_adapters.tools.cvat.prompts import MAX_BOXES, MAX_POINTS
 
 Number = Annotated[float, Field(strict=True)]
 Pair = tuple[Number, Number]
@@ -42,10 +43,12 @@ class InvocationIn(BaseModel):
     image: Annotated[
         str, Field(min_length=1, description="The file, base64", json_schema_extra={"format": "byte"})
     ]
-    pos_points: Annotated[list[Pair] | None, Field(description="On the object, pixels")] = None
-    neg_points: Annotated[list[Pair] | None, Field(description="Not on it, pixels")] = None
+    pos_points: Annotated[
+        list[Pair] | None, Field(max_length=MAX_POINTS, description="On the object, pixels")
+    ] = None
+    neg_points: Annotated[list[Pair] | None, Field(max_length=MAX_POINTS, description="Not on it")] = None
     obj_bbox: Annotated[
-        list[Pair] | None, Field(description="Two opposite corners of each box, at most 100 boxes")
+        list[Pair] | None, Field(max_length=2 * MAX_BOXES, description="Two opposite corners of each box")
     ] = None
     threshold: Annotated[Number | None, Field(description="Masks of a lower score are left out")] = None
 

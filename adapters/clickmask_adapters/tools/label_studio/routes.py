@@ -205,11 +205,21 @@ def router(workbench: Workbench, client: LabelStudioClient, min_iou: float) -> A
 
     routes = APIRouter(lifespan=lifespan)
 
+    is_up, for_anybody = "Whether the server is up", {"security": list[Any]()}
+
     @routes.get(
-        "/health", response_model=bodies.HealthOut, summary="Whether the server is up", responses=raises()
+        "/health",
+        response_model=bodies.HealthOut,
+        summary=is_up,
+        responses=raises(),
+        openapi_extra=for_anybody,
     )
     @routes.head(
-        "/health", operation_id="health_head", summary="Whether the server is up", responses=raises()
+        "/health",
+        summary=is_up,
+        responses=raises(),
+        openapi_extra=for_anybody,
+        operation_id="health_head",
     )
     async def health() -> Response:
         """Says no more than that. Needs no secret, so that load balancers may ask."""
