@@ -121,7 +121,10 @@ class Fetcher:
         raise Refused("an image's address starts with https://, http://, file:// or data:")
 
     def _read_file(self, uri: str, known: Validator | None, require: Require) -> Fetched | NotModified:
-        parts = urlsplit(uri)
+        try:
+            parts = urlsplit(uri)
+        except ValueError:  # of brackets that hold no address
+            raise Refused("a file address is file:///path, on this machine") from None
         path = unquote(parts.path)
         if os.name == "nt":  # file:///C:/images
             path = path.removeprefix("/")

@@ -456,6 +456,7 @@ def test_cookies_are_not_kept(host: Host) -> None:
         "http:///a",
         "http://[::1/a",
         "http://127.0.0.1:99999/a",
+        "file://[/a",
         "http://127.0.0.1:a/a",
         "http://exa mple/\r\n",
     ],
