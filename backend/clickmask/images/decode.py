@@ -316,5 +316,6 @@ def _stretched(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint
     black, and so is everything if there is nothing between the two."""
     if low == high:
         return np.zeros(values.shape, np.uint8)
-    stretched = (values.astype(np.float64) - low) / (high - low)
+    with np.errstate(invalid="ignore"):  # of NaNs that signal
+        stretched = (values.astype(np.float64) - low) / (high - low)
     return np.rint(np.clip(np.nan_to_num(stretched, nan=0.0), 0.0, 1.0) * 255).astype(np.uint8)

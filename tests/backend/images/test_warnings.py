@@ -5,6 +5,7 @@ import sys
 
 DAMAGED = """
 import io, PIL.Image
+import numpy as np
 from clickmask.errors import InvalidInput
 from clickmask.images.decode import decode_image
 written = io.BytesIO()
@@ -14,11 +15,15 @@ for lost in range(1, 100, 7):
         decode_image(written.getvalue()[:-lost])
     except InvalidInput:
         print("refused")
+signals = np.array([[0x7FA00000, 0x3F800000, 0x40000000]], np.uint32).view(np.float32)  # a NaN, 1 and 2
+written = io.BytesIO()
+PIL.Image.fromarray(signals).save(written, "tiff")
+print(decode_image(written.getvalue()).pixels[0, :, 0])
 """
 
 
-def test_damaged_tags_of_a_picture_are_no_lines_of_log() -> None:
-    """Pillow warns of each with its number: 1 MB has room for thousands."""
+def test_damage_in_a_picture_is_no_line_of_log() -> None:
+    """Pillow warns of each damaged tag with its number: 1 MB has room for thousands."""
     ran = subprocess.run([sys.executable, "-c", DAMAGED], capture_output=True, text=True, check=True)
-    assert "refused" in ran.stdout
+    assert "refused" in ran.stdout and "[  0   0 255]" in ran.stdout
     assert ran.stderr == ""
