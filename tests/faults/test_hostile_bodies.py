@@ -28,6 +28,7 @@ MAX_BODY = 2**20
 MAX_HEALTH_S = 1.0
 TRIES = 3  # the machine may be busy with something else
 SECRET = "of the webhook"
+NOISY = "2.1"  # the project whose segmenter draws ragged masks
 IMAGE = pictures.png_data_uri()
 HEIGHT, WIDTH = pictures.SIZE
 KEYPOINT = '<KeyPoint name="k" toName="img" smart="true"/>'
@@ -222,6 +223,16 @@ def plain(mode: str, kind: str, side: int = 9990, **options: Any) -> Body:
     return proposals(encoded(PIL.Image.new(mode, (side, side)), kind, **options))
 
 
+def on_noise(tags: str) -> Body:
+    """A box round noise in Label Studio, to be answered with these tags."""
+    box = '<Rectangle name="k" toName="img" smart="true"/>'
+    config = f'<View><Image name="img" value="$image"/>{box}{tags}</View>'
+    drawn = {"x": 0, "y": 0, "width": 100, "height": 100}
+    whole = mark(type="rectangle", value=drawn, original_width=2300, original_height=2300)
+    path, asked = predict(config, [whole], {"image": "data:image/png;base64," + noise(2300)})
+    return path, asked | {"project": NOISY}
+
+
 def interact(**changes: Any) -> dict[str, Any]:
     return {"image": pictures.png_base64(), "pos_points": [[40, 30]], "neg_points": [], **changes}
 
@@ -243,7 +254,7 @@ ATTACKS: dict[str, Callable[[], Body]] = {
         CONFIG.replace("</View>", repeated("<Image name='a' value='$b'/>") + "</View>")
     ),
     "config: brushes": lambda: predict(controls(18_000)),
-    "config: a hundred brushes": lambda: predict(controls(95)),
+    "config: ten brushes": lambda: predict(controls(8)),
     "config: labels": many_labels,
     "config: repeated": lambda: repeater(6000),
     "config: template": lambda: predict(
@@ -345,6 +356,18 @@ ATTACKS: dict[str, Callable[[], Body]] = {
     "a large picture: TIFF": lambda: plain("L", "tiff", compression="tiff_adobe_deflate"),
     "a large picture: WebP": lambda: plain("RGB", "webp", lossless=True, quality=0, method=0),
     "a large picture: JPEG": lambda: plain("L", "jpeg", 7500, quality=1),
+    **{
+        f"noise for {name}": lambda tag=tag: on_noise(tag * 8)
+        for name, tag in (
+            ("eight brushes", '<Brush name="b" toName="img"/>'),
+            ("eight polygons", '<Polygon name="b" toName="img"/>'),
+            ("eight bit masks", '<Bitmask name="b" toName="img"/>'),
+        )
+    },
+    "noise for CVAT": lambda: (
+        "cvat:clickmask-threshold",
+        interact(image=noise(2300), pos_points=[], obj_bbox=[[0, 0], [2300, 2300]]),
+    ),
     "cvat: points": lambda: (
         "cvat:clickmask-builtin",
         interact(pos_points=[[40, 30]] * 1000, obj_bbox=[[n % 2 * 70, n % 2 * 50] for n in range(200)]),
@@ -368,6 +391,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home: Path = tmp_path_factory.mktemp("home")
     with serving(home, CVAT_WEBHOOK_SECRET=SECRET, LOG_LEVEL="info") as started:
         post(started.url, *ATTACKS["nothing"]())  # the network is loaded
+        post(started.url, "/setup", {"project": NOISY, "extra_params": {"segmenter": "threshold"}})
         yield started
 
 

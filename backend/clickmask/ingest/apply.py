@@ -35,6 +35,7 @@ from clickmask.store import Store
 from clickmask.types import ImageRef, Pixels
 
 log = logging.getLogger(__name__)
+MAX_REASONS = 10  # in one sentence
 REPEATED = 0.9  # share of a region's pixels in a brush of the same name from which it is its repeat
 
 
@@ -121,7 +122,7 @@ class Ingester:
             found = change.read(image.size) if image else ()
             sized = [self.apply(each, tool) for each in found if isinstance(each, Submission)]
             if reasons := [each.reason for each in found if isinstance(each, Unreadable)]:
-                raise InvalidRequest("; ".join(reasons))
+                raise InvalidRequest(_joined(reasons))
             return any(sized)
         if not self._store.is_news(change):
             return False
@@ -152,7 +153,7 @@ class Ingester:
             of = (change.tool, change.project, change.task, change.annotation, len(drawn))
             log.info("%s %s: task %s, annotation %s: accepted labels: %d", *of)
         if unfit:
-            raise InvalidRequest("; ".join(unfit))
+            raise InvalidRequest(_joined(unfit))
         return is_news
 
     def _without_repeats(self, drawn: Sequence[tuple[Region, Rle]], digest: str) -> list[tuple[Region, Rle]]:
@@ -277,6 +278,12 @@ class Ingester:
                     break  # there is no room for the others either
                 missing.discard(image.digest)
         return len(missing)
+
+
+def _joined(reasons: Sequence[str]) -> str:
+    """A sentence for people and the log, however many parts of an annotation are damaged."""
+    more = len(reasons) - MAX_REASONS
+    return "; ".join(reasons[:MAX_REASONS]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _pages(tool: LabelSource, project: str, position: str | None, is_known: bool) -> Iterator[Page]:

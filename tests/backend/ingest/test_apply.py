@@ -292,6 +292,14 @@ def test_a_region_that_does_not_fit_is_named_and_the_others_are_stored(
     assert image.left_out == {"damaged": 1}
 
 
+def test_of_many_damaged_regions_a_few_are_named_and_the_others_counted(
+    store: Store, ingester: Ingester, tool: FakeTool
+) -> None:
+    unfit = [Region(f"b{number}", "cat", Brush(mask_to_rle(disc()))) for number in range(30)]
+    with pytest.raises(InvalidRequest, match=r"region 'b9': [^;]*; and 20 more$"):
+        ingester.apply(submitted(box(), *unfit), tool)
+
+
 def test_a_submission_without_a_size_is_read_for_its_images(
     store: Store, ingester: Ingester, tool: FakeTool
 ) -> None:

@@ -24,7 +24,7 @@ MAX_TAGS = 20_000
 MAX_DEPTH = 100  # of tags in tags
 MAX_IMAGES = 1000
 MAX_ADDRESS_CHARS = 2**14  # of an image, but for data: addresses; presigned ones have about 2,000
-MAX_ANSWERS = 100  # controls that draw one answer: each draws all of it
+MAX_ANSWERS = 10  # controls that draw one answer: each draws all of it, and a ragged brush has 20 MB
 
 
 @dataclass(frozen=True)

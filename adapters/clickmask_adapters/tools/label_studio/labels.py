@@ -34,6 +34,7 @@ from clickmask_adapters.tools.label_studio.shapes import labels_in, original_siz
 
 log = logging.getLogger(__name__)
 AREAS = ("brush", "bitmask", "polygon", "vector", "rectangle", "ellipse")  # an open vector has none
+KINDS = frozenset({*AREAS, "keypoint"})  # of regions of an image
 ABOUT = ("ANNOTATION", "PROJECT_UPDATED", "PROJECT_DELETED", "TASKS_DELETED")  # so begin the actions below
 PROPOSED_REGION = re.compile(r"([A-Za-z0-9_-]{16})-\d+")  # the id of a region that `clicks` made
 MAX_ADDRESSES = 3  # of one in another's parameter
@@ -131,9 +132,10 @@ def submissions(
         place = text_of(each.shape.get("to_name")), index if isinstance(index, int) else -1
         if place in drawn:
             drawn[place].append(each)
-        elif _kind(each.shape) in (*AREAS, "keypoint"):  # else it is about a text or a time series
+        elif _kind(each.shape) in KINDS:  # else it is about a text or a time series
+            where = f"{place[0][:80]!r}, {place[1]}"
             raise InvalidRequest(
-                f"task {number}: a region is on an image that the task does not show, {place}"
+                f"task {number}: a region is on an image that the task does not show, {where}"
             )
     written = annotation.get("updated_at")
     try:
@@ -205,7 +207,7 @@ def _drawn(annotation: Json, config: LabelConfig) -> Iterator[Drawn]:
 def _draws(result: Json) -> bool:
     """Whether the result draws a region: it is neither a choice, a text, a relation nor a mere label."""
     kind = text_of(result.get("type"))
-    return _kind(result) in (*AREAS, "keypoint") or (kind.endswith(LABELS) and kind != LABELS)
+    return _kind(result) in KINDS or (kind.endswith(LABELS) and kind != LABELS)
 
 
 def _page(result: Json) -> tuple[str, str]:
@@ -224,7 +226,7 @@ def _with_regions(
     regions: list[Region] = []
     left_out, damaged = Counter[str](), list[Unreadable]()
     for each in drawn:
-        kind = _kind(each.shape)
+        kind = _kind(each.shape) if _kind(each.shape) in KINDS else "other shape"
         try:
             original_size(each.shape)
             geometry = value_to_geometry(kind, _part(each.shape, "value"), size) if kind in AREAS else None

@@ -478,6 +478,16 @@ def test_a_time_that_no_clock_shows_is_refused(written: Any) -> None:
     assert all(isinstance(each, Submission) or "is no time" in each.reason for each in found)  # type: ignore
 
 
+def test_shapes_that_label_studio_does_not_have_are_counted_together() -> None:
+    odd = [result(f"kind {number}", id=str(number)) for number in range(30)]
+    assert submitted(*odd).left_out == {"other shape": 30}
+
+
+def test_a_long_name_of_an_image_that_is_not_shown_does_not_fill_the_log() -> None:
+    (unreadable,) = labels.readable(annotation(result(to_name="x" * 10**5)), TASK, label_config.parse(XML))
+    assert len(str(unreadable)) < 300
+
+
 def test_values_nested_too_deeply_to_be_written_down_are_named_by_their_kind() -> None:
     deep: list[Any] = []
     for _ in range(1020):
