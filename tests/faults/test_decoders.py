@@ -1,6 +1,6 @@
 """A million mutated inputs to everything that reads foreign bytes: only documented errors come back.
 
-CLICKMASK_FAULTS_SHARE=0.01 sends a hundredth of them.
+CLICKMASK_FAULTS_SHARE=0.01 sends a hundredth of them, CLICKMASK_FAULTS_SEED=2 others.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from support.mutations import mutated_bytes, mutated_json
 
 pytestmark = pytest.mark.faults
 SHARE = float(os.environ.get("CLICKMASK_FAULTS_SHARE", "1"))
-SEED = 20261130
+SEED = os.environ.get("CLICKMASK_FAULTS_SEED", "20261130")
 MAX_INPUT_S = 5.0  # of a processor; most take less than a millisecond
 SIZE = (48, 64)
 CLIENT = LabelStudioClient("http://label-studio:8080/prefix", "key")
