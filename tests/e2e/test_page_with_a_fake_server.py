@@ -358,7 +358,9 @@ def test_status_shows_the_last_errors_as_text(page: Page, origin: str) -> None:
     assert page.inner_text("#uptime") == "fake by default, up for 1 h 6 min"
     assert "No weights." in page.inner_text("#segmenters")
     assert page.inner_text("#cache") == "3 MiB of 1 GiB"
-    assert page.inner_text("#cache-note").endswith("On disk: 7 photos, 2 MiB of 10 GiB")
+    assert page.inner_text("#cache-note").endswith(
+        "On disk: 7 photos, 2 MiB of 10 GiB, 3 went to leave room on it"
+    )
 
 
 def test_status_counts_what_was_turned_away(page: Page, origin: str) -> None:
