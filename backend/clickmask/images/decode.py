@@ -171,8 +171,10 @@ def opened_image(opened: PIL.Image.Image) -> Image:
 
 
 def has_picture_ending(name: str) -> bool:
-    """Whether a file of this name is taken for a picture."""
-    return PurePath(name).suffix.lower() in {ending for endings in ENDINGS.values() for ending in endings}
+    """Whether a file of this name is taken for a picture, spaces and dots at its end aside."""
+    return PurePath(name.rstrip(" .")).suffix.lower() in {
+        ending for endings in ENDINGS.values() for ending in endings
+    }
 
 
 def picture_ending(raw: bytes) -> str:

@@ -112,7 +112,7 @@ class LabelConfig:
         else:  # "https://host/$id-x.png"
             found = _filled(template, data)
         uris = cast("list[object]", found) if isinstance(found, list) else [found]
-        chosen = [uri for uri in uris if isinstance(uri, str) and uri]
+        chosen = [uri.strip() for uri in uris if isinstance(uri, str) and uri.strip()]  # as browsers do
         if not chosen or len(chosen) < len(uris):
             raise InvalidRequest(f"the task has no image at {template[:80]!r}")
         if any(len(uri) > MAX_ADDRESS_CHARS and uri[:5].lower() != "data:" for uri in chosen):

@@ -1,6 +1,7 @@
 """Label Studio's annotations as submissions, as 1.23.2 sends and stores them. Pure."""
 
 import base64
+import itertools
 import logging
 import re
 from collections import Counter
@@ -27,9 +28,9 @@ from clickmask.labels.submissions import (
     Unsized,
 )
 from clickmask.types import Size
-from clickmask_adapters.tools._json import Json, as_id, as_list, as_object, text_of
+from clickmask_adapters.tools._json import Json, as_id, as_list, as_object, is_number, text_of
 from clickmask_adapters.tools.label_studio import TOOL
-from clickmask_adapters.tools.label_studio.label_config import LABELS, LabelConfig, config_of
+from clickmask_adapters.tools.label_studio.label_config import LABELS, Control, LabelConfig, config_of
 from clickmask_adapters.tools.label_studio.shapes import labels_in, original_size, value_to_geometry
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,9 @@ AREAS = ("brush", "bitmask", "polygon", "vector", "rectangle", "ellipse")  # an 
 KINDS = frozenset({*AREAS, "keypoint"})  # of regions of an image
 ABOUT = ("ANNOTATION", "PROJECT_UPDATED", "PROJECT_DELETED", "TASKS_DELETED")  # so begin the actions below
 PROPOSED_REGION = re.compile(r"([A-Za-z0-9_-]{16})-\d+")  # the id of a region that `clicks` made
+PLACE = frozenset(
+    {"x", "points", "vertices", "rle", "imageDataURL", "sequence"}
+)  # fields that place a region
 MAX_ADDRESSES = 3  # of one in another's parameter
 UPLOADED = re.compile(r"(?<=/)[0-9a-f]{8}-(?=[^/]+$)")  # prefix of an upload's name
 STORAGE_KEY = re.compile(r"(?!https?:|file:)[\w+.-]+://[^/]*(/.*)", re.IGNORECASE | re.DOTALL)
@@ -85,12 +89,14 @@ def _submitted(event: Json, pairs: Sequence[tuple[Json, Json]]) -> Iterator[Chan
 
 
 def described(project: Json) -> ProjectDescribed:
-    """The title, and the labels of all controls that mark areas.
+    """The title, and the labels of all controls that mark areas of images.
 
     Labels with a `category` come first, by its number; the others follow in the label config's order.
     """
-    controls = config_of(project).controls
-    drawing = [control for control in controls if control.kind in AREAS or control.type == LABELS]
+    config = config_of(project)
+    drawing = [each for each in config.controls if each.kind in AREAS or each.type == LABELS]
+    if config.repeated is None:  # else its images have their names only in a task
+        drawing = [each for each in drawing if not config.images.keys().isdisjoint(each.to_names)]
     labels = [label for control in drawing for label in control.labels]
     labels.sort(key=lambda label: (label.category is None, label.category or 0))
     written = dict.fromkeys(label.written for label in labels)
@@ -116,10 +122,13 @@ def submissions(
 ) -> Iterator[Submission | Unsized | Unreadable]:
     """One Submission for each image that the task shows, even if nothing was marked on it.
 
-    An image of which no region says the size gets an Unsized. Damaged regions are left out, and each gets an
-    Unreadable. Raises InvalidRequest if the annotation cannot be read at all.
+    An image gets an Unsized if no region says its size, or if they disagree. Damaged regions, and those on an
+    image that the task does not show, are left out, and each gets an Unreadable. Raises InvalidRequest if the
+    annotation cannot be read at all.
     """
-    if not config.images:  # a project of texts, for instance
+    every = list(_drawn(annotation, config)) if config.images else []
+    asks_where = any(each.kind in (*AREAS, "keypoint") or each.labels_itself for each in config.controls)
+    if not config.images or not (every or asks_where):  # a project of texts, or of choices about images
         return
     number, data = _id(task), _part(task, "data")
     shown = config.shown(number, data)
@@ -127,16 +136,16 @@ def submissions(
     if not uris:
         raise InvalidRequest(f"task {number} shows no image")
     drawn: dict[tuple[str, int], list[Drawn]] = {place: [] for place in uris}
-    for each in _drawn(annotation, config):
-        index = each.shape.get("item_index") or 0
-        place = text_of(each.shape.get("to_name")), index if isinstance(index, int) else -1
+    astray: list[Drawn] = []
+    for each in every:
+        place = _page(each.shape)
         if place in drawn:
             drawn[place].append(each)
         elif _kind(each.shape) in KINDS:  # else it is about a text or a time series
-            where = f"{place[0][:80]!r}, {place[1]}"
-            raise InvalidRequest(
-                f"task {number}: a region is on an image that the task does not show, {where}"
-            )
+            astray.append(each)
+    misplaced = dict(Counter(f"misplaced {_kind(each.shape)}" for each in astray))
+    # Each of these may be the image that was meant, so none of them is an example of nothing.
+    meant = {place for place, here in drawn.items() if not here} or {next(iter(drawn))}
     written = annotation.get("updated_at")
     try:
         updated_at = datetime.fromisoformat(text_of(written)).timestamp()
@@ -146,13 +155,9 @@ def submissions(
     if isinstance(author, Mapping):  # the REST API gives some callers an object, others only the number
         author = cast("Json", author).get("id")
     for item, (place, uri) in enumerate(uris.items()):
-        here, sizes = drawn[place], set[Size]()
-        for each in here:
-            with suppress(InvalidRequest):  # such a region is found damaged below
-                sizes |= {size} if (size := original_size(each.shape)) else set()
-        if len(sizes) > 1:
-            raise InvalidRequest(f"regions of one image speak of different sizes: {sorted(sizes)[:3]}")
-        size = next(iter(sizes), None)
+        here = drawn[place]
+        sizes = {size for each in here if (size := original_size(each.shape))}
+        size = sizes.pop() if len(sizes) == 1 else None
         empty = Submission(
             tool=TOOL,
             project=_id({"id": task.get("project") or annotation.get("project")}),
@@ -168,6 +173,7 @@ def submissions(
             items=len(uris),
             ground_truth=annotation.get("ground_truth") is True,
             skipped=annotation.get("was_cancelled") is True,
+            left_out=misplaced if place in meant else {},
         )
         if size:
             yield from _with_regions(empty, here, size)
@@ -175,6 +181,11 @@ def submissions(
             yield Unsized(empty, partial(_with_regions, empty, here))
         else:
             yield empty
+    for each in astray:
+        name, index = (text_of(each.shape.get(field) or 0)[:40] for field in ("to_name", "item_index"))
+        of = f"task {number}, annotation {text_of(annotation.get('id'))}"
+        where = f"the task shows no image {index} of {name!r}"
+        yield Unreadable(f"{of}: region {each.region[:40]!r} is left out: {where}")
 
 
 class Drawn(NamedTuple):
@@ -186,22 +197,46 @@ class Drawn(NamedTuple):
 
 
 def _drawn(annotation: Json, config: LabelConfig) -> Iterator[Drawn]:
-    """The annotation's regions. Results that share an id label one region; two shapes are two regions."""
+    """The annotation's regions. Results that share an id label one region; two shapes are two regions.
+
+    A region of which only a choice or another remark is left comes without a category.
+    """
     groups: dict[str, list[Json]] = {}
     for number, result in enumerate(_parts(annotation, "result")):
         groups.setdefault(text_of(result.get("id") or f"region {number}"), []).append(result)
     has_labels = any(control.labels or control.takes_any_label for control in config.controls)
+    taken, spelling = set(groups), {control.name: _spelling(control) for control in config.controls}
+
+    def label_of(result: Json, kind: str) -> str | None:
+        """The first label that the result writes, as the label config spells it now."""
+        known = spelling.get(text_of(result.get("from_name")), {})
+        return next((known.get(text, text) for text in labels_in(result.get("value"), kind)), None)
+
     for name, results in groups.items():
-        shared = [result for result in results if result.get("type") == LABELS]
-        by_page: dict[tuple[str, str], str | None] = {}  # the first label of those on a page
-        for each in shared:
-            by_page[_page(each)] = by_page.get(_page(each)) or _label(each)
-        anywhere = next(filter(None, map(_label, shared)), None)
-        for number, shape in enumerate(filter(_draws, results), 1):
-            label = _label(shape) or by_page.get(_page(shape), anywhere)
+        shapes = [each for each in results if _draws(each)] or list(filter(_remarks, results))[:1]
+        by_page: dict[tuple[str, int], str | None] = {}  # the first label of those on a page
+        for each in results:
+            if each.get("type") == LABELS:
+                by_page[_page(each)] = by_page.get(_page(each)) or label_of(each, LABELS)
+        pages, free = set(map(_page, shapes)), itertools.count(2)
+        # An importer may leave the page of a label out.
+        anywhere = next((label for page, label in by_page.items() if label and page not in pages), None)
+        for number, shape in enumerate(shapes):
+            label = label_of(shape, text_of(shape.get("type"))) or by_page.get(_page(shape), anywhere)
+            label = label or label_of(shape, LABELS)
             if label is None and not has_labels:  # the project asks only where, not what
                 label = text_of(shape.get("from_name"))
-            yield Drawn(shape, name if number == 1 else f"{name}~{number}", label)
+            region = name
+            if number:
+                region = next(each for each in (f"{name}~{n}" for n in free) if each not in taken)
+                taken.add(region)
+            yield Drawn(shape, region, label)
+
+
+def _spelling(control: Control) -> dict[str, str]:
+    """What results of `control` write for its labels now, by value and by alias; an alias wins."""
+    by_value = {label.value: label.written for label in reversed(control.labels)}
+    return by_value | {label.alias: label.alias for label in control.labels if label.alias}
 
 
 def _draws(result: Json) -> bool:
@@ -210,13 +245,16 @@ def _draws(result: Json) -> bool:
     return _kind(result) in KINDS or (kind.endswith(LABELS) and kind != LABELS)
 
 
-def _page(result: Json) -> tuple[str, str]:
-    return text_of(result.get("to_name")), text_of(result.get("item_index") or 0)
+def _remarks(result: Json) -> bool:
+    """Whether the result is about a region, of which it repeats the place."""
+    value = result.get("value")
+    return isinstance(value, Mapping) and not PLACE.isdisjoint(cast("Json", value))
 
 
-def _label(result: Json) -> str | None:
-    """The first label that the result writes."""
-    return next(iter(labels_in(result.get("value"), text_of(result.get("type")))), None)
+def _page(result: Json) -> tuple[str, int]:
+    """The name of the image, and its index; -1 for what is no index."""
+    index = result.get("item_index") or 0
+    return text_of(result.get("to_name")), int(index) if is_number(index) and index == int(index) else -1
 
 
 def _with_regions(
@@ -224,16 +262,20 @@ def _with_regions(
 ) -> list[Submission | Unreadable]:
     """`submission` with the regions of `drawn` on an image of `size`, and an Unreadable per damaged one."""
     regions: list[Region] = []
-    left_out, damaged = Counter[str](), list[Unreadable]()
+    left_out, damaged = Counter(submission.left_out), list[Unreadable]()
     for each in drawn:
         kind = _kind(each.shape) if _kind(each.shape) in KINDS else "other shape"
+        if not _draws(each.shape):
+            kind = "remark about a region without a shape"
         try:
-            original_size(each.shape)
+            if (said := original_size(each.shape)) and said != size:
+                raise ValueError("it was drawn on an image of {1}x{0} pixels".format(*said))
             geometry = value_to_geometry(kind, _part(each.shape, "value"), size) if kind in AREAS else None
         except (InvalidRequest, ValueError, TypeError, LookupError, AttributeError) as error:
             left_out[f"damaged {kind}"] += 1
             of = f"task {submission.task}, annotation {submission.annotation}"
-            damaged.append(Unreadable(f"{of}: region {each.region[:40]!r} is damaged and left out: {error}"))
+            why = error if isinstance(error, InvalidRequest | ValueError) else "its value is incomplete"
+            damaged.append(Unreadable(f"{of}: region {each.region[:40]!r} is damaged and left out: {why}"))
             continue
         if geometry is None or each.category is None:
             left_out[kind if geometry is None else f"unlabelled {kind}"] += 1
@@ -249,7 +291,7 @@ def _kind(result: Json) -> str:
 
 def _basename(uri: str, task: str, depth: int = 0) -> str:
     """The image's name before it came to Label Studio, as far as its address tells."""
-    uri = uri.replace("\0", "").replace("%00", "")  # no name has one, and PostgreSQL keeps none
+    uri = uri.strip().replace("\0", "").replace("%00", "")  # no name has one, and PostgreSQL keeps none
     if depth > MAX_ADDRESSES:
         return f"task-{task}"
     if uri[:5].lower() == "data:":
@@ -270,12 +312,13 @@ def _basename(uri: str, task: str, depth: int = 0) -> str:
                 named = base64.b64decode(named + "=" * (-len(named) % 4), b"-_", validate=True).decode()
             return _basename(named, task, depth + 1)
         path = f"/{named}"
-    elif not has_picture_ending(path):  # https://host/download?file=cat.jpg
-        files = (text for texts in query.values() for text in texts if has_picture_ending(text))
-        path = next(files, path)
+    elif not has_picture_ending(path):  # https://host/download?file=cat.jpg, https://host/cat.jpg/raw
+        texts = [text for found in query.values() for text in found]
+        files = (*texts, *(text.partition("?")[0] for text in texts), *reversed(PurePosixPath(path).parts))
+        path = next(filter(has_picture_ending, files), path)
     if "/data/upload/" in path or (route and route[1] == "storage-data/uploaded"):
         path = UPLOADED.sub("", path)
-    return PurePosixPath(path).name or f"task-{task}"
+    return PurePosixPath(path.replace("\\", "/")).name or f"task-{task}"
 
 
 def _id(described: Json) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from clickmask.errors import InvalidInput, TooLarge
+from clickmask.errors import InvalidInput, InvalidRequest, TooLarge
 from clickmask.images.fetch import read_data_uri
 from clickmask.labels.geometry import Brush, Ellipse, Geometry, Polygon, Rectangle
 from clickmask.masks.polygons import toggles_to_mask
@@ -165,15 +165,18 @@ def labels_in(value: object, kind: str) -> list[str]:
     """The labels that a result of type `kind` writes into its `value`, none if it is a choice."""
     found = cast("Json", value).get(kind) if isinstance(value, Mapping) and kind.endswith("labels") else None
     labels = cast("list[object]", found) if isinstance(found, list) else []
-    return [label for label in labels if isinstance(label, str)]
+    return [label for label in labels if isinstance(label, str) and label.strip()]
 
 
 def original_size(result: Json) -> Size | None:
-    """The size in pixels of the image that a result marks; None if it does not say. Raises InvalidRequest."""
+    """The size in pixels of the image that a result marks; None if it says none that is read."""
     sides = [result.get(name) for name in ("original_height", "original_width")]
-    if None in sides:
+    try:
+        return as_size(
+            *(int(side) if isinstance(side, float) and side.is_integer() else side for side in sides)
+        )
+    except InvalidRequest:
         return None
-    return as_size(*(int(side) if isinstance(side, float) and side.is_integer() else side for side in sides))
 
 
 def value_to_geometry(kind: str, value: Json, size: Size) -> Geometry | None:

@@ -294,6 +294,10 @@ def in_base64(address: str) -> str:
         ("http://host/download?id=77", "download"),
         ("http://host/get.php?id=7&file=set/e.JPG&size=1", "e.JPG"),
         ("http://host/f.png?from=g.png", "f.png"),
+        ("http://host/show?url=https%3A%2F%2Fother%2Fh.png%3Fw%3D9&w=640", "h.png"),
+        ("http://host/i.jpg/download", "i.jpg"),
+        ("/data/local-files/?d=C:\\set\\j.png", "j.png"),
+        (" http://host/k.png\n", "k.png"),
         ("data:image/PNG;base64,AAAA", "task-7.png"),
         ("data:,x", "task-7.img"),
         ("http://host/", "task-7"),
@@ -303,7 +307,7 @@ def in_base64(address: str) -> str:
 def test_an_image_is_called_as_before_it_was_uploaded(uri: str, name: str) -> None:
     task = TASK | {"data": {"image": uri}}
     (found,) = labels.submissions(annotation(), task, label_config.parse(XML))
-    assert (found.name, found.address, found.size) == (name, uri, None)
+    assert (found.name, found.address, found.size) == (name, uri.strip(), None)
 
 
 @pytest.mark.parametrize(("completed_by", "author"), [(5, "5"), ({"id": 6, "email": "a@b"}, "6"), (None, "")])
@@ -316,13 +320,8 @@ def test_ground_truth_and_skips_are_told() -> None:
     assert submitted(result(), was_cancelled=True).skipped
 
 
-UNREADABLE = {
-    "an image that the task does not show": result(to_name="elsewhere"),
-    "an index that the task does not have": result(item_index=4),
-}
 DAMAGED = {
     "no labels list": result() | {"value": "text"},
-    "a width that is no number": result(original_width="64"),
     "a polygon of two points": result("polygon", {"points": [[1, 1], [2, 2]]}),
     "points that are no pairs": result("polygon", {"points": [[1], [2], [3]]}),
     "a coordinate that is no number": result(value={"x": "a", "y": 1, "width": 1, "height": 1}),
@@ -333,10 +332,24 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("name", UNREADABLE)
-def test_what_cannot_be_placed_refuses_its_annotation(name: str) -> None:
-    with pytest.raises(InvalidRequest):
-        submitted(result(id="whole"), UNREADABLE[name])
+@pytest.mark.parametrize(
+    "where",
+    [{"to_name": "elsewhere"}, *({"item_index": index} for index in (4, -1, "1", True, 0.5, [0]))],
+    ids=str,
+)
+def test_a_region_on_an_image_that_the_task_does_not_show_is_named_and_the_others_are_taken(
+    where: dict[str, Any],
+) -> None:
+    xml = f'<View><Image name="image" valueList="$pages"/>{CONTROLS}</View>'
+    task = TASK | {"data": {"pages": ["s3://b/one.png", "s3://b/two.png"]}}
+    made = annotation(result(id="good", item_index=1.0), result(id="astray", **where))
+    first, second, refused = labels.submissions(made, task, label_config.parse(xml))
+    assert isinstance(first, Submission) and isinstance(second, Submission)
+    assert [region.id for region in (*first.regions, *second.regions)] == ["good"]
+    # It may have been meant for the first page, which is no example of nothing then.
+    assert (first.left_out, second.left_out) == ({"misplaced rectangle": 1}, {})
+    assert isinstance(refused, Unreadable)
+    assert "task 7, annotation 11: region 'astray' is left out: the task shows no image" in refused.reason
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -350,8 +363,19 @@ def test_a_damaged_region_is_named_and_the_others_are_taken(name: str) -> None:
     assert "task 7, annotation 11: region 'bad' is damaged and left out" in unreadable.reason
 
 
-@pytest.mark.parametrize("sides", [{}, {"original_width": None, "original_height": None}], ids=str)
-def test_regions_that_give_no_size_are_percent_of_the_fetched_image(sides: dict[str, None]) -> None:
+@pytest.mark.parametrize(
+    "sides",
+    [
+        {},
+        *(
+            {"original_width": side, "original_height": side}
+            for side in (None, 0, -64, 64.5, "64", True, 1e9)
+        ),
+        {"original_width": 64},
+    ],
+    ids=str,
+)
+def test_regions_that_give_no_size_are_percent_of_the_fetched_image(sides: dict[str, Any]) -> None:
     unsized = {key: value for key, value in result().items() if not key.startswith("original_")} | sides
     tilted = result(value={"x": 25, "y": 50, "width": 25, "height": 25, "rotation": 30}, id="tilted")
     bad = result("polygon", {"points": [[1, 1]]}, id="bad")
@@ -580,7 +604,6 @@ def test_a_webhook_without_a_payload_says_what_to_switch_on(action: str) -> None
         (annotation(result=None), TASK),
         (annotation(result=["text"]), TASK),
         (annotation(task=1234), TASK),
-        (annotation(UNREADABLE["an index that the task does not have"]), TASK),
     ],
     ids=str,
 )
@@ -626,9 +649,69 @@ def test_a_bulk_event_is_read_as_it_is_taken_in() -> None:
         next(many)
 
 
-def test_regions_that_disagree_about_the_images_size_are_refused() -> None:
-    with pytest.raises(InvalidRequest, match="different sizes"):
-        submitted(result(), result(id="other", original_width=65))
+def test_of_regions_that_disagree_about_the_images_size_those_that_fit_it_are_taken() -> None:
+    made = annotation(result(id="good"), result(id="bad", original_width=65))
+    (found,) = labels.submissions(made, TASK, label_config.parse(XML))
+    assert isinstance(found, Unsized)
+    read, refused = found.read(SIZE)
+    assert isinstance(read, Submission) and isinstance(refused, Unreadable)
+    assert [region.id for region in read.regions] == ["good"]
+    assert read.left_out == {"damaged rectangle": 1}
+    assert refused.reason.endswith("'bad' is damaged and left out: it was drawn on an image of 65x48 pixels")
+
+
+@pytest.mark.parametrize("kind", ["choices", "textarea", "rating", "videorectangle", None])
+def test_a_remark_about_a_region_that_has_no_shape_is_counted(kind: str | None) -> None:
+    place = {"x": 1, "y": 1, "width": 9, "height": 9}
+    found = submitted({**result(value=place), "type": kind})
+    assert found.regions == ()
+    assert found.left_out == {"remark about a region without a shape": 1}
+    about_the_image = {
+        "type": "choices",
+        "from_name": "good",
+        "to_name": "image",
+        "value": {"choices": ["A"]},
+    }
+    assert submitted(about_the_image).left_out == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "category"),
+    [
+        ({"rectanglelabels": ["", " ", "Car"]}, "Car"),
+        ({"rectanglelabels": [" "]}, None),
+        ({"labels": ["Car"]}, "Car"),
+        ({"labels": ["Road"], "rectanglelabels": ["Car"]}, "Car"),
+    ],
+)
+def test_a_category_is_the_first_label_with_a_name(value: dict[str, Any], category: str | None) -> None:
+    place = {"x": 1, "y": 1, "width": 9, "height": 9}
+    found = submitted({**result(), "value": place | value})
+    assert [region.category for region in found.regions] == ([category] if category else [])
+
+
+def test_a_label_that_got_an_alias_since_is_called_by_it() -> None:
+    corners = {"points": [[10, 10], [60, 10], [60, 60]]}
+    for written in ("Tree", "t"):
+        named = result("polygon", corners | {"polygonlabels": [written]}, from_name="poly")
+        assert [region.category for region in submitted(named).regions] == ["t"]
+
+
+def test_an_id_that_was_free_is_not_given_to_a_second_region() -> None:
+    found = submitted(result(id="a"), result(id="a"), result(id="a~2"))
+    assert [region.id for region in found.regions] == ["a", "a~3", "a~2"]
+
+
+def test_labels_of_a_text_beside_the_image_are_no_categories() -> None:
+    words = '<Text name="text" value="$text"/><Labels name="ner" toName="text"><Label value="Who"/></Labels>'
+    told = labels.described(PROJECT | {"label_config": XML.replace("</View>", f"{words}</View>")})
+    assert told == labels.described(PROJECT)
+
+
+def test_a_project_that_asks_only_what_an_image_shows_has_no_examples_of_nothing() -> None:
+    xml = '<View><Image name="image" value="$image"/><Choices name="c" toName="image"/></View>'
+    choice = {"type": "choices", "from_name": "c", "to_name": "image", "value": {"choices": ["A"]}}
+    assert list(labels.submissions(annotation(choice), TASK, label_config.parse(xml))) == []
 
 
 def test_a_geometry_is_read_back_as_its_mask() -> None:
