@@ -21,11 +21,16 @@ class Commands(TyperGroup):
         super().__init__(**attributes)
         self._modules: dict[str, str] = {}
         for module in plugins.names(commands):
-            spec = find_spec(f"{commands.__name__}.{module}")
-            if spec is None or spec.origin is None:  # it comes from another distribution
-                self.commands.update(load(module))
+            try:
+                spec = find_spec(f"{commands.__name__}.{module}")
+                if spec is None or spec.origin is None:  # it comes from another distribution
+                    self.commands.update(load(module))
+                    continue
+                found = list(declared(Path(spec.origin).read_text()))
+            except Exception as error:  # noqa: BLE001 - foreign code: it must not take the other commands along
+                typer.echo(f"the commands of {module} are {_broken(error)} and left out", err=True)
                 continue
-            for name, said in declared(Path(spec.origin).read_text()):
+            for name, said in found:
                 self.commands[name] = TyperCommand(name, help=said)
                 self._modules[name] = module
 
@@ -35,7 +40,11 @@ class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         if name in self._modules:
-            command = load(self._modules[name])[name]
+            try:
+                command = load(self._modules[name])[name]
+            except Exception as error:
+                typer.echo(f"the command {name} is {_broken(error)}", err=True)
+                raise typer.Exit(1) from error
         return name, command, rest
 
 
@@ -56,6 +65,10 @@ def declared(source: str) -> Iterator[tuple[str, str]]:
                 yield ast.literal_eval(given["name"]), ast.literal_eval(given["help"])
             case _:
                 pass
+
+
+def _broken(error: Exception) -> str:
+    return f"broken ({type(error).__name__}: {error})"
 
 
 def print_version(wanted: bool) -> None:

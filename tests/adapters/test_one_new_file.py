@@ -28,7 +28,7 @@ from clickmask.metrics.confusion import confusion_matrix, miou
 from clickmask.models.labeller import open_labeller
 from clickmask.models.versions import ProjectModels
 from clickmask.store import Store
-from clickmask_adapters import cli, exports, tools
+from clickmask_adapters import cli, commands, exports, tools
 from clickmask_adapters.app import create_app
 from clickmask_adapters.home import Home
 from clickmask_adapters.server.failures import STATUS
@@ -236,6 +236,17 @@ def test_a_broken_tool_and_a_broken_export_take_no_other_with_them(
     assert refused.exit_code == 1
     assert "the export broken is broken (ZeroDivisionError)" in refused.output
     assert "the tool broken is broken" in run("pull", "broken", "1").output
+
+
+def test_broken_commands_take_no_other_with_them(add: Adds, capsys: pytest.CaptureFixture[str]) -> None:
+    add(commands, "halved", "def half(:")
+    add(commands, "missing", "import no_such\n\n@cli.command()\ndef absent():\n    'Nothing.'")
+    listed = CliRunner().invoke(cli.app, ["--help"])
+    assert listed.exit_code == 0 and "segmenters" in listed.stdout
+    assert "the commands of halved are broken (SyntaxError: " in capsys.readouterr().err
+    refused = CliRunner().invoke(cli.app, ["absent"])
+    assert refused.exit_code == 1
+    assert "the command absent is broken (ModuleNotFoundError: No module named 'no_such')" in refused.stderr
 
 
 def test_a_project_trains_the_network_that_the_settings_name(tmp_path: Path) -> None:
