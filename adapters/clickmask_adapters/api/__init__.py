@@ -5,8 +5,13 @@ from typing import Annotated
 
 import orjson
 from fastapi import Path, Response
+from pydantic import AfterValidator
 
-ToolName = Annotated[str, Path(description="A labeling tool, by its package", examples=["label_studio"])]
+ToolName = Annotated[
+    str,
+    AfterValidator(lambda name: name.replace("-", "_")),  # as the command line writes it
+    Path(description="A labeling tool, by its package", examples=["label_studio"]),
+]
 ProjectName = Annotated[str, Path(description="The project's number in that tool", examples=["1"])]
 
 

@@ -110,15 +110,15 @@ def test_a_project_that_is_not_known_is_not_found(
 
 def test_the_status_names_what_could_not_be_taken_in(client: TestClient, studio: LabelStudioStandin) -> None:
     studio.add_task(7)
-    damaged = studio.annotation(7, rectangle("r", original_width=0))
+    damaged = studio.annotation(7, rectangle("r", value={"rectanglelabels": ["Car"]}))
     tell(client, studio.event("ANNOTATION_CREATED", damaged))
     tell(client, studio.event("ANNOTATION_CREATED", studio.annotation(7, rectangle("whole"))))
     intake = client.get("/v1/status").json()["intake"]
     assert intake["set_aside"] == 1
     (aside,) = intake["newest_set_aside"]
     assert (aside["tool"], aside["attempts"], aside["retry_at"]) == ("label_studio", 1, None)
-    why = "is damaged and left out: original_width '0' is no number of pixels"
-    assert aside["reason"] == f"task 7, annotation 101: region 'r' {why}"
+    why = "task 7, annotation 101: region 'r' is damaged and left out: its value is incomplete"
+    assert aside["reason"].startswith(why)
     assert intake["kept_images"]["images"] == 1
     assert get(client, "/label_studio/3/labels")["total"] == 1
 
@@ -174,3 +174,13 @@ def test_a_server_of_another_cvat_does_not_start(settings: Settings, workbench: 
     elsewhere = settings.model_copy(update={"cvat_url": "http://elsewhere"})
     with pytest.raises(Conflict, match="the labels of http://first, not of http://elsewhere"):
         create_app(Home(elsewhere, workbench))
+
+
+def test_a_tool_may_be_written_with_a_hyphen(client: TestClient, studio: LabelStudioStandin) -> None:
+    studio.add_task(7)
+    tell(client, studio.event("ANNOTATION_CREATED", studio.annotation(7, rectangle("a"))))
+    for path in ("labels", "stats", "assist", "segmenters", "versions", "export/coco"):
+        one, other = (
+            client.get(f"/v1/projects/{tool}/3/{path}") for tool in ("label-studio", "label_studio")
+        )
+        assert (one.status_code, one.content) == (200, other.content)
