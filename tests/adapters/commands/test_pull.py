@@ -185,18 +185,15 @@ def test_what_a_pull_did_not_show_but_is_there_stays(
 
 
 def test_what_cannot_be_read_is_left_out_and_said(studio: LabelStudioStandin, home: Path) -> None:
-    damaged = studio.annotation(1, rectangle("r", original_width="wide"))
+    damaged = studio.annotation(1, rectangle("r", value={"rectanglelabels": ["Car"], "x": "wide", "y": 0}))
     missing = studio.annotation(2, rectangle("r"))
     studio.add_task(1, damaged, studio.annotation(1, rectangle("whole")))
     studio.add_task(2, missing)["data"]["image"] = "/data/upload/3/nothing.png"
     result = pull()
     assert result.exit_code == 1
-    assert result.stdout == "1 taken in, 0 known already, 0 gone, 2 left out\n"
+    assert result.stdout == "2 taken in, 0 known already, 0 gone, 2 left out\n"
     first, second = result.stderr.strip().splitlines()
-    assert first == (
-        "task 1, annotation 101: region 'r' is damaged and left out: "
-        "original_width 'wide' is no number of pixels"
-    )
+    assert first == ("task 1, annotation 101: region 'r' is damaged and left out: 'wide' is no finite number")
     assert second.startswith("task 2, annotation 102: 127.0.0.1 answered 404")
     assert regions(home) == [("1", "whole")]
 
