@@ -246,8 +246,8 @@ def read_data_uri(uri: str, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
 
 
 def decode_base64(text: str | bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
-    """The bytes in base64. It may be a data: URI, have line breaks, or be of the URL alphabet, which needs no
-    padding (RFC 4648, 5). Raises InvalidInput for junk, and TooLarge over the cap before decoding."""
+    """The bytes in base64. It may be a data: URI, have line breaks, be of the URL alphabet (RFC 4648, 5), and
+    lack its padding. Raises InvalidInput for junk, and TooLarge over the cap before decoding."""
     try:
         try:
             limits.require_bytes(len(text) * 3 // 4 - 2)
@@ -259,7 +259,7 @@ def decode_base64(text: str | bytes | memoryview, limits: ImageLimits = DEFAULT_
                 plain = unquote_to_bytes(plain.partition(b",")[2])
             standard = plain.translate(_STANDARD_ALPHABET, _WHITESPACE)
             limits.require_bytes(len(standard) * 3 // 4 - 2)
-            if b"-" in plain or b"_" in plain:
+            if not standard.endswith(b"="):
                 standard += b"=" * (-len(standard) % 4)
             raw = binascii.a2b_base64(standard, strict_mode=True)
     except ValueError:  # includes binascii.Error, and text that is not ASCII

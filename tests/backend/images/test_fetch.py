@@ -721,7 +721,7 @@ def test_data_uris_give_back_their_bytes(raw: bytes) -> None:
 
 @pytest.mark.parametrize(
     "uri",
-    ["data:;base64,a", "data:;base64,@@@@", "data:;base64,YQ", "data:;base64,é", "data:image/png", "data:"],
+    ["data:;base64,a", "data:;base64,@@@@", "data:;base64,é", "data:image/png", "data:"],
 )
 def test_junk_in_data_uris_is_refused(uri: str) -> None:
     with pytest.raises(InvalidInput):
@@ -732,9 +732,9 @@ def test_junk_in_data_uris_is_refused(uri: str) -> None:
 def test_base64_is_read_in_every_form_that_programs_write(raw: bytes) -> None:
     plain, urlsafe = base64.b64encode(raw).decode(), base64.urlsafe_b64encode(raw).decode()
     lines = base64.encodebytes(raw).decode()
-    unpadded = urlsafe.rstrip("=") if {"-", "_"} & set(urlsafe) else urlsafe
+    unpadded = plain.rstrip("="), urlsafe.rstrip("=")
     limits = ImageLimits(max_bytes=len(raw))
-    for text in (plain, urlsafe, unpadded, lines, lines.replace("\n", "\r\n"), f" {plain}\n"):
+    for text in (plain, urlsafe, *unpadded, lines, lines.replace("\n", "\r\n"), f" {plain}\n"):
         for written in (text, f"data:image/png;base64,{text}", f"DATA:;base64,{text.replace('=', '%3D')}"):
             assert decode_base64(written, limits) == raw
             assert decode_base64(memoryview(written.encode()), limits) == raw
@@ -743,7 +743,7 @@ def test_base64_is_read_in_every_form_that_programs_write(raw: bytes) -> None:
                 decode_base64(written, ImageLimits(max_bytes=len(raw) - 1))
 
 
-@pytest.mark.parametrize("text", ["data:," * 100_000, "YQ", "aaaaa", "-----", "YWJj!", "YW=Jj", "ä-"])
+@pytest.mark.parametrize("text", ["data:," * 100_000, "aaaaa", "-----", "YWJj!", "YW=Jj", "ä-"])
 def test_junk_is_no_form_of_base64(text: str) -> None:
     with pytest.raises(InvalidInput):
         decode_base64(text)
