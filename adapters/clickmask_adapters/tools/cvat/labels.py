@@ -145,7 +145,8 @@ def frames(content: JobContent) -> Iterator[Frame]:
     """The frames of the job, which may have gaps. A video is described once for all its frames."""
     (first, last), meta = _range(job := content.job), content.meta
     described = meta["frames"]
-    of_video = job.get("media_type") == "video" or (len(described) == 1 and last > first)
+    is_video = job["media_type"] == "video" if job.get("media_type") else job.get("mode") == "interpolation"
+    of_video = is_video or (len(described) == 1 and last > first)
     numbers = set(range(first, last + 1))
     if (included := meta.get("included_frames")) is not None:
         # CVAT numbers these in the uploaded data, before its step.

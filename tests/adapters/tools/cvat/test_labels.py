@@ -181,9 +181,10 @@ def test_the_layers_and_the_names_are_cvats_own(cvat: CvatServer) -> None:
     assert (submission.name, submission.known_as) == ("frame_0.png", "images/3/frame_0.png")
 
 
-def test_a_video_of_one_frame_is_a_video(cvat: CvatServer) -> None:
+@pytest.mark.parametrize("kind", [{"media_type": "video"}, {"media_type": None, "mode": "interpolation"}])
+def test_a_video_of_one_frame_is_a_video(cvat: CvatServer, kind: dict[str, str | None]) -> None:
     cvat.add_job(3)
-    cvat.jobs[3]["media_type"] = "video"
+    cvat.jobs[3] |= kind
     cvat.metas[3]["frames"][0]["name"] = "clip.mp4"
     cvat.draw(3, "rectangle", [1, 1, 9, 9])
     (submission,) = accepted(cvat, 3)
