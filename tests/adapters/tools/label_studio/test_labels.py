@@ -697,6 +697,19 @@ def test_a_label_that_got_an_alias_since_is_called_by_it() -> None:
         assert [region.category for region in submitted(named).regions] == ["t"]
 
 
+def test_a_region_gets_no_label_of_the_one_with_its_id_on_another_page() -> None:
+    xml = """<View><Image name="image" valueList="$pages"/><Rectangle name="box" toName="image"/>
+        <Labels name="label" toName="image"><Label value="Car"/></Labels></View>"""
+    task = TASK | {"data": {"pages": ["s3://b/one.png", "s3://b/two.png"]}}
+    box = result(item_index=0) | {"type": "rectangle", "value": {"x": 1, "y": 1, "width": 9, "height": 9}}
+    label = {**box, "type": "labels", "value": {"labels": ["Car"]}}
+    nowhere = {key: value for key, value in label.items() if key not in ("item_index", "to_name")}
+    for made, taken in ((label, [1, 0]), (nowhere, [1, 1])):
+        drawn_on = annotation(box, made, box | {"item_index": 1})
+        pages = labels.submissions(drawn_on, task, label_config.parse(xml))
+        assert [len(each.regions) for each in pages if isinstance(each, Submission)] == taken
+
+
 def test_an_id_that_was_free_is_not_given_to_a_second_region() -> None:
     found = submitted(result(id="a"), result(id="a"), result(id="a~2"))
     assert [region.id for region in found.regions] == ["a", "a~3", "a~2"]
