@@ -181,8 +181,8 @@ class Models:
 
     def roll_back(self) -> ModelVersion:
         """Serve the previously served version. Raises NotFound if there was none."""
-        if not self.folder.exists():  # no model was ever made: not even the lock's folder
-            raise NotFound("no model of this project was made yet")
+        if not self._history():  # without a model there is no folder to lock either
+            raise NotFound(f"no model of this project is served yet: {self.why_not_served()}")
         with files.lock(self._lock):
             if not (before := self._history()[:-1]):
                 raise NotFound("no other model was served before this one")

@@ -57,6 +57,11 @@ def test_a_version_is_served_once_it_is_promoted(kept: Models) -> None:
     assert Models(kept.folder).served() == second
 
 
+def test_rolling_back_before_the_first_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no model of this project is served yet: `clickmask train` makes one"):
+        Models(tmp_path / "none").roll_back()
+
+
 def test_rolling_back_goes_through_what_was_served(kept: Models) -> None:
     first, second, third = (kept.save(draft(weight)) for weight in (1.0, 2.0, 3.0))
     for each in (first, third, third, second):
