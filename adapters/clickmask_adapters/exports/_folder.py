@@ -107,9 +107,9 @@ def stem(name: str) -> str:
 
 
 def safe_basename(name: str) -> str:
-    """The last part of `name` as a file name that every system takes as one; may be empty."""
+    """The last part of `name` as a file name that every system takes as one, and shows; may be empty."""
     base = _REFUSED.sub("_", re.split(r"[/\\]", name)[-1]).strip(" ").rstrip(". ")
-    if _RESERVED.fullmatch(base.split(".")[0].rstrip()):
+    if base.startswith(".") or _RESERVED.fullmatch(base.split(".")[0].rstrip()):
         base = "_" + base
     start, dot, ending = base.rpartition(".")
     if not dot or len(ending) > 10:

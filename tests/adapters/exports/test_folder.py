@@ -33,7 +33,8 @@ from support.labelled import labelled
         ("com1.tar.gz", "_com1.tar.gz"),
         ("trailing. . ", "trailing"),
         ("\ud800.png", "_.png"),
-        (".hidden", ".hidden"),
+        (".hidden", "_.hidden"),
+        (".png", "_.png"),
     ],
 )
 def test_a_name_is_one_on_every_system(name: str, safe: str) -> None:
