@@ -5,6 +5,7 @@ width and height (docs.ultralytics.com/datasets/segment, read 2026-11). Bridges 
 holes to that ring. Images without a side are in `images/unused`, which `data.yaml` does not name.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,13 @@ from typer import Option
 
 from clickmask.datasets.snapshot import Dataset, Sample
 from clickmask.errors import Failed
-from clickmask.labels.geometry import Polygon, drawn_ring
+from clickmask.labels.geometry import Ellipse, drawn_ring, near_ring
 from clickmask.labels.submissions import AcceptedLabel
-from clickmask.masks.polygons import group_rings
+from clickmask.masks.polygons import group_rings, mask_to_polygons
 from clickmask.masks.rle import rings_to_rles, rle_area, rle_iou, rle_to_mask
 from clickmask.masks.simplify import simplify_mask
 from clickmask.masks.single_rings import join_holes, join_parts
+from clickmask.types import Ring, Size
 from clickmask_adapters.exports import _folder
 from clickmask_adapters.exports._folder import NAMES
 
@@ -50,12 +52,16 @@ def write(dataset: Dataset, folder: Path, *, min_iou: MinIou = 0.98) -> Path:
 def losses(dataset: Dataset) -> list[str]:
     """Sentences on what the dataset loses in YOLO files."""
     labels = [label for sample in dataset.samples for label in sample.labels]
+    ellipses = sum(isinstance(label.geometry, Ellipse) for label in labels)
     traced = [label for label in labels if drawn_ring(label.geometry, label.size) is None]
-    drawn = sum(isinstance(label.geometry, Polygon) for label in traced)
-    parts = [group_rings(simplify_mask(rle_to_mask(label.rle)).rings) for label in traced]
+    parts = [
+        group_rings(mask_to_polygons(rle_to_mask(label.rle)))
+        for label in traced
+        if not isinstance(label.geometry, Ellipse)
+    ]
     with_holes = sum(any(holes for _, holes in part) for part in parts)
     found = _folder.sentences(
-        (drawn, "polygons with holes or parts are outlines of what they cover, not as they were drawn"),
+        (ellipses, "ellipses are polygons: YOLO has no ellipses"),
         (with_holes, "objects have holes, joined to their outline"),
         (sum(len(part) > 1 for part in parts), "objects have parts, joined by bridges of no width"),
         _folder.empty_labels(dataset),
@@ -67,16 +73,35 @@ def losses(dataset: Dataset) -> list[str]:
 
 
 def _lines(dataset: Dataset, sample: Sample, min_iou: float) -> str:
-    height, width = sample.size
     lines: list[str] = []
     for label in filter(_covers, sample.labels):
-        ring = drawn_ring(label.geometry, label.size)
-        if ring is None:
-            parts = group_rings(simplify_mask(rle_to_mask(label.rle), min_iou).rings)
-            ring = join_parts([join_holes(outer, holes) for outer, holes in parts])
-        numbers = " ".join(f"{value:.6f}" for value in (ring / (width, height)).ravel().tolist())
+        ring = _ring(label, min_iou)
+        numbers = " ".join(_numbers(ring, sample.size))
         lines.append(f"{dataset.categories.index(label.category)} {numbers}\n")
     return "".join(lines)
+
+
+def _ring(label: AcceptedLabel, min_iou: float) -> Ring:
+    """The ring that was drawn; else one near to what was drawn, if that reaches `min_iou`, which takes a
+    hundredth of the time; else the mask's outline."""
+    drawn = drawn_ring(label.geometry, label.size)
+    if drawn is not None:
+        return drawn
+    near = near_ring(label.geometry, label.size)
+    if near is not None:  # as it will be read: six decimals may move an edge over the centre of a pixel
+        (read,) = rings_to_rles([_read(_numbers(near, label.size), label.size)], label.size)
+        if rle_iou(read, label.rle) >= min_iou:
+            return near
+    parts = group_rings(simplify_mask(rle_to_mask(label.rle), min_iou).rings)
+    return join_parts([join_holes(outer, holes) for outer, holes in parts])
+
+
+def _numbers(ring: Ring, size: Size) -> list[str]:
+    return [f"{value:.6f}" for value in (ring / size[::-1]).ravel().tolist()]
+
+
+def _read(numbers: Sequence[str], size: Size) -> Ring:
+    return np.array(numbers, np.float64).reshape(-1, 2) * size[::-1]
 
 
 def _covers(label: AcceptedLabel) -> bool:
@@ -94,16 +119,14 @@ def _quoted(name: str) -> str:
 def _require_read_back(path: Path, sample: Sample, min_iou: float) -> None:
     """Raise Failed unless each line draws its label's mask as closely as `min_iou` asks, or has the points
     that were drawn: a pixel whose centre lies on an edge may fall on either side."""
-    height, width = sample.size
-    lines = path.read_text().splitlines()
-    rings = [np.array(line.split()[1:], np.float64).reshape(-1, 2) * (width, height) for line in lines]
+    rings = [_read(line.split()[1:], sample.size) for line in path.read_text().splitlines()]
     read = rings_to_rles(rings, sample.size)
     for label, ring, rle in zip(filter(_covers, sample.labels), rings, read, strict=True):
         drawn = drawn_ring(label.geometry, label.size)
         if (
             drawn is not None
             and drawn.shape == ring.shape
-            and np.abs(ring - drawn).max() <= 1e-6 * max(width, height)
+            and np.abs(ring - drawn).max() <= 1e-6 * max(sample.size)
         ):
             continue
         iou = rle_iou(rle, label.rle)

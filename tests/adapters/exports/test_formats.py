@@ -15,11 +15,12 @@ import yaml
 
 from clickmask.datasets.snapshot import Dataset, create_dataset
 from clickmask.errors import Failed, InvalidRequest
-from clickmask.labels.geometry import Geometry, Polygon, Rectangle
+from clickmask.labels.geometry import Ellipse, Geometry, Polygon, Rectangle
 from clickmask.labels.split import Assigned, Side, fingerprint
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.polygons import polygons_to_mask
 from clickmask.masks.regions import mask_iou
+from clickmask.masks.rle import rle_to_mask
 from clickmask_adapters.exports import _class_maps, _folder, coco, png, voc, yolo
 from support.drawn import MASKS, disc, rectangle, ring, two_parts
 from support.labelled import SIZE, FilesInMemory, accepted, digest_of, labelled, noise, polygon
@@ -256,7 +257,7 @@ def test_files_beside_pictures_have_stems_of_their_own() -> None:
     made = create_dataset(images, [], tool="cvat", project="1")
     found = _folder.file_names(made.samples, unique_stems=True)
     assert (found[digest_of("2")], _folder.stem("b.tar.gz")) == ("b.tar.gz", "b.tar")
-    assert (found[digest_of("3")], _folder.stem(".png")) == (".png", ".png")
+    assert (found[digest_of("3")], _folder.stem(".png")) == ("_.png", ".png")
     assert found[digest_of("0")] == f"{digest_of('0')[:8]}-a.png"
     assert len({_folder.stem(name).casefold() for name in found.values()}) == 5
 
@@ -299,3 +300,38 @@ def test_yolo_takes_drawn_edges_that_pass_through_the_centres_of_pixels(
     (line,) = next((tmp_path / "out" / "labels").rglob("*.txt")).read_text().splitlines()
     points = np.array(line.split()[1:], float).reshape(-1, 2) * (1920, 1080)
     assert points.min(axis=0) == pytest.approx(corner, abs=0.002)
+
+
+PARTS = Polygon((((4.5, 4.5), (20.5, 4.5), (20.5, 30.5)), ((30.5, 10.5), (60.5, 10.5), (60.5, 44.5))))
+NESTED = Polygon((((4, 4), (60, 4), (60, 44), (4, 44)), ((20, 16), (20, 30), (40, 30), (40, 16))))
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [PARTS, NESTED, Ellipse((30, 24), (25, 14), 20.0), Ellipse((60, 44), (18, 15))],
+    ids=["parts", "nested", "ellipse", "clipped ellipse"],
+)
+def test_yolo_traces_no_pixels_of_polygons_with_parts_and_of_ellipses(
+    geometry: Geometry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = accepted("a", geometry)
+    monkeypatch.setattr(yolo, "simplify_mask", lambda *_: pytest.fail("a mask was traced"))
+    yolo.write(dataset([label], declared=["cell"]), tmp_path / "out")
+    (line,) = (tmp_path / "out" / "labels" / "train" / "a.txt").read_text().splitlines()
+    points = np.array(line.split()[1:], float).reshape(-1, 2) * SIZE[::-1]
+    assert mask_iou(polygons_to_mask([points], SIZE), rle_to_mask(label.rle)) >= 0.98
+
+
+@pytest.mark.parametrize("length", [0.8, 1.5, 2.5, 4.0])
+@pytest.mark.parametrize("parts", [False, True])
+def test_yolo_traces_the_pixels_of_what_is_too_small_to_be_near(
+    length: float, parts: bool, tmp_path: Path
+) -> None:
+    x, y = 20.5, 20.5
+    corners = ((x, y), (x + length, y), (x + length, y + length), (x, y + length))
+    two = Polygon((corners, tuple((a + 8, b) for a, b in corners)))
+    label = accepted("a", two if parts else Ellipse((x, y), (length, length / 2), 30.0))
+    yolo.write(dataset([label], declared=["cell"]), tmp_path / "out", min_iou=1)
+    (line,) = (tmp_path / "out" / "labels" / "train" / "a.txt").read_text().splitlines()
+    points = np.array(line.split()[1:], float).reshape(-1, 2) * SIZE[::-1]
+    assert np.array_equal(polygons_to_mask([points], SIZE), rle_to_mask(label.rle))
