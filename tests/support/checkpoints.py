@@ -121,7 +121,11 @@ def _tiny(architecture: TinyArchitecture) -> Any:
 
 
 def write_checkpoint(path: Path, architecture: Architecture | TinyArchitecture, seed: int = 0) -> Path:
-    torch.save(random_sam(architecture, seed).state_dict(), path)
+    return save(random_sam(architecture, seed), path)
+
+
+def save(sam: Any, path: Path) -> Path:
+    torch.save(sam.state_dict(), path)
     return path
 
 

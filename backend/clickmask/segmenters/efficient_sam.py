@@ -94,7 +94,7 @@ class EfficientSam:
         return _embedding(features.astype(np.float32), (int(height), int(width)))
 
     def decode(self, embedding: EfficientSamEmbedding, prompt: Prompt) -> list[Prediction]:
-        """Three predictions; those that cover fewer background points first, then by the network's scores."""
+        """Those of three candidates that cover the fewest background points, best first."""
         size, box = embedding.size, prompt.box
         if prompt.mask is not None and not (box or prompt.foreground):
             box = mask_box(prompt.mask)
@@ -113,15 +113,15 @@ class EfficientSam:
             }
         )
         masks, scores, *_ = (each[0, 0] for each in found.values())  # (3, 256, 256), (3,)
-        predictions = [
-            Prediction(partial(_enlarge, mask, size), float(score), self.name)
-            for mask, score in zip(masks, scores.clip(0.0, 1.0), strict=True)
-        ]
         down, across, last = LOW_SIDE / size[0], LOW_SIDE / size[1], LOW_SIDE - 1
         cells = [(min(int(y * down), last), min(int(x * across), last)) for x, y in prompt.background]
         wrong = [sum(bool(mask[cell] > 0) for cell in cells) for mask in masks]
-        order = sorted(range(len(predictions)), key=lambda at: (wrong[at], -predictions[at].score))
-        return [predictions[at] for at in order]
+        predictions = [
+            Prediction(partial(_enlarge, mask, size), float(score), self.name)
+            for mask, score, covered in zip(masks, scores.clip(0.0, 1.0), wrong, strict=True)
+            if covered == min(wrong)
+        ]
+        return sorted(predictions, key=lambda each: -each.score)
 
 
 def missing(variant: str, host: Host) -> str:
