@@ -14,7 +14,7 @@ from clickmask_adapters.home import Home
 from clickmask_adapters.server import failures, openapi
 from clickmask_adapters.server.gate import Gate
 
-COMPUTE_THREADS = 64  # more than `places.MAX_ELSEWHERE`
+COMPUTE_THREADS = 128  # more than `places.MAX_ELSEWHERE`
 
 
 def create_app(home: Home, recent: failures.RecentFailures | None = None) -> FastAPI:

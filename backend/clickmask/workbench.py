@@ -133,6 +133,7 @@ class Workbench:
         """Labels and predictions of all objects that the annotator finds, best first; maybe none. Takes
         seconds to minutes in the caller's thread. Only a few run at a time, so that no click waits; more are
         refused as Busy. Raises the image errors, NotFound, NotReady and Busy."""
+        self.images.identify(ref)  # whoever waits for a host needs no place among those who compute
         if not self._annotations.acquire(blocking=False):
             raise Busy("other images are being annotated; try again in a moment", retry_after=5.0)
         try:
@@ -345,20 +346,27 @@ class Workbench:
     ) -> tuple[Embedding, bool]:
         """The embedding, and whether it was already there."""
         key = EmbeddingKey(segmenter.name, identity.digest)
-        return self._cache.get(key, lambda: self._encode(segmenter, ref, identity), priority)
+        if (found := self._cache.find(key)) is not None:
+            return found, True
+        return self._cache.get(key, self._encoding(segmenter, ref, identity), priority)
 
-    def _encode(self, segmenter: Segmenter[Any], ref: ImageRef, identity: ImageIdentity) -> Embedding:
+    def _encoding(
+        self, segmenter: Segmenter[Any], ref: ImageRef, identity: ImageIdentity
+    ) -> Callable[[], Embedding]:
+        """What the encoder computes, with the pixels: it never waits for a host, which would hold up all."""
         image = self.images.load(ref)
         if image.digest != identity.digest:
             raise ImageUnavailable("the image was replaced by another just now; click again")
-        return driver.encode(segmenter, image)
+        return lambda: driver.encode(segmenter, image)
 
     def _prepare(self, ref: ImageRef, name: str) -> None:
         try:
             segmenter = self._catalogue.get(name)
             identity = self.images.identify(ref)
             key = EmbeddingKey(segmenter.name, identity.digest)
-            self._cache.prepare(key, lambda: self._encode(segmenter, ref, identity))
+            if not self._cache.holds(key):
+                self._cache.prepare(key, self._encoding(segmenter, ref, identity))
+                self._cache.wait(key)  # so that few prepared images hold their pixels
         except ClickmaskError as error:
             log.info("an image could not be prepared: %s", error)
         finally:

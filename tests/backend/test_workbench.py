@@ -191,3 +191,20 @@ def test_a_failed_annotation_makes_room_for_the_next(workbench: Workbench) -> No
         with pytest.raises(InvalidInput):
             workbench.annotate(ImageRef("data:;base64,AAAA"), "drawn")
     assert workbench.annotate(ImageRef(png_data_uri()), "drawn") == []
+
+
+def test_the_encoder_never_waits_for_a_host(
+    workbench: Workbench, disc: DiscSegmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It works for everybody: whoever clicks loads the pixels, and the encoder has them."""
+    load, threads = workbench.images.load, list[str]()
+
+    def loaded(ref: ImageRef) -> Image:
+        threads.append(threading.current_thread().name)
+        return load(ref)
+
+    monkeypatch.setattr(workbench.images, "load", loaded)
+    assert workbench.propose(ImageRef(png_data_uri(1)), Prompt(((5.0, 5.0),)))
+    assert workbench.prepare(ImageRef(png_data_uri(2)))
+    until(lambda: len(disc.encoded) == 2)
+    assert len(threads) == 2 and "encoder" not in threads

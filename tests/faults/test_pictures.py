@@ -63,6 +63,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def idle(server: Server) -> int:
+    return psutil.Process(server.process.pid).memory_info().rss
+
+
 def _click(server: Server, raw: bytes, point: tuple[float, float]) -> requests.Response:
     asked = {
         "image": {"data": base64.b64encode(raw).decode()},
@@ -72,12 +77,12 @@ def _click(server: Server, raw: bytes, point: tuple[float, float]) -> requests.R
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_four_large_pictures_at_once_take_little_memory(kind: str, server: Server) -> None:
+def test_four_large_pictures_at_once_take_little_memory(kind: str, server: Server, idle: int) -> None:
     make, form, options = KINDS[kind]
     file = io.BytesIO()
     make().save(file, form, **options)
     process, ended = psutil.Process(server.process.pid), threading.Event()
-    idle = peak = process.memory_info().rss
+    peak = 0
 
     def watch() -> None:
         nonlocal peak

@@ -20,7 +20,7 @@ from clickmask.inference.sessions import usable_cores
 from clickmask_adapters.server.failures import Refusal
 
 MIN_PLACES = 4
-MAX_ELSEWHERE = 48  # requests that wait for something else; each holds a thread of `app.COMPUTE_THREADS`
+MAX_ELSEWHERE = 96  # requests that wait for something else; each holds a thread of `app.COMPUTE_THREADS`
 MAX_WAITING = 128
 MAX_WAIT_S = 2.0  # for a place, as it is expected
 PATIENCE_S = 3.0  # for a place, if the line moves more slowly than was expected

@@ -7,13 +7,14 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any, Self
 
 from requests.adapters import HTTPAdapter
 from urllib3.connectionpool import HTTPConnectionPool
 
-from clickmask.errors import ImageUnavailable
+from clickmask.errors import Busy, ImageUnavailable
 
 # Networks that the ipaddress module calls public (3.11.7): protocol assignments, among them a cloud's
 # metadata (RFC 6890); 6to4 relays (RFC 7526); Azure's metadata and agent.
@@ -21,16 +22,44 @@ _NOT_PUBLIC = tuple(map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/24"
 # IPv6 addresses that lead to an IPv4 one: NAT64 (RFC 6052, RFC 8215), 6to4.
 _IPV4_INSIDE = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16")))
 
+MAX_LOOKUPS = 64  # at once, with those that nobody waits for any more
+
 Address = tuple[int, tuple[Any, ...]]  # family and address, as the socket module takes them
 
 
-def addresses_of(host: str, port: int) -> list[Address]:
-    """All addresses of `host`, in the resolver's order. Raises ImageUnavailable if there are none."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise ImageUnavailable(f"the name {host} is not known: check the image's address") from None
-    return [(family, sockaddr) for family, _, _, _, sockaddr in found]
+class Resolver:
+    """The system's name resolution with a limit on its time, which is otherwise up to a minute. For any
+    thread."""
+
+    def __init__(self) -> None:
+        self._places = threading.BoundedSemaphore(MAX_LOOKUPS)
+
+    def addresses_of(self, host: str, port: int, seconds: float) -> list[Address]:
+        """All addresses of `host`, in the resolver's order. Raises ImageUnavailable if there are none, or
+        none within `seconds`, and Busy while too many lookups hang."""
+        found = Future[list[Any]]()
+
+        def resolve() -> None:
+            try:
+                found.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            except BaseException as error:  # noqa: BLE001 - the thread that waits raises it
+                found.set_exception(error)
+            finally:
+                self._places.release()
+
+        if not self._places.acquire(blocking=False):
+            raise Busy("many names of hosts are being looked up; try again in a moment")
+        try:
+            threading.Thread(target=resolve, name="resolve", daemon=True).start()
+        except BaseException:
+            self._places.release()
+            raise
+        if not wait([found], seconds).done:
+            raise ImageUnavailable(f"the name {host} could not be looked up in time: try again later")
+        try:
+            return [(family, sockaddr) for family, _, _, _, sockaddr in found.result()]
+        except (OSError, UnicodeError):
+            raise ImageUnavailable(f"the name {host} is not known: check the image's address") from None
 
 
 def is_public(address: str) -> bool:

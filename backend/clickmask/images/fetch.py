@@ -21,7 +21,7 @@ import requests
 import urllib3.exceptions
 
 from clickmask.errors import ImageUnavailable, InvalidInput, Refused, TooLarge
-from clickmask.images.connections import Deadline, PinnedAdapter, addresses_of, is_public
+from clickmask.images.connections import Deadline, PinnedAdapter, Resolver, is_public
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits
 from clickmask.types import ImageRef
 
@@ -75,7 +75,7 @@ def origin_of(url: str) -> tuple[str, str, int]:
 
 
 class Fetcher:
-    """A reader of the bytes behind an ImageRef. Stateless; callable from any thread. `roots`: folders that
+    """A reader of the bytes behind an ImageRef. Callable from any thread. `roots`: folders that
     file:// may read. `hosts`: `host` or `host:port` whose address may be private. `trusted_origins`: URLs of
     labeling tools, which may be private too; only they get a ref's headers. `ca_bundle`: a PEM file that
     replaces certifi's. Timeouts are in seconds; the total one spans redirects."""
@@ -101,8 +101,18 @@ class Fetcher:
         self._verify = str(ca_bundle) if ca_bundle else True
         self._timeouts = (connect_timeout, read_timeout)
         self._total_timeout = total_timeout
+        self._resolver = Resolver()
         self._trust_etag_for = trust_etag_for
         self._trust_url_for = trust_url_for
+
+    def host_of(self, ref: ImageRef) -> tuple[str, bool]:
+        """The host that is asked first for `ref`, and whether it is that of a labeling tool; "" for an
+        address that needs no network, or is none."""
+        try:
+            origin = origin_of(ref.uri)
+        except ValueError:
+            return "", False
+        return origin[1], origin in self._trusted
 
     def fetch(
         self, ref: ImageRef, known: Validator | None = None, require: Require = lambda count: None
@@ -184,7 +194,7 @@ class Fetcher:
         the body of a redirect, keep cookies, and ask the environment for proxies, passwords and certificates
         unless told otherwise (trust_env)."""
         _, host, port = origin = origin_of(request.url or "")
-        addresses = addresses_of(host, port)
+        addresses = self._resolver.addresses_of(host, port, min(self._timeouts[0], deadline.left))
         spellings = {host, f"{host}:{port}", f"[{host}]", f"[{host}]:{port}"}
         allowed = origin in self._trusted or not self._hosts.isdisjoint(spellings)
         if not allowed and not all(is_public(address[0]) for _, address in addresses):

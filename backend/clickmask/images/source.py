@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from clickmask.caches import Lru, SingleFlight
@@ -10,6 +11,7 @@ from clickmask.errors import Gone, ImageUnavailable
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
 from clickmask.images.fetch import Fetched, Fetcher, Validator, decode_base64
 from clickmask.images.memory import MemoryBudget, Room
+from clickmask.images.places import FetchPlaces
 from clickmask.types import Image, ImageRef, Size
 
 MAX_KNOWN_IMAGES = 20_000  # entries in each map from a key to an identity; about 300 bytes each
@@ -17,6 +19,7 @@ MAX_DECODES = 4  # at once
 DECODE_BYTES = 1000 * 2**20  # of pixels, and of what decoding them takes
 ENCODED_BYTES = 256 * 2**20  # of files that are being read or decoded, or more if one may be larger
 MAX_ENCODED = 256  # such files at once
+Context = AbstractContextManager[None]
 _GONE = "the image is not known here any more: send the image again"
 
 
@@ -43,7 +46,7 @@ class ImageSource:
     credentials, it trusts its last answer for as long as the fetcher allows, then asks conditionally.
     `image_bytes` of pixels are kept; the least recently used go first, the newest stays. All pixels that
     anybody has, and the decodings under way, take at most `decode_bytes`: for more an image is TooLarge, or
-    waits, or is Busy."""
+    waits, or is Busy. A thread that waits for a host has one of few places: see `FetchPlaces`."""
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class ImageSource:
         self._by_text = Lru[str, ImageIdentity](max_count=MAX_KNOWN_IMAGES)
         self._by_bytes = Lru[str, ImageIdentity](max_count=MAX_KNOWN_IMAGES)
         self._by_digest = Lru[str, ImageIdentity](max_count=MAX_KNOWN_IMAGES)
+        self._places = FetchPlaces()
         self._identifying = SingleFlight[ImageIdentity]()
         self._loading = SingleFlight[Image]()
         self._decoding = SingleFlight[Image]()
@@ -80,7 +84,10 @@ class ImageSource:
             with self._encoded.room() as room:
                 return self.identify_bytes(self._fetch(ref, room).raw)
         key = _key(ref)
-        return self._unexpired(key) or self._identifying.run(key, lambda: self._ask(ref, key))
+        if known := self._unexpired(key):
+            return known
+        with self._at(ref) as fetching:
+            return self._identifying.run(key, lambda: self._ask(ref, key, fetching))
 
     def identify_bytes(self, raw: bytes) -> ImageIdentity:
         """Digest and size of an encoded image, which is decoded only if its bytes are new."""
@@ -111,9 +118,11 @@ class ImageSource:
         if _is_data(ref):
             with self._encoded.room() as room:
                 return self.load_bytes(self._fetch(ref, room).raw)
-        image = self._images.get(self.identify(ref).digest)
+        if image := self._images.get(self.identify(ref).digest):
+            return image
         key = _key(ref)
-        return image or self._loading.run(key, lambda: self._load_again(ref, key))
+        with self._at(ref) as fetching:
+            return self._loading.run(key, lambda: self._load_again(ref, key, fetching))
 
     def load_bytes(self, raw: bytes) -> Image:
         """The image in `raw`, decoded unless its pixels are kept."""
@@ -141,23 +150,29 @@ class ImageSource:
 
     def read(self, ref: ImageRef) -> tuple[ImageIdentity, bytes]:
         """Fetch the image that `ref` shows now and its original bytes. Raises what `identify` raises."""
+        with self._at(ref) as fetching:
+            return self._read(ref, fetching)
+
+    def _read(self, ref: ImageRef, fetching: Context) -> tuple[ImageIdentity, bytes]:
         asked_at = self._clock()
         with self._encoded.room() as room:
-            answer = self._fetch(ref, room)
+            with fetching:
+                answer = self._fetch(ref, room)
             identity = self.identify_bytes(answer.raw)
         if not _is_data(ref):
             expires_at = asked_at + answer.trusted_for
             self._by_address.put(_key(ref), _Answer(identity, expires_at, answer.validator))
         return identity, answer.raw
 
-    def _ask(self, ref: ImageRef, key: str) -> ImageIdentity:
+    def _ask(self, ref: ImageRef, key: str, fetching: Context) -> ImageIdentity:
         """The identity behind an address, by a conditional request if it was asked before."""
         if identity := self._unexpired(key):  # another call has just finished
             return identity
         last = self._by_address.get(key)
         asked_at = self._clock()
         with self._encoded.room() as room:
-            answer = self._fetcher.fetch(ref, last.validator if last else None, room.require)
+            with fetching:
+                answer = self._fetcher.fetch(ref, last.validator if last else None, room.require)
             identity = self.identify_bytes(answer.raw) if isinstance(answer, Fetched) else None
         if isinstance(answer, Fetched) and identity:
             validator = answer.validator
@@ -168,11 +183,16 @@ class ImageSource:
         self._by_address.put(key, _Answer(identity, asked_at + answer.trusted_for, validator))
         return identity
 
-    def _load_again(self, ref: ImageRef, key: str) -> Image:
+    def _load_again(self, ref: ImageRef, key: str, fetching: Context) -> Image:
         last = self._by_address.get(key)
         if last and (image := self._images.get(last.identity.digest)):  # another call has just finished
             return image
-        return self.load_bytes(self.read(ref)[1])
+        return self.load_bytes(self._read(ref, fetching)[1])
+
+    def _at(self, ref: ImageRef) -> AbstractContextManager[Context]:
+        """A place to wait for the host of `ref`; no wait if there is none."""
+        host, trusted = self._fetcher.host_of(ref)
+        return self._places.at(host, trusted) if host else nullcontext(nullcontext())
 
     def _fetch(self, ref: ImageRef, room: Room) -> Fetched:
         answer = self._fetcher.fetch(ref, require=room.require)

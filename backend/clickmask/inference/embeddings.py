@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
 from clickmask.caches import Lru, waiting_elsewhere
@@ -84,17 +84,10 @@ class EmbeddingCache:
     ) -> tuple[Embedding, bool]:
         """The embedding, and whether it was cached; otherwise waits for `compute` and raises what it raises.
         Raises Busy if the queue is full or the wait too long."""
-        kept = self._kept.get(key)
+        if (found := self.find(key)) is not None:
+            return found, True
         with self._changed:
-            self._hits += kept is not None
-            self._misses += kept is None
-        if kept is not None:
-            if self._disk:
-                self._disk.touch(key)
-            return kept, True
-        if (stored := self._read_back(key)) is not None:
-            return stored, True
-        with self._changed:
+            self._misses += 1
             if (kept := self._kept.get(key)) is not None:  # finished since
                 return kept, True
             future = self._enqueue(key, compute, priority).future
@@ -103,6 +96,31 @@ class EmbeddingCache:
                 return future.result(self._patience), False
         except TimeoutError:
             raise Busy("the image is still being encoded; click again in a moment") from None
+
+    def find(self, key: EmbeddingKey) -> Embedding | None:
+        """The embedding from memory or disk; None if it has to be computed."""
+        kept = self._kept.get(key)
+        if kept is None:
+            stored = self._read_back(key)
+            with self._changed:
+                self._misses += stored is not None
+            return stored
+        with self._changed:
+            self._hits += 1
+        if self._disk:
+            self._disk.touch(key)
+        return kept
+
+    def holds(self, key: EmbeddingKey) -> bool:
+        """Whether the embedding is in memory, read back from disk perhaps. Counts as no click."""
+        return key in self._kept or self._read_back(key) is not None
+
+    def wait(self, key: EmbeddingKey) -> None:
+        """Wait until the embedding is computed, or fails to be, if it is under way."""
+        with self._changed:
+            encoding = self._under_way.get(key) or self._waiting.get(key)
+        if encoding:
+            wait([encoding.future], self._patience)
 
     def prepare(self, key: EmbeddingKey, compute: Callable[[], Embedding]) -> bool:
         """Read the embedding from disk now, or compute it when no click waits; False if the queue is full."""

@@ -6,6 +6,7 @@ import io
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -193,8 +194,8 @@ def test_a_flight_that_starts_when_another_has_just_landed_asks_nothing(decoded:
     image = source.load(A)
     (key,) = source._by_address._entries  # pyright: ignore
     # What a thread does that looked before the landing and leads a flight after it.
-    assert source._ask(A, key) == ImageIdentity(image.digest, image.size)  # pyright: ignore
-    assert source._load_again(A, key) is image  # pyright: ignore
+    assert source._ask(A, key, nullcontext()) == ImageIdentity(image.digest, image.size)  # pyright: ignore
+    assert source._load_again(A, key, nullcontext()) is image  # pyright: ignore
     assert (fetcher.downloads, fetcher.confirmations, len(decoded)) == (1, 0, 1)
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+import math
 import re
 import threading
 import time
@@ -35,17 +36,22 @@ class Credentials:
     ) -> None:
         self._key, self._exchange, self._clock = api_key, exchange, clock
         self._lock = threading.Lock()
-        self._access, self._renew_at = "", 0.0
+        self._access, self._renew_at = "", -math.inf
 
     def header(self, refused: str = "") -> str:
         """The value of Authorization; a new one if `refused` is still the current one."""
         if self._key.count(".") != 2:
             return f"Token {self._key}"
-        with self._lock:
+        is_usable = self._clock() < self._renew_at + RENEW_BEFORE_S / 2 and not refused
+        if not self._lock.acquire(blocking=not is_usable):
+            return f"Bearer {self._access}"  # another thread renews it: nobody else waits for Label Studio
+        try:
             if self._clock() >= self._renew_at or refused == f"Bearer {self._access}":
                 self._access = self._exchange(self._key)
                 self._renew_at = self._clock() + _lifetime(self._access) - RENEW_BEFORE_S
             return f"Bearer {self._access}"
+        finally:
+            self._lock.release()
 
 
 def _lifetime(token: str) -> float:
