@@ -47,8 +47,9 @@ class ImageArchive:
         self._is_labelled = is_labelled
         self._lock = threading.Lock()
         self._refused = 0
-        for path in self._unusable() if damaged else ():
-            damaged.set_aside(path, "cannot be read", lambda _: "The next training fetches images again")
+        if damaged:
+            for path in self._unusable():
+                damaged.set_aside(path, "cannot be read", lambda _: "The next training fetches images again")
         self._count()
 
     def holds(self, digest: str) -> bool:
