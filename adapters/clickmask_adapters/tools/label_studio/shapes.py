@@ -34,6 +34,7 @@ WORD_BITS = 8
 RUN_BITS = (3, 4, 8, 16)
 MAX_RUN = 2**16
 HEADER_BITS = 32 + 5 + 4 * 4
+PIXELS_AT_ONCE = 2**22  # of a bit mask
 OPAQUE = 128  # lowest alpha of a pixel in the mask: strokes drawn in the UI have soft edges
 DECIMALS = 9  # of a pixel: converting to percent and back changes no more than this
 MAX_PERCENT = 1e9
@@ -156,7 +157,13 @@ def bit_mask_to_mask(written: str, size: Size) -> Mask:
                 raise ValueError(f"the bit mask has {width}x{height} pixels, its image {size[1]}x{size[0]}")
             if opened.mode != "RGBA":
                 raise ValueError("the bit mask is no PNG with alpha")
-            return np.asarray(opened.getchannel("A")) >= OPAQUE
+            # Pillow stops all threads for each block that it unpacks, up to a thousandfold.
+            opened.decodermaxblock = 2**12
+            mask, rows = np.empty(size, np.bool_), max(1, PIXELS_AT_ONCE // width)
+            for top in range(0, height, rows):
+                strip = opened.crop((0, top, width, min(top + rows, height)))
+                mask[top : top + rows] = np.asarray(strip.getchannel("A")) >= OPAQUE
+            return mask
     except (OSError, SyntaxError, EOFError, LookupError, struct.error, zlib.error) as error:
         raise ValueError("the bit mask's PNG is damaged") from error
 
