@@ -22,6 +22,13 @@ def test_more_lists_than_any_event_has_are_refused_before_they_are_made(
             _json.parse_object(many, "the event")
 
 
+def test_what_the_thread_reads_that_answers_everybody_has_few_lists() -> None:
+    raw = b'{"a":[' + b"[]," * _json.FEW_CONTAINERS + b"1]}"
+    assert _json.parse_object(raw, "the event")
+    with pytest.raises(InvalidRequest, match="10000 lists"):
+        _json.parse_object(raw, "the event", _json.FEW_CONTAINERS)
+
+
 @pytest.mark.parametrize(
     "raw", [b"", b"[]", b"1", b'"x"', b"[" * 10**6, b"1e400x", b"\xff", b'{"a":"\\ud800"}']
 )

@@ -31,7 +31,7 @@ from clickmask.types import ImageRef, Prediction, SamFeatures
 from clickmask.workbench import Workbench
 from clickmask_adapters.api import json_response
 from clickmask_adapters.server.openapi import IMAGE_ERRORS, body_of, raises
-from clickmask_adapters.tools._json import as_coordinate, as_text, parse_object
+from clickmask_adapters.tools._json import FEW_CONTAINERS, as_coordinate, as_text, parse_object
 from clickmask_adapters.tools.cvat import WEBHOOK, CvatSettings, answers, bodies, prompts
 from clickmask_adapters.tools.cvat.functions import Function, functions
 from clickmask_adapters.tools.cvat.labels import TOOL
@@ -203,7 +203,7 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
         body = await request.body()
         plain = secret.get_secret_value().encode() if secret else None
         require_signature(plain, body, given or "")
-        event = parse_object(body, "the event")
+        event = parse_object(body, "the event", FEW_CONTAINERS)
         if as_text(event.get("event"), "the name of the event") == "ping":
             return json_response({"status": "clickmask hears CVAT"})
         await asyncio.wrap_future(workbench.keep_event(TOOL, body))  # on the disk before the answer

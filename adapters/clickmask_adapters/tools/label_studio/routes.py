@@ -27,7 +27,15 @@ from clickmask.errors import (
 from clickmask.workbench import Workbench
 from clickmask_adapters.api import json_response
 from clickmask_adapters.server.openapi import IMAGE_ERRORS, body_of, raises
-from clickmask_adapters.tools._json import Json, as_id, as_list, as_object, parse_object, project_number
+from clickmask_adapters.tools._json import (
+    FEW_CONTAINERS,
+    Json,
+    as_id,
+    as_list,
+    as_object,
+    parse_object,
+    project_number,
+)
 from clickmask_adapters.tools.label_studio import TOOL, bodies, clicks, label_config
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.prelabel import Prelabeller
@@ -235,7 +243,7 @@ def router(workbench: Workbench, client: LabelStudioClient, min_iou: float) -> A
     async def setup(body: Body) -> Response:
         """Label Studio calls this before it asks for predictions. The backend's extra parameters may name the
         segmenter that answers the project's clicks."""
-        version = await shortly(backend.set_up, parse_object(body, "the request"))
+        version = await shortly(backend.set_up, parse_object(body, "the request", FEW_CONTAINERS))
         return json_response({"model_version": version})
 
     @routes.get(
