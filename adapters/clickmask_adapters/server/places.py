@@ -1,7 +1,7 @@
 """Places for requests that compute, and the line before them.
 
 All who are let in share the processor, so each one more makes the others slower. Few compute at a time,
-others wait in line, and one who would wait too long, as the line has moved so far, is turned away at once.
+others wait in line, and one who would wait too long, as requests took so far, is turned away at once.
 Those who wait for something else meanwhile, such as another server, leave their place.
 """
 
@@ -19,13 +19,13 @@ from clickmask.caches import ELSEWHERE
 from clickmask.inference.sessions import usable_cores
 from clickmask_adapters.server.failures import Refusal
 
-MIN_PLACES = 4
+MIN_PLACES, PLACES_PER_CORE = 4, 2
 MAX_ELSEWHERE = 96  # requests that wait for something else; each holds a thread of `app.COMPUTE_THREADS`
 MAX_WAITING = 128
-MAX_WAIT_S = 2.0  # for a place, as it is expected
+MAX_WAIT_S = 4.0  # for the answer, as it is expected
 PATIENCE_S = 3.0  # for a place, if the line moves more slowly than was expected
-FIRST_INTERVAL_S = 0.05  # between two who leave the line, until it is measured
-SMOOTHING = 0.2  # weight of the newest interval
+FIRST_INTERVAL_S = 0.05  # between two answers while all places are taken, until it is measured
+SMOOTHING = 0.2  # weight of the newest request
 
 
 class Places:
@@ -33,16 +33,15 @@ class Places:
 
     def __init__(self, most: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         """`most` compute at a time; by default two for each core, because some of them wait for the disk."""
-        self._most = most or max(MIN_PLACES, 2 * usable_cores())
+        self._most = most or max(MIN_PLACES, PLACES_PER_CORE * usable_cores())
         self._clock = clock
         self._at_work = self._elsewhere = 0
         self._line = deque[asyncio.Future[None]]()
-        self._moved_at: float | None = None  # None: nobody waits
         self._interval = FIRST_INTERVAL_S  # an average
 
     def expected_wait(self) -> float:
-        """Seconds that a new request would wait for its place."""
-        return 0.0 if self._is_free() else (len(self._line) + 1) * self._interval
+        """Seconds until a new request would be answered; 0 if it need not wait in line."""
+        return 0.0 if self._is_free() else (len(self._line) + self._most) * self._interval
 
     def require_short_line(self) -> None:
         """Raise Refusal if a new request would wait too long."""
@@ -54,7 +53,6 @@ class Places:
         if not self._is_free():
             self.require_short_line()
             turn = asyncio.get_running_loop().create_future()
-            self._moved_at = self._moved_at if self._line else self._clock()
             self._line.append(turn)
             try:
                 async with asyncio.timeout(PATIENCE_S):
@@ -71,12 +69,13 @@ class Places:
                 raise
         else:
             self._at_work += 1
-        return Place(self)
+        return Place(self, self._clock())
 
     def leave(self, place: "Place") -> None:
         """The request waits for something else, and others may compute."""
         if place.state == "at work":
             place.state = "elsewhere"
+            place.held += self._clock() - place.since
             self._at_work -= 1
             self._elsewhere += 1
             self._move()
@@ -84,12 +83,17 @@ class Places:
     def come_back(self, place: "Place") -> None:
         """The request computes again, beside those who have taken its place."""
         if place.state == "elsewhere":
-            place.state = "at work"
+            place.state, place.since = "at work", self._clock()
             self._at_work += 1
             self._elsewhere -= 1
 
     def give_back(self, place: "Place") -> None:
         """The request is answered, as far as it computes. Harmless if repeated."""
+        if place.state == "at work":
+            place.held += self._clock() - place.since
+            # Fewer than there are cores take as long as that many.
+            interval = place.held / max(self._at_work, self._most / PLACES_PER_CORE)
+            self._interval += SMOOTHING * (interval - self._interval)
         self._at_work -= place.state == "at work"
         self._elsewhere -= place.state == "elsewhere"
         place.state = "gone"
@@ -109,10 +113,7 @@ class Places:
     def _move(self) -> None:
         """Let those in line whose turn it is come in."""
         while self._line and self._at_work < self._most and self._elsewhere < MAX_ELSEWHERE:
-            now, turn = self._clock(), self._line.popleft()
-            if self._moved_at is not None:
-                self._interval += SMOOTHING * (now - self._moved_at - self._interval)
-            self._moved_at = now if self._line else None
+            turn = self._line.popleft()
             if not turn.cancelled():
                 turn.set_result(None)
                 self._at_work += 1
@@ -121,8 +122,8 @@ class Places:
 class Place:
     """The place of one request."""
 
-    def __init__(self, places: Places) -> None:
-        self.state = "at work"
+    def __init__(self, places: Places, since: float) -> None:
+        self.state, self.since, self.held = "at work", since, 0.0  # held: seconds, before `since`
         self._places = places
         self._loop = asyncio.get_running_loop()
         self._depth = 0

@@ -17,7 +17,7 @@ from clickmask.types import Embedding
 log = logging.getLogger(__name__)
 
 CLICK, PREPARATION, BATCH = 0, 1, 2  # priorities in the queue: a waiting annotator comes first
-MAX_CLICK_WAIT_S = 3.0  # that a click on a new image may expect to wait for the images before it
+MAX_CLICK_WAIT_S = 4.0  # that a click on a new image may expect to wait for its embedding
 MIN_CLICKS = 2  # new images that may wait in any case, however slow the segmenter is
 FIRST_ENCODE_S = 0.5  # what an encode is taken to last until one was measured
 SMOOTHING = 0.3  # weight of the newest encode
@@ -196,7 +196,7 @@ class EmbeddingCache:
     def _require_short_wait(self) -> None:
         """Raise Busy if a click on one more image would wait too long."""
         before = sum(each.priority == CLICK for each in self._waiting.values())
-        wait = before * self._encode_s
+        wait = (len(self._under_way) + before + 1) * self._encode_s
         if before >= MIN_CLICKS and wait > MAX_CLICK_WAIT_S:
             said = f"{before} images wait to be encoded already, which takes {wait:.0f} s; try again then"
             raise Busy(said, retry_after=math.ceil(wait))

@@ -59,10 +59,10 @@ def test_whoever_would_wait_too_long_is_turned_away_at_once_and_told_how_long() 
             clock.now += 0.5
             places.give_back(at_work)
             at_work = await line[0]
-        line = await line_of(places, 4)  # 2 s for the last of them
-        with pytest.raises(Refusal, match="5 requests are at work already") as refused:
+        line = await line_of(places, 8)  # 4.5 s for the last of them, with the one at work
+        with pytest.raises(Refusal, match="9 requests are at work already") as refused:
             await places.take()
-        assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "3"})
+        assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "5"})
         for each in line:
             each.cancel()
 
@@ -85,8 +85,8 @@ def test_the_line_is_longer_if_it_moves_faster() -> None:
             each.cancel()
         return 200 - len(refused)
 
-    assert asyncio.run(admitted(0.1)) == pytest.approx(20, abs=1)
-    assert asyncio.run(admitted(0.02)) == pytest.approx(100, abs=1)
+    assert asyncio.run(admitted(0.1)) == pytest.approx(40, abs=1)
+    assert asyncio.run(admitted(0.05)) == pytest.approx(80, abs=1)
 
 
 def test_a_line_that_stands_still_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,3 +199,36 @@ def test_closing_refuses_those_who_wait() -> None:
         closing.result(5)
     with pytest.raises(Busy):
         cache.get(key("b"), embedding)
+
+
+@pytest.mark.parametrize(("encode_s", "admitted"), [(0.1, 40), (1.0, 4), (60.0, 3)])
+def test_a_click_that_would_wait_too_long_is_refused_at_once(encode_s: float, admitted: int) -> None:
+    """By how long encodes lasted so far: one is under way, the others wait."""
+    cache, go_on = EmbeddingCache(10 * KIB, queue_length=64), threading.Event()
+    cache._encode_s = encode_s
+
+    def compute() -> Any:
+        assert go_on.wait(60)
+        return np.zeros(1)
+
+    refused: list[Busy] = []
+
+    def ask(number: int) -> None:
+        try:
+            cache.get(EmbeddingKey("s", str(number)), compute)
+        except Busy as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(50)]
+    threads[0].start()
+    until(lambda: bool(cache._under_way))
+    for each in threads[1:]:
+        each.start()
+    until(lambda: len(refused) == 50 - admitted)
+    assert min(error.retry_after for error in refused) > 4
+    cache.prepare(EmbeddingKey("s", "later"), compute)  # nobody waits for it
+    assert cache.status().waiting == admitted
+    go_on.set()
+    for each in threads:
+        each.join()
+    cache.close()
