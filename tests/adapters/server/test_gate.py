@@ -361,3 +361,53 @@ def test_a_request_that_never_ends_is_answered(monkeypatch: pytest.MonkeyPatch) 
         assert await asked.post("/v1/proposals", slowly(b"{}")) == 200
 
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_request_that_the_end_of_the_server_cuts_off_is_answered(has_begun: bool) -> None:
+    async def ask() -> None:
+        answered: list[Message] = []
+
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            if has_begun:
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+            await asyncio.Event().wait()
+
+        async def send(message: Message) -> None:
+            answered.append(message)
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/proposals", "client": (LOOPBACK, 5000)}
+        scope["headers"] = [(b"host", b"127.0.0.1")]
+        cut_off = asyncio.create_task(Gate(serve, Settings(), RecentFailures())(scope, receive, send))
+        await asyncio.sleep(0.01)
+        cut_off.cancel()
+        await asyncio.wait([cut_off])
+        assert cut_off.cancelled() is has_begun
+        assert answered[0]["status"] == (200 if has_begun else 503)
+
+    asyncio.run(ask())
+
+
+def test_what_is_refused_is_counted() -> None:
+    recent = RecentFailures()
+    guarded = client(recent=recent, token="secret")
+    guarded.get("/v1/status")
+    guarded.get("/v1/status", headers={"Authorization": "Token wrong"})
+    client(recent=recent).get("/v1/status", headers={"Host": "evil.example"})
+    client(recent=recent).post("/predict", headers={"Origin": "https://evil.example"})
+    client(recent=recent).post("/predict", content=b"{}", headers={"Content-Type": "text/plain"})
+    client(recent=recent, max_body_bytes=1).post("/predict", content=b"{}", headers=JSON)
+    client(STRANGER, recent=recent).get("/v1/status")
+    kinds = "foreign_origin no_secret not_json not_this_machine too_large unknown_host wrong_secret"
+    assert recent.counts() == dict.fromkeys(kinds.split(), 1)
+
+
+def test_the_right_secret_is_let_in_while_wrong_ones_are_slowed_down() -> None:
+    recent = RecentFailures()
+    guarded = client(recent=recent, token="secret")
+    for _ in range(6):
+        assert guarded.get("/v1/status", headers={"Authorization": "Token wrong"}).status_code == 401
+    assert guarded.get("/v1/status", headers={"Authorization": "Token secret"}).status_code == 200
