@@ -110,7 +110,7 @@ def test_a_training_is_told_and_goes_on_after_a_restart(tmp_path: Path) -> None:
         began = time.monotonic()
         status = server.stop()
         took = time.monotonic() - began
-    print(f"a training at step {job}: status {status} after {took:.1f} s")
+    print(f"a training: status {status} after {took:.1f} s")
     assert status == 0 and took < END_S
     store = Store(home / "store.sqlite")
     assert store.jobs.get(job).state == "queued"

@@ -96,6 +96,7 @@ AT_THE_DOOR: Mapping[int, str] = {
     HTTPStatus.UNAUTHORIZED: "The secret is missing or wrong.",
     HTTPStatus.FORBIDDEN: "There is no secret, and the caller is not this machine.",
     HTTPStatus.MISDIRECTED_REQUEST: "The Host header names another server.",
+    HTTPStatus.TOO_MANY_REQUESTS: "Too many wrong secrets came from the caller's address.",
     HTTPStatus.INTERNAL_SERVER_ERROR: f"A fault of clickmask: {UNEXPECTED}.",
 }
 WITH_A_BODY: Mapping[int, str] = {
@@ -193,7 +194,7 @@ def _complete_answers(method: str, operation: Json) -> None:
     told += [AT_THE_DOOR] if method in ("get", "head") else [WITH_A_BODY, AT_THE_DOOR]
     statuses = {int(status) for each in told for status in each}
     if operation.get("security") == []:
-        statuses.remove(HTTPStatus.UNAUTHORIZED)
+        statuses -= {HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS} - own.keys()
     for status in sorted(statuses):
         sentences = dict.fromkeys(each[status] for each in told if status in each)
         answer = {"headers": HEADERS[status]} if status in HEADERS else {}
