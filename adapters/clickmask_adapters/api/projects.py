@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from clickmask.errors import Failed, NotFound, NotReady, StoreUnavailable
 from clickmask.labels.geometry import geometry_to_json
 from clickmask.labels.submissions import AcceptedLabel
-from clickmask.masks.regions import mask_area, mask_box
-from clickmask.masks.rle import rle_to_mask
+from clickmask.masks.rle import rle_area, rle_box
 from clickmask.models.versions import Models, ModelVersion, ProjectModels
 from clickmask.store import Project
 from clickmask.store.jobs import Job
@@ -301,14 +300,15 @@ def _described_model(version: ModelVersion) -> dict[str, Any]:
 
 
 def _described_label(label: AcceptedLabel) -> dict[str, Any]:
-    mask = rle_to_mask(label.rle)
+    area = rle_area(label.rle)  # without drawing the mask: there may be thousands of large ones
+    left, top, width, height = rle_box(label.rle)
     return {
         **asdict(label.key),
         "image": label.image,
         "size": label.size,
         "category": label.category,
-        "area": mask_area(mask),
-        "box": mask_box(mask),
+        "area": area,
+        "box": [left, top, left + width, top + height] if area else None,
         "geometry": geometry_to_json(label.geometry),
         "rle": label.rle,
         "accepted_at": label.accepted_at,

@@ -41,6 +41,7 @@ MAX_WAL_BYTES = 4 * 2**20  # a longer write-ahead log is emptied
 MAX_WRITE_S = 0.05  # a write transaction should take no longer
 MAX_OPEN_WAIT_S = 10.0  # for other processes that are opening the same new file
 WRITERS = 7250614  # key of the PostgreSQL lock that our writers share: arbitrary but fixed
+MAX_VALUES = 10_000  # of a statement that reads: SQLite may take 32,766, PostgreSQL 65,535
 MAX_ROWS = 200  # per write transaction, so that a click waits for it only milliseconds
 MAX_CHARACTERS = 2**19  # per write transaction, for the same reason
 LONG_TEXTS = ("counts", "geometry")  # names of columns

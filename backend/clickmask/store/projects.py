@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from clickmask.errors import Conflict
 from clickmask.labels.split import SIDES, Assigned, Fingerprint, Side, SideCounts
 from clickmask.labels.submissions import ProjectDescribed, Unlabelled
-from clickmask.store.database import Database, Part, put
+from clickmask.store.database import MAX_VALUES, Database, Part, put
 from clickmask.store.schema import annotations, labels, origins, projects, pulls, sides
 
 TALLY_TTL_S = 10.0  # after this time, what other processes removed counts as removed here too
@@ -149,9 +149,13 @@ class Splits(Part):
     def sides(self, tool: str, project: str, among: Collection[str] | None = None) -> list[Assigned]:
         """Images with a side, labelled or not, sorted by digest; only those in `among`, if given."""
         chosen = sa.select(sides.c.digest, sides.c.side, sides.c.hash, sides.c.thumbnail)
-        if among is not None:
-            chosen = chosen.where(sides.c.digest.in_(among))
-        rows = self._rows(chosen.filter_by(tool=tool, project=project).order_by(sides.c.digest))
+        chosen = chosen.filter_by(tool=tool, project=project).order_by(sides.c.digest)
+        if among is None:
+            rows = self._rows(chosen)
+        else:
+            asked = sorted(among)
+            some = (asked[start : start + MAX_VALUES] for start in range(0, len(asked), MAX_VALUES))
+            rows = [row for each in some for row in self._rows(chosen.where(sides.c.digest.in_(each)))]
         return [Assigned(row.digest, _side(row.side), Fingerprint(row.hash, row.thumbnail)) for row in rows]
 
     def hashes(self, tool: str, project: str) -> list[tuple[str, bytes]]:

@@ -14,7 +14,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from clickmask.masks.rle import Rle, mask_to_rle
-from clickmask.store.database import Database, Part, replace_set
+from clickmask.store.database import MAX_VALUES, Database, Part, replace_set
 from clickmask.store.schema import prelabels, proposals, unfinished
 from clickmask.types import Prediction, Prompt, Size
 
@@ -104,11 +104,13 @@ class Proposals(Part):
     def proposed(self, digest: str, ids: Collection[str]) -> set[str]:
         """Those of `ids` that are proposals on the image, a model's objects included."""
         self._settle()
-        found = [
-            sa.select(table.c.id).where(table.c.digest == digest, table.c.id.in_(ids))
-            for table in (proposals, prelabels)
-        ]
-        return {row.id for row in self._rows(sa.union(*found))} if ids else set()
+        found, asked = set[str](), sorted(ids)
+        for start in range(0, len(asked), MAX_VALUES):
+            some = asked[start : start + MAX_VALUES]
+            for table in (proposals, prelabels):
+                chosen = sa.select(table.c.id).where(table.c.digest == digest, table.c.id.in_(some))
+                found.update(row.id for row in self._rows(chosen))
+        return found
 
     def close(self) -> None:
         """Write pending proposals, then stop the writer."""

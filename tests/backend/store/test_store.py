@@ -56,6 +56,17 @@ def test_the_oldest_proposals_leave_first(tmp_path: Path) -> None:
     store.close()
 
 
+def test_any_number_of_ids_can_be_asked_for(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.sqlite")
+    for name in ("id 0", "id 29999"):
+        store.remember_proposal(name, "digest", PROMPT, prediction())
+    many = {f"id {number}" for number in range(300_000)}  # a statement of SQLite takes 250,000 at most
+    assert store.proposed("digest", many) == {"id 0", "id 29999"}
+    assert store.proposed("digest", []) == set()
+    assert store.sides("cvat", "1", among=many) == []
+    store.close()
+
+
 class Held:
     """A mask that takes its time; `asked` once somebody waits for it."""
 
