@@ -1,6 +1,8 @@
 """The command line. Each module in `commands` adds its own, and is imported when one of them is run."""
 
 import ast
+import importlib
+import math
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +13,10 @@ from typer.core import TyperCommand, TyperGroup
 
 import clickmask
 from clickmask import plugins
+from clickmask.errors import NEEDS_MEMORY, is_out_of_memory
 from clickmask_adapters import commands
+
+MIN_ADDRESS_SPACE = 550_000_000  # in less, libraries crash while they are imported
 
 
 class Commands(TyperGroup):
@@ -41,11 +46,27 @@ class Commands(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if name in self._modules:
             try:
+                if address_space() < MIN_ADDRESS_SPACE:
+                    raise MemoryError
                 command = load(self._modules[name])[name]
             except Exception as error:
-                typer.echo(f"the command {name} is {_broken(error)}", err=True)
+                lacks_memory = is_out_of_memory(error)
+                said = (
+                    f"clickmask {NEEDS_MEMORY}" if lacks_memory else f"the command {name} is {_broken(error)}"
+                )
+                typer.echo(said, err=True)
                 raise typer.Exit(1) from error
         return name, command, rest
+
+
+def address_space() -> float:
+    """Bytes of it that this process may have."""
+    try:
+        resource: Any = importlib.import_module("resource")
+    except ImportError:  # Windows
+        return math.inf
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return math.inf if most == resource.RLIM_INFINITY else most
 
 
 def load(module: str) -> dict[str, Any]:

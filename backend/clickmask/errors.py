@@ -1,5 +1,16 @@
 """Errors, about one per status. People read the messages: no paths, no tokens."""
 
+import errno
+
+# In the texts of Python, OpenCV, ONNX Runtime 1.32, OpenVINO 2026.4, torch 2.13, C++ and the dynamic linker,
+# which raise classes of their own.
+_OUT_OF_MEMORY = (
+    *("allocate memory", "failed to allocate", "could not allocate", "unable to allocate", "bad_alloc"),
+    *("bad allocation", "not enough memory", "insufficient memory", "out of memory", "cannot enlarge memory"),
+    *("can't alloc", "start new thread", "failed to map segment", "resource temporarily unavailable"),
+)
+NEEDS_MEMORY = "needs more memory than this process may have: raise the limit of its service or container"
+
 
 class ClickmaskError(Exception):
     """Base of every error that clickmask raises on purpose."""
@@ -57,9 +68,26 @@ class Busy(ClickmaskError):
         self.retry_after = retry_after  # seconds
 
 
+class OutOfMemory(ClickmaskError):
+    """This process gets no more memory, or no more threads, from the system."""
+
+
 class StoreUnavailable(ClickmaskError):
     """The database cannot be opened, or clickmask cannot use it."""
 
 
 class NotStored(ClickmaskError):
     """Something meant for later could not be written."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a foreign error, or one that led to it, says that memory or threads have run out."""
+    seen: BaseException | None = error
+    while seen is not None:
+        text = str(seen).lower()
+        if isinstance(seen, MemoryError | OutOfMemory) or getattr(seen, "errno", None) == errno.ENOMEM:
+            return True
+        if any(words in text for words in _OUT_OF_MEMORY):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

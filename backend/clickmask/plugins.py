@@ -18,7 +18,15 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Generic, Protocol, TypeVar, cast
 
-from clickmask.errors import ClickmaskError, Failed, NotFound, NotReady
+from clickmask.errors import (
+    NEEDS_MEMORY,
+    ClickmaskError,
+    Failed,
+    NotFound,
+    NotReady,
+    OutOfMemory,
+    is_out_of_memory,
+)
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +148,8 @@ class Families(Generic[HostT, PluginT]):
                 except ClickmaskError:
                     raise
                 except Exception as error:  # foreign code may raise anything
+                    if is_out_of_memory(error):
+                        raise OutOfMemory(f"{name} {NEEDS_MEMORY}") from error
                     raise Failed(f"{name} cannot run: {self._broken_by(error, name)}") from error
                 if (own := getattr(plugin, "name", None)) != name:  # embeddings are kept under this name
                     raise Failed(f"the {self.noun} {name} calls itself {str(own)[:80]!r}")
@@ -198,6 +208,8 @@ class Families(Generic[HostT, PluginT]):
 
     def _broken_by(self, error: Exception, name: str) -> str:
         """A reason without the error's text, which may hold paths. The error is logged once."""
+        if is_out_of_memory(error):  # it may be there later
+            return f"it {NEEDS_MEMORY}"
         if isinstance(error, ModuleNotFoundError):
             return f"it needs the package {error.name}"
         if name not in self._broken:

@@ -12,7 +12,14 @@ from rich.progress import Progress, ProgressColumn
 from rich.table import Table
 
 from clickmask import plugins
-from clickmask.errors import ClickmaskError, InvalidRequest, NotReady, ToolUnavailable
+from clickmask.errors import (
+    NEEDS_MEMORY,
+    ClickmaskError,
+    InvalidRequest,
+    NotReady,
+    ToolUnavailable,
+    is_out_of_memory,
+)
 from clickmask.store import Store
 from clickmask.store.projects import Project
 from clickmask_adapters import tools
@@ -62,11 +69,14 @@ def working_tool(home: Home, name: str) -> Tool:
 
 @contextmanager
 def sentence_on_failure() -> Generator[None]:
-    """Turn a ClickmaskError into one line and exit status 1."""
+    """Turn a ClickmaskError, and a lack of memory, into one line and exit status 1."""
     try:
         yield
-    except ClickmaskError as error:
-        errors.print(str(error), markup=False)
+    except Exception as error:
+        if not isinstance(error, ClickmaskError) and not is_out_of_memory(error):
+            raise
+        said = str(error) if isinstance(error, ClickmaskError) else f"clickmask {NEEDS_MEMORY}"
+        errors.print(said, markup=False)
         raise typer.Exit(1) from error
 
 

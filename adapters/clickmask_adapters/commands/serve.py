@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import sys
+import threading
 from contextlib import ExitStack, suppress
 from functools import partial
 from types import FrameType
@@ -40,6 +41,7 @@ from clickmask_adapters.settings import read_settings
 cli = typer.Typer()
 
 log = logging.getLogger(__name__)
+MIN_THREADS = 28  # the reader's, the encoder's and the store's, those that prepare, and some that answer
 
 
 class HomeServer(uvicorn.Server):
@@ -135,6 +137,21 @@ def require_free(host: str, port: int) -> None:
         raise InvalidRequest(f"{said}: check --host, and --port or CLICKMASK_PORT") from error
 
 
+def require_threads(count: int) -> None:
+    """Start as many threads, and end them. Raises RuntimeError if the system gives no more, which a server
+    would find out under load."""
+    end = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            started.append(threading.Thread(target=end.wait))
+            started[-1].start()
+    finally:
+        end.set()
+    for thread in started:
+        thread.join()
+
+
 @cli.command()
 def serve(
     host: Annotated[
@@ -177,7 +194,8 @@ def serve(
                 context.enter_context(home.held())
                 application = create_app(home, recent)
                 require_free(host, settings.port)
-            except ClickmaskError as error:
+                require_threads(MIN_THREADS)
+            except Exception as error:
                 home.close()
                 if isinstance(error, NotFound | NotReady):
                     raise typer.BadParameter(str(error)) from error

@@ -34,6 +34,7 @@ STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = {
     errors.ToolUnavailable: HTTPStatus.BAD_GATEWAY,
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.Busy: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.OutOfMemory: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.NotStored: HTTPStatus.INSUFFICIENT_STORAGE,
 }
@@ -145,12 +146,15 @@ def install(app: FastAPI, failures: RecentFailures) -> None:
                     headers = {"Allow": _allowed(app, request)}
                 admitted = False  # a wrong signature is the only such error with a status in DOOR
                 kind = "wrong_signature" if status in DOOR else ""
+            case _ if errors.is_out_of_memory(error):
+                status, sentence = HTTPStatus.SERVICE_UNAVAILABLE, f"clickmask {errors.NEEDS_MEMORY}"
             case _:
                 status, sentence = HTTPStatus.INTERNAL_SERVER_ERROR, UNEXPECTED
         failures.add(request.method, request.url.path, status, sentence, admitted, kind)
         return answer(status, sentence, headers)
 
-    for kind in (errors.ClickmaskError, RequestValidationError, HTTPException, Exception):
+    # MemoryError by name: of `Exception`, Starlette logs a traceback too.
+    for kind in (errors.ClickmaskError, RequestValidationError, HTTPException, MemoryError, Exception):
         app.add_exception_handler(kind, failed)
 
 

@@ -20,7 +20,14 @@ import PIL.Image
 import simplejpeg
 from numpy.typing import NDArray
 
-from clickmask.errors import InvalidInput, TooLarge
+from clickmask.errors import (
+    NEEDS_MEMORY,
+    ClickmaskError,
+    InvalidInput,
+    OutOfMemory,
+    TooLarge,
+    is_out_of_memory,
+)
 from clickmask.images.headers import (
     MAX_SCANS,
     STRIP_PIXELS,
@@ -123,7 +130,7 @@ def decode_image(
     without its profile. Grey of more than 8 bits (integer or float) is stretched so that its 0.5th to 99.5th
     percentile becomes 0 to 255. The pixels can never be made writeable. `require` is told how many bytes of
     memory this will take, the file included, before any pixel is decoded, and may raise. Raises TooLarge over
-    `limits`, InvalidInput for anything that is not a whole image.
+    `limits`, InvalidInput for anything that is not a whole image, and OutOfMemory.
     """
     limits.require_bytes(len(raw))
     try:
@@ -139,10 +146,8 @@ def decode_image(
     except PIL.UnidentifiedImageError:
         known = ", ".join(readable_formats())
         raise InvalidInput(f"this is not an image that clickmask reads; it reads {known}") from None
-    except _CORRUPT as error:
-        raise InvalidInput(_DAMAGED) from error
-    except MemoryError:
-        raise TooLarge("the image needs more memory than there is") from None
+    except (*_CORRUPT, MemoryError) as error:
+        raise _failure(error) from error
 
 
 def opened_image(opened: PIL.Image.Image) -> Image:
@@ -165,9 +170,15 @@ def opened_image(opened: PIL.Image.Image) -> Image:
             return np.asarray(rows.convert("RGB"))
 
         pixels = _upright((opened.height, opened.width), orientation, rgb)
-    except _CORRUPT as error:
-        raise InvalidInput(_DAMAGED) from error
+    except (*_CORRUPT, MemoryError) as error:
+        raise _failure(error) from error
     return Image(pixels, pixels_digest(pixels))
+
+
+def _failure(error: Exception) -> ClickmaskError:
+    if is_out_of_memory(error):
+        return OutOfMemory(f"decoding the image {NEEDS_MEMORY}")
+    return InvalidInput(_DAMAGED)
 
 
 def has_picture_ending(name: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clickmask.errors import ClickmaskError, Failed
+from clickmask.errors import NEEDS_MEMORY, ClickmaskError, Failed, OutOfMemory, is_out_of_memory
 from clickmask.types import Annotator, EmbeddingT, Image, Mask, Prediction, Prompt, Segmenter, Size
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ def blaming(name: str) -> Generator[None]:
     except ClickmaskError:
         raise
     except Exception as error:  # a plugin may raise anything
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"{name} {NEEDS_MEMORY}") from error
         log.exception("%s failed", name)
         kind = type(error).__name__
         raise Failed(f"{name} failed ({kind}); clickmask's log has the details") from error

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask import files
-from clickmask.errors import NotReady
+from clickmask.errors import NEEDS_MEMORY, NotReady, OutOfMemory, is_out_of_memory
 from clickmask.inference.onnx_exports import ExportsFolder
 
 log = logging.getLogger(__name__)
@@ -151,6 +151,7 @@ def open_session(
     if len(candidates) == 1 or example is None:
         return _open(candidates[0], model, *how)
 
+    lacks_memory = False
     speeds: list[tuple[float, Session]] = []  # the shortest of a few runs; the first one does not count
     for name in candidates:
         try:
@@ -164,6 +165,9 @@ def open_session(
             speeds.append((min(times), session))
         except Exception as error:  # noqa: BLE001 - undocumented classes; another runtime may run it
             log.warning("%s does not run a network: %s", name, error)
+            lacks_memory |= is_out_of_memory(error)
+    if not speeds and lacks_memory:
+        raise OutOfMemory(f"the network {NEEDS_MEMORY}")
     if not speeds:
         raise NotReady(f"the network runs on none of {', '.join(candidates)}")
     said = ", ".join(f"{session.runtime} {1000 * seconds:.0f} ms" for seconds, session in speeds)
@@ -260,7 +264,10 @@ def _open(runtime: str, model: Model, threads: int, at_once: int, precision: Pre
     except ImportError:  # the package itself is broken
         raise
     except Exception as error:  # runtimes raise undocumented classes of their own
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"{runtime} {NEEDS_MEMORY}") from error
         name = model.name if isinstance(model, Path) else "the network"
+        log.warning("%s cannot read %s: %s", runtime, name, error)
         raise NotReady(f"{runtime} cannot read {name}") from error
 
 

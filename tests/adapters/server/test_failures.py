@@ -94,3 +94,26 @@ def test_an_image_that_is_refused_is_not_a_stranger() -> None:
     for _ in range(20):
         recent.add("GET", "/", 403, "only this machine is served")
     assert recent.all()[-1].error == "a private network"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_a_lack_of_memory_is_said_whatever_library_finds_it(error: Exception) -> None:
+    client, _ = app_that_raises(error)
+    answer = client.get("/click")
+    assert answer.status_code == 503
+    assert answer.json()["error"] == f"clickmask {errors.NEEDS_MEMORY}"
+
+
+def test_other_errors_are_no_lack_of_memory() -> None:
+    try:
+        raise ValueError("a bad box") from KeyError("memory")
+    except ValueError as error:
+        assert not errors.is_out_of_memory(error)

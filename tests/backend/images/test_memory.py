@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from clickmask.errors import Busy, TooLarge
+from clickmask.errors import Busy, OutOfMemory, TooLarge
 from clickmask.images.decode import DEFAULT_LIMITS, decode_image
 from clickmask.images.fetch import Fetcher
 from clickmask.images.headers import bytes_to_decode
@@ -191,3 +191,15 @@ def test_only_a_few_are_decoded_at_once_and_one_place_is_for_small_images() -> N
     small.require(100)
     with pytest.raises(Busy):
         none.require(100)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("std::bad_alloc"), OSError(12, "no memory")])
+def test_a_lack_of_memory_is_not_called_a_damaged_image(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("clickmask.images.decode._upright", fail)
+    with pytest.raises(OutOfMemory, match="needs more memory"):
+        decode_image(encoded(GREY, "PNG"))

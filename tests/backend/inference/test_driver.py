@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clickmask.errors import Busy, Failed
+from clickmask.errors import Busy, Failed, OutOfMemory
 from clickmask.inference import driver
 from clickmask.inference.refinement import Refinement
 from clickmask.types import Image, Prediction, Prompt
@@ -124,8 +124,13 @@ def test_an_embedding_without_a_size_is_refused(embedding: Any) -> None:
 
 
 def test_an_encoder_that_fails_is_named() -> None:
-    with pytest.raises(Failed, match=r"odd failed \(MemoryError\)"):
-        driver.encode(Odd(raising(MemoryError())), IMAGE)
+    with pytest.raises(Failed, match=r"odd failed \(OverflowError\)"):
+        driver.encode(Odd(raising(OverflowError())), IMAGE)
+
+
+def test_a_lack_of_memory_is_no_failure_of_the_plugin() -> None:
+    with pytest.raises(OutOfMemory, match="odd needs more memory"):
+        driver.encode(Odd(raising(RuntimeError("DefaultCPUAllocator: can't allocate memory"))), IMAGE)
 
 
 def test_what_clickmask_raises_on_purpose_passes() -> None:
@@ -143,7 +148,7 @@ def test_what_clickmask_raises_on_purpose_passes() -> None:
         ([("cell", MASK)], "odd gave a ndarray instead of a Prediction"),
         ([("cell", prediction(MASK.T))], r"of shape \(30, 20\)"),
         ([prediction()], r"odd failed \(TypeError\)"),
-        (raising(RuntimeError("out of memory")), r"odd failed \(RuntimeError\)"),
+        (raising(RuntimeError("it is odd")), r"odd failed \(RuntimeError\)"),
     ],
 )
 def test_a_wrong_annotation_is_a_sentence_and_never_a_mask(gives: Any, says: str) -> None:

@@ -26,7 +26,16 @@ from fastapi.security import APIKeyHeader
 from starlette.concurrency import run_in_threadpool
 
 from clickmask.caches import Lru, waiting_elsewhere
-from clickmask.errors import Busy, ClickmaskError, Failed, Gone, InvalidRequest, NotReady, StoreUnavailable
+from clickmask.errors import (
+    Busy,
+    ClickmaskError,
+    Failed,
+    Gone,
+    InvalidRequest,
+    NotReady,
+    StoreUnavailable,
+    is_out_of_memory,
+)
 from clickmask.types import ImageRef, Prediction, SamFeatures
 from clickmask.workbench import Workbench
 from clickmask_adapters.api import json_response
@@ -118,6 +127,8 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
             except ClickmaskError:
                 raise
             except Exception as error:  # a plugin is foreign code
+                if is_out_of_memory(error):
+                    raise
                 log.exception("cvat: %s failed", function.runs)
                 sentence = f"{function.runs} failed on this image; clickmask's log has the details"
                 raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, sentence) from error
