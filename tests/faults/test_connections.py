@@ -96,4 +96,4 @@ def test_answers_that_nobody_reads_are_given_up_and_their_memory_is_bounded(tmp_
             f"{ANSWERS} unread answers of {LARGE / 2**20:.0f} MiB: {held[0] / 2**20:.0f} MiB, "
             f"{held[1]} connections; {left} left after {took:.0f} s; {probe}"
         )
-        assert held[0] < 2**29 and took < 100 and not probe.failed
+        assert held[0] < 5 * 2**27 and took < 100 and not probe.failed
