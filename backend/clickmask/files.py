@@ -125,6 +125,8 @@ def lock(path: Path, *, shared: bool = False, blocking: bool = True) -> Generato
     """Hold the lock `path`, a file of its own that stays, until the block ends or the process dies. It
     excludes processes and threads. Any number may hold it `shared` while nobody holds it alone; on Windows
     they take turns. Raises BlockingIOError if held and not `blocking`, OSError if the file cannot be made."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
+        raise OSError(errno.EINVAL, "it is no file", str(path))
     if fcntl is None:
         import filelock  # imported here: it takes 40 ms and only Windows needs it
 

@@ -278,6 +278,15 @@ def test_a_shared_lock_excludes_only_those_who_want_it_alone(tmp_path: Path) -> 
     assert is_free(path)
 
 
+@pytest.mark.parametrize("act", [damage.folder, damage.fifo, damage.loop])
+def test_what_is_no_file_is_no_lock(tmp_path: Path, system: str, act: Callable[[Path], None]) -> None:
+    path = tmp_path / ".lock"
+    path.touch()
+    act(path)
+    with pytest.raises(OSError), files.lock(path):
+        pass
+
+
 def test_an_error_in_the_block_frees_the_lock(tmp_path: Path, system: str) -> None:
     with pytest.raises(LookupError), files.lock(tmp_path / ".lock"):
         raise LookupError
