@@ -80,6 +80,8 @@ class Home:
         self._make_folder()
         home, damaged = self.settings.home, self.damaged
         try:
+            if self.embedding_files.room() < 0:  # a database opens only if it can write its index
+                self.embedding_files.sweep()
             damaged.find_earlier(home)
             for name in FOLDERS:
                 if os.path.lexists(home / name) and not (home / name).is_dir():

@@ -106,6 +106,18 @@ def test_embeddings_go_when_webhooks_meet_a_disk_that_others_filled(small: Path)
         assert disk["evicted"] > 0
 
 
+def test_a_server_starts_on_a_disk_that_embeddings_filled(small: Path) -> None:
+    with serving(small, **SETTINGS) as server:
+        assert webhooks(server) == [200] * EVENTS
+    embeddings = small / "embeddings"
+    embeddings.mkdir(exist_ok=True)
+    (embeddings / "some.embedding").write_bytes(bytes(2**20))
+    filled(small, 0)
+    with serving(small, **SETTINGS) as server:
+        assert status(server)["inbox"] == EVENTS
+        assert post(server, "/webhook", {"action": "PROJECT_UPDATED"})[0] == 200
+
+
 def test_a_disk_that_others_filled_is_said_and_nothing_is_pretended(small: Path) -> None:
     with serving(small, **SETTINGS) as server:
         other = filled(small, 0)
