@@ -58,6 +58,7 @@ LEFT_ALONE = {
 UNREMARKABLE = {"leftovers", "flip"}
 # What an image's file holds is known only once it is decoded, which is for a training to do.
 UNSEEN = {(f"images/54/{LABELLED}", name) for name in ("half", "garbage", "zeros")}
+UNSEEN |= {(EMBEDDING, "dangling")}  # it is missing, so it is made
 
 
 class Homes(NamedTuple):
@@ -200,7 +201,7 @@ def attacked(
         troubles += str(ask(url, "/v1/annotators")[1])
         if path.startswith("images"):  # all are read only when they are needed
             troubles += str(ask(url, "/v1/projects/label_studio/7/export/coco")[1])
-        words = {Path(path).name, Path(path).parent.name, path.split("/")[0], LABELLED[:8]}
+        words = {Path(path).name, Path(path).parent.name, path.split("/")[0], LABELLED[:8], ENCODED[:8]}
         noted = [line for line in server.output.splitlines() if re.search("WARNING|ERROR", line)]
         if (
             name not in UNREMARKABLE

@@ -220,9 +220,9 @@ class Jobs(Part):
             for path in sorted(folder.glob("*.json")):
                 try:
                     job = _job(json.loads(files.read(path)))
-                except FileNotFoundError:
-                    raise
                 except (OSError, ValueError, TypeError):
+                    if not folder.is_dir():
+                        raise
                     damaged.append(path.name)
                     continue
                 state: State = "queued" if job.state in UNDER_WAY else job.state
