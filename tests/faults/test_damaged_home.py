@@ -218,6 +218,8 @@ def attacked(
         or Path(path).name not in server.output.replace("database", path)
     ):
         found.append(f"no sentence: {server.output[-200:]!r}")
+    if name == "flip" and not any(home.glob("*.damaged-*")):
+        there = b""  # nothing uses the page, and the file is written on
     if there and not any(there in each for each in all_bytes(home)):
         found.append("its bytes are gone")
     all_bytes(home)  # which makes it removable
