@@ -245,11 +245,12 @@ def test_a_home_that_cannot_be_made_is_one_line(words: tuple[str, ...], tmp_path
         assert done.stderr.endswith("; set CLICKMASK_HOME to a folder of yours\n")
 
 
-def test_an_inbox_that_sqlite_cannot_read_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "inbox.sqlite").write_text("no database at all")
-    done = CliRunner().invoke(app, ["serve", "--port", "0"], env={"CLICKMASK_HOME": str(tmp_path)})
+def test_a_store_that_sqlite_cannot_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "store.sqlite").write_text("no database at all")
+    done = CliRunner().invoke(app, ["stats", "cvat", "1"], env={"CLICKMASK_HOME": str(tmp_path)})
     assert done.exit_code == 1
-    assert done.stderr == "inbox.sqlite in CLICKMASK_HOME cannot be used: file is not a database\n"
+    said = "it is damaged; restart clickmask, which sets it aside and keeps what can be read of it"
+    assert done.stderr == f"the database cannot be used just now: {said}\n"
 
 
 def test_a_home_that_may_not_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
