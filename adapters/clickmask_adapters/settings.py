@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from clickmask import plugins
 from clickmask.errors import InvalidRequest
-from clickmask.images.source import DECODE_BYTES
+from clickmask.images.memory import DECODE_BYTES
 from clickmask_adapters import tools
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -21,6 +21,7 @@ from clickmask.types import Prediction, Prompt
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_app
 from clickmask_adapters.home import Home
+from clickmask_adapters.server import authentication
 from clickmask_adapters.settings import Settings
 from clickmask_adapters.tools.cvat import WEBHOOK
 from clickmask_adapters.tools.label_studio import bodies as label_studio
@@ -215,7 +216,10 @@ def test_what_is_answered_is_what_is_described(
     assert ask.answered == {(method, path) for method, path, _ in operations(app.openapi())}
 
 
-def test_failures_are_described_and_are_sentences(ask: Checked, app: FastAPI) -> None:
+def test_failures_are_described_and_are_sentences(
+    ask: Checked, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(authentication, "MAX_DELAY_S", 0.0)  # of answers to wrong secrets
     picture, prompt = {"data": png_base64()}, {"foreground": [[40, 30]]}
     click = {"image": picture, "prompt": prompt}
     unknown = {"Authorization": "Bearer wrong"}

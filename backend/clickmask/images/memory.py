@@ -10,6 +10,7 @@ from typing import Self
 from clickmask.errors import Busy, TooLarge
 from clickmask.types import Pixels
 
+DECODE_BYTES = 1000 * 2**20  # of pixels, and of what decoding them takes
 SMALL_SHARE = 16  # a request for at most such a part of the budget finds room beside waiting large ones
 PATIENCE_S = 10.0
 RETRY_S = 5.0

@@ -10,13 +10,12 @@ from clickmask.caches import Lru, SingleFlight
 from clickmask.errors import Gone, ImageUnavailable
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
 from clickmask.images.fetch import Fetched, Fetcher, Validator, decode_base64
-from clickmask.images.memory import MemoryBudget, Room
+from clickmask.images.memory import DECODE_BYTES, MemoryBudget, Room
 from clickmask.images.places import FetchPlaces
 from clickmask.types import Image, ImageRef, Size
 
 MAX_KNOWN_IMAGES = 20_000  # entries in each map from a key to an identity; about 300 bytes each
 MAX_DECODES = 4  # at once
-DECODE_BYTES = 1000 * 2**20  # of pixels, and of what decoding them takes
 ENCODED_BYTES = 256 * 2**20  # of files that are being read or decoded, or more if one may be larger
 MAX_ENCODED = 256  # such files at once
 Context = AbstractContextManager[None]

@@ -261,17 +261,17 @@ def test_a_segmenter_that_breaks_costs_its_image_only(
     disc = StoredDisc()
     encode = disc.encode
 
-    def out_of_memory(image: Image) -> Kept:
+    def broken(image: Image) -> Kept:
         if not disc.encoded:
             disc.encoded.append("")
-            raise RuntimeError("not enough memory")
+            raise RuntimeError("the network broke")
         return encode(image)
 
-    monkeypatch.setattr(disc, "encode", out_of_memory)
+    monkeypatch.setattr(disc, "encode", broken)
     bench = open_bench(disc)
     done = list(prepare_images(bench, [*folder_images(photos)[:2], *folder_images(photos)[3:]], "disc"))
     bench.close()
-    assert sorted(image.error for image in done) == ["", "", "", "not enough memory"]
+    assert sorted(image.error for image in done) == ["", "", "", "the network broke"]
 
 
 def test_an_interrupt_ends_it_at_once_and_what_was_encoded_stays(
