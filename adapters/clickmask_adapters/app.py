@@ -13,8 +13,9 @@ from clickmask_adapters.api import datasets, projects, proposals, status
 from clickmask_adapters.home import Home
 from clickmask_adapters.server import failures, openapi
 from clickmask_adapters.server.gate import Gate
+from clickmask_adapters.server.places import Places
 
-COMPUTE_THREADS = 128  # more than `places.MAX_ELSEWHERE`
+OTHER_THREADS = 32  # of requests that need no place
 
 
 def create_app(home: Home, recent: failures.RecentFailures | None = None) -> FastAPI:
@@ -29,11 +30,11 @@ def create_app(home: Home, recent: failures.RecentFailures | None = None) -> Fas
     for tool in tools:
         if tool.origin:
             workbench.require_origin(tool.name, tool.origin)
-    recent = recent or failures.RecentFailures()
+    recent, places = recent or failures.RecentFailures(), Places()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        anyio.to_thread.current_default_thread_limiter().total_tokens = COMPUTE_THREADS
+        anyio.to_thread.current_default_thread_limiter().total_tokens = places.threads + OTHER_THREADS
         try:
             workbench.warm_up()
             workbench.read_events(home.ingester, home.label_sources)
@@ -69,5 +70,7 @@ def create_app(home: Home, recent: failures.RecentFailures | None = None) -> Fas
         app.include_router(router)
     open_paths = {path for tool in tools for path in tool.open_paths}
     signed_paths = {path for tool in tools for path in tool.signed_paths}
-    app.add_middleware(Gate, settings, recent, open_paths=open_paths, signed_paths=signed_paths)
+    app.add_middleware(
+        Gate, settings, recent, open_paths=open_paths, signed_paths=signed_paths, places=places
+    )
     return app

@@ -68,6 +68,10 @@ class Busy(ClickmaskError):
         self.retry_after = retry_after  # seconds
 
 
+class HostBusy(Busy):
+    """Too many requests wait for one image host, or for all of them."""
+
+
 class OutOfMemory(ClickmaskError):
     """This process gets no more memory, or no more threads, from the system."""
 

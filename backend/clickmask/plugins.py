@@ -18,6 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Generic, Protocol, TypeVar, cast
 
+from clickmask.caches import waiting_elsewhere
 from clickmask.errors import (
     NEEDS_MEMORY,
     ClickmaskError,
@@ -140,7 +141,9 @@ class Families(Generic[HostT, PluginT]):
         family, variant = self._find(name)
         with self._lock:
             loading = self._loading.setdefault(name, threading.Lock())
-        with loading:  # one lock per name: loading gigabytes must not hold up other plugins
+        with waiting_elsewhere():
+            loading.acquire()  # one lock per name: loading gigabytes must not hold up other plugins
+        try:
             if name not in self._loaded:
                 self.require_ready(name)
                 try:
@@ -155,6 +158,8 @@ class Families(Generic[HostT, PluginT]):
                     raise Failed(f"the {self.noun} {name} calls itself {str(own)[:80]!r}")
                 self._loaded[name] = plugin
             return self._loaded[name]
+        finally:
+            loading.release()
 
     def require(self, name: str) -> None:
         """Raise NotFound unless `name` is installed. Loads nothing."""

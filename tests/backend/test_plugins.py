@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from clickmask import plugins, segmenters
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.weights import WeightsFolder
+from support.elsewhere import counted, in_thread
+from support.waiting import until
 
 
 @pytest.fixture
@@ -42,3 +45,28 @@ def test_another_package_brings_its_own_by_an_entry_point(foreign: Path) -> None
 def test_ours_win_over_foreign_ones_of_the_same_name(foreign: Path) -> None:
     assert plugins.load(segmenters, "grabcut").__name__ == "clickmask.segmenters.grabcut"
     assert plugins.names(segmenters).count("grabcut") == 1
+
+
+def test_whoever_waits_for_a_plugin_to_be_loaded_waits_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clickmask.segmenters import threshold
+
+    begun, loaded, load = threading.Event(), threading.Event(), threshold.load
+
+    def slowly(variant: str, host: object) -> object:
+        begun.set()
+        assert loaded.wait(30)
+        return load(variant, host)
+
+    monkeypatch.setattr(threshold, "load", slowly)
+    catalogue = Catalogue(segmenters, WeightsFolder(Path("no weights")))
+    with counted() as waiting:
+        first = threading.Thread(target=catalogue.get, args=("threshold",))
+        first.start()
+        assert begun.wait(30)
+        second = in_thread(lambda: catalogue.get("threshold"))
+        until(lambda: waiting.now == 1)
+        loaded.set()
+        first.join(30)
+        second.join(30)
+    assert waiting.now == 0
+    assert catalogue.get("threshold").name == "threshold"

@@ -34,6 +34,7 @@ STATUS: Mapping[type[errors.ClickmaskError], HTTPStatus] = {
     errors.ToolUnavailable: HTTPStatus.BAD_GATEWAY,
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.Busy: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.HostBusy: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.OutOfMemory: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.NotStored: HTTPStatus.INSUFFICIENT_STORAGE,
@@ -44,6 +45,7 @@ SLOWED_DOWN = "slowed_down"
 # Errors of routes that are counted for administrators, by the same words as `Refusal.kind`.
 COUNTED: Mapping[type[errors.ClickmaskError], str] = {
     errors.Busy: "busy",
+    errors.HostBusy: "busy",
     errors.Refused: "image_refused",
     errors.TooLarge: "too_large",
 }
@@ -100,7 +102,7 @@ class RecentFailures:
             self.count(kind)
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         # Posts to signed paths pass the door, so strangers can send them until the signature is checked.
-        unsigned = path.startswith("/webhooks/") and status < HTTPStatus.INTERNAL_SERVER_ERROR
+        unsigned = path.startswith("/webhooks/")
         stranger = not admitted and (status in DOOR or unsigned or kind == SLOWED_DOWN)
         line = f"{method} {path[:200]}: {status}, {error[:500]}"
         line = "".join(

@@ -20,11 +20,12 @@ from clickmask.inference.sessions import usable_cores
 from clickmask_adapters.server.failures import Refusal
 
 MIN_PLACES, PLACES_PER_CORE = 4, 2
-MAX_ELSEWHERE = 96  # requests that wait for something else; each holds a thread of `app.COMPUTE_THREADS`
+MAX_ELSEWHERE = 144  # requests that wait for something else, each with a thread
 MAX_WAITING = 128
 MAX_WAIT_S = 4.0  # for the answer, as it is expected
 PATIENCE_S = 3.0  # for a place, if the line moves more slowly than was expected
 FIRST_INTERVAL_S = 0.05  # between two answers while all places are taken, until it is measured
+MAX_HELD_S = 1.0  # that counts: a segmenter that is loaded for a minute says nothing of the next request
 SMOOTHING = 0.2  # weight of the newest request
 
 
@@ -38,6 +39,11 @@ class Places:
         self._at_work = self._elsewhere = 0
         self._line = deque[asyncio.Future[None]]()
         self._interval = FIRST_INTERVAL_S  # an average
+
+    @property
+    def threads(self) -> int:
+        """The most that the requests with a place, or elsewhere, may need."""
+        return self._most + MAX_ELSEWHERE
 
     def expected_wait(self) -> float:
         """Seconds until a new request would be answered; 0 if it need not wait in line."""
@@ -92,7 +98,7 @@ class Places:
         if place.state == "at work":
             place.held += self._clock() - place.since
             # Fewer than there are cores take as long as that many.
-            interval = place.held / max(self._at_work, self._most / PLACES_PER_CORE)
+            interval = min(place.held, MAX_HELD_S) / max(self._at_work, self._most / PLACES_PER_CORE)
             self._interval += SMOOTHING * (interval - self._interval)
         self._at_work -= place.state == "at work"
         self._elsewhere -= place.state == "elsewhere"

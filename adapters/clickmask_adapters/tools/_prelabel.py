@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
+from clickmask.caches import waiting_elsewhere
 from clickmask.errors import Busy, ImageUnavailable, InvalidInput, NotReady, Refused, TooLarge
 from clickmask.types import ImageRef, Prediction
 from clickmask.workbench import Proposal, Workbench
@@ -57,4 +58,5 @@ def draw(
         except Busy as error:
             if time.monotonic() + error.retry_after > until:
                 raise
-            time.sleep(error.retry_after)
+            with waiting_elsewhere():
+                time.sleep(error.retry_after)

@@ -112,7 +112,7 @@ class Fetcher:
             origin = origin_of(ref.uri)
         except ValueError:
             return "", False
-        return origin[1], origin in self._trusted
+        return f"{origin[1]}:{origin[2]}", origin in self._trusted
 
     def fetch(
         self, ref: ImageRef, known: Validator | None = None, require: Require = lambda count: None

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Self
 
+from clickmask.caches import waiting_elsewhere
 from clickmask.errors import Busy, TooLarge
 from clickmask.types import Pixels
 
@@ -71,7 +72,8 @@ class MemoryBudget:
                             continue
                     if time.monotonic() >= until:
                         raise Busy("other large images are being read; try again in a moment", RETRY_S)
-                    self._changed.wait(0.1)  # finalizers wake nobody
+                    with waiting_elsewhere():
+                        self._changed.wait(0.1)  # finalizers wake nobody
             finally:
                 if in_turn:
                     self._queue.remove(own)

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 from clickmask.caches import waiting_elsewhere
-from clickmask.errors import Busy
+from clickmask.errors import HostBusy
 
 MAX_THREADS_PER_HOST = 16  # that fetch, or wait for such a fetch
 MAX_FETCHES_PER_HOST = 6
@@ -35,16 +35,16 @@ class FetchPlaces:
     @contextmanager
     def at(self, host: str, trusted: bool) -> Generator[AbstractContextManager[None]]:
         """Count this thread among those that wait for `host`; gives a context for the fetch itself, which
-        waits for one of the host's places. Raises Busy at once if too many wait. `trusted`: the host is a
+        waits for one of the host's places. Raises HostBusy at once if too many wait. `trusted`: the host is a
         labeling tool, which no other host's slowness may keep from being asked."""
         with self._lock:
             known = self._hosts.setdefault(host, _Host())
             if known.threads >= MAX_THREADS_PER_HOST:
-                raise Busy(f"many requests wait for images of {host}; try again in a moment", RETRY_S)
+                raise HostBusy(f"many requests wait for images of {host}; try again in a moment", RETRY_S)
             if not trusted and self._strangers >= MAX_THREADS:
                 if not known.threads:
                     del self._hosts[host]
-                raise Busy("many requests wait for images of slow hosts; try again in a moment", RETRY_S)
+                raise HostBusy("many requests wait for images of slow hosts; try again in a moment", RETRY_S)
             known.threads += 1
             self._strangers += not trusted
         try:
@@ -60,7 +60,7 @@ class FetchPlaces:
     def _fetch(self, host: str, known: _Host) -> Generator[None]:
         with waiting_elsewhere():
             if not known.fetches.acquire(timeout=self._patience):
-                raise Busy(f"{host} is slow to send other images; try again in a moment", RETRY_S)
+                raise HostBusy(f"{host} is slow to send other images; try again in a moment", RETRY_S)
             try:
                 yield
             finally:

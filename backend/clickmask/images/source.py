@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from clickmask.caches import Lru, SingleFlight
-from clickmask.errors import Gone, ImageUnavailable
+from clickmask.errors import Gone, HostBusy, ImageUnavailable
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
 from clickmask.images.fetch import Fetched, Fetcher, Validator, decode_base64
 from clickmask.images.memory import DECODE_BYTES, MemoryBudget, Room
@@ -85,8 +85,13 @@ class ImageSource:
         key = _key(ref)
         if known := self._unexpired(key):
             return known
-        with self._at(ref) as fetching:
-            return self._identifying.run(key, lambda: self._ask(ref, key, fetching))
+        try:
+            with self._at(ref) as fetching:
+                return self._identifying.run(key, lambda: self._ask(ref, key, fetching))
+        except HostBusy:
+            if last := self._by_address.get(key):  # an answer of a minute ago, rather than none
+                return last.identity
+            raise
 
     def identify_bytes(self, raw: bytes) -> ImageIdentity:
         """Digest and size of an encoded image, which is decoded only if its bytes are new."""

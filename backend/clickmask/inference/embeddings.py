@@ -20,6 +20,7 @@ CLICK, PREPARATION, BATCH = 0, 1, 2  # priorities in the queue: a waiting annota
 MAX_CLICK_WAIT_S = 4.0  # that a click on a new image may expect to wait for its embedding
 MIN_CLICKS = 2  # new images that may wait in any case, however slow the segmenter is
 FIRST_ENCODE_S = 0.5  # what an encode is taken to last until one was measured
+MAX_CALLERS = 48  # that wait, each with a thread; many may want one image
 SMOOTHING = 0.3  # weight of the newest encode
 
 
@@ -70,6 +71,7 @@ class EmbeddingCache:
         self._disk = disk
         self._kept = Lru[EmbeddingKey, Embedding](max_bytes=capacity, size=lambda each: each.nbytes)
         self._hits = self._misses = 0
+        self._callers = 0  # that wait for an encoding
         self._under_way: dict[EmbeddingKey, _Encoding] = {}
         self._waiting: dict[EmbeddingKey, _Encoding] = {}
         self._ticket = itertools.count()
@@ -90,12 +92,18 @@ class EmbeddingCache:
             self._misses += 1
             if (kept := self._kept.get(key)) is not None:  # finished since
                 return kept, True
+            if self._callers >= MAX_CALLERS:
+                raise Busy(f"{self._callers} requests wait for images to be encoded; try again in a moment")
             future = self._enqueue(key, compute, priority).future
+            self._callers += 1
         try:
             with waiting_elsewhere():
                 return future.result(self._patience), False
         except TimeoutError:
             raise Busy("the image is still being encoded; click again in a moment") from None
+        finally:
+            with self._changed:
+                self._callers -= 1
 
     def find(self, key: EmbeddingKey) -> Embedding | None:
         """The embedding from memory or disk; None if it has to be computed."""
@@ -227,3 +235,6 @@ class EmbeddingCache:
                     self._kept.put(encoding.key, embedding)
                     self._encode_s += SMOOTHING * (time.monotonic() - began - self._encode_s)
                 encoding.future.set_result(embedding)
+            # A thread that waits for the next one would hold the pixels, which are in `compute`.
+            del encoding
+            embedding = None

@@ -89,6 +89,21 @@ def test_the_line_is_longer_if_it_moves_faster() -> None:
     assert asyncio.run(admitted(0.05)) == pytest.approx(80, abs=1)
 
 
+def test_one_request_that_takes_a_minute_turns_nobody_away() -> None:
+    async def ask() -> None:
+        clock = Clock()
+        places = Places(4, clock)
+        long = await places.take()
+        clock.now += 60  # a segmenter was loaded
+        places.give_back(long)
+        line = await line_of(places, 8)
+        assert not [each for each in line if each.done() and each.exception()]
+        for each in line:
+            each.cancel()
+
+    run(ask())
+
+
 def test_a_line_that_stands_still_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places_module, "PATIENCE_S", 0.01)
 

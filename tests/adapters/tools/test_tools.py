@@ -5,13 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from clickmask.errors import Busy
+from clickmask.types import ImageRef
 from clickmask.workbench import Workbench
 from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
-from clickmask_adapters.tools import Tool
+from clickmask_adapters.tools import Tool, _prelabel
+from support.elsewhere import counted
 
 SLOW = ("fastapi", "starlette", "cv2", "torch", "sqlalchemy", "requests", "urllib3", "numpy.testing")
 ASK = """
@@ -59,3 +63,21 @@ def test_a_tool_that_is_not_configured_has_no_origin_but_labels_to_read(tools: d
     for tool in tools.values():
         assert tool.origin is None
         assert tool.labels is tool.labels is not None
+
+
+def test_a_model_that_is_busy_is_waited_for_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Model:
+        asked = 0
+
+        def prelabel(self, *given: object) -> list[object]:
+            self.asked += 1
+            if self.asked == 1:
+                raise Busy("another image is being annotated", retry_after=3.0)
+            return []
+
+    paused: list[tuple[float, int]] = []
+    with counted() as waiting:
+        monkeypatch.setattr(_prelabel.time, "sleep", lambda seconds: paused.append((seconds, waiting.now)))
+        model = cast("Workbench", Model())
+        assert _prelabel.draw(model, lambda: ImageRef("digest:0"), "trained:a", "cvat", lambda *_: True) == []
+    assert paused == [(3.0, 1)]

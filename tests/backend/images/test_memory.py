@@ -16,6 +16,7 @@ from clickmask.images.fetch import Fetcher
 from clickmask.images.headers import bytes_to_decode
 from clickmask.images.memory import MemoryBudget
 from clickmask.images.source import ImageSource
+from support.elsewhere import counted
 from support.waiting import until
 
 SIDE = 1024
@@ -203,3 +204,12 @@ def test_a_lack_of_memory_is_not_called_a_damaged_image(
     monkeypatch.setattr("clickmask.images.decode._upright", fail)
     with pytest.raises(OutOfMemory, match="needs more memory"):
         decode_image(encoded(GREY, "PNG"))
+
+
+def test_whoever_waits_for_memory_waits_elsewhere() -> None:
+    budget = MemoryBudget(100, places=4, patience=0.2)
+    with counted() as waiting, budget.room() as held:
+        held.require(90)
+        with budget.room() as room, pytest.raises(Busy):
+            room.require(90)
+        assert (waiting.now, waiting.most) == (0, 1)

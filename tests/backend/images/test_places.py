@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from clickmask.caches import ELSEWHERE
 from clickmask.errors import Busy, ImageUnavailable
 from clickmask.images import connections, places
 from clickmask.images.connections import Resolver
@@ -19,6 +18,7 @@ from clickmask.images.fetch import Fetched, Fetcher, NotModified, Require, Valid
 from clickmask.images.places import FetchPlaces
 from clickmask.images.source import ImageSource
 from clickmask.types import ImageRef
+from support.elsewhere import counted
 from support.pictures import png_base64
 from support.waiting import until
 
@@ -76,25 +76,32 @@ def test_many_slow_hosts_leave_the_labeling_tool_its_places() -> None:
         source.identify(ImageRef("https://fast/another"))
 
 
-def test_a_thread_lends_its_place_while_it_waits_and_no_longer() -> None:
-    now, most = 0, 0
-
-    @contextmanager
-    def waiting() -> Iterator[None]:
-        nonlocal now, most
-        now, most = now + 1, max(most, now + 1)
-        yield
-        now -= 1
-
+def test_a_thread_waits_elsewhere_while_it_fetches_and_no_longer() -> None:
     source = ImageSource(SlowHosts())
-    token = ELSEWHERE.set(waiting)
-    try:
+    with counted() as waiting:
         source.identify(ImageRef("https://fast/a"))
-        assert (now, most) == (0, 1)
+        assert (waiting.now, waiting.most) == (0, 1)
         source.identify(ImageRef("https://fast/a"))  # known: no wait
-        assert (now, most) == (0, 1)
-    finally:
-        ELSEWHERE.reset(token)
+        assert (waiting.now, waiting.most) == (0, 1)
+
+
+def test_a_known_image_is_still_known_if_nobody_may_ask_its_host_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    source = ImageSource(SlowHosts(), clock=lambda: now[0])
+    known = source.identify(ImageRef("https://fast/a"))
+    now[0] = 10_000.0  # its answer is trusted no more
+    monkeypatch.setattr(places, "MAX_THREADS_PER_HOST", 0)
+    assert source.identify(ImageRef("https://fast/a")) == known
+    with pytest.raises(Busy):
+        source.identify(ImageRef("https://fast/b"))
+
+
+def test_ports_of_one_host_are_hosts_of_their_own() -> None:
+    fetcher = Fetcher(trusted_origins=["http://tool:8080"])
+    assert fetcher.host_of(ImageRef("http://tool:8080/a.png")) == ("tool:8080", True)
+    assert fetcher.host_of(ImageRef("http://tool/a.png")) == ("tool:80", False)
 
 
 def test_whoever_gets_no_place_to_fetch_in_time_is_told_to_come_back() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from clickmask.errors import Busy
+from clickmask.inference import embeddings
 from clickmask.inference.embeddings import BATCH, EmbeddingCache, EmbeddingKey
 from support.waiting import until
 
@@ -232,3 +234,27 @@ def test_a_click_that_would_wait_too_long_is_refused_at_once(encode_s: float, ad
     for each in threads:
         each.join()
     cache.close()
+
+
+def test_an_image_that_was_encoded_is_held_by_nobody(cache: EmbeddingCache) -> None:
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    gone = weakref.ref(pixels)
+    cache.get(key("a"), lambda pixels=pixels: pixels[:10, :10, 0].copy())
+    del pixels
+    until(lambda: gone() is None)
+
+
+def test_few_callers_wait_at_a_time_however_few_images_they_want(
+    cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings, "MAX_CALLERS", 2)
+    blocker = Blocker(cache)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(cache.get, key("a"), embedding) for _ in range(2)]
+        until(lambda: cache._callers == 2)  # pyright: ignore
+        with pytest.raises(Busy, match="2 requests wait"):
+            cache.get(key("a"), embedding)
+        blocker.released.set()
+        assert all(each.result(30)[0].nbytes for each in waiting)
+    assert cache._callers == 0  # pyright: ignore
+    cache.get(key("b"), embedding)

@@ -52,6 +52,7 @@ MAX_CLICK_S = 50.0  # the nginx in front of CVAT gives up on a call after 60
 DEFAULT_TIMEOUT_S = 120.0  # CVAT's own default, if its request does not say
 RESERVE_S = 5.0  # an answer should leave so long before CVAT's timeout
 MAX_RESULTS = 4  # each may have many megabytes
+MAX_DETECTOR_CALLS = 16  # at a time; few of them compute, and each other one has a thread
 RESULT_TTL_S = 900.0  # a model trained since would answer differently
 FEATURES = (256, 64, 64)  # shape of the embeddings that SAM's decoder reads
 SECRET_VARIABLE = "CVAT_WEBHOOK_SECRET"  # noqa: S105  # its name, not its value
@@ -75,6 +76,7 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
     offered = Offered(workbench)
     invoker = Invoker(workbench, min_iou, every_candidate=settings.cvat_candidates)
     results = ResultCache()
+    detectors = asyncio.BoundedSemaphore(MAX_DETECTOR_CALLS)
     secret = settings.cvat_webhook_secret
     listing = ThreadPoolExecutor(1, thread_name_prefix="cvat-functions")
 
@@ -107,11 +109,16 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
         key = b""
         if function.kind == "detector":  # hashing takes 0.7 ms per megabyte
             key = await asyncio.to_thread(lambda: hashlib.sha256(name.encode() + b"\n" + body).digest())
+        if function.kind == "detector" and detectors.locked():
+            raise HTTPException(
+                HTTPStatus.TOO_MANY_REQUESTS, "many images are being annotated already", {"Retry-After": "5"}
+            )
         while True:
             try:
                 if function.kind == "detector":
-                    with waiting_elsewhere():
-                        return await results.wait(until, key, begin)
+                    async with detectors:
+                        with waiting_elsewhere():
+                            return await results.wait(until, key, begin)
                 return await wait(until, asyncio.ensure_future(begin()))
             except Busy as error:
                 # CVAT ends a batch at the first failed frame, so a detector waits its turn.

@@ -7,11 +7,13 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 from urllib.parse import unquote, urlencode, urlsplit
 
 import orjson
 
+from clickmask.caches import waiting_elsewhere
 from clickmask.errors import Refused
 from clickmask.images.fetch import origin_of
 from clickmask.types import ImageRef
@@ -43,7 +45,9 @@ class Credentials:
         if self._key.count(".") != 2:
             return f"Token {self._key}"
         is_usable = self._clock() < self._renew_at + RENEW_BEFORE_S / 2 and not refused
-        if not self._lock.acquire(blocking=not is_usable):
+        with nullcontext() if is_usable else waiting_elsewhere():
+            is_mine = self._lock.acquire(blocking=not is_usable)
+        if not is_mine:
             return f"Bearer {self._access}"  # another thread renews it: nobody else waits for Label Studio
         try:
             if self._clock() >= self._renew_at or refused == f"Bearer {self._access}":

@@ -11,7 +11,9 @@ import pytest
 from clickmask.errors import Refused
 from clickmask_adapters.tools._client import ToolError
 from clickmask_adapters.tools.label_studio.client import Credentials, LabelStudioClient
+from support.elsewhere import counted, in_thread
 from support.scripted_server import ScriptedServer, scripted_server
+from support.waiting import until
 
 URL = "http://labels.example:8080"
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
@@ -166,6 +168,27 @@ def test_threads_that_need_a_token_at_once_exchange_it_once() -> None:
     for thread in threads:
         thread.join(5)
     assert len(exchanged) == 1
+
+
+def test_threads_that_wait_for_a_token_wait_elsewhere() -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def exchange(key: str) -> str:
+        asked.set()
+        assert answered.wait(30)
+        return jwt("access")
+
+    credentials = Credentials(PERSONAL, exchange, Clock())
+    with counted() as waiting:
+        first = threading.Thread(target=credentials.header)
+        first.start()
+        assert asked.wait(30)
+        second = in_thread(credentials.header)
+        until(lambda: waiting.now == 1)
+        answered.set()
+        first.join(30)
+        second.join(30)
+    assert (waiting.now, waiting.most) == (0, 1)
 
 
 # --- requests
