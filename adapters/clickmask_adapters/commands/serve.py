@@ -60,18 +60,20 @@ class HomeServer(uvicorn.Server):
             http=cast("Any", partial(BoundedConnection, connections=connections)),
             backlog=connections.backlog,
             timeout_graceful_shutdown=ANSWERS_S,
+            ws="none",
             proxy_headers=False,
             server_header=False,
         )
         super().__init__(config)
         self._home, self._connections = home, connections
+        self._ending = threading.Event()
+        end_in_time(self._ending)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end. uvicorn's own would raise the signal again at the end, and so change the status."""
-        if not self.should_exit:
-            end_in_time()
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
+        self._ending.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._connections.close_idle()

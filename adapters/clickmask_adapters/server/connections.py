@@ -8,6 +8,7 @@ is turned away only if a request is at work on each of the others.
 import asyncio
 import errno
 import logging
+import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -21,9 +22,11 @@ from clickmask_adapters.server.addresses import client_network
 from clickmask_adapters.server.uvicorn import ReadTimeouts
 
 try:
+    import fcntl
     import resource
+    import termios
 except ImportError:  # Windows
-    resource = None
+    fcntl = resource = termios = None
 
 log = logging.getLogger(__name__)
 
@@ -194,6 +197,19 @@ class BoundedConnection(ReadTimeouts):
         """Bytes that neither the client nor the system has taken."""
         return self.transport.get_write_buffer_size()
 
+    @property
+    def not_received(self) -> int:
+        """Bytes that the client's system has not taken: `unread`, and those that ours holds for it, megabytes
+        of which may pass before it takes one more from us."""
+        queued = 0
+        if fcntl and termios:
+            with suppress(OSError, ValueError):
+                asked = fcntl.ioctl(
+                    self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, b"\0" * 4
+                )
+                (queued,) = struct.unpack("i", asked)
+        return self.unread + queued
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # as uvicorn has it
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # writing is paused while anything is unread
@@ -229,10 +245,10 @@ class BoundedConnection(ReadTimeouts):
         super().connection_lost(exc)
 
     def _expect_reading(self) -> None:
-        self._giving_up = self.loop.call_later(UNREAD_TIMEOUT_S, self._check_reading, self.unread)
+        self._giving_up = self.loop.call_later(UNREAD_TIMEOUT_S, self._check_reading, self.not_received)
 
     def _check_reading(self, before: int) -> None:
-        if self.unread > before - MIN_READ:
+        if self.not_received > before - MIN_READ:
             self._connections.give_up(self)
         else:
             self._expect_reading()

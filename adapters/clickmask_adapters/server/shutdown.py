@@ -12,19 +12,23 @@ ANSWERS_S = 3  # in which requests at work may still be answered
 _LAST_LINE_S = 0.2  # a log that nobody reads may block
 
 
-def end_in_time(seconds: float = SHUTDOWN_S) -> None:
-    """End this process with status 0 after `seconds`, unless it ends earlier by itself.
+def end_in_time(begin: threading.Event, seconds: float = SHUTDOWN_S) -> None:
+    """End this process with status 0 `seconds` after `begin` is set, unless it ends earlier by itself.
 
     A thread cannot be stopped, and Python waits for those of a pool: one that computes or waits for another
-    server would keep the process alive. What must last is in databases by then, safe even from a kill.
+    server would keep the process alive. What must last is in databases by then, safe even from a kill. The
+    thread that watches starts now: a signal handler can't be sure to start one.
     """
 
     def end() -> None:
+        begin.wait()
         time.sleep(seconds)
         said = "the server ends with work undone: requests were at work, or another server did not answer"
-        last_line = threading.Thread(target=log.warning, args=(said,), daemon=True)
-        last_line.start()
-        last_line.join(_LAST_LINE_S)
-        os._exit(0)
+        try:
+            last_line = threading.Thread(target=log.warning, args=(said,), daemon=True)
+            last_line.start()
+            last_line.join(_LAST_LINE_S)
+        finally:
+            os._exit(0)
 
     threading.Thread(target=end, name="end-in-time", daemon=True).start()

@@ -197,6 +197,21 @@ def test_an_answer_that_is_read_slowly_comes_to_its_end(
         client.close()
 
 
+def test_bytes_that_the_system_holds_for_a_client_are_not_received_yet(serving: Serving) -> None:
+    """The system takes the next bytes from us only when a third of its megabytes is free."""
+    with serving(4) as served:
+        client = served.connect(LARGE, SO_RCVBUF=2**16)
+        unread = served.connections._by_state[module.UNREAD]
+        until(lambda: bool(unread))
+        (connection,) = unread
+        assert connection.not_received > connection.unread > 0
+        before = connection.not_received
+        for _ in range(4):
+            client.recv(2**16)
+        until(lambda: connection.not_received < before)
+        client.close()
+
+
 def test_all_unread_answers_together_are_bounded(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_UNREAD", 2**24)
     with serving(8) as served:

@@ -19,7 +19,10 @@ def test_the_process_ends_with_status_0_whatever_its_threads_do(
         ended.set()
 
     monkeypatch.setattr(os, "_exit", leave)
-    end_in_time(0.0)
+    begin = threading.Event()
+    end_in_time(begin, 0.0)
+    assert not ended.wait(0.05), "nobody has said so"
+    begin.set()
     assert ended.wait(60)
     assert statuses == [0]
     assert "ends with work undone" in caplog.text
@@ -33,7 +36,9 @@ def test_a_log_that_blocks_does_not_keep_it(monkeypatch: pytest.MonkeyPatch) -> 
     logger = logging.getLogger("clickmask_adapters.server.shutdown")
     logger.addHandler(blocked)
     try:
-        end_in_time(0.0)
+        begin = threading.Event()
+        end_in_time(begin, 0.0)
+        begin.set()
         assert ended.wait(30)
     finally:
         unblocked.set()
