@@ -18,6 +18,7 @@ from clickmask.training import supervisor
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_app
 from clickmask_adapters.home import Home
+from clickmask_adapters.server import authentication
 from clickmask_adapters.server.uvicorn import ReadTimeouts
 from clickmask_adapters.settings import Settings
 from support.drawn_projects import accept_drawings
@@ -35,6 +36,9 @@ def url(workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A server with accepted labels, two models, and trainings that do nothing; its segmenter draws discs."""
     worker = (sys.executable, "-c", "import sys; sys.stdin.read()")
     monkeypatch.setitem(supervisor.Supervisor.__init__.__kwdefaults__, "worker", worker)
+    monkeypatch.setattr(
+        authentication, "MAX_DELAY_S", 0.0
+    )  # of answers to wrong secrets
     accept_drawings(workbench.store, ImageArchive(tmp_path / "images", 2**24, lambda digest: True), 2)
     settings = Settings(
         home=tmp_path,
