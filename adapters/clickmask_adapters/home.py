@@ -84,7 +84,9 @@ class Home:
                 self.embedding_files.sweep()
             damaged.find_earlier(home)
             for name in FOLDERS:
-                if os.path.lexists(home / name) and not (home / name).is_dir():
+                if (home / name).is_symlink() and not (home / name).exists():
+                    damaged.add_trouble(f"{name} in CLICKMASK_HOME leads nowhere: is its disk there?")
+                elif os.path.lexists(home / name) and not (home / name).is_dir():
                     damaged.set_aside(home / name, "is no folder that can be read")
                 elif os.path.lexists(home / name) and not os.access(home / name, os.R_OK | os.W_OK | os.X_OK):
                     said = "may not be read and written by this user: give it back with chown or chmod"

@@ -148,7 +148,7 @@ def make_way(path: Path) -> Path:
     name = f"{path.name}{ASIDE}{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
     while os.path.lexists(path.with_name(name)):
         name += "-again"
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in ("-wal", "-shm", ""):  # SQLite deletes a log that is left without its file
         beside = path.with_name(path.name + suffix)
         if os.path.lexists(beside):
             beside.rename(path.with_name(name + suffix))

@@ -36,9 +36,7 @@ def url(workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A server with accepted labels, two models, and trainings that do nothing; its segmenter draws discs."""
     worker = (sys.executable, "-c", "import sys; sys.stdin.read()")
     monkeypatch.setitem(supervisor.Supervisor.__init__.__kwdefaults__, "worker", worker)
-    monkeypatch.setattr(
-        authentication, "MAX_DELAY_S", 0.0
-    )  # of answers to wrong secrets
+    monkeypatch.setattr(authentication, "MAX_DELAY_S", 0.0)  # of answers to wrong secrets
     accept_drawings(workbench.store, ImageArchive(tmp_path / "images", 2**24, lambda digest: True), 2)
     settings = Settings(
         home=tmp_path,

@@ -52,6 +52,8 @@ LEFT_ALONE = {
     ("store.sqlite", "newer_schema"),
     ("store.sqlite", "unreadable"),
     ("inbox.sqlite", "unreadable"),
+    ("store.sqlite", "dangling"),  # its disk may not be there yet
+    ("inbox.sqlite", "dangling"),
 }
 # Nobody needs to hear of these: nothing is lost, and what is written next takes their place. Nothing may use
 # the page that is flipped.

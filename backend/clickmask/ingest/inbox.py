@@ -26,10 +26,12 @@ MAX_MISSES = 1000  # ids that are tried one by one after a damaged page; then ev
 MAX_ID = 2**40
 EVENT_TTL_S = 30 * 24 * 3600.0  # time an event stays after it was read, for looking back
 _SCHEMA = """
+BEGIN;
 CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, received_at REAL NOT NULL, body BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS inbox (id TEXT NOT NULL);
+COMMIT;
 """
 _SELECT = "SELECT id, source, received_at, body FROM events"
 _FORGET = """DELETE FROM events
@@ -76,6 +78,7 @@ class Inbox:
                 "INSERT INTO inbox SELECT ? WHERE NOT EXISTS (SELECT * FROM inbox)", (secrets.token_hex(8),)
             )
             (id,) = self._writer.execute("SELECT id FROM inbox").fetchone()  # noqa: A001
+            (newest,) = self._writer.execute("SELECT max(seq) FROM sqlite_sequence").fetchone()
         except (sqlite3.Error, StoreUnavailable) as error:
             for connection in opened:
                 connection.close()
@@ -84,6 +87,8 @@ class Inbox:
             raise StoreUnavailable(f"{path.name} in CLICKMASK_HOME cannot be used: {told(error)}") from error
         self.id: str = id
         """Names this file for good: in another file the ids of events start again."""
+        self.newest: int = newest or 0
+        """The largest id that it ever gave; 0 before the first."""
         self.arrived = threading.Event()
         """Set when an event was kept; whoever waits for it has to clear it before looking."""
         self.unreadable = ""
@@ -196,10 +201,11 @@ class Inbox:
             ids = [self._writer.execute(insert, arrival[:3]).lastrowid or 0 for arrival in together]
             self._writer.execute(_FORGET, (self._forget_to, time.time() - self._kept_for))
             self._writer.execute("COMMIT")
-        except sqlite3.Error:
+        except BaseException:  # MemoryError too: an open transaction would refuse all later events
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
             raise
+        self.newest = ids[-1]
         return ids
 
 
@@ -225,16 +231,19 @@ def mend_inbox(path: Path, damaged: DamagedFiles) -> None:
         connection.execute(f"{_SELECT} LIMIT 0")
         connection.execute("SELECT id FROM inbox")
 
-    def read_back(old: Path) -> str:
+    def read_back(old: Path, path: Path) -> str:
         kept, last = 0, 0
         with closing(open_old(old)) as source:
             Inbox(path).close()
             with closing(_connect(path)) as new:
-                new.execute("BEGIN")
-                for event in _readable(source):
-                    new.execute("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?)", event)
-                    kept, last = kept + 1, event.id
-                new.execute("COMMIT")
+                try:
+                    new.execute("BEGIN")
+                    for event in _readable(source):
+                        new.execute("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?)", event)
+                        kept, last = kept + 1, event.id
+                    new.execute("COMMIT")
+                except sqlite3.Error as error:
+                    raise StoreUnavailable(f"the inbox cannot be mended: {told(error)}") from error
         lost = "" if kept == last else f", {last - kept} or more before them are lost or were forgotten"
         return (
             f"{kept} events were read back from it{lost}; what others announced, "

@@ -63,6 +63,7 @@ class InboxReader:
         """Why events wait, as a sentence; empty while they are read."""
         self.failures = 0
         """How often reading failed since the start."""
+        self._newest_before = inbox.newest
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="inbox-reader", daemon=True)
 
@@ -93,6 +94,10 @@ class InboxReader:
         while not self._closing.is_set():
             try:
                 if restarted:
+                    if self._store.read_to(self._inbox.id) > self._newest_before:
+                        # Its last events are lost, or it was restored: new ones get ids that count as read.
+                        log.error("the inbox lost its newest events: all that it has are read again")
+                        self._store.mark_read(self._inbox.id, 0)
                     self._store.retry_set_aside(self._inbox.id, self._clock())
                     restarted = False
                 self._read_some()
@@ -150,7 +155,7 @@ class InboxReader:
         tool = self._tools.get(event.source)
         if tool is None:
             return None  # the tool has no labels to give
-        taken, lost, failed = 0, 0.0, list[BaseException]()
+        taken, lost, cut, failed = 0, 0.0, False, list[BaseException]()
         # A failed submission does not keep the others out, unless it took long or would fail them too.
         try:
             for change in tool.changes(event.body, attempts > 0):
@@ -163,7 +168,7 @@ class InboxReader:
                 except BaseException as error:  # noqa: BLE001  # submissions beside it must be read in any case
                     failed.append(error)
                     lost += time.monotonic() - began
-                    if lost > MAX_IMAGE_WAIT_S:
+                    if cut := lost > MAX_IMAGE_WAIT_S:
                         break
         except StoreUnavailable:
             raise
@@ -176,7 +181,7 @@ class InboxReader:
                 log.error("a part of event %d of %s failed", event.id, event.source, exc_info=error)
         worst = next((error for error in failed if isinstance(error, RETRYABLE)), failed[0])
         retry_at: float | None = None
-        if isinstance(worst, RETRYABLE) and attempts + 1 < MAX_ATTEMPTS:
+        if (cut or isinstance(worst, RETRYABLE)) and attempts + 1 < MAX_ATTEMPTS:
             retry_at = self._clock() + min(MIN_RETRY_S * 2**attempts, MAX_RETRY_S)
         reason = str(worst)
         if not isinstance(worst, ClickmaskError):  # its own text may contain paths

@@ -1,5 +1,6 @@
 """Damaged models: set aside, so that the others are served and the next training can save its own."""
 
+import errno
 import hashlib
 import os
 from contextlib import suppress
@@ -14,13 +15,15 @@ TRAIN = "`clickmask train` makes a new one"
 
 def mend_models(folder: Path, damaged: files.DamagedFiles) -> None:
     """Set aside what cannot be read in the folder of each project. Instead of a version that is gone, the
-    newest that was promoted and is whole is served. Nobody else may use the models meanwhile. Raises
-    OSError."""
+    newest that was promoted and is whole is served. Nobody else may use the models meanwhile."""
     for project in sorted(folder.glob("*")):
         if project.is_dir():
             damaged.find_earlier(project)
-            _mend(project, damaged)
-        elif files.ASIDE not in project.name:
+            try:
+                _mend(project, damaged)
+            except OSError as error:  # labels are served without it
+                damaged.add_trouble(f"models/{project.name} cannot be mended: {error.strerror}")
+        elif files.ASIDE not in project.name and not project.name.startswith("."):
             damaged.set_aside(project, "is no folder that can be read")
 
 
@@ -41,7 +44,9 @@ def _mend(project: Path, damaged: files.DamagedFiles) -> None:
                 reason = "is not what was saved"
     except NotFound:
         reason = "is not there"
-    except (Failed, OSError, LookupError):
+    except (Failed, OSError, LookupError) as error:
+        if isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError):
+            raise PermissionError(errno.EACCES, "this user may not read it") from error
         reason = "cannot be read"
     if not reason:
         return

@@ -206,6 +206,33 @@ def test_no_error_ends_the_writer(
     inbox.close()
 
 
+def test_an_event_that_cannot_be_written_leaves_no_transaction_open(tmp_path: Path) -> None:
+    with closing(Inbox(tmp_path / "inbox.sqlite")) as inbox:
+        with pytest.raises(StoreUnavailable, match="UnicodeEncodeError"):
+            inbox.keep("\ud800", b"1")
+        assert inbox.keep("test", b"2") == 1
+
+
+def test_a_mending_that_is_killed_loses_no_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "inbox.sqlite"
+    with closing(Inbox(path)) as inbox:
+        for number in range(40):
+            inbox.keep("test", b"%d " % number * 500)
+    damage.flipped(path.stat().st_size // damage.PAGE // 2)(path)
+
+    def killed(source: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(inbox_module, "_readable", killed)
+        with pytest.raises(KeyboardInterrupt):
+            mend_inbox(path, DamagedFiles(tmp_path))
+    assert not list(tmp_path.glob("*.damaged-*"))
+    mend_inbox(path, DamagedFiles(tmp_path))
+    with closing(Inbox(path)) as inbox:
+        assert inbox.count() >= 30
+
+
 def test_events_of_a_damaged_inbox_are_read_back_into_a_new_one(tmp_path: Path) -> None:
     path = tmp_path / "inbox.sqlite"
     with closing(Inbox(path)) as inbox:

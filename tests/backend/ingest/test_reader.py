@@ -124,6 +124,39 @@ def test_images_that_take_long_to_fail_do_not_hold_up_other_events(
     assert [submission.task for submission in tool.located] == ["1"]
 
 
+def test_what_is_behind_images_that_take_long_to_fail_is_tried_again(
+    open_reader: Open,
+    store: Store,
+    inbox: Inbox,
+    tool: FakeTool,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tool.failing = InvalidRequest("a region is damaged")  # which no time would mend
+    with monkeypatch.context() as patched:
+        patched.setattr(inbox_reader, "MAX_IMAGE_WAIT_S", -1.0)
+        inbox.keep(TOOL, event(*(submitted(box(), task=name, annotation=name) for name in "12")))
+        reader = open_reader()
+        until(lambda: reader.status().set_aside == 1)
+    (aside,) = reader.status().newest_set_aside
+    assert aside.retry_at == clock.now + MIN_RETRY_S
+    tool.failing = None
+    clock.now += MIN_RETRY_S
+    inbox.arrived.set()
+    until(lambda: tasks_of(store) == ["1", "2"])
+
+
+def test_events_of_an_inbox_that_lost_its_newest_ones_are_read(
+    open_reader: Open, store: Store, inbox: Inbox
+) -> None:
+    """A log that is lost, or a file that is restored, gives ids again that the store has read."""
+    store.mark_read(inbox.id, 7)
+    open_reader()
+    inbox.keep(TOOL, event(submitted(box())))
+    until(lambda: tasks_of(store) == ["1"])
+    assert store.read_to(inbox.id) == 1
+
+
 def test_a_restart_reads_nothing_twice_and_leaves_nothing_out(
     open_reader: Open, store: Store, inbox: Inbox, tool: FakeTool
 ) -> None:

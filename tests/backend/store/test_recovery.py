@@ -14,7 +14,7 @@ from clickmask.errors import StoreUnavailable
 from clickmask.files import DamagedFiles
 from clickmask.images.source import ImageIdentity
 from clickmask.labels.geometry import geometry_to_rle
-from clickmask.store import Store
+from clickmask.store import Store, recovery
 from clickmask.store.recovery import mend_store
 from support import damage
 from support.accepting import TOOL, box, submitted
@@ -129,3 +129,94 @@ def test_what_was_set_aside_is_remembered_until_it_is_moved_away(path: Path) -> 
     (found,) = again.all()
     assert found.name == "store.sqlite"
     assert "set aside earlier" in found.sentence
+
+
+def killed(*given: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_mending_that_is_killed_begins_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damage.flipped(pages_of(path, "annotations_of_task")[0])(path)
+    copied = recovery._copy
+    with monkeypatch.context() as patched:
+        patched.setattr(recovery, "_copy", lambda *of: killed() if of[2] == "labels" else copied(*of))
+        with pytest.raises(KeyboardInterrupt):
+            mend_store(path, DamagedFiles(path.parent))
+    assert not list(path.parent.glob("*.damaged-*"))
+    labels, _, said = mended(path)
+    assert labels == 60
+    assert "Everything could be read back" in said
+
+
+def test_a_mending_that_is_killed_before_its_last_step_is_finished(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage.flipped(pages_of(path, "annotations_of_task")[0])(path)
+    rename = Path.rename
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            Path, "rename", lambda one, to: killed() if one.suffix == ".mended" else rename(one, to)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            mend_store(path, DamagedFiles(path.parent))
+    assert not path.exists()
+    assert mended(path) == (60, "contours", "")
+    assert len(list(path.parent.glob("store.sqlite.damaged-*"))) == 1
+
+
+def test_what_finds_no_room_is_not_lost(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damage.flipped(pages_of(path, "annotations_of_task")[0])(path)
+    connect = sqlite3.connect
+
+    def small(database: object, **options: object) -> sqlite3.Connection:
+        connection = connect(database, **options)
+        if str(database).endswith(".mending"):
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recovery.sqlite3, "connect", small)
+        with pytest.raises(StoreUnavailable, match="is there room in CLICKMASK_HOME"):
+            mend_store(path, DamagedFiles(path.parent))
+    assert not list(path.parent.glob("*.damaged-*"))
+    assert mended(path)[0] == 60
+
+
+def test_an_older_store_is_read_back_though_it_lacks_tables(path: Path) -> None:
+    pages = pages_of(path, "annotations_of_task")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "DROP TABLE unfinished; DROP TABLE jobs; UPDATE alembic_version SET version_num = '0003'"
+        )
+    damage.flipped(pages[0])(path)
+    assert mended(path)[0] == 60
+
+
+def test_a_first_start_that_was_killed_is_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = wal")
+    damaged = DamagedFiles(tmp_path)
+    mend_store(path, damaged)
+    assert damaged.all() == []
+
+
+def test_a_store_on_a_disk_that_is_not_there_is_left_alone(path: Path) -> None:
+    damage.dangling(path)
+    with pytest.raises(StoreUnavailable, match="is its disk there"):
+        mend_store(path, DamagedFiles(path.parent))
+    assert path.is_symlink()
+
+
+def test_a_store_that_cannot_be_opened_now_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = sqlite3.OperationalError("unable to open database file")
+    error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+
+    def cannot(connection: sqlite3.Connection) -> None:
+        raise error
+
+    monkeypatch.setattr(recovery, "_require_ours", cannot)
+    with pytest.raises(StoreUnavailable, match="cannot be read"):
+        mend_store(path, DamagedFiles(path.parent))
+    assert [each.name for each in path.parent.iterdir()] == ["store.sqlite"]
