@@ -39,6 +39,10 @@ from clickmask_adapters.settings import read_settings
 from support.served import serving
 from support.waiting import until
 
+with_torch = pytest.mark.skipif(
+    find_spec("torch") is None, reason="a SAM is not fetched where torch is missing"
+)
+
 
 def picture() -> str:
     """Base64 of a light square on dark noise."""
@@ -377,6 +381,7 @@ def test_weights_that_are_not_known_are_one_line(tmp_path: Path, command: str) -
     )
 
 
+@with_torch
 def test_fetching_weights_offline_is_one_line(tmp_path: Path) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
@@ -389,6 +394,7 @@ def test_fetching_weights_offline_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in result.output
 
 
+@with_torch
 def test_weights_that_are_there_are_printed_as_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,6 +425,7 @@ def _pretend_verified(path: Path, digest: str) -> None:
     path.with_name(path.name + ".verified").write_text(json.dumps(memo))
 
 
+@with_torch
 def test_fetched_weights_are_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "small.pth").write_bytes(b"weights")
     entry = Checkpoint("https://127.0.0.1/small.pth", 7, hashlib.sha256(b"weights").hexdigest(), "MIT")

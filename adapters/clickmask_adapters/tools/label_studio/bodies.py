@@ -3,7 +3,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from clickmask_adapters.server.openapi import EXAMPLE_PNG
 
@@ -24,11 +24,17 @@ class SetupIn(BaseModel):
     ] = None
 
 
-class SetupOut(BaseModel):
+class Out(BaseModel):
+    """An answer with names that begin with `model_`, which older versions of pydantic keep for themselves."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class SetupOut(Out):
     model_version: Annotated[str, Field(description="The segmenter, and the served model's version if any")]
 
 
-class HealthOut(BaseModel):
+class HealthOut(Out):
     status: Literal["UP"]
     model_class: Literal["clickmask"]
 
@@ -86,7 +92,7 @@ class RegionOut(BaseModel):
     item_index: int | None = None
 
 
-class PredictionOut(BaseModel):
+class PredictionOut(Out):
     result: Annotated[list[RegionOut], Field(description="Empty: nothing was found")]
     score: float
     model_version: str
