@@ -49,7 +49,7 @@ class Commands(TyperGroup):
                 if address_space() < MIN_ADDRESS_SPACE:
                     raise MemoryError
                 command = load(self._modules[name])[name]
-            except Exception as error:
+            except Exception as error:  # foreign code, as above; what is wrong is said
                 lacks_memory = is_out_of_memory(error)
                 said = (
                     f"clickmask {NEEDS_MEMORY}" if lacks_memory else f"the command {name} is {_broken(error)}"

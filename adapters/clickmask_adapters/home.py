@@ -100,7 +100,7 @@ class Home:
 
     @part
     def damaged(self) -> DamagedFiles:
-        """What was set aside since the start, or before it."""
+        """The damaged files that this process, or one before it, set aside."""
         return DamagedFiles(self.settings.home)
 
     @part

@@ -51,7 +51,7 @@ class ZipResponse(StreamingResponse):
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsOut(Statistics):
-    """What a dataset has. At most 1000 flaws are listed."""
+    """Counts and flaws of a dataset. It lists at most 1000 flaws."""
 
     digest: str
     unlabelled: Unlabelled

@@ -72,7 +72,7 @@ def sentence_on_failure() -> Generator[None]:
     """Turn a ClickmaskError, and a lack of memory, into one line and exit status 1."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # a lack of memory has many types; all others go on
         if not isinstance(error, ClickmaskError) and not is_out_of_memory(error):
             raise
         said = str(error) if isinstance(error, ClickmaskError) else f"clickmask {NEEDS_MEMORY}"

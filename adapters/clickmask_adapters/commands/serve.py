@@ -140,8 +140,8 @@ def require_free(host: str, port: int) -> None:
 
 
 def require_threads(count: int) -> None:
-    """Start as many threads, and end them. Raises RuntimeError if the system gives no more, which a server
-    would find out under load."""
+    """Start and end `count` threads, to find out now, not under load, whether the system gives so many.
+    Raises RuntimeError if it does not."""
     end = threading.Event()
     started: list[threading.Thread] = []
     try:
@@ -197,7 +197,7 @@ def serve(
                 application = create_app(home, recent)
                 require_free(host, settings.port)
                 require_threads(MIN_THREADS)
-            except Exception as error:
+            except Exception as error:  # whatever it is, it goes on once the home is closed
                 home.close()
                 if isinstance(error, NotFound | NotReady):
                     raise typer.BadParameter(str(error)) from error

@@ -3,7 +3,7 @@
 import ipaddress
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-IPV6_PREFIX = 64  # bits; whoever has one address of IPv6 usually has all of such a network
+IPV6_PREFIX = 64  # bits; one client usually has a whole network of this size
 
 
 def parse_address(text: str) -> Address | None:
@@ -17,7 +17,7 @@ def parse_address(text: str) -> Address | None:
 
 
 def client_network(text: str) -> str:
-    """What stands for one client: its address of IPv4, or the /64 network of one of IPv6."""
+    """The network that stands for one client: an IPv4 address, or the /64 network of an IPv6 address."""
     address = parse_address(text)
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, IPV6_PREFIX), strict=False))

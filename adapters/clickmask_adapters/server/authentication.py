@@ -19,7 +19,7 @@ from clickmask_adapters.server.failures import SLOWED_DOWN, Refusal
 from clickmask_adapters.settings import Settings
 
 FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
-HEALTH = "/health"  # says that the server is up, and no more: load balancers have no secret
+HEALTH = "/health"  # needs no secret, since load balancers have none; it says only that the server is up
 # scope["auth"]: why a request was let in
 SIGNATURE, SECRET, ADDRESS, PUBLIC = "signature", "secret", "address", "public"
 FREE_TRIES = 5  # wrong secrets of one client that are answered at once

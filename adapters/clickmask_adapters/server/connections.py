@@ -177,7 +177,7 @@ class BoundedConnection(ReadTimeouts):
     """A connection among others, whose client must read its answers."""
 
     address = ""  # of the client
-    noted = ""  # the state that `Connections` knows; empty if it is not, or no more, among them
+    noted = ""  # the state in which `Connections` lists it; empty if it is not listed
     _giving_up: asyncio.TimerHandle | None = None
 
     def __init__(self, config: Config, connections: Connections, **more: Any) -> None:

@@ -17,8 +17,8 @@ LABELS = "labels"
 UNNAMED_FIELD = "$undefined$"  # the field of tasks imported as bare addresses
 VARIABLE = re.compile(r"\$([\w[\].{}]+)", re.ASCII)  # as in Label Studio 1.23.2
 INDEX = re.compile(r"[0-9]{1,9}")
-# Of a config as it comes, and again of what its <Repeater> tags make of it for a task. A thousand labels take
-# a twentieth of them.
+# These limit a config as it comes, and again what its <Repeater> tags make of it for a task. A thousand
+# labels take a twentieth of them.
 MAX_CHARS = 2**21
 MAX_TAGS = 20_000
 MAX_DEPTH = 100  # of tags in tags

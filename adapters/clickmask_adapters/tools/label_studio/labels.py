@@ -234,7 +234,7 @@ def _drawn(annotation: Json, config: LabelConfig) -> Iterator[Drawn]:
 
 
 def _spelling(control: Control) -> dict[str, str]:
-    """What results of `control` write for its labels now, by value and by alias; an alias wins."""
+    """The texts that results of `control` write for its labels, by value and by alias. An alias wins."""
     by_value = {label.value: label.written for label in reversed(control.labels)}
     return by_value | {label.alias: label.alias for label in control.labels if label.alias}
 

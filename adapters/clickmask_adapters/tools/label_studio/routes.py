@@ -230,7 +230,7 @@ def router(workbench: Workbench, client: LabelStudioClient, min_iou: float) -> A
         operation_id="health_head",
     )
     async def health() -> Response:
-        """Says no more than that. Needs no secret, so that load balancers may ask."""
+        """Says that the server is up. It needs no secret, so that load balancers may ask."""
         return json_response({"status": "UP", "model_class": "clickmask"})
 
     @routes.post(
@@ -261,9 +261,9 @@ def router(workbench: Workbench, client: LabelStudioClient, min_iou: float) -> A
         openapi_extra=body_of(bodies.PredictIn, bodies.CLICKED, bodies.OPENED),
     )
     def predict(body: Body) -> Response:
-        """With a context, its points and rectangles become the regions that the label config can hold.
-        Without one, the project's model draws in all tasks; as long as there is none, the answer is empty and
-        the tasks' images are encoded ahead of the clicks."""
+        """If there is a context, its points and rectangles become regions that the label config can hold. If
+        there is none, the project's model draws in all tasks. A project without a model gets an empty answer,
+        and the tasks' images are encoded ahead of the clicks."""
         asked = parse_object(body, "the request")
         context = as_object(asked.get("params"), "params", empty=True).get("context")
         if context is None:
