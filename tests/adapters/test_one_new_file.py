@@ -28,7 +28,7 @@ from clickmask.metrics.confusion import confusion_matrix, miou
 from clickmask.models.labeller import open_labeller
 from clickmask.models.versions import ProjectModels
 from clickmask.store import Store
-from clickmask_adapters import cli, commands, exports, tools
+from clickmask_adapters import cli, commands, exports, imports, tools
 from clickmask_adapters.app import create_app
 from clickmask_adapters.home import Home
 from clickmask_adapters.server.failures import STATUS
@@ -107,6 +107,24 @@ def write(dataset, folder):
 
 def losses(dataset):
     return ["shapes are lost"]
+'''
+
+IMPORT = '''
+"""Pictures with a disc in the middle."""
+
+from functools import partial
+
+from clickmask.ingest.imports import ImportedDataset, ImportedImage, ImportedLabel
+from clickmask.labels.geometry import Ellipse
+
+
+def read(place):
+    images = [partial(picture, path) for path in sorted(place.iterdir())]
+    return ImportedDataset("discs", made_at=0.0, categories=("disc",), images=images)
+
+
+def picture(path):
+    return ImportedImage(path, path.name, [ImportedLabel("disc", Ellipse((32, 24), (10, 10)))])
 '''
 
 NETWORK = '''
@@ -218,11 +236,22 @@ def test_an_export_is_one_file(add: Adds, serve: Callable[[str], TestClient], tm
     assert "shapes are lost" in written.output
 
 
+def test_an_import_is_one_file(add: Adds, tmp_path: Path) -> None:
+    add(imports, "discs", IMPORT)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.png").write_bytes(png(noise(97)))
+    arguments = ["import", "discs", str(tmp_path / "set"), "page", "cells"]
+    environment = {"CLICKMASK_HOME": str(tmp_path / "home")}
+    taken = CliRunner().invoke(cli.app, arguments, env=environment)
+    assert taken.output == "1 images with 1 labels taken in, 0 known already\n"
+
+
 def test_a_broken_tool_and_a_broken_export_take_no_other_with_them(
     add: Adds, serve: Callable[[str], TestClient], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     add(tools, "broken", "import no_such_package")
     add(exports, "broken", "1 / 0")
+    add(imports, "broken", "1 / 0")
     assert serve("grabcut").get("/health").status_code == 200
     assert "the tool broken is broken and left out" in caplog.text
     environment = {"CLICKMASK_HOME": str(tmp_path / "home")}
@@ -236,6 +265,7 @@ def test_a_broken_tool_and_a_broken_export_take_no_other_with_them(
     assert refused.exit_code == 1
     assert "the export broken is broken (ZeroDivisionError)" in refused.output
     assert "the tool broken is broken" in run("pull", "broken", "1").output
+    assert "the import broken is broken" in run("import", "broken", str(tmp_path), "cvat", "1").output
 
 
 def test_broken_commands_take_no_other_with_them(add: Adds, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,9 @@ def progress(
 
 
 def working_tool(home: Home, name: str) -> Tool:
-    """The tool of this name. Raises NotReady if it is broken."""
+    """The tool of this name. Raises NotReady if it is broken, InvalidRequest if it is clickmask itself."""
+    if name == tools.OWN and name not in home.tools:
+        raise InvalidRequest(f"projects of {name} are clickmask's own: there is no labeling tool to ask")
     if name not in home.tools:
         raise NotReady(f"the tool {name.replace('_', '-')} is broken; clickmask's log has the details")
     return home.tools[name]
@@ -91,16 +93,23 @@ def open_home(settings: Settings | None = None, **given: Any) -> Generator[Home]
 def tool_name(text: str) -> str:
     """Package name of a tool, which people write with hyphens. Raises BadParameter if it is not installed."""
     name = text.replace("-", "_")
-    if name not in plugins.names(tools):
-        known = " or ".join(each.replace("_", "-") for each in plugins.names(tools))
+    if name != tools.OWN and name not in plugins.names(tools):
+        known = " or ".join(
+            each.replace("_", "-") for each in dict.fromkeys((*plugins.names(tools), tools.OWN))
+        )
         raise typer.BadParameter(f"there is no tool {text[:40]!r}: it is {known}, and its project comes next")
     return name
 
 
-ToolName = Annotated[str, typer.Argument(metavar="TOOL", parser=tool_name, help="`label-studio` or `cvat`.")]
+ToolName = Annotated[
+    str, typer.Argument(metavar="TOOL", parser=tool_name, help="`label-studio`, `cvat`, or `page`.")
+]
 ProjectName = Annotated[
     str,
-    typer.Argument(metavar="PROJECT", help="Its number; `task-NUMBER` for a CVAT task without a project."),
+    typer.Argument(
+        metavar="PROJECT",
+        help="Its number; `task-NUMBER` for a CVAT task without a project; any name on `page`.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="All of it, as JSON.")]
 

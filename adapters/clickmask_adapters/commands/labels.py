@@ -147,9 +147,12 @@ def project(
         if unlabelled:
             home.store.set_unlabelled(tool, project, unlabelled)
         area = home.store.unlabelled(tool, project)
+        imported = home.store.imports(tool, project)
     console.print(f"{found.tool.replace('_', '-')} {found.project}: {found.title}", markup=False)
     console.print(f"categories: {', '.join(found.categories) or 'not told yet'}", markup=False)
     console.print(f"{found.images} images, {found.labels} labels, of all annotators")
+    for dataset, images in imported.items():
+        console.print(f"imported: {images} images of {dataset}", markup=False)
     console.print(f"area without a label: {area}")
 
 

@@ -136,6 +136,14 @@ def side(sample: Sample) -> str | None:
     return "quarantine" if sample.quarantined else sample.side
 
 
+def described(sample: Sample, name: str) -> dict[str, object]:
+    """What JSON says of an image called `name`: its side, as formats name it and, if that is "quarantine", as
+    it was assigned, and its original name if that is another one."""
+    told: dict[str, object] = {"side": side(sample)}
+    told |= {"assigned": sample.side} if sample.quarantined else {}
+    return told | ({"name": sample.name} if sample.name != name else {})
+
+
 def sentences(*counted: tuple[int, str]) -> list[str]:
     """`COUNT sentence` for each count that is not 0."""
     return [f"{count} {sentence}" for count, sentence in counted if count]

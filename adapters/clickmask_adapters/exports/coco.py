@@ -18,9 +18,18 @@ import orjson
 from pycocotools.coco import COCO
 from typer import Option
 
+from clickmask.datasets.coco_reader import geometry_of
 from clickmask.datasets.snapshot import Dataset, Sample
 from clickmask.errors import Failed
-from clickmask.labels.geometry import Brush, Ellipse, Geometry, Polygon, Rectangle, drawn_ring
+from clickmask.labels.geometry import (
+    Brush,
+    Ellipse,
+    Geometry,
+    Polygon,
+    Rectangle,
+    drawn_ring,
+    geometry_to_json,
+)
 from clickmask.labels.split import SIDES
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.polygons import mask_to_polygons, ring_area
@@ -98,7 +107,8 @@ def write(
         for place, some in parts.items():
             written = _written([sample for sample, _ in some], polygons)
             (new / place).parent.mkdir(exist_ok=True)
-            (new / place).write_bytes(orjson.dumps(_content(dataset, some, written, for_cvat)))
+            content = _content(dataset, some, written, for_cvat, polygons == "source" and not for_cvat)
+            (new / place).write_bytes(orjson.dumps(content))
             _require_read_back(new / place, dataset, some, written)
         (new / "images").mkdir()
         files, folders = set[str](), set[str]()  # in lower case, as on some systems
@@ -219,8 +229,14 @@ def _rings(label: AcceptedLabel, polygons: Polygons) -> list[Ring]:
 
 
 def _content(
-    dataset: Dataset, images: Sequence[tuple[Sample, str]], written: Sequence[_Written], for_cvat: bool
+    dataset: Dataset,
+    images: Sequence[tuple[Sample, str]],
+    written: Sequence[_Written],
+    for_cvat: bool,
+    as_drawn: bool,
 ) -> dict[str, Any]:
+    """The file's content. Members of our own say what `clickmask import coco` could not know otherwise,
+    `as_drawn` also the shapes that COCO does not have."""
     category_ids = {name: number for number, name in enumerate(dataset.categories, 1)}
     categories = [{"id": number, "name": name, "supercategory": ""} for name, number in category_ids.items()]
     unknown = {"license": 1, "flickr_url": "", "coco_url": "", "date_captured": ""}
@@ -233,8 +249,13 @@ def _content(
             runs = np.diff(np.concatenate(([0], turns, [columns.size]))).tolist()
             counts = [0, *runs] if columns[0] else runs  # the first run counts background
             segmentation, crowd = {"size": segmentation["size"], "counts": counts}, 1
-        key = each.label.key
+        label, key = each.label, each.label.key
         region = "/".join((key.tool, key.project, key.task, key.annotation, key.region))
+        attributes: dict[str, Any] = {"region": region}
+        attributes |= {"layer": label.layer} if label.layer else {}
+        attributes |= {"proposal": label.proposal} if label.proposal else {}
+        if as_drawn and geometry_of(each.segmentation, *label.size) != label.geometry:
+            attributes["drawn"] = geometry_to_json(label.geometry)
         annotations.append(
             {
                 "id": number,
@@ -244,7 +265,7 @@ def _content(
                 "area": float(rle_area(each.raster)),
                 "bbox": rle_box(each.raster),
                 "iscrowd": crowd,
-                "attributes": {"region": region},
+                "attributes": attributes,
             }
         )
     return {
@@ -255,16 +276,28 @@ def _content(
             "year": 0,  # a date would change the bytes of the same dataset
             "contributor": "clickmask",
             "date_created": "",
-        },
+            "tool": dataset.tool,
+            "project": dataset.project,
+        }
+        | ({"unlabelled": dataset.unlabelled} if dataset.unlabelled != "background" else {}),
         "licenses": [{"id": 1, "name": "unknown", "url": ""}],
         "categories": categories,
         "images": [
             {"id": number, "width": sample.size[1], "height": sample.size[0]}
-            | {"file_name": name, **unknown, "digest": sample.image, "side": _folder.side(sample)}
+            | {"file_name": name, **unknown, "digest": sample.image, **_folder.described(sample, name)}
+            | _shown_as(sample)
             for number, (sample, name) in enumerate(images, 1)
         ],
         "annotations": annotations,
     }
+
+
+def _shown_as(sample: Sample) -> dict[str, Any]:
+    """Where the tool shows the image, first where its labels are from."""
+    keys = {(label.key.task, label.item) for label in sample.labels}
+    shown = sorted(sample.shown_as, key=lambda each: (each.task, each.item) not in keys)
+    names = ("task", "annotation", "item", "known_as")
+    return {"shown_as": [{name: getattr(each, name) for name in names} for each in shown]}
 
 
 def _require_read_back(

@@ -25,10 +25,15 @@ def write(dataset: Dataset, folder: Path) -> Path:
         _folder.write_pictures(dataset, new / "images", names)
         described = {
             "dataset": dataset.digest,
+            "unlabelled": dataset.unlabelled,
             "categories": {"background": 0, "unknown": IGNORED}
             | {f"{number}": name for number, name in enumerate(dataset.categories, 1)},
             "images": [
-                {"image": names[each.image], "mask": masks[each.image], "side": _folder.side(each)}
+                {
+                    "image": names[each.image],
+                    "mask": masks[each.image],
+                    **_folder.described(each, names[each.image]),
+                }
                 for each in dataset.samples
             ],
         }

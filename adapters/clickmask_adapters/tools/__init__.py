@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from clickmask.workbench import Workbench
     from clickmask_adapters.tools._prelabel import Step
 
+OWN = "page"  # in the place of a tool's name: projects of clickmask's own, without a labeling tool
+
 
 @dataclass(frozen=True)
 class NamedImage:

@@ -17,8 +17,9 @@ import numpy as np
 
 from clickmask.errors import InvalidRequest
 from clickmask.images.decode import DEFAULT_LIMITS
+from clickmask.labels.geometry import Brush, Geometry, Polygon, geometry_to_rle
 from clickmask.masks.regions import mask_area
-from clickmask.masks.rle import Rle, as_rle, rings_to_rle, rle_to_mask, runs_to_counts
+from clickmask.masks.rle import Rle, as_rle, rings_to_rle, rle_to_mask, runs_to_counts, unite
 from clickmask.types import Mask, Size
 
 Row = Mapping[str, Any]  # an entry of the file's images or annotations
@@ -61,12 +62,12 @@ def sample_objects(dataset: Path, most: int | None = None, seed: int = 0, smalle
     path = _annotation_file(dataset)
     if (content := _read(path)) is None:
         raise InvalidRequest(f"{path.name} is no COCO annotation file")
-    images = {row["id"]: row for row in _rows(content, "images")}
-    categories: dict[int, str] = {row["id"]: str(row.get("name")) for row in _rows(content, "categories")}
-    annotations = _rows(content, "annotations")
+    images = {row["id"]: row for row in rows_of(content, "images")}
+    categories: dict[int, str] = {row["id"]: str(row.get("name")) for row in rows_of(content, "categories")}
+    annotations = rows_of(content, "annotations")
     annotations.sort(key=lambda row: (isinstance(row["id"], str), row["id"]))
     random.Random(seed).shuffle(annotations)  # noqa: S311  must be repeatable, not unguessable
-    pictures = _Pictures(dataset if dataset.is_dir() else path.parent, path.parent)
+    pictures = Pictures(dataset if dataset.is_dir() else path.parent, path.parent)
     taken: list[CocoObject] = []
     left_out = Counter({"damaged": len(content["annotations"]) - len(annotations)})
     for annotation in annotations:
@@ -88,7 +89,7 @@ def sample_objects(dataset: Path, most: int | None = None, seed: int = 0, smalle
     return CocoSample(path, taken, left_out)
 
 
-def _rows(content: Row, name: str) -> list[Row]:
+def rows_of(content: Row, name: str) -> list[Row]:
     """The rows of a section that have a number; damaged ones have none."""
     section = content.get(name)
     found = cast("list[object]", section) if isinstance(section, list) else []
@@ -100,7 +101,7 @@ def _object(
     annotation: Row,
     images: Mapping[int, Row],
     categories: Mapping[int, str],
-    pictures: "_Pictures",
+    pictures: "Pictures",
     smallest: int,
 ) -> CocoObject | str:
     """The object of an annotation, or why it is left out. Raises what damaged values raise."""
@@ -119,13 +120,35 @@ def _object(
     return CocoObject(picture, category, int(annotation["id"]), rle)
 
 
+def geometry_of(segmentation: object, height: int, width: int) -> Geometry | None:
+    """What a segmentation draws: one ring as it is, several as they are if none overlap, else what they cover
+    together, and run lengths as a brush; None for anything else. Raises what damaged values raise."""
+    if not isinstance(segmentation, list):
+        rle = _rle(segmentation, height, width)
+        return rle and Brush(rle)
+    _require_pixels(height, width)
+    rings = [ring.reshape(-1, 2) for ring in map(np.array, _flat_rings(cast("list[Any]", segmentation)))]
+    if not rings:
+        return None
+    polygon = Polygon(tuple(tuple((x, y) for x, y in ring.tolist()) for ring in rings))
+    if len(rings) > 1:
+        even_odd = geometry_to_rle(polygon, (height, width))
+        together = unite([geometry_to_rle(Polygon((ring,)), (height, width)) for ring in polygon.rings])
+        if even_odd != together:
+            return Brush(together)
+    return polygon
+
+
+def _flat_rings(segmentation: list[Any]) -> list[list[float]]:
+    """Rings of at least three points. pycocotools would read the memory behind a list of empty lists."""
+    return [list(array("d", ring)) for ring in segmentation if len(ring) >= 6]
+
+
 def _rle(segmentation: object, height: int, width: int) -> Rle | None:
     """An RLE of this size, or one of polygons united as pycocotools draws them; None for anything else."""
-    if not 0 < height * width <= MAX_PIXELS:
-        raise ValueError(f"an image of {width}x{height} pixels")
+    _require_pixels(height, width)
     if isinstance(segmentation, list):
-        # pycocotools would read the memory behind a list of empty lists.
-        rings = [list(array("d", ring)) for ring in cast("list[Any]", segmentation) if len(ring) >= 6]
+        rings = _flat_rings(cast("list[Any]", segmentation))
         return rings_to_rle(rings, (height, width)) if rings else None
     if not isinstance(segmentation, dict):
         return None
@@ -138,6 +161,11 @@ def _rle(segmentation: object, height: int, width: int) -> Rle | None:
     if not len(runs) or runs.min() < 0 or runs.max() > height * width or runs.sum() != height * width:
         raise ValueError("runs that do not fit their size")
     return Rle(size=[height, width], counts=runs_to_counts(runs))
+
+
+def _require_pixels(height: int, width: int) -> None:
+    if not 0 < height * width <= MAX_PIXELS:
+        raise ValueError(f"an image of {width}x{height} pixels")
 
 
 def _annotation_file(dataset: Path) -> Path:
@@ -177,7 +205,7 @@ def _read(path: Path) -> Row | None:
 
 
 @dataclass
-class _Pictures:
+class Pictures:
     """The pictures of a dataset, which exporters put in different folders."""
 
     root: Path

@@ -138,18 +138,27 @@ class Dataset:
 
 
 def assign_image(
-    store: Store, tool: str, project: str, digest: str, categories: frozenset[str], pixels_of: PixelsOf
+    store: Store,
+    tool: str,
+    project: str,
+    digest: str,
+    categories: frozenset[str],
+    pixels_of: PixelsOf,
+    wanted: Side | None = None,
 ) -> Side:
-    """The side of an image with labels of `categories`. If it has none, it is assigned now, by its pixels."""
+    """The side of an image with labels of `categories`. If it has none, it is assigned now: `wanted`, or one
+    that is chosen by its pixels."""
     if side := store.side_of(tool, project, digest):
         return side
     shown = fingerprint(pixels_of(digest))
     while True:  # until no other process has assigned a side meanwhile
         hashes = store.hashes(tool, project)
-        near = [hashes[index][0] for index in close(shown.hash, [code for _, code in hashes])]
+        near = list[str]()
+        if wanted is None:
+            near = [hashes[index][0] for index in close(shown.hash, [code for _, code in hashes])]
         few = near if len(near) <= _MAX_QUERY_DIGESTS else None
         assigned = store.sides(tool, project, few) if near else []
-        side = neighbouring_side(shown, assigned)
+        side = wanted or neighbouring_side(shown, assigned)
         if side is None:
             side = choose_side(digest, categories, store.side_counts(tool, project, categories))
         if final := store.assign_side(tool, project, digest, side, shown, known=len(hashes)):

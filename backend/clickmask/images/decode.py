@@ -229,6 +229,26 @@ def upright_file(raw: bytes) -> bytes | None:
         raise InvalidInput("the image was damaged since it was kept") from error
 
 
+def stored_size(raw: bytes) -> tuple[Size, PIL.Image.Transpose | None]:
+    """The size of the stored pixels, by the header, and what makes them upright; None if they are. Raises
+    InvalidInput."""
+    try:
+        with PIL.Image.open(io.BytesIO(raw), formats=_formats(raw)) as opened:
+            tags: Any = getattr(opened, "tag_v2", {})
+            turn = _UPRIGHT.get(tags.get(_ORIENTATION) or _orientation(opened))
+            return (opened.height, opened.width), turn
+    except _CORRUPT as error:
+        raise InvalidInput(_DAMAGED) from error
+
+
+def upright_size(raw: bytes) -> Size:
+    """The size that `decode_image` would give, by the header. Raises InvalidInput."""
+    (height, width), turn = stored_size(raw)
+    upright = turn in (None, PIL.Image.Transpose.FLIP_LEFT_RIGHT, PIL.Image.Transpose.ROTATE_180)
+    upright = upright or turn is PIL.Image.Transpose.FLIP_TOP_BOTTOM
+    return (height, width) if upright else (width, height)
+
+
 def pixels_digest(pixels: Pixels) -> str:
     """SHA-256 (hex) of the decoder's name, the shape and the pixels."""
     height, width = pixels.shape[:2]

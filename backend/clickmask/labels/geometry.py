@@ -14,6 +14,7 @@ from clickmask.types import Box, Mask, Point, Ring, Size
 
 # Each takes 70 bytes and, at worst, 10 microseconds. The longest outlines that people draw have 100,000.
 MAX_CROSSINGS = 2**21
+MAX_COORDINATE = 1e9  # beyond it, products of coordinates are no longer exact
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def geometry_to_rle(geometry: Geometry, size: Size) -> Rle:
         case Rectangle(box, rotation) if not rotation:
             return box_to_rle(box, size)
         case Rectangle():
-            return polygons_to_rle([np.array(rectangle_corners(geometry))], size)
+            return polygons_to_rle(_drawable([rectangle_corners(geometry)], size), size)
         case _:
             return mask_to_rle(rasterise(geometry, size))
 
@@ -107,7 +108,7 @@ def rasterise(geometry: Geometry, size: Size) -> Mask:
         case Polygon(rings):
             return polygons_to_mask(_drawable(rings, size), size)
         case Rectangle():
-            return polygons_to_mask([np.array(rectangle_corners(geometry))], size)
+            return polygons_to_mask(_drawable([rectangle_corners(geometry)], size), size)
         case Ellipse((centre_x, centre_y), (across, down), rotation):
             mask = np.zeros(size, np.bool_)
             if across <= 0 or down <= 0:
@@ -167,8 +168,10 @@ def geometry_from_json(written: Mapping[str, Any]) -> Geometry:
 
 def _drawable(rings: Sequence[Sequence[Point]], size: Size) -> list[Ring]:
     """The rings as arrays. Raises ValueError if their edges cross more than MAX_CROSSINGS rows or columns of
-    pixels of an image of `size`, each counted as often as it is crossed."""
+    pixels of an image of `size`, each counted as often as it is crossed, or a vertex is too far outside."""
     found = [np.array(ring, np.float64).reshape(-1, 2) for ring in rings]
+    if not all(np.abs(ring).max(initial=0) <= MAX_COORDINATE for ring in found):
+        raise ValueError(f"a polygon with a vertex more than {MAX_COORDINATE:.0e} pixels outside")
     inside = (np.clip(ring, 0, size[::-1]) for ring in found)
     crossed = sum(np.abs(ring - np.roll(ring, 1, axis=0)).sum(axis=0) for ring in inside)
     if np.max(crossed) > MAX_CROSSINGS:

@@ -21,6 +21,7 @@ ABANDONED_AFTER_S = 3600.0  # after this time nobody can still be working on a s
 IN_A_TASK = ("task", "item")  # columns that name an image of a task
 DELETABLE = ("annotation", "task", "project")  # named as the fields of submissions and deletions
 UNDATED = ("project", "task", "skipped", "name", "known_as")  # what may change without a new date
+IMPORTED = "import: "  # begins the author of what came from a dataset instead of a tool
 AS_SUBMITTED = ("tool", "annotation", "item", "author", "updated_at", "ground_truth", *UNDATED)
 Drawn = tuple[Region, Rle]
 
@@ -30,7 +31,7 @@ class Accepted(Part):
 
     def is_news(self, submission: Submission) -> bool:
         """Whether the submission would change anything: it is not deleted, and newer than the stored one, or
-        of the same time and moved, skipped, or no longer skipped."""
+        of the same time and moved, skipped, or no longer skipped. What a tool says replaces an import."""
         with self._database.reading() as connection:
             return _is_news(connection, submission)
 
@@ -141,10 +142,27 @@ class Accepted(Part):
         ]
 
     def annotations(self, tool: str, project: str) -> list[tuple[str, str]]:
-        """The task and name of each annotation, including skips, without duplicates."""
+        """The task and name of each annotation of the tool, including skips, without duplicates, and without
+        what was imported."""
         named = (annotations.c.task, annotations.c.annotation)
         chosen = sa.select(*named).filter_by(tool=tool, project=project).distinct().order_by(*named)
+        chosen = chosen.where(annotations.c.author.not_like(f"{IMPORTED}%"))
         return [(task, name) for task, name in self._rows(chosen)]
+
+    def authors(self, tool: str) -> dict[tuple[str, int], tuple[str, float]]:
+        """The author and time of each annotation on an image, by the annotation's name and the item."""
+        own = (annotations.c[name] for name in ("annotation", "item", "author", "updated_at"))
+        rows = self._rows(sa.select(*own).filter_by(tool=tool))
+        return {(name, item): (author, at) for name, item, author, at in rows}
+
+    def imports(self, tool: str, project: str) -> dict[str, int]:
+        """Numbers of images by the dataset that their labels were imported from, by the author's words."""
+        own = (annotations.c.author, sa.func.count())
+        chosen = sa.select(*own).filter_by(tool=tool, project=project).group_by(annotations.c.author)
+        found = Counter[str]()
+        for author, count in self._rows(chosen.where(annotations.c.author.like(f"{IMPORTED}%"))):
+            found[author.removeprefix(IMPORTED).rpartition(" ")[0]] += count
+        return dict(found)
 
     def known_image(self, submission: Submission) -> ImageIdentity | None:
         """The image at the submission's address, if another annotation of the task has covered it."""
@@ -191,7 +209,7 @@ _BURIED = sa.select(tombstones.c.kind).where(
     sa.or_(*((tombstones.c.kind == kind) & (tombstones.c.name == sa.bindparam(kind)) for kind in DELETABLE)),
 )
 _OF_ANNOTATION = tuple(annotations.c[name] == sa.bindparam(name) for name in ("tool", "annotation"))
-_SAVED = sa.select(annotations.c.updated_at, *(annotations.c[name] for name in UNDATED)).where(
+_SAVED = sa.select(*(annotations.c[name] for name in ("author", "updated_at", *UNDATED))).where(
     *_OF_ANNOTATION, annotations.c.item == sa.bindparam("item")
 )
 _LAST_SAVED = sa.select(sa.func.max(annotations.c.updated_at)).where(*_OF_ANNOTATION)
@@ -213,8 +231,11 @@ def _is_news(connection: sa.Connection, submission: Submission) -> bool:
     if known:
         # CVAT 2.73 moves a task to another project, deletes a frame and restores it, all without a new date.
         # What an older version stored may have another name, no `known_as`, and no objects of several parts.
-        changed = known[1:] != tuple(getattr(submission, name) for name in UNDATED)
-        return submission.updated_at > known[0] or (changed and submission.updated_at == known[0])
+        author, at, *undated = tuple(known)
+        if author.startswith(IMPORTED) and not submission.author.startswith(IMPORTED):
+            return True
+        changed = undated != [getattr(submission, name) for name in UNDATED]
+        return submission.updated_at > at or (changed and submission.updated_at == at)
     if submission.items is None:
         return True
     # The annotation was saved since then without this image.

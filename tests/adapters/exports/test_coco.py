@@ -53,7 +53,9 @@ def one(geometry: Geometry | np.ndarray, folder: Path, **options: Any) -> dict[s
 def test_the_sections_are_complete_and_ids_begin_at_one(tmp_path: Path) -> None:
     labels = [accepted(image, disc(), category, region=category) for image in "ba" for category in ("y", "x")]
     made = written(dataset(labels, [labelled("b"), labelled("a")], declared=["y", "z"]), tmp_path)
-    assert set(made["info"]) == {"description", "url", "version", "year", "contributor", "date_created"}
+    assert set(made["info"]) == {
+        *("description", "url", "version", "year", "contributor", "date_created", "tool", "project")
+    }
     assert made["licenses"] == [{"id": 1, "name": "unknown", "url": ""}]
     assert made["categories"] == [
         {"id": number, "name": name, "supercategory": ""} for number, name in enumerate("yzx", 1)
