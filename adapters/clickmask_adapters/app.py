@@ -9,11 +9,12 @@ from fastapi import FastAPI
 import clickmask
 from clickmask.training.supervisor import Triggers
 from clickmask_adapters import web
-from clickmask_adapters.api import datasets, projects, proposals, status
+from clickmask_adapters.api import datasets, labels, projects, proposals, status
 from clickmask_adapters.home import Home
 from clickmask_adapters.server import failures, openapi
 from clickmask_adapters.server.gate import Gate
 from clickmask_adapters.server.places import Places
+from clickmask_adapters.tools import OWN
 
 OTHER_THREADS = 32  # of requests that need no place
 
@@ -64,6 +65,7 @@ def create_app(home: Home, recent: failures.RecentFailures | None = None) -> Fas
         proposals.router(workbench, settings),
         status.router(workbench, recent, home.damaged),
         projects.router(workbench, home.models),
+        labels.router(workbench, home.ingester, {OWN, *home.tools}),
         datasets.router(workbench, settings, home.archive),
         web.router(),
     ):

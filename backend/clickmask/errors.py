@@ -29,7 +29,8 @@ class NotFound(ClickmaskError):
 
 
 class Conflict(ClickmaskError):
-    """The home holds the labels of a Label Studio or CVAT other than the configured one."""
+    """The home holds labels that forbid it: those of another Label Studio or CVAT than the configured one,
+    newer ones, or ones that were deleted."""
 
 
 class Gone(ClickmaskError):

@@ -89,7 +89,7 @@ def test_every_operation_says_what_it_does_takes_and_answers(app: FastAPI) -> No
 
 def test_nothing_is_left_out(app: FastAPI) -> None:
     described = {(method, path) for method, path, _ in operations(app.openapi())}
-    assert len(described) == 35
+    assert len(described) == 36
     assert {("GET", "/"), ("POST", "/"), ("POST", "/predict"), ("HEAD", "/health")} < described
 
 
@@ -162,7 +162,7 @@ def test_the_examples_of_bodies_are_answered(ask: Checked, app: FastAPI) -> None
             status = 200 if "ping" in example.values() else min(answers) if path != WEBHOOK else 202
             ask(method, path, body, status, function=DISC)
             sent += 1
-    assert sent == 14
+    assert sent == 15
 
 
 def test_what_is_answered_is_what_is_described(
@@ -195,6 +195,8 @@ def test_what_is_answered_is_what_is_described(
     job = ask("POST", f"{of}/train", status=202).json()["job"]
     ask("GET", "/v1/jobs/{id}", id=job)
     ask("DELETE", "/v1/jobs/{id}", id=job)
+    drawn = {"category": "disc", "geometry": {"kind": "rectangle", "box": [5, 5, 75, 55]}}
+    ask("POST", f"{of}/labels", {"key": "1", "image": picture, "name": "a.png", "labels": [drawn]})
     ask("POST", "/webhook", {"action": "START_TRAINING", "project": {"id": int(PROJECT)}}, 202)
     for method in ("GET", "HEAD"):
         for path in ("/", "/status", "/health", "/static/{name}"):

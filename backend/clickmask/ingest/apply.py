@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from base64 import b64encode
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -9,6 +10,7 @@ from typing import Protocol
 from clickmask.datasets.snapshot import assign_image
 from clickmask.errors import (
     ClickmaskError,
+    Conflict,
     Gone,
     InvalidInput,
     InvalidRequest,
@@ -60,7 +62,15 @@ class PullProgress:
     left_out: tuple[str, ...] = ()  # sentences about what could not be stored
 
 
-class LabelSource(Protocol):
+class Locator(Protocol):
+    """Knows where the images of submissions are."""
+
+    def locate(self, submission: Submission) -> ImageRef:
+        """The address of the submission's image, with all that is needed to read it."""
+        ...
+
+
+class LabelSource(Locator, Protocol):
     """A source of a tool's labels. Called from one thread at a time.
 
     `changes` is lazy if it has to ask the tool: what it yielded before it raised stays stored. It MUST raise
@@ -75,10 +85,6 @@ class LabelSource(Protocol):
 
     def changes(self, event: bytes, retry: bool = False) -> Iterable[Change]:
         """Changes that the event announces, often none. A `retry` MUST ask the tool again."""
-        ...
-
-    def locate(self, submission: Submission) -> ImageRef:
-        """The address of the submission's image, with all that is needed to read it."""
         ...
 
     def pull(self, project: str, position: str | None = None) -> Iterator[Page]:
@@ -102,7 +108,7 @@ class Ingester:
         self._images = images
         self.archive = archive
 
-    def apply(self, change: Change, tool: LabelSource) -> bool:
+    def apply(self, change: Change, tool: Locator) -> bool:
         """Store the change, its image first. True if labels changed.
 
         Raises InvalidRequest (Unreadable, or a region that does not fit, without which the others were
@@ -156,6 +162,22 @@ class Ingester:
             raise InvalidRequest(_joined(unfit))
         return is_news
 
+    def accept(self, submission: Submission, ref: ImageRef) -> bool:
+        """Store what a program submits of the image at `ref`. Its `address` names the content: False if that
+        is stored already. Raises Conflict if it was deleted or has a newer state, and what `apply` raises."""
+        if self._store.known_image(submission):
+            return False
+        if not self.apply(submission, _Given(ref)):
+            raise Conflict("these labels, or their project, were deleted here before, or are newer here")
+        return True
+
+    def with_bytes(self, ref: ImageRef) -> ImageRef:
+        """`ref`, or the kept file that it names by the digest. Raises Gone if that is not kept."""
+        if not ref.uri.startswith("digest:"):
+            return ref
+        identity = self._images.identify(ref)
+        return ImageRef(f"data:;base64,{b64encode(self.archive.read(identity.digest)).decode()}")
+
     def _without_repeats(self, drawn: Sequence[tuple[Region, Rle]], digest: str) -> list[tuple[Region, Rle]]:
         """`drawn` with only the brush of a proposal that was accepted as a brush and as polygons.
 
@@ -194,7 +216,7 @@ class Ingester:
         except Gone:
             return self._images.load_bytes(self.archive.read(digest)).pixels
 
-    def _image(self, submission: Submission, tool: LabelSource) -> ImageIdentity:
+    def _image(self, submission: Submission, tool: Locator) -> ImageIdentity:
         """Fetch the image only once, across the annotations of a task and across restarts."""
         known = self._store.known_image(submission)
         if known and self.archive.holds(known.digest):
@@ -278,6 +300,16 @@ class Ingester:
                     break  # there is no room for the others either
                 missing.discard(image.digest)
         return len(missing)
+
+
+class _Given:
+    """Where the image of one submission is."""
+
+    def __init__(self, ref: ImageRef) -> None:
+        self._ref = ref
+
+    def locate(self, submission: Submission) -> ImageRef:
+        return self._ref
 
 
 def _joined(reasons: Sequence[str]) -> str:
