@@ -20,7 +20,7 @@ from clickmask.store.accepted import IMPORTED
 from clickmask.types import Size
 from clickmask.workbench import Workbench
 from clickmask_adapters.api import ProjectName, ToolName, json_response
-from clickmask_adapters.api.proposals import FRAME, ImageIn, Number, Strict
+from clickmask_adapters.api.proposals import FRAME, ImageIn, ImageOut, Number, Strict
 from clickmask_adapters.server.openapi import EXAMPLE_PNG, IMAGE_ERRORS, raises
 
 MAX_LABELS = 10_000  # of one image
@@ -122,8 +122,7 @@ class LabelsIn(Strict):
 
 class TakenOut(BaseModel):
     changed: Annotated[bool, Field(description="False: the same labels were there under this key already")]
-    image: Annotated[str, Field(description="Digest")]
-    size: Annotated[tuple[int, int], Field(description="height, width")]
+    image: ImageOut
     labels: int
 
 
@@ -165,8 +164,9 @@ def router(workbench: Workbench, ingester: Ingester, tools: Collection[str]) -> 
             author=f"{IMPORTED}api {named}",
         )
         changed = ingester.accept(submission, ref)
-        taken = {"changed": changed, "image": identity.digest, "size": identity.size, "labels": len(regions)}
-        return json_response(taken)
+        height, width = identity.size
+        image = {"digest": identity.digest, "width": width, "height": height}
+        return json_response({"changed": changed, "image": image, "labels": len(regions)})
 
     return routes
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from clickmask.masks.polygons import clip_ring, polygons_to_mask
 from clickmask.masks.rle import Rle, box_to_rle, mask_to_rle, polygons_to_rle, rle_to_mask
@@ -15,6 +15,7 @@ from clickmask.types import Box, Mask, Point, Ring, Size
 # Each takes 70 bytes and, at worst, 10 microseconds. The longest outlines that people draw have 100,000.
 MAX_CROSSINGS = 2**21
 MAX_COORDINATE = 1e9  # beyond it, products of coordinates are no longer exact
+MIN_RADIUS = 1e-9  # of an ellipse that may cover a pixel
 
 
 @dataclass(frozen=True)
@@ -89,17 +90,18 @@ def geometry_to_rle(geometry: Geometry, size: Size) -> Rle:
             return rle
         case Polygon(rings):
             return polygons_to_rle(_drawable(rings, size), size)
-        case Rectangle(box, rotation) if not rotation:
-            return box_to_rle(box, size)
-        case Rectangle():
+        case Rectangle(box, rotation):
+            _require_near((*box, rotation))
+            if not rotation:
+                return box_to_rle(box, size)
             return polygons_to_rle(_drawable([rectangle_corners(geometry)], size), size)
         case _:
             return mask_to_rle(rasterise(geometry, size))
 
 
 def rasterise(geometry: Geometry, size: Size) -> Mask:
-    """A new mask of the pixels whose centre is in `geometry`. Raises ValueError for an unfit brush, or for a
-    polygon that goes to and fro more often than any outline."""
+    """A new mask of the pixels whose centre is in `geometry`. Raises ValueError for an unfit brush, a polygon
+    that goes to and fro more often than any outline, and for coordinates beyond any image."""
     match geometry:
         case Brush(rle):
             if tuple(rle["size"]) != size:
@@ -107,11 +109,13 @@ def rasterise(geometry: Geometry, size: Size) -> Mask:
             return rle_to_mask(rle)
         case Polygon(rings):
             return polygons_to_mask(_drawable(rings, size), size)
-        case Rectangle():
+        case Rectangle(box, rotation):
+            _require_near((*box, rotation))
             return polygons_to_mask(_drawable([rectangle_corners(geometry)], size), size)
         case Ellipse((centre_x, centre_y), (across, down), rotation):
+            _require_near((centre_x, centre_y, across, down, rotation))
             mask = np.zeros(size, np.bool_)
-            if across <= 0 or down <= 0:
+            if min(across, down) < MIN_RADIUS:
                 return mask
             turn = _clockwise(rotation)
             reach_x, reach_y = np.hypot(*(turn * (across, down)).T)  # half of the upright bounding box
@@ -168,15 +172,21 @@ def geometry_from_json(written: Mapping[str, Any]) -> Geometry:
 
 def _drawable(rings: Sequence[Sequence[Point]], size: Size) -> list[Ring]:
     """The rings as arrays. Raises ValueError if their edges cross more than MAX_CROSSINGS rows or columns of
-    pixels of an image of `size`, each counted as often as it is crossed, or a vertex is too far outside."""
+    pixels of an image of `size`, each counted as often as it is crossed, and for `_require_near`."""
     found = [np.array(ring, np.float64).reshape(-1, 2) for ring in rings]
-    if not all(np.abs(ring).max(initial=0) <= MAX_COORDINATE for ring in found):
-        raise ValueError(f"a polygon with a vertex more than {MAX_COORDINATE:.0e} pixels outside")
+    for ring in found:
+        _require_near(ring)
     inside = (np.clip(ring, 0, size[::-1]) for ring in found)
     crossed = sum(np.abs(ring - np.roll(ring, 1, axis=0)).sum(axis=0) for ring in inside)
     if np.max(crossed) > MAX_CROSSINGS:
         raise ValueError(f"a polygon whose edges cross {np.max(crossed):.0f} rows or columns of pixels")
     return found
+
+
+def _require_near(numbers: ArrayLike) -> None:
+    """Raise ValueError for coordinates that are not finite, or too far outside of any image."""
+    if not np.abs(numbers).max(initial=0) <= MAX_COORDINATE:
+        raise ValueError(f"a shape with coordinates beyond {MAX_COORDINATE:.0e} pixels")
 
 
 def _clockwise(degrees: float) -> NDArray[np.float64]:

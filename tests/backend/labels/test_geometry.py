@@ -151,3 +151,18 @@ def test_run_lengths_of_other_shapes_are_those_of_their_pixels(geometry: Geometr
     if isinstance(geometry, Brush):
         with pytest.raises(ValueError, match="does not fit"):
             geometry_to_rle(geometry, (20, 31))
+
+
+@pytest.mark.parametrize("far", [1e10, 1e300, np.inf, np.nan])
+def test_shapes_far_beyond_any_image_are_refused(far: float) -> None:
+    shapes = [
+        Polygon((((0.0, 0.0), (far, 5.0), (5.0, 9.0)),)),
+        Rectangle((0.0, 0.0, far, 5.0)),
+        Rectangle((0.0, 0.0, far, 5.0), 30.0),
+        Ellipse((far, 5.0), (3.0, 3.0)),
+        Ellipse((5.0, 5.0), (far, 3.0)),
+    ]
+    for shape in shapes:
+        with pytest.raises(ValueError, match="coordinates beyond"):
+            geometry_to_rle(shape, (20, 30))
+    assert not rasterise(Ellipse((5.0, 5.0), (1e-300, 3.0)), (20, 30)).any()
