@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,7 @@ from clickmask.types import Pixels, Size
 
 IGNORED = 255  # class of unknown pixels in a class map
 _MAX_QUERY_DIGESTS = 500
+NumberT = TypeVar("NumberT", bound=np.unsignedinteger[Any])
 PixelsOf = Callable[[str], Pixels]  # pixels by digest; raises ClickmaskError if they are not kept
 
 
@@ -307,10 +308,12 @@ def class_map(sample: Sample, categories: Sequence[str], unlabelled: Unlabelled)
     return paint(sample, [numbers.get(label.category, IGNORED) for label in sample.labels], ground)
 
 
-def paint(sample: Sample, numbers: Sequence[int], ground: int) -> NDArray[np.uint8]:
+def paint(
+    sample: Sample, numbers: Sequence[int], ground: int, kind: type[NumberT] = np.uint8
+) -> NDArray[NumberT]:
     """Map (H, W) of `ground`, with each label's pixels set to its number, those of upper labels on top."""
     height, width = sample.size
-    columns = np.full((width, height), ground, np.uint8)
+    columns = np.full((width, height), ground, kind)
     flat = columns.reshape(-1)
     number_of = {id(label): number for label, number in zip(sample.labels, numbers, strict=True)}
     for label in bottom_to_top(sample.labels):

@@ -21,7 +21,7 @@ from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.polygons import polygons_to_mask
 from clickmask.masks.regions import mask_iou
 from clickmask.masks.rle import rle_to_mask
-from clickmask_adapters.exports import _class_maps, _folder, coco, png, voc, yolo
+from clickmask_adapters.exports import _class_maps, _folder, coco, panoptic, png, voc, yolo
 from support.drawn import MASKS, disc, rectangle, ring, two_parts
 from support.labelled import SIZE, FilesInMemory, accepted, digest_of, labelled, noise, polygon
 from support.labelled import png as to_png
@@ -335,3 +335,32 @@ def test_yolo_traces_the_pixels_of_what_is_too_small_to_be_near(
     (line,) = (tmp_path / "out" / "labels" / "train" / "a.txt").read_text().splitlines()
     points = np.array(line.split()[1:], float).reshape(-1, 2) * SIZE[::-1]
     assert np.array_equal(polygons_to_mask([points], SIZE), rle_to_mask(label.rle))
+
+
+def test_panoptic_numbers_each_object_in_colours_and_describes_it(tmp_path: Path) -> None:
+    crowd = [
+        accepted("a", rectangle(SIZE, (x, y, x + 2, y + 2)), "cell", region=f"{y:02}-{x:02}")
+        for y in range(0, 40, 2)
+        for x in range(0, 40, 2)
+    ]
+    under = accepted("a", rectangle(SIZE, (2, 2, 6, 6)), "nucleus", region="z", layer=-1)
+    made = dataset([*crowd, under, *LABELS[2:]])
+    main = panoptic.write(made, tmp_path / "out")
+    described = json.loads(main.read_text())
+    assert [each["name"] for each in described["categories"]] == ["cell", "nucleus"]
+    assert [each["side"] for each in described["images"]] == ["train", "validation", "test", None]
+    first, second, *_ = described["annotations"]
+    assert len(first["segments_info"]) == 400  # the label below four others is not to be seen
+    with PIL.Image.open(tmp_path / "out" / "panoptic" / first["file_name"]) as opened:
+        red, green, blue = np.moveaxis(np.asarray(opened).astype(int), -1, 0)
+    ids = red + 256 * green + 65536 * blue
+    assert set(np.unique(ids)) == {0, *(each["id"] for each in first["segments_info"])}
+    for each in first["segments_info"]:
+        rows, columns = np.nonzero(ids == each["id"])
+        x, y, width, height = each["bbox"]
+        assert each["area"] == len(rows) == 4
+        assert (x, y, width, height) == (columns.min(), rows.min(), 2, 2)
+    assert sum(each["area"] for each in second["segments_info"]) == (ring() | two_parts()).sum()
+    assert panoptic.losses(made)[0].startswith("1 labels cover no pixel")
+    again = panoptic.write(made, tmp_path / "again")
+    assert again.read_bytes() == main.read_bytes()
