@@ -109,14 +109,16 @@ def _entry_points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
 
 
 def checkpoints(package: ModuleType) -> dict[str, Checkpoint]:
-    """Checkpoints of the families in `package`, by `family:variant`. Broken families are left out."""
+    """Checkpoints of the families in `package`, by full name. Broken families are left out."""
     found: dict[str, Checkpoint] = {}
     for family in names(package):
         try:
             variants = _variants(load(package, family))
         except Exception:  # noqa: BLE001, S112 - foreign code; its catalogue reports that it is broken
             continue
-        found |= {f"{family}:{name}": each.checkpoint for name, each in variants.items() if each.checkpoint}
+        found |= {
+            _full_name(family, name): each.checkpoint for name, each in variants.items() if each.checkpoint
+        }
     return found
 
 
@@ -182,7 +184,7 @@ class Families(Generic[HostT, PluginT]):
                 yield name, None, reason
                 continue
             for variant, described in variants.items():
-                yield f"{name}:{variant}" if variant else name, described, self._missing(family, variant)
+                yield _full_name(name, variant), described, self._missing(family, variant)
 
     def _find(self, name: str) -> tuple[Family[HostT, PluginT], str]:
         """The module that loads `name`, and its variant. Raises what `require` raises."""
@@ -221,6 +223,10 @@ class Families(Generic[HostT, PluginT]):
             self._broken.add(name)
             log.error("the %s %s is broken", self.noun, name, exc_info=error)
         return f"it is broken ({type(error).__name__}); clickmask's log has the details"
+
+
+def _full_name(family: str, variant: str) -> str:
+    return f"{family}:{variant}" if variant else family
 
 
 def _variants(module: ModuleType, host: object = None) -> Mapping[str, Variant]:

@@ -45,6 +45,7 @@ PLUGINS = {
         "def load(variant, host):\n"
         "    return SimpleNamespace(name='weighty:small', file=host.weights.find('weighty:' + variant))"
     ),
+    "lone": f"VARIANTS = {{'': Variant({CHECKPOINT!r})}}\ndef load(variant, host): raise AssertionError",
     "slow": (
         "import threading\n"
         "started, released, loads = threading.Event(), threading.Event(), []\n"
@@ -300,7 +301,7 @@ def test_a_plugin_is_given_what_it_may_use(
 
 
 def test_the_checkpoints_of_a_folder_are_those_that_its_families_name(package: ModuleType) -> None:
-    assert plugins.checkpoints(package) == {"weighty:small": CHECKPOINT}
+    assert plugins.checkpoints(package) == {"weighty:small": CHECKPOINT, "lone": CHECKPOINT}
 
 
 @pytest.mark.parametrize(
