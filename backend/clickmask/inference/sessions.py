@@ -207,9 +207,10 @@ class Runtimes:
         """Whether checkpoints run in torch: it was chosen, or there is a GPU for it."""
         return self.runtime == "torch" or (self.runtime == "auto" and _torch_has_a_gpu())
 
-    def encoder(self, model: Model, example: Arrays | None = None) -> Session:
-        """A session for one run at a time, on all cores, in bf16 if available."""
-        precision = "f32" if self.exact else "bf16"
+    def encoder(self, model: Model, example: Arrays | None = None, exact: bool = False) -> Session:
+        """A session for one run at a time, on all cores, in bf16 if available and not `exact`, as for an
+        output that is thresholded."""
+        precision = "f32" if self.exact or exact else "bf16"
         return self._open(model, example, threads=self.cores, at_once=1, precision=precision)
 
     def decoder(self, model: Model, example: Arrays | None = None) -> Session:

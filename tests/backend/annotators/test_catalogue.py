@@ -17,6 +17,7 @@ from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.inference.weights import WeightsFolder
 from clickmask.models.versions import ProjectModels
 from clickmask.types import Annotator, Image, Pixels
+from support.foreground_networks import write_salient
 from support.model_drafts import draft
 from support.scenes import drawn_scene
 
@@ -32,16 +33,21 @@ def lenient() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnnotatorCatalogue]:
-    """What is installed, over a small SAM with random weights as if it were the official file.
+    """What is installed, over a small SAM with random weights and a drawn U2-Net, as if they were official.
 
     The trained model is one that calls each pixel by the strongest of its colours.
     """
     folder = tmp_path_factory.mktemp("weights")
-    weights = WeightsFolder(folder)
+    known: dict[str, plugins.Checkpoint] = {}
+    if importlib.util.find_spec("onnx") is not None:
+        known["salient"] = write_salient(folder)
     if importlib.util.find_spec("torch") is not None:
         from support import checkpoints
 
-        weights = checkpoints.weights_of(checkpoints.write_checkpoint(folder / "sam.pth", checkpoints.TINY))
+        sam = checkpoints.write_checkpoint(folder / "sam.pth", checkpoints.TINY)
+        known |= checkpoints.weights_of(sam).checkpoints
+    weights = WeightsFolder(folder, checkpoints=known)
+    weights.verify_new()
     embeddings = EmbeddingCache(100 * 2**20)
     models = ProjectModels(tmp_path_factory.mktemp("models"))
     project = models.of("cvat", "1")

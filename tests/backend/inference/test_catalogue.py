@@ -94,6 +94,7 @@ def test_every_module_of_the_folder_is_listed_with_its_variants_and_its_state(ca
     assert catalogue.statuses() == [
         SegmenterStatus("bereft", False, "it needs the package a_package_that_nobody_has"),
         SegmenterStatus("exported", True, ""),
+        SegmenterStatus("lone", True, ""),
         SegmenterStatus("plain", True, ""),
         SegmenterStatus("sized:large", True, ""),
         SegmenterStatus("sized:small", True, ""),

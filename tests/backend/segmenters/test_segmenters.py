@@ -17,6 +17,7 @@ from clickmask.errors import NotReady
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.weights import WeightsFolder
 from clickmask.types import Image, Pixels, Prediction, Prompt, Segmenter
+from support.foreground_networks import write_salient, write_selfie
 from support.scenes import drawn_scene
 
 NAMES = plugins.names(segmenters)
@@ -27,15 +28,25 @@ RANDOM = {"sam", "mobile_sam", "sam_hq", "efficient_sam"}  # those whose weights
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalogue]:
     """What is installed, and small networks with random weights as if they were the official files."""
     folder = tmp_path_factory.mktemp("weights")
+    known = {
+        name: write(folder)
+        for package, name, write in (
+            ("onnx", "salient", write_salient),
+            ("ai_edge_litert", "selfie", write_selfie),
+        )
+        if importlib.util.find_spec(package) is not None
+    }
     if importlib.util.find_spec("torch") is None:
-        yield Catalogue(segmenters, WeightsFolder(folder))
+        weights = WeightsFolder(folder, checkpoints=known)
+        weights.verify_new()
+        yield Catalogue(segmenters, weights)
         return
     from clickmask.segmenters._sam.tiny_vit import TinyViT
     from support import checkpoints
     from support.efficient_sam_networks import write_efficient_sam
 
     small = checkpoints.TINY_MOBILE_SAM
-    known = {"efficient_sam:vit_t": write_efficient_sam(folder)}
+    known["efficient_sam:vit_t"] = write_efficient_sam(folder)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(TinyViT, "img_size", small.side)
         for name, network in (
@@ -71,7 +82,7 @@ def scene() -> Image:
 
 def test_every_segmenter_says_what_it_runs_on(segmenter: Segmenter[Any]) -> None:
     runtime, _, device = str(getattr(segmenter, "runs_on", "")).partition(" on ")
-    assert runtime in {"OpenCV", "openvino", "onnxruntime", "torch"}
+    assert runtime in {"OpenCV", "openvino", "onnxruntime", "litert", "torch"}
     assert device.split(",")[0] in {"the CPU", "cpu", "cuda", "mps"}
 
 
