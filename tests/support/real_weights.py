@@ -21,6 +21,7 @@ import pytest
 import torch
 from onnx.numpy_helper import to_array
 
+from clickmask import files
 from clickmask.inference.sessions import Runtimes
 from clickmask.segmenters import mobile_sam
 from clickmask.segmenters._sam.onnx_networks import OnnxSam
@@ -73,7 +74,7 @@ def unpack(folder: Path) -> None:
             shutil.unpack_archive(package, unpacked, "zip" if package.suffix == ".whl" else "gztar")
             for name in names:
                 (file,) = Path(unpacked).rglob(name)
-                (folder / name).write_bytes(file.read_bytes())
+                files.write(folder / name, file.read_bytes())  # whole: another checkout may be reading it
     verify(folder)
 
 
