@@ -93,7 +93,8 @@ class ForegroundSegmenter:
             candidates.append((contradicted, found))
         fewest = min(contradicted for contradicted, _ in candidates)
         kept = [found for contradicted, found in candidates if contradicted == fewest]
-        return sorted(kept, key=lambda each: -each.score)
+        kept.sort(key=lambda each: -each.score)
+        return [each for each in kept if each.score > 0] or kept[:1]
 
     def _prediction(
         self, embedding: ForegroundMap, labels: Labels, meant: Mask, threshold: float, box: Box | None = None
