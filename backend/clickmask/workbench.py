@@ -216,6 +216,10 @@ class Workbench:
     def annotators(self) -> list[AnnotatorStatus]:
         return self._annotators.statuses()
 
+    def require_annotator(self, name: str) -> None:
+        """Raise NotFound unless it is installed, and NotReady with what it lacks. Loads nothing."""
+        self._annotators.require_ready(name)
+
     def set_project(self, tool: str, project: str, segmenter: str | None) -> None:
         """Remember the project's segmenter; None is the default. Raises NotFound."""
         if segmenter is not None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from clickmask.plugins import Checkpoint
+from clickmask.segmenters import salient
 
 CHANNELS = np.array([0.0, 0.5, 0.5], np.float32)  # of red, green and blue, the weights
 STEEPNESS, MIDDLE = 40.0, 0.4  # of the selfie's sigmoid over the weighted channels
@@ -32,6 +35,15 @@ def write_salient(folder: Path) -> Checkpoint:
     opsets = [helper.make_opsetid("", 11)]
     save(helper.make_model(graph, opset_imports=opsets, ir_version=6), folder / "u2netp.onnx")
     return _described(folder / "u2netp.onnx")
+
+
+def offer_salient(home: Path, patch: pytest.MonkeyPatch) -> None:
+    """The drawn network in the place of the official one, in the home's folder of weights. Skips the test if
+    it cannot be written."""
+    pytest.importorskip("onnx")
+    (home / "weights").mkdir(parents=True)
+    drawn = replace(salient.VARIANTS[""], checkpoint=write_salient(home / "weights"))
+    patch.setattr(salient, "VARIANTS", {"": drawn})
 
 
 def write_selfie(folder: Path) -> Checkpoint:

@@ -87,6 +87,14 @@ def prelabel(
             "CLICKMASK_REFINE.",
         ),
     ] = None,
+    annotator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="One of /v1/annotators whose labels the project has, such as unprompted:selfie. Default: "
+            "the project's trained model.",
+        ),
+    ] = None,
 ) -> None:
     """Let the project's trained model draw in every task that nobody has touched.
 
@@ -97,7 +105,7 @@ def prelabel(
     given: dict[str, Any] = {} if refine is None else {"refine": refine}
     with open_home(**given) as home:
         done, interrupted = Step(0), False
-        steps = find_tool(home, tool).prelabel(home.workbench, project)
+        steps = find_tool(home, tool).prelabel(home.workbench, project, annotator)
         columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}")
         with progress(*columns) as show:
             try:

@@ -70,6 +70,6 @@ class Tool(Protocol):
         """Point the project at the server at `our_url` and check both directions; one sentence per step."""
         raise InvalidRequest(f"{self.name}'s projects cannot be connected")
 
-    def prelabel(self, workbench: Workbench, project: str) -> Iterator[Step]:
-        """Let the project's trained model draw in everything that nobody has touched."""
+    def prelabel(self, workbench: Workbench, project: str, annotator: str | None = None) -> Iterator[Step]:
+        """Let the project's trained model, or `annotator`, draw in everything that nobody has touched."""
         raise InvalidRequest(f"{self.name}'s projects cannot be prelabelled")

@@ -1,4 +1,4 @@
-"""Prelabelling with a project's trained model: the parts that both tools share."""
+"""Prelabelling with a project's trained model, or with another annotator: the parts that both tools share."""
 
 from __future__ import annotations
 
@@ -32,8 +32,14 @@ class Step:
         return Step(after.remaining, *sums[1:])
 
 
-def require_trained(workbench: Workbench, tool: str, project: str) -> tuple[str, str]:
-    """The project's annotator and version; ask before each image, as they change. Raises NotReady."""
+def require_annotator(
+    workbench: Workbench, tool: str, project: str, annotator: str | None = None
+) -> tuple[str, str]:
+    """`annotator`, which is its own version, or the project's trained one and its version; ask before each
+    image, as they change. Raises NotReady, and NotFound if there is no such annotator."""
+    if annotator is not None:
+        workbench.require_annotator(annotator)
+        return annotator, annotator
     trained = workbench.trained_annotator(tool, project)
     if trained is None:
         named = f"{tool.replace('_', ' ')} project {project[:40]!r}"

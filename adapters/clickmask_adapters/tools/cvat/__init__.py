@@ -88,10 +88,10 @@ class Cvat(Tool):
         plain = secret.get_secret_value() if secret else None
         return connect(self._client, project, our_url, plain, self._home.images.identify)
 
-    def prelabel(self, workbench: Workbench, project: str) -> Iterator[Step]:
+    def prelabel(self, workbench: Workbench, project: str, annotator: str | None = None) -> Iterator[Step]:
         from clickmask_adapters.tools.cvat.prelabel import prelabel
 
-        return prelabel(workbench, self._client, project, self._home.settings.min_iou)
+        return prelabel(workbench, self._client, project, self._home.settings.min_iou, annotator)
 
     @cached_property
     def _client(self) -> CvatClient:

@@ -11,7 +11,7 @@ from clickmask.types import Mask, Prediction
 from clickmask.workbench import Workbench
 from clickmask_adapters.tools._client import ToolError
 from clickmask_adapters.tools._json import Json
-from clickmask_adapters.tools._prelabel import UNREADABLE, Step, draw, require_trained
+from clickmask_adapters.tools._prelabel import UNREADABLE, Step, draw, require_annotator
 from clickmask_adapters.tools.cvat.client import CvatClient
 from clickmask_adapters.tools.cvat.labels import TOOL, frame_address, frames
 from clickmask_adapters.tools.cvat.mask_points import mask_to_points
@@ -21,14 +21,18 @@ MASKS = frozenset({"mask", "any", "unknown"})  # label types that take a mask; `
 DRAWN = MASKS | {"polygon", "rectangle"}
 
 
-def prelabel(workbench: Workbench, client: CvatClient, project: str, min_iou: float) -> Iterator[Step]:
-    """Give each new job without annotations the objects that the served model finds on its frames.
+def prelabel(
+    workbench: Workbench, client: CvatClient, project: str, min_iou: float, annotator: str | None = None
+) -> Iterator[Step]:
+    """Give each new job without annotations the objects that the served model, or `annotator`, finds on its
+    frames.
 
     A job gets all its shapes in one request or, if interrupted or begun by somebody, none. Videos are left
-    out, as people use tracks there. Raises InvalidRequest if `project` is not a name, NotReady and ToolError.
+    out, as people use tracks there. Raises InvalidRequest if `project` is not a name, NotFound, NotReady and
+    ToolError.
     """
     container = container_of(project)
-    require_trained(workbench, TOOL, project)
+    require_annotator(workbench, TOOL, project, annotator)
     # Read all of them first: each upload moves its job to the end of the pages.
     rows = {row["id"]: row for row, _ in client.jobs(container)}
     remaining = sum(row["frame_count"] for row in rows.values())
@@ -38,7 +42,7 @@ def prelabel(workbench: Workbench, client: CvatClient, project: str, min_iou: fl
             yield Step(remaining, images=row["frame_count"], untouched=1)
             continue
         try:
-            yield from _prelabel_job(workbench, client, project, number, remaining, min_iou)
+            yield from _prelabel_job(workbench, client, project, number, remaining, min_iou, annotator)
         except ToolError as error:
             if not error.is_about_this:
                 raise
@@ -46,7 +50,13 @@ def prelabel(workbench: Workbench, client: CvatClient, project: str, min_iou: fl
 
 
 def _prelabel_job(
-    workbench: Workbench, client: CvatClient, project: str, job: int, later: int, min_iou: float
+    workbench: Workbench,
+    client: CvatClient,
+    project: str,
+    job: int,
+    later: int,
+    min_iou: float,
+    annotator: str | None,
 ) -> Iterator[Step]:
     """One step per frame, and one for the upload. `later` counts the images of the jobs after this one.
     Polygons of one object share a group; they have as few points as an IoU of `min_iou` allows."""
@@ -72,10 +82,10 @@ def _prelabel_job(
     objects = 0
     for frame in wanted:
         left -= 1
-        annotator, _ = require_trained(workbench, TOOL, project)
+        chosen, _ = require_annotator(workbench, TOOL, project, annotator)
         locate = partial(client.image_ref, frame_address(job, frame.number))
         try:
-            made = draw(workbench, locate, annotator, TOOL, can_be_drawn)
+            made = draw(workbench, locate, chosen, TOOL, can_be_drawn)
         except UNREADABLE as error:
             sentence = f"job {job}, frame {frame.number}: {error}"
             yield Step(later + left, images=1, left_out=(sentence,))

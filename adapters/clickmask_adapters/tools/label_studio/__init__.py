@@ -83,10 +83,10 @@ class LabelStudio(Tool):
         secret = settings.token.get_secret_value() if settings.token else None
         return connect(self._client, project, our_url, secret, read, settings.username)
 
-    def prelabel(self, workbench: Workbench, project: str) -> Iterator[Step]:
+    def prelabel(self, workbench: Workbench, project: str, annotator: str | None = None) -> Iterator[Step]:
         from clickmask_adapters.tools.label_studio.prelabel import prelabel
 
-        return prelabel(workbench, self._client, project, self._home.settings.min_iou)
+        return prelabel(workbench, self._client, project, self._home.settings.min_iou, annotator)
 
     @cached_property
     def _client(self) -> LabelStudioClient:

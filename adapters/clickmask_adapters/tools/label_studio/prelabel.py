@@ -13,7 +13,7 @@ from clickmask.types import Prediction
 from clickmask.workbench import Workbench
 from clickmask_adapters.tools._client import ToolError
 from clickmask_adapters.tools._json import Json, project_number
-from clickmask_adapters.tools._prelabel import UNREADABLE, Step, draw, require_trained
+from clickmask_adapters.tools._prelabel import UNREADABLE, Step, draw, require_annotator
 from clickmask_adapters.tools.label_studio import TOOL, clicks
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.label_config import LabelConfig, config_of
@@ -21,18 +21,25 @@ from clickmask_adapters.tools.label_studio.label_config import LabelConfig, conf
 log = logging.getLogger(__name__)
 PAGE = 50  # tasks, with their predictions
 PREDICT_WAIT_S = 80.0  # Label Studio waits for 100
-OURS = re.compile(r".*, \w+ \d{4}-[0-9a-f]{8}.*", re.DOTALL)  # a version that `Backend.model_version` gives
+# Versions that `Backend.model_version` and `prelabel` give.
+OURS = re.compile(r".*, (\w+ \d{4}-[0-9a-f]{8}.*|\w+:[\w:]+)", re.DOTALL)
 TOUCHED = ("annotations", "cancelled_annotations", "drafts")  # submitted, skipped, or begun
 
 
-def prelabel(workbench: Workbench, client: LabelStudioClient, project: str, min_iou: float) -> Iterator[Step]:
-    """Give each task without annotations and drafts one prediction of the served model.
+def prelabel(
+    workbench: Workbench,
+    client: LabelStudioClient,
+    project: str,
+    min_iou: float,
+    annotator: str | None = None,
+) -> Iterator[Step]:
+    """Give each task without annotations and drafts one prediction of the served model, or of `annotator`.
 
     Each task is one request, so an interrupted run leaves it with its prediction or without. Raises
-    InvalidRequest if `project` is not a number, NotReady and ToolError.
+    InvalidRequest if `project` is not a number, NotFound, NotReady and ToolError.
     """
     number = project_number(project, "Label Studio")
-    require_trained(workbench, TOOL, project)
+    require_annotator(workbench, TOOL, project, annotator)
     found = client.project(number)
     config = config_of(found)
     shown: str = found.get("model_version") or ""
@@ -41,14 +48,14 @@ def prelabel(workbench: Workbench, client: LabelStudioClient, project: str, min_
         tasks, total = client.annotated_tasks(number, last, PAGE, without_annotations=True)
         for place, task in enumerate(tasks):
             last, remaining = task["id"], total - place - 1
-            annotator, trained = require_trained(workbench, TOOL, str(number))
+            chosen, made_by = require_annotator(workbench, TOOL, str(number), annotator)
             segmenter = workbench.project_segmenter(TOOL, str(number)) or workbench.default_segmenter
-            version = f"{segmenter}, {trained}"
+            version = f"{segmenter}, {made_by}"
             predicted = {each.get("model_version") for each in task["predictions"]}
             if version in predicted or any(task.get(name) for name in TOUCHED):
                 yield Step(remaining, images=1, untouched=1)
                 continue
-            prelabeller = Prelabeller(workbench, client, annotator, version, config, min_iou)
+            prelabeller = Prelabeller(workbench, client, chosen, version, config, min_iou)
             try:
                 answer = prelabeller.answer(task["id"], task["data"])
                 client.add_prediction({"task": task["id"], "project": number, **answer})

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from clickmask.errors import Busy
 from clickmask.masks.polygons import polygons_to_mask
+from clickmask.masks.regions import mask_iou
 from clickmask.models.versions import ProjectModels
 from clickmask.types import Mask
 from clickmask.workbench import Workbench
@@ -26,6 +27,7 @@ from clickmask_adapters.tools.cvat.client import CvatClient
 from clickmask_adapters.tools.cvat.mask_points import points_to_mask
 from support.cvat_server import TOKEN, CvatServer
 from support.drawn import disc, rectangle
+from support.foreground_networks import offer_salient
 from support.model_drafts import draft
 
 SIZE = (60, 80)
@@ -59,8 +61,8 @@ def home(cvat: CvatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path / "home"
 
 
-def prelabel(project: str = "1") -> Result:
-    return CliRunner().invoke(app, ["prelabel", "cvat", project])
+def prelabel(project: str = "1", *options: str) -> Result:
+    return CliRunner().invoke(app, ["prelabel", "cvat", project, *options])
 
 
 def drawn(cvat: CvatServer, job: int) -> list[dict[str, Any]]:
@@ -89,6 +91,18 @@ def test_new_jobs_get_what_the_model_finds_on_each_of_their_frames(cvat: CvatSer
         np.testing.assert_array_equal(mask_of(shape), expected)
         assert shape["source"] == "auto"
         assert 0.8 < shape["score"] <= 1
+
+
+def test_another_annotator_draws_what_the_job_has_labels_for(
+    cvat: CvatServer, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer_salient(home, monkeypatch)
+    cvat.add_project(2, ("object",))
+    cvat.add_job(3, frames=[picture(), picture(240)], project=2)
+    result = prelabel("2", "--annotator", "unprompted:salient")
+    assert result.stdout == "2 objects drawn in 1, 0 left as they were, 0 left out\n", result.output
+    for shape in drawn(cvat, 3):
+        assert mask_iou(mask_of(shape), NUCLEUS | CELL) > 0.9
 
 
 def test_the_type_of_a_label_says_how_it_is_drawn(cvat: CvatServer, home: Path) -> None:

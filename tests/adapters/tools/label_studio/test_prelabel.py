@@ -19,12 +19,14 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from clickmask.masks.regions import mask_iou
 from clickmask.models.versions import ProjectModels
 from clickmask_adapters.cli import app
 from clickmask_adapters.tools.label_studio import prelabel as prelabelling
 from clickmask_adapters.tools.label_studio.client import LabelStudioClient
 from clickmask_adapters.tools.label_studio.shapes import brush_rle_to_mask
 from support.drawn import disc, rectangle
+from support.foreground_networks import offer_salient
 from support.label_studio_standin import TOKEN, LabelStudioStandin, label_studio_standin
 from support.labelled import png
 from support.model_drafts import draft
@@ -86,6 +88,36 @@ def test_every_task_gets_the_prediction_of_the_model(studio: LabelStudioStandin,
         masks = {region["value"]["brushlabels"][0]: region["value"]["rle"] for region in made["result"]}
         np.testing.assert_array_equal(brush_rle_to_mask(masks["nucleus"], SIZE), NUCLEUS)
         np.testing.assert_array_equal(brush_rle_to_mask(masks["cell"], SIZE), CELL)
+
+
+def test_another_annotator_draws_what_the_project_has_labels_for(
+    studio: LabelStudioStandin, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer_salient(home, monkeypatch)
+    studio.xml = XML.replace("nucleus", "object")
+    arguments = ("label-studio", "3", "--annotator", "unprompted:salient")
+    result = prelabel(*arguments)
+    assert result.stdout == "5 objects drawn in 5, 0 left as they were, 0 left out\n", result.output
+    for number in range(4, 9):
+        (made,) = studio.tasks[number]["predictions"]
+        assert made["model_version"] == "builtin, unprompted:salient"
+        (region,) = made["result"]
+        assert region["value"]["brushlabels"] == ["object"]
+        assert mask_iou(brush_rle_to_mask(region["value"]["rle"], SIZE), NUCLEUS | CELL) > 0.9
+    assert prelabel(*arguments).stdout == "0 objects drawn in 0, 5 left as they were, 0 left out\n"
+    serve(home)
+    assert prelabel().exit_code == 0
+    assert "unet" in studio.model_version  # that of the model, in the place of the annotator's
+
+
+def test_an_annotator_that_cannot_run_draws_nowhere(studio: LabelStudioStandin, home: Path) -> None:
+    for name, reason in (
+        ("unprompted:salient", "weights fetch salient"),
+        ("nobody", "no annotator 'nobody'"),
+    ):
+        result = prelabel("label-studio", "3", "--annotator", name)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert reason in result.stderr
 
 
 def test_what_people_have_touched_is_left_as_it_is(studio: LabelStudioStandin, home: Path) -> None:
