@@ -63,6 +63,24 @@ def load(variant, host):
     return Boxes()
 '''
 
+FINDER = (
+    SEGMENTER
+    + """
+
+from clickmask.plugins import Variant
+
+VARIANTS = {"": Variant(labels=("thing",))}
+
+
+def find(self, embedding):
+    mask = embedding.copy()
+    mask[10:20, 10:30] = True
+    return [("thing", Prediction(mask, 0.9, self.name))]
+
+
+Boxes.find = find
+"""
+)
 WRONG = SEGMENTER.replace("boxes", "wrong").replace("Prediction(mask,", "Prediction(mask.T,")
 
 TOOL = '''
@@ -191,6 +209,19 @@ def test_a_segmenter_is_one_file(add: Adds, serve: Callable[[str], TestClient]) 
     expected[28:32, 38:42] = True
     (proposal,) = answer["proposals"]
     assert (rle_to_mask(proposal["rle"]) == expected).all()
+
+
+def test_a_segmenter_that_needs_no_prompt_is_an_annotator_too(
+    add: Adds, serve: Callable[[str], TestClient]
+) -> None:
+    add(segmenters, "boxes", FINDER)
+    client = serve("grabcut")
+    listed = {each["name"]: each for each in client.get("/v1/annotators").json()["annotators"]}
+    assert (listed["unprompted:boxes"]["ready"], listed["unprompted:boxes"]["labels"]) == (True, ["thing"])
+    body = {"image": {"data": png_base64(7)}, "annotator": "unprompted:boxes"}
+    (found,) = client.post("/v1/annotations", json=body).json()["objects"]
+    assert (found["label"], found["area"], found["box"]) == ("thing", 200, [10, 10, 30, 20])
+    assert "clickmask-detect-unprompted-boxes" in client.get("/api/functions").json()
 
 
 def test_a_segmenter_that_gives_another_mask_answers_with_a_sentence(
