@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clickmask.inference.weights import WeightsFolder
 from clickmask.plugins import Checkpoint
 from clickmask.segmenters import salient
 
@@ -42,8 +43,9 @@ def offer_salient(home: Path, patch: pytest.MonkeyPatch) -> None:
     it cannot be written."""
     pytest.importorskip("onnx")
     (home / "weights").mkdir(parents=True)
-    drawn = replace(salient.VARIANTS[""], checkpoint=write_salient(home / "weights"))
-    patch.setattr(salient, "VARIANTS", {"": drawn})
+    checkpoint = write_salient(home / "weights")
+    WeightsFolder(home / "weights", checkpoints={"salient": checkpoint}).verify("salient")
+    patch.setattr(salient, "VARIANTS", {"": replace(salient.VARIANTS[""], checkpoint=checkpoint)})
 
 
 def write_selfie(folder: Path) -> Checkpoint:

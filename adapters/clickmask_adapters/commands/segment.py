@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -17,7 +17,7 @@ from clickmask.inference import driver
 from clickmask.inference.refinement import Refinement
 from clickmask.masks.regions import mask_area, mask_box
 from clickmask.masks.rle import mask_to_rle, rle_area, rle_box
-from clickmask.types import Image, Prediction, Prompt
+from clickmask.types import Image, Prediction, Prompt, Unprompted
 from clickmask_adapters.commands._console import console, open_home
 
 Output = Literal["mask", "coco", "overlay"]
@@ -60,6 +60,7 @@ def segment(
 ) -> None:
     """Segment one object of a picture by points or a box, or one object by each of several boxes.
 
+    Without any of them, a segmenter that needs no prompt, such as selfie or salient, gives all that it finds.
     Coordinates are pixels of the upright picture, from its top-left corner: EXIF's orientation is applied. A
     mask is a PNG of the upright picture's size, 255 on the objects and 0 elsewhere.
     """
@@ -82,7 +83,9 @@ def segment(
         name = segmenter or home.settings.segmenter
         home.segmenters.require_ready(name)
         prompts = [Prompt(foreground, background, (x0, y0, x1, y1)) for x0, y0, x1, y1 in boxes]
-        prompts = prompts or [Prompt(foreground, background)]
+        finds = bool(home.segmenters.variants()[name].labels) and not (foreground or background or prompts)
+        if not (prompts or finds):
+            prompts = [Prompt(foreground, background)]
         picture = decode_image(image.read_bytes(), home.limits)
         for prompt in prompts:
             prompt.require_inside(picture.size)
@@ -92,6 +95,12 @@ def segment(
             refinement.decode(loaded, embedding, prompt, picture.digest, picture.size)[0]
             for prompt in prompts
         ]
+        if finds:
+            with driver.blaming(name):
+                objects = [each for _, each in cast("Unprompted[Any]", loaded).find(embedding)]
+            if not objects:
+                raise InvalidRequest(f"{name} finds nothing in this picture")
+            found = driver.check_predictions(name, objects, picture.size)
         if not all(mask_area(each.mask) for each in found):
             raise InvalidRequest(f"{name} finds nothing there: try another point or a box")
         try:

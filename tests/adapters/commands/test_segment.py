@@ -20,6 +20,7 @@ from clickmask_adapters.cli import app
 from clickmask_adapters.home import Home
 from clickmask_adapters.settings import Settings
 from support.drawn import disc, rectangle
+from support.foreground_networks import offer_salient
 
 SIZE = (60, 90)
 DISC, SQUARE = disc(SIZE, (25, 30), 12), rectangle(SIZE, (60, 20, 80, 45))
@@ -74,6 +75,21 @@ def test_several_boxes_are_several_objects() -> None:
         assert np.array_equal(mask, written() & truth)
         assert annotation["area"] == mask.sum()
     assert read.anns[2]["bbox"] == [60, 20, 20, 25]
+
+
+def test_without_a_prompt_a_segmenter_that_needs_none_gives_what_it_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer_salient(tmp_path / "home", monkeypatch)
+    done = segment("--out", "mask.png", by="salient")
+    assert done.exit_code == 0, done.output
+    assert mask_iou(written(), DISC | SQUARE) > 0.95
+    assert segment("--point", "25,30", "--out", "mask.png", by="salient").exit_code == 0
+    assert mask_iou(written(), DISC) > 0.95
+    PIL.Image.new("RGB", (40, 30)).save("photo.png")
+    nothing = segment("--out", "other.png", by="salient")
+    assert (nothing.exit_code, nothing.stderr) == (1, "salient finds nothing in this picture\n")
+    assert not Path("other.png").exists()
 
 
 @pytest.mark.parametrize("words", [("overlay.jpg",), ("overlay.webp",), ("overlay.png", "--as", "overlay")])
