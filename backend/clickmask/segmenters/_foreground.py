@@ -103,7 +103,7 @@ class ForegroundSegmenter:
         around = box_slices(meant)
         inside = embedding.probabilities[meant].sum()
         beside = embedding.probabilities[around][labels[around] == 0].sum()
-        score = float(inside / (np.count_nonzero(meant) + beside)) if meant.any() else 0.0
+        score = min(float(inside / (np.count_nonzero(meant) + beside)), 1.0) if meant.any() else 0.0
         # Other parts lie at least a pixel away, so without them no outline moves.
         alone = np.where(meant | (labels == 0), embedding.probabilities, np.float32(0))
         draw = partial(_enlarge, alone, threshold, embedding.size, box)
