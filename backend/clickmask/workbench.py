@@ -43,8 +43,8 @@ from clickmask.types import Embedding, ImageRef, Mask, Prediction, Prompt, Segme
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Each click asks for its project's segmenter, and the database takes a millisecond.
-SEGMENTER_TTL_S = 10.0
+# Each click asks for its project's settings, and the database takes a millisecond.
+SETTINGS_TTL_S = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Workbench:
         self._supervisor: Supervisor | None = None
         self._refinement = Refinement()
         self._projects_set = 0
-        self._segmenter_of = lru_cache(1000)(self._read_segmenter)
+        self._settings_of = lru_cache(1000)(self._read_settings)
         self._max_points = max_points
         self._preparations = threading.BoundedSemaphore(max_preparations)
         self._annotations = threading.BoundedSemaphore(max_annotations)
@@ -220,17 +220,24 @@ class Workbench:
         """Raise NotFound unless it is installed, and NotReady with what it lacks. Loads nothing."""
         self._annotators.require_ready(name)
 
-    def set_project(self, tool: str, project: str, segmenter: str | None) -> None:
-        """Remember the project's segmenter; None is the default. Raises NotFound."""
+    def set_project(
+        self, tool: str, project: str, segmenter: str | None, controls: Controls = AS_IT_IS
+    ) -> None:
+        """Remember the project's segmenter, None for the default, and its controls. Raises NotFound."""
         if segmenter is not None:
             self._catalogue.require(segmenter)
         if segmenter != self.store.project_segmenter(tool, project):
             self.store.set_project_segmenter(tool, project, segmenter)
+        if controls != self.store.project_controls(tool, project):
+            self.store.set_project_controls(tool, project, controls)
         self._projects_set += 1
 
+    def project_settings(self, tool: str, project: str) -> tuple[str | None, Controls]:
+        """The project's segmenter and controls. A change by another process shows within SETTINGS_TTL_S."""
+        return self._settings_of(tool, project, self._projects_set, time.monotonic() // SETTINGS_TTL_S)
+
     def project_segmenter(self, tool: str, project: str) -> str | None:
-        """The project's segmenter. A change by another process shows within SEGMENTER_TTL_S."""
-        return self._segmenter_of(tool, project, self._projects_set, time.monotonic() // SEGMENTER_TTL_S)
+        return self.project_settings(tool, project)[0]
 
     def require_project(self, tool: str, project: str) -> None:
         """Raise NotFound if nothing is known of the project. `tool` is a tool package's name."""
@@ -342,8 +349,8 @@ class Workbench:
         self.store.close()
         self.inbox.close()
 
-    def _read_segmenter(self, tool: str, project: str, *_: float) -> str | None:
-        return self.store.project_segmenter(tool, project)
+    def _read_settings(self, tool: str, project: str, *_: float) -> tuple[str | None, Controls]:
+        return self.store.project_segmenter(tool, project), self.store.project_controls(tool, project)
 
     def _embedding(
         self, segmenter: Segmenter[Any], ref: ImageRef, identity: ImageIdentity, priority: int = CLICK

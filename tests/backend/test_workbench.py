@@ -109,14 +109,14 @@ def test_a_project_may_choose_its_segmenter(workbench: Workbench) -> None:
     assert workbench.project_segmenter("label_studio", "7") is None
 
 
-def test_clicks_do_not_ask_the_database_for_their_segmenter_each_time(
+def test_clicks_do_not_ask_the_database_for_their_settings_each_time(
     workbench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clickmask.workbench.SEGMENTER_TTL_S", 1e9)
+    monkeypatch.setattr("clickmask.workbench.SETTINGS_TTL_S", 1e9)
     assert workbench.project_segmenter("label_studio", "7") is None
     workbench.store.set_project_segmenter("label_studio", "7", "grabcut")  # as another process would
     assert workbench.project_segmenter("label_studio", "7") is None
-    monkeypatch.setattr("clickmask.workbench.SEGMENTER_TTL_S", 0.01)
+    monkeypatch.setattr("clickmask.workbench.SETTINGS_TTL_S", 0.01)
     until(lambda: workbench.project_segmenter("label_studio", "7") == "grabcut")
 
 

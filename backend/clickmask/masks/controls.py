@@ -1,15 +1,27 @@
 """Controls of the result: what an annotator may ask of any segmenter's mask. By default nothing is asked."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
 
 import cv2
 import numpy as np
 
 from clickmask.errors import InvalidInput
 from clickmask.masks.regions import as_bytes, box_slices, fill_pinholes, keep_parts
-from clickmask.types import Mask
+from clickmask.types import Mask, Prediction
 
 MAX_SMOOTH = 64.0  # px
+KINDS: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {
+        "smooth": (int, float),
+        "fill_holes": (int,),
+        "min_part_share": (int, float),
+        "max_parts": (int,),
+    }
+)  # of JSON's values, by the name of a wish
 
 
 @dataclass(frozen=True)
@@ -45,8 +57,38 @@ class Controls:
             mask = keep_parts(mask, self.min_part_share, self.max_parts)
         return mask
 
+    def applied(self, prediction: Prediction) -> Prediction:
+        """The prediction with these wishes fulfilled once its mask is read."""
+        return Prediction(lambda: self.apply(prediction.mask), prediction.score, prediction.segmenter)
+
+    def wishes(self) -> dict[str, object]:
+        """What is asked for, by name, as `controls_of` takes it; nothing by default."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(AS_IT_IS, name)}
+
 
 AS_IT_IS = Controls()
+
+
+def controls_of(given: Mapping[str, object]) -> Controls:
+    """The controls with these wishes, values of JSON by name. Raises InvalidInput."""
+    for name, value in given.items():
+        if name not in KINDS:
+            raise InvalidInput(f"there is no control {name[:40]!r}; there are: {', '.join(KINDS)}")
+        if type(value) not in KINDS[name]:
+            raise InvalidInput(f"{name} is not {str(value)[:40]!r}, which is of another kind")
+    return Controls(**dict[str, Any](given))
+
+
+def read_controls(words: Sequence[str]) -> Controls:
+    """The controls of `words` such as smooth=2. Raises InvalidInput."""
+    given: dict[str, object] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            given[name] = json.loads(value)
+        except ValueError as error:
+            raise InvalidInput(f"{word[:40]!r} is not a control such as smooth=2") from error
+    return controls_of(given)
 
 
 def smooth_mask(mask: Mask, radius: float) -> Mask:

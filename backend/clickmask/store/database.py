@@ -273,6 +273,9 @@ STEPS: Mapping[str, Callable[[sa.Connection], object]] = MappingProxyType(
         "0004": unfinished.create,
         "0005": _add_jobs,
         "0006": _add_columns_of_labels,
+        "0007": lambda connection: connection.execute(
+            sa.text("ALTER TABLE projects ADD COLUMN controls TEXT NOT NULL DEFAULT '{}'")
+        ),
     }
 )
 HEAD = max(STEPS)

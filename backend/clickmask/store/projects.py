@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from clickmask.errors import Conflict
 from clickmask.labels.split import SIDES, Assigned, Fingerprint, Side, SideCounts
 from clickmask.labels.submissions import ProjectDescribed, Unlabelled
+from clickmask.masks.controls import AS_IT_IS, Controls, controls_of
 from clickmask.store.database import MAX_VALUES, Database, Part, put
 from clickmask.store.schema import annotations, labels, origins, projects, pulls, sides
 
@@ -49,6 +50,14 @@ class Projects(Part):
 
     def project_segmenter(self, tool: str, project: str) -> str | None:
         return self._scalar(sa.select(projects.c.segmenter).filter_by(tool=tool, project=project))
+
+    def set_project_controls(self, tool: str, project: str, controls: Controls) -> None:
+        """Remember what the project asks of every click's mask."""
+        self._set(tool, project, {"controls": json.dumps(controls.wishes())})
+
+    def project_controls(self, tool: str, project: str) -> Controls:
+        kept = self._scalar(sa.select(projects.c.controls).filter_by(tool=tool, project=project))
+        return controls_of(json.loads(kept)) if kept else AS_IT_IS
 
     def set_unlabelled(self, tool: str, project: str, unlabelled: Unlabelled) -> None:
         """Remember how to treat unlabelled area: as background, or as unknown and ignored."""

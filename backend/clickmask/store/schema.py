@@ -45,6 +45,7 @@ projects = sa.Table(
     sa.Column("title", sa.Text, nullable=False, server_default=""),
     sa.Column("categories", sa.Text, nullable=False, server_default="[]"),  # JSON, in the tool's order
     sa.Column("unlabelled", sa.Text, nullable=False, server_default="background"),
+    sa.Column("controls", sa.Text, nullable=False, server_default="{}"),  # JSON: wishes by name
 )
 
 origins = sa.Table("origins", metadata, *_keys("tool"), *_columns(sa.Text, "origin"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import cv2
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from clickmask.errors import InvalidInput
-from clickmask.masks.controls import MAX_SMOOTH, Controls, smooth_mask
+from clickmask.masks.controls import MAX_SMOOTH, Controls, controls_of, read_controls, smooth_mask
 from clickmask.masks.regions import fill_pinholes, keep_parts
-from clickmask.types import Mask
+from clickmask.types import Mask, Prediction
 from support import drawn
 
 masks = npst.arrays(np.bool_, npst.array_shapes(min_dims=2, max_dims=2, max_side=24))
@@ -101,3 +102,48 @@ def test_a_wish_out_of_its_range_is_refused(wishes: dict[str, Any]) -> None:
     (name,) = wishes
     with pytest.raises(InvalidInput, match=name):
         Controls(**wishes)
+
+
+every_wish = st.builds(
+    Controls, st.floats(0, MAX_SMOOTH), st.integers(0, 10**9), st.floats(0, 1), st.none() | st.integers(1, 99)
+)
+
+
+@given(every_wish)
+def test_wishes_can_be_written_as_json_and_as_words(controls: Controls) -> None:
+    wishes = json.loads(json.dumps(controls.wishes()))
+    assert controls_of(wishes) == controls
+    assert read_controls([f"{name}={json.dumps(value)}" for name, value in wishes.items()]) == controls
+
+
+def test_nothing_is_asked_for_by_default() -> None:
+    assert Controls().wishes() == {}
+    assert controls_of({}) == read_controls([]) == Controls()
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("sharp=2", "there is no control 'sharp'; there are: smooth, fill_holes"),
+        ("smooth", "'smooth' is not a control such as smooth=2"),
+        ("smooth=two", "not a control such as"),
+        ('smooth="2"', "smooth is not '2'"),
+        ("smooth=true", "smooth is not 'True'"),
+        ("fill_holes=1.5", "fill_holes is not '1.5'"),
+        ("max_parts=null", "max_parts is not 'None'"),
+        ("smooth=NaN", "smooth is a radius"),
+        ("max_parts=0", "at least 1"),
+    ],
+)
+def test_a_word_that_is_no_wish_is_refused(word: str, problem: str) -> None:
+    with pytest.raises(InvalidInput, match=problem):
+        read_controls([word])
+
+
+def test_a_prediction_is_shaped_when_its_mask_is_read_and_keeps_its_score() -> None:
+    mask = drawn.rectangle((30, 40), (3, 3, 20, 20)) | drawn.rectangle((30, 40), (30, 3, 34, 9))
+    reads: list[None] = []
+    shaped = Controls(max_parts=1).applied(Prediction(lambda: reads.append(None) or mask, 0.5, "disc"))
+    assert not reads
+    assert np.array_equal(shaped.mask, keep_parts(mask, most=1))
+    assert (shaped.score, shaped.segmenter) == (0.5, "disc")

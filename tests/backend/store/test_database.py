@@ -55,6 +55,7 @@ def test_settings_that_sqlite_does_not_take_are_refused(
 
 
 UNDO = {  # what takes a step back
+    "0007": "ALTER TABLE projects DROP COLUMN controls",
     "0005": "DROP TABLE jobs",
     "0006": (
         "ALTER TABLE labels DROP COLUMN layer; ALTER TABLE annotations DROP COLUMN left_out; "

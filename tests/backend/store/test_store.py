@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clickmask.errors import StoreUnavailable
+from clickmask.masks.controls import Controls
 from clickmask.masks.rle import rle_to_mask
 from clickmask.store import Store
 from clickmask.store.database import Database
@@ -150,4 +151,11 @@ def test_what_a_project_asked_for_is_kept_until_it_asks_for_nothing(tmp_path: Pa
     store.set_project_segmenter("label_studio", "1", None)
     assert store.project_segmenter("label_studio", "1") is None
     assert store.project_segmenter("cvat", "1") == "grabcut"
+    assert store.project_controls("label_studio", "1") == store.project_controls("cvat", "2") == Controls()
+    wishes = Controls(smooth=1.5, fill_holes=9, min_part_share=0.25, max_parts=2)
+    store.set_project_controls("label_studio", "1", wishes)
+    store.set_project_controls("cvat", "3", wishes)
+    assert store.project_controls("label_studio", "1") == store.project_controls("cvat", "3") == wishes
+    store.set_project_controls("label_studio", "1", Controls())
+    assert store.project_controls("label_studio", "1") == Controls()
     store.close()

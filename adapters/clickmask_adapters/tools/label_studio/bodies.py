@@ -15,6 +15,10 @@ Side = Annotated[int, Field(gt=0, description="Pixels of the image, as displayed
 
 class ExtraParams(BaseModel):
     segmenter: Annotated[str | None, Field(description="A name from /versions; null: the default")] = None
+    controls: Annotated[
+        dict[str, Any] | None,
+        Field(description="Wishes about the masks, as `controls` of /v1/proposals takes them"),
+    ] = None
 
 
 class SetupIn(BaseModel):

@@ -24,6 +24,7 @@ from clickmask.errors import (
     StoreUnavailable,
     ToolUnavailable,
 )
+from clickmask.masks.controls import controls_of
 from clickmask.workbench import Workbench
 from clickmask_adapters.api import json_response
 from clickmask_adapters.server.openapi import IMAGE_ERRORS, body_of, raises
@@ -59,14 +60,17 @@ class Backend:
         return [status.name for status in self.workbench.segmenters() if status.ready]
 
     def set_up(self, asked: Json) -> str:
-        """Remember the segmenter in extra_params, a JSON object or its text, and return the model version."""
+        """Remember the segmenter and the controls in extra_params, a JSON object or its text, and return the
+        model version."""
         given = asked.get("extra_params")
         if isinstance(given, str):
             given = parse_object(given.encode(), "extra_params") if given.strip() else None
-        segmenter = as_object(given, "extra_params", empty=True).get("segmenter")
+        parameters = as_object(given, "extra_params", empty=True)
+        segmenter = parameters.get("segmenter")
         if segmenter is not None and not isinstance(segmenter, str):
             raise InvalidRequest('extra_params are {"segmenter": "NAME"}, with the name as text')
-        self.workbench.set_project(TOOL, _project(asked), segmenter)
+        controls = as_object(parameters.get("controls"), "the controls in extra_params", empty=True)
+        self.workbench.set_project(TOOL, _project(asked), segmenter, controls_of(controls))
         return self.model_version(asked)
 
     def segmenter(self, asked: Json) -> str:
@@ -97,7 +101,7 @@ class Backend:
         task, data = next(_tasks(asked))
         config = label_config.parse(asked.get("label_config")).of_task(data)
         pointed = clicks.request(context, config)
-        segmenter = self.segmenter(asked)
+        segmenter, controls = self.segmenter(asked), self.workbench.project_settings(TOOL, _project(asked))[1]
         if pointed.prompt is None:
             return {"result": [], "score": 0, "model_version": self.model_version(asked)}
         uris = config.image_uris(pointed.to_name, data)
@@ -111,7 +115,7 @@ class Backend:
                 f"the image has {size[1]}x{size[0]} pixels, but Label Studio shows one of "
                 f"{pointed.size[1]}x{pointed.size[0]}: reload the task"
             )
-        best = self.workbench.propose(ref, pointed.prompt, segmenter, tool=TOOL)[0]
+        best = self.workbench.propose(ref, pointed.prompt, segmenter, TOOL, controls)[0]
         regions, rings = clicks.regions(best.id, best.prediction, pointed, self._min_iou)
         if rings:
             told = len(rings.rings), rings.iou, rings.lost_area

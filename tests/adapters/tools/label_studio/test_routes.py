@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from clickmask.ingest.inbox import Inbox
 from clickmask.masks.polygons import polygons_to_mask
-from clickmask.masks.regions import mask_iou
+from clickmask.masks.regions import keep_parts, mask_iou
+from clickmask.masks.rle import rle_to_mask
 from clickmask.types import ImageRef, Mask
 from clickmask.workbench import Workbench
 from clickmask_adapters.server import failures
@@ -363,9 +364,41 @@ def test_setup_remembers_the_projects_segmenter(given: Any, http: TestClient, wo
     assert http.post("/setup", json=recorded("02") | {"extra_params": ""}).json() == {"model_version": "disc"}
 
 
+@pytest.mark.parametrize("as_text", [False, True])
+def test_the_projects_controls_shape_what_a_click_is_answered_with(
+    as_text: bool, http: TestClient, workbench: Workbench, images: Images
+) -> None:
+    body = recorded("07")
+    *_, third = body["params"]["context"]["result"]
+    third["is_positive"] = True
+    third["value"] |= {"x": 90, "y": 90}
+    (plain,) = [each for each in send(http, body)["results"][0]["result"] if "rle" in each["value"]]
+    whole = shown(plain, images.size)
+    given: Any = {"controls": {"max_parts": 1}}
+    http.post("/setup", json=recorded("02") | {"extra_params": json.dumps(given) if as_text else given})
+    (region,) = [each for each in send(http, body)["results"][0]["result"] if "rle" in each["value"]]
+    assert np.array_equal(shown(region, images.size), keep_parts(whole, most=1))
+    assert shown(region, images.size).sum() < whole.sum()
+    kept = workbench.store.proposal(region["id"].rpartition("-")[0])  # what an untouched region equals
+    assert kept is not None and np.array_equal(rle_to_mask(kept.rle), shown(region, images.size))
+    http.post("/setup", json=recorded("02"))
+    (again,) = [each for each in send(http, body)["results"][0]["result"] if "rle" in each["value"]]
+    assert again["value"] == plain["value"]
+
+
 @pytest.mark.parametrize(
     ("given", "status"),
-    [({"segmenter": "nosuch"}, 404), ({"segmenter": 7}, 400), ("{", 400), ("[]", 400), ([1], 400)],
+    [
+        ({"segmenter": "nosuch"}, 404),
+        ({"segmenter": 7}, 400),
+        ("{", 400),
+        ("[]", 400),
+        ([1], 400),
+        ({"controls": 1}, 400),
+        ({"controls": {"smooth": -1}}, 422),
+        ({"controls": {"smooth": "2"}}, 422),
+        ({"controls": {"sharp": 2}}, 422),
+    ],
 )
 def test_setup_refuses_extra_params_that_cannot_be(given: Any, status: int, http: TestClient) -> None:
     answer = http.post("/setup", json=recorded("02") | {"extra_params": given})
