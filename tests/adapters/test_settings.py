@@ -113,6 +113,12 @@ def test_fields_that_no_tool_brings_are_a_mistake() -> None:
         ("CLICKMASK_HOME", "~nobody-of-this-name/x", "there is no user of this name"),
         ("CLICKMASK_TRUSTED_NETWORKS", "everyone", "it is not a valid IPv4 network"),
         ("CLICKMASK_CVAT_CANDIDATES", "perhaps", "it should be a valid boolean"),
+        ("CLICKMASK_CVAT_CONTROLS", "disc sharp=2", "disc sharp=2: there is no control 'sharp'"),
+        (
+            "CLICKMASK_CVAT_CONTROLS",
+            "disc x smooth=2",
+            "disc x smooth=2: 'x' is not a control such as smooth=2",
+        ),
         ("LOG_LEVEL", "loud", "it should be 'debug', 'info', 'warning', 'error' or 'critical'"),
         ("LABEL_STUDIO_URL", "localhost:8080", "it is not an address such as http://host:8080"),
         ("LABEL_STUDIO_URL", "label-studio", "it is not an address such as http://host:8080"),

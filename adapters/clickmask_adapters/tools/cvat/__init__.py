@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
 
 from clickmask_adapters.tools import NamedImage, Tool
 from clickmask_adapters.tools._settings import ServerUrl
@@ -38,10 +39,19 @@ class CvatSettings(BaseModel):
     """The password of that user."""
     cvat_candidates: bool = False
     """Answer a click in CVAT with every mask that the segmenter considers, not with the best alone."""
+    cvat_controls: Annotated[tuple[str, ...], NoDecode] = ()
+    """More interactors, each a segmenter and the controls of its masks: `builtin smooth=2 max_parts=1`."""
     cvat_direct_function: str | None = None
     """The function that CVAT means if it calls without a name: its nuclio method `direct`."""
     cvat_webhook_secret: SecretStr | None = Field(default=None, validation_alias="CVAT_WEBHOOK_SECRET")
     """The secret with which CVAT signs its webhooks; without it they are refused."""
+
+    @field_validator("cvat_controls", mode="before")
+    @classmethod
+    def _variants(cls, value: object) -> object:
+        from clickmask_adapters.tools.cvat.functions import split_variants
+
+        return split_variants(value) if isinstance(value, str) else value
 
 
 SETTINGS = CvatSettings

@@ -12,7 +12,9 @@ from typing import Any, Literal
 import orjson
 
 from clickmask.annotators._catalogue import AnnotatorStatus
+from clickmask.errors import InvalidInput
 from clickmask.inference.catalogue import SegmenterStatus
+from clickmask.masks.controls import AS_IT_IS, Controls, read_controls
 
 SAM_PLUGIN = "pth-facebookresearch-sam-vit-h"
 """The id at which CVAT's page asks for an embedding, and decodes it itself: with ViT-H's decoder."""
@@ -32,6 +34,7 @@ class Function:
     title: str
     description: str
     labels: tuple[str, ...] = ()  # of a detector
+    controls: Controls = AS_IT_IS  # of an interactor's masks
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-zA-Z0-9_.-]+", self.id):  # as CVAT's own addresses allow it
@@ -71,31 +74,50 @@ class Function:
         }
 
 
+def split_variants(text: str) -> tuple[str, ...]:
+    """Comma separated variants, each a segmenter and its controls. Raises ValueError for wrong controls."""
+    variants = tuple(" ".join(part.split()) for part in text.split(",") if part.strip())
+    for variant in variants:
+        try:
+            read_controls(variant.split()[1:])
+        except InvalidInput as error:
+            raise ValueError(f"{variant}: {error}") from error
+    return variants
+
+
 def functions(
-    segmenters: Sequence[SegmenterStatus], annotators: Sequence[AnnotatorStatus], default: str
+    segmenters: Sequence[SegmenterStatus],
+    annotators: Sequence[AnnotatorStatus],
+    default: str,
+    variants: Sequence[str] = (),
 ) -> tuple[dict[str, Function], list[str]]:
-    """The functions that are ready, by id, the default segmenter first; and why others are left out."""
+    """The functions that are ready, by id, the default segmenter first; and why others are left out.
+    `variants` are as `split_variants` gives them: more interactors, after those without controls."""
     ready = sorted((each for each in segmenters if each.ready), key=lambda each: each.name != default)
-    wanted: list[tuple[str, Kind, str, str, str, tuple[str, ...]]] = []
-    for name in (each.name for each in ready):
+    wanted: list[tuple[str, Kind, str, str, str, tuple[str, ...], Controls]] = []
+    asked = [(each.name, "") for each in ready] + [each.partition(" ")[::2] for each in variants]
+    for name, words in asked:
+        title = f"clickmask {name} {words}".rstrip()
         said = f"Masks from clicks and boxes, by {name} on clickmask's server"
-        own = f"clickmask-{name.replace(':', '-')}"
-        wanted.append((own, "interactor", name, f"clickmask {name}", said, ()))
+        own = f"clickmask-{name.replace(':', '-')}" + re.sub(r"(^|[ =])(?=.)", "-", words)
+        wanted.append((own, "interactor", name, title, said, (), read_controls(words.split())))
     fit = [each.name for each in ready if each.decoder == VIT_H]
     if fit:
         name = VIT_H if VIT_H in fit else fit[0]  # the original before its imitations
         title = "Segment Anything in the browser" + ("" if name == VIT_H else f" (embeddings of {name})")
         said = f"Masks that the browser decodes, from embeddings that {name} makes on clickmask's server"
-        wanted.append((SAM_PLUGIN, "embedding", name, title, said, ()))
+        wanted.append((SAM_PLUGIN, "embedding", name, title, said, (), AS_IT_IS))
     for each in (each for each in annotators if each.ready):
         own = f"clickmask-detect-{each.name.replace(':', '-')}"
         said = f"Masks of the whole image, without a prompt, by {each.name} on clickmask's server"
-        wanted.append((own, "detector", each.name, f"clickmask {each.name}", said, each.labels))
+        wanted.append((own, "detector", each.name, f"clickmask {each.name}", said, each.labels, AS_IT_IS))
     found: dict[str, Function] = {}
     left_out: list[str] = []
     for fields in wanted:
         try:
             function = Function(*fields)
+            if function.kind == "interactor" and function.runs not in {each.name for each in ready}:
+                raise ValueError(f"{function.title}: the segmenter {function.runs} is not ready")
             if function.id in found:
                 raise ValueError(f"{function.runs}: {found[function.id].runs} is {function.id} already")
             found[function.id] = function

@@ -13,7 +13,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -73,7 +73,7 @@ INVOCATION_ERRORS = raises(*IMAGE_ERRORS, StoreUnavailable) | {
 
 def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIRouter:
     """The routes of nuclio's dashboard, and the one for events signed with CVAT_WEBHOOK_SECRET."""
-    offered = Offered(workbench)
+    offered = Offered(workbench, settings.cvat_controls)
     invoker = Invoker(workbench, min_iou, every_candidate=settings.cvat_candidates)
     results = ResultCache()
     detectors = asyncio.BoundedSemaphore(MAX_DETECTOR_CALLS)
@@ -233,8 +233,8 @@ def router(workbench: Workbench, settings: CvatSettings, min_iou: float) -> APIR
 class Offered:
     """The functions that can be called, by name. Loads no model, and logs what is ready but left out."""
 
-    def __init__(self, workbench: Workbench) -> None:
-        self._workbench = workbench
+    def __init__(self, workbench: Workbench, variants: Sequence[str]) -> None:
+        self._workbench, self._variants = workbench, variants
         for reason in self._look():
             log.warning("cvat: not offered: %s", reason)
 
@@ -246,7 +246,9 @@ class Offered:
 
     def _look(self) -> list[str]:
         bench = self._workbench
-        self.last, left_out = functions(bench.segmenters(), bench.annotators(), bench.default_segmenter)
+        self.last, left_out = functions(
+            bench.segmenters(), bench.annotators(), bench.default_segmenter, self._variants
+        )
         self._until = time.monotonic() + FUNCTIONS_TTL_S
         return left_out
 
@@ -271,7 +273,7 @@ class Invoker:
             answer = partial(self._detections, function.runs, least_score)
         else:
             shapes = prompts.understands_shapes(user_agent)
-            answer = partial(self._masks, function.runs, least_score, prompts.pointed(asked), shapes)
+            answer = partial(self._masks, function, least_score, prompts.pointed(asked), shapes)
         return Response(self._show(text, answer), media_type="application/json")
 
     def _show(self, text: memoryview, ask: Callable[[ImageRef], T]) -> T:
@@ -283,12 +285,12 @@ class Invoker:
             return ask(ImageRef("data:;base64," + str(text, "ascii")))
 
     def _masks(
-        self, segmenter: str, least_score: float, pointed: prompts.Pointed, shapes: bool, ref: ImageRef
+        self, function: Function, least_score: float, pointed: prompts.Pointed, shapes: bool, ref: ImageRef
     ) -> bytes | memoryview:
         size = self._workbench.identify(ref).size
         found: list[Prediction] = []
         for prompt in pointed.prompts(size):
-            proposals = self._workbench.propose(ref, prompt, segmenter, tool=TOOL)
+            proposals = self._workbench.propose(ref, prompt, function.runs, TOOL, function.controls)
             wanted = proposals if shapes and self._every_candidate else proposals[:1]
             found += [proposal.prediction for proposal in wanted if proposal.prediction.score >= least_score]
         return answers.shapes_reply(found) if shapes else answers.dense_reply(found, size)

@@ -28,7 +28,8 @@ from clickmask.inference.catalogue import SegmenterStatus
 from clickmask.inference.embeddings import EmbeddingCache
 from clickmask.ingest.inbox import Inbox
 from clickmask.masks.polygons import polygons_to_mask
-from clickmask.masks.regions import mask_iou
+from clickmask.masks.regions import keep_parts, mask_iou
+from clickmask.masks.rle import rle_to_mask
 from clickmask.segmenters import sam
 from clickmask.segmenters._sam.segmenter import SamEmbedding
 from clickmask.store import Store
@@ -167,6 +168,26 @@ def test_a_function_that_cvat_could_not_read_is_left_out_and_named_at_the_start(
     left_out = [record.getMessage() for record in caplog.records if "not offered" in record.getMessage()]
     assert len(left_out) == 3
     assert "x-y: x:y is clickmask-x-y already" in left_out[1]
+
+
+def test_an_interactor_with_controls_stands_beside_the_plain_ones(
+    workbench: Workbench, tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    variants = " disc  max_parts=1 , nosuch:a smooth=2"
+    left = "clickmask-disc-max_parts-1"
+    with http(workbench, tmp_path, cvat_controls=variants) as client:
+        cvat = Cvat(client)
+        models = cvat.models()
+        assert next(iter(models)) == DISC and left in models and not any("nosuch" in name for name in models)
+        points = [[20, 30], [60, 30], [61, 30]]
+        ((plain, _),) = drawn_shapes(cvat.click(DISC, picture(), points), SIZE)
+        ((shaped, _),) = drawn_shapes(cvat.click(left, picture(), points), SIZE)
+    assert 0 < shaped.sum() < plain.sum()
+    assert np.array_equal(shaped, keep_parts(plain, most=1))
+    digest = workbench.identify_base64(base64.b64encode(picture())).digest
+    newest = store.proposals(digest)[-1]
+    assert np.array_equal(rle_to_mask(newest.rle), shaped)
+    assert "clickmask nosuch:a smooth=2: the segmenter nosuch:a is not ready" in caplog.text
 
 
 @pytest.mark.parametrize(
