@@ -16,6 +16,7 @@ from urllib3.util import Retry
 from clickmask.annotators._catalogue import AnnotatorStatus
 from clickmask.errors import ClickmaskError, NotFound, NotReady
 from clickmask.images.decode import opened_image
+from clickmask.masks.controls import AS_IT_IS, Controls
 from clickmask.masks.rle import rle_to_mask
 from clickmask.types import Prediction, Prompt, Size
 
@@ -75,13 +76,16 @@ class Client:
         known = self._ask("POST", "images", {"image": _data(file), "segmenter": segmenter or None}).json()
         return Prepared((known["height"], known["width"]), known["digest"], file)
 
-    def propose(self, segmenter: str, prepared: Prepared, prompt: Prompt) -> list[Prediction]:
+    def propose(
+        self, segmenter: str, prepared: Prepared, prompt: Prompt, controls: Controls = AS_IT_IS
+    ) -> list[Prediction]:
         """Masks for the prompt, best first, never empty."""
         asked = {
             "image": {"digest": prepared.digest},
             "prompt": {"foreground": prompt.foreground, "background": prompt.background, "box": prompt.box},
             "segmenter": segmenter or None,
             "want": ["rle"],
+            "controls": controls.wishes(),
         }
         answer = self._ask("POST", "proposals", asked, but=HTTPStatus.GONE)
         if answer.status_code == HTTPStatus.GONE:

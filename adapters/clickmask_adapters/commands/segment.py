@@ -15,6 +15,7 @@ from clickmask.errors import InvalidRequest
 from clickmask.images.decode import decode_image
 from clickmask.inference import driver
 from clickmask.inference.refinement import Refinement
+from clickmask.masks.controls import KINDS, read_controls
 from clickmask.masks.regions import mask_area, mask_box
 from clickmask.masks.rle import mask_to_rle, rle_area, rle_box
 from clickmask.types import Image, Prediction, Prompt, Unprompted
@@ -53,6 +54,14 @@ def segment(
         typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Around the object; repeat for more objects."),
     ] = None,
     segmenter: Annotated[str | None, typer.Option(help="Default: CLICKMASK_SEGMENTER.")] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control",
+            metavar="NAME=VALUE",
+            help=f"What the mask shall be: {', '.join(KINDS)}, as in /v1/proposals; repeat for more.",
+        ),
+    ] = None,
     output: Annotated[
         Output | None,
         typer.Option("--as", help="Default: by FILE's ending, .png mask, .json coco, .jpg or .webp overlay."),
@@ -80,6 +89,7 @@ def segment(
     if len(boxes) > 1 and (foreground or background):
         raise typer.BadParameter("several boxes are several objects: give points for one object at a time")
     with open_home() as home:
+        controls = read_controls(control or ())
         name = segmenter or home.settings.segmenter
         home.segmenters.require_ready(name)
         prompts = [Prompt(foreground, background, (x0, y0, x1, y1)) for x0, y0, x1, y1 in boxes]
@@ -92,7 +102,7 @@ def segment(
         loaded = home.segmenters.get(name)
         embedding, refinement = driver.encode(loaded, picture), Refinement()
         found = [
-            refinement.decode(loaded, embedding, prompt, picture.digest, picture.size)[0]
+            controls.applied(refinement.decode(loaded, embedding, prompt, picture.digest, picture.size)[0])
             for prompt in prompts
         ]
         if finds:

@@ -13,6 +13,7 @@ from click.testing import Result
 from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
+from clickmask.masks.controls import Controls
 from clickmask.masks.regions import mask_iou
 from clickmask.masks.rle import as_rle, rle_to_mask
 from clickmask.types import ImageRef, Mask, Prompt
@@ -101,6 +102,16 @@ def test_an_overlay_shows_the_object_on_the_upright_picture(words: tuple[str, ..
     red, green, _ = np.moveaxis(shown, 2, 0)
     assert (red - green)[30, 25] > 50
     assert abs(red - green)[30, 70] < 20, "the square is as it was"
+
+
+def test_controls_shape_the_mask() -> None:
+    both = ("--point", "25,30", "--point", "70,30", "--out", "mask.png")
+    assert segment(*both, by="grabcut").exit_code == 0
+    plain = written()
+    assert segment(*both, "--control", "max_parts=1", "--control", "smooth=1.5", by="grabcut").exit_code == 0
+    assert np.array_equal(written(), Controls(smooth=1.5, max_parts=1).apply(plain))
+    assert not np.array_equal(written(), plain)
+    assert "there is no control 'sharp'" in segment(*both, "--control", "sharp=1").stderr
 
 
 def test_all_points_and_the_default_segmenter_count_as_on_the_server(photo: Path) -> None:

@@ -19,6 +19,7 @@ from clickmask.errors import ClickmaskError, InvalidRequest
 from clickmask.images.decode import opened_image
 from clickmask.inference import driver
 from clickmask.inference.refinement import Refinement
+from clickmask.masks.controls import Controls, read_controls
 from clickmask.masks.polygons import group_rings
 from clickmask.masks.simplify import simplify_mask
 from clickmask.types import Prediction, Prompt
@@ -71,11 +72,14 @@ class InProcess:
         embedding = driver.encode(self._segmenters.get(segmenter or self._default), image)
         return Prepared(image.size, image.digest, embedding)
 
-    def propose(self, segmenter: str, prepared: Prepared, prompt: Prompt) -> list[Prediction]:
+    def propose(
+        self, segmenter: str, prepared: Prepared, prompt: Prompt, controls: Controls
+    ) -> list[Prediction]:
         """Masks, best first, never empty. Raises as `Workbench.propose` does."""
         chosen = self._segmenters.get(segmenter or self._default)
         prompt.require_inside(prepared.size)
-        return self._refinement.decode(chosen, prepared.embedding, prompt, prepared.digest, prepared.size)
+        found = self._refinement.decode(chosen, prepared.embedding, prompt, prepared.digest, prepared.size)
+        return [controls.applied(each) for each in found]
 
 
 class Detector:
@@ -115,10 +119,10 @@ class Detector:
 class Interactor:
     """A `cvat_sdk.auto_annotation.InteractionFunction`: clicks and boxes, in any number."""
 
-    def __init__(self, models: Client | InProcess, segmenter: str) -> None:
+    def __init__(self, models: Client | InProcess, segmenter: str, controls: Controls) -> None:
         self._sdk = sdk = importlib.import_module("cvat_sdk.auto_annotation")
         self._models = models
-        self._segmenter = segmenter
+        self._segmenter, self._controls = segmenter, controls
         self.spec: Any = sdk.InteractionFunctionSpec(min_pos_points=0, min_neg_points=0, min_bounding_boxes=0)
 
     @critical_in_cvat_cli()
@@ -137,7 +141,7 @@ class Interactor:
         shape = self._sdk.InteractionResultShape
         shapes: list[Any] = []
         for prompt in pointed.prompts(pp_image.size):
-            best = self._models.propose(self._segmenter, pp_image, prompt)[0]
+            best = self._models.propose(self._segmenter, pp_image, prompt, self._controls)[0]
             if best.mask.any():
                 value = attribute(spec_id=confidence, value=f"{best.score:.4f}")
                 shapes.append(shape(type="mask", points=mask_to_points(best.mask), attributes=[value]))
@@ -146,20 +150,25 @@ class Interactor:
 
 @critical_in_cvat_cli()
 def create(
-    kind: str = "detector", segmenter: str = "", url: str = "", token: str = "", label: str = ""
+    kind: str = "detector",
+    segmenter: str = "",
+    url: str = "",
+    token: str = "",
+    label: str = "",
+    controls: str = "",
 ) -> Detector | Interactor:
     """The function that CVAT calls. Loads no model. Raises InvalidRequest, NotReady and ServerFailed.
 
     `segmenter` is one of `clickmask segmenters` for an interactor (default: the configured one), and an
     annotator (`everything:sam:vit_b`) for a detector (default: the first that is ready). A server at `url`
     with the secret `token` (default: CLICKMASK_TOKEN) runs it; without `url` this process does. `label`
-    renames a detector's only label.
+    renames a detector's only label. `controls` shape an interactor's masks: "smooth=2 max_parts=1".
     """
     settings = read_settings()
     secret = token or (settings.token.get_secret_value() if settings.token else None)
     models = Client(url, secret) if url else InProcess(settings)
     if kind == "interactor":
-        return Interactor(models, segmenter)
+        return Interactor(models, segmenter, read_controls(controls.split()))
     if kind == "detector":
         return Detector(models, segmenter, label, settings.min_iou)
     raise InvalidRequest(f"a function is a detector or an interactor, not {kind!r}")

@@ -273,6 +273,15 @@ def test_a_click_is_a_mask_with_its_confidence(where: dict[str, str]) -> None:
     assert [(each.spec_id, each.value) for each in described["attributes"]] == [(0, "0.7500")]
 
 
+def test_an_interactors_controls_shape_its_masks(where: dict[str, str]) -> None:
+    function = native.create("interactor", "disc", **where, controls="max_parts=1")
+    prepared = function.preprocess_image(None, picture())
+    (shape,) = function.detect(None, prepared, prompts([(40.0, 30.0), (41.0, 30.0), (200.0, 200.0)]))
+    assert (decoded(shape.points) == disc_mask((240, 320), [(40.0, 30.0), (41.0, 30.0)])).all()
+    with pytest.raises(InvalidInput, match="no control 'sharp'"):
+        native.create("interactor", "disc", controls="sharp=1")
+
+
 def test_one_preparation_serves_many_clicks(
     server: str, disc: DiscSegmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
