@@ -17,7 +17,7 @@ from clickmask.annotators._catalogue import AnnotatorStatus
 from clickmask.errors import ClickmaskError, NotFound, NotReady
 from clickmask.images.decode import opened_image
 from clickmask.masks.controls import AS_IT_IS, Controls
-from clickmask.masks.rle import rle_to_mask
+from clickmask.masks.rle import mask_to_rle, rle_to_mask
 from clickmask.types import Prediction, Prompt, Size
 
 MAX_RETRIES = 60  # of a busy server, each after the delay that it asks for
@@ -80,9 +80,10 @@ class Client:
         self, segmenter: str, prepared: Prepared, prompt: Prompt, controls: Controls = AS_IT_IS
     ) -> list[Prediction]:
         """Masks for the prompt, best first, never empty."""
+        marks = {"foreground": prompt.foreground, "background": prompt.background, "box": prompt.box}
         asked = {
             "image": {"digest": prepared.digest},
-            "prompt": {"foreground": prompt.foreground, "background": prompt.background, "box": prompt.box},
+            "prompt": marks | {"mask": None if prompt.mask is None else mask_to_rle(prompt.mask)},
             "segmenter": segmenter or None,
             "want": ["rle"],
             "controls": controls.wishes(),

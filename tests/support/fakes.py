@@ -16,7 +16,7 @@ RADIUS = 10.0
 
 
 class DiscSegmenter:
-    """A disc of 10 px round each foreground point, less one round each background point.
+    """A disc of 10 px round each foreground point, and the mask, less one round each background point.
 
     A box alone gives the box. The embedding is a copy of the image's first channel.
     """
@@ -38,6 +38,7 @@ class DiscSegmenter:
         if prompt.box and not prompt.foreground:
             x0, y0, x1, y1 = (round(side) for side in prompt.box)
             mask[y0:y1, x0:x1] = True
+        mask |= prompt.mask if prompt.mask is not None else False
         return [Prediction(mask & ~disc_mask(mask.shape, prompt.background), 0.75, self.name)]
 
 

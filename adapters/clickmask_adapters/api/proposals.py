@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal, cast
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from clickmask.errors import InvalidRequest, NotFound, NotReady
+from clickmask.errors import InvalidInput, InvalidRequest, NotFound, NotReady
 from clickmask.masks.controls import MAX_SMOOTH, Controls
 from clickmask.masks.polygons import group_rings
 from clickmask.masks.regions import mask_area, mask_box
-from clickmask.masks.rle import mask_to_rle
+from clickmask.masks.rle import mask_to_rle, rle_to_mask
 from clickmask.masks.simplify import simplify_mask
-from clickmask.types import ImageRef, Prediction, Prompt
+from clickmask.types import ImageRef, Mask, Prediction, Prompt, Size
 from clickmask.workbench import Workbench
 from clickmask_adapters.api import json_response
 from clickmask_adapters.server.openapi import EXAMPLE_PNG, IMAGE_ERRORS, raises
@@ -21,6 +21,7 @@ from clickmask_adapters.settings import Settings
 # Each wrong one of more would become an error, by the thread that answers everybody: 330,000 took 11 s.
 MAX_POINTS = 10_000
 MAX_MEMBERS = 100
+MAX_COUNTS = 2**21  # characters of run lengths: a ragged mask of 12 megapixels has a tenth
 FRAME = "Pixels of the upright image from its top-left corner, x right, y down."
 Number = Annotated[float, Field(strict=True)]  # no text, no truth value
 Count = Annotated[int, Field(strict=True)]
@@ -72,12 +73,35 @@ class ImageIn(Strict):
         return ImageRef(given[0])
 
 
+class RleIn(Strict):
+    """A mask of the whole image, as answers give it."""
+
+    size: Annotated[tuple[Count, Count], Field(description="height, width of the upright image")]
+    counts: Annotated[
+        str, Field(max_length=MAX_COUNTS, description="COCO's compressed run lengths, column by column")
+    ]
+
+    def mask(self, size: Size) -> Mask:
+        """The mask. Raises InvalidInput unless it is one of an image of `size`, with a pixel."""
+        (rows, columns), (height, width) = self.size, size
+        if (rows, columns) != (height, width):
+            raise InvalidInput(f"a mask of {columns}x{rows} pixels does not fit the {width}x{height} image")
+        try:
+            mask = rle_to_mask({"size": [rows, columns], "counts": self.counts})
+        except ValueError as error:
+            raise InvalidInput(f"the mask cannot be read: {error}") from error
+        if not mask.any():
+            raise InvalidInput("the mask has no pixel")
+        return mask
+
+
 class PromptIn(Strict):
-    """At least one foreground point or a box, all of it inside the image."""
+    """At least one foreground point, a box or a mask, all of it inside the image."""
 
     foreground: list[XY] = Field([], max_length=MAX_POINTS, description=f"Points on the object. {FRAME}")
     background: list[XY] = Field([], max_length=MAX_POINTS, description="Points that are not on it.")
     box: Box | None = Field(None, description="x0, y0, x1, y1")
+    mask: RleIn | None = Field(None, description="An existing region, to be refined")
 
 
 class WantedIn(Strict):
@@ -233,13 +257,14 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         responses=models_run,
     )
     def proposals(asked: ProposalsIn) -> Response:
-        """Points and a box on one image become at least one mask. The first request with an image encodes it,
-        later ones are fast. Repeating the last foreground point asks for the next candidate. An empty mask
-        means that nothing was found."""
-        given = asked.prompt
-        prompt = Prompt(tuple(given.foreground), tuple(given.background), given.box)
+        """Points, a box and a mask to be refined, all on one image, become at least one mask. The first
+        request with an image encodes it, later ones are fast. Repeating the last foreground point asks for
+        the next candidate. An empty mask means that nothing was found."""
+        given, ref = asked.prompt, asked.image.ref()
+        mask = given.mask and given.mask.mask(workbench.identify(ref).size)
+        prompt = Prompt(tuple(given.foreground), tuple(given.background), given.box, mask)
         controls = Controls(**asked.controls.model_dump())
-        made = workbench.propose(asked.image.ref(), prompt, asked.segmenter, controls=controls)
+        made = workbench.propose(ref, prompt, asked.segmenter, controls=controls)
         first = made[0].prediction
         image = _image(made[0].digest, first.mask.shape)
         found = [{"id": each.id} | _described(each.prediction, asked, settings.min_iou) for each in made]

@@ -18,13 +18,13 @@ from pydantic import ValidationError
 from clickmask.files import DamagedFiles
 from clickmask.masks.polygons import polygons_to_mask
 from clickmask.masks.regions import keep_parts, mask_iou
-from clickmask.masks.rle import rle_to_mask
+from clickmask.masks.rle import mask_to_rle, rle_to_mask
 from clickmask.store import Store
 from clickmask.workbench import Workbench
 from clickmask_adapters.api import proposals, status
 from clickmask_adapters.server.failures import RecentFailures, install
 from clickmask_adapters.settings import Settings
-from support.drawn import scene
+from support.drawn import rectangle, scene
 from support.fakes import DiscSegmenter, DrawnAnnotator, disc_mask
 from support.pictures import SIZE, png_base64, to_base64
 from support.waiting import until
@@ -306,6 +306,33 @@ def test_controls_shape_the_mask_that_is_given_and_remembered(client: TestClient
     remembered = store.proposal(one["id"])
     assert remembered is not None
     assert np.array_equal(rle_to_mask(remembered.rle), rle_to_mask(one["rle"]))
+
+
+def test_a_mask_is_a_prompt_alone_and_beside_points(client: TestClient) -> None:
+    square = rectangle((60, 80), (40, 10, 70, 50))
+    (alone,) = propose(client, {"mask": mask_to_rle(square)})["proposals"]
+    assert np.array_equal(rle_to_mask(alone["rle"]), square)
+    (beside,) = propose(client, {"mask": mask_to_rle(square), "foreground": [[20, 30]]})["proposals"]
+    assert np.array_equal(rle_to_mask(beside["rle"]), square | disc_mask((60, 80), [(20, 30)]))
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (mask_to_rle(np.ones((80, 60), bool)), "a mask of 60x80 pixels does not fit the 80x60 image"),
+        (mask_to_rle(np.zeros((60, 80), bool)), "the mask has no pixel"),
+        ({"size": [60, 80], "counts": "abc"}, "the mask cannot be read"),
+        ({"size": [60, 80], "counts": "é"}, "the mask cannot be read"),
+        ({"size": [60, 80], "counts": "0" * (proposals.MAX_COUNTS + 1)}, "at most"),
+        ({"size": [10**9, 10**9], "counts": "0"}, "does not fit"),
+    ],
+)
+def test_a_mask_that_is_none_of_the_image_is_refused(
+    client: TestClient, mask: dict[str, Any], said: str
+) -> None:
+    answer = client.post("/v1/proposals", json={"image": {"data": png_base64()}, "prompt": {"mask": mask}})
+    assert answer.status_code == 422
+    assert said in answer.json()["error"]
 
 
 @pytest.mark.parametrize("wish", [{"smooth": -1}, {"max_parts": 0}, {"fill_holes": 1.5}, {"sharpen": 1}])

@@ -11,14 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clickmask.errors import InvalidInput, InvalidRequest
+from clickmask.images.decode import DEFAULT_LIMITS
+from clickmask.labels.geometry import rasterise
 from clickmask.masks.regions import mask_box
 from clickmask.masks.single_rings import SingleRings, mask_to_single_rings
-from clickmask.types import Box, Point, Prediction, Prompt, Size
+from clickmask.types import Box, Mask, Point, Prediction, Prompt, Size
 from clickmask_adapters.tools._json import Json, as_coordinate, as_list, as_object, as_text, text_of
 from clickmask_adapters.tools.label_studio import shapes
 from clickmask_adapters.tools.label_studio.label_config import LABELS, Answer, LabelConfig
 
-MARKS = frozenset({"keypoint", "keypointlabels", "rectangle", "rectanglelabels", LABELS})
+REGIONS = frozenset({"brush", "bitmask", "polygon", "ellipse"})  # each is a mask to be refined
+MARKS = frozenset({"keypoint", "rectangle", *REGIONS})
+MAX_PIXELS = DEFAULT_LIMITS.max_pixels  # of an image on which a region is drawn
 EACH = "each result of the context"
 MAX_LABELS = 1000  # of the mark that decides: each control that answers is asked for each
 
@@ -36,8 +40,9 @@ class Request:
 
 
 class _Mark(NamedTuple):
-    """A point or a rectangle that the annotator drew."""
+    """A point, a rectangle or a region that the annotator drew."""
 
+    kind: str  # one of MARKS, or LABELS
     shape: Json
     value: Json
     labels: list[str]
@@ -48,12 +53,13 @@ def request(context: object, config: LabelConfig) -> Request:
     """Read the context of an interactive request. Raises InvalidInput or InvalidRequest.
 
     Label Studio sends all unanswered marks each time. The last one decides the image, the label and the
-    answer; the last rectangle is the box. Finite points outside the image move to its edge.
+    answer; the last rectangle is the box. Regions are one mask, which later negative ones are cut out of.
+    Finite points outside the image move to its edge.
     """
     marks = _marks(context)
     if not marks:
-        raise InvalidInput("the context has no point and no rectangle: point at something")
-    last, _, _, (to_name, item_index) = marks[-1]
+        raise InvalidInput("the context has no point, rectangle or region: point at something")
+    _, last, _, _, (to_name, item_index) = marks[-1]
     here = [mark for mark in marks if mark.image == (to_name, item_index)]
     size = shapes.original_size(last)
     if size is None:
@@ -62,18 +68,31 @@ def request(context: object, config: LabelConfig) -> Request:
     foreground: list[Point] = []
     background: list[Point] = []
     box: Box | None = None
-    for shape, value, _, _ in here:
+    mask: Mask | None = None
+    unreadable: InvalidInput | None = None
+    for kind, shape, value, _, _ in here:
         positive = shape.get("is_positive")
         if positive is not None and not isinstance(positive, bool):
             raise InvalidInput(f"is_positive {text_of(positive)[:40]!r} is neither true nor false")
-        if shape["type"].startswith("rectangle") or (shape["type"] == LABELS and "height" in value):
+        if kind in REGIONS:
+            try:
+                drawn = _region(kind, value, size)
+            except InvalidInput as error:  # the points beside it may be answered
+                unreadable = error
+                continue
+            before = np.zeros(size, np.bool_) if mask is None else mask
+            mask = before & ~drawn if positive is False else before | drawn
+        elif kind == "rectangle" or (kind == LABELS and "height" in value):
             box = _box(value, height, width)
         else:
             x, y = (as_coordinate(value.get(axis), axis) for axis in ("x", "y"))
             point = _clamp(x * width / 100, width), _clamp(y * height / 100, height)
             (background if positive is False else foreground).append(point)
-    pointed = foreground or box is not None
-    prompt = Prompt(tuple(foreground), tuple(background), box) if pointed else None
+    mask = mask if mask is not None and mask.any() else None
+    pointed = foreground or box is not None or mask is not None
+    if unreadable and not pointed:
+        raise unreadable
+    prompt = Prompt(tuple(foreground), tuple(background), box, mask) if pointed else None
     labels = next((mark.labels for mark in reversed(here) if mark.labels), marks[-1].labels)
     rotation = last.get("image_rotation")
     degrees = 0 if rotation is None else as_coordinate(rotation, "image_rotation")
@@ -96,7 +115,8 @@ def _marks(context: object) -> list[_Mark]:
     marks: list[_Mark] = []
     for group in groups.values():
         drawn = [result for result in group if result["type"] != LABELS] or group
-        shape = next((each for each in drawn if each["type"] in MARKS), None)
+        marked = ((_kind(each), each) for each in drawn)
+        kind, shape = next((each for each in marked if each[0] in (*MARKS, LABELS)), ("", None))
         if shape is None:
             continue
         index = shape.get("item_index")
@@ -106,8 +126,24 @@ def _marks(context: object) -> list[_Mark]:
         image = as_text(shape.get("to_name"), f"the to_name of {EACH}"), index
         written = ((each.get("value"), kind) for each in group for kind in (each["type"], LABELS))
         labels = [label for each in written for label in shapes.labels_in(*each)]
-        marks.append(_Mark(shape, value, labels, image))
+        marks.append(_Mark(kind, shape, value, labels, image))
     return marks
+
+
+def _kind(result: Json) -> str:
+    """The type of a result without what says that it labels, and LABELS of a label alone."""
+    return result["type"].removesuffix(LABELS) or LABELS
+
+
+def _region(kind: str, value: Json, size: Size) -> Mask:
+    """The pixels of a region that is drawn on an image of `size`. Raises InvalidInput."""
+    if math.prod(size) > MAX_PIXELS:
+        raise InvalidInput(f"a region on an image of {math.prod(size)} pixels, more than {MAX_PIXELS}")
+    try:
+        geometry = shapes.value_to_geometry(kind, value, size)
+        return rasterise(geometry, size) if geometry else np.zeros(size, np.bool_)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise InvalidInput(f"the {kind} of the context cannot be read") from error
 
 
 def _box(value: Json, height: int, width: int) -> Box:

@@ -142,11 +142,13 @@ class LabelConfig:
 
         These are all brushes, bit masks and polygons that carry one of the labels. A config without them
         labels with boxes and gets its plain rectangles. Controls that ask never answer: the one that was
-        prompted with, and smart rectangles. Raises InvalidRequest if no control is left.
+        prompted with, smart rectangles, and smart brushes and polygons beside plain ones. Raises
+        InvalidRequest if no control is left.
         """
         here = [control for control in self.controls if to_name in control.to_names]
         others = [control for control in here if control.name != prompted_with]
         shapes = [each for each in others if each.kind in ("brush", "bitmask", "polygon")]
+        shapes = [each for each in shapes if not each.smart] or shapes
         drawing = shapes or [each for each in others if each.kind == "rectangle" and not each.smart]
         if not drawing:
             raise InvalidRequest(

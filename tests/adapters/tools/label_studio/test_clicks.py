@@ -16,7 +16,11 @@ from clickmask.masks.regions import mask_iou
 from clickmask.masks.single_rings import mask_to_single_rings
 from clickmask.types import Mask, Prediction
 from clickmask_adapters.tools.label_studio import clicks, label_config
-from clickmask_adapters.tools.label_studio.shapes import brush_rle_to_mask
+from clickmask_adapters.tools.label_studio.shapes import (
+    brush_rle_to_mask,
+    mask_to_bit_mask,
+    mask_to_brush_rle,
+)
 from support import drawn
 
 CAR_ROAD = '<Label value="Car"/><Label value="Road"/>'
@@ -161,13 +165,60 @@ def test_marks_on_another_image_are_left_out() -> None:
     assert request.prompt is not None and len(request.prompt.foreground) == 1
 
 
-def test_smart_brushes_in_a_context_are_no_marks() -> None:
-    brush = mark(id="b", type="brushlabels", value={"format": "rle", "rle": [0]})
-    labels = mark(id="b", type="labels", value={"format": "rle", "rle": [0], "labels": ["Car"]})
-    request = asked(mark(id="a"), brush, labels)
-    assert request.prompt is not None and len(request.prompt.foreground) == 1
-    with pytest.raises(InvalidInput, match="no point and no rectangle"):
-        asked(brush)
+def region(shape: Mask | dict[str, Any], kind: str = "brush", **changes: Any) -> dict[str, Any]:
+    """A region as annotations have it: a smart `Brush` is in the context as it was drawn."""
+    value = (
+        {"format": "rle", "rle": mask_to_brush_rle(shape).tolist()}
+        if isinstance(shape, np.ndarray)
+        else shape
+    )
+    return mark(type=f"{kind}labels", from_name="sketch", value=value | {f"{kind}labels": ["Car"]}) | changes
+
+
+def prompted_mask(*marks: dict[str, Any]) -> Mask:
+    prompt = asked(*marks).prompt
+    assert prompt is not None and prompt.mask is not None
+    return prompt.mask
+
+
+def test_a_drawn_region_is_a_mask_to_be_refined() -> None:
+    disc, square = drawn.disc(SIZE, (20, 20), 9), drawn.rectangle(SIZE, (16, 12, 48, 36))
+    assert np.array_equal(prompted_mask(region(disc)), disc)
+    corners = {"points": [[25, 25], [75, 25], [75, 75], [25, 75]], "closed": True}
+    assert np.array_equal(prompted_mask(region(corners, "polygon")), square)
+    picture = {"imageDataURL": mask_to_bit_mask(disc)}
+    assert np.array_equal(prompted_mask(region(picture, "bitmask")), disc)
+    assert prompted_mask(region({"x": 50, "y": 50, "radiusX": 20, "radiusY": 20}, "ellipse")).sum() > 100
+
+
+def test_a_region_goes_with_points_and_boxes_and_negative_ones_are_cut_out() -> None:
+    disc, square = drawn.disc(SIZE, (20, 20), 9), drawn.rectangle(SIZE, (16, 12, 48, 36))
+    request = asked(region(square), mark(id="a"), box(10, 10, 50, 50))
+    assert request.prompt is not None
+    assert request.prompt.foreground == ((32, 12),) and request.prompt.box is not None
+    assert request.prompt.mask is not None and np.array_equal(request.prompt.mask, square)
+    assert np.array_equal(prompted_mask(region(square), region(disc, is_positive=False)), square & ~disc)
+    assert np.array_equal(prompted_mask(region(square), region(disc)), square | disc)
+    assert asked(region(disc, is_positive=False)).prompt is None
+
+
+def test_a_bare_brush_with_its_labels_is_one_region() -> None:
+    disc = drawn.disc(SIZE, (20, 20), 9)
+    brush = region(disc, id="b", type="brush")
+    labels = region(disc, id="b", type="labels")
+    assert np.array_equal(prompted_mask(brush, labels), disc)
+
+
+def test_a_region_that_cannot_be_read_leaves_the_points_beside_it() -> None:
+    damaged = region({"format": "rle", "rle": [0]}, id="b")
+    request = asked(mark(id="a"), damaged)
+    assert request.prompt is not None and request.prompt.mask is None
+    assert len(request.prompt.foreground) == 1
+    for shape in ({"format": "rle", "rle": [0]}, {"format": "rle"}, {"format": "rle", "rle": [256] * 9}):
+        with pytest.raises(InvalidInput, match="the brush of the context cannot be read"):
+            asked(region(shape))
+    with pytest.raises(InvalidInput, match="more than"):
+        asked(region(damaged["value"], original_width=20_000, original_height=20_000))
 
 
 @pytest.mark.parametrize(
@@ -422,3 +473,12 @@ def test_of_nothing_but_crumbs_one_is_kept() -> None:
     made = mask_to_single_rings(mask, 0.98)
     assert len(made.rings) == 1
     assert made.lost_area == mask.sum() - 3
+
+
+def test_a_smart_brush_asks_and_the_plain_one_beside_it_answers() -> None:
+    sketch = f'<BrushLabels name="sketch" toName="image" smart="true">{CAR_ROAD}</BrushLabels>'
+    drawn_on_it = region(drawn.disc(SIZE, (20, 20), 9))
+    for prompt in (drawn_on_it, mark()):
+        request = asked(prompt, tags=(sketch, BRUSH))
+        assert [answer.controls[0].name for answer in request.answers] == ["brush"]
+    assert [answer.controls[0].name for answer in asked(mark(), tags=(sketch,)).answers] == ["sketch"]
