@@ -262,6 +262,25 @@ def test_the_mask_is_what_its_controls_ask_for(page: Page, tmp_path: Path) -> No
     expect_mask(keep_parts(fill_pinholes(own, own.size), most=1))
 
 
+def test_a_mask_of_the_page_or_of_a_file_is_gone_on_from(page: Page, tmp_path: Path) -> None:
+    open_sample(page, "coffee")
+    click_at(page, *CUP)
+    clicked = wait_for_outline(page)
+    file = saved(page, "#save-json", tmp_path).rename(tmp_path / "own.json")
+    own = coco.decode(json.loads(file.read_text())["annotations"][0]["segmentation"]).astype(bool)
+    page.click("#refine")
+    refined = wait_for_outline(page, other_than=clicked)
+    expect(page.locator(".mark")).to_have_count(0)  # the mask stands for the clicks
+    assert mask_iou(saved_mask(page, tmp_path), own) > 0.7
+    page.click("#clear")
+    wait_for_no_outline(page)
+    page.set_input_files("#mask-file", file)
+    assert wait_for_outline(page) == refined
+    (tmp_path / "none.json").write_text('{"annotations": [{"segmentation": [[1, 2, 3, 4, 5, 6]]}]}')
+    page.set_input_files("#mask-file", tmp_path / "none.json")
+    page.wait_for_selector("#message:has-text('This is no COCO file with a mask')")
+
+
 def test_background_alone_asks_for_the_object(page: Page) -> None:
     open_sample(page, "cat")
     click_at(page, 30, 30, button="right")

@@ -5,7 +5,7 @@ import { Photo } from "./photo.js";
 import { cocoDataset, maskPicture, save } from "./result.js";
 import { Stage } from "./stage.js";
 
-const NOTHING = { foreground: [], background: [], box: null };
+const NOTHING = { foreground: [], background: [], box: null, mask: null };
 const SLOW = 250; // ms until waiting is shown
 
 const part = (id) => document.getElementById(id);
@@ -56,6 +56,11 @@ function clear() {
   if (present !== NOTHING) pointAt(NOTHING);
 }
 
+/** Answer from now on with what becomes of `mask`, {size, counts} as /v1/proposals takes it. */
+function refine({ size, counts }) {
+  pointAt({ ...NOTHING, mask: { size, counts } });
+}
+
 function setPrompt(prompt) {
   present = prompt;
   stage.setPrompt(prompt);
@@ -104,7 +109,7 @@ async function propose() {
   const turn = new AbortController();
   asking = turn;
   say("");
-  if (!present.foreground.length && !present.box) {
+  if (!present.foreground.length && !present.box && !present.mask) {
     busy(false);
     showAnswer(null);
     if (present.background.length) say("Now click on the object: background points alone do not say where it is.");
@@ -191,7 +196,7 @@ function showProposal() {
   part("figure-iou").textContent = shown?.area ? shown.iou.toFixed(4) : "–";
   part("figure-area").textContent = shown ? `${number.format(shown.area)} px` : "–";
   part("figure-score").textContent = shown ? shown.score.toFixed(2) : "–";
-  for (const id of ["copy", "save-json", "save-mask"]) part(id).disabled = !shown?.area;
+  for (const id of ["copy", "save-json", "save-mask", "refine"]) part(id).disabled = !shown?.area;
   part("said").textContent = shown
     ? `Outline of ${shown.points} points, ${shown.area} pixels, score ${shown.score.toFixed(2)}.`
     : "";
@@ -219,7 +224,17 @@ async function copy() {
   }
 }
 
-// ---- photos in
+// ---- masks and photos in
+
+async function openMask(file) {
+  try {
+    const mask = JSON.parse(await file.text()).annotations[0].segmentation;
+    if (typeof mask.counts !== "string") throw new TypeError("polygons");
+    refine(mask);
+  } catch {
+    say("This is no COCO file with a mask as compressed run lengths, such as “Save JSON” writes.");
+  }
+}
 
 async function open(file) {
   let read;
@@ -287,6 +302,12 @@ part("zoom-in").onclick = () => stage.zoom(1.4);
 part("zoom-out").onclick = () => stage.zoom(1 / 1.4);
 part("zoom-fit").onclick = () => stage.fit();
 part("copy").onclick = copy;
+part("refine").onclick = () => refine(proposal().rle);
+part("open-mask").onclick = () => part("mask-file").click();
+part("mask-file").onchange = (event) => {
+  openMask(event.target.files[0]);
+  event.target.value = ""; // the same file can be chosen again
+};
 part("save-json").onclick = () => save(new Blob([json()], { type: "application/json" }), fileName(".json"));
 part("save-mask").onclick = async () => save(await maskPicture(photo, proposal()), fileName("-mask.png"));
 part("open-keys").onclick = () => part("keys").showModal();
