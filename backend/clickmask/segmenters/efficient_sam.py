@@ -1,7 +1,7 @@
 """EfficientSAM. Xiong et al., "EfficientSAM", arXiv 2312.00863, from the ONNX files that Kentaro Wada
 exported of the official weights. It was not trained with background points, as its authors say in
 https://github.com/yformer/EfficientSAM/issues/64: here they choose among its three candidates. It reads six
-points at most, and no masks: a mask without clicks is its box."""
+points at most, and no masks: a mask without clicks is its box, and candidates near a mask come first."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from clickmask.inference.catalogue import Host
 from clickmask.inference.sessions import Session
-from clickmask.masks.regions import mask_box
+from clickmask.masks.regions import mask_box, mask_coverage
 from clickmask.plugins import Checkpoint, Variant
+from clickmask.segmenters._sam.frame import agreement
 from clickmask.types import Image, Logits, Mask, Point, Prediction, Prompt, Size
 
 _RELEASE = "https://github.com/labelmeai/efficient-sam/releases/download/onnx-models-20231225/"
@@ -116,12 +117,16 @@ class EfficientSam:
         down, across, last = LOW_SIDE / size[0], LOW_SIDE / size[1], LOW_SIDE - 1
         cells = [(min(int(y * down), last), min(int(x * across), last)) for x, y in prompt.background]
         wrong = [sum(bool(mask[cell] > 0) for cell in cells) for mask in masks]
-        predictions = [
-            Prediction(partial(_enlarge, mask, size), float(score), self.name)
-            for mask, score, covered in zip(masks, scores.clip(0.0, 1.0), wrong, strict=True)
-            if covered == min(wrong)
+        scores = scores.clip(0.0, 1.0)
+        ranks = -scores
+        if prompt.mask is not None:
+            given = mask_coverage(prompt.mask, (LOW_SIDE, LOW_SIDE)) > 0.5
+            ranks = ranks - agreement(masks > 0, given)
+        return [
+            Prediction(partial(_enlarge, masks[index], size), float(scores[index]), self.name)
+            for index in np.argsort(ranks, kind="stable")
+            if wrong[index] == min(wrong)
         ]
-        return sorted(predictions, key=lambda each: -each.score)
 
 
 def missing(variant: str, host: Host) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnxruntime
 import pytest
@@ -30,7 +31,7 @@ from clickmask.segmenters._sam.torch_networks import TorchSam
 from clickmask.types import GridPromptable, Image, Point, Prompt
 from support.checkpoints import TINY_MOBILE_SAM, random_sam, weights_of, write_checkpoint
 from support.hosts import host_of
-from support.photographs import Outlined, outlined_objects, tight_box
+from support.photographs import Outlined, other_coins, outlined_objects, tight_box
 from support.real_weights import ENCODER, load_mobile_sam, require_real_weights, write_mobile_sam
 from support.scenes import scene_image
 
@@ -202,6 +203,37 @@ def test_each_click_corrects_the_mask_before_it(
     after = np.mean(ious, axis=0)
     assert after[2] > 0.84
     assert after[2] > after[0] + 0.1
+
+
+@pytest.mark.slow
+def test_a_click_on_a_mask_that_is_too_small_is_better_than_the_click_alone(
+    served: Sam, things: list[tuple[Outlined, SamEmbedding]]
+) -> None:
+    """Measured on 43 objects: mIoU .82 by a click, .90 with the mask eroded by 10 px, which has .40 itself,
+    with or without the click, and .92 by a click with the mask dilated by 10 px."""
+    coins = next(embedding for thing, embedding in things if thing.photograph == "coins")
+    every = [*things, *((coin, coins) for coin in other_coins())]
+    assert len(every) == 43
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (21, 21))  # 10 px
+    ious: dict[str, list[float]] = {}
+    for thing, embedding in every:
+        around = np.pad(thing.mask, 10).view(np.uint8)
+        eroded, dilated = (each(around, disc)[10:-10, 10:-10] > 0 for each in (cv2.erode, cv2.dilate))
+        click = central_point(thing.mask)
+        assert click is not None and eroded.any()
+        ious.setdefault("eroded", []).append(mask_iou(eroded, thing.mask))
+        for name, prompt in {
+            "click": Prompt((click,)),
+            "click on eroded": Prompt((click,), mask=eroded),
+            "click on dilated": Prompt((click,), mask=dilated),
+            "eroded alone": Prompt(mask=eroded),
+        }.items():
+            found = served.decode(embedding, prompt)[0].mask
+            ious.setdefault(name, []).append(mask_iou(found, thing.mask))
+    mean = {name: float(np.mean(each)) for name, each in ious.items()}
+    assert mean["click on eroded"] > mean["click"] + 0.04
+    assert mean["click on dilated"] > mean["click"] + 0.04
+    assert mean["eroded alone"] > mean["click"] > mean["eroded"]
 
 
 @pytest.mark.slow

@@ -30,7 +30,14 @@ from clickmask.inference.weights import WeightsFolder
 from clickmask.masks.regions import mask_iou
 from clickmask.segmenters import sam
 from clickmask.segmenters._sam import frame
-from clickmask.segmenters._sam.frame import MASK_PROMPT_LOGIT, logits_to_mask, mask_to_logits, resized_size
+from clickmask.segmenters._sam.frame import (
+    MASK_PROMPT_LOGIT,
+    agreement,
+    logits_to_mask,
+    mask_to_logits,
+    middle,
+    resized_size,
+)
 from clickmask.segmenters._sam.segmenter import Sam, SamEmbedding
 from clickmask.segmenters._sam.torch_networks import batched_nms, box_area, import_segment_anything
 from clickmask.types import Box, Image, Point, Prediction, Prompt, Refinable, Size
@@ -175,17 +182,37 @@ def test_every_prompt_with_the_mask_before_it_has_the_reference_answer(encoded: 
         require_parity(encoded, prompts(size)[name], False, low[candidate : candidate + 1])
 
 
-def test_a_mask_reaches_the_decoder_as_the_reference_takes_it(encoded: Encoded) -> None:
-    size = encoded.image.size
+def test_a_mask_is_answered_with_the_references_candidates_that_are_near_it(encoded: Encoded) -> None:
+    size, side = encoded.image.size, encoded.pair.reference.model.image_encoder.img_size
     mask = disc(size, (size[1] * 0.4, size[0] * 0.5), min(size) * 0.4)
-    logits = mask_to_logits(mask, encoded.pair.reference.model.image_encoder.img_size)
-    for prompt in (Prompt(mask=mask), Prompt(relative(size, (0.5, 0.4)), mask=mask)):
-        masks, scores, _ = reference_answer(encoded, prompt, False, logits)
-        (prediction,) = encoded.pair.ours.decode(encoded.embedding, prompt)
-        assert np.array_equal(prediction.mask, masks[0])
-        assert prediction.score == np.clip(scores[0], 0, 1)
-        other = encoded.pair.ours.decode(encoded.embedding, Prompt(prompt.foreground, mask=~mask))[0]
-        assert not np.array_equal(prediction.mask, other.mask)
+    logits, point = mask_to_logits(mask, side), relative(size, (0.5, 0.4))
+    answers = [reference_answer(encoded, Prompt(point), True, given) for given in (None, logits)]
+    masks, scores, low = (np.concatenate(each) for each in zip(*answers, strict=True))
+    height, width = (-(-length // 4) for length in resized_size(size, side))
+    shown = low[:, :height, :width] > 0
+    order = np.argsort(-scores - agreement(shown, logits[0, :height, :width] > 0), kind="stable")[:3]
+    found = encoded.pair.ours.decode(encoded.embedding, Prompt(point, mask=mask))
+    assert [each.score for each in found] == np.clip(scores[order], 0, 1).tolist()
+    for each, index in zip(found, order, strict=True):
+        assert np.array_equal(each.mask, masks[index])
+
+
+@pytest.mark.parametrize("thin", [False, True])
+def test_a_mask_without_a_prompt_is_clicked_in_its_middle(encoded: Encoded, thin: bool) -> None:
+    size, side = encoded.image.size, encoded.pair.reference.model.image_encoder.img_size
+    mask = disc(size, (size[1] * 0.4, size[0] * 0.5), min(size) * 0.3)
+    if thin:
+        mask = np.zeros(size, bool)
+        mask[size[0] // 3, size[1] // 4 : size[1] // 2] = True
+    ((x, y),) = middle(mask_to_logits(mask, side)) + 0.5
+    height, width = resized_size(size, side)
+    click = (float(x * size[1] / width), float(y * size[0] / height))
+    assert mask[max(0, int(click[1]) - 2) : int(click[1]) + 3, int(click[0])].any()
+    alone, clicked = (
+        encoded.pair.ours.decode(encoded.embedding, Prompt(points, mask=mask)) for points in ((), (click,))
+    )
+    for each, same in zip(alone, clicked, strict=True):
+        assert np.array_equal(each.mask, same.mask) and each.score == same.score
 
 
 def test_a_conversation_is_that_of_the_reference_fed_with_its_own_logits(encoded: Encoded) -> None:
@@ -445,5 +472,17 @@ def test_vit_b_answers_as_the_reference_on_every_shape(tmp_path: Path) -> None:
         test_the_encoder_sees_what_the_reference_sees(encoded)
         for name in prompts(size):
             test_every_prompt_has_the_reference_answer(encoded, name)
-        test_a_mask_reaches_the_decoder_as_the_reference_takes_it(encoded)
+        test_a_mask_is_answered_with_the_references_candidates_that_are_near_it(encoded)
         test_a_conversation_is_that_of_the_reference_fed_with_its_own_logits(encoded)
+
+
+def test_agreement_is_the_iou_with_the_mask_as_it_is_or_grown_or_shrunk_by_some_cells() -> None:
+    small, large, far = (
+        disc((64, 64), at, radius) for at, radius in (((30, 30), 8), ((30, 30), 13), ((8, 8), 5))
+    )
+    found = agreement(np.stack([small, large, far]), small)
+    assert found[0] == 1
+    assert found[1] > 0.85 > 0.5 > mask_iou(small, large)  # five cells larger all around
+    assert found[2] == 0
+    assert agreement(np.stack([large]), large) == 1
+    assert not agreement(np.stack([small, far]), np.zeros((64, 64), bool)).any()

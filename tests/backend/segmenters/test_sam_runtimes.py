@@ -42,7 +42,7 @@ SIZES: list[Size] = [(240, 320), (701, 467), (97, 131)]
 
 
 def prompts(size: Size) -> list[Prompt]:
-    """Nine masks of every kind: a click has three, everything else one."""
+    """Fifteen masks of every kind: clicks alone and masks have three, everything else one."""
 
     def at(x: float, y: float) -> Point:
         return x * size[1], y * size[0]

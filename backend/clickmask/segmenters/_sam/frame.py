@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clickmask.masks.regions import mask_coverage
+from clickmask.masks.regions import mask_coverage, mask_iou
 from clickmask.types import Logits, Mask, Point, Size
 
 Floats = NDArray[np.float32]
@@ -17,6 +17,7 @@ Maps = Mapping[str, Floats]  # what an image encoder gives: (C, h, w) by name
 Indices = NDArray[np.int64]
 
 MASK_PROMPT_LOGIT = 8.0  # logit inside a given mask, its negative outside; SAM's own reach this
+OUTLINE_ERRORS = (-5.0, -2.5, 0.0, 2.5, 5.0)  # cells of a decoder's logits
 CELLS_AT_ONCE = 2048  # a batch whose arrays stay in the processor's cache and reuse warm memory
 
 
@@ -45,6 +46,31 @@ def mask_to_logits(mask: Mask, side: int) -> Logits:
     padded[:height, :width] = mask_coverage(mask, (height, width))
     quarter = padded.reshape(side // 4, 4, side // 4, 4).mean(axis=(1, 3))
     return ((2 * quarter - 1) * MASK_PROMPT_LOGIT)[None]
+
+
+def agreement(masks: NDArray[np.bool_], given: Mask) -> Floats:
+    """(n,) how well each of `masks` (n, h, w) agrees with `given` (h, w), 0 to 1: the best IoU with it as it
+    is, or grown or shrunk by a few cells. Somebody's outline is off by so much, and it must not matter more
+    for a small object."""
+    outside, inside = (
+        cv2.distanceTransform(each, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        for each in (np.where(given, np.uint8(0), np.uint8(1)), np.pad(given, 1).view(np.uint8))
+    )
+    depths = inside[1:-1, 1:-1] - outside
+    if not given.any():  # nothing is near it
+        return np.zeros(len(masks), np.float32)
+    ious = [[mask_iou(mask, depths > -cells) for cells in OUTLINE_ERRORS] for mask in masks]
+    return np.array(ious, np.float32).max(axis=1)
+
+
+def middle(logits: Logits) -> Floats:
+    """(1, 2), in SAM's frame: the point that is farthest from where `logits` (1, h, w) are not positive, or
+    the most positive one of a mask that is too thin to have any."""
+    inside = np.pad((logits[0] > 0).view(np.uint8), 1)
+    depth = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    deepest = int((depth + logits[0] / (8 * MASK_PROMPT_LOGIT)).argmax())  # depths are whole steps apart
+    row, column = np.unravel_index(deepest, depth.shape)
+    return np.array([[4 * column + 1.5, 4 * row + 1.5]], np.float32)  # pixel centres at whole numbers
 
 
 def to_sam(points: Sequence[Point] | NDArray[np.float64], size: Size, side: int) -> Floats:
