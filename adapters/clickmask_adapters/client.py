@@ -34,7 +34,7 @@ class Prepared:
 
     size: Size
     digest: str
-    embedding: Any  # the segmenter's; with a server the image file, as the server may forget the image
+    embedding: Any  # with the image; with a server the image's file, as the server may forget the image
 
 
 class Client:

@@ -138,7 +138,7 @@ class Segmenter(Protocol[EmbeddingT]):
     remembers "the current image" hands one annotator another's mask. `decode` MUST give at least one
     prediction, best first, with masks of the whole image that the caller owns. It is only called with
     prompts that passed `Prompt.require_inside`. A text `runs_on`, runtime and device, is optional: a server
-    shows it when it starts.
+    shows it when it starts. So is a true `looks_closer`: it sees small objects in crops of its own accord.
     """
 
     @property

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from clickmask.annotators._catalogue import AnnotatorCatalogue, AnnotatorStatus
@@ -30,6 +30,7 @@ from clickmask.inference.catalogue import Catalogue, SegmenterStatus
 from clickmask.inference.disk_cache import Restorable
 from clickmask.inference.embeddings import BATCH, CLICK, CacheStatus, EmbeddingCache, EmbeddingKey
 from clickmask.inference.refinement import Refinement
+from clickmask.inference.second_look import Crop, look_again
 from clickmask.ingest.apply import Ingester, LabelSource
 from clickmask.ingest.inbox import Inbox
 from clickmask.ingest.reader import InboxReader, IngestStatus
@@ -107,7 +108,7 @@ class Workbench:
         controls: Controls = AS_IT_IS,
     ) -> list[Proposal]:
         """Predictions for the prompt, best first, at least one; a mask may be empty. `controls` change the
-        masks that are given, not those that the next click corrects.
+        masks that are given, not those that the next click corrects. A second look is at the first one.
 
         Repeating the last foreground click asks for the next candidate, which then comes first, and skipped
         ones last; see `clickmask.inference.refinement`. A proposal is remembered once its mask is read, since
@@ -123,6 +124,9 @@ class Workbench:
         embedding, was_there = self._embedding(chosen, ref, identity)
         encoded = time.perf_counter()
         predictions = self._refinement.decode(chosen, embedding, prompt, identity.digest, identity.size)
+        if controls.second_look:
+            embed = partial(self._crop_embedding, chosen, ref, identity)
+            predictions[0] = look_again(chosen, prompt, predictions[0], embed)
         decoded = time.perf_counter()
         took = (1000 * (encoded - started), 1000 * (decoded - encoded))
         of = (tool, identity.digest[:8], chosen.name, "kept" if was_there else "made", *took)
@@ -361,14 +365,22 @@ class Workbench:
             return found, True
         return self._cache.get(key, self._encoding(segmenter, ref, identity), priority)
 
+    def _crop_embedding(
+        self, segmenter: Segmenter[Any], ref: ImageRef, identity: ImageIdentity, crop: Crop
+    ) -> Embedding:
+        key = EmbeddingKey(segmenter.name, crop.digest(identity.digest))
+        if (found := self._cache.find(key)) is not None:
+            return found
+        return self._cache.get(key, self._encoding(segmenter, ref, identity, crop))[0]
+
     def _encoding(
-        self, segmenter: Segmenter[Any], ref: ImageRef, identity: ImageIdentity
+        self, segmenter: Segmenter[Any], ref: ImageRef, identity: ImageIdentity, crop: Crop | None = None
     ) -> Callable[[], Embedding]:
         """What the encoder computes, with the pixels: it never waits for a host, which would hold up all."""
         image = self.images.load(ref)
         if image.digest != identity.digest:
             raise ImageUnavailable("the image was replaced by another just now; click again")
-        return lambda: driver.encode(segmenter, image)
+        return partial(driver.encode, segmenter, crop.cut(image) if crop else image)
 
     def _prepare(self, ref: ImageRef, name: str) -> None:
         try:

@@ -10,6 +10,7 @@ import pytest
 from clickmask.errors import Busy, Gone, ImageUnavailable, InvalidInput, NotFound
 from clickmask.images.source import ImageSource
 from clickmask.ingest.inbox import Inbox
+from clickmask.masks.controls import Controls
 from clickmask.masks.regions import mask_iou
 from clickmask.masks.rle import rle_to_mask
 from clickmask.store import Store
@@ -208,3 +209,34 @@ def test_the_encoder_never_waits_for_a_host(
     assert workbench.prepare(ImageRef(png_data_uri(2)))
     until(lambda: len(disc.encoded) == 2)
     assert len(threads) == 2 and "encoder" not in threads
+
+
+def test_a_second_look_encodes_a_crop_once_for_all_clicks_in_it(
+    workbench: Workbench, disc: DiscSegmenter, store: Store
+) -> None:
+    ref, look = ImageRef(png_data_uri(size=(900, 1200))), Controls(second_look=True)
+    (plain,) = workbench.propose(ref, Prompt(((600.0, 450.0),)))
+    assert disc.encoded == [plain.digest]  # off, nothing else is encoded
+    for x in (600.0, 601.5, 599.0):
+        (found,) = workbench.propose(ref, Prompt(((x, 450.0),)), controls=look)
+        assert np.array_equal(found.prediction.mask, disc_mask((900, 1200), [(x, 450.0)]))
+    whole, crop = disc.encoded
+    assert (whole, crop.startswith(f"{plain.digest}-")) == (plain.digest, True)
+    assert workbench.cache_status().entries == 2
+    kept = store.proposal(found.id)
+    assert kept is not None and np.array_equal(rle_to_mask(kept.rle), found.prediction.mask)
+    workbench.propose(ref, Prompt(((60.0, 60.0),)), controls=look)
+    assert len(disc.encoded) == 3  # another crop
+
+
+def test_a_second_look_waits_for_its_turn_to_be_encoded(workbench: Workbench, disc: DiscSegmenter) -> None:
+    ref, click = ImageRef(png_data_uri(size=(900, 1200))), Prompt(((600.0, 450.0),))
+    workbench.propose(ref, click)
+    disc.hold = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(workbench.propose, ref, click, controls=Controls(second_look=True))
+        until(lambda: workbench.cache_status().misses == 2)
+        workbench.propose(ref, click)  # nobody who wants no second look waits for it
+        assert not looking.done()
+        disc.hold.set()
+        assert looking.result(10)[0].prediction.mask.any()

@@ -129,6 +129,9 @@ class ControlsIn(Strict):
         default=0, ge=0, le=1, description="Parts of a smaller share of the mask's area are left out"
     )
     max_parts: Count | None = Field(default=None, ge=1, description="At most so many parts, the largest")
+    second_look: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="Encode a crop around a small object too, once, and answer from there"
+    )
 
 
 class ProposalsIn(WantedIn):

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from clickmask.datasets.coco_reader import sample_objects
 from clickmask.errors import InvalidRequest
+from clickmask.masks.controls import read_controls
 from clickmask.reports.clicks import TARGETS, Summary, Trial, evaluate, summarise, summarise_categories
 from clickmask_adapters.commands._console import console, errors, open_home
 
@@ -29,6 +30,14 @@ def evaluate_segmenters(
     objects: Annotated[int, typer.Option(min=1, help="At most this many, chosen by the seed.")] = 100,
     seed: Annotated[int, typer.Option(help="The same seed takes the same objects.")] = 0,
     smallest: Annotated[int, typer.Option(min=1, help="Pixels of the smallest object that counts.")] = 64,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control",
+            metavar="NAME=VALUE",
+            help="Of the masks that the annotator sees, such as second_look=true; repeat for more.",
+        ),
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every segmenter that is ready.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Write mIoU against clicks to a .png, .svg, .pdf.")
@@ -42,6 +51,7 @@ def evaluate_segmenters(
     """
     *named, folder = dataset
     with open_home() as home:
+        controls = read_controls(control or ())
         catalogue = home.segmenters
         if everything and named:
             raise InvalidRequest("--all takes every segmenter that is ready: name none beside it")
@@ -60,7 +70,7 @@ def evaluate_segmenters(
         with Progress(*columns, console=errors, transient=True) as bar:
             for name in names:
                 task = bar.add_task(name, total=total)
-                found = evaluate(catalogue.get(name), sample.objects, clicks)
+                found = evaluate(catalogue.get(name), sample.objects, clicks, controls)
                 trials[name] = list(bar.track(found, total=total, task_id=task))
                 bar.update(task, completed=total)
         if not all(trials.values()):
@@ -85,6 +95,7 @@ def evaluate_segmenters(
                 "clicks": clicks,
                 "seed": seed,
                 "smallest": smallest,
+                "controls": controls.wishes(),
                 "left_out": dict(sample.left_out),
                 "segmenters": {
                     name: {**_plain(summary), "categories": categories[name]}

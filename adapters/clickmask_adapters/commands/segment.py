@@ -13,7 +13,7 @@ import typer
 
 from clickmask.errors import InvalidRequest
 from clickmask.images.decode import decode_image
-from clickmask.inference import driver
+from clickmask.inference import driver, second_look
 from clickmask.inference.refinement import Refinement
 from clickmask.masks.controls import KINDS, read_controls
 from clickmask.masks.regions import mask_area, mask_box
@@ -102,7 +102,7 @@ def segment(
         loaded = home.segmenters.get(name)
         embedding, refinement = driver.encode(loaded, picture), Refinement()
         found = [
-            controls.applied(refinement.decode(loaded, embedding, prompt, picture.digest, picture.size)[0])
+            second_look.decode(loaded, refinement, embedding, picture, prompt, controls)[0]
             for prompt in prompts
         ]
         if finds:

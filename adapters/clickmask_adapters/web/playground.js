@@ -143,6 +143,7 @@ function controls() {
     smooth: Number(part("smooth").value),
     fill_holes: part("fill-holes").checked ? photo.width * photo.height : 0,
     max_parts: part("one-part").checked ? 1 : null,
+    second_look: part("second-look").checked,
   };
 }
 

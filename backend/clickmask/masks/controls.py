@@ -20,6 +20,7 @@ KINDS: Mapping[str, tuple[type, ...]] = MappingProxyType(
         "fill_holes": (int,),
         "min_part_share": (int, float),
         "max_parts": (int,),
+        "second_look": (bool,),
     }
 )  # of JSON's values, by the name of a wish
 
@@ -36,6 +37,7 @@ class Controls:
     fill_holes: int = 0  # px; holes of at most this area become part of the mask
     min_part_share: float = 0.0  # of the mask's area, 0 to 1; smaller parts are left out
     max_parts: int | None = None  # the largest ones; at least 1
+    second_look: bool = False  # at a small object, before all else: `clickmask.inference.second_look`
 
     def __post_init__(self) -> None:
         if not 0 <= self.smooth <= MAX_SMOOTH:

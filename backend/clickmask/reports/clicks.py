@@ -14,8 +14,9 @@ import itertools
 import logging
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import cv2
 import numpy as np
@@ -24,6 +25,8 @@ from clickmask.datasets.coco_reader import CocoObject
 from clickmask.errors import InvalidInput, TooLarge
 from clickmask.images.decode import decode_image
 from clickmask.inference.refinement import LogitsCache, replay
+from clickmask.inference.second_look import Crop, encode_crop, look_again
+from clickmask.masks.controls import AS_IT_IS, Controls
 from clickmask.masks.regions import mask_box, mask_iou
 from clickmask.types import EmbeddingT, Mask, Point, Prompt, Refinable, Segmenter
 
@@ -81,9 +84,13 @@ def next_click(found: Mask, truth: Mask) -> Click | None:
 
 
 def evaluate(
-    segmenter: Segmenter[EmbeddingT], objects: Sequence[CocoObject], clicks: int = 5
+    segmenter: Segmenter[EmbeddingT],
+    objects: Sequence[CocoObject],
+    clicks: int = 5,
+    controls: Controls = AS_IT_IS,
 ) -> Iterator[Trial]:
-    """Yield one trial per object, in order (grouped by picture). Logs and skips unusable pictures."""
+    """Yield one trial per object, in order (grouped by picture). Logs and skips unusable pictures. The
+    annotator sees masks as `controls` ask."""
     for picture, group in itertools.groupby(objects, key=lambda each: each.picture):
         try:
             image = decode_image(picture.read_bytes())
@@ -93,6 +100,7 @@ def evaluate(
         started = time.perf_counter()
         embedding = segmenter.encode(image)
         encode_ms: float | None = 1000 * (time.perf_counter() - started)
+        embed = lru_cache(partial(encode_crop, segmenter, image))
         for each in group:
             if image.size != each.size:
                 log.warning("%s is left out: its size is %s, not %s", picture.name, image.size, each.size)
@@ -108,10 +116,10 @@ def evaluate(
                 if click := next_click(found, truth):
                     (foreground if click.foreground else background).append(click.point)
                     prompt = Prompt(tuple(foreground), tuple(background))
-                    found, ms = _answer(segmenter, embedding, prompt, logits)
+                    found, ms = _answer(segmenter, embedding, prompt, logits, controls, embed)
                     decode_ms.append(ms)
                 ious.append(mask_iou(found, truth))
-            boxed, ms = _answer(segmenter, embedding, Prompt(box=mask_box(truth)), logits)
+            boxed, ms = _answer(segmenter, embedding, Prompt(box=mask_box(truth)), logits, controls, embed)
             box_iou = mask_iou(boxed, truth)
             yield Trial(each.category, tuple(ious), box_iou, encode_ms, (*decode_ms, ms))
             encode_ms = None
@@ -142,7 +150,12 @@ def summarise_categories(trials: Sequence[Trial]) -> dict[str, Summary]:
 
 
 def _answer(
-    segmenter: Segmenter[EmbeddingT], embedding: EmbeddingT, prompt: Prompt, logits: LogitsCache
+    segmenter: Segmenter[EmbeddingT],
+    embedding: EmbeddingT,
+    prompt: Prompt,
+    logits: LogitsCache,
+    controls: Controls,
+    embed: Callable[[Crop], EmbeddingT],
 ) -> tuple[Mask, float]:
     """The first prediction, and the ms that it took."""
     started = time.perf_counter()
@@ -150,8 +163,10 @@ def _answer(
         predictions = replay(segmenter, embedding, prompt, cache=logits)
     else:
         predictions = segmenter.decode(embedding, prompt)
+    if controls.second_look:
+        predictions[0] = look_again(segmenter, prompt, predictions[0], embed)
     ms = 1000 * (time.perf_counter() - started)
-    return predictions[0].mask, ms
+    return controls.apply(predictions[0].mask), ms
 
 
 def _deepest(mask: Mask) -> tuple[float, Point] | None:

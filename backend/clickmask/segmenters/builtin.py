@@ -54,6 +54,7 @@ class Builtin:
     """The two networks, which never change, and nothing of any image."""
 
     name = "builtin"
+    looks_closer = True
 
     def __init__(self, encoder: Session, decoder: Session) -> None:
         self._encoder = encoder

@@ -335,7 +335,9 @@ def test_a_mask_that_is_none_of_the_image_is_refused(
     assert said in answer.json()["error"]
 
 
-@pytest.mark.parametrize("wish", [{"smooth": -1}, {"max_parts": 0}, {"fill_holes": 1.5}, {"sharpen": 1}])
+@pytest.mark.parametrize(
+    "wish", [{"smooth": -1}, {"max_parts": 0}, {"fill_holes": 1.5}, {"sharpen": 1}, {"second_look": 1}]
+)
 def test_a_wish_that_cannot_be_is_refused(client: TestClient, wish: dict[str, Any]) -> None:
     body = {"image": {"data": png_base64()}, "prompt": CLICK, "controls": wish}
     answer = client.post("/v1/proposals", json=body)

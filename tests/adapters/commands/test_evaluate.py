@@ -98,6 +98,7 @@ def test_what_serve_answers_without_torch_is_evaluated_without_it(
         (["nothing"], "there is no segmenter 'nothing'"),
         (["sam:vit_b"], "sam:vit_b cannot run"),
         (["grabcut", "--plot", "plot.xyz"], "no plot is written to plot.xyz"),
+        (["grabcut", "--control", "sharp=1"], "there is no control 'sharp'"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence_before_anything_is_tried(

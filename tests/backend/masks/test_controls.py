@@ -105,7 +105,12 @@ def test_a_wish_out_of_its_range_is_refused(wishes: dict[str, Any]) -> None:
 
 
 every_wish = st.builds(
-    Controls, st.floats(0, MAX_SMOOTH), st.integers(0, 10**9), st.floats(0, 1), st.none() | st.integers(1, 99)
+    Controls,
+    st.floats(0, MAX_SMOOTH),
+    st.integers(0, 10**9),
+    st.floats(0, 1),
+    st.none() | st.integers(1, 99),
+    st.booleans(),
 )
 
 
@@ -133,6 +138,7 @@ def test_nothing_is_asked_for_by_default() -> None:
         ("max_parts=null", "max_parts is not 'None'"),
         ("smooth=NaN", "smooth is a radius"),
         ("max_parts=0", "at least 1"),
+        ("second_look=1", "second_look is not '1'"),
     ],
 )
 def test_a_word_that_is_no_wish_is_refused(word: str, problem: str) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from clickmask.datasets.coco_reader import CocoObject, sample_objects
 from clickmask.inference.refinement import replay
+from clickmask.masks.controls import Controls
 from clickmask.reports.clicks import (
     Click,
     Trial,
@@ -203,3 +204,21 @@ def test_a_summary_is_what_a_pencil_makes_of_the_trials() -> None:
     assert summarise(trials[1:2]).encode_ms is None
     with pytest.raises(ValueError, match="nothing was tried"):
         summarise([])
+
+
+def test_the_annotator_sees_and_corrects_what_the_controls_make_of_a_mask(tmp_path: Path) -> None:
+    truth, speck = rectangle(SIZE, (3, 3, 15, 15)), rectangle(SIZE, (30, 5, 33, 8))
+    segmenter = Recorded(truth | speck)
+    (trial,) = evaluate(segmenter, objects_of(tmp_path, truth), clicks=2, controls=Controls(max_parts=1))
+    assert (trial.ious, trial.box_iou) == ((1.0, 1.0), 1.0)
+    assert len(segmenter.prompts) == 2  # one click and the box: the speck was never shown
+
+
+def test_a_second_look_encodes_each_crop_once(tmp_path: Path) -> None:
+    truth = rectangle((900, 1200), (600, 400, 640, 440))
+    segmenter = Recorded(truth)
+    answers = iter([truth, np.zeros((256, 256), bool)] * 3)
+    segmenter.decode = lambda embedding, prompt: [Prediction(next(answers), 0.9, "recorded")]  # type: ignore[method-assign]
+    (trial,) = evaluate(segmenter, objects_of(tmp_path, truth), 2, Controls(second_look=True))
+    assert trial.ious == (0.0, 0.0)  # what the crop shows counts
+    assert len(segmenter.encoded) == 2

@@ -17,7 +17,7 @@ import PIL.Image
 
 from clickmask.errors import ClickmaskError, InvalidRequest
 from clickmask.images.decode import opened_image
-from clickmask.inference import driver
+from clickmask.inference import driver, second_look
 from clickmask.inference.refinement import Refinement
 from clickmask.masks.controls import Controls, read_controls
 from clickmask.masks.polygons import group_rings
@@ -70,7 +70,7 @@ class InProcess:
         """Encode the image. Here and below, a `segmenter` of "" is the default one."""
         image = opened_image(opened)
         embedding = driver.encode(self._segmenters.get(segmenter or self._default), image)
-        return Prepared(image.size, image.digest, embedding)
+        return Prepared(image.size, image.digest, (image, embedding))
 
     def propose(
         self, segmenter: str, prepared: Prepared, prompt: Prompt, controls: Controls
@@ -78,8 +78,8 @@ class InProcess:
         """Masks, best first, never empty. Raises as `Workbench.propose` does."""
         chosen = self._segmenters.get(segmenter or self._default)
         prompt.require_inside(prepared.size)
-        found = self._refinement.decode(chosen, prepared.embedding, prompt, prepared.digest, prepared.size)
-        return [controls.applied(each) for each in found]
+        image, embedding = prepared.embedding
+        return second_look.decode(chosen, self._refinement, embedding, image, prompt, controls)
 
 
 class Detector:
