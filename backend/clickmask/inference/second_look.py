@@ -111,14 +111,20 @@ def look_again(
     embed: Callable[[Crop], EmbeddingT],
 ) -> Prediction:
     """`first`, the answer to `prompt` in the whole image, or if its object is small there, the answer in a
-    crop around it that is most like it. `embed` gives the embedding of a crop. Raises what that raises."""
+    crop around it that is most like it. `embed` gives the embedding of a crop. Raises what that raises.
+
+    Clicks after the first correct a mask, so that `first` goes along with them. With one click or a box alone
+    it would hold the segmenter to its coarse outline.
+    """
     if getattr(segmenter, "looks_closer", False):
         return first
     crop = crop_around(first.mask, prompt)
     if crop is None:
         return first
     before = crop.of_mask(first.mask)
-    inside = crop.of_prompt(prompt, before if before.any() else None)
+    marks = len(prompt.foreground) + len(prompt.background) + (prompt.box is not None)
+    corrects = (marks > 1 or prompt.mask is not None) and before.any()
+    inside = crop.of_prompt(prompt, before if corrects else None)
     if not (inside.foreground or inside.box or inside.mask is not None):
         return first
     found = driver.decode(segmenter, embed(crop), inside, crop.size)

@@ -140,3 +140,22 @@ def test_an_empty_first_mask_is_looked_for_around_the_click() -> None:
         disc, click, Prediction(nothing, 0.0, "disc"), lambda crop: disc.encode(crop.cut(whole))
     )
     assert np.array_equal(found.mask, disc_mask(SIZE, [(5.0, 895.0)]))
+
+
+def test_the_first_mask_goes_along_with_corrections_only() -> None:
+    asked: list[Prompt] = []
+
+    class Asked(DiscSegmenter):
+        def decode(self, embedding: NDArray[np.uint8], prompt: Prompt) -> list[Prediction]:
+            asked.append(prompt)
+            return super().decode(embedding, prompt)
+
+    asking, whole = Asked(), image()
+    first = Prediction(drawn.disc(SIZE, (600, 450), 20), 0.5, "disc")
+    point, other, box = (600.0, 450.0), (620.0, 450.0), (580.0, 430.0, 620.0, 470.0)
+    alone = Prompt((point,)), Prompt(box=box)
+    correcting = Prompt((point, other)), Prompt((point,), (other,)), Prompt((point,), box=box)
+    given = Prompt(mask=first.mask)
+    for prompt in (*alone, *correcting, given):
+        look_again(asking, prompt, first, lambda crop: asking.encode(crop.cut(whole)))
+    assert [each.mask is not None for each in asked] == [False] * 2 + [True] * 4
