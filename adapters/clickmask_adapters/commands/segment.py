@@ -110,7 +110,8 @@ def segment(
                 objects = [each for _, each in cast("Unprompted[Any]", loaded).find(embedding)]
             if not objects:
                 raise InvalidRequest(f"{name} finds nothing in this picture")
-            found = driver.check_predictions(name, objects, picture.size)
+            checked = driver.check_predictions(name, objects, picture.size)
+            found = [controls.applied(each) for each in checked]
         if not all(mask_area(each.mask) for each in found):
             raise InvalidRequest(f"{name} finds nothing there: try another point or a box")
         try:
