@@ -12,7 +12,7 @@ from clickmask.inference.sessions import Session, open_session
 from clickmask.types import Pixels, Size
 
 PIXELS, LOGITS = "pixels", "logits"  # tensors of the ONNX file: (1, 3, H, W) in [0, 1] -> (1, K, H, W)
-MULTIPLE = 16  # networks need sides that are multiples of it
+MULTIPLE = 16  # networks of earlier versions need sides that are multiples of it; today's pad themselves
 CLIPPED_PERCENT = 0.5  # percentage of a picture's values that may be clipped at each end
 MIN_VALUE_RANGE = 32.0  # stretching a narrower range further would amplify noise
 MAX_SIDE_PX = 1536  # larger pictures are trained on and predicted at this size, to save memory
@@ -37,7 +37,11 @@ class Labeller:
         height, width = size = working_size(shown)
         answer: NDArray[np.float32] = self._session.run({PIXELS: to_input(prepared(pixels))})[LOGITS]
         logits = answer[0, :, :height, :width]  # (K, h, w)
-        confidence = (1 / np.exp(logits - logits.max(axis=0)).sum(axis=0)).astype(np.float32)
+        highest = logits.max(axis=0)
+        total = np.zeros(size, np.float32)
+        for plane in logits:  # one by one, to save memory: there may be 200
+            total += np.exp(plane - highest)
+        confidence = 1 / total
         if size == shown:
             return Labelling(logits.argmax(axis=0).astype(np.uint8), confidence)
         classes, best = np.zeros(shown, np.uint8), np.full(shown, -math.inf, np.float32)

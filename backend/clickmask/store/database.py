@@ -262,8 +262,13 @@ def _add_columns_of_labels(connection: sa.Connection) -> None:
         connection.execute(sa.text(f"ALTER TABLE {added}"))
 
 
-# A step creates its table as `schema` has it today: before changing such a table, copy its first form into
-# that step, and put the change into a new one. A new database is created from `schema` directly.
+def _add_network_of_jobs(connection: sa.Connection) -> None:
+    if "network" not in {column["name"] for column in sa.inspect(connection).get_columns("jobs")}:
+        connection.execute(sa.text("ALTER TABLE jobs ADD COLUMN network TEXT NOT NULL DEFAULT ''"))
+
+
+# A step creates its table as `schema` has it today, so a later step that adds a column looks whether it is
+# there. A new database is created from `schema` directly.
 STEPS: Mapping[str, Callable[[sa.Connection], object]] = MappingProxyType(
     {
         "0002": lambda connection: connection.execute(
@@ -276,6 +281,7 @@ STEPS: Mapping[str, Callable[[sa.Connection], object]] = MappingProxyType(
         "0007": lambda connection: connection.execute(
             sa.text("ALTER TABLE projects ADD COLUMN controls TEXT NOT NULL DEFAULT '{}'")
         ),
+        "0008": _add_network_of_jobs,
     }
 )
 HEAD = max(STEPS)

@@ -59,6 +59,7 @@ class Job:
     version: str | None = None  # of the resulting model
     promoted: bool | None = None
     message: str = ""  # a sentence that says why it failed, or why its version is served or not
+    network: str = ""  # a module's name in `training/networks`; empty: the one of the trainer's settings
 
 
 # Oldest first, because an id begins with the time.
@@ -108,8 +109,10 @@ class Jobs(Part):
         last = sa.select(sa.func.max(jobs.c.id)).group_by(jobs.c.tool, jobs.c.project)
         return {(row.tool, row.project): Job(*row) for row in self._rows(_SELECT.where(jobs.c.id.in_(last)))}
 
-    def request(self, tool: str, project: str, images: int, owner: str) -> tuple[Job, bool]:
-        """The project's unfinished job or a new one, and whether `owner` got it just now."""
+    def request(
+        self, tool: str, project: str, images: int, owner: str, network: str = ""
+    ) -> tuple[Job, bool]:
+        """The project's unfinished job or a new one of `network`, and whether `owner` got it just now."""
         of = (jobs.c.tool == tool, jobs.c.project == project)
         with self._database.writing() as connection:
             if row := connection.execute(_SELECT.where(*of, _UNFINISHED)).first():
@@ -121,6 +124,7 @@ class Jobs(Part):
             now = time.time()
             at = f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(now))}{int(now % 1 * 1e6):06d}"
             made = Job(f"{at}-{secrets.token_hex(4)}", tool, project, "queued", now, images, owner, now)
+            made = replace(made, network=network)
             connection.execute(jobs.insert(), asdict(made))
             old = sa.select(jobs.c.id).where(*of).order_by(jobs.c.id.desc()).offset(MAX_JOBS)
             connection.execute(jobs.delete().where(jobs.c.id.in_(old), ~_UNFINISHED))
@@ -266,7 +270,7 @@ def _job(found: Any) -> Job:
     """The job of a file. Raises TypeError if it is none."""
     job = Job(**found)
     kinds: dict[type | UnionType, tuple[Any, ...]] = {
-        str: (job.id, job.tool, job.project, job.message),
+        str: (job.id, job.tool, job.project, job.message, job.network),
         int | float: (job.made_at, job.images, job.beat_at, job.step, job.steps, job.seconds),
         int | float | None: (job.loss, job.validation_miou, job.seconds_left),
         str | None: (job.version,),

@@ -126,6 +126,7 @@ jobs = sa.Table(
     sa.Column("cancelled", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("trainer", sa.Text, nullable=False, server_default=""),
     *_columns(sa.Integer, "owner_beats", "trainer_beats", default="0"),
+    *_columns(sa.Text, "network", default=""),
     sa.Index("jobs_of_project", "tool", "project", "id"),
     sa.Index("jobs_of_state", "state"),
 )

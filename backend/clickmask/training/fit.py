@@ -5,17 +5,17 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from clickmask.metrics.confusion import Confusion, confusion_matrix, miou, paired_difference
 from clickmask.training.crops import IGNORED, Labels, TrainingPicture, draw_crop
 from clickmask.training.loop import Heartbeat, Progress, Reason, Schedule, State, TrainingLoop, autocast
+from clickmask.training.losses import class_weights
+from clickmask.training.segmentation import SegmentationNetwork
 from clickmask.types import Pixels
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 WARM_UP = 20  # steps
 RECIPE = 2  # version of this file's arithmetic; checkpoints of other versions are ignored
 MIN_IMPROVEMENT = 0.001  # of mIoU
-MAX_CLASS_WEIGHT = 5.0  # relative to the most frequent category
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class TrainingConfig:
 
     steps: int = 3000
     seconds: float = 1200.0  # as `Progress` counts them
-    side: int = 256  # px of a crop; a multiple of the network's stride
+    side: int = 256  # px of a crop
     crops: int = 2  # per step; `train.fit_all` takes more if it makes them smaller
     wide: int = 0  # px of the single crop in every other step, if larger than `side`
     rate: float = 2e-3  # peak learning rate
@@ -59,8 +58,7 @@ class Trainer(TrainingLoop):
 
     def __init__(
         self,
-        network: nn.Module,
-        stride: int,
+        network: SegmentationNetwork,
         training: Sequence[TrainingPicture],
         validation: Sequence[TrainingPicture],
         classes: int,
@@ -83,9 +81,10 @@ class Trainer(TrainingLoop):
             tail=config.tail,
             seconds=config.seconds,
         )
-        optimiser = torch.optim.AdamW(network.parameters(), config.rate, weight_decay=config.decay)
+        groups = network.parameter_groups(config.rate)
+        optimiser = torch.optim.AdamW(groups, config.rate, weight_decay=config.decay)
         super().__init__(network, optimiser, schedule, checkpoint, {**known, **asdict(config)})
-        self.config, self._stride, self._classes = config, stride, classes
+        self.config, self._classes, self._loss = config, classes, network.loss
         self._training, self._validation = training, validation
         self._kept: tuple[State, float, int] = network.state_dict(), math.nan, 0  # see TrainingResult
         self._best: Confusion = np.zeros((0, classes, classes), np.int64)  # of the best validation
@@ -124,9 +123,10 @@ class Trainer(TrainingLoop):
         crops = [draw_crop(self._training[int(index)], side, random) for index in chosen]
         stacked = (np.stack(each) for each in zip(*crops, strict=True))
         pixels, labels = (torch.tensor(each, device=self.device) for each in stacked)
+        seen = pixels.permute(0, 3, 1, 2).float() / 255  # (B, H, W, 3) -> (B, 3, H, W)
+        cast("Any", torch).manual_seed(config.seed + self.step)  # for networks that draw by chance themselves
         with autocast(self.device):
-            logits = self.network(pixels.permute(0, 3, 1, 2).float() / 255)  # (B, H, W, 3) -> (B, 3, H, W)
-        loss = segmentation_loss(logits, labels.long(), self._weights)
+            loss = self._loss(seen, labels.long(), self._weights)
         torch.autograd.backward(loss)
         return loss.detach()
 
@@ -144,7 +144,7 @@ class Trainer(TrainingLoop):
                 self.heartbeat()  # on a busy machine, all together take longer than a hung training may
                 yield picture
 
-        matrices = confusion_matrices(self.average, watched(), self._classes, self._stride)
+        matrices = confusion_matrices(self.average, watched(), self._classes)
         found = self.validation_miou = float(miou(matrices.sum(axis=0)))
         best = float(miou(self._best.sum(axis=0)))
         log.info("step %d: validation mIoU %.3f", self.step, found)
@@ -165,57 +165,19 @@ class Trainer(TrainingLoop):
         self._kept = state["kept"], state["kept_miou"], state["kept_step"]
 
 
-def confusion_matrices(
-    network: nn.Module, samples: Iterable[TrainingPicture], classes: int, stride: int
-) -> Confusion:
+def confusion_matrices(network: nn.Module, samples: Iterable[TrainingPicture], classes: int) -> Confusion:
     """One matrix per sample, (images, classes, classes). Leaves `network` in evaluation mode."""
     network.eval()
     matrices = [np.zeros((0, classes, classes), np.int64)]
     for sample in samples:
-        found = predict(network, sample.pixels, stride)
+        found = predict(network, sample.pixels)
         matrices.append(confusion_matrix(sample.labels, found, classes, IGNORED)[None])
     return np.concatenate(matrices)
 
 
-def predict(network: nn.Module, pixels: Pixels, stride: int) -> Labels:
-    """The class of each pixel. Sides are edge-padded to multiples of `stride`."""
-    height, width = pixels.shape[:2]
-    device, padding = next(network.parameters()).device, (0, -width % stride, 0, -height % stride)
+def predict(network: nn.Module, pixels: Pixels) -> Labels:
+    """The class of each pixel."""
+    device = next(network.parameters()).device
     with torch.inference_mode():
         values = torch.tensor(pixels, device=device).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
-        logits = network(functional.pad(values, padding, mode="replicate"))
-        return logits[0, :, :height, :width].argmax(dim=0).to(torch.uint8).cpu().numpy()  # (H, W)
-
-
-def class_weights(pixels: NDArray[np.int64]) -> Tensor:
-    """Weights (K,) from the number of pixels of each class; 1 for the background.
-
-    The most frequent category weighs 1, others the inverse fourth root of their pixels relative to it, at
-    most MAX_CLASS_WEIGHT; one without pixels 1. Higher weights are too much: crops already favour rare
-    categories, Dice counts all equally, and a class that outweighs the background grows beyond its outline.
-    """
-    counts = torch.as_tensor(pixels, dtype=torch.float32)
-    weights = ((counts[1:].max() / counts.clamp(min=1)) ** 0.25).clamp(1, MAX_CLASS_WEIGHT)
-    weights[0] = 1
-    return torch.where(counts > 0, weights, torch.ones_like(weights))
-
-
-def segmentation_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted cross-entropy + Dice of logits (B, K, H, W) against labels (B, H, W) with IGNORED. The Dice
-    loss is the mean of 1 - Dice (Milletari, Navab, Ahmadi: V-Net, 3DV 2016) over the categories in the batch,
-    computed over all of its pixels. Without any category, the loss is cross-entropy alone."""
-    logits = logits.float()  # sums over all pixels need more than 16 bits
-    known = labels != IGNORED
-    if not known.any():
-        return logits.sum() * 0.0
-    entropy = functional.cross_entropy(logits, labels, weight=weights, ignore_index=IGNORED)
-    classes = logits.shape[1]
-    probabilities = logits.softmax(dim=1) * known[:, None]  # (B, K, H, W)
-    truth = functional.one_hot(torch.where(known, labels, 0), classes).permute(0, 3, 1, 2) * known[:, None]
-    both = (probabilities * truth).sum(dim=(0, 2, 3))  # (K,)
-    each = probabilities.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
-    present = truth.sum(dim=(0, 2, 3)) > 0
-    present[0] = False
-    if not present.any():
-        return entropy
-    return entropy + (1 - 2 * both[present] / each[present]).mean()
+        return network(values)[0].argmax(dim=0).to(torch.uint8).cpu().numpy()  # (H, W)

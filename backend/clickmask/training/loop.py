@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clickmask import files
+from clickmask.errors import NotReady
 
 log = logging.getLogger(__name__)
 
@@ -216,6 +217,17 @@ class TrainingLoop:
         left = max(0.0, min(by_steps, self.schedule.seconds - self.seconds))
         loss = sum(map(float, losses)) / len(losses)
         return Progress(self.step, steps, loss, self.validation_miou, self.seconds, left, self.waited)
+
+
+def choose_device(name: str) -> torch.device:
+    """cuda, mps or cpu; the best there is for auto. Raises NotReady if torch cannot use it here."""
+    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(each for each, is_here in usable.items() if is_here)
+    if not usable.get(name):
+        there = " and ".join(each for each, is_here in usable.items() if is_here)
+        raise NotReady(f"torch finds no device {name} here, only {there}: change CLICKMASK_DEVICE")
+    return torch.device(name)
 
 
 def autocast(device: torch.device) -> torch.autocast:

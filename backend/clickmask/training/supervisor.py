@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clickmask.errors import ClickmaskError, NotReady, StoreUnavailable
+from clickmask.errors import ClickmaskError, Conflict, NotReady, StoreUnavailable
 from clickmask.store import Store
 from clickmask.store.jobs import Job, Jobs
+from clickmask.training import networks
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,9 @@ class WorkerConfig:
     max_image_pixels: int
     plan: Mapping[str, Any]  # fields of `clickmask.training.fit.TrainingConfig`
     threads: int | None = None
-    network: str = "unet"  # a module's name in `training/networks`
+    network: str = "unet"  # a module's name in `training/networks`, of jobs that name none
+    encoder: str = ""  # path of weights that it starts from; empty: the network's own choice
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -89,16 +92,22 @@ class Supervisor:
         self._adoptable = None if adopting else set()
         self._thread.start()
 
-    def request(self, tool: str, project: str) -> Job:
-        """The project's job, unfinished here or elsewhere, or new. Raises NotReady and StoreUnavailable."""
+    def request(self, tool: str, project: str, network: str = "") -> Job:
+        """The project's job, unfinished here or elsewhere, or new. `network` is the settings' if empty.
+        Raises NotReady, StoreUnavailable, InvalidRequest if there is no such network, and Conflict if a job
+        of another one is under way."""
         if missing := _missing():
             raise NotReady(f"training needs {' and '.join(missing)}: install clickmask[torch]")
+        networks.require_name(network or self._config.network)
         images = {(each.tool, each.project): each.images for each in self._store.projects()}
-        job, is_new = self.jobs.request(tool, project, images.get((tool, project), 0), self._owner)
+        count, wanted = images.get((tool, project), 0), network or self._config.network
+        job, is_new = self.jobs.request(tool, project, count, self._owner, wanted)
+        if network and job.network not in ("", network):
+            raise Conflict(f"a training of {job.network} is under way: wait until it ends, or cancel it")
         if self._adoptable is not None:
             self._adoptable.add(job.id)  # its current owner may be dead
         if is_new:
-            log.info("%s will train %s %s", job.id, tool, project)
+            log.info("%s will train %s on %s %s", job.id, wanted, tool, project)
             self._requested.set()
         return job
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +16,14 @@ from clickmask.errors import InvalidRequest
 from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits
 from clickmask.labels.split import SIDES
 from clickmask.metrics.report import report_to_json
-from clickmask.models.labeller import LOGITS, MULTIPLE, PIXELS, open_labeller, to_input, working_size
+from clickmask.models.labeller import LOGITS, PIXELS, open_labeller, to_input, working_size
 from clickmask.models.versions import Models, ModelVersion, Provenance, UnsavedModel
 from clickmask.training import networks
 from clickmask.training.crops import crop_side, training_pictures, wide_side
 from clickmask.training.fit import Trainer, TrainingConfig, TrainingResult
-from clickmask.training.loop import Heartbeat, Progress
+from clickmask.training.loop import Heartbeat, Progress, choose_device
 from clickmask.training.promotion import Decision, Measuring, compare, report_scores
+from clickmask.training.segmentation import SegmentationNetwork, build, export
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,8 @@ def train(
     checkpoint: Path,
     *,
     network: str = "unet",
+    encoder: Path | None = None,
+    device: str = "auto",
     report: Callable[[Progress], None] = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
     heartbeat: Heartbeat = lambda: None,
@@ -49,12 +53,14 @@ def train(
 ) -> Trained | None:
     """Train on the dataset's training side, save the version, and serve it if the gate agrees.
 
-    `network` is a module's name in `training/networks`. If the split is too small to say much, part of the
+    `network` is a module's name in `training/networks`, `encoder` a file of weights that it starts from,
+    `device` auto, cpu, cuda or mps. If the split is too small to say much, part of the
     time goes to networks trained alike on parts of the images and measured on the rest. Returns None if
-    cancelled; the same call resumes from `checkpoint`. Raises InvalidRequest for too little data or an
-    unknown network.
+    cancelled; the same call resumes from `checkpoint`. Raises InvalidRequest for too little data, an unknown
+    network or weights that do not fit it, and NotReady if a package or the device is missing.
     """
-    networks.load(network)
+    networks.require_name(network)
+    on = choose_device(device)
     kept = tuple(sample for sample in dataset.samples if dataset.pictures.holds(sample.image))
     if len(kept) < len(dataset.samples):
         log.warning("%d labelled images are not kept any more", len(dataset.samples) - len(kept))
@@ -78,7 +84,8 @@ def train(
         busy = progress.busy
         report(progress)
 
-    fits = fit_all(dataset, trainings, config, checkpoints, network, limits, watch, cancelled, heartbeat)
+    made = partial(build, network, len(dataset.categories) + 1, encoder)
+    fits = fit_all(dataset, trainings, config, checkpoints, made, on, limits, watch, cancelled, heartbeat)
     if fits is None:
         return None
     exported = [export(each) for each, _ in fits]
@@ -96,13 +103,16 @@ def train(
         "promoted": decision.promoted,
         "step": result.step,
         "stopped": result.reason,
+        "parameters": sum(parameter.numel() for parameter in trained.parameters()),
+        "started_from": trained.started_from,
+        "device": on.type,
     }
     split = {side: [sample.image for sample in samples] for side, samples in sides.items()}
     provenance = Provenance(network, dataset.categories, dataset.digest, split, about, config.seed)
     seen = to_input(measuring.pixels(sides["validation"][0])[:GOLDEN_SIDE, :GOLDEN_SIDE])
     with torch.inference_mode():
         answer = trained(torch.tensor(seen)).numpy()
-    weights = {name: tensor.numpy() for name, tensor in trained.state_dict().items()}
+    weights = {name: tensor.numpy() for name, tensor in trained.network.state_dict().items()}
     version = models.save(UnsavedModel(provenance, weights, exported[0], {PIXELS: seen}, {LOGITS: answer}))
     if decision.promoted:
         models.promote(version.id)
@@ -117,13 +127,15 @@ def fit_all(
     trainings: Sequence[tuple[Sequence[Sample], Sequence[Sample]]],
     config: TrainingConfig,
     checkpoints: Sequence[Path],
-    network: str,
+    made: Callable[[], SegmentationNetwork],
+    device: torch.device,
     limits: ImageLimits,
     report: Callable[[Progress], None],
     cancelled: Callable[[], bool],
     heartbeat: Heartbeat,
-) -> list[tuple[torch.nn.Module, TrainingResult]] | None:
-    """Fit one network after the other to pairs of (training, watched) images, in equal shares of the time.
+) -> list[tuple[SegmentationNetwork, TrainingResult]] | None:
+    """Fit one network after the other, each `made` alike, to pairs of (training, watched) images, in equal
+    shares of the time.
 
     Networks are on the CPU and in evaluation mode. `watched` decides when to stop; if it is empty, the
     config does. Returns None if cancelled; the same call resumes.
@@ -131,13 +143,13 @@ def fit_all(
     Crops are as large as the dataset's objects need. If they are smaller, a step takes more of them: on twice
     as many pixels it would take twice as long, and these crops vary enough.
     """
-    fits: list[tuple[torch.nn.Module, TrainingResult]] = []
+    fits: list[tuple[SegmentationNetwork, TrainingResult]] = []
     count, seconds, waited = len(trainings), 0.0, 0.0
     side = crop_side(dataset.samples, config.side)
     crops = max(1, round(config.crops * config.side / side))
     wide = wide_side(dataset.samples, side, crops)
     config = replace(config, side=side, crops=crops, wide=wide, seconds=config.seconds / count)
-    classes, stride = len(dataset.categories) + 1, networks.load(network).STRIDE
+    classes = len(dataset.categories) + 1
 
     def report_all(progress: Progress) -> None:
         step, steps = len(fits) * config.steps + progress.step, count * config.steps
@@ -147,12 +159,13 @@ def fit_all(
 
     for path, (training, watched) in zip(checkpoints, trainings, strict=True):
         cast("Any", torch).manual_seed(config.seed)
-        trained: Any = networks.build(network, classes)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        trained.to(device, memory_format=torch.channels_last)  # a tenth faster on a CPU
+        network = made()
+        cast("Any", network).to(device, memory_format=torch.channels_last)  # a tenth faster on a CPU
+        if not fits:
+            log.info("training on %s, from %s", device, network.started_from)
         pictures = training_pictures(dataset, training, limits)
         watching = training_pictures(dataset, list(_first(watched)), limits)
-        trainer = Trainer(trained, stride, pictures, watching, classes, config, path, dataset.digest)
+        trainer = Trainer(network, pictures, watching, classes, config, path, dataset.digest)
         started = time.perf_counter()
         result = trainer.run(report_all, cancelled, heartbeat)
         log.info("trained in %.0f s: %s", time.perf_counter() - started, result.reason)
@@ -160,9 +173,9 @@ def fit_all(
             return None
         seconds, waited = seconds + trainer.seconds, waited + trainer.waited
         del trainer, pictures, watching  # free the memory of decoded pictures before the next training
-        best = networks.build(network, classes)
-        best.load_state_dict(result.state)
-        fits.append((best.cpu().eval(), result))
+        network.load_state_dict(result.state)
+        cast("Any", network).to("cpu", memory_format=torch.contiguous_format)
+        fits.append((network.eval(), result))
     return fits
 
 
@@ -174,9 +187,3 @@ def _first(samples: Sequence[Sample]) -> Iterator[Sample]:
             return
         left -= math.prod(working_size(sample.size))
         yield sample
-
-
-def export(network: torch.nn.Module) -> bytes:
-    """ONNX for pictures of any size with sides in multiples of MULTIPLE."""
-    blank, axes = torch.zeros(1, 3, 4 * MULTIPLE, 4 * MULTIPLE), {2: "height", 3: "width"}
-    return networks.export_onnx(network.cpu(), (blank,), [PIXELS], [LOGITS], {PIXELS: axes, LOGITS: axes})

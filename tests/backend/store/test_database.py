@@ -61,6 +61,7 @@ UNDO = {  # what takes a step back
         "ALTER TABLE labels DROP COLUMN layer; ALTER TABLE annotations DROP COLUMN left_out; "
         "ALTER TABLE annotations DROP COLUMN known_as"
     ),
+    "0007": "ALTER TABLE jobs DROP COLUMN network",
     "0004": "DROP TABLE unfinished",
     "0003": "DROP TABLE preannotated",
     "0002": "ALTER TABLE projects DROP COLUMN unlabelled",

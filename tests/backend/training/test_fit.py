@@ -23,12 +23,12 @@ from clickmask.training.fit import (
     Trainer,
     TrainingConfig,
     TrainingResult,
-    class_weights,
     confusion_matrices,
     predict,
-    segmentation_loss,
 )
+from clickmask.training.losses import class_weights, segmentation_loss
 from clickmask.training.networks import unet
+from clickmask.training.segmentation import SegmentationNetwork
 from clickmask.types import Pixels
 from support.drawn import disc, rectangle
 
@@ -66,15 +66,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def small_network() -> nn.Module:
+def small_network() -> SegmentationNetwork:
     torch.manual_seed(0)
-    return unet.UNet(3, base=4, levels=2)
+    return SegmentationNetwork(unet.UNet(3, base=4, levels=2), 4)
 
 
 def fit(
     config: TrainingConfig, checkpoint: Path, validation: Sequence[Drawn] = VALIDATION, identity: str = ""
 ) -> Trainer:
-    return Trainer(small_network(), 4, TRAINING, validation, 3, config, checkpoint, identity)
+    return Trainer(small_network(), TRAINING, validation, 3, config, checkpoint, identity)
 
 
 def same_weights(first: TrainingResult, second: TrainingResult) -> bool:
@@ -88,7 +88,7 @@ def test_a_network_learns_drawn_shapes_it_has_not_seen(tmp_path: Path) -> None:
     assert result.validation_miou > 0.8
     network = small_network()
     network.load_state_dict(result.state)
-    matrices = confusion_matrices(network, VALIDATION, 3, 4)
+    matrices = confusion_matrices(network, VALIDATION, 3)
     assert miou(matrices.sum(axis=0)) == pytest.approx(result.validation_miou)
     assert [each.step for each in reports] == list(range(20, 121, 20))
     assert reports[-1].loss < 0.7 * reports[0].loss
@@ -123,8 +123,8 @@ def test_a_checkpoint_of_another_dataset_plan_network_or_recipe_is_not_gone_on_f
     assert fit(CONFIG, tmp_path / "a.pt", identity="one").step == 12
     assert fit(CONFIG, tmp_path / "a.pt", identity="two").step == 0
     assert fit(replace(CONFIG, rate=1e-3), tmp_path / "a.pt", identity="one").step == 0
-    wider = unet.UNet(3, base=8, levels=2)
-    assert Trainer(wider, 4, TRAINING, VALIDATION, 3, CONFIG, tmp_path / "a.pt", "one").step == 0
+    wider = SegmentationNetwork(unet.UNet(3, base=8, levels=2), 4)
+    assert Trainer(wider, TRAINING, VALIDATION, 3, CONFIG, tmp_path / "a.pt", "one").step == 0
     monkeypatch.setattr("clickmask.training.fit.RECIPE", 1)
     assert fit(CONFIG, tmp_path / "a.pt", identity="one").step == 0
     assert caplog.text.count("a.pt is of another training: this one starts at the first step") == 4
@@ -262,7 +262,7 @@ def test_every_other_step_sees_one_wide_crop(tmp_path: Path) -> None:
             seen.append(tuple(arguments[0].shape))
 
     config = replace(CONFIG, steps=4, wide=48)
-    run = Trainer(network, 4, TRAINING, [], 3, config, tmp_path / "a.pt")
+    run = Trainer(network, TRAINING, [], 3, config, tmp_path / "a.pt")
     network.register_forward_pre_hook(note)
     run.run()
     assert seen == 2 * [(2, 3, 32, 32), (1, 3, 48, 48)]
@@ -279,7 +279,7 @@ def test_crops_are_drawn_by_the_pixels_that_are_known(tmp_path: Path) -> None:
         lambda _, arguments: shades.extend(arguments[0].mean(dim=(1, 2, 3)).tolist())
     )
     samples = [plain(32, 20, 1), plain(64, 120, 1), plain(32, 220, 0)]
-    Trainer(network, 4, samples, [], 3, replace(CONFIG, steps=30, side=16, crops=8), tmp_path / "a.pt").run()
+    Trainer(network, samples, [], 3, replace(CONFIG, steps=30, side=16, crops=8), tmp_path / "a.pt").run()
     small, large, unknown = np.histogram(shades, (0, 0.25, 0.65, 1))[0] / len(shades)
     assert large == pytest.approx(0.8, abs=0.1)
     assert small == pytest.approx(0.2, abs=0.1)
@@ -288,7 +288,7 @@ def test_crops_are_drawn_by_the_pixels_that_are_known(tmp_path: Path) -> None:
 
 def test_no_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no image to train on"):
-        Trainer(small_network(), 4, [], VALIDATION, 3, CONFIG, tmp_path / "a.pt")
+        Trainer(small_network(), [], VALIDATION, 3, CONFIG, tmp_path / "a.pt")
 
 
 def test_crops_are_drawn_by_chance_and_labels_stay_on_their_pixels() -> None:
@@ -375,6 +375,6 @@ def test_rare_classes_weigh_more_up_to_a_limit() -> None:
 def test_a_picture_of_any_size_is_labelled_in_its_own_size() -> None:
     network = copy.deepcopy(small_network()).eval()
     for height, width in ((1, 1), (7, 30), (33, 64)):
-        labels = predict(network, np.zeros((height, width, 3), np.uint8), 4)
+        labels = predict(network, np.zeros((height, width, 3), np.uint8))
         assert labels.shape == (height, width)
         assert labels.dtype == np.uint8

@@ -14,7 +14,7 @@ from clickmask.masks.regions import mask_iou
 from clickmask.models.labeller import LOGITS, PIXELS, to_input
 from clickmask.training import networks
 from clickmask.training.networks import unet
-from clickmask.training.train import export
+from clickmask.training.segmentation import SegmentationNetwork, export
 from support.scenes import scene_image
 
 
@@ -71,7 +71,7 @@ def test_every_runtime_answers_as_torch_does() -> None:
         means = torch.stack([network(torch.from_numpy(each)).mean((0, 2, 3)) for each in pictures])
         network.classifier.bias -= means.mean(0)  # else one class is everywhere
         expected = [network(torch.from_numpy(each)).numpy() for each in pictures]
-    exported = export(network)
+    exported = export(SegmentationNetwork(network, unet.STRIDE))
     for runtime in RUNTIMES:
         session = open_session(exported, runtime)
         ious: list[float] = []

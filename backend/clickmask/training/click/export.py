@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from clickmask.errors import InvalidRequest
 from clickmask.training.click.network import EMBEDDED, MAPS, ClickFPN, PromptDecoder
-from clickmask.training.networks import export_onnx
+from clickmask.training.segmentation import export_onnx
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 HALF = " half"  # suffix of tensors stored in half precision

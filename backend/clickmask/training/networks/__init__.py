@@ -1,36 +1,41 @@
 """Networks that label every pixel of an image, one module each, found by file name. A module has NAME (shown
 to people), STRIDE and `build(classes, encoder)`; see `Network`. Other distributions add theirs by an entry
-point in the group `clickmask.training.networks`."""
+point in the group `clickmask.training.networks`. Finding them needs no torch."""
 
-import io
+import importlib.util
 import sys
-import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Protocol, cast
 
 from clickmask import plugins
 from clickmask.errors import InvalidRequest, NotReady
-from clickmask.models.labeller import MULTIPLE
 
-OPSET = 17
+if TYPE_CHECKING:
+    from torch import nn
+
+RANDOM = "random weights"
 
 
 class Network(Protocol):
-    """The interface of a network's module."""
+    """The interface of a network's module.
+
+    It may have RATE, its learning rate as a share of the training's (default 1). What it builds may have
+
+    - `loss(pixels, labels, weights)` -> a scalar, instead of cross-entropy and Dice of its logits. labels
+      (B, H, W) hold classes and IGNORED, weights (classes,) are those of the classes in a cross-entropy;
+    - `started_from`, what its weights were before the training, for the model's card (default RANDOM);
+    - `encoder`, the part that learns at a lower rate if it did not start from random weights.
+    """
 
     NAME: str
-    STRIDE: int  # required divisor of a picture's sides; it must divide MULTIPLE, which serving pads to
+    STRIDE: int  # required divisor of the sides that it is given: pictures are padded to it, logits cropped
 
-    def build(self, classes: int, encoder: Path | None) -> nn.Module:
+    def build(self, classes: int, encoder: Path | None) -> "nn.Module":
         """(B, 3, H, W) of RGB in [0, 1] -> logits (B, classes, H, W). Class 0 is the background.
 
-        `encoder` is a file of initial weights, None for the network's own choice; a network that takes none
-        raises InvalidRequest. Random weights follow torch's global seed. It MUST export to ONNX with free H
-        and W.
+        `encoder` is a safetensors file of initial weights, None for the network's own choice; a network that
+        takes none raises InvalidRequest. Random weights follow torch's global seed. It MUST export to ONNX
+        with free H and W.
         """
         ...
 
@@ -40,50 +45,20 @@ def names() -> list[str]:
     return plugins.names(sys.modules[__name__])
 
 
+def require_name(name: str) -> None:
+    """Raise InvalidRequest, with the names that there are, if there is no network `name`."""
+    if name not in names():
+        raise InvalidRequest(f"there is no network {name[:80]!r}; installed: {', '.join(names())}")
+
+
 def load(name: str) -> Network:
     """The module of the network `name`. Raises InvalidRequest if there is none."""
-    try:
-        return cast("Network", plugins.load(sys.modules[__name__], name))
-    except KeyError:
-        known = ", ".join(names())
-        raise InvalidRequest(f"there is no network {name[:80]!r}; installed: {known}") from None
+    require_name(name)
+    return cast("Network", plugins.load(sys.modules[__name__], name))
 
 
-def build(name: str, classes: int, encoder: Path | None = None) -> nn.Module:
-    """The network `name`, checked on a blank picture. Raises InvalidRequest, or NotReady if it is broken."""
-    module = load(name)
-    if MULTIPLE % module.STRIDE:
-        raise NotReady(f"the network {name} has stride {module.STRIDE}, which must divide {MULTIPLE}")
-    network = module.build(classes, encoder)
-    was_training, wanted = network.training, (1, classes, 2 * MULTIPLE, 2 * MULTIPLE)
-    with torch.no_grad():
-        logits = network.eval()(torch.zeros(1, 3, *wanted[2:]))
-    network.train(was_training)
-    if logits.shape != wanted or not logits.is_floating_point():
-        shape = tuple(logits.shape)
-        raise NotReady(f"the network {name} answers with {logits.dtype} {shape}, not logits {wanted}")
-    return network
-
-
-def export_onnx(
-    network: nn.Module,
-    example: tuple[Tensor, ...],
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    axes: Mapping[str, Mapping[int, str]],
-) -> bytes:
-    """ONNX of `network`, traced on `example`. `axes` names the free axes of inputs and outputs."""
-    written = io.BytesIO()
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # the exporter warns about itself, and about sizes it traces well
-        cast("Any", torch.onnx).export(
-            network.eval(),
-            example,
-            written,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            opset_version=OPSET,
-            dynamic_axes=axes,
-            dynamo=False,  # the newer exporter needs onnxscript, and takes minutes
-        )
-    return written.getvalue()
+def require_packages(network: str, extra: str, *packages: str) -> None:
+    """Raise NotReady if a package that the extra `extra` installs is missing."""
+    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+        said = f"{network} needs {' and '.join(missing)}"
+        raise NotReady(f"{said}: pip install 'clickmask[{extra}]'")
