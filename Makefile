@@ -69,7 +69,7 @@ $(VENV)/serving: $(run)/python pyproject.toml constraints.txt
 
 $(VENV)/everything: $(VENV)/serving
 	$(run)/python $(with_groups)
-	$(run)/python $(pip_install) -c constraints.txt -e '.[torch,openvino,cvat,plot,heic,selfie]' --group dev
+	$(run)/python $(pip_install) -c constraints.txt -e '.[torch,encoders,transformers,openvino,cvat,plot,heic,selfie]' --group dev
 	@touch $@
 
 # Label Studio pins what clickmask does not, so it lives in an environment of its own.

@@ -14,19 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clickmask.segmenters._builtin import BOX, CLICKED, MAPS, MIDDLE, REGION, REJECTED
+from clickmask.training.networks._efficientnet_lite import LITE2, Encoder
 
-STEM = 32
-STAGES = (  # blocks, kernel, stride of the first block, expansion, channels
-    (1, 3, 1, 1, 16),  # stride 2 of the image
-    (3, 3, 2, 6, 24),  # 4
-    (3, 5, 2, 6, 48),  # 8
-    (4, 3, 2, 6, 88),  # 16
-    (4, 5, 1, 6, 120),
-    (5, 5, 2, 6, 208),  # 32
-    (1, 3, 1, 6, 352),
-)
 CHANNELS = {2: 16, 4: 24, 8: 48, 16: 120, 32: 352}  # of the encoder's features, by stride
-EPSILON, MOMENTUM = 1e-3, 0.01  # TensorFlow's batch normalisation
 STRIDES = (32, 16, 8, 4, 2)
 WIDTHS = {32: 192, 16: 144, 8: 80, 4: 48, 2: 24}  # of the pyramid
 BLOCKS = {32: 2, 16: 2, 8: 1, 4: 1, 2: 1}  # residual blocks of the decoder
@@ -83,7 +73,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = Encoder()
+        self.backbone = Encoder(LITE2)
         self.laterals = _by_stride(lambda stride: _Conv(CHANNELS[stride], WIDTHS[stride], 1))
         self.descents = _by_stride(lambda stride: _Conv(WIDTHS[2 * stride], WIDTHS[stride], 1), STRIDES[1:])
         self.mixers = _by_stride(lambda stride: _Conv(WIDTHS[stride], WIDTHS[stride], 3), STRIDES[1:])
@@ -173,68 +163,6 @@ def likeness(features: Tensor, maps: Tensor) -> Tensor:
     return torch.matmul(means, flat).reshape(-1, ALIKE, features.shape[2], features.shape[3])
 
 
-class Encoder(nn.Module):
-    """EfficientNet-Lite2 without its classifier: features of an image at five strides. Tan, Le:
-    "EfficientNet", ICML 2019. The Lite variants (ReLU6 instead of swish, no squeeze-and-excitation) and their
-    ImageNet weights are by the TensorFlow authors, 2020, Apache-2.0. Sides are multiples of 32."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.stem_norm = SameConv(3, STEM, 3, 2), _norm(STEM)
-        blocks: list[nn.Module] = []
-        self.strides: list[int] = []  # stride of the image after each block
-        channels, total = STEM, 2
-        for repeats, kernel, first_stride, expansion, outputs in STAGES:
-            for stride in (first_stride, *[1] * (repeats - 1)):
-                blocks.append(InvertedResidual(channels, outputs, kernel, stride, expansion))
-                channels, total = outputs, total * stride
-                self.strides.append(total)
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, image: Tensor) -> dict[int, Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> {stride: (B, CHANNELS[stride], H / stride, W / stride)}."""
-        x = functional.relu6(self.stem_norm(self.stem(image)))
-        found: dict[int, Tensor] = {}
-        for stride, block in zip(self.strides, self.blocks, strict=True):
-            x = found[stride] = block(x)  # the last block of a stride stays
-        return found
-
-
-class InvertedResidual(nn.Module):
-    """Expand, convolve each channel, project: Sandler et al., "MobileNetV2", CVPR 2018."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        inner = inputs * expansion
-        self.expands = expansion > 1
-        if self.expands:
-            self.expand, self.expand_norm = nn.Conv2d(inputs, inner, 1, bias=False), _norm(inner)
-        self.depthwise = SameConv(inner, inner, kernel, stride, groups=inner)
-        self.depthwise_norm = _norm(inner)
-        self.project, self.project_norm = nn.Conv2d(inner, outputs, 1, bias=False), _norm(outputs)
-        self.adds = stride == 1 and inputs == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = functional.relu6(self.expand_norm(self.expand(x))) if self.expands else x
-        y = functional.relu6(self.depthwise_norm(self.depthwise(y)))
-        y = self.project_norm(self.project(y))
-        return x + y if self.adds else y
-
-
-class SameConv(nn.Module):
-    """A convolution with TensorFlow's "same" padding: at stride 2 an even side gets more padding behind."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> None:
-        super().__init__()
-        self.padded = stride == 1
-        padding = (kernel - 1) // 2 if self.padded else 0
-        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
-        self.before, self.after = (kernel - 2) // 2, (kernel - 1) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.convolution(x if self.padded else functional.pad(x, (self.before, self.after) * 2))
-
-
 class _Conv(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__(
@@ -264,7 +192,3 @@ def _scaled(x: Tensor, factor: float = 2.0) -> Tensor:
     if factor < 1:
         return functional.avg_pool2d(x, round(1 / factor))
     return x if factor == 1 else functional.interpolate(x, scale_factor=factor, mode="bilinear")
-
-
-def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=EPSILON, momentum=MOMENTUM)

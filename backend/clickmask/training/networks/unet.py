@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from clickmask.errors import InvalidRequest
+from clickmask.training.networks._weights import group_norm
 
 NAME = "U-Net"
 BASE = 16  # channels at full resolution
 LEVELS = 4  # poolings
-GROUP = 8  # channels normalised together
 STRIDE = 2**LEVELS
 
 
@@ -29,10 +29,10 @@ class DoubleConvolution(nn.Sequential):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
             nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-            nn.GroupNorm(max(1, outputs // GROUP), outputs),
+            group_norm(outputs),
             nn.ReLU(inplace=True),
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.GroupNorm(max(1, outputs // GROUP), outputs),
+            group_norm(outputs),
             nn.ReLU(inplace=True),
         )
 

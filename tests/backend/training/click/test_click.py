@@ -23,9 +23,10 @@ from clickmask.training.click import fit, prompts
 from clickmask.training.click.crops import Sampler, drawn_scenes, load_cutouts
 from clickmask.training.click.export import DECODER, ENCODER, export, read_network, shipped_network
 from clickmask.training.click.fit import CHECKPOINT, Trainer, TrainingConfig
-from clickmask.training.click.network import CHANNELS, EMBEDDED, MAPS, ClickFPN, Encoder
+from clickmask.training.click.network import CHANNELS, EMBEDDED, MAPS, ClickFPN
 from clickmask.training.click.pool import PARTS, SIDE, find_photographs, held_out, load_pool, read
 from clickmask.training.click.train import imagenet_weights, starting_network, train
+from clickmask.training.networks._efficientnet_lite import LITE2, Encoder
 from clickmask.types import Pixels, Prompt
 from support.coco_folders import write_annotations, write_picture
 from support.drawn import disc, rectangle
@@ -81,7 +82,7 @@ def as_tensor(*masks: np.ndarray) -> torch.Tensor:
 
 
 def test_the_encoder_gives_features_at_five_strides() -> None:
-    found = Encoder().eval()(torch.zeros(1, 3, 64, 96))
+    found = Encoder(LITE2).eval()(torch.zeros(1, 3, 64, 96))
     assert {stride: tuple(each.shape[1:]) for stride, each in found.items()} == {
         stride: (channels, 64 // stride, 96 // stride) for stride, channels in CHANNELS.items()
     }
@@ -89,11 +90,11 @@ def test_the_encoder_gives_features_at_five_strides() -> None:
 
 def test_weights_of_another_network_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="EfficientNet-Lite2"):
-        imagenet_weights({"_conv_stem.weight": torch.zeros(32, 3, 3, 3)}, Encoder())
+        imagenet_weights({"_conv_stem.weight": torch.zeros(32, 3, 3, 3)}, Encoder(LITE2))
 
 
 def test_imagenet_weights_come_under_the_names_of_the_encoder(tmp_path: Path) -> None:
-    encoder = Encoder()
+    encoder = Encoder(LITE2)
     published: dict[str, torch.Tensor] = {"_fc.weight": torch.zeros(1)}
     theirs = {"expand": "_expand_conv", "depthwise": "_depthwise_conv", "project": "_project_conv"}
     theirs |= {"expand_norm": "_bn0", "depthwise_norm": "_bn1", "project_norm": "_bn2"}
