@@ -232,6 +232,8 @@ class Home:
             {"seconds": settings.train_seconds},
             settings.threads,
             settings.network,
+            str(settings.encoder.expanduser().absolute()) if settings.encoder else "",
+            settings.device,
         )
 
         def fetch(tool: str, project: str, stopped: Callable[[], bool]) -> None:

@@ -119,6 +119,10 @@ class CoreSettings(BaseSettings):
 
     network: str = "unet"
     """The network that projects train: `unet`, or another one that is installed."""
+    encoder: Path | None = None
+    """A safetensors file of weights that its encoder starts from, instead of those of installed packages."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """What trains; auto: a GPU of NVIDIA or Apple if torch can use one, else the processor."""
 
     refine: bool = False
     """Show the default segmenter each object that a trained model finds, and keep the better outline."""

@@ -323,10 +323,11 @@ class Workbench:
             raise NotReady("nothing is trained by this server")
         return self._supervisor
 
-    def retrain(self, tool: str, project: str) -> Job:
-        """The project's unfinished job, or a new one. Raises NotFound and NotReady."""
+    def retrain(self, tool: str, project: str, network: str = "") -> Job:
+        """The project's unfinished job, or a new one of `network`. Raises NotFound, and what
+        `Supervisor.request` raises."""
         self.require_project(tool, project)
-        return self.supervisor.request(tool, project)
+        return self.supervisor.request(tool, project, network)
 
     def jobs_under_way(self) -> list[Job]:
         return self._supervisor.jobs.under_way() if self._supervisor else []

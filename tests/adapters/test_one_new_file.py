@@ -151,7 +151,7 @@ NETWORK = '''
 from torch import nn
 
 NAME = "Two convolutions"
-STRIDE = 1  # sides of pictures must be multiples of it
+STRIDE = 1  # the sides that it is given are multiples of it
 
 
 def build(classes, encoder):
@@ -313,9 +313,13 @@ def test_broken_commands_take_no_other_with_them(add: Adds, capsys: pytest.Captu
 def test_a_project_trains_the_network_that_the_settings_name(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("CLICKMASK_NETWORK", "two_convolutions")
+        patched.setenv("CLICKMASK_ENCODER", str(tmp_path / "mine.safetensors"))
+        patched.setenv("CLICKMASK_DEVICE", "mps")
         home = Home(Settings(home=tmp_path / "home"))
     supervisor = home.supervisor(lambda: 0)
-    assert supervisor._config.network == "two_convolutions"
+    config = supervisor._config
+    assert (config.network, config.device) == ("two_convolutions", "mps")
+    assert config.encoder == str(tmp_path / "mine.safetensors")
     supervisor.start()
     supervisor.close()
     home.close()

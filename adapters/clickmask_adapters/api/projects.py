@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from clickmask.errors import Failed, NotFound, NotReady, StoreUnavailable
+from clickmask.errors import Conflict, Failed, InvalidRequest, NotFound, NotReady, StoreUnavailable
 from clickmask.labels.geometry import geometry_to_json
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.rle import rle_area, rle_box
@@ -132,10 +132,14 @@ class ModelReportOut(MeasuresOut):
     promoted: bool = False
     step: Annotated[int, Field(description="Whose weights were kept")] = 0
     stopped: Annotated[str, Field(description="Why the training ended")] = ""
+    parameters: Annotated[int | None, Field(description="Number of the network's weights")] = None
+    started_from: Annotated[str, Field(description="Weights before the training, with their licence")] = ""
+    device: Annotated[str, Field(description="cpu, cuda or mps: what trained it")] = ""
 
 
 class ReportOut(ModelReportOut):
     version: Annotated[str, Field(description="The version that is served")]
+    network: Annotated[str, Field(description="Its name, as in CLICKMASK_NETWORK")]
     dataset: Annotated[str, Field(description="Digest of the dataset it was trained on")]
 
 
@@ -204,12 +208,20 @@ def router(workbench: Workbench, models: ProjectModels) -> APIRouter:
         response_model=TrainingOut,
         tags=["training"],
         summary="Train a model on the accepted labels",
-        responses=raises(NotFound, NotReady, StoreUnavailable) | {202: {"links": JOB_LINKS}},
+        responses=raises(NotFound, NotReady, StoreUnavailable, InvalidRequest, Conflict)
+        | {202: {"links": JOB_LINKS}},
     )
-    def train(tool: ToolName, project: ProjectName) -> Response:
-        """The answer comes at once, with the id of the job: a new one, or the one that is under way already.
-        The model is served if it is not notably worse than the one before."""
-        return json_response({"job": workbench.retrain(tool, project).id}, HTTPStatus.ACCEPTED)
+    def train(
+        tool: ToolName,
+        project: ProjectName,
+        network: Annotated[
+            str, Query(description="Name of a network, such as unet_lite; empty: the one of the settings")
+        ] = "",
+    ) -> Response:
+        """The answer comes at once, with the id of the job: a new one, or the one that is under way already;
+        409 if that trains another network. The model is served if it is not notably worse than the one
+        before."""
+        return json_response({"job": workbench.retrain(tool, project, network).id}, HTTPStatus.ACCEPTED)
 
     @routes.get(
         PROJECT + "/report",
@@ -280,7 +292,9 @@ def describe_report(models: Models) -> dict[str, Any]:
     served = models.served()
     if served is None:
         raise NotFound(f"no model of this project is served yet: {models.why_not_served()}")
-    return {"version": served.id, "dataset": served.provenance.dataset_digest, **served.provenance.report}
+    provenance = served.provenance
+    about = {"version": served.id, "network": provenance.network, "dataset": provenance.dataset_digest}
+    return {**about, **provenance.report}
 
 
 def _described_model(version: ModelVersion) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import time
 from contextlib import ExitStack, closing
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -22,12 +23,29 @@ from clickmask_adapters.commands._console import (
 from clickmask_adapters.tools._prelabel import Step
 
 POLL_S = 0.3
+Device = Literal["auto", "cpu", "cuda", "mps"]
 
 cli = typer.Typer()
 
 
 @cli.command()
-def train(tool: ToolName, project: ProjectName) -> None:
+def train(
+    tool: ToolName,
+    project: ProjectName,
+    network: Annotated[
+        str, typer.Option(help="The network, such as `unet_lite`. Default: CLICKMASK_NETWORK.")
+    ] = "",
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            help="A safetensors file of weights that its encoder starts from. Default: CLICKMASK_ENCODER, "
+            "else those of installed packages.",
+        ),
+    ] = None,
+    device: Annotated[
+        Device | None, typer.Option(help="What trains. Default: CLICKMASK_DEVICE, which is auto.")
+    ] = None,
+) -> None:
     """Train a model on the accepted labels of a project, and serve it if it is the better one.
 
     If a training of the project is under way, it is followed. After an interrupt, the same command goes on
@@ -36,14 +54,16 @@ def train(tool: ToolName, project: ProjectName) -> None:
     """
     times = (TimeElapsedColumn(), "at most", TimeRemainingColumn(), "more")
     columns = (BarColumn(20), "{task.description}", *times)
-    with open_home() as home, ExitStack() as stack:
+    asked = {"encoder": encoder, "device": device}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value}
+    with open_home(**given) as home, ExitStack() as stack:
         find_project(home.store, tool, project)
         # A server may read the same events: nothing is ingested twice.
         reader = InboxReader(home.inbox, home.store, home.ingester, home.label_sources)
         stack.enter_context(closing(reader)).start()
         supervisor = home.supervisor(lambda: reader.status().waiting)
         stack.enter_context(closing(supervisor)).start(adopting=False)
-        job = supervisor.request(tool, project)
+        job = supervisor.request(tool, project, network)
         plain = "{done:.0f} s of at most {total:.0f} s: "
         show = stack.enter_context(progress(*columns, plain=plain, every=0))
         try:

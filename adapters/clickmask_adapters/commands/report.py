@@ -104,6 +104,9 @@ def miou(tool: ToolName, project: ProjectName, as_json: AsJson = False) -> None:
         ("boundary IoU", found["boundary_iou"]),
     ):
         console.print(f"{heading}: {_written(value)}{between if heading == 'mIoU' else ''}")
+    started = found.get("started_from")
+    start = f", trained on {found['device']} from {started}" if started else ""  # not written earlier
+    console.print(f"network {found['network']}{start}", markup=False)
     console.print(f"model {found['version']}, {found['images']} images, {found['split']}")
     if few := found.get("too_few"):
         errors.print(few)

@@ -41,7 +41,7 @@ class Labeller:
         total = np.zeros(size, np.float32)
         for plane in logits:  # one by one, to save memory: there may be 200
             total += np.exp(plane - highest)
-        confidence = 1 / total
+        confidence: NDArray[np.float32] = np.float32(1) / total
         if size == shown:
             return Labelling(logits.argmax(axis=0).astype(np.uint8), confidence)
         classes, best = np.zeros(shown, np.uint8), np.full(shown, -math.inf, np.float32)

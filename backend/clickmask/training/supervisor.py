@@ -98,7 +98,8 @@ class Supervisor:
         of another one is under way."""
         if missing := _missing():
             raise NotReady(f"training needs {' and '.join(missing)}: install clickmask[torch]")
-        networks.require_name(network or self._config.network)
+        if network:
+            networks.require_name(network)
         images = {(each.tool, each.project): each.images for each in self._store.projects()}
         count, wanted = images.get((tool, project), 0), network or self._config.network
         job, is_new = self.jobs.request(tool, project, count, self._owner, wanted)

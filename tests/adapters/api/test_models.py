@@ -64,6 +64,8 @@ REPORT = {
     "boundary_tolerance": 0.008,
     "boundary_iou": None,
     "absent": ["moon"],
+    "started_from": "random weights",
+    "device": "cpu",
 }
 
 
@@ -123,6 +125,23 @@ def test_a_training_is_asked_for_followed_and_done(client: TestClient, tmp_path:
     assert client.get("/v1/status").json()["trainings"] == []
 
 
+def test_a_training_is_of_the_network_that_is_named(client: TestClient, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    unknown = client.post(f"{OF}/train", params={"network": "vgg"})
+    assert unknown.status_code == 400
+    assert "there is no network 'vgg'; installed: deeplabv3plus, fcn, mask2former, segformer" in unknown.text
+    job = client.post(f"{OF}/train", params={"network": "fcn"}).json()["job"]
+    assert client.get(f"/v1/jobs/{job}").json()["network"] == "fcn"
+    other = client.post(f"{OF}/train", params={"network": "unet"})
+    assert (other.status_code, "a training of fcn is under way" in other.text) == (409, True)
+    for network in ("", "fcn"):  # whichever, and the same one
+        assert client.post(f"{OF}/train", params={"network": network}).json() == {"job": job}
+    (tmp_path / "go").touch()
+    until(lambda: client.get(f"/v1/jobs/{job}").json()["state"] == "done", 30)
+    again = client.post(f"{OF}/train").json()["job"]
+    assert client.get(f"/v1/jobs/{again}").json()["network"] == "unet"
+
+
 def test_a_training_is_cancelled(client: TestClient) -> None:
     pytest.importorskip("torch")
     job = client.post(f"{OF}/train").json()["job"]
@@ -151,6 +170,8 @@ def test_report_and_versions_are_those_of_what_is_served(client: TestClient, mod
     first = serve(models)
     found = client.get(f"{OF}/report").json()
     assert (found["version"], found["miou"], found["split"]) == (first, 0.75, "test")
+    about = (found["network"], found["started_from"], found["device"])
+    assert about == ("unet", "random weights", "cpu")
     assert found["interval"] == {"estimate": 0.75, "low": 0.7, "high": 0.8}
     second = serve(models, 3.0, REPORT | {"miou": 0.9})
     listed = client.get(f"{OF}/versions").json()
@@ -188,6 +209,8 @@ def test_a_training_by_command_ends_with_what_became_of_it(home: Path) -> None:
     unknown = run("train", "label-studio", "99")
     assert unknown.exit_code == 1
     assert "no labels of a project 99" in unknown.output
+    other = run("train", "label-studio", PROJECT, "--network", "vgg")
+    assert (other.exit_code, "there is no network 'vgg'" in other.output) == (1, True)
 
 
 def test_a_training_without_a_terminal_prints_its_progress_as_lines(home: Path, tmp_path: Path) -> None:
@@ -232,6 +255,7 @@ def test_the_report_is_printed_and_a_rollback_is_one_command(home: Path, models:
     assert "boundary F1 (within 0.8% of the diagonal): 0.900" in printed.stdout
     assert "boundary IoU: -" in printed.stdout
     assert "3 images, test" in printed.stdout
+    assert "network unet, trained on cpu from random weights" in printed.output
     assert "too few" not in printed.output
     assert "left out: moon" in printed.output
     assert '"miou": 0.75' in run("report", "miou", "label-studio", PROJECT, "--json").stdout

@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("torch")
 import torch
+from safetensors.torch import save_file
 
 from clickmask.datasets.snapshot import Dataset, snapshot
 from clickmask.errors import InvalidRequest, NotReady
@@ -25,6 +26,7 @@ from clickmask.models.versions import Models, ProjectModels, folder_name, verify
 from clickmask.store import Store
 from clickmask.training import crops, networks, train
 from clickmask.training.fit import Progress, TrainingConfig
+from clickmask.training.loop import choose_device
 from clickmask.training.networks import unet
 from clickmask.training.segmentation import build, export
 from support.drawn_projects import COLOURS, SIZE, accept_drawings, drawn_picture
@@ -202,7 +204,7 @@ def test_a_network_is_one_new_file(
 ) -> None:
     (folder_of_networks / "tiny.py").write_text(TINY.format(stride=1, classes="classes"))
     importlib.invalidate_caches()
-    assert networks.names() == ["tiny", "unet"]
+    assert {"tiny", "unet"} <= set(networks.names())
     trained = train.train(dataset, models, QUICK, tmp_path / "a.pt", network="tiny")
     assert trained
     assert trained.version.provenance.network == "tiny"
@@ -211,7 +213,7 @@ def test_a_network_is_one_new_file(
     version, served = ProjectModels(tmp_path / "models").served(folder_name(TOOL, PROJECT))
     assert version == trained.version
     assert served.predict(drawn_picture(100)[0]).classes.shape == SIZE
-    unknown = r"there is no network 'other'; installed: tiny, unet"
+    unknown = r"there is no network 'other'; installed: .*, tiny, unet, "
     with pytest.raises(InvalidRequest, match=unknown):
         train.train(dataset, models, QUICK, tmp_path / "b.pt", network="other")
 
@@ -235,6 +237,54 @@ def test_a_network_of_any_stride_takes_pictures_of_any_size(folder_of_networks: 
         assert logits.shape == (1, 3, *size)
         found = session.run({labeller.PIXELS: pixels.numpy()})[labeller.LOGITS]
         assert np.abs(found - logits).max() < 1e-5
+
+
+def test_a_model_says_what_it_started_from_and_what_trained_it(
+    dataset: Dataset, models: Models, tmp_path: Path
+) -> None:
+    encoder = tmp_path / "mine.safetensors"
+    save_file({"stem.convolution.weight": torch.zeros(32, 3, 3, 3)}, encoder)
+    trained = train.train(
+        dataset, models, QUICK, tmp_path / "a.pt", network="fcn", encoder=encoder, device="cpu"
+    )
+    assert trained
+    verify(trained.version)
+    report = trained.version.provenance.report
+    assert trained.version.provenance.network == "fcn"
+    assert report["started_from"].startswith("mine.safetensors (1 of 240 tensors of the encoder; random, ")
+    assert (report["device"], report["parameters"]) == ("cpu", 3_764_017)
+
+
+OTHERS = [name for name in networks.names() if name not in ("unet", "mask2former")]
+
+
+@pytest.mark.parametrize("name", [*OTHERS, pytest.param("mask2former", marks=pytest.mark.slow)])
+def test_every_network_goes_from_labels_to_a_model_that_is_served(
+    name: str, dataset: Dataset, models: Models, tmp_path: Path
+) -> None:
+    if name in ("mask2former", "segformer"):
+        pytest.importorskip("transformers")
+    steps = iter([False] * 2 + [True] * 9)
+    few = replace(QUICK, steps=3)
+    assert (
+        train.train(dataset, models, few, tmp_path / "a", network=name, cancelled=lambda: next(steps)) is None
+    )
+    reports: list[Progress] = []
+    trained = train.train(dataset, models, few, tmp_path / "a", network=name, report=reports.append)
+    assert trained
+    assert [each.step for each in reports] == [3], "it went on"
+    models.promote(trained.version.id)
+    version, served = ProjectModels(tmp_path / "models").served(folder_name(TOOL, PROJECT))
+    assert version.provenance.network == name
+    assert served.predict(drawn_picture(100)[0]).classes.shape == SIZE
+
+
+def test_a_device_that_is_not_there_is_refused(dataset: Dataset, models: Models, tmp_path: Path) -> None:
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+    absent = next(name for name in ("cuda", "mps") if not getattr(torch, name).is_available())
+    with pytest.raises(NotReady, match=f"no device {absent} here, only .*cpu: change CLICKMASK_DEVICE"):
+        train.train(dataset, models, QUICK, tmp_path / "a.pt", device=absent)
 
 
 def test_what_is_served_follows_the_pointer(dataset: Dataset, tmp_path: Path) -> None:
