@@ -85,16 +85,9 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def test_extras_are_what_users_need_and_groups_what_developers_do() -> None:
-    assert set(EXTRAS) == {
-        "torch",
-        "openvino",
-        "cvat",
-        "plot",
-        "heic",
-        "selfie",
-        "postgresql",
-        "label-studio-ml",
-    }
+    trained = {"torch", "encoders", "transformers"}
+    others = {"openvino", "cvat", "plot", "heic", "selfie", "postgresql", "label-studio-ml"}
+    assert set(EXTRAS) == trained | others
     assert set(PROJECT["dependency-groups"]) == {"label-studio", "dev"}
 
 
@@ -102,6 +95,6 @@ def test_constraints_pin_what_make_install_takes() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = names([line for line in lines if line and not line.startswith("#")])
     taken = [*PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"]["dev"]]
-    for extra in ("torch", "openvino", "cvat", "plot", "heic", "selfie"):
+    for extra in ("torch", "encoders", "transformers", "openvino", "cvat", "plot", "heic", "selfie"):
         taken += EXTRAS[extra]
     assert names(taken) <= pinned
