@@ -67,7 +67,9 @@ def write(dataset: Dataset, folder: Path) -> Path:
 
 def losses(dataset: Dataset) -> list[str]:
     """Sentences on what the dataset loses in COCO's panoptic format."""
-    hidden = sum(len(sample.labels) - np.count_nonzero(np.unique(_ids(sample))) for sample in dataset.samples)
+    hidden = sum(
+        len(sample.labels) - int(np.count_nonzero(np.unique(_ids(sample)))) for sample in dataset.samples
+    )
     found = _folder.sentences(
         (hidden, "labels cover no pixel that is not another one's, and are left out"),
         _class_maps.overlaps(dataset),

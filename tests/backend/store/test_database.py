@@ -55,13 +55,13 @@ def test_settings_that_sqlite_does_not_take_are_refused(
 
 
 UNDO = {  # what takes a step back
-    "0007": "ALTER TABLE projects DROP COLUMN controls",
     "0005": "DROP TABLE jobs",
     "0006": (
         "ALTER TABLE labels DROP COLUMN layer; ALTER TABLE annotations DROP COLUMN left_out; "
         "ALTER TABLE annotations DROP COLUMN known_as"
     ),
-    "0007": "ALTER TABLE jobs DROP COLUMN network",
+    "0008": "ALTER TABLE jobs DROP COLUMN network",
+    "0007": "ALTER TABLE projects DROP COLUMN controls",
     "0004": "DROP TABLE unfinished",
     "0003": "DROP TABLE preannotated",
     "0002": "ALTER TABLE projects DROP COLUMN unlabelled",
