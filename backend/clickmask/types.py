@@ -90,15 +90,19 @@ class Prediction:
     """One immutable answer of a segmenter. An empty `mask` means that nothing was found.
 
     A function may stand in for the mask, since most candidates are never looked at. The first thread that
-    reads `mask` calls it, once.
+    reads `mask` calls it, once. Without `keep` each reading calls it: for hundreds of masks of a large image,
+    which nobody could hold at once.
     """
 
-    __slots__ = ("_lock", "_mask", "score", "segmenter")
+    __slots__ = ("_keep", "_lock", "_mask", "score", "segmenter")
 
-    def __init__(self, mask: Mask | Callable[[], Mask], score: float, segmenter: str) -> None:
+    def __init__(
+        self, mask: Mask | Callable[[], Mask], score: float, segmenter: str, *, keep: bool = True
+    ) -> None:
         if not 0.0 <= score <= 1.0:
             raise ValueError(f"score {score} is outside [0, 1]")
         self._mask = mask
+        self._keep = keep
         self._lock = threading.Lock()
         self.score: Final = score  # the segmenter's own estimate of the IoU, in [0, 1]
         self.segmenter: Final = segmenter
@@ -106,9 +110,12 @@ class Prediction:
     @property
     def mask(self) -> Mask:
         with self._lock:
-            if callable(self._mask):
-                self._mask = self._mask()
-            return self._mask
+            if not callable(self._mask):
+                return self._mask
+            mask = self._mask()
+            if self._keep:
+                self._mask = mask
+            return mask
 
 
 class Embedding(Protocol):

@@ -93,6 +93,14 @@ def test_a_mask_is_computed_when_it_is_first_looked_at_and_once() -> None:
     assert all(mask is masks[0] for mask in masks) and masks[0].sum() == 3
 
 
+def test_a_mask_that_is_not_kept_is_computed_each_time_it_is_looked_at() -> None:
+    made: list[int] = []
+    prediction = Prediction(lambda: np.full(SIZE, made.append(1) is None), 0.5, "disc", keep=False)
+    first = prediction.mask
+    first[:] = False
+    assert prediction.mask.all() and made == [1, 1]
+
+
 def test_a_mask_that_could_not_be_computed_is_tried_again() -> None:
     failures = [MemoryError()]
 

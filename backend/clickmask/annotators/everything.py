@@ -1,15 +1,18 @@
 """Segment everything: click a promptable segmenter all over the image and keep the sound masks.
 
 Kirillov et al., "Segment Anything", arXiv 2304.02643, appendix B, like SamAutomaticMaskGenerator of
-segment-anything 1.0 without crops, with its parameter names. Two things differ: only masks that pass are
-computed at full size, and the grid lies in clickmask's frame, half a pixel of SAM's input from the reference,
-which adds that half twice.
+segment-anything 1.0, with its parameter names. Four things differ: only masks that pass are computed at full
+size; the grid lies in clickmask's frame, half a pixel of SAM's input from the reference, which adds that half
+twice; crops have a fixed size, and only large images have some; and what fits into a crop is left to the
+crops, since a coarse second outline of a small object is not always near enough to be recognised as one.
 """
 
-from collections.abc import Iterator, Mapping
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,27 +22,55 @@ from clickmask.annotators._catalogue import Host
 from clickmask.errors import NotReady
 from clickmask.inference import driver
 from clickmask.inference.embeddings import BATCH, EmbeddingCache, EmbeddingKey
-from clickmask.masks.regions import mask_box
+from clickmask.masks.regions import as_bytes, mask_box
+from clickmask.masks.rle import Rle, mask_to_rle, rle_to_mask
 from clickmask.plugins import Variant
 from clickmask.types import Embedding, GridPromptable, Image, Mask, Prediction, Size
 
 LABEL = "object"
 JUDGED_SIDE = 1024  # px; masks of larger images are judged at this size, since SAM sees no more
+EDGE_PX = 20  # a box as near to a crop's edge is taken to be cut by it, as in the reference
 
 Boxes = NDArray[np.float64]  # (N, 4) of left, top, right, bottom; the last column and row are inside
+
+
+class Crop(NamedTuple):
+    """A part of the image, in its pixels."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def size(self) -> Size:
+        return self.bottom - self.top, self.right - self.left
+
+    @property
+    def origin(self) -> NDArray[np.int64]:
+        """What is added to a box in the crop, to have it in the image."""
+        return np.tile(self[:2], 2)
+
+    def pixels(self, image: NDArray[Any]) -> NDArray[Any]:
+        """A view."""
+        return image[self.top : self.bottom, self.left : self.right]
 
 
 @dataclass(frozen=True)
 class Grid:
     """Click positions and filters. Thresholds are the reference's, which chose them for ViT-H."""
 
-    points_per_side: int = 32
+    points_per_side: int = 32  # of the image, and of each crop
     points_per_batch: int = 64
     pred_iou_thresh: float = 0.88
     stability_score_thresh: float = 0.95
     stability_score_offset: float = 1.0  # logits
     box_nms_thresh: float = 0.7
+    crop_nms_thresh: float = 0.7
     min_mask_region_area: int = 100  # pixels: smaller islands and holes are not part of an object
+    whole_side: int = 4096  # px; an image with a longer side is clicked in crops, too
+    crop_side: int = 2048  # px
+    crop_overlap: int = 512  # px, at least: smaller objects lie whole in some crop
 
 
 GRID = Grid()
@@ -51,7 +82,25 @@ class Candidate:
 
     logits: NDArray[np.float16]  # (1, h, w); there may be thousands, and half precision moves no outline
     score: float
-    box: NDArray[np.float64]  # (4,) of the mask at the size at which it was judged
+    box: NDArray[np.float64]  # (4,) in the image, to the pixel of the size at which it was judged
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """An object of a crop. Of a large image there may be thousands, so its mask is kept as run lengths."""
+
+    crop: Crop
+    rle: Rle  # of the crop
+    score: float
+    box: NDArray[np.float64]  # (4,) in the image, with small regions
+    clean_box: NDArray[np.float64]  # and without
+    clean: bool  # it had none
+
+    def mask(self, size: Size) -> Mask:
+        """The mask in the whole image of `size`."""
+        whole = np.zeros(size, np.bool_)
+        self.crop.pixels(whole)[:] = rle_to_mask(self.rle)
+        return whole
 
 
 class SegmentEverything:
@@ -67,31 +116,63 @@ class SegmentEverything:
 
     def annotate(self, image: Image) -> list[tuple[str, Prediction]]:
         """Label every object. Raises Busy while too many other images wait to be encoded."""
-        segmenter, sweep = self._segmenter, self._sweep
-        key = EmbeddingKey(segmenter.name, image.digest)
-        embedding, _ = self._embeddings.get(key, lambda: driver.encode(segmenter, image), BATCH)
-        candidates = list(self._candidates(embedding, image.size))
-        boxes = np.array([candidate.box for candidate in candidates]).reshape(-1, 4)
-        scores = np.array([candidate.score for candidate in candidates])
-        best = [candidates[index] for index in distinct(boxes, scores, sweep.box_nms_thresh)]
-        masks: list[Mask] = []
-        untouched: list[bool] = []
-        for each in best:
-            mask = segmenter.enlarge(embedding, each.logits.astype(np.float32), image.size)
-            masks.append(without_small_regions(mask, sweep.min_mask_region_area))
-            untouched.append(masks[-1] is mask)
-        # Masks may be alike once their small regions are gone; those that had none win.
-        boxes = np.array([inclusive_box(mask) for mask in masks]).reshape(-1, 4)
-        kept = distinct(boxes, np.array(untouched, np.float64), sweep.box_nms_thresh)
-        return [
-            (LABEL, Prediction(masks[index], min(max(best[index].score, 0.0), 1.0), self.name))
-            for index in sorted(kept)  # `best` is in order
-            if masks[index].any()
-        ]
+        sweep, size = self._sweep, image.size
+        whole, *parts = crops(size, sweep)
+        found = self._objects(image, whole, parts)
+        for part in parts:
+            found += self._objects(image, part)
+        # Of masks in several crops, that of the smaller crop wins, which shows more of it. Masks may be alike
+        # once their small regions are gone; those that had none win.
+        if parts:
+            detail = np.array([1 / math.prod(each.crop.size) for each in found])
+            boxes = np.array([each.box for each in found]).reshape(-1, 4)
+            found = [found[index] for index in distinct(boxes, detail, sweep.crop_nms_thresh)]
+        boxes = np.array([each.clean_box for each in found]).reshape(-1, 4)
+        clean = np.array([each.clean for each in found], np.float64)
+        kept = sorted(distinct(boxes, clean, max(sweep.box_nms_thresh, sweep.crop_nms_thresh)))
+        best = sorted((found[index] for index in kept), key=lambda each: -each.score)
+        return [(LABEL, self._prediction(each, size)) for each in best]
 
-    def _candidates(self, embedding: Embedding, size: Size) -> Iterator[Candidate]:
+    def _prediction(self, found: Found, size: Size) -> Prediction:
+        score = min(max(found.score, 0.0), 1.0)
+        return Prediction(partial(found.mask, size), score, self.name, keep=False)
+
+    def _objects(self, image: Image, crop: Crop, parts: Sequence[Crop] = ()) -> list[Found]:
+        """The sound masks in `crop` that repeat no better one, best first; none that its edge cuts, and none
+        that fits into one of its `parts`."""
+        embedding = self._embedding(image, crop)
+        candidates = [
+            each for each in self._candidates(embedding, crop) if not is_cut(each.box, crop, image.size)
+        ]
+        boxes = np.array([each.box for each in candidates]).reshape(-1, 4)
+        scores = np.array([each.score for each in candidates])
+        found: list[Found] = []
+        for index in distinct(boxes, scores, self._sweep.box_nms_thresh):
+            each = candidates[index]
+            if any(fits(each.box, part, image.size) for part in parts):
+                continue
+            raw = self._segmenter.enlarge(embedding, each.logits.astype(np.float32), crop.size)
+            mask = without_small_regions(raw, self._sweep.min_mask_region_area)
+            if mask.any():
+                box = inclusive_box(mask) + crop.origin
+                found.append(Found(crop, mask_to_rle(mask), each.score, each.box, box, mask is raw))
+        return found
+
+    def _embedding(self, image: Image, crop: Crop) -> Embedding:
+        """Of the whole image, the embedding that clicks use; that of a part is kept nowhere."""
+        segmenter = self._segmenter
+        if crop.size == image.size:
+            key = EmbeddingKey(segmenter.name, image.digest)
+            return self._embeddings.get(key, lambda: driver.encode(segmenter, image), BATCH)[0]
+        part = Image(crop.pixels(image.pixels).copy(), f"{image.digest} {tuple(crop)}")
+        part.pixels.flags.writeable = False
+        key = EmbeddingKey(segmenter.name, part.digest)
+        return self._embeddings.compute(key, lambda: driver.encode(segmenter, part), BATCH)
+
+    def _candidates(self, embedding: Embedding, crop: Crop) -> Iterator[Candidate]:
         """Answers to clicks on the grid whose masks, cut at higher and lower logits, are nearly the same."""
         sweep, enlarge = self._sweep, partial(self._segmenter.enlarge, embedding)
+        size = crop.size
         scale = min(1.0, JUDGED_SIDE / max(size))
         judged = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
         points = grid(sweep.points_per_side) * (size[1], size[0])
@@ -103,7 +184,7 @@ class SegmentEverything:
                 larger = np.count_nonzero(enlarge(one, judged, -sweep.stability_score_offset))
                 smaller = np.count_nonzero(enlarge(one, judged, sweep.stability_score_offset))
                 if larger and smaller / larger >= sweep.stability_score_thresh:
-                    box = inclusive_box(enlarge(one, judged))
+                    box = _scaled(inclusive_box(enlarge(one, judged)), judged, size) + crop.origin
                     yield Candidate(one.astype(np.float16), float(scores[point, answer]), box)
 
 
@@ -139,6 +220,32 @@ def grid(points_per_side: int) -> NDArray[np.float64]:
     return np.stack([x, y], axis=-1).reshape(-1, 2)
 
 
+def crops(size: Size, sweep: Grid) -> list[Crop]:
+    """The whole image, and, if it is large, crops that cover it, spread evenly, row by row."""
+    height, width = size
+    whole = Crop(0, 0, width, height)
+    if max(size) <= sweep.whole_side:
+        return [whole]
+    side = sweep.crop_side
+    tops, lefts = (_starts(length, side, sweep.crop_overlap) for length in size)
+    return [whole] + [
+        Crop(left, top, min(left + side, width), min(top + side, height))
+        for top, left in itertools.product(tops, lefts)
+    ]
+
+
+def is_cut(box: NDArray[np.float64], crop: Crop, size: Size) -> bool:
+    """Whether `box` comes near an edge of `crop` that is no edge of the image of `size`."""
+    at_crop, at_image = (np.abs(box - edges) <= EDGE_PX for edges in (crop, (0, 0, size[1], size[0])))
+    return bool((at_crop & ~at_image).any())
+
+
+def fits(box: NDArray[np.float64], crop: Crop, size: Size) -> bool:
+    """Whether `crop` shows all of `box`."""
+    inside = (box[:2] >= crop[:2]).all() and (box[2:] < crop[2:]).all()
+    return bool(inside) and not is_cut(box, crop, size)
+
+
 def distinct(boxes: Boxes, scores: NDArray[np.float64], iou: float) -> list[int]:
     """Indices of the boxes to keep, best first: those whose IoU with every better one is at most `iou`. As in
     torchvision's non-maximum suppression, a box one pixel wide has no area."""
@@ -161,20 +268,40 @@ def inclusive_box(mask: Mask) -> NDArray[np.float64]:
     return np.array([x0, y0, x1 - 1, y1 - 1], np.float64)
 
 
+def _scaled(box: NDArray[np.float64], seen: Size, size: Size) -> NDArray[np.float64]:
+    """The inclusive `box` in an image of the size `seen`, in one of `size`."""
+    last = np.array([0, 0, 1, 1])
+    return (box + last) * np.tile(np.array(size[::-1]) / seen[::-1], 2) - last
+
+
+def _starts(length: int, side: int, overlap: int) -> list[int]:
+    """Beginnings of the fewest pieces of `side` that cover `length` and share `overlap` with the next."""
+    count = max(1, -(-(length - overlap) // (side - overlap)))
+    return [round(start) for start in np.linspace(0, max(0, length - side), count)]
+
+
 def without_small_regions(mask: Mask, area: int) -> Mask:
     """`mask` without holes, then islands, of fewer than `area` pixels; the same object if it has none.
     Diagonal neighbours are one region. The largest island stays, however small."""
-    regions, sizes = _regions(~mask)
+    # A region that reaches further than `area` pixels from the mask's box is not small.
+    x0, y0, x1, y1 = (round(edge) for edge in mask_box(mask) or (0, 0, *mask.shape[::-1]))
+    around = np.s_[max(0, y0 - area) : y1 + area, max(0, x0 - area) : x1 + area]
+    before = part = mask[around]
+    regions, sizes = _regions(~part)
     if (small := sizes < area).any():
-        mask = mask | np.isin(regions, np.flatnonzero(small) + 1)
-    regions, sizes = _regions(mask)
-    if (large := sizes >= area).all():
+        part = part | np.isin(regions, np.flatnonzero(small) + 1)
+    regions, sizes = _regions(part)
+    if not (large := sizes >= area).all():
+        kept = np.flatnonzero(large) if large.any() else np.argmax(sizes, keepdims=True)
+        part = np.isin(regions, kept + 1)
+    if part is before:
         return mask
-    kept = np.flatnonzero(large) if large.any() else np.argmax(sizes, keepdims=True)
-    return np.isin(regions, kept + 1)
+    cleaned = mask.copy()
+    cleaned[around] = part
+    return cleaned
 
 
 def _regions(mask: Mask) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """(H, W) numbers of connected regions, 0 outside them, and the areas of regions 1, 2, ..."""
-    _, regions, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
+    _, regions, stats, _ = cv2.connectedComponentsWithStats(as_bytes(mask), connectivity=8)
     return regions.astype(np.int32, copy=False), stats[1:, cv2.CC_STAT_AREA].astype(np.int32)

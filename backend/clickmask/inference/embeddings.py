@@ -45,6 +45,7 @@ class _Encoding:
     compute: Callable[[], Embedding]
     priority: int
     ticket: int  # among equal priorities, the lowest comes first
+    keep: bool  # in memory and on disk
     future: Future[Embedding] = field(default_factory=Future[Embedding])
 
 
@@ -92,18 +93,16 @@ class EmbeddingCache:
             self._misses += 1
             if (kept := self._kept.get(key)) is not None:  # finished since
                 return kept, True
-            if self._callers >= MAX_CALLERS:
-                raise Busy(f"{self._callers} requests wait for images to be encoded; try again in a moment")
-            future = self._enqueue(key, compute, priority).future
-            self._callers += 1
-        try:
-            with waiting_elsewhere():
-                return future.result(self._patience), False
-        except TimeoutError:
-            raise Busy("the image is still being encoded; click again in a moment") from None
-        finally:
-            with self._changed:
-                self._callers -= 1
+            future = self._ask(key, compute, priority)
+        return self._wait(future), False
+
+    def compute(
+        self, key: EmbeddingKey, compute: Callable[[], Embedding], priority: int = BATCH
+    ) -> Embedding:
+        """As `get`, of what is wanted only once: it is not looked for, and kept nowhere."""
+        with self._changed:
+            future = self._ask(key, compute, priority, keep=False)
+        return self._wait(future)
 
     def find(self, key: EmbeddingKey) -> Embedding | None:
         """The embedding from memory or disk; None if it has to be computed."""
@@ -179,7 +178,29 @@ class EmbeddingCache:
             self._kept.put(key, stored)
             return stored
 
-    def _enqueue(self, key: EmbeddingKey, compute: Callable[[], Embedding], priority: int) -> _Encoding:
+    def _ask(
+        self, key: EmbeddingKey, compute: Callable[[], Embedding], priority: int, keep: bool = True
+    ) -> Future[Embedding]:
+        """Enqueue for a caller, who then waits. Raises Busy if too many do."""
+        if self._callers >= MAX_CALLERS:
+            raise Busy(f"{self._callers} requests wait for images to be encoded; try again in a moment")
+        future = self._enqueue(key, compute, priority, keep).future
+        self._callers += 1
+        return future
+
+    def _wait(self, future: Future[Embedding]) -> Embedding:
+        try:
+            with waiting_elsewhere():
+                return future.result(self._patience)
+        except TimeoutError:
+            raise Busy("the image is still being encoded; click again in a moment") from None
+        finally:
+            with self._changed:
+                self._callers -= 1
+
+    def _enqueue(
+        self, key: EmbeddingKey, compute: Callable[[], Embedding], priority: int, keep: bool = True
+    ) -> _Encoding:
         """The encoding of this image, moved forward if this caller is more urgent. Raises Busy."""
         encoding = self._under_way.get(key) or self._waiting.get(key)
         if encoding is None:
@@ -195,7 +216,7 @@ class EmbeddingCache:
                     raise Busy(f"{already}; try again in a moment")
                 del self._waiting[victim.key]
                 victim.future.set_exception(Busy("others who wait came first; try again in a moment"))
-            encoding = self._waiting[key] = _Encoding(key, compute, priority, next(self._ticket))
+            encoding = self._waiting[key] = _Encoding(key, compute, priority, next(self._ticket), keep)
             self._changed.notify()
         elif encoding.priority > priority:
             encoding.priority, encoding.ticket = priority, next(self._ticket)
@@ -220,7 +241,7 @@ class EmbeddingCache:
             began = time.monotonic()
             try:
                 embedding = encoding.compute()
-                if self._disk:
+                if self._disk and encoding.keep:
                     embedding = self._disk.store(encoding.key, embedding)
             except BaseException as error:  # noqa: BLE001 - a plugin may raise anything; the waiting callers get it
                 with self._changed:
@@ -232,7 +253,8 @@ class EmbeddingCache:
             else:
                 with self._changed:
                     del self._under_way[encoding.key]
-                    self._kept.put(encoding.key, embedding)
+                    if encoding.keep:
+                        self._kept.put(encoding.key, embedding)
                     self._encode_s += SMOOTHING * (time.monotonic() - began - self._encode_s)
                 encoding.future.set_result(embedding)
             # A thread that waits for the next one would hold the pixels, which are in `compute`.
