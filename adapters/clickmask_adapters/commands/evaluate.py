@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -15,10 +17,19 @@ from rich.text import Text
 from clickmask.datasets.coco_reader import sample_objects
 from clickmask.errors import InvalidRequest
 from clickmask.masks.controls import read_controls
-from clickmask.reports.clicks import TARGETS, Summary, Trial, evaluate, summarise, summarise_categories
+from clickmask.reports.clicks import (
+    TARGETS,
+    Summary,
+    Trial,
+    evaluate,
+    intervals,
+    summarise,
+    summarise_categories,
+)
 from clickmask_adapters.commands._console import console, errors, open_home
 
 cli = typer.Typer()
+Intervals = NDArray[np.float64] | None  # as `intervals` gives them
 
 
 @cli.command("evaluate")
@@ -47,7 +58,8 @@ def evaluate_segmenters(
     """Compare segmenters on a COCO dataset, by clicks and boxes of a simulated annotator.
 
     The first click is in the middle of the true mask, every later one in the middle of the larger error. The
-    box is tight. Without a SEGMENTER the default one is evaluated.
+    box is tight. Intervals are of 95 %, by bootstrap over the pictures. Without a SEGMENTER the default one
+    is evaluated.
     """
     *named, folder = dataset
     with open_home() as home:
@@ -82,7 +94,12 @@ def evaluate_segmenters(
         console.print(f"{said}; left out: {reasons}" if reasons else said, markup=False)
         summaries = {name: summarise(each) for name, each in trials.items()}
         by_category = {name: summarise_categories(each) for name, each in trials.items()}
-        console.print(_table(summaries))
+        spread = {name: intervals(each) for name, each in trials.items()}
+        console.print(_table(summaries, spread))
+        first, *others = names
+        if others:
+            more = {name: intervals(trials[name], trials[first]) for name in others}
+            console.print(_difference_table(first, summaries, more))
         if len({each.category for each in sample.objects}) > 1:
             console.print(_category_table(by_category))
         if json_file:
@@ -98,7 +115,11 @@ def evaluate_segmenters(
                 "controls": controls.wishes(),
                 "left_out": dict(sample.left_out),
                 "segmenters": {
-                    name: {**_plain(summary), "categories": categories[name]}
+                    name: {
+                        **_plain(summary),
+                        "intervals": None if (found := spread[name]) is None else found.tolist(),
+                        "categories": categories[name],
+                    }
                     for name, summary in summaries.items()
                 },
             }
@@ -134,14 +155,16 @@ def require_matplotlib(file: Path) -> None:
         raise InvalidRequest(f"no plot is written to {file.name}: its suffix is none of {', '.join(known)}")
 
 
-def _table(summaries: Mapping[str, Summary]) -> Table:
+def _table(summaries: Mapping[str, Summary], spread: Mapping[str, Intervals]) -> Table:
     """One column per segmenter. If an object never reaches the IoU, its NoC is the number of all clicks."""
     table = _columns_of("", summaries)
     each = summaries.values()
     clicks = len(next(iter(each)).miou)
-    for count in sorted({*range(1, 6), 10, 15, 20, 30, 40, clicks} & set(range(1, clicks + 1))):
+    for count in _shown(clicks):
         table.add_row(f"mIoU @{count}", *(f"{summary.miou[count - 1]:.3f}" for summary in each))
+        table.add_row("  95 %", *(_interval(found, count - 1) for found in spread.values()))
     table.add_row("mIoU by box", *(f"{summary.box_miou:.3f}" for summary in each))
+    table.add_row("  95 %", *(_interval(found, -1) for found in spread.values()))
     for target in TARGETS:
         table.add_row(f"NoC @{target * 100:.0f}", *(f"{summary.noc[target]:.2f}" for summary in each))
     for target in TARGETS:
@@ -149,6 +172,29 @@ def _table(summaries: Mapping[str, Summary]) -> Table:
     table.add_row("encode, ms", *(f"{summary.encode_ms or 0:.1f}" for summary in each))
     table.add_row("decode, ms", *(f"{summary.decode_ms:.1f}" for summary in each))
     return table
+
+
+def _difference_table(first: str, summaries: Mapping[str, Summary], more: Mapping[str, Intervals]) -> Table:
+    """One column per segmenter but the first: its mIoU less the first one's, and the interval of that."""
+    table = _columns_of(f"less {first}", more)
+    clicks = len(summaries[first].miou)
+    for count in _shown(clicks):
+        than = summaries[first].miou[count - 1]
+        table.add_row(f"mIoU @{count}", *(f"{summaries[name].miou[count - 1] - than:+.3f}" for name in more))
+        table.add_row("  95 %", *(_interval(found, count - 1) for found in more.values()))
+    than = summaries[first].box_miou
+    table.add_row("mIoU by box", *(f"{summaries[name].box_miou - than:+.3f}" for name in more))
+    table.add_row("  95 %", *(_interval(found, -1) for found in more.values()))
+    return table
+
+
+def _shown(clicks: int) -> list[int]:
+    """The numbers of clicks that a table has a row for."""
+    return sorted({*range(1, 6), 10, 15, 20, 30, 40, clicks} & set(range(1, clicks + 1)))
+
+
+def _interval(found: Intervals, row: int) -> str:
+    return "" if found is None else f"{found[row, 0]:.2f} to {found[row, 1]:.2f}"
 
 
 def _category_table(by_segmenter: Mapping[str, Mapping[str, Summary]]) -> Table:

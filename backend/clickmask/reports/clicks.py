@@ -20,6 +20,7 @@ from functools import lru_cache, partial
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from clickmask.datasets.coco_reader import CocoObject
 from clickmask.errors import InvalidInput, TooLarge
@@ -33,6 +34,7 @@ from clickmask.types import EmbeddingT, Mask, Point, Prompt, Refinable, Segmente
 log = logging.getLogger(__name__)
 
 TARGETS = (0.85, 0.90)  # IoU targets of NoC@t
+RESAMPLES = 4000  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Trial:
     box_iou: float
     encode_ms: float | None  # None if the picture was already encoded for another object
     decode_ms: tuple[float, ...]  # of each answered prompt
+    picture: str = ""  # the name of its file
 
     def clicks_to(self, target: float) -> int | None:
         """The number of clicks until the IoU reached `target`; None if it never did."""
@@ -121,7 +124,7 @@ def evaluate(
                 ious.append(mask_iou(found, truth))
             boxed, ms = _answer(segmenter, embedding, Prompt(box=mask_box(truth)), logits, controls, embed)
             box_iou = mask_iou(boxed, truth)
-            yield Trial(each.category, tuple(ious), box_iou, encode_ms, (*decode_ms, ms))
+            yield Trial(each.category, tuple(ious), box_iou, encode_ms, (*decode_ms, ms), picture.name)
             encode_ms = None
 
 
@@ -147,6 +150,23 @@ def summarise_categories(trials: Sequence[Trial]) -> dict[str, Summary]:
     for trial in trials:
         of.setdefault(trial.category, []).append(trial)
     return {name: summarise(of[name]) for name in sorted(of, key=lambda name: (-len(of[name]), name))}
+
+
+def intervals(trials: Sequence[Trial], others: Sequence[Trial] | None = None) -> NDArray[np.float64] | None:
+    """(clicks + 1, 2): the 95 % interval of the mIoU after 1, 2, ... clicks and, last, by box; or of what it
+    is more than `others`, of another segmenter and the same objects. Bootstrap over pictures, since the
+    objects of one are alike; None if there is only one. The same trials give the same intervals."""
+    ious = np.array([(*trial.ious, trial.box_iou) for trial in trials])
+    if others is not None:
+        ious -= np.array([(*trial.ious, trial.box_iou) for trial in others])
+    pictures, of = np.unique([trial.picture for trial in trials], return_inverse=True)
+    if len(pictures) < 2:
+        return None
+    sums, counts = np.zeros((len(pictures), ious.shape[1])), np.bincount(of)
+    np.add.at(sums, of, ious)
+    drawn = np.random.default_rng(0).integers(len(pictures), size=(RESAMPLES, len(pictures)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)[:, None]
+    return np.quantile(means, (0.025, 0.975), axis=0).T
 
 
 def _answer(

@@ -38,7 +38,8 @@ def test_segmenters_are_compared_side_by_side_in_table_file_and_plot(dataset: Pa
         "grabcut", "contours", dataset, "--clicks", 2, "--objects", 4, "--json", numbers, "--plot", plot
     )
     assert result.exit_code == 0, result.output
-    rows = {line[:14].strip(): line[14:].split() for line in result.output.splitlines()}
+    table = result.output.partition("less grabcut")[0]
+    rows = {line[:14].strip(): line[14:].split() for line in table.splitlines()}
     content = json.loads(numbers.read_text())
     assert content["annotations"] == "annotations.json"
     assert content["clicks"] == 2
@@ -51,6 +52,10 @@ def test_segmenters_are_compared_side_by_side_in_table_file_and_plot(dataset: Pa
         assert float(rows["NoC @90"][column]) == pytest.approx(found["noc"]["90"], abs=6e-3)
         assert int(rows["never at 85"][column]) == found["failures"]["85"]
         assert sum(each["objects"] for each in found["categories"].values()) == 4
+        low, high = found["intervals"][1]
+        assert low <= found["miou"][1] <= high
+    assert f"{low:.2f} to {high:.2f}" in result.output
+    assert "less grabcut" in result.output
     assert content["segmenters"]["grabcut"]["miou"][0] > 0.9, "flat shapes are easy"
     assert plot.read_text().count("<svg") == 1
 

@@ -17,6 +17,7 @@ from clickmask.reports.clicks import (
     Trial,
     central_point,
     evaluate,
+    intervals,
     next_click,
     summarise,
     summarise_categories,
@@ -222,3 +223,31 @@ def test_a_second_look_encodes_each_crop_once(tmp_path: Path) -> None:
     (trial,) = evaluate(segmenter, objects_of(tmp_path, truth), 2, Controls(second_look=True))
     assert trial.ious == (0.0, 0.0)  # what the crop shows counts
     assert len(segmenter.encoded) == 2
+
+
+def trials_of(*pictures: list[float]) -> list[Trial]:
+    """One trial for each IoU after the one click; a box has half of it."""
+    return [
+        Trial("thing", (iou,), iou / 2, None, (1.0,), f"{number}.png")
+        for number, ious in enumerate(pictures)
+        for iou in ious
+    ]
+
+
+def test_an_interval_is_of_pictures_and_not_of_their_objects() -> None:
+    alike = intervals(trials_of([0.2] * 50, [0.6] * 50))
+    assert alike is not None
+    assert alike.tolist() == pytest.approx(np.array([[0.2, 0.6], [0.1, 0.3]])), "either picture twice"
+    normal = np.random.default_rng(0).normal(0.5, 0.1, 400).tolist()
+    many = intervals(trials_of(*([iou] for iou in normal)))
+    assert many is not None
+    assert many[0] == pytest.approx(np.mean(normal) + np.array([-1.96, 1.96]) * 0.1 / 20, abs=1.5e-3)
+    assert intervals(trials_of([0.2, 0.3, 0.9])) is None
+
+
+def test_what_both_find_hard_widens_no_interval_of_their_difference() -> None:
+    hard = [[0.1], [0.9], [0.5], [0.3]]
+    better = [[iou + 0.05 for iou in ious] for ious in hard]
+    found = intervals(trials_of(*better), trials_of(*hard))
+    assert found is not None
+    assert found == pytest.approx(np.array([[0.05, 0.05], [0.025, 0.025]]))
