@@ -27,6 +27,13 @@ hypothesis.settings.register_profile("clickmask", deadline=None)
 hypothesis.settings.load_profile("clickmask")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker loads the published weights, once: that takes half a minute of the processor."""
+    for item in items:
+        if "published_mobile_sam" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("published weights"))
+
+
 class OneSegmenter(Catalogue):
     """A catalogue in which one loaded segmenter stands beside what is installed."""
 
@@ -58,6 +65,15 @@ class OneAnnotator(AnnotatorCatalogue):
     def statuses(self) -> list[AnnotatorStatus]:
         drawn = AnnotatorStatus(self._annotator.name, True, "", self._annotator.labels)
         return [*super().statuses(), drawn]
+
+
+@pytest.fixture(scope="session")
+def published_mobile_sam(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """MobileSAM with published weights, as it is served. Skips the test without them, and without torch."""
+    pytest.importorskip("torch")
+    from support.real_weights import load_mobile_sam
+
+    return load_mobile_sam(tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture

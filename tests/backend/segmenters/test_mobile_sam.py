@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 import torch
 
 from clickmask import plugins, segmenters
-from clickmask.annotators.everything import Grid, SegmentEverything
+from clickmask.annotators.everything import Grid, SegmentEverything, crops
 from clickmask.errors import NotReady
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.embeddings import EmbeddingCache
@@ -32,7 +32,7 @@ from clickmask.types import GridPromptable, Image, Point, Prompt
 from support.checkpoints import TINY_MOBILE_SAM, random_sam, weights_of, write_checkpoint
 from support.hosts import host_of
 from support.photographs import Outlined, other_coins, outlined_objects, tight_box
-from support.real_weights import ENCODER, load_mobile_sam, require_real_weights, write_mobile_sam
+from support.real_weights import ENCODER, require_real_weights, write_mobile_sam
 from support.scenes import scene_image
 
 NAME = "mobile_sam:vit_t"
@@ -126,8 +126,8 @@ def test_it_says_how_to_get_its_weights_and_whose_decoder_reads_its_embeddings(t
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Sam:
-    return load_mobile_sam(tmp_path_factory.mktemp("real"))
+def served(published_mobile_sam: Sam) -> Sam:
+    return published_mobile_sam
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +245,15 @@ def test_everything_finds_the_coins_that_were_outlined(served: Sam, embeddings: 
     for coin in coins:
         assert max(mask_iou(each.mask, coin.mask) for _, each in found) > 0.9, coin.name
     assert 24 <= len(found) <= 60  # there are 24 coins
+
+
+@pytest.mark.slow
+def test_coins_that_lie_on_the_edges_of_crops_are_found_once(served: Sam, embeddings: EmbeddingCache) -> None:
+    assert isinstance(served, GridPromptable)
+    coins = [thing for thing in outlined_objects() if thing.photograph == "coins"]
+    image = Image(coins[0].pixels, "coins")
+    sweep = Grid(points_per_side=6, whole_side=300, crop_side=256, crop_overlap=128)
+    assert len(crops(image.size, sweep)) == 5
+    found = SegmentEverything("everything", served, embeddings, sweep).annotate(image)
+    for coin in coins:
+        assert sum(mask_iou(each.mask, coin.mask) > 0.7 for _, each in found) == 1, coin.name

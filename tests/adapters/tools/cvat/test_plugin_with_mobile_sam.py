@@ -19,6 +19,7 @@ from clickmask.inference.catalogue import SegmenterStatus
 from clickmask.masks.regions import mask_iou
 from clickmask.reports.clicks import central_point
 from clickmask.segmenters import mobile_sam
+from clickmask.segmenters._sam.segmenter import Sam
 from clickmask.types import Mask, Point
 from clickmask.workbench import Workbench
 from clickmask_adapters.app import create_app
@@ -28,7 +29,7 @@ from clickmask_adapters.tools.cvat.functions import SAM_PLUGIN
 from conftest import OneSegmenter
 from support.cvat_standin import Cvat
 from support.photographs import outlined_objects
-from support.real_weights import BROWSER_DECODER, load_mobile_sam, require_real_weights
+from support.real_weights import BROWSER_DECODER, require_real_weights
 
 
 class WithMobileSam(OneSegmenter):
@@ -58,10 +59,9 @@ def decoded(decoder: Any, blob: str, size: tuple[int, int], clicks: list[Point])
 
 @pytest.mark.slow
 def test_the_pages_decoder_draws_outlined_objects_on_its_embeddings(
-    workbench: Workbench, tmp_path: Path
+    workbench: Workbench, published_mobile_sam: Sam, tmp_path: Path
 ) -> None:
-    segmenter = load_mobile_sam(tmp_path)
-    workbench._catalogue = WithMobileSam(segmenter)  # pyright: ignore[reportPrivateUsage]
+    workbench._catalogue = WithMobileSam(published_mobile_sam)  # pyright: ignore[reportPrivateUsage]
     decoder = onnxruntime.InferenceSession(str(require_real_weights() / BROWSER_DECODER))
     clicked = {"astronaut: mission patch", "chelsea: cat", "coins: largest coin", "coins: top right coin"}
     things = [thing for thing in outlined_objects() if thing.name in clicked]
