@@ -23,7 +23,7 @@ from clickmask.types import Image, Prompt
 from clickmask_adapters.cli import app
 from clickmask_adapters.settings import Settings, variables
 from clickmask_adapters.tools.label_studio import label_config
-from support import settings_page
+from support import segmenters_tables, settings_page
 from support.served import serving
 
 ROOT = Path(__file__).parent.parent
@@ -106,6 +106,15 @@ def test_the_page_of_settings_is_what_the_settings_are() -> None:
     said = settings_page.PAGE.read_text()
     assert said == settings_page.page(), "run `python -m support.settings_page` in tests/"
     assert all(field.description for field in Settings.model_fields.values())
+
+
+@pytest.mark.parametrize("page", segmenters_tables.PAGES, ids=lambda page: page.name)
+def test_the_table_of_segmenters_is_what_the_command_prints(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLICKMASK_HOME", str(tmp_path))
+    expected = segmenters_tables.page(page)
+    assert page.read_text() == expected, "run `python -m support.segmenters_tables` in tests/"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

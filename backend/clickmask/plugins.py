@@ -59,6 +59,20 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class About:
+    """What `clickmask segmenters` and the pages say of a variant, for people who choose. Nothing depends on
+    it, and any of it may be left out."""
+
+    family: str = ""  # as its paper calls it
+    paper: str = ""  # "Kirillov 2023, arXiv 2304.02643"
+    parameters: int = 0  # of all its networks
+    prompts: tuple[str, ...] = ("points", "box")  # and "mask", if more than its box is read
+    candidates: int = 1  # at most, for one click
+    bytes: int = 0  # of weights that are no checkpoint's
+    licence: str = ""  # of what is no checkpoint's
+
+
+@dataclass(frozen=True)
 class Variant:
     """The facts about a variant that are known before it is loaded."""
 
@@ -66,6 +80,7 @@ class Variant:
     sam_decoder: str = ""  # the SAM whose decoder reads the embedding, which then MUST be `SamFeatures`
     sweeps: bool = False  # cheap enough to click all over an image; then it MUST be `GridPromptable`
     labels: tuple[str, ...] = ()  # of what it finds without a prompt; then it MUST be `Unprompted`
+    about: About = About()
 
 
 class Family(Protocol[HostT_contra, PluginT_co]):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -205,6 +206,8 @@ def test_a_segmenter_is_one_file(add: Adds, serve: Callable[[str], TestClient]) 
     listed = {each["name"]: each for each in client.get("/v1/segmenters").json()["segmenters"]}
     assert listed["boxes"]["ready"]
     answer = click(client, segmenter="boxes").json()
+    shown = CliRunner().invoke(cli.app, ["segmenters", "--all"]).output
+    assert re.search(r"^boxes +points, box +1 +yes$", shown, re.MULTILINE), "it says nothing of itself"
     expected = np.zeros((60, 80), bool)
     expected[28:32, 38:42] = True
     (proposal,) = answer["proposals"]

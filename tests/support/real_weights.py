@@ -78,13 +78,15 @@ def unpack(folder: Path) -> None:
     verify(folder)
 
 
-def load_mobile_sam(folder: Path, runtime: str = "auto", exact: bool = True) -> Sam:
+def load_mobile_sam(
+    folder: Path, runtime: str = "auto", exact: bool = True, runtimes: Runtimes | None = None
+) -> Sam:
     """MobileSAM with these weights as it is served on a processor, exported into `folder`. Skips the test if
     they are not there."""
     checkpoint = folder / "mobile_sam.pt"
     if not checkpoint.exists():
         write_mobile_sam(require_real_weights(), checkpoint)
-    runtimes = Runtimes(runtime, exact=exact, folder=folder)
+    runtimes = runtimes or Runtimes(runtime, exact=exact, folder=folder)
     loaded = mobile_sam.load("vit_t", host_of(weights_of(checkpoint, "mobile_sam:vit_t"), runtimes))
     assert isinstance(loaded._networks, OnnxSam)
     return loaded

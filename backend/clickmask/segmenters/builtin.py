@@ -19,6 +19,7 @@ from clickmask.errors import NotReady
 from clickmask.inference.catalogue import Host
 from clickmask.inference.refinement import replay
 from clickmask.inference.sessions import Session
+from clickmask.plugins import About, Variant
 from clickmask.segmenters import _builtin as crops
 from clickmask.segmenters._builtin import Crop, Floats, Pass
 from clickmask.types import Image, Logits, Pixels, Prediction, Prompt, Size
@@ -28,6 +29,16 @@ FILES = {  # with their SHA-256
     "encoder.onnx": "817827e3583628197097c4aacebf894658650868dafbd084c52581b1641f8993",
     "decoder.onnx": "de3c5c65019b168f478b4feb4a349701751138f2c8378c2e438d8cb17286b000",
 }
+ABOUT = About(
+    "ClickFPN",
+    "its model card",
+    7_161_413,
+    prompts=("points", "box", "mask"),
+    candidates=4,
+    bytes=14_450_250,
+    licence="Apache-2.0",
+)
+VARIANTS = {"": Variant(about=ABOUT)}
 SIDE = 448  # px; long side of the whole image for the network
 CLOSE_SIDE = 384  # px; long side of a crop
 MIN_CONFIDENT_IOU = 0.9  # a first pass with this predicted IoU or more needs no second one

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 from clickmask.inference.catalogue import Host
 from clickmask.masks.regions import fill_pinholes, mask_box
+from clickmask.plugins import About, Variant
 from clickmask.segmenters import _classic as classic
 from clickmask.segmenters._classic import SmallImage
 from clickmask.types import Image, Mask, Prediction, Prompt
 
+ABOUT = About("Canny's edges", "Canny 1986, IEEE TPAMI", licence="Apache-2.0")
+VARIANTS = {"": Variant(about=ABOUT)}
 SIDE = 320  # px; longest side of the small image
 BLUR = 1.4  # px, standard deviation, as in Canny's own examples
 STRENGTHS = (0.98, 0.95, 0.9, 0.8, 0.7)  # quantiles of the gradient at which an edge begins

@@ -15,17 +15,19 @@ from numpy.typing import NDArray
 from clickmask.inference.catalogue import Host
 from clickmask.inference.sessions import Session
 from clickmask.masks.regions import mask_box, mask_coverage
-from clickmask.plugins import Checkpoint, Variant
+from clickmask.plugins import About, Checkpoint, Variant
 from clickmask.segmenters._sam.frame import agreement
 from clickmask.types import Image, Logits, Mask, Point, Prediction, Prompt, Size
 
 _RELEASE = "https://github.com/labelmeai/efficient-sam/releases/download/onnx-models-20231225/"
-_PUBLISHED = {  # by variant, of the encoder and of the decoder: bytes, SHA-256
+_PUBLISHED = {  # by variant: parameters; of the encoder and of the decoder: bytes, SHA-256
     "vit_t": (
+        10_200_000,
         (24_799_761, "7a73ee65aa2c37237c89b4b18e73082f757ffb173899609c5d97a2bbd4ebb02d"),
         (16_565_728, "e1afe46232c3bfa3470a6a81c7d3181836a94ea89528aff4e0f2d2c611989efd"),
     ),
     "vit_s": (
+        26_400_000,
         (89_558_337, "4cacbb23c6903b1acf87f1d77ed806b840800c5fcd4ac8f650cbffed474b8896"),
         (16_565_728, "4727baf23dacfb51d4c16795b2ac382c403505556d0284e84c6ff3d4e8e36f22"),
     ),
@@ -36,10 +38,11 @@ MAX_POINTS = 6
 FOREGROUND, CORNERS = 1, (2, 3)  # labels of the decoder's points
 
 
-def _variant(name: str, encoder: tuple[int, str], decoder: tuple[int, str]) -> Variant:
+def _variant(name: str, parameters: int, encoder: tuple[int, str], decoder: tuple[int, str]) -> Variant:
     address = f"{_RELEASE}efficient_sam_{name.replace('_', '')}"
     beside = Checkpoint(f"{address}_decoder.onnx", *decoder, "Apache-2.0")
-    return Variant(Checkpoint(f"{address}_encoder.onnx", *encoder, "Apache-2.0", (beside,)))
+    about = About("EfficientSAM", "Xiong 2023, arXiv 2312.00863", parameters, candidates=3)
+    return Variant(Checkpoint(f"{address}_encoder.onnx", *encoder, "Apache-2.0", (beside,)), about=about)
 
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(

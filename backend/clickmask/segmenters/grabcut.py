@@ -20,10 +20,19 @@ from numpy.typing import NDArray
 
 from clickmask.inference.catalogue import Host
 from clickmask.masks.regions import mask_box, mask_iou
+from clickmask.plugins import About, Variant
 from clickmask.segmenters import _classic as classic
 from clickmask.segmenters._classic import SmallImage
 from clickmask.types import Box, Image, Mask, Pixels, Point, Prediction, Prompt, Size
 
+ABOUT = About(
+    "GrabCut",
+    "Rother 2004, SIGGRAPH",
+    prompts=("points", "box", "mask"),
+    candidates=3,
+    licence="Apache-2.0 (OpenCV)",
+)
+VARIANTS = {"": Variant(about=ABOUT)}
 EMBEDDING_SIDE = 1024  # px; longest side of the kept pixels
 ITERATIONS = 3
 RADII = (0.07, 0.14, 0.24)  # of sqrt(height * width): guesses at the object's radius around a click

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from clickmask.inference.catalogue import Host
 from clickmask.inference.onnx_exports import Progress
-from clickmask.plugins import Checkpoint, Variant
+from clickmask.plugins import About, Checkpoint, Variant
 from clickmask.segmenters._sam import loading
 from clickmask.segmenters._sam.segmenter import Sam
 
@@ -19,8 +19,9 @@ VIT_T = Checkpoint(
     "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
     "Apache-2.0",
 )
+ABOUT = About("MobileSAM", "Zhang 2023, arXiv 2306.14289", 9_808_452, loading.PROMPTS, 3)
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
-    {"vit_t": Variant(VIT_T, sam_decoder="sam:vit_h", sweeps=True)}
+    {"vit_t": Variant(VIT_T, sam_decoder="sam:vit_h", sweeps=True, about=ABOUT)}
 )
 
 

@@ -12,10 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.inference.catalogue import Host
+from clickmask.plugins import About, Variant
 from clickmask.segmenters import _classic as classic
 from clickmask.segmenters._classic import SmallImage
 from clickmask.types import Image, Mask, Prediction, Prompt
 
+ABOUT = About(
+    "seeded region growing", "Adams 1994, IEEE TPAMI", prompts=("points", "box", "mask"), licence="Apache-2.0"
+)
+VARIANTS = {"": Variant(about=ABOUT)}
 SIDE = 256  # px; longest side of the small image
 SMOOTHING = 5  # px; median filter before colours are compared, against noise
 SEED_RADIUS = 2.0  # px; a click's colour is the median of such a disc

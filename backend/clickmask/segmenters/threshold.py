@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 
 from clickmask.inference.catalogue import Host
 from clickmask.masks.regions import mask_box
+from clickmask.plugins import About, Variant
 from clickmask.segmenters import _classic as classic
 from clickmask.segmenters._classic import SmallImage
 from clickmask.types import Box, Image, Mask, Prediction, Prompt, Size
 
+ABOUT = About("Otsu's threshold", "Otsu 1979, IEEE SMC", licence="Apache-2.0")
+VARIANTS = {"": Variant(about=ABOUT)}
 SIDE = 512  # px; longest side of the small image
 SMOOTHING = 5  # px; median filter, against noise
 SEED_RADIUS = 2.0  # px; the majority of such a disc gives the class of a click

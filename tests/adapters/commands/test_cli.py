@@ -348,7 +348,12 @@ def test_a_default_that_cannot_run_is_refused_before_anybody_clicks(
 
 def test_segmenters_are_listed() -> None:
     result = CliRunner().invoke(app, ["segmenters"])
-    assert re.search(r"grabcut\s+yes", result.output)
+    (line,) = re.findall(r"^grabcut .*$", result.output, re.MULTILINE)
+    assert line.split()[1:3] == ["none", "Apache-2.0"] and line.endswith("yes")
+    everything = CliRunner().invoke(app, ["segmenters", "--all"]).output
+    (line,) = re.findall(r"^sam:vit_b .*$", everything, re.MULTILINE)
+    for fact in ("Kirillov 2023, arXiv 2304.02643", "93.7 M", "375 MB", "points, box, mask", "everything"):
+        assert fact in line
 
 
 def test_segmenters_say_what_they_lack_and_how_to_get_it(tmp_path: Path) -> None:

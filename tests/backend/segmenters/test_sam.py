@@ -38,7 +38,9 @@ from clickmask.segmenters._sam.frame import (
     middle,
     resized_size,
 )
+from clickmask.segmenters._sam.high_quality import HqMaskDecoder
 from clickmask.segmenters._sam.segmenter import Sam, SamEmbedding
+from clickmask.segmenters._sam.tiny_vit import TinyViT
 from clickmask.segmenters._sam.torch_networks import batched_nms, box_area, import_segment_anything
 from clickmask.types import Box, Image, Point, Prediction, Prompt, Refinable, Size
 from support.checkpoints import TINY, VIT_B, Architecture, random_sam, weights_of, write_checkpoint
@@ -450,6 +452,38 @@ def test_overlapping_boxes_leave_the_best_of_their_category() -> None:
     assert box_area(boxes).tolist() == pytest.approx([100, 100, 100, 100, 49, 51])
     assert batched_nms(boxes, scores, categories, 0.5).tolist() == [1, 3, 4, 2]
     assert batched_nms(boxes[:0], scores[:0], categories[:0], 0.5).tolist() == []
+
+
+def test_the_parameters_that_are_said_are_those_of_the_networks() -> None:
+    modeling = import_segment_anything().modeling
+    variants = Catalogue(segmenters, WeightsFolder(Path())).variants()
+    said = {name: variant.about.parameters for name, variant in variants.items()}
+
+    def count(*networks: Any) -> int:
+        return sum(each.numel() for network in networks for each in network.parameters())
+
+    with torch.device("meta"):  # shapes without numbers
+        transformer = modeling.TwoWayTransformer(2, 256, 8, 2048)
+        prompts = modeling.PromptEncoder(256, (64, 64), (1024, 1024), 16)
+        masks = modeling.MaskDecoder(transformer_dim=256, transformer=transformer)
+        fine = {
+            width: HqMaskDecoder(width, transformer_dim=256, transformer=transformer) for width in (160, 768)
+        }
+        vits = {
+            name: modeling.ImageEncoderViT(
+                1024, 16, 3, *sizes, use_rel_pos=True, window_size=14, global_attn_indexes=whole
+            )
+            for name, sizes, whole in (
+                ("b", (768, 12, 12), (2, 5, 8, 11)),
+                ("l", (1024, 24, 16), (5, 11, 17, 23)),
+                ("h", (1280, 32, 16), (7, 15, 23, 31)),
+            )
+        }
+        for name, encoder in vits.items():
+            assert said[f"sam:vit_{name}"] == count(encoder, prompts, masks)
+        assert said["sam_hq:vit_b"] == count(vits["b"], prompts, fine[768])
+        assert said["mobile_sam:vit_t"] == count(TinyViT(), prompts, masks)
+        assert said["sam_hq:vit_tiny"] == count(TinyViT(), prompts, fine[160])
 
 
 # The real size.

@@ -16,7 +16,7 @@ from clickmask import plugins, segmenters
 from clickmask.errors import NotReady
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.weights import WeightsFolder
-from clickmask.types import Image, Pixels, Prediction, Prompt, Segmenter
+from clickmask.types import GridPromptable, Image, Pixels, Prediction, Prompt, Segmenter
 from support.foreground_networks import write_salient, write_selfie
 from support.scenes import drawn_scene
 
@@ -84,6 +84,25 @@ def test_every_segmenter_says_what_it_runs_on(segmenter: Segmenter[Any]) -> None
     runtime, _, device = str(getattr(segmenter, "runs_on", "")).partition(" on ")
     assert runtime in {"OpenCV", "openvino", "onnxruntime", "litert", "torch"}
     assert device.split(",")[0] in {"the CPU", "cpu", "cuda", "mps"}
+
+
+def test_what_is_said_of_it_is_what_it_does(
+    segmenter: Segmenter[Any], catalogue: Catalogue, scene: Image
+) -> None:
+    variant = catalogue.variants()[segmenter.name]
+    embedding = segmenter.encode(scene)
+    clicks = [(float(x), y) for x in range(20, 320, 60) for y in (60.0, 150.0)]
+    counts = [len(segmenter.decode(embedding, Prompt((click,)))) for click in clicks]
+    assert max(counts) <= variant.about.candidates
+    assert (max(counts) > 1) == (variant.about.candidates > 1)
+    box = np.zeros(scene.size, np.bool_)
+    box[40:160, 110:200] = True
+    frame = box.copy()
+    frame[50:150, 120:190] = False
+    of_box, of_frame = (segmenter.decode(embedding, Prompt(mask=mask))[0] for mask in (box, frame))
+    differ = bool((of_box.mask != of_frame.mask).any()) or of_box.score != of_frame.score
+    assert differ == ("mask" in variant.about.prompts)
+    assert isinstance(segmenter, GridPromptable) == variant.sweeps
 
 
 PROMPTS = {

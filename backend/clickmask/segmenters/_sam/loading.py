@@ -13,6 +13,7 @@ from clickmask.segmenters._sam.segmenter import Sam
 log = logging.getLogger(__name__)
 
 PACKAGES = {"torch": "torch", "segment_anything": "segment-anything"}  # as imported, as installed
+PROMPTS = ("points", "box", "mask")  # of every SAM
 EXPORTER = Exporter("clickmask.segmenters._sam.onnx_export", version=1)
 
 
