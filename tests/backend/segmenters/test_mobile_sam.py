@@ -252,7 +252,7 @@ def test_coins_that_lie_on_the_edges_of_crops_are_found_once(served: Sam, embedd
     assert isinstance(served, GridPromptable)
     coins = [thing for thing in outlined_objects() if thing.photograph == "coins"]
     image = Image(coins[0].pixels, "coins")
-    sweep = Grid(points_per_side=6, whole_side=300, crop_side=256, crop_overlap=128)
+    sweep = Grid(points_per_side=8, whole_side=300, crop_side=256, crop_overlap=128)
     assert len(crops(image.size, sweep)) == 5
     found = SegmentEverything("everything", served, embeddings, sweep).annotate(image)
     for coin in coins:
