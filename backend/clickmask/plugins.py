@@ -66,7 +66,7 @@ class About:
     family: str = ""  # as its paper calls it
     paper: str = ""  # "Kirillov 2023, arXiv 2304.02643"
     parameters: int = 0  # of all its networks
-    prompts: tuple[str, ...] = ("points", "box")  # and "mask", if more than its box is read
+    prompts: tuple[str, ...] = ("points", "box")  # and "mask", if its shape counts
     candidates: int = 1  # at most, for one click
     bytes: int = 0  # of weights that are no checkpoint's
     licence: str = ""  # of what is no checkpoint's

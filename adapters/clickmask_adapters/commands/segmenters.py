@@ -71,6 +71,7 @@ def facts(name: str, variant: Variant | None, measured: Mapping[str, Any] | None
             for what, offered in (
                 ("everything", variant and variant.sweeps),
                 ("CVAT's SAM plugin", variant and variant.sam_decoder),
+                ("no prompt", variant and variant.labels),
             )
             if offered
         ),

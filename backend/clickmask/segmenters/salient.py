@@ -10,7 +10,7 @@ import PIL.Image
 
 from clickmask.inference.catalogue import Host
 from clickmask.inference.sessions import Session
-from clickmask.plugins import Checkpoint, Variant
+from clickmask.plugins import About, Checkpoint, Variant
 from clickmask.segmenters._foreground import Floats, ForegroundSegmenter
 from clickmask.types import Pixels
 
@@ -27,6 +27,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
                 "Apache-2.0",
             ),
             labels=(LABEL,),
+            about=About("U2-Net-p", "Qin 2020, arXiv 2005.09007", 1_130_000, candidates=3),
         )
     }
 )

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from clickmask.inference.catalogue import Host
-from clickmask.plugins import Checkpoint, Variant
+from clickmask.plugins import About, Checkpoint, Variant
 from clickmask.segmenters._foreground import Floats, ForegroundSegmenter
 from clickmask.types import Pixels
 
@@ -35,6 +35,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
                 "Apache-2.0",
             ),
             labels=(LABEL,),
+            about=About("selfie segmentation", "MediaPipe", candidates=3),
         )
     }
 )
