@@ -47,13 +47,18 @@ class TinyArchitecture:
 
 
 VIT_B = Architecture(768, 12, 12, (2, 5, 8, 11))
+VIT_L = Architecture(1024, 24, 16, (5, 11, 17, 23))
+VIT_H = Architecture(1280, 32, 16, (7, 15, 23, 31))
 MOBILE_SAM = TinyArchitecture()
 TINY_MOBILE_SAM = TinyArchitecture((8, 16, 20, 40), (1, 1, 2, 1), (0, 4, 5, 10), (0, 7, 14, 7), side=256)
+SMALL = Architecture(
+    192, 4, 6, (1, 3)
+)  # ViT-B's side, padded windows and attention, in a fiftieth of the work
 TINY = Architecture(64, 2, 2, (1,), side=256)  # hundredths of a second for both halves
 
 
-def random_sam(architecture: Architecture | TinyArchitecture, seed: int = 0) -> Any:
-    """A `segment_anything.modeling.Sam` in evaluation mode."""
+def random_sam(architecture: Architecture | TinyArchitecture, seed: int = 0, damped: bool = True) -> Any:
+    """A `segment_anything.modeling.Sam` in evaluation mode. Damping encodes two images."""
     modeling = import_segment_anything().modeling
     side, grid = architecture.side, architecture.side // 16
     with torch.random.fork_rng(devices=[]):
@@ -65,8 +70,9 @@ def random_sam(architecture: Architecture | TinyArchitecture, seed: int = 0) -> 
                 transformer_dim=256, transformer=modeling.TwoWayTransformer(2, 256, 8, 2048)
             ),
         ).eval()
-        with torch.no_grad():
-            _damp(sam, seed)
+        if damped:
+            with torch.no_grad():
+                _damp(sam, seed)
     return sam
 
 
@@ -120,8 +126,10 @@ def _tiny(architecture: TinyArchitecture) -> Any:
     return network.eval()
 
 
-def write_checkpoint(path: Path, architecture: Architecture | TinyArchitecture, seed: int = 0) -> Path:
-    return save(random_sam(architecture, seed), path)
+def write_checkpoint(
+    path: Path, architecture: Architecture | TinyArchitecture, seed: int = 0, damped: bool = True
+) -> Path:
+    return save(random_sam(architecture, seed, damped), path)
 
 
 def save(sam: Any, path: Path) -> Path:

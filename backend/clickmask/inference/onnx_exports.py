@@ -1,6 +1,7 @@
 """ONNX exports of checkpoints, made once in a separate process that may import torch."""
 
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,11 +17,15 @@ log = logging.getLogger(__name__)
 Progress = Callable[[float, str], None]  # the share that is done, and the current step
 
 
+# For torch: threads that wait for one another keep no core busy, and large tensors take few page faults.
+SPARING = {"OMP_WAIT_POLICY": "PASSIVE", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+
 @dataclass(frozen=True)
 class Exporter:
     """A module that is run with a checkpoint and a folder, and fills the folder. It prints `<share that is
     done> <current step>` for each step, and MUST verify its files against the checkpoint before it exits with
-    status 0. Raise `version` when the same checkpoint gives other files."""
+    status 0. Raise `version` when files of the version before no longer serve."""
 
     module: str
     version: int
@@ -69,7 +74,7 @@ def _run(exporter: Exporter, checkpoint: Path, folder: Path, progress: Progress)
     command = [sys.executable, "-m", exporter.module, str(checkpoint), str(folder)]
     said: list[str] = []
     with subprocess.Popen(  # noqa: S603 - our own module
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=SPARING | os.environ
     ) as process:
         for line in process.stdout or ():
             share, _, what = line.strip().partition(" ")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from clickmask.errors import NotReady
 from clickmask.inference.catalogue import Host
 from clickmask.inference.refinement import replay
-from clickmask.inference.sessions import Session
+from clickmask.inference.sessions import EncodesOnCpu, Session
 from clickmask.plugins import About, Variant
 from clickmask.segmenters import _builtin as crops
 from clickmask.segmenters._builtin import Crop, Floats, Pass
@@ -61,7 +61,7 @@ class BuiltinEmbedding:
         return {**self.features, "pixels": self.pixels, "size": np.asarray(self.size, np.int64)}
 
 
-class Builtin:
+class Builtin(EncodesOnCpu):
     """The two networks, which never change, and nothing of any image."""
 
     name = "builtin"
@@ -70,14 +70,6 @@ class Builtin:
     def __init__(self, encoder: Session, decoder: Session) -> None:
         self._encoder = encoder
         self._decoder = decoder
-
-    @property
-    def precision(self) -> str:
-        return self._encoder.precision
-
-    @property
-    def runs_on(self) -> str:
-        return f"{self._encoder.runtime} on the CPU, {self.precision}"
 
     def encode(self, image: Image) -> BuiltinEmbedding:
         features = self._encoder.run({"image": crops.network_input(image.pixels, _whole(image.size))})

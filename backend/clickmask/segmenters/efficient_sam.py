@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.inference.catalogue import Host
-from clickmask.inference.sessions import Session
+from clickmask.inference.sessions import EncodesOnCpu, Session
 from clickmask.masks.regions import mask_box, mask_coverage
 from clickmask.plugins import About, Checkpoint, Variant
 from clickmask.segmenters._sam.frame import agreement
@@ -66,20 +66,12 @@ class EfficientSamEmbedding:
         return {"features": self.features, "size": np.asarray(self.size, np.int64)}
 
 
-class EfficientSam:
+class EfficientSam(EncodesOnCpu):
     """Both networks, which never change, and nothing of any image."""
 
     def __init__(self, name: str, encoder: Session, decoder: Session) -> None:
         self.name = name
         self._encoder, self._decoder = encoder, decoder
-
-    @property
-    def precision(self) -> str:
-        return self._encoder.precision
-
-    @property
-    def runs_on(self) -> str:
-        return f"{self._encoder.runtime} on the CPU, {self.precision}"
 
     def encode(self, image: Image) -> EfficientSamEmbedding:
         # As its preprocessing: in float, bilinear, and without antialiasing.

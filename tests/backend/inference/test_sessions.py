@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError
@@ -192,6 +193,31 @@ def test_it_is_measured_once(model: Path, tmp_path: Path, slow_down: Callable[[s
     opened.clear()
     open_session(raw, example=feeds(), memory=memory)
     assert opened == ["openvino"]
+
+
+def test_a_slow_network_is_in_memory_once_and_runs_once_in_each_runtime(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, runs, most = weakref.WeakSet[Sluggish](), list[str](), list[int]()
+
+    class Counted(Sluggish):
+        def run(self, feeds: Any) -> dict[str, NDArray[Any]]:
+            runs.append(self.runtime)
+            most.append(len(alive))
+            return super().run(feeds)
+
+    for name, real in list(RUNTIMES.items()):
+
+        def open_it(*given: Any, real: Any = real, name: str = name) -> Session:
+            counted = Counted(real(*given), 0.2 if name == "openvino" else 0.3)
+            alive.add(counted)
+            return counted
+
+        monkeypatch.setitem(RUNTIMES, name, open_it)
+    monkeypatch.setattr("clickmask.inference.sessions.MEASURING_S", 0.1)
+    assert open_session(model, example=feeds()).runtime == "openvino"
+    assert runs == list(RUNTIMES)
+    assert most == [1, 1]
 
 
 def test_a_damaged_note_is_measured_again(model: Path, tmp_path: Path) -> None:

@@ -26,10 +26,11 @@ from clickmask.inference import refinement
 from clickmask.inference.catalogue import Catalogue
 from clickmask.inference.disk_cache import half_precision
 from clickmask.inference.refinement import Refinement
+from clickmask.inference.sessions import Runtimes
 from clickmask.inference.weights import WeightsFolder
 from clickmask.masks.regions import mask_iou
 from clickmask.segmenters import sam
-from clickmask.segmenters._sam import frame
+from clickmask.segmenters._sam import frame, onnx_export
 from clickmask.segmenters._sam.frame import (
     MASK_PROMPT_LOGIT,
     agreement,
@@ -39,6 +40,7 @@ from clickmask.segmenters._sam.frame import (
     resized_size,
 )
 from clickmask.segmenters._sam.high_quality import HqMaskDecoder
+from clickmask.segmenters._sam.onnx_networks import OnnxSam
 from clickmask.segmenters._sam.segmenter import Sam, SamEmbedding
 from clickmask.segmenters._sam.tiny_vit import TinyViT
 from clickmask.segmenters._sam.torch_networks import batched_nms, box_area, import_segment_anything
@@ -326,6 +328,22 @@ def test_an_image_is_scaled_to_the_long_side(size: Size, resized: Size) -> None:
     assert resized_size(size, 1024) == resized
 
 
+def test_attention_is_equal_to_the_bit_on_a_cpu_and_all_heads_at_once_elsewhere() -> None:
+    from clickmask.segmenters._sam.attention import AttentionByHead
+
+    ours = AttentionByHead(96, 6, use_rel_pos=True, input_size=(16, 16))
+    theirs = import_segment_anything().modeling.image_encoder.Attention(
+        96, 6, True, True, input_size=(16, 16)
+    )
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(0, 0.2)
+        ours.load_state_dict(theirs.state_dict())
+        places = torch.randn(1, 16, 16, 96)
+        assert torch.equal(ours(places), theirs(places))
+        assert ours.to("meta")(places.to("meta")).shape == places.shape
+
+
 # What a file may hold instead of a SAM.
 
 
@@ -490,24 +508,24 @@ def test_the_parameters_that_are_said_are_those_of_the_networks() -> None:
 
 
 @pytest.mark.slow
-def test_vit_b_answers_as_the_reference_on_every_shape(tmp_path: Path) -> None:
+def test_vit_b_answers_as_the_reference_and_is_exported(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "sam_vit_b.pth", VIT_B)
-    try:
-        model = import_segment_anything().sam_model_registry["vit_b"](checkpoint=checkpoint)
-        pair = Pair(
-            sam.load("vit_b", host_of(weights_of(checkpoint))), import_segment_anything().SamPredictor(model)
-        )
-    finally:
-        size = checkpoint.stat().st_size
-        checkpoint.unlink()  # 375 MB
-    assert abs(size - 375_042_383) < 100_000  # of the official file
-    for size in SHAPES.values():
-        encoded = encode(pair, scene_image(size, 2))
-        test_the_encoder_sees_what_the_reference_sees(encoded)
-        for name in prompts(size):
-            test_every_prompt_has_the_reference_answer(encoded, name)
-        test_a_mask_is_answered_with_the_references_candidates_that_are_near_it(encoded)
-        test_a_conversation_is_that_of_the_reference_fed_with_its_own_logits(encoded)
+    assert abs(checkpoint.stat().st_size - 375_042_383) < 100_000  # of the official file
+    model = import_segment_anything().sam_model_registry["vit_b"](checkpoint=checkpoint)
+    in_torch = sam.load("vit_b", host_of(weights_of(checkpoint)))
+    encoded = encode(
+        Pair(in_torch, import_segment_anything().SamPredictor(model)), scene_image(SHAPES["portrait"], 2)
+    )
+    test_the_encoder_sees_what_the_reference_sees(encoded)
+    for name in prompts(encoded.image.size):
+        test_every_prompt_has_the_reference_answer(encoded, name)
+    test_a_mask_is_answered_with_the_references_candidates_that_are_near_it(encoded)
+    test_a_conversation_is_that_of_the_reference_fed_with_its_own_logits(encoded)
+    onnx_export.export(checkpoint, tmp_path)  # raises unless every runtime gives torch's maps and masks
+    runtimes = Runtimes("openvino" if find_spec("openvino") else "onnxruntime")
+    served = Sam("sam:vit_b", OnnxSam(tmp_path, runtimes)).encode(encoded.image).features
+    theirs = encoded.embedding.features
+    assert np.abs(served - theirs).max() < 0.05 * np.abs(theirs).max()  # bf16, where there is any: .012
 
 
 def test_agreement_is_the_iou_with_the_mask_as_it_is_or_grown_or_shrunk_by_some_cells() -> None:

@@ -9,8 +9,9 @@ import json
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ from clickmask.inference.sessions import Runtimes, installed_runtimes
 from clickmask.segmenters._sam.frame import Floats, Maps, SamPrompt
 from clickmask.segmenters._sam.onnx_networks import FINE, NO_POINT, OnnxSam
 from clickmask.segmenters._sam.torch_networks import TorchSam, predict_masks
-from clickmask.types import Pixels
+from clickmask.types import Logits, Pixels
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -28,6 +29,15 @@ OPSET = 17
 GROWING = ("points", "labels")  # inputs of the decoder
 MIN_MASK_IOU = 0.999  # of masks from both networks
 MAX_DIFFERENCE = 1e-3  # between their numbers, as a share of the largest
+
+
+class Answer(NamedTuple):
+    """What torch answers to a prompt."""
+
+    prompt: SamPrompt
+    multimask: bool
+    masks: Logits
+    scores: Floats
 
 
 class Decoder(torch.nn.Module):
@@ -62,8 +72,9 @@ class Decoder(torch.nn.Module):
 def export(checkpoint: Path, folder: Path) -> None:
     _say(0.0, "reading the checkpoint")
     sam = TorchSam(checkpoint, torch.device("cpu"))
+    pixels = golden_image(sam.side)
     _say(0.1, "exporting the image encoder")
-    export_encoder(sam, folder)
+    maps = export_encoder(sam, pixels, folder)
     _say(0.5, "exporting the mask decoder")
     export_decoder(sam, folder)
     described = {
@@ -74,23 +85,32 @@ def export(checkpoint: Path, folder: Path) -> None:
         "opset": OPSET,
     }
     (folder / "export.json").write_text(json.dumps(described))
-    _say(0.6, "asking torch for an answer")
-    pixels = golden_image(sam.side)
-    maps = sam.encode(pixels)
+    answers = answers_of(sam, maps)
+    del sam  # each runtime has the weights in memory, too
     runtimes = installed_runtimes()
     for number, runtime in enumerate(runtimes):
-        _say(0.7 + 0.3 * number / len(runtimes), f"comparing {runtime}'s with it")
-        verify(sam, maps, OnnxSam(folder, Runtimes(runtime, exact=True)), pixels)
+        _say(0.6 + 0.4 * number / len(runtimes), f"comparing {runtime}'s answers with torch's")
+        verify(maps, answers, OnnxSam(folder, Runtimes(runtime, exact=True)), pixels)
     _say(1.0, "done")
 
 
-def export_encoder(sam: TorchSam, folder: Path) -> None:
-    blank = torch.zeros(1, 3, sam.side, sam.side)
+def export_encoder(sam: TorchSam, pixels: Pixels, folder: Path) -> Maps:
+    """Export the image encoder and remove it from `sam`. Returns its maps of `pixels`: an export runs the
+    network once, and the slowest step need not be repeated."""
+    answers: list[Any] = []
+
+    def remember(network: object, given: object, answer: object) -> None:
+        answers.append(answer)
+
+    sam.image_encoder.register_forward_hook(remember)
+    given, names = (sam.padded(pixels),), list(sam.maps)
     with tempfile.TemporaryDirectory(dir=folder) as scattered:  # above 2 GB, torch writes a file per tensor
-        _export(sam.image_encoder, (blank,), Path(scattered) / "encoder.onnx", ["pixels"], list(sam.maps))
+        _export(sam.image_encoder, given, Path(scattered) / "encoder.onnx", ["pixels"], names)
+        sam.image_encoder = None
         network = cast("Any", onnx).load(Path(scattered) / "encoder.onnx")
     beside = {"all_tensors_to_one_file": True, "location": "encoder.weights"}
     cast("Any", onnx).save_model(network, folder / "encoder.onnx", save_as_external_data=True, **beside)
+    return sam.named(answers[0])
 
 
 def export_decoder(sam: TorchSam, folder: Path) -> None:
@@ -116,26 +136,34 @@ def golden_image(side: int) -> Pixels:
     return (255 * ramp).astype(np.uint8)
 
 
-def verify(sam: TorchSam, maps: Maps, exported: OnnxSam, pixels: Pixels) -> None:
-    """Raise ValueError unless the exported networks give the same maps and masks as torch."""
-    own = exported.encode(pixels)
-    for name, expected in maps.items():
-        _require_close(name, expected, own[name])
+def answers_of(sam: TorchSam, maps: Maps) -> list[Answer]:
+    """Torch's answers to prompts of every kind, on the golden image."""
     side, placed = sam.side, sam.place(maps)
     click = SamPrompt(np.full((1, 2), 0.3 * side, np.float32), np.ones(1, np.int32))
     nowhere = SamPrompt(np.zeros((0, 2), np.float32), np.zeros(0, np.int32))
     box = np.array([[0.45, 0.15], [0.8, 0.35]], np.float32) * side
     coarse = sam.decode(placed, click, multimask=True)[0][:1]
     both = click._replace(box=box, logits=coarse)
-    for prompt in (click, nowhere._replace(box=box), both, nowhere._replace(logits=coarse)):
-        for multimask in (False, True):
-            expected, scores = sam.decode(placed, prompt, multimask)
-            masks, own_scores = exported.decode(exported.place(maps), prompt, multimask)
-            _require_close("scores", scores, own_scores)
-            _require_close("masks", expected, masks)
-            shared, either = ((expected > 0) & (masks > 0)).sum(), ((expected > 0) | (masks > 0)).sum()
-            if shared < MIN_MASK_IOU * either:
-                raise ValueError(f"the IoU of masks with torch's is {shared / either:.4f}")
+    return [
+        Answer(prompt, multimask, *sam.decode(placed, prompt, multimask))
+        for prompt in (click, nowhere._replace(box=box), both, nowhere._replace(logits=coarse))
+        for multimask in (False, True)
+    ]
+
+
+def verify(maps: Maps, answers: Sequence[Answer], exported: OnnxSam, pixels: Pixels) -> None:
+    """Raise ValueError unless the exported networks give the same maps of `pixels`, and masks, as torch."""
+    own = exported.encode(pixels)
+    for name, expected in maps.items():
+        _require_close(name, expected, own[name])
+    placed = exported.place(maps)
+    for prompt, multimask, expected, scores in answers:
+        masks, own_scores = exported.decode(placed, prompt, multimask)
+        _require_close("scores", scores, own_scores)
+        _require_close("masks", expected, masks)
+        shared, either = ((expected > 0) & (masks > 0)).sum(), ((expected > 0) | (masks > 0)).sum()
+        if shared < MIN_MASK_IOU * either:
+            raise ValueError(f"the IoU of masks with torch's is {shared / either:.4f}")
 
 
 def _require_close(what: str, expected: Floats, found: Floats) -> None:

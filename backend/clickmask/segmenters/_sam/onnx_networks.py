@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clickmask.inference.sessions import Runtimes
+from clickmask.inference.sessions import EncodesOnCpu, Runtimes
 from clickmask.segmenters._sam.frame import Floats, Maps, SamPrompt
 from clickmask.types import Logits, Pixels
 
@@ -14,7 +14,7 @@ FINE = 32  # channels of the map that SAM-HQ adds
 FOREGROUND, CORNERS, NO_POINT = 1, (2, 3), -1  # labels of SAM's prompt encoder
 
 
-class OnnxSam:
+class OnnxSam(EncodesOnCpu):
     """`Networks` from a folder that `onnx_export` has filled."""
 
     def __init__(self, folder: Path, runtimes: Runtimes) -> None:
@@ -27,14 +27,6 @@ class OnnxSam:
             maps["fine"] = np.zeros((FINE, self.side // 4, self.side // 4), np.float32)
         click = SamPrompt(np.full((1, 2), self.side / 2, np.float32), np.ones(1, np.int32))
         self._decoder = runtimes.decoder(folder / "decoder.onnx", self._feeds(self.place(maps), click))
-
-    @property
-    def precision(self) -> str:
-        return self._encoder.precision
-
-    @property
-    def runs_on(self) -> str:
-        return f"{self._encoder.runtime} on the CPU, {self.precision}"
 
     @property
     def runtimes(self) -> tuple[str, str]:

@@ -63,13 +63,19 @@ class TorchSam:
 
     def encode(self, pixels: Pixels) -> Maps:
         with torch.inference_mode():
-            chw = torch.tensor(pixels, device=self.device).permute(2, 0, 1).contiguous()[None]
-            normal = (chw - self._mean) / self._deviation
-            height, width = pixels.shape[:2]
-            padded = torch.nn.functional.pad(normal, (0, self.side - width, 0, self.side - height))
-            found: Any = self.image_encoder(padded)  # a tensor, or one for each map
-            outputs: Any = (found,) if len(self.maps) == 1 else found
-            return {name: _array(each[0]) for name, each in zip(self.maps, outputs, strict=True)}
+            return self.named(self.image_encoder(self.padded(pixels)))
+
+    def padded(self, pixels: Pixels) -> torch.Tensor:
+        """(1, 3, side, side), what the image encoder takes."""
+        chw = torch.tensor(pixels, device=self.device).permute(2, 0, 1).contiguous()[None]
+        height, width = pixels.shape[:2]
+        beyond = 0, self.side - width, 0, self.side - height
+        return torch.nn.functional.pad((chw - self._mean) / self._deviation, beyond)
+
+    def named(self, found: Any) -> Maps:
+        """The maps in what the image encoder gives: a tensor, or one for each map."""
+        outputs: Any = (found,) if len(self.maps) == 1 else found
+        return {name: _array(each[0]) for name, each in zip(self.maps, outputs, strict=True)}
 
     def place(self, maps: Maps) -> State:
         return {
@@ -188,19 +194,26 @@ def _vit_like(state: State, modeling: Any) -> Any:
     # A block has one relative position for each offset in its window: 2 * window - 1.
     tables = [state[f"blocks.{block}.attn.rel_pos_h"] for block in range(_count(state, "blocks."))]
     windows = [(table.shape[0] + 1) // 2 for table in tables]
-    return modeling.ImageEncoderViT(
+    everywhere = [block for block, window in enumerate(windows) if window == grid]
+    heads = dim // tables[0].shape[1]
+    network = modeling.ImageEncoderViT(
         img_size=grid * patch,
         patch_size=patch,
         embed_dim=dim,
         depth=len(tables),
-        num_heads=dim // tables[0].shape[1],
+        num_heads=heads,
         mlp_ratio=state["blocks.0.mlp.lin1.weight"].shape[0] / dim,
         out_chans=state["neck.0.weight"].shape[0],
         norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
         use_rel_pos=True,
         window_size=min(windows),
-        global_attn_indexes=[block for block, window in enumerate(windows) if window == grid],
+        global_attn_indexes=everywhere,
     )
+    from clickmask.segmenters._sam.attention import AttentionByHead
+
+    for block in everywhere:
+        network.blocks[block].attn = AttentionByHead(dim, heads, use_rel_pos=True, input_size=(grid, grid))
+    return network
 
 
 def _count(state: State, prefix: str) -> int:
