@@ -118,7 +118,7 @@ def encoders(all_of_them: dict[str, Sam], clock: Clock) -> tuple[list[str], list
             clock.time(f"product, {name}", product, repeat=5)
     for _ in range(ROUNDS):
         for name, each in all_of_them.items():
-            decode = functools.partial(each.candidates, embeddings[name], box, None)
+            decode = functools.partial(each.decode_from, embeddings[name], box, None)
             clock.time(f"decode, {name}", decode, repeat=5)
     rates = {name: 2e-9 * float(np.prod(GEMM)) / clock.cpu(f"product, {name}") for name in products}
     peak = max(rates.values())
@@ -255,7 +255,7 @@ def stages_of(ours: Sam, raw: bytes, size: Size) -> dict[str, tuple[Work, Work |
     image, resized = decode_image(raw), resized_size(size, 1024)
     box = Prompt(box=(0.25 * size[1], 0.25 * size[0], 0.75 * size[1], 0.75 * size[0]))
     embedding = ours.encode(image)
-    logits = ours.candidates(embedding, box, None)[0][0]
+    logits = ours.decode_from(embedding, box, None)[1][0]
     mask = logits_to_mask(logits, 1024, resized, size)
     grey = mask.view(np.uint8) * np.uint8(255)
     rle = mask_to_brush_rle(mask)
@@ -266,7 +266,7 @@ def stages_of(ours: Sam, raw: bytes, size: Size) -> dict[str, tuple[Work, Work |
             lambda: np.asarray(PillowImage.open(io.BytesIO(raw)).convert("RGB")),
         ),
         "encode": (lambda: ours.encode(image), None),
-        "decode mask": (lambda: ours.candidates(embedding, box, None), None),
+        "decode mask": (lambda: ours.decode_from(embedding, box, None), None),
         "upscale": (
             lambda: logits_to_mask(logits, 1024, resized, size),
             lambda: torch_upscale(logits, resized, size),
@@ -300,7 +300,7 @@ def side_by_side(ours: Sam) -> str:
 
         def work(end: float = end, done: list[int] = done) -> None:
             while time.perf_counter() < end:
-                ours.candidates(embedding, box, None)
+                ours.decode_from(embedding, box, None)
                 done.append(1)
 
         threads = [threading.Thread(target=work) for _ in range(count)]

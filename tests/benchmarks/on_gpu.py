@@ -91,7 +91,7 @@ def stages(ours: Sam, size: Size) -> None:
     columns = {
         "decode JPEG": lambda: decode_image(raw),
         "encode": lambda: ours.encode(image),
-        "decode mask": lambda: ours.candidates(embedding, box, None),
+        "decode mask": lambda: ours.decode_from(embedding, box, None),
         "restore an embedding": lambda: ours.restore(embedding.arrays()),
         "next click": lambda: ours.decode(embedding, box)[0].mask,
         "first click": lambda: ours.decode(ours.encode(decode_image(raw)), box)[0].mask,
