@@ -74,10 +74,17 @@ def measure_here(checkpoint: Path, folder: Path) -> dict[str, tuple[float, float
 
     class Watched(OnnxSam):
         def __init__(self, where: Path, runtimes: Runtimes) -> None:
-            with steps.step(f"{runtimes.runtime} load"):
+            self.name = runtimes.runtime
+            with steps.step(f"{self.name} load"):
                 super().__init__(where, runtimes)
-            self.encode = steps.timed(f"{runtimes.runtime} encode", super().encode)
-            self.decode = steps.timed(f"{runtimes.runtime} decode", super().decode)
+
+        def encode(self, pixels: Any) -> Any:
+            with steps.step(f"{self.name} encode"):
+                return super().encode(pixels)
+
+        def decode(self, *given: Any) -> Any:
+            with steps.step(f"{self.name} decode"):
+                return super().decode(*given)
 
     own: Any = onnx_export
     own.OnnxSam = Watched
@@ -130,7 +137,8 @@ def main() -> str:
     cells = [f"**{rows[size]['seconds']:.0f} ({rows[size]['peak']:.1f})**" for size in known]
     lines.append(f"| the export, all of it | {' | '.join(cells)} |")
     loads = ", ".join(f"{size} on {rows[size]['date']} ({rows[size]['load']:.0f})" for size in known)
-    lines += ["", f"Measured, in brackets the machine's load: {loads}."]
+    notes = [f"{rows[size]['note']}." for size in known if "note" in rows[size]]
+    lines += ["", f"Measured, in brackets the machine's load: {loads}.", *notes]
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """SAM's attention over the whole image, in less memory."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -17,7 +17,7 @@ class AttentionByHead(_encoder.Attention):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(1, n, n, C) -> (1, n, n, C)."""
         if x.device.type != "cpu":  # a GPU is faster in few large steps
-            return cast("Any", super()).forward(x)
+            return _encoder.Attention.forward(self, x)
         side, width = int(x.shape[1]), int(x.shape[3])  # numbers, so that an export holds no sums of shapes
         places, heads = side**2, int(self.num_heads)
         qkv = self.qkv(x).reshape(places, 3, heads, width // heads).permute(1, 2, 0, 3)
