@@ -340,7 +340,7 @@ def test_networks_of_1024_pixels_answer_as_torch_does_in_every_runtime(
         for exact in (True, False) if runtime == "openvino" and has_bf16() else (True,):
             ours = sam.load("vit_b", host_of(weights, Runtimes(runtime, exact=exact, folder=tmp_path)))
             found, off = compare(ours, reference)
-            assert len(found) >= 27
+            assert len(found) >= 24
             least, mean, most_off = (0.999, 0.999, 1e-4) if exact else (0.0, 0.975, 0.05)
             assert off < most_off, runtime
             assert (np.mean(found) >= mean, min(found) >= least) == (True, True), (runtime, found)
