@@ -4,7 +4,7 @@ Sizes are (height, width), points (x, y), boxes (x0, y0, x1, y1). A pixel is in 
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar, runtime_checkable
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from clickmask.errors import InvalidInput
 
+T = TypeVar("T")
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB, upright
 Mask = NDArray[np.bool_]  # (H, W), whole image
 Logits = NDArray[np.float32]  # (n, h, w), masks before thresholding at 0, in a segmenter's own frame
@@ -116,6 +117,14 @@ class Prediction:
             if self._keep:
                 self._mask = mask
             return mask
+
+
+def one_by_one(predictions: list[T]) -> Iterator[T]:
+    """Each of the predictions, or of what holds one, which are taken out of the list: masks that were read
+    are as large as the image, and several of a large one are too much at once."""
+    predictions.reverse()
+    while predictions:
+        yield predictions.pop()
 
 
 class Embedding(Protocol):

@@ -36,6 +36,7 @@ from clickmask.ingest.inbox import Inbox
 from clickmask.ingest.reader import InboxReader, IngestStatus
 from clickmask.labels.submissions import AcceptedLabel
 from clickmask.masks.controls import AS_IT_IS, Controls
+from clickmask.masks.regions import crop_mask
 from clickmask.store import Project, Store, WriteTimes
 from clickmask.store.jobs import Job
 from clickmask.training.supervisor import Supervisor
@@ -142,9 +143,9 @@ class Workbench:
             raise Busy("other images are being annotated; try again in a moment", retry_after=5.0)
         try:
             chosen = self._annotators.get(annotator)
-            image = self.images.load(ref)
-            started = time.perf_counter()
-            with waiting_elsewhere():  # it is one of few, and takes no click's place
+            # It is one of few, and takes no click's place.
+            with waiting_elsewhere(), self.images.annotating(ref) as image:
+                started = time.perf_counter()
                 found = driver.annotate(chosen, image)
         finally:
             self._annotations.release()
@@ -402,8 +403,10 @@ class Workbench:
         id = secrets.token_urlsafe(12)  # noqa: A001 - called so everywhere
 
         def look() -> Mask:
-            shown = Prediction(controls.apply(prediction.mask), prediction.score, prediction.segmenter)
+            mask = controls.apply(prediction.mask)
+            kept = crop_mask(mask).whole
+            shown = Prediction(kept, prediction.score, prediction.segmenter, keep=False)
             self.store.remember_soon(id, identity.digest, prompt, shown)
-            return shown.mask
+            return mask
 
         return Proposal(id, identity.digest, Prediction(look, prediction.score, prediction.segmenter))

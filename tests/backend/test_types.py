@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from clickmask.errors import InvalidInput
-from clickmask.types import ImageRef, Mask, Prediction, Prompt
+from clickmask.masks.regions import crop_mask
+from clickmask.types import ImageRef, Mask, Prediction, Prompt, one_by_one
 
 SIZE = (30, 40)
 
@@ -113,3 +115,21 @@ def test_a_mask_that_could_not_be_computed_is_tried_again() -> None:
     with pytest.raises(MemoryError):
         _ = prediction.mask
     assert prediction.mask.sum() == 3
+
+
+def test_a_cropped_mask_is_whole_when_it_is_read_and_not_kept() -> None:
+    mask = np.zeros((50, 70), np.bool_)
+    mask[10:14, 20:25] = True
+    cropped = crop_mask(mask)
+    assert (cropped.part.shape, cropped.top, cropped.left) == ((4, 5), 10, 20)
+    prediction = Prediction(cropped.whole, 0.5, "drawn", keep=False)
+    np.testing.assert_array_equal(prediction.mask, mask)
+    assert prediction.mask is not prediction.mask
+    assert not crop_mask(np.zeros((5, 7), np.bool_)).whole().any()
+
+
+def test_masks_that_were_read_are_let_go_one_by_one() -> None:
+    predictions = [Prediction(lambda: np.zeros((5, 7), np.bool_), 0.1 * each, "drawn") for each in range(3)]
+    masks = [weakref.ref(each.mask) for each in one_by_one(predictions)]
+    assert [mask() is None for mask in masks] == [True, True, True]
+    assert not predictions

@@ -1,6 +1,6 @@
-"""`clickmask serve` that takes a random checkpoint for the official one of sam:vit_b.
+"""`clickmask serve` that takes random checkpoints for the official ones of a segmenter.
 
-`python -m support.serve_checkpoint FILE SHA256 [OPTION ...]`; everything else is the real command line.
+`python -m support.serve_checkpoint SEGMENTER FILE,... [OPTION ...]`; all else is the real command line.
 """
 
 from __future__ import annotations
@@ -19,21 +19,29 @@ SEGMENTER = "sam:vit_b"
 TESTS = Path(__file__).parent.parent
 
 
-def server_of(checkpoint: Path, home: Path, **environment: str) -> Server:
-    """The server as a process of its own; the caller stops it."""
-    with checkpoint.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    program = ("-m", "support.serve_checkpoint", str(checkpoint), sha256)
+def server_of(
+    checkpoint: Path, home: Path, *beside: Path, segmenter: str = SEGMENTER, **environment: str
+) -> Server:
+    """The server as a process of its own; the caller stops it. `beside` are the checkpoint's other files."""
+    files = ",".join(str(each) for each in (checkpoint, *beside))
+    program = ("-m", "support.serve_checkpoint", segmenter, files)
     return Server(home, {"PYTHONPATH": str(TESTS), **environment}, [], program)
 
 
+def _published(file: Path, beside: tuple[Checkpoint, ...] = ()) -> Checkpoint:
+    """The file as if it were published."""
+    with file.open("rb") as opened:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    return Checkpoint(f"https://127.0.0.1/{file.name}", file.stat().st_size, sha256, "none", beside)
+
+
 def main() -> None:
-    checkpoint, sha256 = Path(sys.argv[1]), sys.argv[2]
-    address = f"https://127.0.0.1/{checkpoint.name}"
-    entry = Checkpoint(address, checkpoint.stat().st_size, sha256, "none")
-    weights = WeightsFolder(checkpoint.parent, checkpoints={SEGMENTER: entry})
+    segmenter, files = sys.argv[1:3]
+    checkpoint, *beside = (Path(each) for each in files.split(","))
+    entry = _published(checkpoint, tuple(_published(each) for each in beside))
+    weights = WeightsFolder(checkpoint.parent, checkpoints={segmenter: entry})
     setattr(Home, "weights", weights)  # noqa: B010 - in place of the property
-    cli.app(["serve", "--segmenter", SEGMENTER, *sys.argv[3:]])
+    cli.app(["serve", "--segmenter", segmenter, *sys.argv[3:]])
 
 
 if __name__ == "__main__":

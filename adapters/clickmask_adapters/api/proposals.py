@@ -12,7 +12,7 @@ from clickmask.masks.polygons import group_rings
 from clickmask.masks.regions import mask_area, mask_box
 from clickmask.masks.rle import mask_to_rle, rle_to_mask
 from clickmask.masks.simplify import simplify_mask
-from clickmask.types import ImageRef, Mask, Prediction, Prompt, Size
+from clickmask.types import ImageRef, Mask, Prediction, Prompt, Size, one_by_one
 from clickmask.workbench import Workbench
 from clickmask_adapters.api import json_response
 from clickmask_adapters.server.openapi import EXAMPLE_PNG, IMAGE_ERRORS, raises
@@ -268,10 +268,14 @@ def router(workbench: Workbench, settings: Settings) -> APIRouter:
         prompt = Prompt(tuple(given.foreground), tuple(given.background), given.box, mask)
         controls = Controls(**asked.controls.model_dump())
         made = workbench.propose(ref, prompt, asked.segmenter, controls=controls)
-        first = made[0].prediction
-        image = _image(made[0].digest, first.mask.shape)
-        found = [{"id": each.id} | _described(each.prediction, asked, settings.min_iou) for each in made]
-        return json_response({"image": image, "segmenter": first.segmenter, "proposals": found})
+        segmenter, first = made[0].prediction.segmenter, made[0].prediction.mask
+        image = _image(made[0].digest, first.shape)
+        del first  # as below
+        found = [
+            {"id": each.id} | _described(each.prediction, asked, settings.min_iou)
+            for each in one_by_one(made)
+        ]
+        return json_response({"image": image, "segmenter": segmenter, "proposals": found})
 
     @routes.post(
         "/annotations",

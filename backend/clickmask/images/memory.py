@@ -4,7 +4,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Self
 
 from clickmask.caches import waiting_elsewhere
@@ -80,6 +81,17 @@ class MemoryBudget:
                 self._changed.notify_all()
             self._held += count - (before or 0)
             self._taken += before is None
+
+    @contextmanager
+    def lend(self, count: int) -> Generator[None]:
+        """Hold `count` bytes, and no place, for a while. Raises what `take` raises."""
+        self.take(count, 0)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= count
+                self._changed.notify_all()
 
     def give_back(self, count: int, kept: Pixels | None = None) -> None:
         """Give back a place, and `count` bytes. Those of `kept` follow when nobody has the array any more."""

@@ -1,9 +1,10 @@
 """Images by reference. Each is fetched and decoded once, and kept while there is room."""
 
 import hashlib
+import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from clickmask.caches import Lru, SingleFlight
@@ -17,6 +18,7 @@ from clickmask.types import Image, ImageRef, Size
 MAX_KNOWN_IMAGES = 20_000  # entries in each map from a key to an identity; about 300 bytes each
 MAX_DECODES = 4  # at once
 ENCODED_BYTES = 256 * 2**20  # of files that are being read or decoded, or more if one may be larger
+ANNOTATING_BYTES = 6  # for each pixel: its class, whether it is of one class, and the number of its part
 MAX_ENCODED = 256  # such files at once
 Context = AbstractContextManager[None]
 _GONE = "the image is not known here any more: send the image again"
@@ -70,6 +72,7 @@ class ImageSource:
         self._loading = SingleFlight[Image]()
         self._decoding = SingleFlight[Image]()
         self._decoded = MemoryBudget(decode_bytes, MAX_DECODES, self._images.drop_oldest)
+        self._gathering = threading.Lock()
         self._encoded = MemoryBudget(max(ENCODED_BYTES, limits.max_bytes * 5 // 4), MAX_ENCODED)
 
     def identify(self, ref: ImageRef) -> ImageIdentity:
@@ -127,6 +130,16 @@ class ImageSource:
         key = _key(ref)
         with self._at(ref) as fetching:
             return self._loading.run(key, lambda: self._load_again(ref, key, fetching))
+
+    @contextmanager
+    def annotating(self, ref: ImageRef) -> Generator[Image]:
+        """The image that `ref` shows now, with the memory that work on all of its pixels takes. Raises what
+        `load` raises, Busy, and TooLarge if there can never be as much."""
+        with ExitStack() as held:
+            with self._gathering:  # two that each had half of what they need would wait for each other
+                image = self.load(ref)
+                held.enter_context(self._decoded.lend(ANNOTATING_BYTES * image.size[0] * image.size[1]))
+            yield image
 
     def load_bytes(self, raw: bytes) -> Image:
         """The image in `raw`, decoded unless its pixels are kept."""

@@ -1,5 +1,6 @@
 """Pixel regions of a mask: area, box, IoU, size, parts, specks, pinholes. See `polygons` for connectivity."""
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import cv2
@@ -38,6 +39,9 @@ def draw_above(values: Floats, threshold: float, mask: Mask) -> None:
     """Set `mask` (H, W), a view perhaps, where `values` (h, w), brought to its size, are above `threshold`:
     bilinear, pixel centres on pixel centres."""
     height, width = mask.shape
+    if height > PIXELS_AT_ONCE:  # then a single column is too much
+        values, mask = np.ascontiguousarray(values.T), mask.T
+        height, width = mask.shape
     step = max(1, PIXELS_AT_ONCE // height)
     if step < width:  # along the rows first, then a few columns at a time
         wide = cv2.resize(values, (width, values.shape[0]), interpolation=cv2.INTER_LINEAR)
@@ -47,6 +51,13 @@ def draw_above(values: Floats, threshold: float, mask: Mask) -> None:
         some = values[:, left : left + step] if step < width else values
         resized = cv2.resize(some, (part.shape[1], height), interpolation=cv2.INTER_LINEAR)
         np.greater(resized, threshold, out=part)
+
+
+def mask_above(values: Floats, threshold: float, size: Size) -> Mask:
+    """A new mask of `size`, as `draw_above` draws it."""
+    mask = np.empty(size, np.bool_)
+    draw_above(values, threshold, mask)
+    return mask
 
 
 def mask_coverage(mask: Mask, size: Size) -> Floats:
@@ -95,6 +106,31 @@ def box_slices(mask: Mask) -> tuple[slice, slice]:
     """The rows and columns of the mask's box, empty slices for an empty mask."""
     x0, y0, x1, y1 = mask_box(mask) or (0, 0, 0, 0)
     return slice(int(y0), int(y1)), slice(int(x0), int(x1))
+
+
+@dataclass(frozen=True, eq=False)
+class CroppedMask:
+    """A mask of an image of `size` of which only a part is kept: nothing is set outside of it."""
+
+    part: Mask
+    top: int
+    left: int
+    size: Size
+
+    def whole(self) -> Mask:
+        """The mask of the whole image, a new array."""
+        mask = np.zeros(self.size, np.bool_)
+        height, width = self.part.shape
+        mask[self.top : self.top + height, self.left : self.left + width] = self.part
+        return mask
+
+
+def crop_mask(mask: Mask) -> CroppedMask:
+    """`mask`, cropped to its box: a copy, unless that would save less than half."""
+    rows, columns = box_slices(mask)
+    part = mask[rows, columns]
+    part = part.copy() if 2 * part.size < mask.size else part
+    return CroppedMask(part, rows.start, columns.start, (mask.shape[0], mask.shape[1]))
 
 
 def _shrunk(values: NDArray[Any], size: Size) -> Floats:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.inference.sessions import Session, open_session
+from clickmask.masks.regions import PIXELS_AT_ONCE
 from clickmask.types import Pixels, Size
 
 PIXELS, LOGITS = "pixels", "logits"  # tensors of the ONNX file: (1, 3, H, W) in [0, 1] -> (1, K, H, W)
@@ -19,10 +20,10 @@ MAX_SIDE_PX = 1536  # larger pictures are trained on and predicted at this size,
 
 
 class Labelling(NamedTuple):
-    """The class of each pixel, and the network's probability for it."""
+    """The class of each pixel, and the network's probability for it where the network has seen it."""
 
     classes: NDArray[np.uint8]  # (H, W); 0 is the background, k is the k-th category
-    confidence: NDArray[np.float32]  # (H, W) in [0, 1]
+    confidence: NDArray[np.float32]  # (h, w) in [0, 1], at the working size
 
 
 class Labeller:
@@ -44,12 +45,7 @@ class Labeller:
         confidence: NDArray[np.float32] = np.float32(1) / total
         if size == shown:
             return Labelling(logits.argmax(axis=0).astype(np.uint8), confidence)
-        classes, best = np.zeros(shown, np.uint8), np.full(shown, -math.inf, np.float32)
-        for number, plane in enumerate(logits):  # one by one, to save memory
-            there = _resized(plane, shown)
-            classes[there > best] = number
-            np.maximum(best, there, out=best)
-        return Labelling(classes, _resized(confidence, shown))
+        return Labelling(_enlarged_classes(logits, shown), confidence)
 
 
 def working_size(size: Size) -> Size:
@@ -85,5 +81,22 @@ def open_labeller(network: Path | bytes, threads: int | None = None) -> Labeller
     return Labeller(open_session(network, "onnxruntime", threads=threads))
 
 
-def _resized(plane: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
-    return np.asarray(cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
+def _enlarged_classes(logits: NDArray[np.float32], size: Size) -> NDArray[np.uint8]:
+    """The class of each pixel of an image of `size` from (K, h, w) `logits`: bilinear, pixel centres on pixel
+    centres, a few rows at a time, so that it takes little more memory than the classes."""
+    classes = np.zeros(size, np.uint8)
+    step = max(1, PIXELS_AT_ONCE // size[1])
+    at = ((np.arange(size[0]) + 0.5) * logits.shape[1] / size[0] - 0.5).clip(0, logits.shape[1] - 1)
+    above = at.astype(np.intp)
+    below, weight = np.minimum(above + 1, logits.shape[1] - 1), (at - above).astype(np.float32)[:, None]
+    for top in range(0, size[0], step):
+        rows = slice(top, top + step)
+        part = classes[rows]
+        best = np.full(part.shape, -math.inf, np.float32)
+        for number, plane in enumerate(logits):
+            mixed = plane[above[rows]] * (1 - weight[rows]) + plane[below[rows]] * weight[rows]
+            wide = cv2.resize(mixed, (size[1], len(mixed)), interpolation=cv2.INTER_LINEAR)
+            there = np.asarray(wide, np.float32)
+            part[there > best] = number
+            np.maximum(best, there, out=best)
+    return classes

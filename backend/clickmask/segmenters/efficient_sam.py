@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from clickmask.inference.catalogue import Host
 from clickmask.inference.sessions import EncodesOnCpu, Session
-from clickmask.masks.regions import mask_box, mask_coverage
+from clickmask.masks.regions import mask_above, mask_box, mask_coverage
 from clickmask.plugins import About, Checkpoint, Variant
 from clickmask.segmenters._sam.frame import agreement
-from clickmask.types import Image, Logits, Mask, Point, Prediction, Prompt, Size
+from clickmask.types import Image, Pixels, Point, Prediction, Prompt, Size
 
 _RELEASE = "https://github.com/labelmeai/efficient-sam/releases/download/onnx-models-20231225/"
 _PUBLISHED = {  # by variant: parameters; of the encoder and of the decoder: bytes, SHA-256
@@ -74,10 +73,7 @@ class EfficientSam(EncodesOnCpu):
         self._encoder, self._decoder = encoder, decoder
 
     def encode(self, image: Image) -> EfficientSamEmbedding:
-        # As its preprocessing: in float, bilinear, and without antialiasing.
-        pixels = image.pixels.astype(np.float32) / 255
-        square = np.asarray(cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR), np.float32)
-        chw = np.ascontiguousarray(square.transpose(2, 0, 1)[None])
+        chw = np.ascontiguousarray(stretched(image.pixels).transpose(2, 0, 1)[None])
         (features,) = self._encoder.run({"batched_images": chw}).values()
         return _embedding(features, image.size)
 
@@ -118,10 +114,22 @@ class EfficientSam(EncodesOnCpu):
             given = mask_coverage(prompt.mask, (LOW_SIDE, LOW_SIDE)) > 0.5
             ranks = ranks - agreement(masks > 0, given)
         return [
-            Prediction(partial(_enlarge, masks[index], size), float(scores[index]), self.name)
+            Prediction(partial(mask_above, masks[index], 0.0, size), float(scores[index]), self.name)
             for index in np.argsort(ranks, kind="stable")
             if wrong[index] == min(wrong)
         ]
+
+
+def stretched(pixels: Pixels) -> NDArray[np.float32]:
+    """(SIDE, SIDE, 3) `pixels` in [0, 1], stretched like the network's preprocessing: in float, bilinear and
+    without antialiasing. Only the pixels that count are read, since a large image in float is gigabytes."""
+    (top, bottom, down), (left, right, across) = (_neighbours(length) for length in pixels.shape[:2])
+    down, across = down[:, None, None], across[:, None]
+    upper, lower = (
+        pixels[rows[:, None], left] * (1 - across) + pixels[rows[:, None], right] * across
+        for rows in (top, bottom)
+    )
+    return (upper * (1 - down) + lower * down) / np.float32(255)
 
 
 def missing(variant: str, host: Host) -> str:
@@ -149,14 +157,17 @@ def _embedding(features: NDArray[np.float32], size: Size) -> EfficientSamEmbeddi
     return EfficientSamEmbedding(features, size)
 
 
+def _neighbours(length: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """For each of SIDE pixels along an axis of `length` the two pixels around its centre, and the second's
+    weight."""
+    at = ((np.arange(SIDE) + 0.5) * length / SIDE - 0.5).clip(0, length - 1)
+    first = at.astype(np.intp)
+    return first, np.minimum(first + 1, length - 1), (at - first).astype(np.float32)
+
+
 def _to_low(points: list[Point] | tuple[Point, ...], size: Size) -> NDArray[np.float32]:
     """(N, 2) points of an image of `size` in pixels of the decoder's logits, as the decoder takes them: it
     scales them to SIDE and adds half a pixel."""
     scale = np.array([SIDE / size[1], SIDE / size[0]])
     at_full = np.asarray(points, np.float64).reshape(-1, 2) * scale - 0.5
     return (at_full * (LOW_SIDE / SIDE)).astype(np.float32)
-
-
-def _enlarge(logits: Logits, size: Size) -> Mask:
-    """Where (h, w) logits, stretched to `size`, are positive."""
-    return np.asarray(cv2.resize(logits, size[::-1], interpolation=cv2.INTER_LINEAR)) > 0

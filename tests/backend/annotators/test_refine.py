@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -86,20 +87,31 @@ def test_nothing_found_needs_no_embedding() -> None:
 
 @given(st.integers(0, 59), st.integers(0, 79), st.integers(1, 60), st.integers(1, 80))
 def test_of_two_the_kept_one_never_has_less_of_an_edge(top: int, left: int, high: int, wide: int) -> None:
-    strengths = edge_strengths(picture().pixels)
+    pixels = picture().pixels
     answer = rectangle(SIZE, (left, top, min(left + wide, 80), min(top + high, 60)))
-    kept = better(SMALLER, answer, strengths)
-    assert along(kept, strengths) >= along(SMALLER, strengths)
+    kept = better(SMALLER, answer, pixels)
+    assert along(kept, pixels) >= along(SMALLER, pixels)
     assert mask_iou(kept, SMALLER) >= SAME_OBJECT
 
 
 def test_the_sides_of_the_image_are_no_outline() -> None:
-    strengths = edge_strengths(picture().pixels)
-    assert along(np.ones(SIZE, bool), strengths) == 0.0
+    pixels = picture().pixels
+    assert along(np.ones(SIZE, bool), pixels) == 0.0
     half = rectangle(SIZE, (0, 0, 40, 60))
     column = np.zeros(SIZE, bool)
     column[:, 39] = True
-    assert along(half, strengths) == pytest.approx(strengths[column].mean())
+    assert along(half, pixels) == pytest.approx(edge_strengths(pixels)[column].mean())
+
+
+@pytest.mark.parametrize("rows", [1, 7, 60])
+def test_an_outline_is_as_strong_if_it_is_looked_at_a_few_rows_at_a_time(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+    monkeypatch.setattr("clickmask.annotators.trained.PIXELS_AT_ONCE", 8 * SIZE[1] * rows)
+    for mask in (OBJECT, SMALLER | rectangle(SIZE, (60, 0, 80, 20)), ~OBJECT):
+        outline = mask & ~cv2.erode(mask.view(np.uint8), np.ones((3, 3), np.uint8), borderValue=1).view(bool)
+        assert along(mask, pixels) == pytest.approx(edge_strengths(pixels)[outline].mean())
 
 
 def serve(models: ProjectModels) -> None:

@@ -183,6 +183,17 @@ def test_an_image_that_somebody_works_on_does_not_make_room() -> None:
     assert source.load_bytes(raw[1]).size == (400, 400)
 
 
+def test_what_is_lent_for_work_is_counted_and_takes_no_place() -> None:
+    budget = MemoryBudget(1600, 1, patience=0.0)
+    with budget.lend(900):
+        assert budget.held == 900
+        with budget.room() as room:
+            room.require(50)  # the only place is free
+        with pytest.raises(Busy), budget.lend(700):
+            pass
+    assert budget.held == 0
+
+
 def test_only_a_few_are_decoded_at_once_and_one_place_is_for_small_images() -> None:
     budget = MemoryBudget(1600, places=2, patience=0.0)
     large, small, none = budget.room(), budget.room(), budget.room()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,17 @@ def test_the_encoder_sees_the_stretched_image_in_floats(segmenter: EfficientSam)
         expected = Encoder()(raw).numpy()
     found = segmenter.encode(image).features
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_large_image_is_stretched_in_little_memory(segmenter: EfficientSam) -> None:
+    pixels = np.broadcast_to(np.uint8(7), (8000, 9000, 3))
+    tracemalloc.start()
+    try:
+        stretched = efficient_sam.stretched(pixels)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * stretched.nbytes < pixels.size  # in float it would be four times that
 
 
 def test_background_points_choose_among_the_candidates(segmenter: EfficientSam) -> None:

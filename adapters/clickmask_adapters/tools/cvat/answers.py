@@ -11,22 +11,23 @@ import orjson
 from clickmask.masks.polygons import ring_area
 from clickmask.masks.regions import mask_area
 from clickmask.masks.simplify import simplify_mask
-from clickmask.types import Mask, Prediction, Size
+from clickmask.types import Mask, Prediction, Size, one_by_one
 from clickmask_adapters.tools.cvat import mask_points
 
 CONFIDENCE = 0  # the attribute that CVAT's slider filters by
 MIN_PART_SHARE = 0.01  # of a detected mask's area; smaller parts get no shape
 
 
-def shapes_reply(found: Sequence[Prediction]) -> bytes:
-    """One shape per mask that is not empty, with the confidence that CVAT's slider filters by."""
+def shapes_reply(found: list[Prediction]) -> bytes:
+    """One shape per mask that is not empty, with the confidence that CVAT's slider filters by. Empties the
+    list."""
     shapes = [
         {
             "type": "mask",
             "points": mask_points.mask_to_points(prediction.mask),
             "attributes": [{"spec_id": CONFIDENCE, "value": f"{prediction.score:.4f}"}],
         }
-        for prediction in found
+        for prediction in one_by_one(found)
         if prediction.mask.any()
     ]
     return orjson.dumps({"shapes": shapes})

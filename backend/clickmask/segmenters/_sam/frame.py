@@ -8,9 +8,10 @@ from typing import NamedTuple, cast
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as PillowImage
 
 from clickmask.masks.regions import mask_coverage, mask_iou
-from clickmask.types import Logits, Mask, Point, Size
+from clickmask.types import Logits, Mask, Pixels, Point, Size
 
 Floats = NDArray[np.float32]
 Maps = Mapping[str, Floats]  # what an image encoder gives: (C, h, w) by name
@@ -19,6 +20,7 @@ Indices = NDArray[np.int64]
 MASK_PROMPT_LOGIT = 8.0  # logit inside a given mask, its negative outside; SAM's own reach this
 OUTLINE_ERRORS = (-5.0, -2.5, 0.0, 2.5, 5.0)  # cells of a decoder's logits
 CELLS_AT_ONCE = 2048  # a batch whose arrays stay in the processor's cache and reuse warm memory
+PIXELS_AT_ONCE = 2**19  # of those cells, which are large in a large image, at 40 bytes each
 
 
 class SamPrompt(NamedTuple):
@@ -36,6 +38,14 @@ def resized_size(size: Size, side: int) -> Size:
     scale = side / max(size)
     height, width = (max(1, int(length * scale + 0.5)) for length in size)
     return height, width
+
+
+def resized_pixels(pixels: Pixels, resized: Size) -> Pixels:
+    """`pixels` at the size `resized` by Pillow's antialiased filter, like the reference: OpenCV's give other
+    pixels. One colour at a time, since Pillow copies each pixel of three bytes into four."""
+    colours = (PillowImage.fromarray(np.asarray(cv2.extractChannel(pixels, band))) for band in range(3))
+    small = [each.resize(resized[::-1], PillowImage.Resampling.BILINEAR) for each in colours]
+    return np.stack([np.asarray(each) for each in small], axis=-1)
 
 
 def mask_to_logits(mask: Mask, side: int) -> Logits:
@@ -161,8 +171,9 @@ def _interpolate(source: Floats, cells: Indices, down: Taps, across: Taps, mask:
     kinds = heights * base + widths
     for kind in np.flatnonzero(np.bincount(kinds)):
         alike, (high, wide) = np.flatnonzero(kinds == kind), divmod(int(kind), base)
-        for start in range(0, len(alike), CELLS_AT_ONCE):
-            some = alike[start : start + CELLS_AT_ONCE]
+        step = max(1, min(CELLS_AT_ONCE, PIXELS_AT_ONCE // max(1, high * wide)))
+        for start in range(0, len(alike), step):
+            some = alike[start : start + step]
             row, left = rows[some], columns[some]  # (n,)
             y = tops[row] + np.arange(high)[:, None]  # (k, n)
             x = lefts[left] + np.arange(wide)[:, None]  # (l, n)

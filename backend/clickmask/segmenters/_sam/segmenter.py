@@ -10,7 +10,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
 
 from clickmask.inference.refinement import replay
 from clickmask.inference.sessions import usable_cores
@@ -92,10 +91,8 @@ class Sam:
         return self._networks.runs_on
 
     def encode(self, image: Image) -> SamEmbedding:
-        height, width = frame.resized_size(image.size, self._networks.side)
-        # Pillow's antialiased filter, like the reference: OpenCV's filters give other pixels.
-        small = PillowImage.fromarray(image.pixels).resize((width, height), PillowImage.Resampling.BILINEAR)
-        return self._embedding(self._networks.encode(np.asarray(small)), image.size)
+        resized = frame.resized_size(image.size, self._networks.side)
+        return self._embedding(self._networks.encode(frame.resized_pixels(image.pixels, resized)), image.size)
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> SamEmbedding:
         """The embedding that `arrays` were stored from; they may be rounded to half precision. Raises
