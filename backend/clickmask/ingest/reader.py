@@ -17,7 +17,8 @@ from clickmask.store import FailedEvent, Store
 log = logging.getLogger(__name__)
 
 # Errors after which an event is tried again: short memory and a full disk pass too.
-RETRYABLE = (Busy, ImageUnavailable, ToolUnavailable, MemoryError, OSError)
+RETRYABLE = (Busy, ImageUnavailable, StoreUnavailable, ToolUnavailable, MemoryError, OSError)
+MAX_HOLD_UPS = 6  # tries, in half a minute, of an event that cannot be stored, before the others go on
 MIN_RETRY_S = 10.0  # before the second attempt; each further wait doubles, up to MAX_RETRY_S
 MAX_RETRY_S = 3600.0
 MAX_ATTEMPTS = 32  # about a day
@@ -44,7 +45,8 @@ class InboxReader:
     An event that fails is set aside, and the others go on. If the reason may pass, it is retried for a day;
     otherwise once after a restart, when settings may be corrected. If the reader itself fails, such as
     without the store, everything waits: `trouble` says why, `failures` counts, and it tries again ever more
-    rarely."""
+    rarely. If only one event cannot be stored, such as for its image's folder, the others go on after
+    MAX_HOLD_UPS tries, and it is retried for ever."""
 
     def __init__(
         self,
@@ -63,6 +65,7 @@ class InboxReader:
         """Why events wait, as a sentence; empty while they are read."""
         self.failures = 0
         """How often reading failed since the start."""
+        self._held_up = 0, 0  # by the event, so many times
         self._newest_before = inbox.newest
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="inbox-reader", daemon=True)
@@ -151,7 +154,8 @@ class InboxReader:
         return True
 
     def _apply(self, event: Event, attempts: int) -> FailedEvent | None:
-        """Store the event's labels. Returns its failure, if any. Raises StoreUnavailable."""
+        """Store the event's labels. Returns its failure, if any. Raises StoreUnavailable for the first tries
+        of a new event: mostly the whole store is away."""
         tool = self._tools.get(event.source)
         if tool is None:
             return None  # the tool has no labels to give
@@ -170,8 +174,12 @@ class InboxReader:
                     lost += time.monotonic() - began
                     if cut := lost > MAX_IMAGE_WAIT_S:
                         break
-        except StoreUnavailable:
-            raise
+        except StoreUnavailable as error:
+            last, times = self._held_up
+            self._held_up = event.id, times + 1 if last == event.id else 1
+            if not attempts and self._held_up[1] < MAX_HOLD_UPS:
+                raise
+            failed.append(error)
         except BaseException as error:  # noqa: BLE001  # events behind it must be read in any case
             failed.append(error)
         if not failed:
@@ -181,8 +189,9 @@ class InboxReader:
                 log.error("a part of event %d of %s failed", event.id, event.source, exc_info=error)
         worst = next((error for error in failed if isinstance(error, RETRYABLE)), failed[0])
         retry_at: float | None = None
-        if (cut or isinstance(worst, RETRYABLE)) and attempts + 1 < MAX_ATTEMPTS:
-            retry_at = self._clock() + min(MIN_RETRY_S * 2**attempts, MAX_RETRY_S)
+        patient = attempts + 1 < MAX_ATTEMPTS or isinstance(worst, StoreUnavailable)
+        if (cut or isinstance(worst, RETRYABLE)) and patient:
+            retry_at = self._clock() + min(MIN_RETRY_S * 2 ** min(attempts, MAX_ATTEMPTS), MAX_RETRY_S)
         reason = str(worst)
         if not isinstance(worst, ClickmaskError):  # its own text may contain paths
             kind = type(worst).__name__

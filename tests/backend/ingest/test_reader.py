@@ -334,6 +334,42 @@ def test_while_the_store_is_away_everything_waits(
     assert tasks_of(store) == ["1"]
 
 
+def test_an_event_that_alone_cannot_be_stored_lets_the_others_go_on(
+    open_reader: Open, store: Store, inbox: Inbox, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept, tries = store.accept, list[str]()
+
+    def broken(change: Submission, *arguments: Any) -> bool:
+        tries.append(change.task)
+        if change.task == "1":
+            raise StoreUnavailable("the folder of its image cannot be written")
+        return accept(change, *arguments)
+
+    monkeypatch.setattr(inbox_reader, "MIN_PAUSE_S", 0.001)
+    monkeypatch.setattr(store, "accept", broken)
+    for task in ("1", "2"):
+        inbox.keep(TOOL, event(submitted(box(), task=task, annotation=task)))
+    reader = open_reader()
+    until(lambda: tasks_of(store) == ["2"])
+    assert tries[: inbox_reader.MAX_HOLD_UPS] == ["1"] * inbox_reader.MAX_HOLD_UPS
+    for attempts in (1, 2, 3):
+        until(lambda attempts=attempts: reader.status().newest_set_aside[0].attempts == attempts)
+        clock.now += MAX_RETRY_S
+        inbox.arrived.set()
+    assert reader.status().newest_set_aside[0].reason == "the folder of its image cannot be written"
+    until(lambda: reader.status().newest_set_aside[0].attempts == 4)
+    store.defer(inbox.id, reader.status().newest_set_aside[0]._replace(attempts=10**4))  # after a year
+    clock.now += MAX_RETRY_S
+    inbox.arrived.set()
+    until(lambda: reader.status().newest_set_aside[0].attempts == 10**4 + 1)
+    assert reader.status().newest_set_aside[0].retry_at == clock.now + MAX_RETRY_S
+    monkeypatch.setattr(store, "accept", accept)
+    clock.now += MAX_RETRY_S
+    inbox.arrived.set()
+    until(lambda: tasks_of(store) == ["1", "2"])
+    until(lambda: not reader.trouble)
+
+
 @pytest.mark.parametrize(
     "error",
     [

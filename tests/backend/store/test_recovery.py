@@ -85,6 +85,42 @@ def test_labels_with_a_damaged_page_go_together_and_all_else_is_read_back(path: 
     assert "could not be read back: accepted labels; " in said
 
 
+@pytest.mark.parametrize("column", ["category", "counts", "geometry"])
+def test_a_label_whose_text_is_damaged_costs_its_own_annotation_alone(path: Path, column: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        (revision,) = connection.execute("SELECT revision FROM labels LIMIT 1").fetchone()
+        connection.execute(
+            f"UPDATE labels SET {column} = CAST(X'63FF74' AS TEXT) WHERE revision = ?", [revision]
+        )
+        connection.commit()
+    damage.flipped(pages_of(path, "annotations_of_task")[0])(path)
+    damaged = DamagedFiles(path.parent)
+    mend_store(path, damaged)
+    (said,) = (each.sentence for each in damaged.all())
+    assert "These could not be read back: 1 of the accepted labels; " in said
+    with closing(Store(path)) as store:
+        assert len(store.labels(TOOL, "1", all_annotations=True)) == 59
+        assert store.read_to("an inbox") == 0  # which brings it back
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute(
+            "SELECT count(*) FROM labels WHERE revision = ?", [revision]
+        ).fetchone() == (0,)
+
+
+def test_an_annotation_or_a_setting_whose_text_is_damaged_costs_no_other(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE annotations SET author = CAST(X'FF' AS TEXT) WHERE task = '7'")
+        connection.execute("UPDATE projects SET title = CAST(X'FF' AS TEXT)")
+        connection.commit()
+    damage.flipped(pages_of(path, "annotations_of_task")[0])(path)
+    damaged = DamagedFiles(path.parent)
+    mend_store(path, damaged)
+    with closing(Store(path)) as store:
+        assert len(store.labels(TOOL, "1", all_annotations=True)) == 59
+    (said,) = (each.sentence for each in damaged.all())
+    assert "1 of the projects, 1 of the accepted labels" in said
+
+
 def test_a_damaged_index_costs_no_label(path: Path) -> None:
     damage.flipped(pages_of(path, "annotations_of_task")[0])(path)
     labels, segmenter, said = mended(path)

@@ -102,7 +102,10 @@ def submissions(content: JobContent) -> list[Submission | Unreadable]:
     shapes, incomplete = _shapes(content.annotations, first, last)
     number, updated_at = as_id(job.get("id"), "the id of a job"), timestamp(job)
     found: list[Submission | Unreadable] = []
-    for frame in frames(content):
+    for frame in _described(content):
+        if isinstance(frame, Unreadable):
+            found.append(Unreadable(f"job {number}, {frame.reason}"))
+            continue
         drawn = shapes[frame.number]
         unclear = frame.deleted or frame.number in incomplete or (frame.of_video and not drawn)
         skipped = unclear or is_rejected(job)
@@ -142,7 +145,13 @@ def frame_address(job: int, frame: int) -> str:
 
 
 def frames(content: JobContent) -> Iterator[Frame]:
-    """The frames of the job, which may have gaps. A video is described once for all its frames."""
+    """The frames of the job, which may have gaps, without those of impossible size. Raises InvalidRequest."""
+    return (each for each in _described(content) if isinstance(each, Frame))
+
+
+def _described(content: JobContent) -> Iterator[Frame | Unreadable]:
+    """The frames of the job. One of impossible size is Unreadable. A video is described once for all its
+    frames; if its size is impossible, InvalidRequest is raised."""
     (first, last), meta = _range(job := content.job), content.meta
     described = meta["frames"]
     is_video = job["media_type"] == "video" if job.get("media_type") else job.get("mode") == "interpolation"
@@ -159,7 +168,13 @@ def frames(content: JobContent) -> Iterator[Frame]:
         path = PurePosixPath(about["name"])
         name = f"{path.stem}-{number:06d}.png" if of_video else path.name
         known_as = f"frame_{number:06d}.png" if of_video else about["name"]
-        size = as_size(about["height"], about["width"])
+        try:
+            size = as_size(about["height"], about["width"])
+        except InvalidRequest as error:
+            if of_video:
+                raise
+            yield Unreadable(f"frame {number}: {error}")
+            continue
         yield Frame(number, name, known_as, size, number in deleted, of_video)
 
 

@@ -102,6 +102,22 @@ def test_deleted_frames_are_skipped(cvat: CvatServer) -> None:
     assert not deleted.regions
 
 
+def test_a_frame_of_impossible_size_is_named_and_the_others_are_read(cvat: CvatServer) -> None:
+    cvat.add_job(3, frames=[picture(), picture(80), picture(90)])
+    for frame in range(3):
+        cvat.draw(3, "rectangle", [10, 10, 30, 20], frame=frame)
+    for height in (0, -1, 10**9, "60", None):
+        cvat.metas[3]["frames"][1]["height"] = height
+        judged = content(cvat, 3)
+        judged.job.update(state="completed", stage="acceptance")
+        first, damaged, last = submissions(judged)
+        assert isinstance(first, Submission) and isinstance(last, Submission)
+        assert [(each.item, len(each.regions)) for each in (first, last)] == [(0, 1), (2, 1)]
+        assert isinstance(damaged, Unreadable)
+        assert damaged.reason.startswith("job 3, frame 1: ")
+        assert [frame.number for frame in frames(judged)] == [0, 2]
+
+
 def test_frames_of_a_video_share_a_description_and_get_names_of_their_own(cvat: CvatServer) -> None:
     cvat.add_job(3, frames=[picture(), picture(80)], first=10, mode="interpolation")
     cvat.metas[3]["frames"] = [{"name": "clips/walk.mp4", "width": 80, "height": 60}]
@@ -212,7 +228,7 @@ def test_a_job_that_nobody_has_thought_of_is_unreadable(
         raise RuntimeError("at /home/secret")
 
     with monkeypatch.context() as patched:
-        patched.setattr(accepted_module, "frames", surprised)
+        patched.setattr(accepted_module, "_described", surprised)
         reason = "job 3 cannot be read (RuntimeError); clickmask's log says why"
         assert readable(content(cvat, 3)) == [Unreadable(reason)]
         assert "at /home/secret" in caplog.text
