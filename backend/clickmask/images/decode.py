@@ -1,8 +1,10 @@
 """Decoding of bytes into upright RGB pixels, and the digest that names them."""
 
+import ctypes
 import hashlib
 import importlib
 import io
+import logging
 import struct
 import warnings
 import zlib
@@ -45,6 +47,12 @@ from clickmask.types import Image, Pixels, Size
 PIL.Image.MAX_IMAGE_PIXELS = None
 # Damaged tags are warned of each with its number, which would fill the log; pixels are judged below.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+# libtiff, inside of Pillow, would write a line for each to the standard error.
+with suppress(AttributeError, OSError):  # a Pillow that was linked in another way
+    _libraries = ctypes.CDLL(PIL.Image.core.__file__)
+    for _set in (_libraries.TIFFSetErrorHandler, _libraries.TIFFSetWarningHandler):
+        _set(None)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # everywhere; `readable_formats` are those here
 
 # Endings of file names by format, the usual one first. Readers of datasets pass over files with other ones.
