@@ -4,8 +4,9 @@ answer that is an error. Routes of plugins are described like all others."""
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from itertools import chain
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -162,7 +163,7 @@ def complete(description: Json) -> Json:
     schemas = components.setdefault("schemas", {})
     components["securitySchemes"] = SECURITY | components.get("securitySchemes", {})
     description["security"] = [{name: []} for name in SECURITY]
-    for method, operation in _operations(description):
+    for method, operation in chain.from_iterable(path.items() for path in description["paths"].values()):
         _complete_answers(method, operation)
         for content in operation.get("requestBody", {}).get("content", {}).values():
             schemas |= content["schema"].pop("$defs", {})
@@ -172,17 +173,12 @@ def complete(description: Json) -> Json:
     return description
 
 
-def _operations(description: Json) -> Iterator[tuple[str, Json]]:
-    for path in description["paths"].values():
-        yield from path.items()
-
-
 def _complete_answers(method: str, operation: Json) -> None:
     answers: Json = operation["responses"]
     if may_be_invalid := "HTTPValidationError" in str(answers.get("422")):
         del answers["422"]  # FastAPI documents one even if every parameter is a text of the path
-        parameters = operation.get("parameters", [])
-        may_be_invalid = "requestBody" in operation or not all(map(_is_text_of_the_path, parameters))
+        kinds = {(each["in"], each["schema"].get("type")) for each in operation.get("parameters", [])}
+        may_be_invalid = "requestBody" in operation or not kinds <= {("path", "string")}
     for answer in answers.values():
         if answer["description"] == "Successful Response":
             answer["description"] = operation["summary"]
@@ -201,7 +197,3 @@ def _complete_answers(method: str, operation: Json) -> None:
         if method != "head":
             answer["content"] = {"application/json": {"schema": {"$ref": REF.format(model="Error")}}}
         answers[str(status)] = answer | given.get(str(status), {}) | {"description": " ".join(sentences)}
-
-
-def _is_text_of_the_path(parameter: Json) -> bool:
-    return parameter["in"] == "path" and parameter["schema"].get("type") == "string"

@@ -13,19 +13,19 @@ import logging
 import math
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, FastAPI, Header, HTTPException, Path, Request, Response, Security
 from fastapi.security import APIKeyHeader
 from starlette.concurrency import run_in_threadpool
 
-from clickmask.caches import Lru, waiting_elsewhere
+from clickmask.caches import waiting_elsewhere
 from clickmask.errors import (
     Busy,
     ClickmaskError,
@@ -44,6 +44,7 @@ from clickmask_adapters.tools._json import FEW_CONTAINERS, as_coordinate, as_tex
 from clickmask_adapters.tools.cvat import WEBHOOK, CvatSettings, answers, bodies, prompts
 from clickmask_adapters.tools.cvat.functions import Function, functions
 from clickmask_adapters.tools.cvat.labels import TOOL
+from clickmask_adapters.tools.cvat.results import ResultCache, wait
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -51,9 +52,7 @@ FUNCTIONS_TTL_S = 5.0  # the list of functions is kept so long; making it takes 
 MAX_CLICK_S = 50.0  # the nginx in front of CVAT gives up on a call after 60
 DEFAULT_TIMEOUT_S = 120.0  # CVAT's own default, if its request does not say
 RESERVE_S = 5.0  # an answer should leave so long before CVAT's timeout
-MAX_RESULTS = 4  # each may have many megabytes
 MAX_DETECTOR_CALLS = 16  # at a time; few of them compute, and each other one has a thread
-RESULT_TTL_S = 900.0  # a model trained since would answer differently
 FEATURES = (256, 64, 64)  # shape of the embeddings that SAM's decoder reads
 SECRET_VARIABLE = "CVAT_WEBHOOK_SECRET"  # noqa: S105  # its name, not its value
 SIGNATURE = APIKeyHeader(
@@ -304,48 +303,6 @@ class Invoker:
         if not isinstance(embedding, SamFeatures) or embedding.features.shape != FEATURES:
             raise NotReady(f"the embeddings of {segmenter} are not those of SAM's decoder")
         return b'{"blob":"%b"}' % base64.b64encode(np.ascontiguousarray(embedding.features, "<f4").data)
-
-
-class ResultCache:
-    """Answers that outlast CVAT's wait, finished and kept for its retry. For one event loop. Otherwise each
-    retry would restart a three-minute annotation, and it would never finish."""
-
-    def __init__(self) -> None:
-        self._begun = Lru[bytes, asyncio.Future[Response]](max_count=MAX_RESULTS)
-
-    async def wait(
-        self, until: float, key: bytes, begin: Callable[[], Coroutine[Any, Any, Response]]
-    ) -> Response:
-        """The answer for `key`, begun before or now, forgotten once given. Raises Busy after `until`."""
-        begun = self._begun.get(key)
-        if begun is None:
-            begun = asyncio.ensure_future(begin())
-            self._begun.put(key, begun)
-        try:
-            return await wait(until, begun)
-        finally:
-            if begun.done():
-                self._forget(key, begun)
-            else:
-                asyncio.get_running_loop().call_later(RESULT_TTL_S, self._forget, key, begun)
-
-    def _forget(self, key: bytes, begun: asyncio.Future[Response]) -> None:
-        if self._begun.get(key) is begun:  # not one that another call has begun since
-            self._begun.pop(key)
-
-
-async def wait(until: float, begun: asyncio.Future[Response]) -> Response:
-    """The result of `begun`. Raises Busy after `until`, a time of `time.monotonic`; `begun` then goes on."""
-    done, _ = await asyncio.wait({begun}, timeout=max(0.0, until - time.monotonic()))
-    if done:
-        return begun.result()
-
-    def log_late(late: asyncio.Future[Response]) -> None:
-        error = None if late.cancelled() else late.exception()
-        log.info("cvat: an answer came too late%s", f": {error}" if error else "")
-
-    begun.add_done_callback(log_late)
-    raise Busy("clickmask is still working on this image; try again in a moment")
 
 
 def patience(function: Function, timeout: str) -> float:
