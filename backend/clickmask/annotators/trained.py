@@ -131,9 +131,9 @@ def _objects(labelling: Labelling, categories: tuple[str, ...], name: str) -> Ob
 def _mean_inside(mask: CroppedMask, confidence: NDArray[np.float32]) -> float:
     """The mean of `confidence` (h, w) over the mask, which may be of a larger image: each of its pixels takes
     the value that its centre lies in."""
-    (height, width), down, across = mask.size, confidence.shape[0], confidence.shape[1]
-    rows = ((np.arange(mask.part.shape[0]) + mask.top) * 2 + 1) * down // (2 * height)
-    columns = ((np.arange(mask.part.shape[1]) + mask.left) * 2 + 1) * across // (2 * width)
+    (height, width), down, across = mask.size, len(confidence), len(confidence[0])
+    rows = ((np.arange(len(mask.part)) + mask.top + 0.5) * down / height).astype(np.int64)
+    columns = ((np.arange(len(mask.part[0])) + mask.left + 0.5) * across / width).astype(np.int64)
     step = max(1, PIXELS_AT_ONCE // len(columns))
     strips = (slice(top, top + step) for top in range(0, len(rows), step))
     sums = [confidence[rows[strip, None], columns].sum(where=mask.part[strip]) for strip in strips]

@@ -129,7 +129,7 @@ def stretched(pixels: Pixels) -> NDArray[np.float32]:
         pixels[rows[:, None], left] * (1 - across) + pixels[rows[:, None], right] * across
         for rows in (top, bottom)
     )
-    return (upper * (1 - down) + lower * down) / np.float32(255)
+    return np.asarray((upper * (1 - down) + lower * down) / 255, np.float32)
 
 
 def missing(variant: str, host: Host) -> str:

@@ -44,7 +44,7 @@ def resized_pixels(pixels: Pixels, resized: Size) -> Pixels:
     """`pixels` at the size `resized` by Pillow's antialiased filter, like the reference: OpenCV's give other
     pixels. One colour at a time, since Pillow copies each pixel of three bytes into four."""
     colours = (PillowImage.fromarray(np.asarray(cv2.extractChannel(pixels, band))) for band in range(3))
-    small = [each.resize(resized[::-1], PillowImage.Resampling.BILINEAR) for each in colours]
+    small = [each.resize((resized[1], resized[0]), PillowImage.Resampling.BILINEAR) for each in colours]
     return np.stack([np.asarray(each) for each in small], axis=-1)
 
 
