@@ -132,7 +132,7 @@ def _boxes(sheet: Path | None) -> tuple[list[ImportedLabel], Counter[str]]:
     labels, left_out = list[ImportedLabel](), Counter[str]()
     try:
         root = ET.fromstring(sheet.read_bytes()) if sheet else ET.Element("annotation")  # noqa: S314 - expat bounds what entities become
-    except (OSError, ET.ParseError):
+    except (OSError, ET.ParseError, ValueError, LookupError):  # the last two of unknown encodings
         return labels, Counter(damaged=1)
     for each in root.iter("object"):
         try:

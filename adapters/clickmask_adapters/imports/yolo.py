@@ -112,7 +112,7 @@ def _image(picture: Path, side: Side | None, names: dict[int, str]) -> ImportedI
             number, *numbers = line.split()
             geometry = _geometry([float(each) for each in numbers], size)
             labels.append(ImportedLabel(names.get(int(float(number)), number), geometry))
-        except ValueError:
+        except (ValueError, OverflowError):  # of the number inf
             left_out["damaged"] += 1
     return ImportedImage(picture, picture.name, labels, None, side, left_out)
 

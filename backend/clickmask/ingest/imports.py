@@ -108,7 +108,7 @@ def take_in(
     for done, read in enumerate(dataset.images, 1):
         name = ""
         try:
-            picture = read()
+            picture = _picture(read)
             name = f"{picture.name}: "
             raw = _read(picture.path)
             image = images.load_bytes(raw)
@@ -177,11 +177,23 @@ def _accept(
     return side
 
 
+def _picture(read: Callable[[], ImportedImage]) -> ImportedImage:
+    """What `read` gives. Raises InvalidRequest for whatever else a format's reader raises of a damaged row."""
+    try:
+        return read()
+    except ClickmaskError:
+        raise
+    except Exception as error:
+        raise InvalidRequest(f"an image of the dataset is damaged ({type(error).__name__})") from error
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise InvalidRequest(f"it cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a name with a zero byte
+        raise InvalidRequest("it cannot be read: no file has such a name") from error
 
 
 def _submission(

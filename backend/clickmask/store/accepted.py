@@ -31,7 +31,8 @@ class Accepted(Part):
 
     def is_news(self, submission: Submission) -> bool:
         """Whether the submission would change anything: it is not deleted, and newer than the stored one, or
-        of the same time and moved, skipped, or no longer skipped. What a tool says replaces an import."""
+        of the same time and moved, skipped, or no longer skipped. What a tool says replaces an import,
+        and no import replaces that."""
         with self._database.reading() as connection:
             return _is_news(connection, submission)
 
@@ -212,7 +213,9 @@ _OF_ANNOTATION = tuple(annotations.c[name] == sa.bindparam(name) for name in ("t
 _SAVED = sa.select(*(annotations.c[name] for name in ("author", "updated_at", *UNDATED))).where(
     *_OF_ANNOTATION, annotations.c.item == sa.bindparam("item")
 )
-_LAST_SAVED = sa.select(sa.func.max(annotations.c.updated_at)).where(*_OF_ANNOTATION)
+_LAST_SAVED = sa.select(sa.func.max(annotations.c.updated_at)).where(
+    *_OF_ANNOTATION, annotations.c.author.not_like(f"{IMPORTED}%")
+)
 _SHOWN = (
     sa.select(annotations.c.digest, annotations.c.height, annotations.c.width)
     .where(*(annotations.c[name] == sa.bindparam(name) for name in ("tool", "task", "item", "address")))
@@ -232,8 +235,8 @@ def _is_news(connection: sa.Connection, submission: Submission) -> bool:
         # CVAT 2.73 moves a task to another project, deletes a frame and restores it, all without a new date.
         # What an older version stored may have another name, no `known_as`, and no objects of several parts.
         author, at, *undated = tuple(known)
-        if author.startswith(IMPORTED) and not submission.author.startswith(IMPORTED):
-            return True
+        if author.startswith(IMPORTED) != submission.author.startswith(IMPORTED):
+            return author.startswith(IMPORTED)
         changed = undated != [getattr(submission, name) for name in UNDATED]
         return submission.updated_at > at or (changed and submission.updated_at == at)
     if submission.items is None:

@@ -125,14 +125,14 @@ def test_yolo_of_others_has_boxes_lists_and_folders_beside_data_yaml(tmp_path: P
         {
             "data.yaml": "train: ../train/images\nval: valid.txt\nnc: 2\nnames: ['cat', 'dog']\n",
             "train/images/a.png": png(noise(1)),
-            "train/labels/a.txt": "1 0.5 0.5 0.25 0.5\n0 0.1 0.1 0.9 0.1 0.9 0.9\nbroken\n7 0.1 0.1 0.2\n",
+            "train/labels/a.txt": "1 0.5 0.5 0.25 0.5\n0 0.1 0.1 0.9 0.1 0.9 0.9\nbroken\n7 0.1 0.1 0.2\ninf 0 0 1 1\n",
             "more/images/b.png": png(noise(2)),
             "valid.txt": "./more/images/b.png\n../../etc/passwd\n",
         },
     )
     result = run("yolo", folder, "page", "cells")
     assert result.stdout == "2 images with 2 labels taken in, 0 known already\n", result.output
-    assert "2 objects are damaged and left out" in result.stderr
+    assert "3 objects are damaged and left out" in result.stderr
     made = dataset()
     assert made.categories == ("cat", "dog")
     assert [(each.side, len(each.labels)) for each in made.samples] == [("train", 2), ("validation", 0)]
@@ -222,6 +222,8 @@ def test_damaged_pictures_and_objects_are_named_and_the_others_taken_in(tmp_path
         {"id": 4, "file_name": "other.png", "height": 10, "width": 10},
         {"id": 5, "file_name": "same.png", "height": 48, "width": 64},
         {"id": 6, "file_name": "../../../etc/passwd", "height": 48, "width": 64},
+        {"id": 7, "file_name": "a\0.png", "height": 48, "width": 64},
+        {"id": 8, "file_name": 400 * "long", "height": 48, "width": 64},
         "nonsense",
     ]
     odd: list[dict[str, Any]] = [
@@ -249,6 +251,8 @@ def test_damaged_pictures_and_objects_are_named_and_the_others_taken_in(tmp_path
     assert "other.png: it has 64x48 pixels, but the dataset describes one of 10x10" in said
     assert "same.png: it shows the same pixels as a.png, whose labels count" in said
     assert "passwd: it cannot be read" in said
+    assert "it cannot be read: no file has such a name" in said
+    assert "an image of the dataset is damaged (OSError)" in said or "File name too long" in said
     assert "8 objects are damaged and left out" in said
     assert "1 objects are without an outline and left out" in said
 

@@ -241,6 +241,23 @@ def test_an_image_that_an_annotation_is_on_no_more_is_withdrawn_for_good(store: 
     assert rows_of(store) == (1, 0)
 
 
+def test_pages_that_an_import_lacked_are_news_to_a_pull_however_new_the_import_is(store: Store) -> None:
+    """A file's time is that of its copy, and says nothing of the tool's."""
+    imported = submitted(box(region="imported"), item=2, at=9.0, author=f"{accepted_module.IMPORTED}coco x")
+    assert accept(store, imported)
+    pages = [submitted(box(region=f"on {item}"), item=item, items=3, at=1.0) for item in range(3)]
+    assert all(accept(store, each) for each in pages)
+    assert [region for _, _, region in standing(store, all_annotations=True)] == ["on 0", "on 1", "on 2"]
+
+
+def test_no_import_replaces_what_a_tool_said_meanwhile(store: Store) -> None:
+    accept(store, submitted(box(region="by hand"), at=1.0))
+    imported = submitted(box(region="imported"), at=9.0, author=f"{accepted_module.IMPORTED}coco x")
+    assert not store.is_news(imported)
+    assert not accept(store, imported)
+    assert standing(store) == [("1", "1", "by hand")]
+
+
 Save = tuple[Submission, ...]  # of an annotation: one of each of its images
 Happening = Save | AnnotationDeleted | TaskDeleted
 
