@@ -178,7 +178,7 @@ def _accept(
 
 
 def _picture(read: Callable[[], ImportedImage]) -> ImportedImage:
-    """What `read` gives. Raises InvalidRequest for whatever else a format's reader raises of a damaged row."""
+    """What `read` gives. Raises InvalidRequest for whatever a damaged row makes it raise."""
     try:
         return read()
     except ClickmaskError:

@@ -125,7 +125,7 @@ def test_yolo_of_others_has_boxes_lists_and_folders_beside_data_yaml(tmp_path: P
         {
             "data.yaml": "train: ../train/images\nval: valid.txt\nnc: 2\nnames: ['cat', 'dog']\n",
             "train/images/a.png": png(noise(1)),
-            "train/labels/a.txt": "1 0.5 0.5 0.25 0.5\n0 0.1 0.1 0.9 0.1 0.9 0.9\nbroken\n7 0.1 0.1 0.2\ninf 0 0 1 1\n",
+            "train/labels/a.txt": "1 .5 .5 .25 .5\n0 .1 .1 .9 .1 .9 .9\nbroken\n7 .1 .1 .2\ninf 0 0 1 1\n",
             "more/images/b.png": png(noise(2)),
             "valid.txt": "./more/images/b.png\n../../etc/passwd\n",
         },
