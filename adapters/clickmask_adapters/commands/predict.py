@@ -22,7 +22,7 @@ from clickmask.images.decode import decode_image, readable_formats
 from clickmask.inference import driver
 from clickmask.masks.rle import mask_to_rle, rle_area, rle_box, rle_to_mask
 from clickmask.models.versions import folder_name
-from clickmask.types import Image, Prediction, Prompt, Size
+from clickmask.types import Image, Prediction, Prompt, Size, one_by_one
 from clickmask_adapters.commands._console import console, errors, open_home, progress, tool_name
 from clickmask_adapters.commands.prepare import folder_images
 from clickmask_adapters.exports._class_maps import palette
@@ -106,11 +106,15 @@ def predict(
                     place = stem if stems[stem] == 1 else each
                     try:
                         found[each], is_new = _draw(model, home, folder / each, out / KEPT / f"{each}.json")
-                        _write(found[each], model, folder / each, out, place, wanted, is_new)
+                        _write(found[each], model, home, folder / each, out, place, wanted, is_new)
                         counts["drawn" if is_new else "known"] += 1
                         counts["objects"] += len(found[each].objects)
                     except ClickmaskError as error:
                         failed.append(f"{each}: {error}")
+                    except OSError as error:
+                        if str(error.filename) != str(folder / each):
+                            raise
+                        failed.append(f"{each}: it cannot be read: {error.strerror}")
                     show(done, len(names), _summary(counts, failed))
         except KeyboardInterrupt:
             interrupted = True
@@ -160,7 +164,7 @@ def _draw(model: Predictor, home: Home, picture: Path, record: Path) -> tuple[Dr
     image = decode_image(picture.read_bytes(), home.limits)
     objects = [
         {"label": label, "score": round(each.score, 4), "rle": mask_to_rle(each.mask)}
-        for label, each in model.predict(image)
+        for label, each in one_by_one(list(model.predict(image)))
     ]
     drawn = Drawn(model.version, file, image.size, objects)
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -171,6 +175,7 @@ def _draw(model: Predictor, home: Home, picture: Path, record: Path) -> tuple[Dr
 def _write(
     drawn: Drawn,
     model: Predictor,
+    home: Home,
     picture: Path,
     out: Path,
     place: str,
@@ -189,7 +194,7 @@ def _write(
         named = dict(enumerate(model.labels, 1))
         files.write(out / "masks" / "labels.json", json.dumps(named, indent=1).encode(), durable=False)
     if "overlay" in wanted and (is_new or not overlay.exists()):
-        pixels = decode_image(picture.read_bytes()).pixels.copy()
+        pixels = decode_image(picture.read_bytes(), home.limits).pixels.copy()
         colours = np.frombuffer(palette(), np.uint8).reshape(256, 3)
         for number in range(1, classes.max(initial=0) + 1):
             there = classes == number

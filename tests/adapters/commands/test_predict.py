@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from pycocotools.coco import COCO
 from typer.testing import CliRunner, Result
 
+from clickmask.images.decode import DEFAULT_LIMITS, ImageLimits
 from clickmask.masks.regions import mask_iou
 from clickmask.masks.rle import as_rle, rle_to_mask
+from clickmask.types import Image
 from clickmask_adapters.cli import app
 from clickmask_adapters.commands import predict as command
 from clickmask_adapters.home import Home
@@ -110,6 +113,33 @@ def test_what_cannot_draw_is_said_in_a_sentence(folder: Path, arguments: tuple[s
     assert result.exit_code in (1, 2)
     assert said in " ".join(result.stderr.replace("│", " ").split())
     assert not (folder / "out").exists()
+
+
+def test_a_picture_that_cannot_be_read_keeps_no_other_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = list(command.folder_images(folder))
+    gone = replace(listed[0], name="gone.png")
+    monkeypatch.setattr(command, "folder_images", lambda _: [gone, *listed])  # it was removed since
+    result = run(folder, "--with", "threshold", "--as", "mask")
+    assert result.stderr.startswith("gone.png: it cannot be read: No such file or directory\n")
+    assert result.stdout == "3 pictures drawn, 0 there already, 3 objects, 2 failed\n"
+
+
+def test_overlays_are_made_of_pictures_as_large_as_the_settings_allow(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLICKMASK_MAX_IMAGE_PIXELS", "123000000")
+    given: list[int] = []
+    decode = command.decode_image
+
+    def decoded(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image:
+        given.append(limits.max_pixels)
+        return decode(raw, limits)
+
+    monkeypatch.setattr(command, "decode_image", decoded)
+    run(folder, "--with", "threshold")
+    assert set(given) == {123_000_000}
 
 
 def test_a_folder_without_pictures_is_said(folder: Path, tmp_path: Path) -> None:
