@@ -71,8 +71,8 @@ def _content(path: Path) -> Row | None:
     content = cast("Row", read)
     rows = rows_of(content, "annotations")
     lists = all(isinstance(content.get(name), list) for name in ("images", "annotations"))
-    drawn = not rows or any("segmentation" in row or "bbox" in row for row in rows)
-    return content if lists and drawn else None
+    drawn = any("segmentation" in row or "bbox" in row for row in rows)
+    return content if lists and (drawn or not content["annotations"]) else None
 
 
 def _categories(content: Row) -> dict[Any, str]:

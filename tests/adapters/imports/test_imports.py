@@ -214,6 +214,16 @@ def test_what_is_no_dataset_is_refused_in_a_sentence(
     assert not (home / "images").exists() or not any((home / "images").iterdir())
 
 
+def test_a_panoptic_file_is_not_taken_for_pictures_with_nothing_on_them(tmp_path: Path) -> None:
+    images = [{"id": 1, "file_name": "a.png", "height": 48, "width": 64}]
+    rows = [{"image_id": 1, "file_name": "a.png", "segments_info": [{"id": 1, "category_id": 3}]}]
+    written = json.dumps({"images": images, "annotations": rows, "categories": [{"id": 3, "name": "cell"}]})
+    folder = write(tmp_path / "set", {"a.png": png(noise(1)), "annotations/panoptic_train.json": written})
+    result = run("coco", folder, "page", "cells")
+    assert result.exit_code == 1
+    assert "has no COCO annotation file" in result.stderr
+
+
 def test_damaged_pictures_and_objects_are_named_and_the_others_taken_in(tmp_path: Path) -> None:
     images = [
         {"id": 1, "file_name": "a.png", "height": 48, "width": 64},
