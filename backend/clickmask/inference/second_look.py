@@ -111,7 +111,8 @@ def look_again(
     embed: Callable[[Crop], EmbeddingT],
 ) -> Prediction:
     """`first`, the answer to `prompt` in the whole image, or if its object is small there, the answer in a
-    crop around it that is most like it. `embed` gives the embedding of a crop. Raises what that raises.
+    crop around it that is most like it, unless that is empty. `embed` gives the embedding of a crop. Raises
+    what that raises.
 
     Clicks after the first correct a mask, so that `first` goes along with them. With one click or a box alone
     it would hold the segmenter to its coarse outline.
@@ -129,6 +130,8 @@ def look_again(
         return first
     found = driver.decode(segmenter, embed(crop), inside, crop.size)
     best = max(found, key=lambda each: each.score + mask_iou(each.mask, before))
+    if not best.mask.any():  # what the first look found is more than nothing
+        return first
 
     def paste() -> Mask:
         mask = np.zeros(first.mask.shape, np.bool_)

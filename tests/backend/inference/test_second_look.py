@@ -142,6 +142,17 @@ def test_an_empty_first_mask_is_looked_for_around_the_click() -> None:
     assert np.array_equal(found.mask, disc_mask(SIZE, [(5.0, 895.0)]))
 
 
+def test_what_was_found_stays_if_the_crop_shows_nothing() -> None:
+    class Blind(DiscSegmenter):
+        def decode(self, embedding: NDArray[np.uint8], prompt: Prompt) -> list[Prediction]:
+            return [Prediction(np.zeros(embedding.shape[:2], bool), 0.9, self.name)]
+
+    blind, whole = Blind(), image()
+    first = Prediction(drawn.disc(SIZE, (600, 450), 20), 0.5, "disc")
+    click = Prompt(((600.0, 450.0),))
+    assert look_again(blind, click, first, lambda crop: blind.encode(crop.cut(whole))) is first
+
+
 def test_the_first_mask_goes_along_with_corrections_only() -> None:
     asked: list[Prompt] = []
 
