@@ -83,9 +83,10 @@ class MemoryBudget:
             self._taken += before is None
 
     @contextmanager
-    def lend(self, count: int) -> Generator[None]:
-        """Hold `count` bytes, and no place, for a while. Raises what `take` raises."""
-        self.take(count, 0)
+    def lend(self, count: int, beside: int = 0) -> Generator[None]:
+        """Hold `count` bytes, and no place, for a while, with the `beside` that are held for it all the time.
+        Raises what `take` raises."""
+        self.take(count + beside, beside)
         try:
             yield
         finally:

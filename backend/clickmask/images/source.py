@@ -138,7 +138,8 @@ class ImageSource:
         with ExitStack() as held:
             with self._gathering:  # two that each had half of what they need would wait for each other
                 image = self.load(ref)
-                held.enter_context(self._decoded.lend(ANNOTATING_BYTES * image.size[0] * image.size[1]))
+                count = ANNOTATING_BYTES * image.size[0] * image.size[1]
+                held.enter_context(self._decoded.lend(count, image.pixels.nbytes))
             yield image
 
     def load_bytes(self, raw: bytes) -> Image:

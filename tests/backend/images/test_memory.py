@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import PIL.Image
@@ -15,7 +16,8 @@ from clickmask.images.decode import DEFAULT_LIMITS, decode_image
 from clickmask.images.fetch import Fetcher
 from clickmask.images.headers import bytes_to_decode
 from clickmask.images.memory import MemoryBudget
-from clickmask.images.source import ImageSource
+from clickmask.images.source import ANNOTATING_BYTES, ImageSource
+from clickmask.types import ImageRef
 from support.elsewhere import counted
 from support.waiting import until
 
@@ -192,6 +194,16 @@ def test_what_is_lent_for_work_is_counted_and_takes_no_place() -> None:
         with pytest.raises(Busy), budget.lend(700):
             pass
     assert budget.held == 0
+
+
+def test_an_image_that_can_never_be_worked_on_is_too_large_instead_of_asked_for_again() -> None:
+    raw = encoded(PIL.Image.new("RGB", (400, 400)), "BMP")
+    source, taken = ImageSource(Fetcher()), 400 * 400 * (3 + ANNOTATING_BYTES)
+    kept = ImageRef(f"digest:{source.load_bytes(raw).digest}")
+    for room, fits in ((taken * 16 // 15 + 1, True), (taken * 16 // 15 - 16, False)):
+        source._decoded._most = room  # pyright: ignore[reportPrivateUsage]
+        with nullcontext() if fits else pytest.raises(TooLarge), source.annotating(kept) as image:
+            assert image.size == (400, 400)
 
 
 def test_only_a_few_are_decoded_at_once_and_one_place_is_for_small_images() -> None:
