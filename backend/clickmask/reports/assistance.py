@@ -117,8 +117,8 @@ def summarise(entries: Iterable[Entry], by: Axis | None = None) -> list[Summary]
 
 
 def _clicks(proposal: RememberedProposal) -> int:
-    foreground, background, box = marks(proposal)
-    return len(foreground) + len(background) + (box is not None)
+    foreground, background, box, mask = marks(proposal)
+    return len(foreground) + len(background) + (box is not None) + (mask is not None)
 
 
 def _summary(name: str, entries: Sequence[Entry]) -> Summary:

@@ -22,7 +22,8 @@ from clickmask.store import PrelabelledObject, RememberedProposal
 SAME_OBJECT_IOU = 0.5  # minimum with a session's last answer for an accepted object to match it
 MAX_CLOCK_SKEW_S = 300.0  # the tool's clock may lag ours by this much
 NO_MARKS = '{"foreground": [], "background": [], "box": null}'
-Marks = tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...], tuple[float, ...] | None]
+Points = tuple[tuple[float, ...], ...]
+Marks = tuple[Points, Points, tuple[float, ...] | None, str | None]  # two kinds of points, box, mask
 
 
 @dataclass(frozen=True)
@@ -139,13 +140,14 @@ def _until(labels: Sequence[AcceptedLabel]) -> float:
 def marks(proposal: RememberedProposal) -> Marks:
     prompt = json.loads(proposal.prompt)
     points = (tuple(tuple(point) for point in prompt[kind]) for kind in ("foreground", "background"))
-    return next(points), next(points), tuple(prompt["box"]) if prompt["box"] else None
+    return next(points), next(points), tuple(prompt["box"]) if prompt["box"] else None, prompt.get("mask")
 
 
 def _extends(before: Marks, after: Marks) -> bool:
-    """Whether `after` starts with all marks of `before`, in the same order."""
+    """Whether `after` starts with all marks of `before`, in the same order, and from the same mask."""
     points = zip(before[:2], after[:2], strict=True)
-    return before[2] in (None, after[2]) and all(new[: len(old)] == old for old, new in points)
+    same = before[2] in (None, after[2]) and before[3] == after[3]
+    return same and all(new[: len(old)] == old for old, new in points)
 
 
 def _objects(labels: Sequence[AcceptedLabel]) -> list[AcceptedObject]:

@@ -1,5 +1,6 @@
 """Proposals that answered clicks, and objects that models drew in advance."""
 
+import hashlib
 import json
 import logging
 import secrets
@@ -33,7 +34,7 @@ class RememberedProposal:
     digest: str
     segmenter: str
     score: float
-    prompt: str  # JSON: foreground, background, box
+    prompt: str  # JSON: foreground, background, box, and if there was a mask, a hash of it
     rle: Rle
 
 
@@ -87,7 +88,10 @@ class Proposals(Part):
         at: float | None = None,
     ) -> None:
         """Write it now, dated `at` (seconds since 1970; default: now). Raises StoreUnavailable."""
-        marks = {"foreground": prompt.foreground, "background": prompt.background, "box": prompt.box}
+        marks: dict[str, object] = {"foreground": prompt.foreground, "background": prompt.background}
+        marks["box"] = prompt.box
+        if prompt.mask is not None:
+            marks["mask"] = hashlib.sha256(np.packbits(prompt.mask).tobytes()).hexdigest()[:16]
         row = _row(id, time.time() if at is None else at, digest, prediction)
         row |= {"segmenter": prediction.segmenter, "prompt": json.dumps(marks)}
         with self._database.writing() as connection:

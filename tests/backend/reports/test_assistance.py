@@ -249,6 +249,17 @@ def test_the_ledger_of_a_project_is_read_from_the_store(store: Store) -> None:
     assert (summary.objects, summary.untouched, summary.unassisted, summary.rejected) == (2, 1, 1, 2)
 
 
+def test_regions_that_were_refined_are_objects_of_their_own(store: Store) -> None:
+    """Without a point, all of them would be one session, which every later click goes on with."""
+    prompts = Prompt(mask=LEFT), Prompt((B,), mask=LEFT), Prompt(mask=RIGHT), Prompt((C,))
+    for name, (prompt, mask) in enumerate(zip(prompts, (LEFT, LEFT, RIGHT, RIGHT), strict=True)):
+        store.remember_proposal(f"{name}", digest_of("a"), prompt, Prediction(mask, 0.9, "disc"))
+    assert ids(store.proposals(digest_of("a"))) == [[["0"], ["1"]], [["2"]], [["3"]]]
+    submit(store, "a", {"1": ("cell", brush(LEFT))}, task="1", at=time.time(), proposals=["1"])
+    entry = next(each for each in read(store, TOOL, PROJECT) if each.outcome == "untouched")
+    assert entry.clicks == 2  # the region, and the point
+
+
 def preannotated(name: str, mask: Mask, batch: str = "first", at: float = 100.0) -> PrelabelledObject:
     return PrelabelledObject(name, batch, at, "trained:label_studio-7", "cell", 0.9, mask_to_rle(mask))
 
