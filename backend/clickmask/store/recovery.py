@@ -30,7 +30,10 @@ PROGRESS = ("inboxes", "pulls")
 _DAMAGED = object()  # a text that is none
 LABELS = GROUPS[1][0]
 SINCE = {"preannotated": "0003", "unfinished": "0004", "jobs": "0005"}  # the step that made a table
-PULL = "the inbox's last 30 days are read again, and `clickmask pull TOOL PROJECT` brings back the rest"
+PULL = (
+    "the inbox's last 30 days are read again, `clickmask pull TOOL PROJECT` brings back the rest, "
+    "and what was imported has to be imported again"
+)
 
 
 def mend_store(path: Path, damaged: DamagedFiles) -> None:

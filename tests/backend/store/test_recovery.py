@@ -73,6 +73,7 @@ def test_a_store_of_which_nothing_can_be_read_is_set_aside(path: Path, act: Call
     assert said.startswith("store.sqlite ")
     assert "set aside as store.sqlite.damaged-" in said
     assert "`clickmask pull TOOL PROJECT`" in said
+    assert "what was imported has to be imported again" in said
     (aside,) = path.parent.glob("store.sqlite.damaged-*")
     assert os.path.lexists(aside)
 
