@@ -2,9 +2,9 @@
 
 These rules hold for training, measuring and every export:
 *Whose labels.* An image has the labels of one annotation: of all that cover it, in whatever tasks, pages and
-frames, the newest ground truth, else the newest; of pages and frames that were saved at one time, the last on
-which something is. If that one has nothing but regions that are no labels, such as points, the image is left
-out: it is no example of an image with nothing on it.
+frames, the newest ground truth, else the tool's newest, else the newest that was imported; of pages and
+frames that were saved at one time, the last on which something is. If that one has nothing but regions that
+are no labels, such as points, the image is left out: it is no example of an image with nothing on it.
 *Overlaps.* Labels may overlap; each keeps its whole mask. In a map of one class per pixel, a label of a
 higher layer lies on top; on one layer the smaller label, and of equally large ones that with the later key.
 *Unlabelled area* is background, or unknown and ignored, as the project says.
@@ -253,7 +253,8 @@ def create_dataset(
     def rank(image: LabelledImage) -> tuple[object, ...]:
         # Pages and frames are saved together, whether or not anything was drawn on them.
         marked = ((image.digest, image.task, image.item) in sets, bool(image.left_out))
-        return (image.ground_truth, image.accepted_at, *marked, image.task, image.item)
+        own = not image.imported
+        return (image.ground_truth, own, image.accepted_at, *marked, image.task, image.item)
 
     by_digest: dict[str, list[LabelledImage]] = {}
     for image in images:

@@ -1,7 +1,7 @@
 """Takes an existing dataset in as accepted labels, as if a tool had submitted them.
 
 What a tool says of the same annotation always replaces an import, and an import never replaces what a tool
-said. On one image the newer of the two counts, as ever. The same import twice changes nothing.
+said. On one image the tool's labels count, whenever they were made. The same import twice changes nothing.
 """
 
 import hashlib

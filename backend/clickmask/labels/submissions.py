@@ -148,3 +148,4 @@ class LabelledImage:
     ground_truth: bool = False
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])  # as in its submission
     known_as: str = ""  # as in its submission
+    imported: bool = False  # from a dataset or by a program, not by the tool

@@ -106,7 +106,7 @@ class Accepted(Part):
         """Labels sorted by task, item and annotation, in the annotation's own order.
 
         Of each image of a task, and then of each image whatever shows it, the newest ground truth counts,
-        else the newest annotation; with `all_annotations`, all.
+        else the newest annotation of the tool, else the newest import; with `all_annotations`, all.
         """
         chosen = _chosen(tool, project, *(() if all_annotations else (IN_A_TASK, ("digest",))))
         own = (labels.c[name] for name in ("region", "category", "geometry", "counts", "proposal", "layer"))
@@ -138,6 +138,7 @@ class Accepted(Part):
                 row.ground_truth,
                 json.loads(row.left_out),
                 row.known_as,
+                not row.submitted,
             )
             for row in self._rows(sa.select(chosen).order_by(chosen.c.task, chosen.c.item))
         ]
@@ -251,9 +252,10 @@ def _chosen(tool: str, project: str, *rankings: Sequence[str]) -> sa.Subquery:
     # Of pages and frames that were saved at one time, those count on which something is.
     drawn = sa.exists().where(labels.c.revision == annotations.c.revision).label("drawn")
     marked = (annotations.c.left_out != "{}").label("marked")
-    every = sa.select(annotations, drawn, marked)
+    submitted = annotations.c.author.not_like(f"{IMPORTED}%").label("submitted")
+    every = sa.select(annotations, drawn, marked, submitted)
     chosen = every.filter_by(tool=tool, project=project, skipped=False).subquery()
-    order = ("ground_truth", "updated_at", "drawn", "marked", "task", "item", "annotation")
+    order = ("ground_truth", "submitted", "updated_at", "drawn", "marked", "task", "item", "annotation")
     for columns in rankings:
         best = (chosen.c[name].desc() for name in order)
         place = sa.func.row_number().over(

@@ -11,7 +11,13 @@ import pytest
 from clickmask import plugins
 from clickmask.datasets.snapshot import Dataset, snapshot
 from clickmask.images.source import ImageIdentity
-from clickmask.ingest.imports import ImportProgress, take_in
+from clickmask.ingest.imports import (
+    ImportedDataset,
+    ImportedImage,
+    ImportedLabel,
+    ImportProgress,
+    take_in,
+)
 from clickmask.labels.geometry import Ellipse, Geometry, Polygon, Rectangle, geometry_to_rle
 from clickmask.labels.submissions import ProjectDescribed, Region, Submission
 from clickmask.masks.rle import rle_iou, unite
@@ -163,3 +169,24 @@ def test_what_a_tool_says_replaces_an_import_and_an_import_never_what_a_tool_sai
     assert [each.geometry for each in kept.labels] == [region.geometry]
     assert (shown.task, shown.annotation) in two.store.annotations(TOOL, PROJECT)
     assert len(two.store.annotations(TOOL, PROJECT)) == 1  # a pull asks the tool about no import
+
+
+def test_labels_of_the_tool_on_an_image_count_before_an_import_of_any_date(
+    homes: tuple[Home, Home], tmp_path: Path
+) -> None:
+    _, home = homes
+    raw = png(noise(1))
+    image = home.images.load_bytes(raw)
+    region = Region("r", "cell", brush(disc()))
+    submission = Submission(TOOL, PROJECT, "1", "1", "https://x", "1.png", SIZE, (region,), 5.0)
+    drawn = [(region, geometry_to_rle(region.geometry, SIZE))]
+    home.store.accept(submission, ImageIdentity(image.digest, SIZE), drawn)
+    (tmp_path / "1.png").write_bytes(raw)
+    picture = ImportedImage(tmp_path / "1.png", "1.png", [ImportedLabel("dog", Rectangle((1, 1, 9, 9)))])
+    dataset = ImportedDataset("drawn", 2.0**33, ("dog",), [lambda: picture])
+    *_, done = take_in(dataset, TOOL, PROJECT, home.store, home.images, home.archive)
+    assert done.taken == 1
+    assert [label.category for label in home.store.labels(TOOL, PROJECT)] == ["cell"]
+    assert [label.category for label in home.store.labels(TOOL, PROJECT, True)] == ["cell", "dog"]
+    (sample,) = snapshot(home.store, TOOL, PROJECT, home.archive).samples
+    assert [label.category for label in sample.labels] == ["cell"]
