@@ -1,5 +1,6 @@
 """Initial weights of encoders from files, and the normalisations that suit them."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -90,7 +91,10 @@ def load_weights(encoder: nn.Module, path: Path, given: Mapping[str, Tensor], pr
             f"no tensor of {path.name} fits the encoder, whose names are {ours}, …; the file has {theirs}, …"
         )
     cast("Any", encoder).load_state_dict(fitting, strict=False)
-    said = f"{path.name} ({len(counted) - len(lacking)} of {len(counted)} tensors of the encoder"
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]  # of others, a training starts anew
+    fit = len(counted) - len(lacking)
+    said = f"{path.name} (SHA-256 {digest}…; {fit} of {len(counted)} tensors of the encoder"
     if lacking:
         others = ", ".join(lacking[:SHOWN]) + ", …" * (len(lacking) > SHOWN)
         said += f"; random, since it has none that fit: {others}"
