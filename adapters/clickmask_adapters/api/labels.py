@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from clickmask.errors import Conflict, InvalidInput, NotFound, StoreUnavailable
 from clickmask.ingest.apply import Ingester
 from clickmask.labels.geometry import Brush, Geometry, geometry_from_json, geometry_to_rle
-from clickmask.labels.submissions import Region, Submission
+from clickmask.labels.submissions import Region, Submission, require_project_name
 from clickmask.masks.rle import as_rle, rle_toggles
 from clickmask.store.accepted import IMPORTED
 from clickmask.types import Size
@@ -143,6 +143,7 @@ def router(workbench: Workbench, ingester: Ingester, tools: Collection[str]) -> 
         clickmask's own, under any name. An image that is named by its digest must have labels already."""
         if tool not in tools:
             raise NotFound(f"projects are of {', '.join(sorted(tools))}, not of {tool[:40]!r}")
+        require_project_name(project)
         ref = ingester.with_bytes(brought.image.ref())
         identity = workbench.identify(ref)
         regions = tuple(

@@ -23,7 +23,13 @@ from clickmask.images.decode import stored_size
 from clickmask.images.source import ImageIdentity, ImageSource
 from clickmask.labels.geometry import Brush, Geometry, geometry_to_json, geometry_to_rle, rasterise
 from clickmask.labels.split import Side, quarantined
-from clickmask.labels.submissions import ProjectDescribed, Region, Submission, Unlabelled
+from clickmask.labels.submissions import (
+    ProjectDescribed,
+    Region,
+    Submission,
+    Unlabelled,
+    require_project_name,
+)
 from clickmask.masks.rle import mask_to_rle, rle_toggles
 from clickmask.store import Store
 from clickmask.store.accepted import IMPORTED
@@ -98,7 +104,9 @@ def take_in(
     archive: ImageArchive,
 ) -> Generator[ImportProgress]:
     """Store the dataset's labels, pictures and sides. Yields after each picture, and at the end again, with
-    sentences on the whole. A picture that cannot be taken in is left out. Raises StoreUnavailable."""
+    sentences on the whole. A picture that cannot be taken in is left out. Raises InvalidInput if the project
+    cannot be named so, and StoreUnavailable."""
+    require_project_name(project)
     was_known = store.knows_project(tool, project)
     _describe(dataset, tool, project, store)
     authors = store.authors(tool)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from clickmask.errors import InvalidInput
 from clickmask.labels.geometry import Geometry
 from clickmask.masks.rle import Rle
 from clickmask.types import Size
@@ -21,6 +22,16 @@ class LabelKey:
     task: str
     annotation: str
     region: str
+
+
+MAX_PROJECT_NAME = 64  # bytes of a project's name: escaped, as a folder has it, each may become three
+
+
+def require_project_name(name: str) -> None:
+    """Raise InvalidInput unless a log, a terminal, a database and a folder can hold the name of a project of
+    clickmask's own."""
+    if not name.strip() or not name.isprintable() or len(name.encode()) > MAX_PROJECT_NAME:
+        raise InvalidInput(f"the name of a project has 1 to {MAX_PROJECT_NAME} bytes, all of them printable")
 
 
 Unlabelled = Literal["background", "ignore"]  # meaning of the area without labels

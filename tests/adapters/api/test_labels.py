@@ -131,6 +131,13 @@ def test_projects_are_of_tools_or_of_clickmask_itself(client: TestClient) -> Non
     assert "cvat, label_studio, page" in answer.json()["error"]
 
 
+@pytest.mark.parametrize("name", ["%00", "%20", "a%0aINFO b", "%1b[31m", "x" * 65, "%c3%a9" * 33])
+def test_a_project_has_a_name_that_logs_and_folders_can_hold(client: TestClient, name: str) -> None:
+    answer = client.post(f"/v1/projects/page/{name}/labels", json=body(SQUARE))
+    assert (answer.status_code, "the name of a project" in answer.text) == (422, True), answer.text
+    assert client.get("/v1/projects").json() == {"projects": []}
+
+
 def test_what_was_deleted_does_not_come_back(client: TestClient, workbench: Workbench) -> None:
     client.post(URL, json=body(SQUARE))
     workbench.store.delete(ProjectDeleted("page", "cells"))
