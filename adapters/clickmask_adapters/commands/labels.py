@@ -18,6 +18,7 @@ from clickmask import plugins
 from clickmask.datasets.snapshot import Dataset, Sample, snapshot
 from clickmask.errors import Failed, InvalidRequest
 from clickmask.ingest.apply import PullProgress
+from clickmask.labels.split import MIN_HELD_OUT, MIN_SPLIT_IMAGES
 from clickmask.labels.submissions import Unlabelled
 from clickmask.reports.statistics import count, find_flaws, left_out
 from clickmask_adapters import exports
@@ -187,7 +188,8 @@ def stats(
     for sentence in counted.left_out:
         errors.print(sentence, markup=False)
     if counted.too_few:
-        errors.print("too few images to be split: models are cross-validated")
+        least = f"{MIN_SPLIT_IMAGES} in all, {MIN_HELD_OUT} each for validation and test"
+        errors.print(f"too few images to be split ({least}): models are cross-validated")
     shown = counted.flaws if every else counted.flaws[:SHOWN_FLAWS]
     for flaw in shown:
         errors.print(f"{flaw.kind}: {flaw.sentence}", markup=False)

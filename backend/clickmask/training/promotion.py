@@ -12,7 +12,7 @@ import numpy as np
 from clickmask.datasets.snapshot import IGNORED, Dataset, Sample, class_map
 from clickmask.errors import Failed, NotReady
 from clickmask.images.decode import ImageLimits, decode_image
-from clickmask.labels.split import MIN_SPLIT_IMAGES
+from clickmask.labels.split import MIN_HELD_OUT, MIN_SPLIT_IMAGES
 from clickmask.metrics.confusion import Confusion, iou, miou, miou_with_background, paired_difference
 from clickmask.metrics.report import Measured, measure, report_to_json
 from clickmask.models.labeller import Labeller, open_labeller
@@ -129,9 +129,9 @@ def report_scores(
     """Scores on the test side; if it is too small, those of `others` on pictures new to them."""
     if others:
         found = measuring.measure(others).report
-        said = f"too few: a test side of {found.images} images says little (from {MIN_SPLIT_IMAGES} on it "
-        said += f"counts), so the numbers are those of {len(others)} networks on images that they were "
-        said += "not trained on"
+        said = f"too few: a test side of {len(test)} of {found.images} images says little (it counts from "
+        said += f"{MIN_HELD_OUT} of {MIN_SPLIT_IMAGES} on), so the numbers are those of {len(others)} "
+        said += "networks on images that they were not trained on"
         return {"split": "cross-validation", **report_to_json(found), "too_few": said}
     return {"split": "test", **report_to_json(measuring.measure([(candidate, test)]).report)}
 

@@ -413,7 +413,7 @@ def test_stats_are_a_table_with_the_flaws_beside_it(home: Path) -> None:
     assert re.search(
         r"3 images, 1 of them with nothing on it: (\d (train|validation|test)(, )?)+\n", done.stdout
     )
-    assert "too few images to be split" in done.stderr
+    assert "too few images to be split (16 in all, 3 each for validation and test)" in done.stderr
     assert done.stderr.count("sliver:") == 20
     assert "and 2 more: --all" in done.stderr
     assert run("stats", *OF, "--all").stderr.count("sliver:") == 22

@@ -349,7 +349,8 @@ def test_with_few_images_the_numbers_are_cross_validated_within_the_same_time(
     assert trained
     report = trained.version.provenance.report
     assert (report["split"], report["images"]) == ("cross-validation", 7)
-    assert report["too_few"].startswith("too few: a test side of 7 images says little")
+    side = len(few.split("test"))
+    assert report["too_few"].startswith(f"too few: a test side of {side} of 7 images says little")
     assert "those of 5 networks on images" in report["too_few"]
     assert report["validation"]["images"] == len(few.split("validation"))
     assert [each.step for each in reports] == list(range(2, 25, 2))
