@@ -163,8 +163,11 @@ def empty_sides(dataset: Dataset) -> list[str]:
     empty = [
         side for side in SIDES if not any(dataset.pictures.holds(each.image) for each in dataset.split(side))
     ]
-    why = "many trainers, such as Ultralytics, need pictures for validation: label more that look different"
-    return [f"no picture is on the side {' or '.join(empty)}; {why}"] if empty else []
+    why = ""
+    if "validation" in empty:
+        why = "; many trainers, such as Ultralytics, need pictures for validation: label more that look "
+        why += "different"
+    return [f"no picture is on the side {' or '.join(empty)}{why}"] if empty else []
 
 
 def picture_losses(dataset: Dataset, names: Mapping[str, str]) -> list[str]:

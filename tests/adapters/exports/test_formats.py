@@ -139,6 +139,7 @@ def test_yolo_names_no_folder_without_pictures_and_every_format_says_so(tmp_path
     for export in (coco, png, voc, yolo):
         (said,) = [sentence for sentence in export.losses(made) if "on the side" in sentence]
         assert said.startswith("no picture is on the side validation; many trainers")
+        assert export.losses(dataset([], names="ab"))[0] == "no picture is on the side test"
     assert not [sentence for sentence in yolo.losses(dataset()) if "on the side" in sentence]
 
 
