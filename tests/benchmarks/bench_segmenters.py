@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from benchmarks.goals import Section
-from clickmask import segmenters
+from clickmask import plugins, segmenters
 from clickmask.datasets.coco_reader import sample_objects
 from clickmask.inference.sessions import Runtimes
+from clickmask.inference.weights import WeightsFolder
 from clickmask.plugins import load
 from clickmask.reports.clicks import central_point, evaluate, intervals, summarise
 from clickmask.types import Image, Prompt
@@ -32,7 +33,7 @@ from support.checkpoints import MOBILE_SAM, VIT_B, random_sam, random_sam_hq, sa
 from support.coco_folders import write_dataset
 from support.hosts import host_of
 from support.photographs import outlined_objects
-from support.real_weights import load_mobile_sam
+from support.real_weights import load_mobile_sam, require_real_weights
 
 CLICKS = 5
 CLASSIC = ("grabcut", "region_growing", "threshold", "contours")
@@ -41,7 +42,8 @@ RANDOM = {
     "sam_hq:vit_tiny": lambda: random_sam_hq(MOBILE_SAM),
     "sam_hq:vit_b": lambda: random_sam_hq(VIT_B),
 }
-ALL = ("builtin", *CLASSIC, "mobile_sam:vit_t", *RANDOM)
+FOREGROUND = ("selfie", "salient")
+ALL = ("builtin", *CLASSIC, *FOREGROUND, "mobile_sam:vit_t", *RANDOM)
 
 
 def main() -> Section:
@@ -73,6 +75,10 @@ def opened(name: str, folder: Path) -> Any:
     runtimes = Runtimes(exact=True, threads=1, folder=folder)
     if name == "mobile_sam:vit_t":
         return load_mobile_sam(folder, runtimes=runtimes)
+    if name in FOREGROUND:
+        official = WeightsFolder(folder, str(require_real_weights()), plugins.checkpoints(segmenters))
+        official.fetch(name)
+        return load(segmenters, family).load(variant, host_of(official, runtimes))
     if name not in RANDOM:
         return load(segmenters, family).load(variant, host_of(runtimes=runtimes))
     weights = weights_of(save(RANDOM[name](), folder / f"{family}.pth"), name)
