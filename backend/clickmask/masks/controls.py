@@ -23,6 +23,11 @@ KINDS: Mapping[str, tuple[type, ...]] = MappingProxyType(
         "second_look": (bool,),
     }
 )  # of JSON's values, by the name of a wish
+_WORDS: Mapping[tuple[type, ...], str] = {
+    (int, float): "a number",
+    (int,): "a whole number",
+    (bool,): "true or false",
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def controls_of(given: Mapping[str, object]) -> Controls:
         if name not in KINDS:
             raise InvalidInput(f"there is no control {name[:40]!r}; there are: {', '.join(KINDS)}")
         if type(value) not in KINDS[name]:
-            raise InvalidInput(f"{name} is not {str(value)[:40]!r}, which is of another kind")
+            raise InvalidInput(f"{name} is {_WORDS[KINDS[name]]}, not {json.dumps(value)[:40]}")
     return Controls(**dict[str, Any](given))
 
 
@@ -86,6 +91,8 @@ def read_controls(words: Sequence[str]) -> Controls:
     given: dict[str, object] = {}
     for word in words:
         name, _, value = word.partition("=")
+        if name in given:
+            raise InvalidInput(f"{name[:40]} is there twice")
         try:
             given[name] = json.loads(value)
         except ValueError as error:

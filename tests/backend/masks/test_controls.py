@@ -127,23 +127,24 @@ def test_nothing_is_asked_for_by_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "problem"),
+    ("words", "problem"),
     [
         ("sharp=2", "there is no control 'sharp'; there are: smooth, fill_holes"),
         ("smooth", "'smooth' is not a control such as smooth=2"),
         ("smooth=two", "not a control such as"),
-        ('smooth="2"', "smooth is not '2'"),
-        ("smooth=true", "smooth is not 'True'"),
-        ("fill_holes=1.5", "fill_holes is not '1.5'"),
-        ("max_parts=null", "max_parts is not 'None'"),
+        ('smooth="2"', 'smooth is a number, not "2"'),
+        ("smooth=true", "smooth is a number, not true"),
+        ("fill_holes=1.5", "fill_holes is a whole number, not 1.5"),
+        ("max_parts=null", "max_parts is a whole number, not null"),
         ("smooth=NaN", "smooth is a radius"),
         ("max_parts=0", "at least 1"),
-        ("second_look=1", "second_look is not '1'"),
+        ("smooth=2 smooth=3", "smooth is there twice"),
+        ("second_look=1", "second_look is true or false, not 1"),
     ],
 )
-def test_a_word_that_is_no_wish_is_refused(word: str, problem: str) -> None:
+def test_words_that_are_no_wishes_are_refused(words: str, problem: str) -> None:
     with pytest.raises(InvalidInput, match=problem):
-        read_controls([word])
+        read_controls(words.split())
 
 
 def test_a_prediction_is_shaped_when_its_mask_is_read_and_keeps_its_score() -> None:
