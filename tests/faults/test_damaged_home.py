@@ -107,7 +107,8 @@ def cases() -> Iterator[Any]:
         (f"{PROJECT}/served.json", damage.JSON),
         (f"{VERSION}/manifest.json", damage.JSON),
         (f"{VERSION}/network.onnx", damage.ANYTHING),
-        (f"{VERSION}/golden.npz", (damage.empty, damage.garbage)),
+        (f"{VERSION}/golden.npz", (damage.empty, damage.garbage, damage.unreadable, damage.dangling)),
+        (f"{VERSION}/weights.safetensors", (damage.half, damage.fifo)),
         (f"{PROJECT}/.lock", (damage.folder, damage.loop, damage.fifo, damage.unreadable)),
     ):
         yield from named(False, file, acts)

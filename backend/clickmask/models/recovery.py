@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clickmask import files
 from clickmask.errors import Failed, NotFound
-from clickmask.models.versions import NETWORK, SERVED, VERSIONS, Models
+from clickmask.models.versions import NETWORK, SERVED, VERSIONS, Models, ModelVersion
 
 TRAIN = "`clickmask train` makes a new one"
 
@@ -34,7 +34,7 @@ def _mend(project: Path, damaged: files.DamagedFiles) -> None:
     for lock in project.glob(".*lock"):
         if not lock.is_file():
             damaged.set_aside(lock, "is no file that can be read")
-    served, reason = "", ""
+    version, served, reason = None, "", ""
     try:
         version = models.served()
         if version:
@@ -49,12 +49,31 @@ def _mend(project: Path, damaged: files.DamagedFiles) -> None:
             raise PermissionError(errno.EACCES, "this user may not read it") from error
         reason = "cannot be read"
     if not reason:
+        if version:
+            _say_what_is_lost(version, damaged)
         return
     if broken := next((each for each in versions.glob("*") if each.name == served), None):
         damaged.set_aside(broken / NETWORK, reason)
     damaged.set_aside(
         pointer, f"names a model that {reason}" if served else reason, lambda _: _serve_another(models)
     )
+
+
+def _say_what_is_lost(served: ModelVersion, damaged: files.DamagedFiles) -> None:
+    """Say which files of a version are damaged without which it can still be served."""
+    for name, expected in served.files.items():
+        reason = ""
+        try:
+            if hashlib.sha256(files.read(served.path / name)).hexdigest() != expected:
+                reason = "is not what was saved"
+        except FileNotFoundError:
+            reason = "is not there"
+        except OSError:
+            reason = "cannot be read"
+        if reason:
+            lost = f"models/{served.path.parent.parent.name}/{VERSIONS}/{served.id}/{name} {reason}"
+            said = "the model is served, but once another one is, it cannot be served again"
+            damaged.add_trouble(f"{lost}: {said}. {TRAIN}")
 
 
 def _serve_another(models: Models) -> str:

@@ -29,8 +29,8 @@ import numpy as np
 
 from clickmask import files
 from clickmask.errors import Failed, NotFound, NotReady
-from clickmask.inference.sessions import Arrays, open_session
-from clickmask.models.labeller import Labeller, open_labeller
+from clickmask.inference.sessions import Arrays, Session, open_session
+from clickmask.models.labeller import Labeller
 
 log = logging.getLogger(__name__)
 
@@ -264,13 +264,13 @@ class ProjectModels:
         return sorted(pointer.parent.name for pointer in self._folder.glob(f"*/{SERVED}"))
 
     def served(self, name: str) -> tuple[ModelVersion, Labeller]:
-        """The served version and its open network. Raises NotReady, also if none is served, and Failed."""
+        """The served version and its open network. Raises NotReady if none is served, and Failed."""
         with self.named(name).lock_served() as version:
             if version is None:
                 raise NotReady(f"no model of {name} was trained yet")
             with self._lock:
                 if name not in self._opened or self._opened[name][0] != version:
-                    self._opened[name] = version, open_labeller(version.network, self._threads)
+                    self._opened[name] = version, Labeller(_open(version, self._threads))
                 return self._opened[name]
 
 
@@ -294,10 +294,7 @@ def verify(model: ModelVersion) -> None:
             {name.removeprefix(kind): golden[name] for name in golden.files if name.startswith(kind)}
             for kind in ("input:", "output:")
         )
-    try:
-        answers = open_session(model.network, "onnxruntime").run(inputs)
-    except NotReady as error:
-        raise Failed(f"the network of the model {model.id} cannot be loaded") from error
+    answers = _open(model).run(inputs)
     for name, expected in outputs.items():
         answer = answers.get(name)
         if answer is None or answer.shape != expected.shape:
@@ -305,6 +302,14 @@ def verify(model: ModelVersion) -> None:
         if not np.allclose(answer, expected, rtol=TOLERANCE, atol=TOLERANCE):
             worst = float(np.abs(answer - expected).max())
             raise Failed(f"{name} of the model {model.id} is {worst:.2g} off what it was in training")
+
+
+def _open(model: ModelVersion, threads: int | None = None) -> Session:
+    """Its network, on all cores if `threads` is None. Raises Failed."""
+    try:
+        return open_session(model.network, "onnxruntime", threads=threads)
+    except NotReady as error:
+        raise Failed(f"the network of the model {model.id} cannot be loaded") from error
 
 
 def _read_version(folder: Path) -> ModelVersion:
