@@ -4,16 +4,25 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 from itertools import chain
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from clickmask.errors import Conflict, InvalidInput, NotFound, StoreUnavailable
 from clickmask.ingest.apply import Ingester
-from clickmask.labels.geometry import Brush, Geometry, geometry_from_json, geometry_to_rle
+from clickmask.labels.geometry import (
+    Brush,
+    Ellipse,
+    Geometry,
+    Polygon,
+    Rectangle,
+    geometry_from_json,
+    geometry_to_json,
+    geometry_to_rle,
+)
 from clickmask.labels.submissions import Region, Submission, require_project_name
 from clickmask.masks.rle import as_rle, rle_toggles
 from clickmask.store.accepted import IMPORTED
@@ -175,13 +184,18 @@ def router(workbench: Workbench, ingester: Ingester, tools: Collection[str]) -> 
 def _geometry(given: dict[str, Any], size: Size, number: int) -> Geometry:
     """The shape on an image of `size`. Raises InvalidInput if it is none, or does not fit."""
     try:
-        for value in _numbers(given):
-            if not math.isfinite(value):
-                raise ValueError("a number that is not finite")
         geometry = geometry_from_json({"rotation": 0.0} | given)
         if isinstance(geometry, Brush):
             geometry = Brush(as_rle(geometry.rle))
             rle_toggles(geometry.rle)
+        written = geometry_to_json(geometry)
+        if written | given != written:  # it has more, which may be nothing that JSON can hold
+            raise TypeError
+        for value in _numbers(geometry):
+            if type(value) not in (int, float):
+                raise TypeError
+            if not math.isfinite(value):
+                raise ValueError("a number that is not finite")
         geometry_to_rle(geometry, size)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         said = str(error) if type(error) is ValueError else "a member is missing or of another kind"
@@ -191,18 +205,14 @@ def _geometry(given: dict[str, Any], size: Size, number: int) -> Geometry:
     return geometry
 
 
-def _numbers(given: Any) -> Iterator[float]:
-    """Every number in lists and members. Raises TypeError for what is none of these, nor text."""
-    match given:
-        case dict():
-            yield from chain.from_iterable(map(_numbers, cast("dict[str, Any]", given).values()))
-        case list():
-            yield from chain.from_iterable(map(_numbers, cast("list[Any]", given)))
-        case bool():
-            raise TypeError
-        case int() | float():
-            yield given
-        case str():
-            pass
-        case _:
-            raise TypeError
+def _numbers(geometry: Geometry) -> Iterable[object]:
+    """Everything that stands for a number, except in a brush."""
+    match geometry:
+        case Brush():
+            return ()
+        case Polygon(rings):
+            return chain.from_iterable(chain.from_iterable(rings))
+        case Rectangle(box, rotation):
+            return *box, rotation
+        case Ellipse(centre, radii, rotation):
+            return *centre, *radii, rotation
