@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clickmask.labels import geometry
 from clickmask.labels.geometry import (
     Brush,
     Ellipse,
@@ -116,6 +118,20 @@ def test_an_ellipse_covers_the_centres_inside(
     )
     assert not (narrower & ~found).any()
     assert not (found & ~wider).any()
+
+
+def test_a_large_ellipse_takes_little_more_memory_than_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    size, shape = (600, 500), Ellipse((250.3, 290.7), (240.0, 280.0), 30.0)
+    whole = rasterise(shape, size)
+    monkeypatch.setattr(geometry, "PIXELS_AT_ONCE", 5000)
+    tracemalloc.start()
+    try:
+        in_strips = rasterise(shape, size)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(in_strips, whole)
+    assert most < 3 * whole.nbytes
 
 
 def test_an_ellipse_without_area_is_empty() -> None:
