@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from clickmask.errors import Conflict, InvalidInput, NotFound, StoreUnavailable
-from clickmask.ingest.apply import Ingester
+from clickmask.ingest.apply import MAX_RUN_LENGTHS, Ingester
 from clickmask.labels.geometry import (
     Brush,
     Ellipse,
@@ -24,7 +24,7 @@ from clickmask.labels.geometry import (
     geometry_to_rle,
 )
 from clickmask.labels.submissions import Region, Submission, require_project_name
-from clickmask.masks.rle import as_rle, rle_toggles
+from clickmask.masks.rle import Rle, as_rle, rle_toggles
 from clickmask.store.accepted import IMPORTED
 from clickmask.types import Size
 from clickmask.workbench import Workbench
@@ -49,7 +49,7 @@ def _shape(kind: str, required: str, **members: Any) -> dict[str, Any]:
     }
 
 
-# Pydantic would make an error of each wrong one of a million numbers; `_geometry` stops at the first.
+# Pydantic would make an error of each wrong one of a million numbers; `_drawn` stops at the first.
 GeometryIn = Annotated[
     dict[str, Any],
     WithJsonSchema(
@@ -155,10 +155,7 @@ def router(workbench: Workbench, ingester: Ingester, tools: Collection[str]) -> 
         require_project_name(project)
         ref = ingester.with_bytes(brought.image.ref())
         identity = workbench.identify(ref)
-        regions = tuple(
-            Region(f"{number}", each.category, _geometry(each.geometry, identity.size, number), each.proposal)
-            for number, each in enumerate(brought.labels)
-        )
+        regions = tuple(_regions(brought.labels, identity.size))
         named = hashlib.sha256(json.dumps([project, brought.key]).encode()).hexdigest()[:20]
         content = brought.model_dump_json(exclude={"image", "accepted_at"}) + identity.digest
         submission = Submission(
@@ -181,8 +178,20 @@ def router(workbench: Workbench, ingester: Ingester, tools: Collection[str]) -> 
     return routes
 
 
-def _geometry(given: dict[str, Any], size: Size, number: int) -> Geometry:
-    """The shape on an image of `size`. Raises InvalidInput if it is none, or does not fit."""
+def _regions(labels: Sequence[LabelIn], size: Size) -> Iterator[Region]:
+    """The labels on an image of `size`. Raises InvalidInput if one is none or does not fit, and if all
+    together take too much room."""
+    room = MAX_RUN_LENGTHS
+    for number, each in enumerate(labels):
+        geometry, rle = _drawn(each.geometry, size, number)
+        room -= len(rle["counts"])
+        if room < 0:
+            raise InvalidInput(f"the labels have run lengths of more than {MAX_RUN_LENGTHS} bytes")
+        yield Region(f"{number}", each.category, geometry, each.proposal)
+
+
+def _drawn(given: dict[str, Any], size: Size, number: int) -> tuple[Geometry, Rle]:
+    """The shape, and its mask of an image of `size`. Raises InvalidInput if it is none, or does not fit."""
     try:
         geometry = geometry_from_json({"rotation": 0.0} | given)
         if isinstance(geometry, Brush):
@@ -196,16 +205,15 @@ def _geometry(given: dict[str, Any], size: Size, number: int) -> Geometry:
                 raise TypeError
             if not math.isfinite(value):
                 raise ValueError("a number that is not finite")
-        geometry_to_rle(geometry, size)
+        return geometry, geometry_to_rle(geometry, size)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         said = str(error) if type(error) is ValueError else "a member is missing or of another kind"
         raise InvalidInput(
             f"the geometry of label {number} is no shape on this image: {said[:200]}"
         ) from error
-    return geometry
 
 
-def _numbers(geometry: Geometry) -> Iterable[object]:
+def _numbers(geometry: Geometry) -> Iterable[Any]:
     """Everything that stands for a number, except in a brush."""
     match geometry:
         case Brush():

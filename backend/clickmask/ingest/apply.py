@@ -38,6 +38,8 @@ from clickmask.types import ImageRef, Pixels
 
 log = logging.getLogger(__name__)
 MAX_REASONS = 10  # in one sentence
+# Bytes of all run lengths of one annotation. 10,000 cells take 6 MB; 1 MB of large triangles 500 MB.
+MAX_RUN_LENGTHS = 2**26
 REPEATED = 0.9  # share of a region's pixels in a brush of the same name from which it is its repeat
 
 
@@ -141,11 +143,15 @@ class Ingester:
                 f"task {change.task}: the image has {here} pixels, but it was annotated as one of {there}"
             )
         masks, unfit = list[tuple[Region, Rle]](), list[str]()
+        room = MAX_RUN_LENGTHS
         for region in change.regions:
             try:
-                masks.append((region, geometry_to_rle(region.geometry, image.size)))
+                masks.append((region, rle := geometry_to_rle(region.geometry, image.size)))
+                room -= len(rle["counts"])
             except ValueError as error:
                 unfit.append(f"region {region.id[:40]!r}: {error}")
+            if room < 0:
+                raise InvalidRequest(f"the regions have run lengths of more than {MAX_RUN_LENGTHS} bytes")
         if unfit:
             change = replace(change, left_out={**change.left_out, "damaged": len(unfit)})
         drawn = self._without_repeats(masks, image.digest)

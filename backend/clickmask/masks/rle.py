@@ -34,13 +34,13 @@ def mask_to_rle(mask: Mask) -> Rle:
 
 def polygons_to_rle(rings: Sequence[Ring], size: Size) -> Rle:
     """The RLE of `polygons_to_mask(rings, size)`, without drawing it."""
-    return _toggles_to_rle(ring_crossings(rings, size, by_column=True)[1], size)
+    return toggles_to_rle(ring_crossings(rings, size, by_column=True)[1], size)
 
 
 def rings_to_rles(rings: Sequence[Ring], size: Size) -> list[Rle]:
     """`polygons_to_rle` of each ring alone, faster than one by one."""
     owner, toggles = ring_crossings(rings, size, by_column=True)
-    return [_toggles_to_rle(toggles[owner == index], size) for index in range(len(rings))]
+    return [toggles_to_rle(toggles[owner == index], size) for index in range(len(rings))]
 
 
 def box_to_rle(box: Box, size: Size) -> Rle:
@@ -49,7 +49,7 @@ def box_to_rle(box: Box, size: Size) -> Rle:
     left, right = (int(np.clip(np.ceil(x - 0.5), 0, width)) for x in sorted((x0, x1)))
     top, bottom = (int(np.clip(np.ceil(y - 0.5), 0, height)) for y in sorted((y0, y1)))
     columns = np.arange(left, right) * height
-    return _toggles_to_rle(np.concatenate((columns + top, columns + bottom)), size)
+    return toggles_to_rle(np.concatenate((columns + top, columns + bottom)), size)
 
 
 def rle_to_mask(rle: Rle) -> Mask:
@@ -169,7 +169,7 @@ def runs_to_counts(runs: Indices) -> str:
     return (code + 48).astype(np.uint8).tobytes().decode("ascii")
 
 
-def _toggles_to_rle(toggles: Indices, size: Size) -> Rle:
+def toggles_to_rle(toggles: Indices, size: Size) -> Rle:
     """The RLE of unsorted column-major toggles; an even number of them at one pixel changes nothing."""
     height, width = size
     turns, counts = np.unique(toggles, return_counts=True)

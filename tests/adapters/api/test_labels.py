@@ -137,6 +137,17 @@ def test_what_is_no_shape_is_refused_and_nothing_of_its_image_kept(
     assert client.get("/v1/projects").json() == {"projects": []}
 
 
+def test_labels_that_take_too_much_room_together_are_refused(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clickmask_adapters.api.labels.MAX_RUN_LENGTHS", 500)
+    assert client.post(URL, json=body(*[SQUARE] * 5)).status_code == 200
+    answer = client.post(URL, json=body(*[SQUARE] * 50))
+    assert answer.status_code == 422
+    assert answer.json()["error"] == "the labels have run lengths of more than 500 bytes"
+    assert len(listed(client)) == 5
+
+
 def test_projects_are_of_tools_or_of_clickmask_itself(client: TestClient) -> None:
     answer = client.post("/v1/projects/paint/cells/labels", json=body(SQUARE))
     assert answer.status_code == 404

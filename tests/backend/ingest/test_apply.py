@@ -300,6 +300,15 @@ def test_of_many_damaged_regions_a_few_are_named_and_the_others_counted(
         ingester.apply(submitted(box(), *unfit), tool)
 
 
+def test_regions_that_take_too_much_room_together_are_refused(
+    monkeypatch: pytest.MonkeyPatch, store: Store, ingester: Ingester, tool: FakeTool
+) -> None:
+    monkeypatch.setattr("clickmask.ingest.apply.MAX_RUN_LENGTHS", 100)
+    with pytest.raises(InvalidRequest, match="run lengths of more than 100 bytes"):
+        ingester.apply(submitted(*[box()] * 50), tool)
+    assert regions_of(store) == []
+
+
 def test_a_submission_without_a_size_is_read_for_its_images(
     store: Store, ingester: Ingester, tool: FakeTool
 ) -> None:

@@ -134,6 +134,14 @@ def test_a_large_ellipse_takes_little_more_memory_than_its_mask(monkeypatch: pyt
     assert most < 3 * whole.nbytes
 
 
+@given(st.tuples(numbers, numbers), st.tuples(lengths, lengths), st.sampled_from([0, 90, 45]) | numbers)
+def test_an_ellipse_has_the_run_lengths_of_its_pixels(
+    centre: tuple[float, float], radii: tuple[float, float], degrees: float
+) -> None:
+    shape = Ellipse(centre, radii, degrees)
+    assert geometry_to_rle(shape, SIZE) == mask_to_rle(rasterise(shape, SIZE))
+
+
 def test_an_ellipse_without_area_is_empty() -> None:
     assert not rasterise(Ellipse((10, 10), (0, 5)), SIZE).any()
 

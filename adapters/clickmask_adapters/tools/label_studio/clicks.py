@@ -23,6 +23,7 @@ from clickmask_adapters.tools.label_studio.label_config import LABELS, Answer, L
 REGIONS = frozenset({"brush", "bitmask", "polygon", "ellipse"})  # each is a mask to be refined
 MARKS = frozenset({"keypoint", "rectangle", *REGIONS})
 MAX_PIXELS = DEFAULT_LIMITS.max_pixels  # of an image on which a region is drawn
+MAX_DRAWN = 8 * MAX_PIXELS  # pixels that the regions of one context may have together
 EACH = "each result of the context"
 MAX_LABELS = 1000  # of the mark that decides: each control that answers is asked for each
 
@@ -65,6 +66,9 @@ def request(context: object, config: LabelConfig) -> Request:
     if size is None:
         raise InvalidRequest("the prompt does not say original_height and original_width")
     height, width = size
+    regions_here = sum(mark.kind in REGIONS for mark in here)
+    if regions_here * height * width > MAX_DRAWN:
+        raise InvalidInput(f"the context has {regions_here} regions on an image of {height * width} pixels")
     foreground: list[Point] = []
     background: list[Point] = []
     box: Box | None = None

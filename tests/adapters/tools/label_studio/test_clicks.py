@@ -219,6 +219,11 @@ def test_a_region_that_cannot_be_read_leaves_the_points_beside_it() -> None:
             asked(region(shape))
     with pytest.raises(InvalidInput, match="more than"):
         asked(region(damaged["value"], original_width=20_000, original_height=20_000))
+    many = [
+        region(damaged["value"], id=f"{n}", original_width=10_000, original_height=9000) for n in range(9)
+    ]
+    with pytest.raises(InvalidInput, match="9 regions on an image of 90000000 pixels"):
+        asked(*many)
 
 
 @pytest.mark.parametrize(
