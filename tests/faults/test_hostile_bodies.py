@@ -8,6 +8,7 @@ import hmac
 import http.client
 import io
 import json
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +21,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from clickmask.masks.rle import box_to_rle
+from clickmask.types import Mask
 from support import pictures
 from support.served import Server, serving
 
 pytestmark = pytest.mark.faults
+EXISTING_HOME = Path(__file__).parent.parent / "support" / "existing_home.tar.xz"
 MAX_BODY = 2**20
 MAX_HEALTH_S = 1.0
 TRIES = 3  # the machine may be busy with something else
@@ -237,6 +241,88 @@ def interact(**changes: Any) -> dict[str, Any]:
     return {"image": pictures.png_base64(), "pos_points": [[40, 30]], "neg_points": [], **changes}
 
 
+# Labels, masks, and a project with a trained model
+
+
+def brought(labels: list[Any], image: str | None = None) -> Body:
+    content = {"key": "1", "image": {"data": image or SMALL}, "name": "1.png", "labels": labels}
+    return "/v1/projects/page/1/labels", content
+
+
+def label(geometry: dict[str, Any]) -> dict[str, Any]:
+    return {"category": "cell", "geometry": geometry}
+
+
+def rectangle(**more: Any) -> dict[str, Any]:
+    return {"kind": "rectangle", "box": [1, 2, 30, 40], **more}
+
+
+def polygon(*rings: list[Any]) -> dict[str, Any]:
+    return {"kind": "polygon", "rings": rings}
+
+
+def brush(height: int, width: int, counts: str) -> dict[str, Any]:
+    return {"kind": "brush", "rle": {"size": [height, width], "counts": counts}}
+
+
+def deep(depth: int) -> Any:
+    return json.loads("[" * depth + "]" * depth)
+
+
+def large_png() -> str:
+    return encoded(PIL.Image.new("L", (9990, 9990)), "png")
+
+
+def refined(height: int, width: int, counts: str, image: str | None = None, **more: Any) -> Body:
+    mask = {"size": [height, width], "counts": counts}
+    return proposals(image or SMALL, prompt={"mask": mask}, **more)
+
+
+def small_mask(side: int) -> str:
+    """The run lengths of a small square in the middle of a large one."""
+    middle = side / 2
+    return box_to_rle((middle, middle, middle + 300, middle + 300), (side, side))["counts"]
+
+
+def large_ellipse(number: int) -> dict[str, Any]:
+    value = {"x": 50, "y": 50, "radiusX": 45, "radiusY": 45, "rotation": 0}
+    size = {"original_width": 9990, "original_height": 9990}
+    return mark(id=f"{number}", type="ellipse", from_name="e", value=value, **size)
+
+
+def squares(side: int, step: int) -> str:
+    """A grid of squares, each of which the model takes for an object."""
+    bright = np.arange(side) % step < step // 2
+    return green(np.outer(bright, bright))
+
+
+def green(mask: Mask) -> str:
+    """A PNG that is green in the mask and dark red elsewhere: the model takes the strongest colour."""
+    pixels = np.zeros((*mask.shape, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = 100, 255 * mask
+    return encoded(PIL.Image.fromarray(pixels), "png")
+
+
+def green_noise() -> str:
+    return green(np.random.default_rng(0).integers(0, 2, (1400, 1400)).astype(bool))
+
+
+def prelabelled(image: str) -> Body:
+    labels = '<Label value="cell"/><Label value="nucleus"/>'
+    drawn = "".join(f'<{kind} name="{kind}" toName="i">{labels}</{kind}>' for kind in DRAWN)
+    config = f'<View><Image name="i" value="$image"/>{drawn}</View>'
+    task = {"id": 1, "data": {"image": "data:image/png;base64," + image}}
+    return "/predict", {"tasks": [task], "project": TRAINED, "label_config": config, "params": {}}
+
+
+def annotated(image: str, annotator: str = "trained:label_studio-7") -> Body:
+    return "/v1/annotations", {"image": {"data": image}, "annotator": annotator, "min_iou": 1}
+
+
+TRAINED = "7.1"  # the project that has a model
+DETECTOR = "clickmask-detect-trained-label_studio-7"
+DRAWN = ("BrushLabels", "PolygonLabels", "BitmaskLabels")
+LARGE_ELLIPSE = {"kind": "ellipse", "centre": [5000, 5000], "radii": [4900, 4000], "rotation": 20}
 SMALL = pictures.png_base64()
 TURNED = PIL.Image.Exif()
 TURNED[0x0112] = 6
@@ -378,6 +464,41 @@ ATTACKS: dict[str, Callable[[], Body]] = {
         ('{"image":  ' + repeated('"image"  ')).encode()[:MAX_BODY],
     ),
     "cvat: base64": lambda: ("cvat:clickmask-builtin", interact(image="-" * 1_000_000)),
+    "labels: none is like any": lambda: brought([{}] * 10_000),
+    "labels: too many": lambda: brought([1] * 400_000),
+    "labels: a deep member": lambda: brought([label(rectangle(x=deep(900)))]),
+    "labels: half of a letter": lambda: brought([label(rectangle(x="\ud800"))]),
+    "labels: a million numbers": lambda: brought([label(polygon([1] * 500_000))]),
+    "labels: points": lambda: brought([label(polygon([[1, 1]] * 170_000))]),
+    "labels: up and down": lambda: brought([label(polygon(zigzag(60_000)))]),
+    "labels: rings": lambda: brought([label(polygon(*listed([[1, 1], [70, 2], [3, 50]])))]),
+    "labels: brushes of one pixel": lambda: brought([label(brush(60, 80, "0" * 900_000))]),
+    "labels: a brush that is too large": lambda: brought([label(brush(10**9, 10**9, "0" * 900_000))]),
+    "labels: ellipses on a large picture": lambda: brought([label(LARGE_ELLIPSE)] * 4, large_png()),
+    "mask: of another size": lambda: refined(10**9, 10**9, "0"),
+    "mask: long": lambda: refined(60, 80, "0" * 1_000_000),
+    "mask: ragged": lambda: refined(60, 80, "0" + "1" * 4799 + "1"),
+    "mask: of a large picture, with a second look": lambda: refined(
+        9990, 9990, small_mask(9990), large_png(), controls={"second_look": True, "smooth": 5}
+    ),
+    "second look: at noise": lambda: proposals(noise(2300), controls={"second_look": True}),
+    "second look: a list": lambda: proposals(SMALL, controls={"second_look": listed("x")}),
+    "predict: ellipses on a large picture": lambda: predict(
+        CONFIG.replace("</View>", '<Ellipse name="e" toName="img" smart="true"/></View>'),
+        [large_ellipse(number) for number in range(2000)],
+    ),
+    "trained: noise in Label Studio": lambda: prelabelled(green_noise()),
+    "trained: objects in Label Studio": lambda: prelabelled(squares(2000, 40)),
+    "trained: noise in the API": lambda: annotated(green_noise()),
+    "trained: objects in the API": lambda: annotated(squares(2000, 40)),
+    "trained: objects of a large picture in the API": lambda: annotated(squares(9900, 600)),
+    "trained: a long name": lambda: annotated(SMALL, annotator="trained:" + "x" * 900_000),
+    "trained: noise in CVAT": lambda: (f"cvat:{DETECTOR}", {"image": green_noise()}),
+    "trained: objects in CVAT": lambda: (f"cvat:{DETECTOR}", {"image": squares(2000, 40)}),
+    "trained: a deep threshold in CVAT": lambda: (
+        f"cvat:{DETECTOR}",
+        {"image": SMALL, "threshold": deep(900)},
+    ),
     "cvat: an event": lambda: (
         "/webhooks/cvat",
         {"event": "update:job", "job": {"id": 1, "x": listed([], 3000)}},
@@ -388,8 +509,10 @@ ATTACKS: dict[str, Callable[[], Body]] = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    home: Path = tmp_path_factory.mktemp("home")
-    with serving(home, CVAT_WEBHOOK_SECRET=SECRET, LOG_LEVEL="info") as started:
+    folder: Path = tmp_path_factory.mktemp("folder")
+    with tarfile.open(EXISTING_HOME) as archive:
+        archive.extractall(folder, filter="data")
+    with serving(folder / "home", CVAT_WEBHOOK_SECRET=SECRET, LOG_LEVEL="info") as started:
         post(started.url, *ATTACKS["nothing"]())  # the network is loaded
         post(started.url, "/setup", {"project": NOISY, "extra_params": {"segmenter": "threshold"}})
         yield started
