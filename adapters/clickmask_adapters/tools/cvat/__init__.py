@@ -49,9 +49,11 @@ class CvatSettings(BaseModel):
     @field_validator("cvat_controls", mode="before")
     @classmethod
     def _variants(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
         from clickmask_adapters.tools.cvat.functions import split_variants
 
-        return split_variants(value) if isinstance(value, str) else value
+        return split_variants(value)
 
 
 SETTINGS = CvatSettings
