@@ -94,9 +94,8 @@ def tool_name(text: str) -> str:
     """Package name of a tool, which people write with hyphens. Raises BadParameter if it is not installed."""
     name = text.replace("-", "_")
     if name != tools.OWN and name not in plugins.names(tools):
-        known = " or ".join(
-            each.replace("_", "-") for each in dict.fromkeys((*plugins.names(tools), tools.OWN))
-        )
+        *others, last = (each.replace("_", "-") for each in dict.fromkeys((*plugins.names(tools), tools.OWN)))
+        known = f"{', '.join(others)} or {last}"
         raise typer.BadParameter(f"there is no tool {text[:40]!r}: it is {known}, and its project comes next")
     return name
 

@@ -164,7 +164,7 @@ def test_every_command_about_a_project_takes_its_tool_first() -> None:
 def test_a_project_without_its_tool_is_told_how_it_is_said(words: tuple[str, ...]) -> None:
     done = CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
     assert done.exit_code == 2
-    assert "there is no tool '1': it is cvat or label-studio or page, and its project comes next" in done.stderr
+    assert "there is no tool '1': it is cvat, label-studio or page, and its project" in done.stderr
     assert "{TOOL} {PROJECT}" in done.stderr or "TOOL PROJECT" in done.stderr
 
 
