@@ -63,7 +63,11 @@ def train(
         stack.enter_context(closing(reader)).start()
         supervisor = home.supervisor(lambda: reader.status().waiting)
         stack.enter_context(closing(supervisor)).start(adopting=False)
+        begun = {each.id for each in supervisor.jobs.under_way()}
         job = supervisor.request(tool, project, network)
+        if given and job.id in begun:
+            said = "--encoder and --device count for the next one"
+            errors.print(f"a training is under way, and goes on as it began: {said}")
         plain = "{done:.0f} s of at most {total:.0f} s: "
         show = stack.enter_context(progress(*columns, plain=plain, every=0))
         try:

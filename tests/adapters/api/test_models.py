@@ -221,7 +221,9 @@ def test_a_training_without_a_terminal_prints_its_progress_as_lines(home: Path, 
     with closing(Store(tmp_path / "store.sqlite")) as store:
         until(lambda: any(each.step == 50 for each in store.jobs.under_way()), 30)
     time.sleep(2 * POLL_S)
-    (home / "go").touch()
+    threading.Timer(2 * POLL_S, (home / "go").touch).start()
+    joined = run("train", "label-studio", PROJECT, "--device", "cpu")
+    assert "goes on as it began: --encoder and --device count for the next one" in joined.stderr
     thread.join()
     *before, line = done[0].stderr.splitlines()
     assert line == "9 s of at most 18 s: step 50/100, loss 0.500, validation mIoU 0.700"
