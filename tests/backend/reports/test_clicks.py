@@ -218,7 +218,8 @@ def test_the_annotator_sees_and_corrects_what_the_controls_make_of_a_mask(tmp_pa
 def test_a_second_look_encodes_each_crop_once(tmp_path: Path) -> None:
     truth = rectangle((900, 1200), (600, 400, 640, 440))
     segmenter = Recorded(truth)
-    answers = iter([truth, np.zeros((256, 256), bool)] * 3)
+    corner = rectangle((256, 256), (0, 0, 20, 20))
+    answers = iter([truth, corner] * 3)
     segmenter.decode = lambda embedding, prompt: [Prediction(next(answers), 0.9, "recorded")]  # type: ignore[method-assign]
     (trial,) = evaluate(segmenter, objects_of(tmp_path, truth), 2, Controls(second_look=True))
     assert trial.ious == (0.0, 0.0)  # what the crop shows counts

@@ -236,7 +236,7 @@ def test_a_label_studio_that_breaks_down_ends_it(studio: LabelStudioStandin, hom
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("roboflow", "3"), "it is cvat or label-studio"),
+        (("roboflow", "3"), "it is cvat, label-studio or page"),
         (("label-studio", "three"), "not the number of a Label Studio project"),
         (("cvat", "3"), "no cvat is configured: set CVAT_URL"),
     ],
