@@ -329,7 +329,8 @@ def test_a_project_trains_the_network_that_the_settings_name(tmp_path: Path) -> 
 
 
 def test_a_network_is_one_file(add: Adds, store: Store, tmp_path: Path) -> None:
-    networks = pytest.importorskip("clickmask.training.networks")
+    pytest.importorskip("torch")
+    networks = importlib.import_module("clickmask.training.networks")
     train = importlib.import_module("clickmask.training.train")
     config = importlib.import_module("clickmask.training.fit").TrainingConfig
     add(networks, "two_convolutions", NETWORK)

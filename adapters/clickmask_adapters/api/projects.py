@@ -14,6 +14,7 @@ from clickmask.masks.rle import rle_area, rle_box
 from clickmask.models.versions import Models, ModelVersion, ProjectModels
 from clickmask.store import Project
 from clickmask.store.jobs import Job
+from clickmask.training import networks
 from clickmask.workbench import Workbench
 from clickmask_adapters.api import ProjectName, ToolName, json_response
 from clickmask_adapters.api.proposals import Box, RleOut
@@ -215,7 +216,11 @@ def router(workbench: Workbench, models: ProjectModels) -> APIRouter:
         tool: ToolName,
         project: ProjectName,
         network: Annotated[
-            str, Query(description="Name of a network, such as unet_lite; empty: the one of the settings")
+            str,
+            Query(
+                description="Name of a network, such as unet_lite; empty: the one of the settings",
+                json_schema_extra={"enum": ["", *networks.names()]},
+            ),
         ] = "",
     ) -> Response:
         """The answer comes at once, with the id of the job: a new one, or the one that is under way already;
