@@ -126,8 +126,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
 
 def test_the_environment_is_read_in_one_place() -> None:
     readers = {path for path in MODULES if re.search(r"os\.(environ|getenv)", path.read_text())}
-    hands_it_on = BACKEND / "inference" / "onnx_exports.py"  # to a process, with two more variables
-    assert readers <= {ADAPTERS / "settings.py", hands_it_on}
+    assert readers <= {ADAPTERS / "settings.py"}
 
 
 @pytest.mark.parametrize("name", ["prompts.py", "answers.py", "clicks.py", "shapes.py", "label_config.py"])

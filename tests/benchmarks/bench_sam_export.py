@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from clickmask.inference.onnx_exports import SPARING
+from clickmask.inference.onnx_exports import sparing
 from clickmask.inference.sessions import Runtimes
 from clickmask.segmenters._sam import onnx_export
 from clickmask.segmenters._sam.onnx_networks import OnnxSam
@@ -103,11 +103,10 @@ def measure(size: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.bench_sam_export"]
         subprocess.run([*command, "write", size, str(checkpoint)], check=True)
         done = subprocess.run(
-            [*command, "export", str(checkpoint), str(folder)],
+            [*sparing(), *command, "export", str(checkpoint), str(folder)],
             check=True,
             stdout=subprocess.PIPE,
             text=True,
-            env=SPARING | os.environ,
         )
         found = json.loads(done.stdout.splitlines()[-1])
         megabytes = round(checkpoint.stat().st_size / 1e6)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, contextmanager
 from typing import Annotated, Any
 
@@ -30,6 +30,7 @@ from clickmask_adapters.tools import Tool
 console = Console(highlight=False, soft_wrap=True)  # results
 errors = Console(highlight=False, soft_wrap=True, stderr=True)  # everything else
 
+SHOWN = 20  # sentences on what is left out
 LINE_EVERY_S = 5.0  # seconds between two lines of progress if there is no terminal
 
 
@@ -136,6 +137,21 @@ def find_tool(home: Home, name: str, moved: bool = False) -> Tool:
         raise ToolUnavailable(f"no {name.replace('_', '-')} is configured: set {name.upper()}_URL")
     home.store.require_origin(name, tool.origin, moved)
     return tool
+
+
+def end(summary: str, left_out: Sequence[str], interrupted: bool, most: int = SHOWN) -> None:
+    """Say what a command that goes on from an interrupt has done, and at most so many sentences on what is
+    left out. Exit status 130 after an interrupt, 1 if something is left out."""
+    for sentence in left_out[:most]:
+        errors.print(sentence, markup=False)
+    if hidden := len(left_out[most:]):
+        errors.print(f"and {hidden} more")
+    console.print(summary)
+    if interrupted:
+        errors.print("interrupted; the same command goes on from there")
+        raise typer.Exit(130)
+    if left_out:
+        raise typer.Exit(1)
 
 
 def new_table(texts: Iterable[str], numbers: Iterable[str]) -> Table:

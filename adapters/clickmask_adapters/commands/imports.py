@@ -14,13 +14,11 @@ from clickmask_adapters import imports
 from clickmask_adapters.commands._console import (
     ProjectName,
     ToolName,
-    console,
+    end,
     errors,
     open_home,
     progress,
 )
-
-SHOWN = 20  # sentences on what is left out
 
 cli = typer.Typer()
 
@@ -52,7 +50,7 @@ def import_dataset(
     with open_home() as home:
         try:
             module = plugins.load(imports, form)
-        except Exception as error:  # foreign code
+        except Exception as error:  # foreign code: what is wrong is said
             raise Failed(f"the import {form} is broken ({type(error).__name__})") from error
         dataset = module.read(place)
         done, interrupted = ImportProgress(), False
@@ -64,18 +62,9 @@ def import_dataset(
                     show(done.done, len(dataset.images), _summary(done))
             except KeyboardInterrupt:
                 interrupted = True
-    for sentence in done.left_out[:SHOWN]:
-        errors.print(sentence, markup=False)
-    if (hidden := len(done.left_out) - SHOWN) > 0:
-        errors.print(f"and {hidden} more")
     for sentence in dataset.remarks:
         errors.print(sentence, markup=False)
-    console.print(_summary(done))
-    if interrupted:
-        errors.print("interrupted; the same command goes on from there")
-        raise typer.Exit(130)
-    if done.left_out:
-        raise typer.Exit(1)
+    end(_summary(done), done.left_out, interrupted)
 
 
 def _summary(done: ImportProgress) -> str:

@@ -14,6 +14,7 @@ from clickmask_adapters.commands._console import (
     ProjectName,
     ToolName,
     console,
+    end,
     errors,
     find_project,
     find_tool,
@@ -138,14 +139,7 @@ def prelabel(
                     show(done.images, done.images + done.remaining, _summary(done))
             except KeyboardInterrupt:
                 interrupted = True
-    for sentence in done.left_out:
-        errors.print(sentence, markup=False)
-    console.print(_summary(done))
-    if interrupted:
-        errors.print("interrupted; the same command goes on from there")
-        raise typer.Exit(130)
-    if done.left_out:
-        raise typer.Exit(1)
+    end(_summary(done), done.left_out, interrupted, most=len(done.left_out))
 
 
 def _summary(done: Step) -> str:

@@ -23,7 +23,7 @@ from clickmask.inference import driver
 from clickmask.masks.rle import mask_to_rle, rle_area, rle_box, rle_to_mask
 from clickmask.models.versions import folder_name
 from clickmask.types import Image, Prediction, Prompt, Size, one_by_one
-from clickmask_adapters.commands._console import console, errors, open_home, progress, tool_name
+from clickmask_adapters.commands._console import end, open_home, progress, tool_name
 from clickmask_adapters.commands.prepare import folder_images
 from clickmask_adapters.exports._class_maps import palette
 from clickmask_adapters.home import Home
@@ -31,7 +31,6 @@ from clickmask_adapters.home import Home
 OUTPUTS = ("mask", "coco", "overlay")
 COCO, KEPT = "predictions.json", ".predicted"  # of the results of each picture, from which COCO is made
 OPACITY = 0.45  # of an overlay's colours
-SHOWN = 20  # sentences on what is left out
 
 cli = typer.Typer()
 
@@ -122,16 +121,7 @@ def predict(
             raise InvalidRequest(f"{out} cannot be written: {error.strerror}") from error
         if "coco" in wanted and not interrupted:
             files.write(out / COCO, json.dumps(_coco(found, model), indent=1).encode(), durable=False)
-    for sentence in failed[:SHOWN]:
-        errors.print(sentence, markup=False)
-    if (hidden := len(failed) - SHOWN) > 0:
-        errors.print(f"and {hidden} more")
-    console.print(_summary(counts, failed))
-    if interrupted:
-        errors.print("interrupted; the same command goes on from there")
-        raise typer.Exit(130)
-    if failed:
-        raise typer.Exit(1)
+    end(_summary(counts, failed), failed, interrupted)
 
 
 def _predictor(home: Home, name: str) -> Predictor:

@@ -1,7 +1,7 @@
 """ONNX exports of checkpoints, made once in a separate process that may import torch."""
 
 import logging
-import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +18,7 @@ Progress = Callable[[float, str], None]  # the share that is done, and the curre
 
 
 # For torch: threads that wait for one another keep no core busy, and large tensors take few page faults.
-SPARING = {"OMP_WAIT_POLICY": "PASSIVE", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+SPARING = ("OMP_WAIT_POLICY=PASSIVE", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1")
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,17 @@ class ExportsFolder:
         return self._folder / f"{name.replace(':', '-')}-{sha256[:16]}-{exporter.version}"
 
 
+def sparing() -> list[str]:
+    """What goes before a command so that it runs with SPARING; nothing on systems without `env`."""
+    env = shutil.which("env")
+    return [env, *SPARING] if env else []
+
+
 def _run(exporter: Exporter, checkpoint: Path, folder: Path, progress: Progress) -> None:
-    command = [sys.executable, "-m", exporter.module, str(checkpoint), str(folder)]
+    command = [*sparing(), sys.executable, "-m", exporter.module, str(checkpoint), str(folder)]
     said: list[str] = []
     with subprocess.Popen(  # noqa: S603 - our own module
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=SPARING | os.environ
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         for line in process.stdout or ():
             share, _, what = line.strip().partition(" ")

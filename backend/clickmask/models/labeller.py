@@ -81,10 +81,6 @@ def open_labeller(network: Path | bytes, threads: int | None = None) -> Labeller
     return Labeller(open_session(network, "onnxruntime", threads=threads))
 
 
-def _resized(plane: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
-    return np.asarray(cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
-
-
 def _enlarged_classes(logits: NDArray[np.float32], size: Size) -> NDArray[np.uint8]:
     """The class of each pixel of an image of `size` from (K, h, w) `logits`: bilinear, pixel centres on pixel
     centres, a few rows at a time, so that it takes little more memory than the classes."""
@@ -99,7 +95,9 @@ def _enlarged_classes(logits: NDArray[np.float32], size: Size) -> NDArray[np.uin
         best = np.full(part.shape, -math.inf, np.float32)
         for number, plane in enumerate(logits):
             mixed = plane[above[rows]] * (1 - weight[rows]) + plane[below[rows]] * weight[rows]
-            there = _resized(mixed, part.shape)
+            there = np.asarray(
+                cv2.resize(mixed, part.shape[::-1], interpolation=cv2.INTER_LINEAR), np.float32
+            )
             part[there > best] = number
             np.maximum(best, there, out=best)
     return classes

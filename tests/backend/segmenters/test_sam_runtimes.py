@@ -340,8 +340,10 @@ def test_networks_of_1024_pixels_answer_as_torch_does_in_every_runtime(
         for exact in (True, False) if runtime == "openvino" and has_bf16() else (True,):
             ours = sam.load("vit_b", host_of(weights, Runtimes(runtime, exact=exact, folder=tmp_path)))
             found, off = compare(ours, reference)
-            assert len(found) >= 24
-            # Of random weights, two candidates of a click may change places.
-            least, median, most_off = (0.999, 0.999, 1e-4) if exact else (0.0, 0.96, 0.05)
+            least, typical, most_off = (0.999, 0.999, 1e-4) if exact else (0.0, 0.975, 0.05)
             assert off < most_off, runtime
-            assert (np.median(found) >= median, min(found) >= least) == (True, True), (runtime, found)
+            usual = np.mean(found)
+            if architecture is SMALL and not exact:  # two of its candidates, nearly equal, change places
+                usual, typical = np.median(found), 0.965
+            assert len(found) >= (24 if architecture is SMALL else 27)
+            assert (usual >= typical, min(found) >= least) == (True, True), (runtime, found)

@@ -54,7 +54,9 @@ class SegFormer(nn.Module):
         replace_batch_norms(self.model.decode_head, frozen=False)
         self.started_from = networks.RANDOM
         if encoder is not None:
-            named = {_renamed(name): tensor for name, tensor in read_weights(encoder).items()}
+            named = read_weights(encoder)
+            for published, ours in PUBLISHED:
+                named = {re.sub(published, ours, name): tensor for name, tensor in named.items()}
             self.started_from = load_weights(self.encoder, encoder, named)
 
     @property
@@ -65,12 +67,6 @@ class SegFormer(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         logits = self.model(normalise(pixels)).logits  # (B, K, H / 4, W / 4)
         return functional.interpolate(logits, scale_factor=4, mode="bilinear")
-
-
-def _renamed(name: str) -> str:
-    for published, ours in PUBLISHED:
-        name = re.sub(published, ours, name)
-    return name
 
 
 def build(classes: int, encoder: Path | None) -> SegFormer:
